@@ -1,0 +1,191 @@
+"""What the engine needs of a log: records, batches, tables and the operations beside its agents.
+
+Both drivers (`kafka://`, `sqlite://`) and the in-memory log of the tests fulfil these protocols; nothing outside
+`streams/transport/` knows which of them is underneath.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+Header = tuple[str, bytes]
+"""One record header: name and value."""
+
+LARGEST_RECORD = 4 * 1024 * 1024
+"""Bytes of the largest record a topic takes (`max.message.bytes`)."""
+LARGEST_BATCH = 1024 * 1024
+"""Bytes of the largest produce batch of more than one record."""
+POSITION_KEY = b"\0position"
+"""Key of the position row in the changelog of an agent's first table."""
+
+
+class Record(NamedTuple):
+    """One record as it was read. `timestamp` is the log's own append time, in milliseconds since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[Header] = ()
+
+
+class Position(NamedTuple):
+    """Where an acknowledged record stands. `timestamp` is the log's append time in milliseconds."""
+
+    partition: int
+    offset: int
+    timestamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as the engine declares it. `retention_ms` -1 keeps for ever; `compacted` is a changelog.
+
+    `queue`: every reader is one of our agents, so the embedded log may trim what was consumed.
+    """
+
+    name: str
+    partitions: int
+    retention_ms: int = -1
+    compacted: bool = False
+    queue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """A changelog-backed table of one agent. Rows live decoded; `encode` runs once per dirty row and checkpoint."""
+
+    name: str
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+
+
+class Held(Protocol):
+    """A record a step agent answers later, from a task; until `release` the committed offset stays at or below it."""
+
+    record: Record
+
+    def send(
+        self, topic: str, key: bytes, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
+    ) -> None:
+        """Send without waiting; the acknowledgement is awaited before the offset is committed."""
+
+    def release(self) -> None:
+        """The record is dealt with."""
+
+
+class Batch(Protocol):
+    """What was fetched of one partition; the value of one event of an agent's stream.
+
+    Nothing it changes is visible before the agent asks for the next batch: that alone is success. If the agent
+    raises, the batch is handed over again record by record, and the record that fails alone is dead-lettered.
+    """
+
+    partition: int
+
+    def __iter__(self) -> Iterator[Record]: ...
+    def __len__(self) -> int: ...
+
+    def get(self, table: str, key: bytes) -> Any | None:
+        """The row (decoded object) of a table of this agent in this partition, or None."""
+
+    def put(self, table: str, key: bytes, row: Any | None) -> None:
+        """Set the row (None deletes); marked dirty and written by the next checkpoint."""
+
+    def send(
+        self, topic: str, key: bytes | None, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
+    ) -> None:
+        """Send without waiting. Default partition: that of the batch. Acknowledged before the next checkpoint ends."""
+
+    def hold(self, record: Record) -> Held:
+        """Answer this record later."""
+
+    def dead_letter(self, record: Record, code: str, message: str) -> None:
+        """Send the record to the dead letters with origin, code and headers (by reference above 256 KiB); goes on."""
+
+
+class PartitionView(Protocol):
+    """One partition of a stateful agent as its owner sees it from outside the agent (read only)."""
+
+    number: int
+
+    def rows(self, table: str) -> Mapping[bytes, Any]:
+        """The present rows, decoded, by key."""
+
+    @property
+    def position(self) -> int:
+        """Offset of the next record to be folded."""
+
+    @property
+    def end_at_take_over(self) -> int:
+        """Log end of the commands seen when the partition was taken: answers are held back until it is folded."""
+
+
+@dataclass(slots=True)
+class AgentSpec:
+    """How an agent is attached: its topic, its tables (none: stateless), its batch size and what it wants to hear."""
+
+    name: str
+    topic: str
+    tables: Sequence[TableSpec] = ()
+    batch: int = 500
+    on_taken: Callable[[PartitionView], Awaitable[None]] | None = None
+    """Partition recovered, before its first batch."""
+    on_lost: Callable[[int], None] | None = None
+    """Partition given up (after its last checkpoint) or lost."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Log(Protocol):
+    """The log beside the agents: appending from outside, following for bridges, reading for operators."""
+
+    def partition_of(self, key: bytes, partitions: int) -> int:
+        """Partition of a key: murmur2, as Kafka's default partitioner."""
+
+    async def start(self) -> None:
+        """Connect; raises LogUnavailable."""
+
+    async def stop(self) -> None: ...
+
+    async def create(self, topics: Sequence[TopicSpec]) -> None:
+        """Create what is missing with its real settings; check partition count and LogAppendTime of what is there."""
+
+    async def append(
+        self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
+    ) -> Position:
+        """Durable when it returns (acks=all). Raises LogUnavailable, RecordTooLarge."""
+
+    async def ends(self, topic: str) -> Sequence[tuple[int, int]]:
+        """(start, end) offsets of each partition."""
+
+    def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        """Records of [start, end), in batches."""
+
+    async def follow(
+        self, group: str, topic: str, handle: Callable[[Sequence[Record]], Awaitable[None]], *, batch: int = 500
+    ) -> Follower:
+        """Read a topic in a consumer group of its own: `handle` gets batches of one partition in order; their offset
+
+        is committed after it returned. Starts at the committed offset or the log start. An exception ends the worker.
+        """
+
+    @property
+    def state(self) -> str:
+        """`ok`, or what is wrong, for readiness."""
+
+
+class Follower(Protocol):
+    async def stop(self) -> None:
+        """Finish the batch in hand, commit, leave the group."""
+
+
+class LogUnavailable(Exception):
+    """The log cannot be reached now; the call may be repeated."""
+
+
+class RecordTooLarge(Exception):
+    """A record above LARGEST_RECORD was refused before it was sent."""

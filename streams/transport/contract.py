@@ -133,11 +133,73 @@ class AgentSpec:
     topic: str
     tables: Sequence[TableSpec] = ()
     batch: int = 500
+    committed_only: bool = False
+    """Give it only records whose write is durable: what it does reaches outside (the embedded log may run ahead)."""
     on_taken: Callable[[PartitionView], Awaitable[None]] | None = None
     """Partition recovered, before its first batch."""
     on_lost: Callable[[int], None] | None = None
     """Partition given up (after its last checkpoint) or lost."""
     options: dict[str, Any] = field(default_factory=dict)
+
+
+class PositionRow(NamedTuple):
+    """The position row: where a recovered owner begins, and what tells it that the log is still the same."""
+
+    next: int
+    partitions: int
+    timestamp: int
+    """Append time in milliseconds of the last record folded."""
+    checksum: int
+    """CRC-32 of key and value of the last record folded."""
+
+
+class Out(NamedTuple):
+    """One record to be written; the partition is that of the list it stands in."""
+
+    key: bytes | None
+    value: bytes
+    headers: Sequence[Header] = ()
+
+
+class Recovered(NamedTuple):
+    """What a backend knew of a partition when it was taken."""
+
+    rows: Mapping[str, dict[bytes, bytes]]
+    """Encoded rows by table."""
+    position: PositionRow | None
+    start: int
+    """Log start of the agent's topic."""
+    end: int
+    """Log end of the agent's topic."""
+    committed: int | None
+    """Committed offset of the group; what a stateless agent resumes at."""
+
+
+class Backend(Protocol):
+    """What one `Part` (a partition of an agent) needs of the log beneath it; `Part` itself knows no Faust and no Kafka.
+
+    One object per partition of an agent. Failures that are final (fenced, a refused produce) are raised as LogFailed.
+    """
+
+    async def take(self) -> Recovered:
+        """Fence the former owner, then read back the rows, the position and the log's ends."""
+
+    def seek(self, offset: int) -> None:
+        """The next `fetch` begins at this offset."""
+
+    async def fetch(self, limit: int) -> Sequence[Record]:
+        """Wait for at least one record after the last fetched one; at most `limit`. Cancelling it loses nothing."""
+
+    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[Awaitable[Any]]:
+        """Write without waiting; one future per produce batch, done when acknowledged by all in-sync replicas."""
+
+    async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
+        """Write exactly these rows and the position row in one transaction. Raises Fenced, LogFailed."""
+
+    def commit(self, offset: int) -> None:
+        """Everything below `offset` is dealt with; written to the group soon, and before `close` returns."""
+
+    async def close(self) -> None: ...
 
 
 class Log(Protocol):
@@ -185,6 +247,14 @@ class Follower(Protocol):
 
 class LogUnavailable(Exception):
     """The log cannot be reached now; the call may be repeated."""
+
+
+class LogFailed(Exception):
+    """A write was refused for good: the worker stops, it never skips."""
+
+
+class Fenced(LogFailed):
+    """Another owner has taken this partition."""
 
 
 class RecordTooLarge(Exception):

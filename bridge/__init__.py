@@ -1,0 +1,1 @@
+"""One module per neighbour: NATS, the Ray executor, gRPC, HTTP, the host clock, the command line."""

@@ -1,0 +1,1 @@
+"""One module per step kind: the pure kind and its agent; and the ports an agent needs of the world."""

@@ -1,0 +1,1 @@
+"""The pipeline: topics, tables, agents, checkpoints, timers, and the root that wires everything."""

@@ -1,0 +1,1 @@
+"""What is known of a ceremony, pure: definition, instance, commands, effects and the fold."""

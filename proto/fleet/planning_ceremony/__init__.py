@@ -1,0 +1,1 @@
+"""The ceremony engine: its protos and a thin client."""

@@ -1,0 +1,225 @@
+"""Commands: everything that can happen to a ceremony, as records of the topic `commands`.
+
+Encoded as JSON objects tagged by `type`, with a `format` number. The record's offset and timestamp are not in the body:
+they come from the log (`Origin`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import msgspec
+
+from tables.errors import FormatTooNew, Undecodable
+
+COMMAND_FORMAT = 1
+
+
+class Origin(NamedTuple):
+    """Where the log has the command, and when the log took it (milliseconds): the only clock of the fold."""
+
+    partition: int
+    offset: int
+    timestamp: int
+
+
+class Command(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="type"):
+    """Base of all commands."""
+
+    format: int = COMMAND_FORMAT
+    instance_id: str = ""
+    """Empty for PutDefinition and Noop only."""
+    command_id: str = ""
+    """Of what has no other meaning by which to know it again; a client that waits for the answer waits under this."""
+    expects_answer: ClassVar[bool] = False
+
+
+class PutDefinition(Command, frozen=True, tag="put_definition", kw_only=True):
+    """Store a definition in this partition; sent once per (partition, hash) before the Start that needs it."""
+
+    hash: str
+    text: str
+
+
+class Noop(Command, frozen=True, tag="noop", kw_only=True):
+    """Changes nothing: by its acknowledgement an owner learns the log's clock."""
+
+
+class Start(Command, frozen=True, tag="start", kw_only=True):
+    ceremony_id: str
+    story_id: str
+    definition_name: str
+    definition_hash: str
+    correlation_id: str
+    requested_by: str
+    inputs: dict[str, Any] = {}
+    """Parsed values, with ceremony_id and story_id among them."""
+    step_ids: tuple[str, ...] = ()
+    """Each once; empty selects all."""
+    inputs_size: int = 0
+    """Bytes of the encoded inputs, names included."""
+
+
+class StepOutcome(Command, frozen=True, tag="step_outcome", kw_only=True):
+    """What a step agent has to say of one attempt."""
+
+    step_id: str
+    attempt: int
+    outcome: str
+    """completed, failed, waiting, submitted or unreachable."""
+    output: Any = None
+    size: int = 0
+    """Bytes of the encoded output, measured by the agent."""
+    error_code: str = ""
+    error_message: str = ""
+    retryable: bool = True
+    deliberation_id: str = ""
+    effect_id: str = ""
+    """Of the StepRequested it answers."""
+    published: dict[str, Any] = {}
+    """Publish step: stream, sequence, duplicate."""
+
+
+class AgentResult(Command, frozen=True, tag="agent_result", kw_only=True):
+    """The result of one agent, as it came over NATS."""
+
+    step_id: str
+    attempt: int
+    agent_id: str
+    role: str = ""
+    value: Any = None
+    """Proposal (string or object), or the list of tasks."""
+    size: int = 0
+    """Bytes of the encoded value; above the limit the value is left out and the attempt fails."""
+    error_code: str = ""
+    """Set when the agent failed."""
+    error_message: str = ""
+    trigger: str = ""
+    """Also asks for this transition, as role SYSTEM."""
+
+
+class Trigger(Command, frozen=True, tag="trigger", kw_only=True):
+    expects_answer: ClassVar[bool] = True
+    trigger: str
+    actor: str
+    role: str = ""
+    reason: str = ""
+
+
+class GateDecision(Command, frozen=True, tag="gate_decision", kw_only=True):
+    """A decision on a gate step, or on a human guard."""
+
+    expects_answer: ClassVar[bool] = True
+    gate: str
+    """Step id, or the name of a human guard."""
+    approved: bool
+    actor: str
+    role: str = ""
+    comment: str = ""
+    visit: int = 0
+    """The visit of the gate's state that the sender saw; 0: the present one (then `command_id` guards repetition)."""
+
+
+class TimerFired(Command, frozen=True, tag="timer_fired", kw_only=True):
+    timer_id: str
+    attempt: int = 0
+
+
+class Cancel(Command, frozen=True, tag="cancel", kw_only=True):
+    expects_answer: ClassVar[bool] = True
+    actor: str
+    role: str = ""
+    reason: str = ""
+
+
+class Pause(Command, frozen=True, tag="pause", kw_only=True):
+    expects_answer: ClassVar[bool] = True
+    actor: str
+    role: str = ""
+    reason: str = ""
+
+
+class Resume(Command, frozen=True, tag="resume", kw_only=True):
+    expects_answer: ClassVar[bool] = True
+    actor: str
+    role: str = ""
+    reason: str = ""
+
+
+class RetryStep(Command, frozen=True, tag="retry_step", kw_only=True):
+    expects_answer: ClassVar[bool] = True
+    step_id: str
+    actor: str
+    role: str = ""
+    reason: str = ""
+
+
+class RunStep(Command, frozen=True, tag="run_step", kw_only=True):
+    """Run a step that the start did not select."""
+
+    expects_answer: ClassVar[bool] = True
+    step_id: str
+    actor: str
+    role: str = ""
+    reason: str = ""
+
+
+class Restore(Command, frozen=True, tag="restore", kw_only=True):
+    """Bring an instance back from a read model; never overwrites a newer row."""
+
+    instance: dict[str, Any]
+    """A row as `encode_instance` writes it, with version and attempts already raised."""
+
+
+AnyCommand = (
+    PutDefinition
+    | Noop
+    | Start
+    | StepOutcome
+    | AgentResult
+    | Trigger
+    | GateDecision
+    | TimerFired
+    | Cancel
+    | Pause
+    | Resume
+    | RetryStep
+    | RunStep
+    | Restore
+)
+
+
+class _Head(msgspec.Struct):
+    format: int
+
+
+_decoder: msgspec.json.Decoder[AnyCommand] = msgspec.json.Decoder(AnyCommand)
+_head = msgspec.json.Decoder(_Head)
+_encoder = msgspec.json.Encoder()
+
+
+def encode_command(command: AnyCommand) -> bytes:
+    return _encoder.encode(command)
+
+
+def decode_command(value: bytes | None) -> AnyCommand:
+    """The command in a record's value. Raises Undecodable, or FormatTooNew for a newer release's record."""
+    if value is None:
+        raise Undecodable("command_undecodable", "the record has no value")
+    try:
+        command = _decoder.decode(value)
+    except (msgspec.DecodeError, RecursionError) as error:
+        _refuse_newer(value)
+        raise Undecodable("command_undecodable", f"no command of ours: {error}") from None
+    if command.format > COMMAND_FORMAT:
+        raise FormatTooNew("a command", command.format, COMMAND_FORMAT)
+    return command
+
+
+def _refuse_newer(value: bytes) -> None:
+    try:
+        found = _head.decode(value).format
+    except (msgspec.DecodeError, RecursionError):
+        return
+    if found > COMMAND_FORMAT:
+        raise FormatTooNew("a command", found, COMMAND_FORMAT)

@@ -1,0 +1,169 @@
+"""A ceremony instance: one immutable row of the table `ceremonies`.
+
+Only the builder (tables/builder.py) makes or replaces one. Times are milliseconds since the epoch, of the log's clock.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+ROW_FORMAT = 1
+"""Format number of a row as this release writes it."""
+KEPT_COMMAND_IDS = 64
+
+
+class StepStatus(StrEnum):
+    PENDING = "PENDING"
+    IN_PROGRESS = "IN_PROGRESS"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    WAITING_FOR_HUMAN = "WAITING_FOR_HUMAN"
+    CANCELLED = "CANCELLED"
+
+
+class CeremonyStatus(StrEnum):
+    RUNNING = "RUNNING"
+    WAITING_FOR_HUMAN = "WAITING_FOR_HUMAN"
+    PAUSED = "PAUSED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+
+TERMINAL = frozenset(
+    {CeremonyStatus.COMPLETED, CeremonyStatus.FAILED, CeremonyStatus.CANCELLED, CeremonyStatus.TIMED_OUT}
+)
+
+
+class Phase(StrEnum):
+    """What the live attempt of a step waits for."""
+
+    NONE = ""
+    ASKED = "asked"
+    """Requested; the agent's first outcome has not come."""
+    SUBMITTED = "submitted"
+    """The neighbour took it; its results are awaited."""
+    UNREACHABLE = "unreachable"
+    """The neighbour was out of reach; a timer asks the same attempt again."""
+    BACKOFF = "backoff"
+    """The attempt failed; a timer starts the next one."""
+    GATE = "gate"
+    """A person is awaited."""
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The result of one agent of an attempt."""
+
+    role: str = ""
+    value: Any = None
+    """Proposal (string or object), or the list of tasks."""
+    error_code: str = ""
+    """Set when the agent failed."""
+    error_message: str = ""
+    size: int = 0
+    """Bytes of the encoded value."""
+
+
+class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One decision of one actor."""
+
+    actor: str
+    role: str
+    at: int
+    comment: str = ""
+
+
+class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One step of one instance."""
+
+    status: StepStatus = StepStatus.PENDING
+    attempt: int = 0
+    """Number of the newest attempt; rises for ever, also over visits and operator retries."""
+    tries: int = 0
+    """Attempts used of the present retry budget."""
+    phase: Phase = Phase.NONE
+    output: Any = None
+    """Only of a COMPLETED step, a waiting gate, or a rejected gate."""
+    error_code: str = ""
+    error_message: str = ""
+    answers: dict[str, Answer] = {}
+    """Of the live attempt, by agent id."""
+    deliberation_id: str = ""
+    asks: int = 0
+    """How often the live attempt was asked (grows while a neighbour is unreachable)."""
+    approvals: tuple[Approval, ...] = ()
+    """Of an open gate, of this visit."""
+    started_at: int = 0
+    """Of the newest attempt."""
+    size: int = 0
+    """Bytes of the encoded output."""
+
+
+class Timer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A deadline. Ids: `timeout/<step>`, `retry/<step>`, `ask/<step>`, `gate/<step>`, `ceremony_max`, `expire`."""
+
+    due: int
+    """Milliseconds; while the ceremony is PAUSED, of step and gate timers the rest that remains."""
+    attempt: int = 0
+
+
+class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One ceremony."""
+
+    instance_id: str
+    ceremony_id: str
+    story_id: str
+    definition_name: str
+    definition_hash: str
+    correlation_id: str
+    requested_by: str
+    start_digest: str
+    """Digest of definition_name, inputs and step_ids: what makes two starts the same."""
+    state: str
+    status: CeremonyStatus
+    created_at: int
+    updated_at: int
+    format: int = ROW_FORMAT
+    version: int = 0
+    """Up by one for each command that changed the row."""
+    ended_at: int = 0
+    inputs: dict[str, Any] = {}
+    selected: tuple[str, ...] = ()
+    """Step ids that run by themselves, in file order; empty selects all."""
+    steps: dict[str, StepState] = {}
+    visits: dict[str, int] = {}
+    """How often each state was entered."""
+    guard_approvals: dict[str, tuple[Approval, ...]] = {}
+    """By human guard name, of this visit of the present state."""
+    timers: dict[str, Timer] = {}
+    paused_at: int = 0
+    resume_status: str = ""
+    command_ids: tuple[str, ...] = ()
+    """The last 64 ids of commands that have no other meaning by which to know them again."""
+    error_code: str = ""
+    error_message: str = ""
+    size: int = 0
+    """Sum of the encoded lengths of inputs, outputs and gathered answers."""
+    expired: bool = False
+    """A stub: retention has taken everything but version and digest."""
+
+
+_decoder = msgspec.json.Decoder(Instance)
+_encoder = msgspec.json.Encoder()
+
+
+def encode_instance(instance: Instance) -> bytes:
+    """The row's bytes; the same instance always gives the same bytes."""
+    return _encoder.encode(instance)
+
+
+def next_due(instance: Instance) -> int | None:
+    """Earliest due time of the timers that run, in milliseconds, or None."""
+    if instance.status is CeremonyStatus.PAUSED:
+        timer = instance.timers.get("ceremony_max")
+        return None if timer is None else timer.due
+    return min((t.due for t in instance.timers.values()), default=None)

@@ -1,0 +1,106 @@
+"""The protocol a step kind implements; the loader and `decide` get the registry of kinds as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from tables.definition import Definition, Step
+from tables.instance import Answer, Approval, Instance, StepState
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Nothing is settled yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The attempt has its output."""
+
+    output: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt failed."""
+
+    code: str
+    message: str
+    retryable: bool = True
+    output: Mapping[str, Any] = field(default_factory=dict)
+    """Kept although the step failed (a rejected gate)."""
+
+
+Verdict = Pending | Completed | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What a kind may read when it is asked about one step; nothing in it may be changed."""
+
+    instance: Instance
+    definition: Definition
+    step: Step
+    now: int
+    """Milliseconds, the fold's now."""
+
+    @property
+    def state(self) -> StepState:
+        """The step's own row."""
+        return self.instance.steps[self.step.id]
+
+    @property
+    def visit(self) -> int:
+        """How often the step's state was entered."""
+        return self.instance.visits.get(self.step.state, 0)
+
+    def output(self, step_id: str) -> Any | None:
+        """Output of a COMPLETED step, or None."""
+        state = self.instance.steps.get(step_id)
+        return None if state is None or state.status != "COMPLETED" else state.output
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Approvals of a gate when its quorum is reached, or one rejection."""
+
+    approved: bool
+    by: tuple[Approval, ...]
+    """The deciding approvals (distinct actors), or the one rejection."""
+
+
+class StepKind(Protocol):
+    """One kind of step; pure. A registry maps `handler` to it."""
+
+    handler: str
+    """As in a definition: `deliberation_step`, …"""
+    name: str
+    """Short: `deliberation`, …; its topic is `steps.<name>`."""
+    config: type[BaseModel]
+    """Strict pydantic model, unknown keys forbidden."""
+
+    def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
+        """Rules that need the whole definition, at load: (config path, rule code, message) for each violation."""
+
+    def request(self, context: StepContext) -> Any | Failed:
+        """Body of StepRequested for the attempt that begins (JSON-able), or why it cannot begin."""
+
+    def completed(self, context: StepContext, output: Any) -> Verdict:
+        """The agent says `completed` with this output."""
+
+    def gathered(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+        """Judge the agents' answers so far (the newest included). Kinds without agents never get any."""
+
+    def timed_out(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+        """The attempt's time is up: Completed where the answers suffice, else Failed (`timeout`)."""
+
+    def decided(self, context: StepContext, decision: Decided) -> Verdict:
+        """A gate was decided. Kinds without a gate answer Failed (`not_a_gate`)."""
+
+
+Kinds = Mapping[str, StepKind]
+"""Registry: handler → kind."""

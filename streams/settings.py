@@ -1,0 +1,62 @@
+"""Settings of a worker, read from the environment: the contract's names, and `CEREMONY_…` for our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+READINESS_NAMES = ("log", "tables", "nats", "ray_executor")
+
+
+class Settings(BaseSettings):
+    """Every setting has a default that serves in the fleet's cluster; `ceremony dev` sets its own."""
+
+    model_config = SettingsConfigDict(extra="ignore", populate_by_name=True)
+
+    nats_url: str = Field("nats://nats:4222", alias="NATS_URL")
+    ray_executor_url: str = Field("ray-executor:50056", alias="RAY_EXECUTOR_URL")
+    ray_call_timeout_seconds: float = Field(10.0, gt=0, alias="RAY_CALL_TIMEOUT_SECONDS")
+    vllm_url: str = Field("http://vllm-server:8000", alias="VLLM_URL")
+    vllm_model: str = Field("meta-llama/Llama-3.1-8B-Instruct", alias="VLLM_MODEL")
+    ceremonies_dir: Path = Field(Path("specs/ceremonies"), alias="CEREMONIES_DIR")
+    grpc_addr: str = Field("0.0.0.0:50057", alias="PLANNING_CEREMONY_GRPC_ADDR")
+    log_level: str = Field("INFO", alias="LOG_LEVEL")
+    worker_id: str | None = Field(None, alias="WORKER_ID")
+    publish_subjects: Annotated[tuple[str, ...], NoDecode] = Field(("ceremony.>",), alias="PUBLISH_SUBJECTS")
+    readiness_requires: Annotated[tuple[str, ...], NoDecode] = Field(READINESS_NAMES, alias="READINESS_REQUIRES")
+
+    log: str = Field("kafka://kafka:9092", alias="CEREMONY_LOG")
+    """Where the log is: `kafka://host:port[,host:port]`, or `sqlite:///path/to/file.db` (one process, one file)."""
+    topic_prefix: str = Field("ceremony", alias="CEREMONY_TOPIC_PREFIX", pattern=r"^[A-Za-z0-9_-]+$")
+    partitions: int = Field(12, ge=1, le=1024, alias="CEREMONY_PARTITIONS")
+    """Of every topic; fixed for the life of the topics."""
+    replication_factor: int = Field(1, ge=1, alias="CEREMONY_REPLICATION_FACTOR")
+    flush_messages: int | None = Field(None, ge=1, alias="CEREMONY_FLUSH_MESSAGES")
+    """`flush.messages` of the topics this worker creates: 1 has the broker fsync every append."""
+    http_addr: str = Field("0.0.0.0:8080", alias="CEREMONY_HTTP_ADDR")
+    log_format: str = Field("console", pattern="^(console|json)$", alias="CEREMONY_LOG_FORMAT")
+    agent_concurrency: int = Field(256, ge=1, alias="CEREMONY_AGENT_CONCURRENCY")
+    """Calls to neighbours in flight, per step kind."""
+    nats_in_flight: int = Field(1024, ge=1, alias="CEREMONY_NATS_IN_FLIGHT")
+    """Events the bridge has published and not yet seen acknowledged."""
+    take_over_grace_seconds: float = Field(30.0, ge=0, alias="CEREMONY_TAKE_OVER_GRACE_SECONDS")
+    """After taking a partition, step timeouts wait this long past the log end seen, so that waiting answers come first."""
+
+    @field_validator("publish_subjects", "readiness_requires", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("readiness_requires")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        value = tuple("log" if name == "kafka" else name for name in value)
+        unknown = sorted(set(value) - set(READINESS_NAMES))
+        if unknown:
+            raise ValueError(f"unknown: {', '.join(unknown)}; one of {', '.join(READINESS_NAMES)}")
+        return value

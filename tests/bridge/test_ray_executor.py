@@ -1,0 +1,216 @@
+"""The Ray executor's client against a real gRPC server that answers whatever a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from fleet.ray_executor.v1 import ray_executor_pb2 as pb
+from fleet.ray_executor.v1.ray_executor_pb2_grpc import (
+    RayExecutorServiceServicer,
+    add_RayExecutorServiceServicer_to_server,
+)
+
+from bridge.ray_executor import RayExecutorClient
+from steps.ports import RayAgent, RayTask, Unreachable
+from tests.services import free_port
+
+pytestmark = pytest.mark.timeout(30)
+SECRET = "Traceback: password=hunter2"
+
+Reply = Callable[[Any, Any], Awaitable[pb.ExecuteDeliberationResponse]]
+
+
+class Executor(RayExecutorServiceServicer):
+    """Answers every Execute with `reply`, and keeps what it was asked."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+        self.calls: list[tuple[str, Any, dict[str, Any], float]] = []
+
+    async def ExecuteDeliberation(self, request: Any, context: Any) -> pb.ExecuteDeliberationResponse:
+        return await self._answer("generic", request, context)
+
+    async def ExecuteBacklogReviewDeliberation(self, request: Any, context: Any) -> pb.ExecuteDeliberationResponse:
+        return await self._answer("backlog_review", request, context)
+
+    async def _answer(self, kind: str, request: Any, context: Any) -> pb.ExecuteDeliberationResponse:
+        self.calls.append((kind, request, dict(context.invocation_metadata()), context.time_remaining()))
+        return await self.reply(request, context)
+
+
+@asynccontextmanager
+async def serving(executor: Executor, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    add_RayExecutorServiceServicer_to_server(executor, server)
+    port = server.add_insecure_port(address)
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+def says(status: str, message: str = "") -> Reply:
+    async def reply(request: Any, context: Any) -> pb.ExecuteDeliberationResponse:
+        return pb.ExecuteDeliberationResponse(
+            task_id=request.task_id, deliberation_id="d-1", status=status, message=message
+        )
+
+    return reply
+
+
+def aborts(code: grpc.StatusCode) -> Reply:
+    async def reply(request: Any, context: Any) -> pb.ExecuteDeliberationResponse:
+        await context.abort(code, SECRET)
+        raise AssertionError("abort raises")
+
+    return reply
+
+
+def task(**changes: Any) -> RayTask:
+    values: dict[str, Any] = {
+        "task_id": "ceremony-c1:story-s1:role-DEV:step-review:attempt-1",
+        "task_description": "Review the story.",
+        "role": "DEV",
+        "agents": (RayAgent("agent-dev-001", "DEV", "llama", "be brief"), RayAgent("agent-dev-002", "DEV", "llama")),
+        "story_id": "s1",
+        "backlog_review": True,
+        "plan_id": "p1",
+        "timeout_seconds": 120,
+        "max_retries": 2,
+        "metadata": {"task_type": "BACKLOG_REVIEW_ROLE", "attempt": "1"},
+        "vllm_url": "http://vllm:8000",
+        "vllm_model": "llama",
+        "correlation_id": "corr-7",
+    }
+    return RayTask(**(values | changes))
+
+
+async def test_a_backlog_review_is_sent_whole_and_submitted() -> None:
+    """Every field arrives, the plan id in the metadata, the correlation id as gRPC metadata, with a deadline."""
+    executor = Executor(says("submitted"))
+    async with serving(executor) as url, RayExecutorClient(url, call_timeout=7) as client:
+        answer = await client.execute(task())
+    assert (answer.status, answer.deliberation_id) == ("submitted", "d-1")
+    ((kind, request, metadata, remaining),) = executor.calls
+    assert kind == "backlog_review"
+    assert request == pb.ExecuteBacklogReviewDeliberationRequest(
+        task_id="ceremony-c1:story-s1:role-DEV:step-review:attempt-1",
+        task_description="Review the story.",
+        role="DEV",
+        constraints=pb.BacklogReviewTaskConstraints(
+            story_id="s1",
+            timeout_seconds=120,
+            max_retries=2,
+            metadata={"task_type": "BACKLOG_REVIEW_ROLE", "attempt": "1", "plan_id": "p1"},
+        ),
+        agents=[
+            pb.Agent(id="agent-dev-001", role="DEV", model="llama", prompt_template="be brief"),
+            pb.Agent(id="agent-dev-002", role="DEV", model="llama"),
+        ],
+        vllm_url="http://vllm:8000",
+        vllm_model="llama",
+    )
+    assert metadata["x-correlation-id"] == "corr-7"
+    assert 0 < remaining <= 7
+
+
+async def test_other_tasks_go_by_the_generic_call_with_their_plan_id() -> None:
+    """Task extraction uses ExecuteDeliberation, whose constraints hold the plan id themselves."""
+    executor = Executor(says("submitted"))
+    async with serving(executor) as url, RayExecutorClient(url) as client:
+        await client.execute(task(backlog_review=False, metadata={"task_type": "TASK_EXTRACTION"}))
+    ((kind, request, _, _),) = executor.calls
+    assert kind == "generic"
+    assert request.constraints.plan_id == "p1"
+    assert dict(request.constraints.metadata) == {"task_type": "TASK_EXTRACTION"}
+
+
+async def test_ok_with_failed_is_a_failed_attempt() -> None:
+    """The executor's own reason is kept, on one line."""
+    async with serving(Executor(says("failed", "no\ngpu"))) as url, RayExecutorClient(url) as client:
+        answer = await client.execute(task())
+    assert (answer.status, answer.code) == ("failed", "ray_refused")
+    assert answer.message.endswith("refused the task: no gpu")
+
+
+async def test_an_unknown_status_is_a_failed_attempt() -> None:
+    """Only `submitted` lets the attempt go on."""
+    async with serving(Executor(says("queued"))) as url, RayExecutorClient(url) as client:
+        answer = await client.execute(task())
+    assert (answer.status, answer.code) == ("failed", "ray_unknown_status")
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN])
+async def test_an_answer_by_status_is_a_failed_attempt_without_foreign_text(code: grpc.StatusCode) -> None:
+    """The code is stable, and what the other side wrote into the details goes to our log only."""
+    async with serving(Executor(aborts(code))) as url, RayExecutorClient(url) as client:
+        answer = await client.execute(task())
+    assert (answer.status, answer.code) == ("failed", f"ray_{code.name.lower()}")
+    assert SECRET not in answer.message
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
+async def test_no_answer_is_unreachable(code: grpc.StatusCode) -> None:
+    """What nobody judged may be asked again, and uses up no attempt."""
+    async with serving(Executor(aborts(code))) as url, RayExecutorClient(url) as client:
+        with pytest.raises(Unreachable) as raised:
+            await client.execute(task())
+    assert raised.value.neighbour == "ray_executor"
+    assert SECRET not in raised.value.reason
+
+
+async def test_a_call_past_its_deadline_is_unreachable() -> None:
+    """A hanging executor costs the deadline, no more."""
+
+    async def hang(request: Any, context: Any) -> pb.ExecuteDeliberationResponse:
+        await asyncio.sleep(20)
+        raise AssertionError("nobody waits so long")
+
+    async with serving(Executor(hang)) as url, RayExecutorClient(url, call_timeout=0.2) as client:
+        with pytest.raises(Unreachable, match="DEADLINE_EXCEEDED"):
+            await client.execute(task())
+
+
+async def test_the_channel_finds_an_executor_that_comes_back() -> None:
+    """Down, then up on the same address: the same client works again within seconds."""
+    address = f"127.0.0.1:{free_port()}"
+    async with RayExecutorClient(address) as client:
+        with pytest.raises(Unreachable):
+            await client.execute(task())
+        with pytest.raises(Unreachable):
+            await client.probe()
+        async with serving(Executor(says("submitted")), address), asyncio.timeout(10):
+            while True:
+                try:
+                    assert (await client.execute(task())).status == "submitted"
+                    break
+                except Unreachable:
+                    await asyncio.sleep(0.05)
+            await client.probe()  # GetStatus is not served there: UNIMPLEMENTED is an answer too
+
+
+async def test_a_closed_client_is_unreachable() -> None:
+    """A call that meets the shutdown is no error of its own kind."""
+    client = RayExecutorClient("127.0.0.1:1")
+    await client.close()
+    with pytest.raises(Unreachable, match="closed"):
+        await client.execute(task())
+    with pytest.raises(Unreachable, match="closed"):
+        await client.probe()
+
+
+async def test_a_correlation_id_of_any_text_can_travel() -> None:
+    """gRPC metadata holds ASCII only."""
+    executor = Executor(says("submitted"))
+    async with serving(executor) as url, RayExecutorClient(url) as client:
+        assert (await client.execute(task(correlation_id="größe\n1"))).status == "submitted"
+        assert (await client.execute(task(correlation_id=""))).status == "submitted"
+    assert executor.calls[0][2]["x-correlation-id"] == "gr%C3%B6%C3%9Fe%0A1"
+    assert "x-correlation-id" not in executor.calls[1][2]

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from tables.errors import FormatTooNew, Undecodable
+
 ROW_FORMAT = 1
 """Format number of a row as this release writes it."""
 KEPT_COMMAND_IDS = 64
@@ -159,6 +161,17 @@ _encoder = msgspec.json.Encoder()
 def encode_instance(instance: Instance) -> bytes:
     """The row's bytes; the same instance always gives the same bytes."""
     return _encoder.encode(instance)
+
+
+def decode_instance(value: bytes) -> Instance:
+    """The row in these bytes. Raises Undecodable, or FormatTooNew for a newer release's row."""
+    try:
+        instance = _decoder.decode(value)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Undecodable("row_undecodable", f"no row of ours: {error}") from None
+    if instance.format > ROW_FORMAT:
+        raise FormatTooNew("a row", instance.format, ROW_FORMAT)
+    return instance
 
 
 def next_due(instance: Instance) -> int | None:

@@ -1,0 +1,80 @@
+"""Who waits for the fold: clients for the answer to a command, watchers for the next version of a row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tables.instance import Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What the fold said to a command; `code` is empty when it was accepted."""
+
+    code: str = ""
+    message: str = ""
+
+
+ACCEPTED = Folded()
+
+
+class Answers:
+    """Futures by command id, in this process only: a client waits at the owner."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, asyncio.Future[Folded]] = {}
+
+    def expect(self, command_id: str) -> asyncio.Future[Folded]:
+        """Announce the wait before the command is appended. The same id again shares the answer."""
+        future = self._waiting.get(command_id)
+        if future is None or future.done():
+            future = self._waiting[command_id] = asyncio.get_running_loop().create_future()
+        return future
+
+    def forget(self, command_id: str) -> None:
+        self._waiting.pop(command_id, None)
+
+    def waits(self, command_id: str) -> bool:
+        return bool(self._waiting) and command_id in self._waiting
+
+    def settle(self, answers: Mapping[str, Folded]) -> None:
+        for command_id, folded in answers.items():
+            future = self._waiting.pop(command_id, None)
+            if future is not None and not future.done():
+                future.set_result(folded)
+
+
+class Watchers:
+    """Who follows one instance: each gets an event it clears and waits on."""
+
+    def __init__(self) -> None:
+        self._events: defaultdict[bytes, set[asyncio.Event]] = defaultdict(set)
+
+    def add(self, key: bytes) -> asyncio.Event:
+        event = asyncio.Event()
+        self._events[key].add(event)
+        return event
+
+    def remove(self, key: bytes, event: asyncio.Event) -> None:
+        self._events[key].discard(event)
+        if not self._events[key]:
+            del self._events[key]
+
+    def changed(self, rows: Iterable[bytes]) -> None:
+        if not self._events:
+            return
+        for key in rows:
+            for event in self._events.get(key, ()):
+                event.set()
+
+    def lost(self) -> None:
+        """Ownership changed: everybody looks again."""
+        for events in self._events.values():
+            for event in events:
+                event.set()
+
+
+Rows = Mapping[bytes, Instance | None]

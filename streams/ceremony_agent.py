@@ -1,0 +1,176 @@
+"""The ceremony agent: folds the commands of a partition into rows of `ceremonies` and sends the effects."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import structlog
+from tables.fold import Decision, decide
+from tables.loader import load_pinned
+
+from streams.answers import ACCEPTED, Folded
+from streams.codecs import event_record
+from streams.log_clock import LogClock
+from streams.metrics import BatchTally
+from streams.topics import CEREMONIES, CORRELATION_ID, DEFINITIONS, EFFECT_ID, EVENTS, prefixed, step_topic
+from streams.transport.contract import Batch, Header, Record
+from tables.commands import AnyCommand, Noop, Origin, Pause, PutDefinition, Start, decode_command
+from tables.definition import Definition
+from tables.effects import FOLD, Event, Refused, StepRequested, encode_request
+from tables.errors import DefinitionInvalid, Undecodable
+from tables.instance import Instance
+from tables.kinds import Kinds
+
+log = structlog.get_logger(__name__)
+
+ENGINE_ACTOR = "ceremony-engine"
+
+
+@dataclass(slots=True)
+class Folding:
+    """What one batch did, for those who hear of it once it is visible."""
+
+    rows: dict[bytes, Instance | None] = field(default_factory=dict)
+    answers: dict[str, Folded] = field(default_factory=dict)
+    tally: BatchTally = field(default_factory=BatchTally)
+
+
+class CeremonyAgent:
+    """Called as the agent's function with the stream of batches."""
+
+    def __init__(self, kinds: Kinds, prefix: str, log_clock: LogClock, waits: Callable[[str], bool]) -> None:
+        self._kinds = kinds
+        self._log_clock = log_clock
+        self._waits = waits
+        self._events = prefixed(prefix, EVENTS)
+        self._requests = {kind.name: prefixed(prefix, step_topic(kind.name)) for kind in kinds.values()}
+        self._compiled = lru_cache(maxsize=512)(self._compile)
+
+    async def __call__(self, batches: AsyncIterator[Batch]) -> None:
+        async for batch in batches:
+            self.fold(batch)
+
+    def fold(self, batch: Batch) -> None:
+        """Fold a whole batch; synchronous, so that nothing comes between a row and its effects."""
+        batch.note = folding = Folding()
+        record = None
+        for record in batch:
+            try:
+                command = decode_command(record.value)
+            except Undecodable as error:
+                batch.dead_letter(record, error.code, error.message)
+                continue
+            self._fold_one(batch, folding, record, command)
+        if record is not None:
+            self._log_clock.read(record.timestamp)
+
+    def _fold_one(self, batch: Batch, folding: Folding, record: Record, command: AnyCommand) -> None:
+        folding.tally.commands[type(command).__name__] += 1
+        if isinstance(command, Noop):
+            return
+        if isinstance(command, PutDefinition):
+            self._put_definition(batch, record, command)
+            return
+        key = command.instance_id.encode()
+        if record.key != key:
+            batch.dead_letter(record, "key_mismatch", "the record's key is not the instance id of its command")
+            return
+        row: Instance | None = batch.get(CEREMONIES, key)
+        decision = self._decide(batch, record, row, command)
+        if decision is None:
+            return
+        if decision.row is not row:
+            batch.put(CEREMONIES, key, decision.row)
+            folding.rows[key] = decision.row
+        elif decision.note:
+            folding.tally.unchanged[decision.note] += 1
+        refusal = self._emit(batch, folding, record, decision)
+        if command.command_id and self._waits(command.command_id):
+            folding.answers[command.command_id] = refusal or ACCEPTED
+
+    def _decide(self, batch: Batch, record: Record, row: Instance | None, command: AnyCommand) -> Decision | None:
+        """The fold's decision; a bug in it pauses that ceremony and puts the command aside (design §3)."""
+        origin = Origin(record.partition, record.offset, record.timestamp)
+        definition = self._definition(batch, row, command)
+        try:
+            return decide(row, command, origin, definition, self._kinds)
+        except MemoryError:
+            raise
+        except Exception:
+            log.exception("fold_failed", instance=command.instance_id, offset=record.offset)
+            batch.dead_letter(record, "fold_failed", traceback.format_exc(limit=20))
+        pause = Pause(
+            instance_id=command.instance_id,
+            command_id=f"fold_failed/{record.partition}/{record.offset}",
+            actor=ENGINE_ACTOR,
+            reason="the fold failed on a command; see the dead letters",
+        )
+        try:
+            return decide(row, pause, origin, definition, self._kinds) if row is not None else None
+        except MemoryError:
+            raise
+        except Exception:
+            log.exception("pause_failed", instance=command.instance_id, offset=record.offset)
+            return None
+
+    def _definition(self, batch: Batch, row: Instance | None, command: AnyCommand) -> Definition | None:
+        if row is not None:
+            digest = row.definition_hash
+        elif isinstance(command, Start):
+            digest = command.definition_hash
+        else:
+            return None
+        text: str | None = batch.get(DEFINITIONS, digest.encode())
+        return None if text is None else self._compiled(text, digest)
+
+    def _compile(self, text: str, digest: str) -> Definition | None:
+        try:
+            return load_pinned(text, digest, self._kinds)
+        except DefinitionInvalid as error:
+            log.error("pinned_definition_invalid", hash=digest, problems=error.message)
+            return None
+
+    def _put_definition(self, batch: Batch, record: Record, command: PutDefinition) -> None:
+        key = command.hash.encode()
+        if batch.get(DEFINITIONS, key) is not None:
+            return
+        definition = self._compiled(command.text, command.hash)
+        if definition is None or definition.hash != command.hash:
+            batch.dead_letter(record, "definition_refused", "the text is no valid definition with this hash")
+            return
+        batch.put(DEFINITIONS, key, command.text)
+
+    def _count(self, tally: BatchTally, event: Event) -> None:
+        tally.events[event.subject] += 1
+        if event.subject == "ceremony.step.executed":
+            tally.steps[event.payload["status"]] += 1
+        elif event.subject == "ceremony.publish.completed":
+            tally.published[str(event.payload["duplicate"]).lower()] += 1
+
+    def _emit(self, batch: Batch, folding: Folding, record: Record, decision: Decision) -> Folded | None:
+        refusal = None
+        for ordinal, effect in enumerate(decision.effects):
+            if isinstance(effect, Event):
+                self._count(folding.tally, effect)
+                key, value, headers = event_record(effect, record.offset, ordinal, FOLD)
+                batch.send(self._events, key, value, headers)
+            elif isinstance(effect, StepRequested):
+                batch.send(self._requests[effect.kind], record.key, encode_request(effect), _request_headers(effect))
+            elif isinstance(effect, Refused):
+                refusal = Folded(effect.code, effect.message)
+            else:
+                folding.tally.ended[effect.status] += 1
+        return refusal
+
+
+def _request_headers(request: StepRequested) -> tuple[Header, ...]:
+    return ((EFFECT_ID, request.id.encode()), (CORRELATION_ID, request.correlation_id.encode()))
+
+
+def applied_rows(note: Any) -> Folding:
+    """The note a batch of the ceremony agent carries; an empty one where it carries none."""
+    return note if isinstance(note, Folding) else Folding()

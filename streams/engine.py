@@ -1,0 +1,244 @@
+"""The engine as the front sees it: commands go to the log and are answered from the fold, reads come from the table."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import structlog
+from tables.liveness import waiting_for
+from tables.loader import load_pinned
+
+from steps.ports import Clock
+from streams.answers import Answers, Folded, Watchers
+from streams.ceremony_agent import applied_rows
+from streams.codecs import decode_dead_letter
+from streams.front import Answer, DeadLetter, Operation, Unavailable
+from streams.log_clock import LogClock
+from streams.metrics import Metrics
+from streams.timers import Timers
+from streams.topics import CEREMONIES, COMMANDS, CORRELATION_ID, DEADLETTERS, DEFINITIONS, prefixed
+from streams.transport.contract import Batch, Header, Log, LogUnavailable, PartitionView, Position, Record
+from tables.commands import PutDefinition, Start, encode_command
+from tables.definition import Definition
+from tables.instance import TERMINAL, Instance
+from tables.kinds import Kinds
+
+log = structlog.get_logger(__name__)
+
+FOLD_SECONDS = 2.0
+"""How long the front waits for the fold (contract §3)."""
+MOVING = "the partition of this instance is being taken over"
+
+
+class Engine:
+    """Fulfils `streams.front.Engine` for the partitions this worker owns."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        clock: Clock,
+        log_clock: LogClock,
+        kinds: Kinds,
+        prefix: str,
+        partitions: int,
+        metrics: Metrics,
+    ) -> None:
+        self.log = log
+        self.answers = Answers()
+        self.metrics = metrics
+        self.unserved: Mapping[int, tuple[str, str]] = {}
+        self._clock = clock
+        self._log_clock = log_clock
+        self._kinds = kinds
+        self._commands = prefixed(prefix, COMMANDS)
+        self._dead_letters = prefixed(prefix, DEADLETTERS)
+        self._partitions = partitions
+        self._views: dict[int, PartitionView] = {}
+        self._put: dict[tuple[int, str], asyncio.Lock | None] = {}
+        self._watchers = Watchers()
+        self.timers: Timers | None = None
+
+    # -- what the ceremony agent's partitions tell
+
+    async def taken(self, view: PartitionView) -> None:
+        """A partition was recovered; until it has folded to the end seen at take-over it is not served."""
+        self._views[view.number] = view
+        self.metrics.partitions.set(len(self._views))
+        if self.timers is not None:
+            self.timers.taken(view)
+
+    def lost(self, number: int) -> None:
+        self._views.pop(number, None)
+        self.metrics.partitions.set(len(self._views))
+        self._put = {key: lock for key, lock in self._put.items() if key[0] != number}
+        if self.timers is not None:
+            self.timers.lost(number)
+        self._watchers.lost()
+
+    def applied(self, batch: Batch) -> None:
+        """A batch is visible: wake who waited for it."""
+        folding = applied_rows(batch.note)
+        folding.tally.add_to(self.metrics)
+        if self.timers is not None and folding.rows:
+            self.timers.changed(batch.partition, folding.rows)
+        if folding.answers:
+            self.answers.settle(folding.answers)
+        self._watchers.changed(folding.rows)
+
+    # -- what the front asks
+
+    async def start(self, definition: Definition, start: Start) -> Answer:
+        partition = self._partition(start.instance_id)
+        await self._put_definition(partition, definition)
+        return await self._append(partition, start, start.correlation_id, patient=True)
+
+    async def operate(self, command: Operation) -> Answer:
+        partition = self._partition(command.instance_id)
+        row = self.get(command.instance_id)
+        if row is None:
+            return Answer("unknown_instance", f"there is no ceremony {command.instance_id!r}")
+        return await self._append(partition, command, row.correlation_id, patient=False)
+
+    def get(self, instance_id: str) -> Instance | None:
+        view = self._view(self.log.partition_of(instance_id.encode(), self._partitions))
+        row: Instance | None = view.rows(CEREMONIES).get(instance_id.encode())
+        return row
+
+    def instances(self) -> Sequence[Instance]:
+        rows = (self._view(number).rows(CEREMONIES).values() for number in range(self._partitions))
+        return list(itertools.chain.from_iterable(rows))
+
+    def definition_of(self, instance: Instance) -> Definition | None:
+        view = self._view(self.log.partition_of(instance.instance_id.encode(), self._partitions))
+        text = view.rows(DEFINITIONS).get(instance.definition_hash.encode())
+        return None if text is None else load_pinned(text, instance.definition_hash, self._kinds)
+
+    def waiting_for(self, instance: Instance) -> Sequence[str]:
+        definition = self.definition_of(instance)
+        return [] if definition is None else waiting_for(instance, definition)
+
+    async def watch(self, instance_id: str) -> AsyncIterator[Instance]:
+        key = instance_id.encode()
+        event = self._watchers.add(key)
+        seen = -1
+        try:
+            while True:
+                event.clear()
+                row = self.get(instance_id)
+                if row is None:
+                    return
+                if row.version > seen:
+                    seen = row.version
+                    yield row
+                if row.status in TERMINAL:
+                    return
+                await event.wait()
+        finally:
+            self._watchers.remove(key, event)
+
+    async def dead_letters(self, limit: int, offset: int, origin: str = "") -> tuple[Sequence[DeadLetter], int]:
+        """Reads the whole topic: dead letters are few, and an operator asks."""
+        found: list[DeadLetter] = []
+        try:
+            for partition, (start, end) in enumerate(await self.log.ends(self._dead_letters)):
+                async for records in self.log.read(self._dead_letters, partition, start, end):
+                    letters = (_dead_letter(record) for record in records)
+                    found += [letter for letter in letters if letter.origin.startswith(origin)]
+        except LogUnavailable as error:
+            raise Unavailable("the log cannot be reached") from error
+        found.sort(key=lambda letter: (letter.timestamp, letter.partition, letter.offset), reverse=True)
+        return found[offset : offset + limit], len(found)
+
+    def readiness(self) -> dict[str, str]:
+        return {"log": self.log.state, "tables": self._tables_state()}
+
+    # -- beneath
+
+    def _tables_state(self) -> str:
+        if self.unserved:
+            return "; ".join(f"partition {n}: {code}: {text}" for n, (code, text) in sorted(self.unserved.items()))
+        missing = [n for n in range(self._partitions) if not self._serves(n)]
+        return "ok" if not missing else f"{len(missing)} of {self._partitions} partitions not recovered yet"
+
+    def _serves(self, number: int) -> bool:
+        view = self._views.get(number)
+        return view is not None and view.position >= view.end_at_take_over
+
+    def _view(self, number: int) -> PartitionView:
+        if not self._serves(number):
+            code, text = self.unserved.get(number, ("moving", MOVING))
+            raise Unavailable(f"partition {number} is not served: {code}: {text}")
+        return self._views[number]
+
+    def _partition(self, instance_id: str) -> int:
+        """The instance's partition; refused before anything is appended when it is not served now."""
+        number = self.log.partition_of(instance_id.encode(), self._partitions)
+        self._view(number)
+        return number
+
+    async def _put_definition(self, partition: int, definition: Definition) -> None:
+        """Once per (partition, hash) and process, and durable before the Start that needs it is appended."""
+        key = (partition, definition.hash)
+        if key in self._put and self._put[key] is None:
+            return
+        lock = self._put.setdefault(key, asyncio.Lock())
+        if lock is None:
+            return
+        async with lock:
+            if self._put.get(key) is None and key in self._put:
+                return
+            command = PutDefinition(hash=definition.hash, text=definition.text)
+            await self._write(partition, definition.hash.encode(), encode_command(command))
+            self._put[key] = None
+
+    async def _append(
+        self, partition: int, command: Start | Operation, correlation_id: str, *, patient: bool
+    ) -> Answer:
+        """Append and wait for the fold; `patient`: durable is enough when the fold takes longer (a Start)."""
+        future = self.answers.expect(command.command_id)
+        try:
+            headers = ((CORRELATION_ID, correlation_id.encode()),)
+            key = command.instance_id.encode()
+            position = await self._write(partition, key, encode_command(command), headers)
+            async with self._clock.timeout(FOLD_SECONDS):
+                folded: Folded = await asyncio.shield(future)
+        except TimeoutError:
+            if not patient:
+                raise Unavailable(
+                    f"durable, but not folded within {FOLD_SECONDS:g} s; ask again with request_id {command.command_id!r}"
+                ) from None
+            return Answer(partition=partition, offset=position.offset, folded=False)
+        finally:
+            self.answers.forget(command.command_id)
+        return Answer(folded.code, folded.message, partition, position.offset)
+
+    async def _write(self, partition: int, key: bytes, value: bytes, headers: Sequence[Header] = ()) -> Position:
+        try:
+            position = await self.log.append(self._commands, partition, key, value, headers)
+        except LogUnavailable as error:
+            log.warning("append_failed", reason=str(error))
+            raise Unavailable("the log cannot be reached") from error
+        self._log_clock.acknowledged(position.timestamp)
+        return position
+
+    async def send(self, partition: int, key: bytes, value: bytes) -> int:
+        """Append a command of the timers. Raises LogUnavailable."""
+        position = await self.log.append(self._commands, partition, key, value)
+        return position.timestamp
+
+
+def _dead_letter(record: Record) -> DeadLetter:
+    letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
+    return DeadLetter(
+        origin=letter.origin,
+        code=letter.code,
+        message=letter.message,
+        timestamp=letter.timestamp,
+        size=letter.size,
+        key=letter.key,
+        partition=record.partition,
+        offset=record.offset,
+    )

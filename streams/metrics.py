@@ -1,0 +1,66 @@
+"""The engine's Prometheus metrics; labels are looked up once, never per record on the hot path."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class Metrics:
+    """All metrics of one worker. Hot paths tally in plain dicts and hand over once per batch."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self.commands = Counter("ceremony_commands", "Commands folded, by type.", ["type"], registry=self.registry)
+        self.unchanged = Counter(
+            "ceremony_commands_unchanged",
+            "Commands that changed nothing, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.steps = Counter("ceremony_steps", "Conclusions of steps, by status.", ["status"], registry=self.registry)
+        self.ended = Counter(
+            "ceremony_ended", "Ceremonies that came to a terminal status.", ["status"], registry=self.registry
+        )
+        self.events = Counter(
+            "ceremony_events", "Events the fold made, by subject.", ["subject"], registry=self.registry
+        )
+        self.published = Counter(
+            "ceremony_publish",
+            "Publish steps' own messages acknowledged by JetStream.",
+            ["duplicate"],
+            registry=self.registry,
+        )
+        self.dead_letters = Counter(
+            "ceremony_dead_letters", "Records put aside, by code.", ["code"], registry=self.registry
+        )
+        self.partitions = Gauge("ceremony_partitions_owned", "Partitions this worker owns.", registry=self.registry)
+        self.live = Gauge("ceremony_instances", "Rows in the table of the partitions owned.", registry=self.registry)
+
+    @staticmethod
+    def add(counter: Counter, tally: Mapping[str, int]) -> None:
+        """Add a batch's tally to a counter with one label."""
+        for label, count in tally.items():
+            counter.labels(label).inc(count)
+
+
+class BatchTally:
+    """What one batch adds to the metrics."""
+
+    def __init__(self) -> None:
+        self.commands: Tally[str] = Tally()
+        self.unchanged: Tally[str] = Tally()
+        self.steps: Tally[str] = Tally()
+        self.ended: Tally[str] = Tally()
+        self.events: Tally[str] = Tally()
+        self.published: Tally[str] = Tally()
+
+    def add_to(self, metrics: Metrics) -> None:
+        metrics.add(metrics.commands, self.commands)
+        metrics.add(metrics.unchanged, self.unchanged)
+        metrics.add(metrics.steps, self.steps)
+        metrics.add(metrics.ended, self.ended)
+        metrics.add(metrics.events, self.events)
+        metrics.add(metrics.published, self.published)

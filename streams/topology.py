@@ -1,0 +1,89 @@
+"""The whole pipeline on one page: topics, tables, and which agent reads what.
+
+commands ─► ceremony ─┬─► steps.<kind> ─► one agent per kind ─► commands
+                      ├─► events ─► NATS
+                      └─► tables `ceremonies`, `definitions`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from streams.topics import (
+    CEREMONIES,
+    COMMANDS,
+    DEADLETTERS,
+    DEFINITIONS,
+    EVENTS,
+    STEP_KINDS,
+    changelog,
+    prefixed,
+    step_topic,
+)
+from streams.transport.contract import AgentSpec, Batch, PartitionView, TableSpec, TopicSpec
+from tables.instance import decode_instance, encode_instance
+
+DAY_MS = 24 * 60 * 60 * 1000
+COMMANDS_KEPT_MS = 7 * DAY_MS
+EVENTS_KEPT_MS = 30 * DAY_MS
+FETCH = 500
+"""Records of a partition handed over at once."""
+
+AgentFunction = Callable[[Any], Any]
+
+
+def topics(prefix: str, partitions: int) -> list[TopicSpec]:
+    """Every topic, with its retention (contract §8)."""
+
+    def topic(name: str, retention_ms: int, *, queue: bool = False, compacted: bool = False) -> TopicSpec:
+        return TopicSpec(prefixed(prefix, name), partitions, retention_ms, compacted, queue)
+
+    return [
+        topic(COMMANDS, COMMANDS_KEPT_MS, queue=True),
+        *(topic(step_topic(kind), COMMANDS_KEPT_MS, queue=True) for kind in STEP_KINDS),
+        topic(EVENTS, EVENTS_KEPT_MS),
+        topic(DEADLETTERS, -1),
+        topic(changelog(CEREMONIES), -1, compacted=True),
+        topic(changelog(DEFINITIONS), -1, compacted=True),
+    ]
+
+
+TABLES = (
+    TableSpec(CEREMONIES, encode_instance, decode_instance),
+    TableSpec(DEFINITIONS, str.encode, bytes.decode),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who hears of the ceremony agent's partitions."""
+
+    taken: Callable[[PartitionView], Any]
+    applied: Callable[[Batch], None]
+    lost: Callable[[int], None]
+
+
+def agents(
+    prefix: str, ceremony: AgentFunction, owner: Owner, steps: dict[str, AgentFunction]
+) -> list[tuple[AgentSpec, AgentFunction]]:
+    """Every agent with its attachment; `steps` maps the short name of a kind to its agent."""
+    ceremony_spec = AgentSpec(
+        "ceremony",
+        prefixed(prefix, COMMANDS),
+        tables=TABLES,
+        batch=FETCH,
+        on_taken=owner.taken,
+        on_applied=owner.applied,
+        on_lost=owner.lost,
+    )
+    attached = [(ceremony_spec, ceremony)]
+    for kind in STEP_KINDS:
+        spec = AgentSpec(kind, prefixed(prefix, step_topic(kind)), batch=FETCH, committed_only=kind in REACHES_OUT)
+        attached.append((spec, steps[kind]))
+    return attached
+
+
+REACHES_OUT = frozenset({"deliberation", "task_extraction", "publish"})
+"""Kinds whose agents speak to a neighbour: they may act only on what is durable."""

@@ -1,0 +1,375 @@
+"""The file beneath the embedded log: its schema, its one owner, and the SQL of a commit window and of reading back.
+
+Everything here is synchronous and knows no event loop. One connection writes, another reads: in WAL mode a reader
+never waits for the writer, so records can be read while a commit is on its way to the disk in a thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from streams.transport.contract import (
+    Fenced,
+    Header,
+    LogFailed,
+    PositionRow,
+    Record,
+    TopicSpec,
+)
+
+FORMAT = 1
+"""`PRAGMA user_version` of the files written here. A file with a higher one is refused."""
+APPLICATION = 0x43455245
+"""`PRAGMA application_id`, so that a foreign SQLite file is never taken for a log."""
+READ_BYTES = 1024 * 1024
+"""One read from the file takes batches until it has this many bytes."""
+BUSY_SECONDS = 5.0
+"""How long a statement waits for another process that has the file locked."""
+
+SCHEMA = """
+CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE topics(
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, partitions INTEGER NOT NULL,
+    retention_ms INTEGER NOT NULL, compacted INTEGER NOT NULL, queue INTEGER NOT NULL);
+CREATE TABLE ends(
+    topic INTEGER, partition INTEGER, start INTEGER NOT NULL, next INTEGER NOT NULL,
+    PRIMARY KEY(topic, partition)) WITHOUT ROWID;
+CREATE TABLE batches(
+    topic INTEGER, partition INTEGER, first INTEGER, next INTEGER NOT NULL, timestamp INTEGER NOT NULL,
+    body BLOB NOT NULL, PRIMARY KEY(topic, partition, first));
+CREATE TABLE rows(
+    topic INTEGER, partition INTEGER, key BLOB, offset INTEGER NOT NULL, timestamp INTEGER NOT NULL, value BLOB,
+    PRIMARY KEY(topic, partition, key));
+CREATE UNIQUE INDEX rows_by_offset ON rows(topic, partition, offset);
+CREATE INDEX tombstones ON rows(timestamp) WHERE value IS NULL;
+CREATE TABLE positions(
+    reader TEXT, topic INTEGER, partition INTEGER, next INTEGER NOT NULL, partitions INTEGER NOT NULL,
+    timestamp INTEGER NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY(reader, topic, partition)) WITHOUT ROWID;
+CREATE TABLE offsets(
+    reader TEXT, topic INTEGER, partition INTEGER, next INTEGER NOT NULL,
+    PRIMARY KEY(reader, topic, partition)) WITHOUT ROWID;
+INSERT INTO meta VALUES('epoch', 0), ('timestamp', 0);
+"""
+
+Stored = tuple[int, int, bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]
+_decode = msgspec.msgpack.Decoder(list[Stored]).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class LogInUse(LogFailed):
+    """Another process has the file open."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTopic:
+    """A topic of the file; `id` stands for its name in the other tables."""
+
+    id: int
+    spec: TopicSpec
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What one commit window writes, as parameters of the statements."""
+
+    timestamp: int
+    """The log's clock at the cut, in milliseconds."""
+    batches: list[tuple[int, int, int, int, int, bytes]] = field(default_factory=list)
+    """topic, partition, first offset, offset after the last, timestamp of the last, encoded records."""
+    ends: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """topic, partition, log start, log end."""
+    rows: list[tuple[int, int, bytes, int, int, bytes | None]] = field(default_factory=list)
+    """topic, partition, key, offset, timestamp, value (None: a tombstone)."""
+    positions: list[tuple[str, int, int, int, int, int, int]] = field(default_factory=list)
+    """reader, topic, partition, and the fields of PositionRow."""
+    offsets: list[tuple[str, int, int, int]] = field(default_factory=list)
+    """reader, topic, partition, offset of the next record to be read."""
+    trims: list[tuple[int, int, int]] = field(default_factory=list)
+    """topic, partition, the new log start: whole batches below it are deleted."""
+    tombstones: list[tuple[int]] = field(default_factory=list)
+    """Tombstones of compacted topics that are older than this timestamp are deleted."""
+
+
+UPSERT = (
+    "INSERT INTO rows VALUES(?,?,?,?,?,?) ON CONFLICT(topic, partition, key) DO UPDATE"
+    " SET offset=excluded.offset, timestamp=excluded.timestamp, value=excluded.value"
+)
+STATEMENTS: Sequence[tuple[str, str]] = (
+    ("batches", "INSERT INTO batches VALUES(?,?,?,?,?,?)"),
+    ("ends", "INSERT OR REPLACE INTO ends VALUES(?,?,?,?)"),
+    ("rows", UPSERT),
+    ("positions", "INSERT OR REPLACE INTO positions VALUES(?,?,?,?,?,?,?)"),
+    ("offsets", "INSERT OR REPLACE INTO offsets VALUES(?,?,?,?)"),
+    ("trims", "DELETE FROM batches WHERE topic=? AND partition=? AND next<=?"),
+    ("tombstones", "DELETE FROM rows WHERE value IS NULL AND timestamp<?"),
+)
+"""Field of a Transaction and the statement that writes it."""
+
+
+def encode_batch(records: Sequence[Record]) -> bytes:
+    """Records of one partition as the body of a batch."""
+    return _encode([record[2:] for record in records])
+
+
+class LogFile:
+    """One SQLite file and the right to write to it.
+
+    A lock on `<file>.lock` keeps a second process out (LogInUse). Whoever opens with `take_over` is let in all the
+    same, and fences the former owner: each opening raises the epoch in the file, and each transaction checks it.
+    """
+
+    def __init__(self, path: Path, *, synchronous: str = "normal", take_over: bool = False) -> None:
+        self.path = path
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._locked = False
+        try:
+            if not self._take_lock() and not take_over:
+                raise LogInUse(
+                    f"log_in_use: {path} is open in another process; the embedded log has one owner,"
+                    " so stop that process, or use another file or kafka://"
+                )
+            self._writer = self._connect()
+            self._prepare(synchronous)
+            self._reader = self._connect()
+            self.epoch = self._raise_epoch()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _take_lock(self) -> bool:
+        """Hold the lock if it is free. Who took over gets it once the fenced owner has gone."""
+        if not self._locked:
+            with suppress(BlockingIOError):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._locked = True
+        return self._locked
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            return sqlite3.connect(
+                self.path,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=BUSY_SECONDS,
+            )
+        except sqlite3.Error as error:
+            raise LogFailed(f"log_unreadable: {self.path} cannot be opened ({error})") from error
+
+    def _prepare(self, synchronous: str) -> None:
+        """Check what the file is, make its schema if it is new, and set how hard a commit is written."""
+        if synchronous not in ("normal", "full"):
+            raise LogFailed(f"log_setting: synchronous={synchronous} of {self.path} must be normal or full")
+        with self._final():
+            (version,) = self._writer.execute("PRAGMA user_version").fetchone()
+            (tables,) = self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (application,) = self._writer.execute("PRAGMA application_id").fetchone()
+        if tables and application != APPLICATION:
+            raise LogFailed(
+                f"log_foreign: {self.path} is a SQLite file, but not a log of this engine; name another file"
+            )
+        if version > FORMAT:
+            raise LogFailed(
+                f"log_format: {self.path} has format {version}, this release reads up to {FORMAT}; use a newer release"
+            )
+        with self._final():
+            self._writer.execute("PRAGMA journal_mode=WAL")
+            self._writer.execute(f"PRAGMA synchronous={synchronous}")
+            self._writer.execute("PRAGMA wal_autocheckpoint=4000")
+            if not tables:
+                self._writer.executescript(
+                    f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id={APPLICATION};"
+                    f" PRAGMA user_version={FORMAT}; COMMIT;"
+                )
+
+    def _raise_epoch(self) -> int:
+        with self._final():
+            self._writer.execute("UPDATE meta SET value=value+1 WHERE name='epoch'")
+            return int(self._writer.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()[0])
+
+    def _final(self) -> _Final:
+        return _Final(self.path)
+
+    # -- writing
+
+    def begin(self, transaction: Transaction) -> None:
+        """Put everything of a window into an open transaction. Raises Fenced, LogFailed; then nothing is open."""
+        try:
+            with self._final():
+                self._writer.execute("BEGIN IMMEDIATE")
+                self._check_epoch()
+                self._take_lock()
+                for name, statement in STATEMENTS:
+                    if parameters := getattr(transaction, name):
+                        self._writer.executemany(statement, parameters)
+                self._writer.execute(
+                    "UPDATE meta SET value=? WHERE name='timestamp'",
+                    (transaction.timestamp,),
+                )
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def commit(self) -> None:
+        """End the open transaction; blocks on the disk, so it is called in a thread. Raises LogFailed."""
+        try:
+            with self._final():
+                self._writer.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
+
+    def _check_epoch(self) -> None:
+        (epoch,) = self._writer.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
+        if epoch != self.epoch:
+            raise Fenced(f"log_fenced: another process has taken over {self.path} (epoch {epoch}, ours {self.epoch})")
+
+    def create(self, specs: Iterable[TopicSpec]) -> None:
+        """Add topics, or bring the settings of those that exist up to date."""
+        self.begin(Transaction(self.timestamp()))
+        try:
+            with self._final():
+                self._writer.executemany(
+                    "INSERT INTO topics(name, partitions, retention_ms, compacted, queue) VALUES(?,?,?,?,?) ON CONFLICT"
+                    " DO UPDATE SET retention_ms=excluded.retention_ms, queue=excluded.queue",
+                    [(s.name, s.partitions, s.retention_ms, s.compacted, s.queue) for s in specs],
+                )
+        except BaseException:
+            self._roll_back()
+            raise
+        self.commit()
+
+    # -- reading
+
+    def _select(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        with self._final():
+            return self._reader.execute(statement, parameters).fetchall()
+
+    def timestamp(self) -> int:
+        """The log's clock as last committed, in milliseconds."""
+        return int(self._select("SELECT value FROM meta WHERE name='timestamp'")[0][0])
+
+    def topics(self) -> list[StoredTopic]:
+        rows = self._select("SELECT id, name, partitions, retention_ms, compacted, queue FROM topics")
+        return [StoredTopic(i, TopicSpec(n, p, r, compacted=bool(c), queue=bool(q))) for i, n, p, r, c, q in rows]
+
+    def ends(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """(start, end) by (topic id, partition), for partitions that ever had a record."""
+        return {(t, p): (s, n) for t, p, s, n in self._select("SELECT topic, partition, start, next FROM ends")}
+
+    def offsets(self) -> dict[tuple[str, int, int], int]:
+        """Committed offset by (reader, topic id, partition)."""
+        return {(r, t, p): n for r, t, p, n in self._select("SELECT reader, topic, partition, next FROM offsets")}
+
+    def positions(self) -> dict[tuple[str, int, int], PositionRow]:
+        """Position row by (reader, topic id, partition)."""
+        return {(r, t, p): PositionRow(*rest) for r, t, p, *rest in self._select("SELECT * FROM positions")}
+
+    def rows(self, topic: StoredTopic, partition: int) -> dict[bytes, bytes]:
+        """The rows of a table in a partition, by key."""
+        return dict(
+            self._select(
+                "SELECT key, value FROM rows WHERE topic=? AND partition=? AND value IS NOT NULL",
+                (topic.id, partition),
+            )
+        )
+
+    def read(self, topic: StoredTopic, partition: int, start: int, end: int) -> list[Record]:
+        """Records of [start, end), in order, about READ_BYTES of them; empty when there is none."""
+        if topic.spec.compacted:
+            return self._read_rows(topic, partition, start, end)
+        found: list[Record] = []
+        size = 0
+        name = topic.spec.name
+        with self._final():
+            for (body,) in self._reader.execute(
+                "SELECT body FROM batches WHERE topic=? AND partition=? AND next>? AND first<? ORDER BY first",
+                (topic.id, partition, start, end),
+            ):
+                found += [Record(name, partition, *stored) for stored in _decode(body) if start <= stored[0] < end]
+                size += len(body)
+                if size >= READ_BYTES:
+                    break
+        return found
+
+    def _read_rows(self, topic: StoredTopic, partition: int, start: int, end: int) -> list[Record]:
+        found: list[Record] = []
+        size = 0
+        no_headers: Sequence[Header] = ()
+        with self._final():
+            for offset, timestamp, key, value in self._reader.execute(
+                "SELECT offset, timestamp, key, value FROM rows"
+                " WHERE topic=? AND partition=? AND offset>=? AND offset<? ORDER BY offset",
+                (topic.id, partition, start, end),
+            ):
+                found.append(
+                    Record(
+                        topic.spec.name,
+                        partition,
+                        offset,
+                        timestamp,
+                        key,
+                        value,
+                        no_headers,
+                    )
+                )
+                size += len(key) + len(value or b"")
+                if size >= READ_BYTES:
+                    break
+        return found
+
+    def expired(self, topic: StoredTopic, partition: int, before: int) -> int | None:
+        """Offset after the last batch whose newest record is older than this timestamp, if there is one."""
+        found: int | None = None
+        with self._final():
+            for following, timestamp in self._reader.execute(
+                "SELECT next, timestamp FROM batches WHERE topic=? AND partition=? ORDER BY first",
+                (topic.id, partition),
+            ):
+                if timestamp >= before:
+                    break  # timestamps only go up, so the expired ones are a prefix
+                found = following
+        return found
+
+    def close(self) -> None:
+        """Give the file back; what was not committed is not there."""
+        self._roll_back()
+        self._reader.close()
+        self._writer.close()
+        os.close(self._lock)
+
+
+class _Final:
+    """Turns an error of SQLite into LogFailed: none of them goes away by trying again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise LogFailed(
+                f"log_io: {self.path} cannot be read or written ({error}); nothing of this window is kept:"
+                " look at the disk's space and health, then start again"
+            ) from error

@@ -1,0 +1,66 @@
+"""Following a topic of the embedded log in a group of its own, as bridges and projectors do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from steps.ports import Clock
+from streams.transport.contract import Record
+
+if TYPE_CHECKING:
+    from streams.transport.sqlite_log import SqliteLog
+
+
+class SqliteFollower:
+    """A consumer of its own group over all partitions of a topic, one task each."""
+
+    def __init__(
+        self,
+        log: SqliteLog,
+        clock: Clock,
+        group: str,
+        topic: str,
+        handle: Callable[[Sequence[Record]], Awaitable[None]],
+        batch: int,
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self._group = group
+        self._topic = topic
+        self._handle = handle
+        self._batch = batch
+        self._stopping = False
+        self._busy: set[int] = set()
+        self._tasks = [
+            clock.spawn(self._run(shard.number), name=f"follow-{group}-{topic}-{shard.number}")
+            for shard in log.shards(topic)
+        ]
+
+    async def _run(self, partition: int) -> None:
+        reader = self._log.reader(self._topic, partition, committed_only=True)
+        try:
+            reader.seek(self._log.attach(self._group, self._topic, partition) or 0)
+            while not self._stopping:
+                records = await reader.fetch(self._batch)
+                self._busy.add(partition)
+                await self._handle(records)
+                self._log.put_offset(self._group, self._topic, partition, records[-1].offset + 1)
+                self._busy.discard(partition)
+        except Exception as error:  # noqa: BLE001 whatever a handler raises ends the worker, unless the log did already
+            if self._log.state == "ok":
+                self._log.crash(error)
+        finally:
+            self._busy.discard(partition)
+            reader.close()
+
+    async def stop(self) -> None:
+        """Finish the batch in hand, commit, and end."""
+        self._stopping = True
+        for number, task in enumerate(self._tasks):
+            if number not in self._busy:
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._log.state == "ok":
+            await self._log.flush()

@@ -1,0 +1,447 @@
+"""The embedded log: partitions in memory in front of one SQLite file, and commit windows between the two.
+
+An appended record gets its offset and timestamp at once and may be read at once by readers that run ahead. The window
+it belongs to is committed as one transaction a little later, with every row, position and offset that was handed over
+until then. So a crash loses a suffix of everything at once: nothing that is kept was derived from something lost.
+The loop only fills the transaction (memory); COMMIT, which may wait for the disk, runs in a thread, and what comes
+in meanwhile forms the next window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
+
+from steps.ports import Clock
+from streams.transport.contract import (
+    LARGEST_BATCH,
+    LARGEST_RECORD,
+    Header,
+    LogFailed,
+    LogUnavailable,
+    Out,
+    Position,
+    PositionRow,
+    Record,
+    RecordTooLarge,
+    TopicSpec,
+)
+from streams.transport.sqlite_file import LogFile, Transaction, encode_batch
+from streams.transport.sqlite_follower import SqliteFollower
+from streams.transport.sqlite_shard import Reader, Shard, fail, record_size, wake
+
+WINDOW_SECONDS = 0.002
+"""How long a commit window gathers before it is committed."""
+SWEEP_SECONDS = 1.0
+"""How often consumed queue records and expired records are deleted."""
+TOMBSTONE_MS = 24 * 3600 * 1000
+"""How long a deleted row stays visible to those who follow a changelog."""
+
+
+class Window:
+    """What was handed over since the last cut and is not in a transaction yet."""
+
+    def __init__(self) -> None:
+        self.shards: dict[Shard, None] = {}
+        self.rows: dict[tuple[int, int, bytes], tuple[int, int, bytes | None]] = {}
+        self.positions: dict[tuple[str, int, int], PositionRow] = {}
+        self.offsets: dict[tuple[str, int, int], int] = {}
+        self.trims: dict[Shard, int] = {}
+        self.tombstones: list[tuple[int]] = []
+        self.waiting: list[asyncio.Future[None]] = []
+
+
+class SqliteLog:
+    """The Log protocol on one SQLite file, and what the embedded driver's backends need beside it.
+
+    Fail-stop: after a write that failed nothing is written or read any more, `state` says why, everyone who waits
+    gets LogFailed (or Fenced), and `on_failure` is called once.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        *,
+        synchronous: str = "normal",
+        window: float = WINDOW_SECONDS,
+        sweep: float = SWEEP_SECONDS,
+        take_over: bool = False,
+        on_failure: Callable[[Exception], None] | None = None,
+    ) -> None:
+        self._path = path
+        self._clock = clock
+        self._synchronous = synchronous
+        self._window_seconds = window
+        self._sweep_seconds = sweep
+        self._take_over = take_over
+        self.on_failure = on_failure
+        self._file: LogFile | None = None
+        self._failure: LogFailed | None = None
+        self._shards: dict[str, list[Shard]] = {}
+        self._readers: defaultdict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+        """Durable position of every reader that a queue record has to wait for, by (topic id, partition)."""
+        self._positions: dict[tuple[str, int, int], PositionRow] = {}
+        self._window = Window()
+        self._dirty = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._thread: ThreadPoolExecutor | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._followers: set[SqliteFollower] = set()
+        self._timestamp = 0
+
+    # -- life
+
+    async def start(self) -> None:
+        """Open the file and load its ends and positions. Raises LogInUse, LogFailed."""
+        if self._file is not None:
+            return
+        self._file = LogFile(self._path, synchronous=self._synchronous, take_over=self._take_over)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="log-commit")
+        self._timestamp = self._file.timestamp()
+        self._positions = self._file.positions()
+        for (reader, topic, partition), row in self._positions.items():
+            self._readers[topic, partition][reader] = row.next
+        for (reader, topic, partition), offset in self._file.offsets().items():
+            self._readers[topic, partition][reader] = offset
+        self._load_topics()
+        self._tasks = [
+            self._clock.spawn(self._commits(), name="log-commits"),
+            self._clock.spawn(self._sweeps(), name="log-sweeps"),
+        ]
+
+    def _load_topics(self) -> None:
+        ends = self.file.ends()
+        for topic in self.file.topics():
+            known = self._shards.setdefault(topic.spec.name, [])
+            for shard in known:
+                shard.topic = topic
+            for number in range(len(known), topic.spec.partitions):
+                known.append(Shard(topic, number, *ends.get((topic.id, number), (0, 0))))
+
+    async def stop(self) -> None:
+        """Commit what is there and give the file back."""
+        for follower in self._followers:
+            await follower.stop()
+        self._followers.clear()
+        if self._file is None or self._thread is None:
+            return
+        try:
+            if self._failure is None:
+                await self.flush()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            async with self._writing:
+                file, self._file = self._file, None
+                self._thread.shutdown()
+                file.close()
+            self._stop_readers(LogUnavailable("log_stopped: the embedded log has been stopped"))
+
+    def _stop_readers(self, error: Exception) -> None:
+        for shards in self._shards.values():
+            for shard in shards:
+                for future in (*shard.ahead, *shard.behind):
+                    fail(future, error)
+                shard.ahead.clear()
+                shard.behind.clear()
+
+    @property
+    def file(self) -> LogFile:
+        if self._file is None:
+            raise LogUnavailable("log_stopped: the embedded log is not open")
+        return self._file
+
+    def check(self) -> LogFile:
+        """The open file. Raises what ended this log, if something did."""
+        if self._failure is not None:
+            raise self._failure
+        return self.file
+
+    @property
+    def state(self) -> str:
+        if self._failure is not None:
+            return str(self._failure)
+        return "ok" if self._file is not None else "log_stopped: the embedded log is not open"
+
+    # -- topics
+
+    def partition_of(self, key: bytes, partitions: int) -> int:
+        """Partition of a key, as Kafka's default partitioner has it."""
+        return int(murmur2(key) & 0x7FFFFFFF) % partitions
+
+    async def create(self, topics: Sequence[TopicSpec]) -> None:
+        """Create what is missing. Raises LogFailed where a topic has another number of partitions."""
+        self.check()
+        for spec in topics:
+            there = self._shards.get(spec.name)
+            if there and len(there) != spec.partitions:
+                raise LogFailed(
+                    f"partition_count: topic {spec.name} of {self._path} has {len(there)} partitions, not"
+                    f" {spec.partitions}; set the partition count back, or start with a new file"
+                )
+        async with self._writing:
+            self.file.create(topics)
+            self._load_topics()
+
+    def shards(self, topic: str) -> list[Shard]:
+        """The partitions of a topic. Raises LogFailed for a topic that was not created."""
+        try:
+            return self._shards[topic]
+        except KeyError:
+            raise LogFailed(f"topic_missing: {self._path} has no topic {topic}; topics are created at start") from None
+
+    def shard(self, topic: str, partition: int) -> Shard:
+        shards = self.shards(topic)
+        if not 0 <= partition < len(shards):
+            raise LogFailed(f"partition_missing: topic {topic} has partitions 0 to {len(shards) - 1}, not {partition}")
+        return shards[partition]
+
+    def reader(self, topic: str, partition: int, *, committed_only: bool) -> Reader:
+        return Reader(self.shard(topic, partition), self.check, committed_only=committed_only)
+
+    # -- writing: everything below is in the next transaction
+
+    def _now(self) -> int:
+        self._timestamp = max(self._timestamp, int(self._clock.wall() * 1000))
+        return self._timestamp
+
+    def put(self, topic: str, partition: int, records: Sequence[Out]) -> None:
+        """Append without waiting. Raises RecordTooLarge (then none is appended), LogFailed."""
+        self.check()
+        shard = self.shard(topic, partition)
+        for key, value, headers in records:
+            if record_size(key, value, headers) > LARGEST_RECORD:
+                raise RecordTooLarge(
+                    f"record_too_large: a record for {topic} has {record_size(key, value, headers)} bytes,"
+                    f" the limit is {LARGEST_RECORD}"
+                )
+        now = self._now()
+        if shard.topic.spec.compacted:
+            self.put_rows(topic, partition, {key or b"": value for key, value, _ in records})
+            return
+        for key, value, headers in records:
+            shard.append(Record(topic, partition, shard.end, now, key, value, tuple(headers)))
+        self._touch(shard)
+
+    def put_rows(self, topic: str, partition: int, rows: dict[bytes, bytes | None]) -> None:
+        """Set rows of a compacted topic (None deletes); each gets the offset that it would have in a changelog."""
+        self.check()
+        shard = self.shard(topic, partition)
+        now = self._now()
+        for key, value in rows.items():
+            self._window.rows[shard.topic.id, partition, key] = (shard.end, now, value)
+            shard.end += 1
+        self._touch(shard)
+
+    def put_position(self, reader: str, topic: str, partition: int, position: PositionRow) -> None:
+        """Set the position row of a stateful reader."""
+        self.check()
+        self._window.positions[reader, self.shard(topic, partition).topic.id, partition] = position
+        self._dirty.set()
+
+    def put_offset(self, reader: str, topic: str, partition: int, offset: int) -> None:
+        """Set the committed offset of a reader."""
+        self.check()
+        self._window.offsets[reader, self.shard(topic, partition).topic.id, partition] = offset
+        self._dirty.set()
+
+    def _touch(self, shard: Shard) -> None:
+        self._window.shards[shard] = None
+        self._dirty.set()
+
+    def committed(self) -> asyncio.Future[None]:
+        """Done when everything handed over so far is committed; fails with LogFailed or Fenced."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._failure is not None:
+            fail(future, self._failure)
+        else:
+            self._window.waiting.append(future)
+            self._dirty.set()
+        return future
+
+    async def flush(self) -> None:
+        """Wait until everything handed over so far is committed."""
+        await self.committed()
+
+    async def append(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes,
+        headers: Sequence[Header] = (),
+    ) -> Position:
+        """Durable when it returns. Raises LogUnavailable, RecordTooLarge, LogFailed."""
+        self.put(topic, partition, [Out(key, value, headers)])
+        position = Position(partition, self.shard(topic, partition).end - 1, self._timestamp)
+        await self.committed()
+        return position
+
+    # -- the commit
+
+    async def _commits(self) -> None:
+        while True:
+            await self._dirty.wait()
+            await self._clock.sleep(self._window_seconds)
+            async with self._writing:
+                await self._commit()
+
+    async def _commit(self) -> None:
+        self._dirty.clear()
+        window, self._window = self._window, Window()
+        if self._failure is not None:
+            return
+        try:
+            transaction, ends = self._cut(window)
+            self.file.begin(transaction)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self.file.commit)
+        except LogFailed as error:
+            self._fail(error, window)
+            return
+        self._positions.update(window.positions)
+        for shard, end in ends:
+            shard.settle(end)
+        wake(window.waiting)
+
+    def _cut(self, window: Window) -> tuple[Transaction, list[tuple[Shard, int]]]:
+        """The transaction of a window, and the ends that are durable once it is committed."""
+        for (reader, topic, partition), row in window.positions.items():
+            self._readers[topic, partition][reader] = row.next
+        for (reader, topic, partition), offset in window.offsets.items():
+            self._readers[topic, partition][reader] = offset
+        transaction = Transaction(self._timestamp, tombstones=window.tombstones)
+        for shard in window.shards:
+            for records in self._to_write(shard):
+                first, last = records[0], records[-1]
+                transaction.batches.append(
+                    (
+                        shard.topic.id,
+                        shard.number,
+                        first.offset,
+                        last.offset + 1,
+                        last.timestamp,
+                        encode_batch(records),
+                    )
+                )
+        transaction.trims = [(shard.topic.id, shard.number, low) for shard, low in window.trims.items()]
+        for shard, low in window.trims.items():
+            shard.start = max(shard.start, low)
+        transaction.ends = [
+            (shard.topic.id, shard.number, shard.start, shard.end) for shard in {**window.shards, **window.trims}
+        ]
+        transaction.rows = [(*key, *row) for key, row in window.rows.items()]
+        transaction.positions = [(*key, *row) for key, row in window.positions.items()]
+        transaction.offsets = [(*key, offset) for key, offset in window.offsets.items()]
+        return transaction, [(shard, shard.end) for shard in window.shards]
+
+    def _to_write(self, shard: Shard) -> list[list[Record]]:
+        """Records appended since the last cut, in batches; queue records that are consumed already need no writing."""
+        fresh, shard.fresh = shard.fresh, []
+        if shard.topic.spec.queue and (low := self._consumed(shard)) is not None and fresh:
+            fresh = fresh[max(0, low - fresh[0].offset) :]
+        batches: list[list[Record]] = []
+        room = 0
+        for record in fresh:
+            size = record_size(record.key, record.value, record.headers)
+            if size > room:
+                batches.append([])
+                room = LARGEST_BATCH
+            batches[-1].append(record)
+            room -= size
+        return batches
+
+    def _consumed(self, shard: Shard) -> int | None:
+        """Every reader of this partition is durably at or above this offset; None if nobody reads it."""
+        return min(self._readers[shard.topic.id, shard.number].values(), default=None)
+
+    def crash(self, error: Exception) -> None:
+        """Hand an error that ends the worker to whoever runs it."""
+        if self.on_failure is not None:
+            self.on_failure(error)
+
+    def _fail(self, error: LogFailed, window: Window) -> None:
+        self._failure = error
+        for future in (*window.waiting, *self._window.waiting):
+            fail(future, error)
+        self._stop_readers(error)
+        self.crash(error)
+
+    # -- retention
+
+    async def _sweeps(self) -> None:
+        while self._failure is None:
+            await self._clock.sleep(self._sweep_seconds)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Hand over the deletion of consumed queue records, expired records and old tombstones."""
+        if self._failure is not None or self._file is None:
+            return
+        now = self._now()
+        for shards in self._shards.values():
+            for shard in shards:
+                low = self._removable(shard, now)
+                if low is not None and low > shard.start:
+                    self._window.trims[shard] = low
+                    self._dirty.set()
+        self._window.tombstones = [(now - TOMBSTONE_MS,)]  # with the next commit; an idle log stays idle
+
+    def _removable(self, shard: Shard, now: int) -> int | None:
+        spec = shard.topic.spec
+        if spec.compacted or shard.start == shard.durable:
+            return None
+        if spec.queue:
+            low = self._consumed(shard)
+            return low if low is None else min(low, shard.durable)
+        if spec.retention_ms < 0:
+            return None
+        return self.file.expired(shard.topic, shard.number, now - spec.retention_ms)
+
+    # -- reading
+
+    def attach(self, reader: str, topic: str, partition: int) -> int | None:
+        """Committed offset of a reader; from here on, queue records wait for it."""
+        shard = self.shard(topic, partition)
+        readers = self._readers[shard.topic.id, partition]
+        committed = readers.get(reader)
+        if committed is None:
+            readers[reader] = shard.start
+        return committed
+
+    def position(self, reader: str, topic: str, partition: int) -> PositionRow | None:
+        """Committed position row of a stateful reader."""
+        return self._positions.get((reader, self.shard(topic, partition).topic.id, partition))
+
+    async def ends(self, topic: str) -> Sequence[tuple[int, int]]:
+        """(start, end) of what is committed, by partition."""
+        self.check()
+        return [(shard.start, shard.durable) for shard in self.shards(topic)]
+
+    async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        """Committed records of [start, end), in batches of about a mebibyte."""
+        self.check()
+        shard = self.shard(topic, partition)
+        start, end = max(start, shard.start), min(end, shard.durable)
+        while records := self.file.read(shard.topic, partition, start, end):
+            yield records
+            start = records[-1].offset + 1
+
+    async def follow(
+        self,
+        group: str,
+        topic: str,
+        handle: Callable[[Sequence[Record]], Awaitable[None]],
+        *,
+        batch: int = 500,
+    ) -> SqliteFollower:
+        """Read what is committed, from the group's committed offset or the log start; see Log.follow."""
+        self.check()
+        follower = SqliteFollower(self, self._clock, group, topic, handle, batch)
+        self._followers.add(follower)
+        return follower

@@ -1,0 +1,157 @@
+"""Partitions of the embedded log in memory: ends, newest records, and readers that go on into the file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from streams.transport.contract import Header, Record
+from streams.transport.sqlite_file import LogFile, StoredTopic
+
+TAIL_BYTES = 2 * 1024 * 1024
+"""Committed records a partition keeps in memory for readers that are behind; older ones are read from the file."""
+RECORD_OVERHEAD = 70
+"""Bytes a record takes beside key, value and headers; the same for every record, so that the limit is easy to tell."""
+
+
+def record_size(key: bytes | None, value: bytes | None, headers: Sequence[Header]) -> int:
+    """Bytes of a record as they count against LARGEST_RECORD."""
+    size = RECORD_OVERHEAD + len(key or b"") + len(value or b"")
+    for name, content in headers:
+        size += len(name) + len(content) + 4
+    return size
+
+
+class Shard:
+    """One partition of one topic in memory: its ends, and the newest records."""
+
+    __slots__ = (
+        "ahead",
+        "base",
+        "behind",
+        "durable",
+        "end",
+        "fresh",
+        "number",
+        "readers",
+        "start",
+        "tail",
+        "tail_bytes",
+        "topic",
+    )
+
+    def __init__(self, topic: StoredTopic, number: int, start: int, end: int) -> None:
+        self.topic = topic
+        self.number = number
+        self.start = start
+        self.end = end
+        self.durable = end
+        """Everything below is committed."""
+        self.base = end
+        """Offset of the first record of `tail`; what is below is in the file only."""
+        self.tail: list[Record] = []
+        self.tail_bytes = 0
+        self.fresh: list[Record] = []
+        """Appended since the last cut."""
+        self.readers: set[Reader] = set()
+        self.ahead: list[asyncio.Future[None]] = []
+        """Readers that wait for an append."""
+        self.behind: list[asyncio.Future[None]] = []
+        """Readers that wait for a commit."""
+
+    def append(self, record: Record) -> None:
+        self.end = record.offset + 1
+        self.tail.append(record)
+        self.tail_bytes += len(record.value or b"") + RECORD_OVERHEAD
+        self.fresh.append(record)
+        if self.ahead:
+            wake(self.ahead)
+
+    def settle(self, durable: int) -> None:
+        """Everything below `durable` is committed: let readers see it, and forget what is no longer needed."""
+        self.durable = durable
+        if self.behind:
+            wake(self.behind)
+        if self.topic.spec.compacted:
+            self.base = durable  # rows are read from the file only
+            return
+        needed = min((reader.position for reader in self.readers), default=durable)
+        count = 0
+        for record in self.tail:
+            if record.offset >= durable or (record.offset >= needed and self.tail_bytes <= TAIL_BYTES):
+                break
+            self.tail_bytes -= len(record.value or b"") + RECORD_OVERHEAD
+            count += 1
+        del self.tail[:count]
+        self.base += count
+
+
+def wake(waiting: list[asyncio.Future[None]]) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(None)
+    waiting.clear()
+
+
+def fail(future: asyncio.Future[None], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # retrieved: it may have no waiter left
+
+
+class Reader:
+    """A position in one partition. With `committed_only` it never sees what a crash could take back."""
+
+    def __init__(self, shard: Shard, check: Callable[[], LogFile], *, committed_only: bool) -> None:
+        self._shard = shard
+        self._check = check
+        self._committed_only = committed_only or shard.topic.spec.compacted
+        self._buffer: list[Record] = []
+        self.position = shard.start
+        shard.readers.add(self)
+
+    def seek(self, offset: int) -> None:
+        self.position = offset
+        self._buffer = []
+
+    async def fetch(self, limit: int) -> list[Record]:
+        """Wait for at least one record; at most `limit`. Cancelling it loses nothing. Raises LogFailed."""
+        while True:
+            self._check()
+            if records := self.take(limit):
+                return records
+            future = asyncio.get_running_loop().create_future()
+            (self._shard.behind if self._committed_only else self._shard.ahead).append(future)
+            await future
+
+    def take(self, limit: int) -> list[Record]:
+        """What is there now, at most `limit` records."""
+        shard = self._shard
+        if self.position < shard.start:
+            self.seek(shard.start)
+        end = shard.durable if self._committed_only else shard.end
+        while self.position < end:
+            records = self._buffered(limit) or self._from_tail(limit, end)
+            if records:
+                self.position = records[-1].offset + 1
+                return records
+            self._load(min(end, shard.base))
+        return []
+
+    def _buffered(self, limit: int) -> list[Record]:
+        records = self._buffer[:limit]
+        del self._buffer[:limit]
+        return records
+
+    def _from_tail(self, limit: int, end: int) -> list[Record]:
+        first = self.position - self._shard.base
+        return self._shard.tail[first : min(first + limit, end - self._shard.base)] if first >= 0 else []
+
+    def _load(self, end: int) -> None:
+        """Read on in the file; consumed and compacted records leave holes, which are passed over."""
+        self._buffer = self._check().read(self._shard.topic, self._shard.number, self.position, end)
+        if not self._buffer:
+            self.position = end
+
+    def close(self) -> None:
+        self._shard.readers.discard(self)

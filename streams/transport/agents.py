@@ -1,0 +1,170 @@
+"""Faust's agents over fetched batches: a stream hands its agent one `Batch` per event, undecoded.
+
+Asking for the next batch is the one sign of success; an exception, a return or a cancel is not. Acknowledgements,
+commits and recovery of Faust are not used: they are the business of `Part`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, ClassVar
+from weakref import ref
+
+import faust
+from faust.streams import _current_event
+from faust.tables import TableManager
+from mode import OneForOneSupervisor
+
+from streams import topics
+from streams.transport.batch import AgentGone, PartBatch
+
+
+class BatchSchema(faust.Schema):
+    """Lets batches pass undecoded; every other message is decoded as usual."""
+
+    def compile(self, app: Any, **options: Any) -> Callable[..., Awaitable[Any]]:
+        decode = super().compile(app, **options)
+
+        async def batch_or_decode(message: Any, **arguments: Any) -> Any:
+            if type(message.value) is PartBatch:
+                return app.create_event(None, message.value, None, message)
+            return await decode(message, **arguments)
+
+        return batch_or_decode
+
+
+class BatchStream(faust.Stream):  # type: ignore[type-arg]
+    """A stream of batches: yields `Batch` objects and hands each back to its part when the next is asked for."""
+
+    open: PartBatch | None = None
+    """The batch the agent works on."""
+    ended = False
+    """The agent was told to stop: its return is no failure."""
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        if self.app.attached_topics.isdisjoint(getattr(self.channel, "topics", ())):
+            return super().__aiter__()
+        return self._batches()
+
+    async def _batches(self) -> AsyncIterator[PartBatch]:
+        self.hand_back(AgentGone("restarted"))
+        self.ended = False
+        await self.maybe_start()
+        get = self.channel.queue.get
+        try:
+            while not self.should_stop:
+                event = await get()
+                batch, message = event.value, event.message
+                if batch.finished.done():
+                    continue  # its part has gone
+                state = self._on_stream_event_in(message.tp, message.offset, self, event)
+                self.open, self.current_event = batch, event
+                _current_event.set(ref(event))
+                self.events_total += 1
+                try:
+                    yield batch
+                finally:
+                    self._on_stream_event_out(message.tp, message.offset, self, event, state)
+                self.hand_back(None)
+        except StopAsyncIteration:  # the actor's cancel() throws it into the queue
+            pass
+        self.ended = True
+
+    def hand_back(self, failure: BaseException | None) -> None:
+        """Give the open batch, if there is one, back to its part; without a failure it was a success."""
+        batch, self.open, self.current_event = self.open, None, None
+        if batch is not None:
+            batch.finish(failure)
+
+
+def supervised(name: str, fun: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    """The agent function with its end reported: what it raises is the failure of the batch it had open."""
+
+    @functools.wraps(fun)
+    async def agent(stream: Any) -> None:
+        try:
+            await fun(stream)
+        except asyncio.CancelledError:
+            stream.hand_back(AgentGone("cancelled"))
+            raise
+        except Exception as failure:
+            stream.hand_back(failure)
+            raise
+        if not stream.ended:
+            failure = RuntimeError(f"agent {name} left its stream; it must read for as long as the stream lasts")
+            stream.hand_back(failure)
+            raise failure
+
+    return agent
+
+
+class Supervisor(OneForOneSupervisor):
+    """Replaces a failed actor at once: how often is for the dead letters to bound, not for a count of restarts."""
+
+    async def restart_service(self, service: Any) -> None:
+        index = self._index[service]
+        assert self.replacement is not None
+        actor: Any = await self.replacement(service, index)
+        actor.supervisor = self
+        self.insert(index, actor)
+        await actor.maybe_start()
+
+
+class RowsTable(faust.Table):  # type: ignore[type-arg]
+    """Declares a table on the app (`faust tables` lists it). Its rows live in the parts; reading goes through them."""
+
+    def __init__(self, app: Any, **options: Any) -> None:
+        super().__init__(app, **{**options, "key_type": bytes, "value_type": bytes})
+
+    def _changelog_topic_name(self) -> str:
+        return topics.prefixed(self.app.prefix, topics.changelog(self.name))
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The row of a key, if this worker owns its partition."""
+        for part in self.app.owner.parts:
+            if self.name in part.table_names and (row := part.rows(self.name).get(key)) is not None:
+                return row
+        return default
+
+    def __getitem__(self, key: Any) -> Any:
+        row = self.get(key)
+        if row is None:
+            raise KeyError(key)
+        return row
+
+    def __contains__(self, key: object) -> bool:
+        return self.get(key) is not None
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise RuntimeError(f"table {self.name}: rows are changed by their agent, through the batch in hand")
+
+    def __delitem__(self, key: Any) -> None:
+        self[key] = None
+
+
+class Tables(TableManager):
+    """Faust's registry of tables; taking and recovering partitions is the owner's, so nothing here reads a changelog."""
+
+    RECOVERY_NOT_USED: ClassVar[str] = "rows are recovered by streams.transport.part"
+
+    async def on_start(self) -> None:
+        self._tables_finalized.set()
+        self._tables_registered.set()
+
+    async def on_stop(self) -> None:
+        """Nothing was started."""
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        """Parts were given up before Faust heard of it."""
+
+    async def on_rebalance(self, assigned: Any, revoked: Any, newly_assigned: Any, generation_id: int = 0) -> None:
+        self.app.flow_control.resume()
+        self.on_actives_ready()
+        self.on_standbys_ready()
+        await self.app.consumer.take_over(assigned, generation_id)
+
+    async def wait_until_recovery_completed(self) -> bool:
+        """Starting does not wait for rows: readiness tells when partitions are served. False: go on starting."""
+        return False

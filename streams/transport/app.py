@@ -1,0 +1,253 @@
+"""The Faust application of the engine: real Faust agents on one of our logs, run inside the program's own loop.
+
+    app = create_app("ceremony-engine", "kafka://broker:9092", clock=HostClock(), partitions=16, topics=SPECS, prefix="c")
+    app.attach(AgentSpec("ceremony", "c.commands", tables=[...]), ceremony)     # async def ceremony(stream): ...
+    app.on_crash = lambda failure: stop.set()                                  # the worker must end
+    await app.start()                                                          # topics exist, agents run, group joined
+    ...
+    await app.stop()                                                           # last checkpoints, group left
+
+Or `async with app:`. Faust's command line does not own the process (signals are the program's), yet `faust -A module agents`
+and `faust -A module tables` list what a module-level `app` has attached. `start` returns before partitions are recovered:
+`settled` tells when every assigned partition is served or known not to be. `stop` is idempotent and works after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import faust
+from yarl import URL
+
+from steps.ports import Clock
+from streams import topics as names
+from streams.transport.agents import BatchSchema, BatchStream, RowsTable, Supervisor, Tables, supervised
+from streams.transport.contract import AgentSpec, Batch, Log, PartitionView, TopicSpec
+from streams.transport.dead_letters import DeadLetters
+from streams.transport.membership import Transport
+from streams.transport.owner import Owner
+from streams.transport.part import Limits, Part
+
+AgentFunction = Callable[[AsyncIterable[Batch]], Awaitable[None]]
+
+FOR_EVER = 100 * 365 * 24 * 3600.0
+"""Seconds a member may go without polling: ours never polls its group consumer, a reader of our own reads."""
+
+
+class CeremonyApp(faust.App):
+    """A Faust app whose agents get batches; see the module for how it is run."""
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        clock: Clock,
+        partitions: int,
+        topics: Sequence[TopicSpec],
+        prefix: str,
+        worker_id: str | None = None,
+        replication: int = 1,
+        topic_config: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        **settings: Any,
+    ) -> None:
+        self.clock = clock
+        self.partitions = partitions
+        self.topic_specs = list(topics)
+        self.prefix = prefix
+        self.worker_id = worker_id
+        self.replication = replication
+        self.topic_config = dict(topic_config or {})
+        self.limits = limits
+        self.specs: dict[str, AgentSpec] = {}
+        self.attached_topics: set[str] = set()
+        self.on_crash: Callable[[BaseException], None] | None = None
+        self.failure: BaseException | None = None
+        self._owner: Owner | None = None
+        super().__init__(id, **{**_settings(partitions, worker_id), **settings})
+
+    # ---- declaring
+
+    def attach(self, spec: AgentSpec, fun: AgentFunction) -> Any:
+        """Declare an agent and its tables: `async def fun(stream)`, where the stream yields `contract.Batch` objects.
+
+        Returns the Faust agent. Raises ValueError for a second agent of the same name or topic, RuntimeError when started.
+        """
+        if self._owner is not None:
+            raise RuntimeError(f"agent {spec.name} is attached too late: the app's partitions are declared already")
+        if spec.name in self.specs or spec.topic in self.attached_topics:
+            raise ValueError(f"agent {spec.name}: its name or its topic {spec.topic} is taken; one agent per topic")
+        self.specs[spec.name] = spec
+        self.attached_topics.add(spec.topic)
+        for table in spec.tables:
+            self.Table(table.name, partitions=self.partitions, help=f"rows of agent {spec.name}")
+        channel = self.topic(spec.topic, partitions=self.partitions, schema=BatchSchema(), internal=False)
+        return self.agent(channel, name=spec.name)(supervised(spec.name, fun))
+
+    # ---- what is seen from outside the agents
+
+    @property
+    def driver(self) -> Transport:
+        transport = self.transport
+        assert isinstance(transport, Transport)
+        return transport
+
+    @property
+    def log(self) -> Log:
+        return self.driver.log
+
+    @property
+    def owner(self) -> Owner:
+        if self._owner is None:
+            self._owner = Owner(
+                list(self.specs.values()),
+                partitions=self.partitions,
+                clock=self.clock,
+                make_backend=self.driver.backend,
+                deliver=lambda batch: self.consumer.deliver(batch),
+                dead_letters=self._dead_letters(),
+                fail=self.fail,
+                limits=self.limits,
+            )
+        return self._owner
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """Parts being served here, of all agents: positions and counters."""
+        return self.owner.parts
+
+    def views(self, agent: str) -> Mapping[int, PartitionView]:
+        """Partitions of an agent being served here, by number; missing: not ours, or being recovered."""
+        return self.owner.views(agent)
+
+    @property
+    def unserved(self) -> Mapping[int, tuple[str, str]]:
+        """Assigned partitions that are not served, each with a code and what to do."""
+        return self.owner.unserved
+
+    @property
+    def settled(self) -> bool:
+        """An assignment has come, and each of its partitions is served or in `unserved`."""
+        return self._assignment is not None and not self.rebalancing and self.owner.settled
+
+    # ---- running
+
+    async def on_first_start(self) -> None:
+        """Faust would create a data folder here; rows live in memory and in the log."""
+
+    async def on_start(self) -> None:
+        self.log_ready = False
+        await self.log.start()
+        await self.log.create([*self.topic_specs, *self._changelogs()])
+        self.log_ready = True
+        await super().on_start()
+
+    async def on_shutdown(self) -> None:
+        await self.driver.close()
+        await self.log.stop()
+        await super().on_shutdown()
+
+    async def _stop_consumer(self) -> None:
+        """Before Faust suspends its streams: batches in hand are finished and checkpointed."""
+        if self._consumer is not None:
+            await self._consumer.give_up()
+
+    async def crash(self, reason: BaseException) -> None:
+        """A failure anywhere in Faust's tree of services: the program hears of it and ends the worker."""
+        await super().crash(reason)
+        self._report(reason)
+
+    def fail(self, failure: BaseException) -> None:
+        """A write was refused for good: stop, never skip."""
+        self._report(failure)
+
+    def _report(self, failure: BaseException) -> None:
+        if self.failure is None:
+            self.failure = failure
+            if self.on_crash is not None:
+                self.on_crash(failure)
+
+    def _changelogs(self) -> list[TopicSpec]:
+        return [
+            TopicSpec(names.prefixed(self.prefix, names.changelog(table.name)), self.partitions, compacted=True)
+            for spec in self.specs.values()
+            for table in spec.tables
+        ]
+
+    def _dead_letters(self) -> DeadLetters:
+        topic = names.prefixed(self.prefix, names.DEADLETTERS)
+        partitions = next((spec.partitions for spec in self.topic_specs if spec.name == topic), self.partitions)
+        return DeadLetters(topic, partitions)
+
+
+def _settings(partitions: int, worker_id: str | None) -> dict[str, Any]:
+    return {
+        "Stream": BatchStream,
+        "Table": RowsTable,
+        "TableManager": Tables,
+        "agent_supervisor": Supervisor,
+        "autodiscover": False,
+        "broker_heartbeat_interval": 1.0,
+        "broker_max_poll_interval": FOR_EVER,
+        "broker_rebalance_timeout": 15.0,
+        "broker_session_timeout": 6.0,
+        "consumer_group_instance_id": worker_id,
+        "store": "memory://",
+        "stream_wait_empty": False,
+        "table_standby_replicas": 0,
+        "topic_disable_leader": True,
+        "topic_partitions": partitions,
+        "web_enabled": False,
+        "worker_redirect_stdouts": False,
+    }
+
+
+def create_app(
+    name: str,
+    url: str,
+    *,
+    clock: Clock,
+    partitions: int,
+    topics: Sequence[TopicSpec],
+    prefix: str,
+    worker_id: str | None = None,
+    **settings: Any,
+) -> CeremonyApp:
+    """An app on the log at `url` (`kafka://host:port[,host:port]` or `sqlite:///path`); `name` is its consumer group.
+
+    `topics`: those to be created, full names; changelogs are added by `attach`. `settings`: `replication` (factor),
+    `topic_config` (extra settings of every topic), `limits`, and any setting of Faust. Raises ValueError for another scheme.
+    """
+    app = CeremonyApp(
+        name,
+        clock=clock,
+        partitions=partitions,
+        topics=topics,
+        prefix=prefix,
+        worker_id=worker_id,
+        broker=url,
+        **settings,
+    )
+    app.transport = _transport(url)(_urls(url), app)
+    return app
+
+
+def _transport(url: str) -> type[Transport]:
+    scheme = url.partition("://")[0]
+    if scheme == "kafka":
+        from streams.transport import kafka
+
+        return kafka.Transport
+    if scheme == "sqlite":
+        from streams.transport import sqlite
+
+        return sqlite.Transport
+    raise ValueError(f"log_url_invalid: {url!r} is neither kafka://host:port nor sqlite:///path")
+
+
+def _urls(url: str) -> list[URL]:
+    scheme, _, rest = url.partition("://")
+    if scheme == "sqlite":
+        return [URL(url)]
+    return [URL(f"{scheme}://{host}") for host in rest.split(",")]

@@ -1,0 +1,130 @@
+"""A batch in an agent's hands: what it reads, and what it wants to happen once it asks for the next batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from streams.transport.contract import LARGEST_RECORD, Header, Out, Record, RecordTooLarge
+from streams.transport.dead_letters import dead_letter
+
+if TYPE_CHECKING:
+    from streams.transport.part import Part
+
+_OVERHEAD = 128
+"""Bytes of framing allowed for a record beside its key, value and headers; also its weight without them."""
+_SURELY_SMALL = LARGEST_RECORD // 2
+_MISSING = object()
+
+
+class AgentGone(Exception):
+    """The agent left a batch without failing on it (restarted, cancelled, stopped): it is handed over again."""
+
+
+def weigh(topic: str, key: bytes | None, value: bytes, headers: Sequence[Header]) -> int:
+    """Bytes a record adds to a produce batch, a little too high. Raises RecordTooLarge above LARGEST_RECORD."""
+    size = len(value) + _OVERHEAD
+    if key is not None:
+        size += len(key)
+    for name, content in headers:
+        size += len(name) + len(content) + 8
+    if size > LARGEST_RECORD:
+        raise RecordTooLarge(f"record_too_large: {size} bytes for {topic}, at most {LARGEST_RECORD}")
+    return size
+
+
+class PartBatch:
+    """Fulfils `contract.Batch`; rows and effects are kept here until the part takes the batch back."""
+
+    __slots__ = ("_part", "_records", "_rows", "bytes", "finished", "held", "note", "outputs", "partition")
+
+    def __init__(self, part: Part, records: Sequence[Record]) -> None:
+        self._part = part
+        self._records = records
+        self._rows: dict[str, dict[bytes, Any]] = {}
+        self.partition = part.number
+        self.note: Any = None
+        self.outputs: dict[tuple[str, int], list[Out]] = {}
+        self.held: list[int] = []
+        self.bytes = 0
+        self.finished: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def last(self) -> Record:
+        return self._records[-1]
+
+    @property
+    def rows(self) -> dict[str, dict[bytes, Any]]:
+        """Rows changed, by table; None deletes."""
+        return self._rows
+
+    def rows_changed(self, table: str) -> Mapping[bytes, Any | None]:
+        """What this batch put into a table, by key; None was deleted."""
+        return self._rows.get(table) or {}
+
+    def get(self, table: str, key: bytes) -> Any | None:
+        changed = self._rows.get(table)
+        if changed is not None:
+            row = changed.get(key, _MISSING)
+            if row is not _MISSING:
+                return row
+        return self._part.rows(table).get(key)
+
+    def put(self, table: str, key: bytes, row: Any | None) -> None:
+        changed = self._rows.get(table)
+        if changed is None:
+            self._part.rows(table)  # an unknown table is refused here, not at the checkpoint
+            changed = self._rows[table] = {}
+        changed[key] = row
+
+    def send(
+        self, topic: str, key: bytes | None, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
+    ) -> None:
+        self.bytes += weigh(topic, key, value, headers)
+        target = (topic, self.partition if partition is None else partition)
+        records = self.outputs.get(target)
+        if records is None:
+            records = self.outputs[target] = []
+        records.append(Out(key, value, headers))
+
+    def hold(self, record: Record) -> HeldRecord:
+        held = self._part.hold(record)
+        self.held.append(record.offset)
+        return held
+
+    def dead_letter(self, record: Record, code: str, message: str) -> None:
+        letters = self._part.dead_letters
+        letter = dead_letter(record, code, message)
+        self.send(letters.topic, letter.key, letter.value, letter.headers, letters.partition(record.partition))
+        self._part.count_dead_letter(code)
+
+    def finish(self, failure: BaseException | None = None) -> None:
+        """Hand the batch back: without a failure that is success, and all it wants becomes visible."""
+        if not self.finished.done():
+            self.finished.set_result(failure)
+
+
+class HeldRecord:
+    """Fulfils `contract.Held`."""
+
+    __slots__ = ("_part", "record")
+
+    def __init__(self, part: Part, record: Record) -> None:
+        self._part = part
+        self.record = record
+
+    def send(
+        self, topic: str, key: bytes, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
+    ) -> None:
+        weigh(topic, key, value, headers)
+        self._part.send_soon(topic, self.record.partition if partition is None else partition, Out(key, value, headers))
+
+    def release(self) -> None:
+        self._part.release(self.record.offset)

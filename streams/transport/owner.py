@@ -1,0 +1,197 @@
+"""The partitions this worker owns: taken when the group assigns them, served, given up before they move."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from steps.ports import Clock
+from streams.transport.contract import AgentSpec, Backend, Fenced, LogFailed, PartitionView
+from streams.transport.dead_letters import DeadLetters
+from streams.transport.part import Deliver, Limits, Part, Unserved
+
+logger = logging.getLogger(__name__)
+
+Still = Callable[[], bool]
+"""Whether the assignment something was begun for is still the present one."""
+
+SHORTEST_INTERVAL = 0.5
+"""Seconds between two checkpoints of a partition."""
+INTERVAL_PER_PARTITION = 0.040
+"""Seconds each partition owned adds to the interval: a transaction costs the broker some milliseconds."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds before a partition that failed is taken again; the first gives a fenced worker time to hear of a rebalance."""
+
+
+class Superseded(Exception):
+    """The group's generation changed while a partition was being taken: its owner is another now."""
+
+
+class MakeBackend(Protocol):
+    def __call__(self, spec: AgentSpec, number: int, still: Still) -> Backend:
+        """A fresh backend for one partition; its `take` raises Superseded when `still` turns false."""
+
+
+class Owner:
+    """Takes, serves and gives up parts. One assignment at a time; `give_up` ends it, and is safe to call twice."""
+
+    def __init__(
+        self,
+        specs: Sequence[AgentSpec],
+        *,
+        partitions: int,
+        clock: Clock,
+        make_backend: MakeBackend,
+        deliver: Deliver,
+        dead_letters: DeadLetters,
+        fail: Callable[[BaseException], None],
+        limits: Limits | None = None,
+    ) -> None:
+        self.specs = {spec.name: spec for spec in specs}
+        self.unserved: dict[int, tuple[str, str]] = {}
+        self._partitions = partitions
+        self._clock = clock
+        self._make_backend = make_backend
+        self._deliver = deliver
+        self._dead_letters = dead_letters
+        self._fail = fail
+        self._limits = limits
+        self._parts: dict[tuple[str, int], Part] = {}
+        self._serving: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._assigned: set[tuple[str, int]] = set()
+        self._epoch = 0
+        self._lock = asyncio.Lock()
+
+    # ---- what is seen from outside
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """Parts that are being served now."""
+        return list(self._parts.values())
+
+    def views(self, agent: str) -> Mapping[int, PartitionView]:
+        """Partitions of an agent being served here, by number."""
+        return {number: part for (name, number), part in self._parts.items() if name == agent}
+
+    @property
+    def assigned(self) -> frozenset[tuple[str, int]]:
+        """(agent, partition) pairs the group gave this worker, served or not."""
+        return frozenset(self._assigned)
+
+    @property
+    def settled(self) -> bool:
+        """Every assigned partition is served, or known not to be."""
+        return all(key in self._parts or key[1] in self.unserved for key in self._assigned)
+
+    def interval(self) -> float:
+        """Seconds between checkpoints of a partition."""
+        stateful = sum(1 for part in self._parts.values() if part.stateful)
+        return max(SHORTEST_INTERVAL, INTERVAL_PER_PARTITION * stateful)
+
+    # ---- assignments
+
+    async def take_over(self, assigned: Iterable[tuple[str, int]], still: Still) -> None:
+        """Begin to serve these (agent, partition) pairs; returns at once, `settled` tells when it is done."""
+        async with self._lock:
+            await self._give_up(0.0)
+            self.unserved.clear()
+            epoch = self._epoch
+            self._assigned = set(assigned)
+
+            def current() -> bool:
+                return epoch == self._epoch and still()
+
+            for name, number in sorted(self._assigned):
+                serving = self._clock.spawn(
+                    self._serve(self.specs[name], number, current), name=f"{name}[{number}] is served"
+                )
+                self._serving[name, number] = serving
+
+    async def give_up(self, timeout: float) -> None:
+        """Finish the batches in hand within `timeout` seconds, checkpoint, let go. Also ends a take-over under way."""
+        async with self._lock:
+            await self._give_up(timeout)
+
+    async def _give_up(self, timeout: float) -> None:
+        self._epoch += 1
+        self._assigned = set()
+        serving, self._serving = self._serving, {}
+        if not serving:
+            return
+        for key, task in serving.items():
+            part = self._parts.get(key)
+            if part is None:
+                task.cancel()  # still recovering, or pausing between two attempts
+            else:
+                part.stop()
+        late = await self._wait(set(serving.values()), timeout)
+        for key, task in serving.items():
+            if task in late and (part := self._parts.get(key)) is not None:
+                logger.warning("%r: its agent did not finish the batch in hand within %.0f s", part, timeout)
+                part.abort()
+        for task in await self._wait(late, 15.0):
+            logger.error("%s did not end; dropped", task.get_name())
+            task.cancel()
+
+    async def _wait(self, tasks: set[asyncio.Task[None]], timeout: float) -> set[asyncio.Task[None]]:
+        """Wait for tasks; returns those that are not done after `timeout` seconds."""
+        pending = {task for task in tasks if not task.done()}
+        if pending:
+            try:
+                async with self._clock.timeout(timeout):
+                    await asyncio.wait(pending)
+            except TimeoutError:
+                pass
+        return {task for task in pending if not task.done()}
+
+    # ---- one partition
+
+    async def _serve(self, spec: AgentSpec, number: int, still: Still) -> None:
+        """Take and serve one partition for as long as it is ours; again from the start when it was fenced."""
+        pause = FIRST_PAUSE
+        while still():
+            try:
+                await self._serve_once(spec, number, still)
+                return
+            except Superseded:
+                return
+            except Unserved as reason:
+                logger.error("%s[%d] is not served: %s", spec.name, number, reason)
+                self.unserved.setdefault(number, (reason.code, f"{spec.name}: {reason.text}"))
+                return
+            except Fenced:
+                logger.warning("%s[%d] was fenced; it is dropped", spec.name, number)
+            except LogFailed as failure:
+                logger.error("%s[%d]: %s", spec.name, number, failure)
+                self._fail(failure)
+                return
+            except Exception as failure:
+                logger.error("%s[%d] failed and is given up: %s", spec.name, number, failure, exc_info=failure)
+            await self._clock.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _serve_once(self, spec: AgentSpec, number: int, still: Still) -> None:
+        part = Part(
+            spec,
+            number,
+            partitions=self._partitions,
+            backend=self._make_backend(spec, number, still),
+            clock=self._clock,
+            deliver=self._deliver,
+            dead_letters=self._dead_letters,
+            interval=self.interval,
+            limits=self._limits,
+        )
+        key = (spec.name, number)
+        try:
+            await part.take()
+            if not still():
+                raise Superseded
+            self._parts[key] = part
+            await part.run()
+        finally:
+            if self._parts.get(key) is part:
+                del self._parts[key]
+            await part.close()

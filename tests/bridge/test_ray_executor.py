@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -38,6 +38,19 @@ class Executor(RayExecutorServiceServicer):
 
     async def ExecuteBacklogReviewDeliberation(self, request: Any, context: Any) -> pb.ExecuteDeliberationResponse:
         return await self._answer("backlog_review", request, context)
+
+    async def GetDeliberationStatus(self, request: Any, context: Any) -> pb.GetDeliberationStatusResponse:
+        return await self._not_served(context)
+
+    async def GetStatus(self, request: Any, context: Any) -> pb.GetStatusResponse:
+        return await self._not_served(context)
+
+    async def GetActiveJobs(self, request: Any, context: Any) -> pb.GetActiveJobsResponse:
+        return await self._not_served(context)
+
+    async def _not_served(self, context: Any) -> NoReturn:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in this test")
+        raise AssertionError("abort raises")
 
     async def _answer(self, kind: str, request: Any, context: Any) -> pb.ExecuteDeliberationResponse:
         self.calls.append((kind, request, dict(context.invocation_metadata()), context.time_remaining()))

@@ -1,0 +1,126 @@
+"""A simulated Ray executor: real gRPC in, real NATS JetStream out, invented agents between.
+
+It is a neighbour's stand-in for `ceremony dev`, the demo and the tests, so it may throw dice, all of them seeded.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+import grpc.aio
+import nats.errors
+from fleet.ray_executor.v1 import ray_executor_pb2 as pb
+from fleet.ray_executor.v1.ray_executor_pb2_grpc import add_RayExecutorServiceServicer_to_server
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from nats.aio.client import Client
+
+from bridge.ray_simulation.jobs import JobBook
+from bridge.ray_simulation.knobs import KnobError, Knobs
+from bridge.ray_simulation.outbox import Outbox, connect
+from bridge.ray_simulation.service import RayExecutorService
+from steps.ports import Clock
+
+__all__ = ["KnobError", "Knobs", "RaySimulation", "SimulationError"]
+
+STOP_SECONDS = 1.0
+RUNNING_JOBS = 100_000
+KEPT_JOBS = 10_000
+SERVICE = pb.DESCRIPTOR.services_by_name["RayExecutorService"].full_name
+
+# Two servers on one port would share its calls, and nobody would notice.
+SERVER_OPTIONS = (("grpc.so_reuseport", 0),)
+
+
+class SimulationError(Exception):
+    """The simulation cannot start. `code` is `nats_unreachable` or `grpc_address_unusable`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class RaySimulation:
+    """`async with RaySimulation(...) as ray:` serves at `ray.url` until the block ends."""
+
+    def __init__(
+        self,
+        *,
+        grpc_address: str,
+        nats_url: str,
+        clock: Clock,
+        knobs: Knobs | None = None,
+        running_jobs: int = RUNNING_JOBS,
+        kept_jobs: int = KEPT_JOBS,
+    ) -> None:
+        self.grpc_address = grpc_address
+        """`host:port`; port 0 takes a free one."""
+        self.nats_url = nats_url
+        self.knobs = knobs or Knobs()
+        self.book = JobBook(running_limit=running_jobs, kept_limit=kept_jobs)
+        """What was accepted and how it stands: `total`, `active`, `completed`, `failed`."""
+        self.url = ""
+        """`host:port` where it serves, once it has started."""
+        self._clock = clock
+        self._connection: Client | None = None
+        self._outbox: Outbox | None = None
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Connect, make the stream AGENT_RESPONSES where it is missing, serve. Raises SimulationError."""
+        try:
+            await self._start_outbox()
+            await self._start_server()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End calls, then the connection. Answers that are not due yet are lost, as with the real one."""
+        if self._server is not None:
+            await self._server.stop(STOP_SECONDS)
+            self._server = None
+        if self._outbox is not None:
+            await self._outbox.stop()
+            self._outbox = None
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    async def _start_outbox(self) -> None:
+        try:
+            self._connection = await connect(self.nats_url, self._clock, name="ray-simulation")
+            outbox = Outbox(self._connection, self._clock)
+            await outbox.start()
+        except (TimeoutError, OSError, nats.errors.Error):
+            message = f"no JetStream at {self.nats_url}; start a nats-server with JetStream first"
+            raise SimulationError("nats_unreachable", message) from None
+        self._outbox = outbox
+
+    async def _start_server(self) -> None:
+        assert self._outbox is not None
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        service = RayExecutorService(self.knobs, self.book, self._outbox, self._clock)
+        add_RayExecutorServiceServicer_to_server(service, server)
+        healthy = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        for name in ("", SERVICE):
+            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+        try:
+            port = server.add_insecure_port(self.grpc_address)
+        except RuntimeError:
+            message = f"cannot listen on {self.grpc_address}; a free host:port is wanted"
+            raise SimulationError("grpc_address_unusable", message) from None
+        self._server = server
+        await server.start()
+        self.url = f"{self.grpc_address.rpartition(':')[0]}:{port}"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()

@@ -1,0 +1,105 @@
+"""The tasks that the simulated executor has accepted: which, how they stand, and no more of the finished than it may keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["backlog_review", "task_extraction", "generic"]
+
+
+@dataclass(slots=True)
+class Job:
+    """One accepted task. Of its prompt only single words are kept."""
+
+    task_id: str
+    deliberation_id: str
+    kind: Kind
+    role: str
+    agent_ids: tuple[str, ...]
+    model: str
+    words: tuple[str, ...]
+    """Words of the prompt that its answers are made of."""
+    voices: int
+    """How many deliberations the prompt speaks of."""
+    constraints: dict[str, Any]
+    accepted_at: float
+    """Wall clock, seconds since the epoch."""
+    started: float
+    """Monotonic seconds."""
+    waiting: int = 0
+    """Answers that are still to come."""
+    failed: int = 0
+    """Answers that were failures."""
+    lost: int = 0
+    """Answers that never come."""
+    ended: float | None = None
+    """Monotonic seconds, once no answer is to come."""
+
+    @property
+    def status(self) -> str:
+        """`running`, `completed` or `failed`, as GetDeliberationStatus says it."""
+        if self.ended is None:
+            return "running"
+        return "failed" if self.failed or self.lost else "completed"
+
+
+@dataclass(slots=True)
+class JobBook:
+    """Jobs by task id and by deliberation id. Running ones are bounded by `running_limit`, kept ones by `kept_limit`."""
+
+    running_limit: int
+    kept_limit: int
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    """Of all ended jobs together."""
+    _running: dict[str, Job] = field(default_factory=dict)
+    _ended: dict[str, Job] = field(default_factory=dict)
+    _by_deliberation: dict[str, Job] = field(default_factory=dict)
+
+    @property
+    def active(self) -> int:
+        """How many jobs run now."""
+        return len(self._running)
+
+    @property
+    def full(self) -> bool:
+        """Whether another job would be one too many."""
+        return len(self._running) >= self.running_limit
+
+    def find(self, task_id: str) -> Job | None:
+        """The job of a task, running or kept."""
+        return self._running.get(task_id) or self._ended.get(task_id)
+
+    def find_deliberation(self, deliberation_id: str) -> Job | None:
+        """The job with this deliberation id, running or kept."""
+        return self._by_deliberation.get(deliberation_id)
+
+    def running(self) -> Iterator[Job]:
+        """The jobs that run now, oldest first."""
+        return iter(self._running.values())
+
+    def accept(self, job: Job) -> None:
+        """Enter a new job."""
+        self.total += 1
+        self._running[job.task_id] = job
+        self._by_deliberation[job.deliberation_id] = job
+
+    def settle(self, job: Job, kind: Literal["completed", "failed", "silent"], now: float) -> None:
+        """One answer of `job` has gone out, or will never come; after its last one the job has ended."""
+        job.failed += kind == "failed"
+        job.lost += kind == "silent"
+        job.waiting -= 1
+        if job.waiting:
+            return
+        job.ended = now
+        self.seconds += now - job.started
+        self.completed += job.status == "completed"
+        self.failed += job.status == "failed"
+        self._ended[job.task_id] = self._running.pop(job.task_id)
+        while len(self._ended) > self.kept_limit:
+            forgotten = self._ended.pop(next(iter(self._ended)))
+            del self._by_deliberation[forgotten.deliberation_id]

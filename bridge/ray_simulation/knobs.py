@@ -1,0 +1,83 @@
+"""How the simulated executor behaves: how long it takes, and how often it fails, refuses, repeats itself or says nothing."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+RATES = ("failure_rate", "rejection_rate", "duplicate_rate", "reorder_rate", "silence_rate")
+REORDER_FLOOR_SECONDS = 0.05
+
+
+class KnobError(ValueError):
+    """A knob has a value that means nothing. `code` is `knob_invalid`; the message names the knob and its range."""
+
+    code = "knob_invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """Seconds and shares (0 to 1). What happens to a task is a function of the seed, its task id and the agent only."""
+
+    latency: float = 0.2
+    """Mean seconds from the acceptance of a task to an agent's answer."""
+    jitter: float = 0.1
+    """Seconds by which an answer may come earlier or later than that."""
+    failure_rate: float = 0.0
+    """Share of the answers that are `agent.response.failed`."""
+    rejection_rate: float = 0.0
+    """Share of the tasks that are refused at once: OK with status `failed`."""
+    duplicate_rate: float = 0.0
+    """Share of the answers that come twice."""
+    reorder_rate: float = 0.0
+    """Share of the answers that are held back until later ones have overtaken them."""
+    silence_rate: float = 0.0
+    """Share of the answers that never come."""
+    seed: int = 0
+    """Another seed, other fates."""
+
+    def __post_init__(self) -> None:
+        for name in RATES:
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise KnobError(f"{name} is {value}: a share from 0 to 1 is wanted")
+        for name in ("latency", "jitter"):
+            value = getattr(self, name)
+            if not 0 <= value <= 86_400:
+                raise KnobError(f"{name} is {value}: seconds from 0 to 86400 are wanted")
+
+    def random(self, task_id: str, who: str = "") -> random.Random:
+        """The dice of one task, or of one agent in it: the same numbers in whatever order tasks come."""
+        return random.Random(f"{self.seed}\0{task_id}\0{who}")
+
+    def rejects(self, task_id: str) -> bool:
+        """Whether this task is refused at once."""
+        return self.rejection_rate > 0 and self.random(task_id).random() < self.rejection_rate
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of one agent's answer."""
+
+    kind: Literal["completed", "failed", "silent"]
+    delay: float
+    """Seconds from acceptance."""
+    repeat_after: float | None
+    """Seconds from acceptance to the second copy, where there is one."""
+
+    @classmethod
+    def draw(cls, knobs: Knobs, dice: random.Random) -> Fate:
+        """Throw for one agent; takes the same number of throws whatever comes out, so that texts stay the same too."""
+        silent, failed, doubled, held = (dice.random() for _ in range(4))
+        spread, hold, gap = dice.uniform(-1, 1), dice.uniform(1, 3), dice.uniform(0, 2)
+        delay = max(0.0, knobs.latency + spread * knobs.jitter)
+        if held < knobs.reorder_rate:
+            delay += hold * max(REORDER_FLOOR_SECONDS, knobs.latency + knobs.jitter)
+        kind: Literal["completed", "failed", "silent"] = "completed"
+        if silent < knobs.silence_rate:
+            kind = "silent"
+        elif failed < knobs.failure_rate:
+            kind = "failed"
+        repeat = delay + gap * max(REORDER_FLOOR_SECONDS, knobs.latency) if doubled < knobs.duplicate_rate else None
+        return cls(kind, delay, repeat)

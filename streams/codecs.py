@@ -1,0 +1,190 @@
+"""The bytes that leave the engine: the envelope of contract §5, records of `events`, and dead letters.
+
+The value of an `events` record is the finished envelope, so that the NATS bridge sends it on as it is: encoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgspec
+
+from streams import topics
+from tables.effects import Event
+
+PRODUCER = "ceremony-engine"
+DEADLETTER_SUBJECT = "ceremony.deadletter"
+DEADLETTER_BODY_LIMIT = 256 * 1024
+"""Bytes of a value that a dead letter still carries; a larger one is named by its origin only."""
+ERROR_MESSAGE_LIMIT = 4096
+"""Characters of a dead letter's message."""
+VALUE_SIZE = "value-size"
+"""Header of a dead letter by reference: bytes of the original value, which was left out."""
+
+Header = tuple[str, bytes]
+Encoded = tuple[bytes, bytes, list[Header]]
+"""Key, value and headers of a record."""
+
+_OURS = frozenset({topics.ORIGIN, topics.ERROR_CODE, topics.ERROR_MESSAGE, VALUE_SIZE})
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_encode = msgspec.json.Encoder().encode
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    """Field order and names of contract §5."""
+
+    event_type: str
+    payload: Mapping[str, Any]
+    idempotency_key: str
+    correlation_id: str
+    timestamp: str
+    producer: str
+    metadata: Mapping[str, Any]
+
+
+class _CausedEnvelope(_Envelope, frozen=True):
+    causation_id: str
+
+
+class EnvelopeInvalid(ValueError):
+    """A mandatory field of an envelope is empty; the message names it. It means a bug of the caller."""
+
+
+def iso(at_ms: int) -> str:
+    """Milliseconds since the epoch as ISO-8601 in UTC, `2026-01-31T12:00:00.123Z`."""
+    return (_EPOCH + timedelta(milliseconds=at_ms)).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at_ms % 1000:03d}Z"
+
+
+def envelope(
+    event_type: str,
+    payload: Mapping[str, Any],
+    key: str,
+    correlation_id: str,
+    at: int | str,
+    causation_id: str | None = None,
+) -> bytes:
+    """The envelope as UTF-8 JSON. `at`: milliseconds since the epoch, or ISO-8601. Raises EnvelopeInvalid."""
+    stamp = iso(at) if isinstance(at, int) else at
+    for name, value in (("event_type", event_type), ("idempotency_key", key), ("correlation_id", correlation_id)):
+        if not value:
+            raise EnvelopeInvalid(f"{name} is empty")
+    if causation_id:
+        return _encode(_CausedEnvelope(event_type, payload, key, correlation_id, stamp, PRODUCER, {}, causation_id))
+    return _encode(_Envelope(event_type, payload, key, correlation_id, stamp, PRODUCER, {}))
+
+
+def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) -> Encoded:
+    """The record of `events` for an effect.
+
+    `command_offset` is the offset of the command that caused it, `ordinal` its place among that command's effects: with
+    `fold` they say how far a partition has been sent.
+    """
+    value = envelope(effect.subject, effect.payload, effect.id, effect.correlation_id, effect.at)
+    headers = [
+        (topics.SUBJECT, effect.subject.encode()),
+        (topics.EFFECT_ID, effect.id.encode()),
+        (topics.CORRELATION_ID, effect.correlation_id.encode()),
+        (topics.FOLD, b"%d" % fold),
+        (topics.COMMAND_OFFSET, b"%d" % command_offset),
+        (topics.ORDINAL, b"%d" % ordinal),
+    ]
+    return effect.instance_id.encode(), value, headers
+
+
+class DeadLetter(NamedTuple):
+    """What could not be processed and was set aside."""
+
+    topic: str
+    """The topic, or NATS stream, that it came from."""
+    partition: int
+    """0 for a NATS stream."""
+    offset: int
+    """Offset in the partition, or sequence in the stream."""
+    code: str
+    """Stable snake_case code."""
+    message: str
+    timestamp: int
+    """When it was set aside: milliseconds since the epoch, 0 before the log has it."""
+    size: int
+    """Bytes of the original value."""
+    key: bytes | None
+    value: bytes | None
+    """The original value, or None above 256 KiB: then the origin says where to find it."""
+    headers: tuple[Header, ...]
+    """Of the original."""
+
+    @property
+    def origin(self) -> str:
+        """`<topic or stream>/<partition>/<offset or sequence>`."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+def dead_letter_record(
+    topic: str,
+    partition: int,
+    offset: int,
+    code: str,
+    message: str,
+    *,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Iterable[Header] = (),
+) -> tuple[bytes | None, bytes, list[Header]]:
+    """The record of `deadletters`; the original's key and headers are kept, its value up to 256 KiB."""
+    body = value or b""
+    ours = [
+        (topics.ORIGIN, f"{topic}/{partition}/{offset}".encode()),
+        (topics.ERROR_CODE, code.encode()),
+        (topics.ERROR_MESSAGE, message[:ERROR_MESSAGE_LIMIT].encode(errors="replace")),
+    ]
+    if len(body) > DEADLETTER_BODY_LIMIT:
+        ours.append((VALUE_SIZE, b"%d" % len(body)))
+        body = b""
+    # Ours last: where a dead letter becomes one again, the newer word counts.
+    return key, body, [*headers, *ours]
+
+
+def decode_dead_letter(
+    key: bytes | None, value: bytes | None, headers: Sequence[Header], timestamp: int = 0
+) -> DeadLetter:
+    """A dead letter from a record of `deadletters`. Headers that are missing leave `unknown`, -1 or 0."""
+    found = dict(headers)
+    topic, partition, offset = _split_origin(found.get(topics.ORIGIN, b"").decode(errors="replace"))
+    referred = found.get(VALUE_SIZE, b"")
+    return DeadLetter(
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        code=found.get(topics.ERROR_CODE, b"unknown").decode(errors="replace"),
+        message=found.get(topics.ERROR_MESSAGE, b"").decode(errors="replace"),
+        timestamp=timestamp,
+        size=int(referred) if referred.isdigit() else len(value or b""),
+        key=key,
+        value=None if referred else value,
+        headers=tuple(header for header in headers if header[0] not in _OURS),
+    )
+
+
+def dead_letter_event(letter: DeadLetter) -> tuple[str, bytes]:
+    """Key and envelope of the `ceremony.deadletter` that announces a dead letter; the key is its origin's."""
+    key = f"deadletter/{letter.origin}"
+    payload = {
+        "origin": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "code": letter.code,
+        "message": letter.message,
+        "size": letter.size,
+    }
+    correlation = dict(letter.headers).get(topics.CORRELATION_ID, b"").decode(errors="replace")
+    return key, envelope(DEADLETTER_SUBJECT, payload, key, correlation or key, letter.timestamp)
+
+
+def _split_origin(origin: str) -> tuple[str, int, int]:
+    topic, _, rest = origin.partition("/")
+    partition, _, offset = rest.partition("/")
+    if partition.isdecimal() and offset.isdecimal():
+        return topic, int(partition), int(offset)
+    return origin or "unknown", -1, -1

@@ -1,0 +1,115 @@
+"""The one connection to NATS that all parts of a process share: connects, comes back by itself, says how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from steps.ports import Clock
+
+RECONNECT_SECONDS = 1
+CONNECT_TIMEOUT_SECONDS = 2
+PING_SECONDS = 5
+"""A server that answers no ping for two such intervals counts as gone: a frozen one keeps its sockets open."""
+PENDING_BYTES = 8 * 1024 * 1024
+API_TIMEOUT_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class NatsConnection:
+    """Connects in the background and for ever; whoever needs the server waits for `connected()`."""
+
+    def __init__(self, url: str, clock: Clock, *, name: str = "ceremony-engine") -> None:
+        """`url`: one server, or several with commas between."""
+        self._urls = [part.strip() for part in url.split(",") if part.strip()]
+        self._clock = clock
+        self._name = name
+        self._up = asyncio.Event()
+        self._client: Client | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._state = "connecting"
+        self.generation = 0
+        """Goes up with each connect: acknowledgements of what an earlier one sent never come."""
+
+    @property
+    def state(self) -> str:
+        """For readiness: `ok`, or what is wrong."""
+        return "ok" if self._up.is_set() else self._state
+
+    @property
+    def is_connected(self) -> bool:
+        return self._up.is_set()
+
+    async def start(self) -> None:
+        """Begin to connect; returns at once, whether the server is there or not."""
+        self._dialling = self._clock.spawn(self._dial(), name="nats-connect")
+
+    async def stop(self) -> None:
+        """Close; what was published and not acknowledged is published again by the next run."""
+        self._down("closed")
+        if self._dialling is not None and not self._dialling.done():
+            self._dialling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._dialling
+        if self._client is not None and not self._client.is_closed:
+            await self._client.close()
+
+    async def connected(self) -> Client:
+        """The client, as soon as it has a server."""
+        while True:
+            await self._up.wait()
+            if self._client is not None:
+                return self._client
+
+    async def jetstream(self) -> JetStreamContext:
+        """JetStream's own interface on this connection, as soon as there is a server."""
+        return (await self.connected()).jetstream(timeout=API_TIMEOUT_SECONDS)
+
+    async def _dial(self) -> None:
+        # nats-py tries for ever by itself, at the start and after each loss.
+        client = Client()
+        self._client = client
+        await client.connect(
+            servers=self._urls,
+            name=self._name,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RECONNECT_SECONDS,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            ping_interval=PING_SECONDS,
+            max_outstanding_pings=2,
+            pending_size=PENDING_BYTES,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_connected,
+            closed_cb=self._on_closed,
+        )
+        await self._on_connected()
+
+    async def _on_connected(self) -> None:
+        log.info("nats_connected")
+        self.generation += 1
+        self._up.set()
+
+    async def _on_disconnected(self) -> None:
+        if self._up.is_set():
+            log.warning("nats_disconnected")
+        self._down("disconnected")
+
+    async def _on_closed(self) -> None:
+        self._down("closed")
+
+    async def _on_error(self, error: Exception) -> None:
+        # Without a callback nats-py prints a traceback for each failed attempt to connect.
+        reason = "authorization refused" if "authorization" in str(error).lower() else type(error).__name__
+        if not self._up.is_set() and self._state != "closed":
+            self._state = f"unreachable: {reason}"
+        log.debug("nats_error", reason=reason)
+
+    def _down(self, state: str) -> None:
+        self._up.clear()
+        self._state = state

@@ -1,0 +1,17 @@
+"""Counters of the NATS neighbour; label children are looked up once, never per message."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge
+
+PUBLISHED = Counter("ceremony_nats_published", "Messages that JetStream acknowledged to the events bridge")
+DUPLICATES = Counter("ceremony_nats_duplicates", "Of those, the ones JetStream already had")
+RESENT = Counter("ceremony_nats_resent", "Messages the events bridge sent again for want of an acknowledgement")
+REJECTED = Counter("ceremony_nats_rejected", "Events that NATS refused for good, now dead letters")
+IN_FLIGHT = Gauge("ceremony_nats_in_flight", "Messages sent and not yet acknowledged")
+
+RECEIVED = Counter("ceremony_nats_received", "Messages of AGENT_RESPONSES by what became of them", ["result"])
+COMMANDS = RECEIVED.labels("command")
+MALFORMED = RECEIVED.labels("malformed")
+POSTPONED = RECEIVED.labels("postponed")
+FOREIGN = Counter("ceremony_nats_foreign", "Messages of AGENT_RESPONSES that belong to no ceremony", ["reason"])

@@ -1,0 +1,98 @@
+"""The Outbound port on JetStream: what a publish step sends, acknowledged before it counts as published."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+from nats.js.errors import NotFoundError
+
+from bridge.nats_connection import NatsConnection
+from bridge.nats_publish import MESSAGE_ID, Answer, JetStreamPublisher, refusal
+from bridge.nats_streams import ensure_ceremony_stream
+from steps.ports import Clock, Published, Refused, Unreachable
+from streams.codecs import envelope
+
+NEIGHBOUR = "nats"
+PUBLISH_TIMEOUT_SECONDS = 5.0
+
+
+class NatsOutbound:
+    """Implements `steps.ports.Outbound`. Calls may overlap; each has a deadline."""
+
+    def __init__(
+        self, connection: NatsConnection, clock: Clock, *, timeout_seconds: float = PUBLISH_TIMEOUT_SECONDS
+    ) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._timeout = timeout_seconds
+        self._publisher = JetStreamPublisher(connection)
+
+    async def publish(
+        self,
+        subject: str,
+        event_type: str,
+        payload: Mapping[str, Any],
+        *,
+        key: str,
+        correlation_id: str,
+        causation_id: str | None = None,
+    ) -> Published:
+        at = int(self._clock.wall() * 1000)
+        data = envelope(event_type, payload, key, correlation_id, at, causation_id)
+        return await self.publish_raw(subject, data, key=key, correlation_id=correlation_id)
+
+    async def publish_raw(
+        self, subject: str, envelope: bytes, *, key: str, correlation_id: str, headers: Mapping[str, str] | None = None
+    ) -> Published:
+        if not self._connection.is_connected:
+            raise Unreachable(NEIGHBOUR, "not connected")
+        ours = {**(headers or {}), MESSAGE_ID: key}
+        try:
+            async with self._clock.timeout(self._timeout):
+                client = await self._publisher.client()
+                if refused := refusal(client, subject, envelope, ours):
+                    raise Refused(refused.code, refused.message)
+                return await self._judge(await self._ask(client, subject, envelope, ours), subject)
+        except TimeoutError:
+            raise Unreachable(NEIGHBOUR, f"no acknowledgement within {self._timeout:g} s") from None
+        except (nats.errors.Error, OSError):
+            raise Unreachable(NEIGHBOUR, "the connection broke") from None
+
+    async def _ask(self, client: Client, subject: str, data: bytes, headers: Mapping[str, str]) -> Answer:
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def on_answer(answer: Answer) -> None:
+            if not answered.done():
+                answered.set_result(answer)
+
+        token = await self._publisher.send(client, subject, data, headers, on_answer)
+        try:
+            return await answered
+        finally:
+            self._publisher.forget(token)
+
+    async def _judge(self, answer: Answer, subject: str) -> Published:
+        if isinstance(answer, Published):
+            return answer
+        if answer.final:
+            raise Refused(answer.code, answer.message)
+        if answer.code == "no_stream" and not await self._has_stream(subject):
+            raise Refused(
+                "no_stream", f"no stream takes the subject {subject}: make one, or publish to another subject"
+            )
+        raise Unreachable(NEIGHBOUR, answer.message)
+
+    async def _has_stream(self, subject: str) -> bool:
+        """Nobody answered: a server that has just come back says so too, until JetStream is up."""
+        jetstream = await self._connection.jetstream()
+        if await ensure_ceremony_stream(jetstream) == "JetStream does not answer":
+            return True
+        try:
+            await jetstream.find_stream_name_by_subject(subject)
+        except NotFoundError:
+            return False
+        return True

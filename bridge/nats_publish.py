@@ -1,0 +1,132 @@
+"""JetStream publishing without a future, a task or a subscription per message: one inbox takes all acknowledgements."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from bridge.nats_connection import NatsConnection
+from steps.ports import Published
+
+MESSAGE_ID = "Nats-Msg-Id"
+NO_RESPONDERS = "503"
+SERVER_TROUBLE = 500
+"""From this code on it is JetStream that is in trouble, not the message."""
+SUBJECT = re.compile(r"[^\s.*>\x00]+(\.[^\s.*>\x00]+)*")
+"""A subject one can publish to: tokens without white space or wildcards."""
+TOO_LARGE_FOR_STREAM = 10054
+"""JetStream's error number for a message above the stream's `max_msg_size`."""
+_HEADER_FRAME = len("NATS/1.0\r\n\r\n")
+_HEADER_LINE = len(": \r\n")
+
+
+class Nack(NamedTuple):
+    """NATS said no."""
+
+    code: str
+    """`no_stream`, `message_too_large`, `refused_by_nats` or `stream_unavailable`."""
+    message: str
+    final: bool
+    """Asking again does not help."""
+
+
+Answer = Published | Nack
+OnAnswer = Callable[[Answer], None]
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    description: str = ""
+    err_code: int = 0
+
+
+class _PubAck(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: _Error | None = None
+
+
+_decode = msgspec.json.Decoder(_PubAck).decode
+
+
+class JetStreamPublisher:
+    """Sends messages and hands each acknowledgement to the callback it was sent with, on the event loop."""
+
+    def __init__(self, connection: NatsConnection) -> None:
+        self._connection = connection
+        self._inbox = ""
+        self._prefix = 0
+        self._subscribing = asyncio.Lock()
+        self._next = 0
+        self._waiting: dict[str, OnAnswer] = {}
+
+    async def client(self) -> Client:
+        """The connected client, with the inbox in place; waits for the server."""
+        client = await self._connection.connected()
+        async with self._subscribing:
+            if not self._inbox:
+                inbox = client.new_inbox()
+                # One connection keeps the order: the subscription is there before the first publish. nats-py renews it
+                # after a reconnect. Acknowledgements are few bytes, and bounded by what the senders have in flight.
+                await client.subscribe(f"{inbox}.*", cb=self._on_answer, pending_msgs_limit=-1, pending_bytes_limit=-1)
+                self._inbox, self._prefix = inbox, len(inbox) + 1
+        return client
+
+    async def send(
+        self, client: Client, subject: str, data: bytes, headers: Mapping[str, str], on_answer: OnAnswer
+    ) -> str:
+        """Send one message; returns the token that `forget` takes. May raise what nats-py raises when it is cut off."""
+        self._next += 1
+        token = str(self._next)
+        self._waiting[token] = on_answer
+        try:
+            await client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=dict(headers))
+        except BaseException:
+            self.forget(token)
+            raise
+        return token
+
+    def forget(self, token: str) -> None:
+        """An answer to this token that still comes is ignored."""
+        self._waiting.pop(token, None)
+
+    async def _on_answer(self, message: Msg) -> None:
+        on_answer = self._waiting.pop(message.subject[self._prefix :], None)
+        if on_answer is not None:
+            on_answer(read_answer(message.data, message.headers))
+
+
+def read_answer(data: bytes, headers: Mapping[str, str] | None) -> Answer:
+    """What JetStream answered to a publish."""
+    if headers and headers.get("Status") == NO_RESPONDERS:
+        return Nack("no_stream", "no stream takes this subject", final=False)
+    try:
+        ack = _decode(data)
+    except msgspec.DecodeError:
+        return Nack("stream_unavailable", "the answer was no acknowledgement", final=False)
+    if ack.error is None:
+        return Published(ack.stream, ack.seq, ack.duplicate)
+    if ack.error.err_code == TOO_LARGE_FOR_STREAM:
+        return Nack("message_too_large", "larger than the stream takes", final=True)
+    text = f"{ack.error.description} ({ack.error.err_code})"
+    if ack.error.code >= SERVER_TROUBLE:
+        return Nack("stream_unavailable", text, final=False)
+    return Nack("refused_by_nats", text, final=True)
+
+
+def refusal(client: Client, subject: str, data: bytes, headers: Mapping[str, str]) -> Nack | None:
+    """Why this message must not even be sent: the server would close the connection on it."""
+    if not SUBJECT.fullmatch(subject):
+        return Nack("subject_invalid", f"`{subject[:100]}` is no subject to publish to", final=True)
+    block = _HEADER_FRAME + sum(len(k.encode()) + len(v.encode()) + _HEADER_LINE for k, v in headers.items())
+    size = len(data) + block
+    if size > client.max_payload:
+        return Nack("message_too_large", f"{size} bytes, the server takes {client.max_payload}", final=True)
+    return None

@@ -1,0 +1,99 @@
+"""The folder of ceremony definitions: read by name, read again when a file changes, invalid ones kept apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from tables.loader import load
+
+from tables.definition import Definition
+from tables.errors import CeremonyError, DefinitionInvalid, Problem
+from tables.kinds import Kinds
+
+log = structlog.get_logger(__name__)
+
+NAME = re.compile(r"[A-Za-z0-9_]+")
+LARGEST_FILE = 256 * 1024
+ServerRule = Callable[[Definition, str], Sequence[Problem]]
+"""A rule of this server, beyond those of the language: (definition, file name) → problems."""
+
+
+class DefinitionUnknown(CeremonyError):
+    """No file of that name in the folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One file as it was read."""
+
+    name: str
+    definition: Definition | None
+    problems: tuple[Problem, ...]
+    stamp: tuple[int, int]
+
+
+class DefinitionsDir:
+    """Definitions by name. `rules`: what a server checks beyond the language (the publish allowlist)."""
+
+    def __init__(self, folder: Path, kinds: Kinds, rules: Sequence[ServerRule] = ()) -> None:
+        self.folder = folder
+        self._kinds = kinds
+        self._rules = rules
+        self._read: dict[str, Loaded] = {}
+
+    def get(self, name: str) -> Definition:
+        """The definition of this name as its file is now. Raises DefinitionUnknown or DefinitionInvalid."""
+        loaded = self._look(name)
+        if loaded is None:
+            known = ", ".join(sorted(file.stem for file in self.folder.glob("*.yaml"))) or "none"
+            raise DefinitionUnknown("definition_unknown", f"there is no definition {name[:200]!r}; known are: {known}")
+        if loaded.definition is None:
+            raise DefinitionInvalid(loaded.problems)
+        return loaded.definition
+
+    def all(self) -> list[Loaded]:
+        """Every file, by name; invalid ones with their problems."""
+        names = sorted(file.stem for file in self.folder.glob("*.yaml"))
+        return [loaded for name in names if (loaded := self._look(name)) is not None]
+
+    def report(self) -> None:
+        """Log every invalid file in full, as a server does at its start."""
+        if not self.folder.is_dir():
+            log.error(
+                "definitions_missing", folder=str(self.folder), hint="set CEREMONIES_DIR to a folder of definitions"
+            )
+        for loaded in self.all():
+            for problem in loaded.problems:
+                log.error("definition_invalid", definition=loaded.name, problem=str(problem))
+
+    def _look(self, name: str) -> Loaded | None:
+        if NAME.fullmatch(name) is None:
+            return None
+        path = self.folder / f"{name}.yaml"
+        try:
+            stat = path.stat()
+        except OSError:
+            self._read.pop(name, None)
+            return None
+        stamp = (stat.st_mtime_ns, stat.st_size)
+        loaded = self._read.get(name)
+        if loaded is None or loaded.stamp != stamp:
+            loaded = self._read[name] = self._load(name, path, stamp)
+        return loaded
+
+    def _load(self, name: str, path: Path, stamp: tuple[int, int]) -> Loaded:
+        try:
+            with path.open("rb") as file:
+                text = file.read(LARGEST_FILE + 1)
+            definition = load(text, path.name, self._kinds)
+        except DefinitionInvalid as error:
+            return Loaded(name, None, error.problems, stamp)
+        except OSError:
+            problem = Problem(path.name, 1, "file_unreadable", "the file cannot be read; check its permissions")
+            return Loaded(name, None, (problem,), stamp)
+        problems = tuple(problem for rule in self._rules for problem in rule(definition, path.name))
+        return Loaded(name, None if problems else definition, problems, stamp)

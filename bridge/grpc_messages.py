@@ -1,0 +1,113 @@
+"""Instances as the gRPC front shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+
+from streams.codecs import iso
+from streams.front import DeadLetter
+from tables.definition import Definition, GuardType
+from tables.instance import CeremonyStatus, Instance, Phase
+
+
+def text_of(value: Any) -> str:
+    """JSON with sorted keys, as the contract wants outputs."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def ceremony(
+    instance: Instance,
+    definition: Definition | None,
+    waiting_for: Sequence[str],
+    position: tuple[int, int] | None = None,
+) -> pb.PlanningCeremonyInstance:
+    """The message. Outputs are those of steps that have one: completed steps, gates that wait or were rejected."""
+    steps = instance.steps
+    return pb.PlanningCeremonyInstance(
+        instance_id=instance.instance_id,
+        ceremony_id=instance.ceremony_id,
+        story_id=instance.story_id,
+        definition_name=instance.definition_name,
+        current_state=instance.state,
+        status=instance.status,
+        correlation_id=instance.correlation_id,
+        step_status={step_id: state.status for step_id, state in steps.items()},
+        step_outputs={step_id: text_of(state.output) for step_id, state in steps.items() if state.output is not None},
+        created_at=iso(instance.created_at),
+        updated_at=iso(instance.updated_at),
+        definition_hash=instance.definition_hash,
+        version=instance.version,
+        position=None if position is None else pb.LogPosition(partition=position[0], offset=position[1]),
+        open_gates=[] if definition is None else list(open_gates(instance, definition)),
+        step_attempts={step_id: state.attempt for step_id, state in steps.items() if state.attempt},
+        error_code=instance.error_code,
+        error_message=instance.error_message,
+        step_errors={
+            step_id: f"{state.error_code}: {state.error_message}"
+            for step_id, state in steps.items()
+            if state.error_code
+        },
+        waiting_for=waiting_for,
+    )
+
+
+def open_gates(instance: Instance, definition: Definition) -> Iterator[pb.OpenGate]:
+    """Gate steps that wait, then human guards of transitions leaving the state that are not yet satisfied."""
+    if instance.status in (CeremonyStatus.RUNNING, CeremonyStatus.WAITING_FOR_HUMAN, CeremonyStatus.PAUSED):
+        yield from _gate_steps(instance, definition)
+        yield from _human_guards(instance, definition)
+
+
+def _gate_steps(instance: Instance, definition: Definition) -> Iterator[pb.OpenGate]:
+    for step in definition.steps_by_state.get(instance.state, ()):
+        state = instance.steps.get(step.id)
+        if state is None or state.phase is not Phase.GATE:
+            continue
+        deadline = instance.timers.get(f"gate/{step.id}")
+        running = deadline is not None and instance.status is not CeremonyStatus.PAUSED
+        yield pb.OpenGate(
+            step_id=step.id,
+            role=str(getattr(step.config, "role", "")),
+            message=str(getattr(step.config, "message", "")),
+            visit=instance.visits.get(instance.state, 0),
+            approvals=len({approval.actor for approval in state.approvals}),
+            quorum=int(getattr(step.config, "quorum", 1) or 1),
+            deadline=iso(deadline.due) if deadline is not None and running else "",
+        )
+
+
+def _human_guards(instance: Instance, definition: Definition) -> Iterator[pb.OpenGate]:
+    seen: set[str] = set()
+    for transition in definition.transitions_from.get(instance.state, ()):
+        for name in transition.guards:
+            guard = definition.guards[name]
+            if guard.type is not GuardType.HUMAN or name in seen or instance.guard_approvals.get(name):
+                continue
+            seen.add(name)
+            yield pb.OpenGate(
+                guard=name,
+                role=guard.role or "",
+                message=guard.check,
+                visit=instance.visits.get(instance.state, 0),
+                quorum=1,
+            )
+
+
+def dead_letter(letter: DeadLetter) -> pb.DeadLetter:
+    topic, partition, offset = (
+        letter.origin.rsplit("/", 2) if letter.origin.count("/") >= 2 else (letter.origin, "-1", "-1")
+    )
+    return pb.DeadLetter(
+        origin=topic,
+        partition=int(partition),
+        offset=int(offset),
+        code=letter.code,
+        message=letter.message,
+        timestamp=iso(letter.timestamp),
+        size=letter.size,
+        key=(letter.key or b"").decode(errors="backslashreplace"),
+    )

@@ -1,0 +1,166 @@
+"""A start request of the contract, checked and turned into a Start command."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from tables.commands import Start
+from tables.definition import Definition
+from tables.errors import CeremonyError
+
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+DEEPEST = 64
+LARGEST_INPUTS = 256 * 1024
+LONGEST_TEXT = 1024
+"""Characters of correlation_id, requested_by and request_id."""
+
+
+class StartInvalid(CeremonyError):
+    """The request breaks a rule; the message says which field and what would be right."""
+
+
+def start_command(
+    definition: Definition,
+    *,
+    ceremony_id: str,
+    story_id: str,
+    correlation_id: str,
+    inputs: Mapping[str, str],
+    rich_inputs: Mapping[str, Any],
+    step_ids: Sequence[str],
+    requested_by: str,
+    command_id: str,
+) -> Start:
+    """The command. Raises StartInvalid for the first rule that is broken; identifiers are checked by `check_ids`."""
+    values = _inputs(definition, inputs, rich_inputs, {"ceremony_id": ceremony_id, "story_id": story_id})
+    size = len(msgspec.json.encode(values))
+    if size > LARGEST_INPUTS:
+        raise StartInvalid("inputs_too_large", f"inputs are {size} bytes of JSON, at most {LARGEST_INPUTS} are taken")
+    instance_id = f"{ceremony_id}:{story_id}"
+    return Start(
+        instance_id=instance_id,
+        ceremony_id=ceremony_id,
+        story_id=story_id,
+        definition_name=definition.name,
+        definition_hash=definition.hash,
+        correlation_id=correlation_id.strip() or instance_id,
+        requested_by=requested_by,
+        inputs=values,
+        inputs_size=size,
+        step_ids=_selected(definition, step_ids),
+        command_id=command_id,
+    )
+
+
+def check_ids(*, ceremony_id: str, story_id: str, definition_name: str, requested_by: str, correlation_id: str) -> None:
+    """Raises StartInvalid unless all required fields are there and well formed."""
+    for name, value in (("ceremony_id", ceremony_id), ("story_id", story_id)):
+        if not value:
+            raise StartInvalid("field_required", f"{name} is required")
+        if ID.fullmatch(value) is None:
+            raise StartInvalid(
+                "id_malformed",
+                f"{name} must be 1 to 128 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit",
+            )
+    for name, value in (("definition_name", definition_name), ("requested_by", requested_by)):
+        if not value.strip():
+            raise StartInvalid("field_required", f"{name} is required")
+    for name, value in (("requested_by", requested_by), ("correlation_id", correlation_id)):
+        if len(value) > LONGEST_TEXT:
+            raise StartInvalid(
+                "field_too_long", f"{name} has {len(value)} characters, at most {LONGEST_TEXT} are taken"
+            )
+
+
+def _inputs(
+    definition: Definition, inputs: Mapping[str, str], rich: Mapping[str, Any], own: Mapping[str, str]
+) -> dict[str, Any]:
+    """The parsed inputs with ceremony_id and story_id among them. Names the definition does not declare are kept:
+
+    the contract refuses none, and callers of the older engine send some.
+    """
+    both = sorted(inputs.keys() & rich.keys())
+    if both:
+        raise StartInvalid("input_twice", f"{', '.join(both)}: given in both inputs and inputs_json; give each once")
+    values = {name: parse_input(name, text) for name, text in inputs.items()}
+    values.update({name: _rich(name, value) for name, value in rich.items()})
+    for name, value in own.items():
+        if values.setdefault(name, value) != value:
+            raise StartInvalid("input_reserved", f"{name} is an input by itself and cannot be overridden")
+    if missing := [name for name in definition.required_inputs if name not in values]:
+        raise StartInvalid("input_missing", f"{definition.name} requires {', '.join(missing)}")
+    return values
+
+
+def parse_input(name: str, text: str) -> Any:
+    """A JSON object or array is parsed, all else stays a string (also JSON that holds NaN or Infinity)."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return text
+    if nesting(text) > DEEPEST:
+        raise StartInvalid("input_too_deep", f"{name}: JSON nested deeper than {DEEPEST} containers")
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
+    except (ValueError, RecursionError):
+        return text
+    return value
+
+
+def nesting(text: str) -> int:
+    """How deep brackets nest outside strings; linear, so that hostile input costs nothing."""
+    depth = deepest = 0
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
+        mark = token.group()
+        if mark in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif mark in "]}":
+            depth -= 1
+    return deepest
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(word)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(digits)
+    return number
+
+
+def _whole(digits: str) -> int | float:
+    """Integers beyond 64 bits become floats, as in every JSON reader of the fleet."""
+    if len(digits) <= 18:
+        return int(digits)
+    number = _finite(digits)
+    return int(digits) if -(2**63) <= number < 2**63 else number
+
+
+def _rich(name: str, value: Any, depth: int = 1) -> Any:
+    """A Struct's value: whole numbers become integers, so that both ways to give an input mean the same."""
+    if depth > DEEPEST + 1:
+        raise StartInvalid("input_too_deep", f"{name}: nested deeper than {DEEPEST} containers")
+    if isinstance(value, Mapping):
+        return {key: _rich(name, inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rich(name, inner, depth + 1) for inner in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise StartInvalid("input_not_json", f"{name}: NaN and Infinity are no JSON")
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    return value
+
+
+def _selected(definition: Definition, step_ids: Sequence[str]) -> tuple[str, ...]:
+    wanted = set(step_ids)
+    if unknown := sorted(wanted - definition.steps.keys()):
+        known = ", ".join(definition.steps)
+        raise StartInvalid("step_unknown", f"{definition.name} has no step {', '.join(unknown)}; it has: {known}")
+    return tuple(step_id for step_id in definition.steps if step_id in wanted)

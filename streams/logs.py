@@ -1,0 +1,41 @@
+"""Structured logs: one event a line, for people on a terminal and as JSON for machines; stdlib logs join in."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+NOISY = ("aiokafka", "faust", "mode", "aiohttp", "asyncio", "grpc", "nats")
+
+
+def configure(level: str, style: str) -> None:
+    """Set up structlog and the stdlib's root logger. `style`: `console` or `json`. Logs go to stderr."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if style == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    tail: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if style == "json":
+        tail.append(structlog.processors.format_exc_info)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*tail, renderer]))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in NOISY:
+        logging.getLogger(name).setLevel(max(logging.getLevelName(level.upper()), logging.WARNING))

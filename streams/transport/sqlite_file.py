@@ -134,11 +134,7 @@ class LogFile:
         self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._locked = False
         try:
-            if not self._take_lock() and not take_over:
-                raise LogInUse(
-                    f"log_in_use: {path} is open in another process; the embedded log has one owner,"
-                    " so stop that process, or use another file or kafka://"
-                )
+            self._claim(take_over=take_over)
             self._writer = self._connect()
             self._prepare(synchronous)
             self._reader = self._connect()
@@ -146,6 +142,13 @@ class LogFile:
         except BaseException:
             os.close(self._lock)
             raise
+
+    def _claim(self, *, take_over: bool) -> None:
+        if not self._take_lock() and not take_over:
+            raise LogInUse(
+                f"log_in_use: {self.path} is open in another process; the embedded log has one owner,"
+                " so stop that process, or use another file or kafka://"
+            )
 
     def _take_lock(self) -> bool:
         """Hold the lock if it is free. Who took over gets it once the fenced owner has gone."""

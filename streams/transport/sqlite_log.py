@@ -10,17 +10,15 @@ in meanwhile forms the next window.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
 
 from steps.ports import Clock
+from streams.transport.batch import weigh
 from streams.transport.contract import (
-    LARGEST_BATCH,
-    LARGEST_RECORD,
     Header,
     LogFailed,
     LogUnavailable,
@@ -28,12 +26,12 @@ from streams.transport.contract import (
     Position,
     PositionRow,
     Record,
-    RecordTooLarge,
     TopicSpec,
 )
-from streams.transport.sqlite_file import LogFile, Transaction, encode_batch
+from streams.transport.sqlite_file import LogFile
 from streams.transport.sqlite_follower import SqliteFollower
-from streams.transport.sqlite_shard import Reader, Shard, fail, record_size, wake
+from streams.transport.sqlite_shard import Reader, Shard, fail, wake
+from streams.transport.sqlite_window import Progress, Window
 
 WINDOW_SECONDS = 0.002
 """How long a commit window gathers before it is committed."""
@@ -41,19 +39,6 @@ SWEEP_SECONDS = 1.0
 """How often consumed queue records and expired records are deleted."""
 TOMBSTONE_MS = 24 * 3600 * 1000
 """How long a deleted row stays visible to those who follow a changelog."""
-
-
-class Window:
-    """What was handed over since the last cut and is not in a transaction yet."""
-
-    def __init__(self) -> None:
-        self.shards: dict[Shard, None] = {}
-        self.rows: dict[tuple[int, int, bytes], tuple[int, int, bytes | None]] = {}
-        self.positions: dict[tuple[str, int, int], PositionRow] = {}
-        self.offsets: dict[tuple[str, int, int], int] = {}
-        self.trims: dict[Shard, int] = {}
-        self.tombstones: list[tuple[int]] = []
-        self.waiting: list[asyncio.Future[None]] = []
 
 
 class SqliteLog:
@@ -84,9 +69,10 @@ class SqliteLog:
         self._file: LogFile | None = None
         self._failure: LogFailed | None = None
         self._shards: dict[str, list[Shard]] = {}
-        self._readers: defaultdict[tuple[int, int], dict[str, int]] = defaultdict(dict)
-        """Durable position of every reader that a queue record has to wait for, by (topic id, partition)."""
+        self._progress = Progress()
         self._positions: dict[tuple[str, int, int], PositionRow] = {}
+        self.owners: dict[tuple[str, str, int], object] = {}
+        """Who has taken a partition of a topic for a reader last."""
         self._window = Window()
         self._dirty = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -106,9 +92,9 @@ class SqliteLog:
         self._timestamp = self._file.timestamp()
         self._positions = self._file.positions()
         for (reader, topic, partition), row in self._positions.items():
-            self._readers[topic, partition][reader] = row.next
+            self._progress.note(reader, topic, partition, row.next)
         for (reader, topic, partition), offset in self._file.offsets().items():
-            self._readers[topic, partition][reader] = offset
+            self._progress.note(reader, topic, partition, offset)
         self._load_topics()
         self._tasks = [
             self._clock.spawn(self._commits(), name="log-commits"),
@@ -216,11 +202,7 @@ class SqliteLog:
         self.check()
         shard = self.shard(topic, partition)
         for key, value, headers in records:
-            if record_size(key, value, headers) > LARGEST_RECORD:
-                raise RecordTooLarge(
-                    f"record_too_large: a record for {topic} has {record_size(key, value, headers)} bytes,"
-                    f" the limit is {LARGEST_RECORD}"
-                )
+            weigh(topic, key, value, headers)
         now = self._now()
         if shard.topic.spec.compacted:
             self.put_rows(topic, partition, {key or b"": value for key, value, _ in records})
@@ -229,11 +211,13 @@ class SqliteLog:
             shard.append(Record(topic, partition, shard.end, now, key, value, tuple(headers)))
         self._touch(shard)
 
-    def put_rows(self, topic: str, partition: int, rows: dict[bytes, bytes | None]) -> None:
+    def put_rows(self, topic: str, partition: int, rows: Mapping[bytes, bytes | None]) -> None:
         """Set rows of a compacted topic (None deletes); each gets the offset that it would have in a changelog."""
         self.check()
         shard = self.shard(topic, partition)
         now = self._now()
+        for key, value in rows.items():
+            weigh(topic, key, value or b"", ())
         for key, value in rows.items():
             self._window.rows[shard.topic.id, partition, key] = (shard.end, now, value)
             shard.end += 1
@@ -298,10 +282,10 @@ class SqliteLog:
         if self._failure is not None:
             return
         try:
-            transaction, ends = self._cut(window)
+            transaction, ends = window.cut(self._progress, self._timestamp)
             self.file.begin(transaction)
             await asyncio.get_running_loop().run_in_executor(self._thread, self.file.commit)
-        except LogFailed as error:
+        except Exception as error:  # noqa: BLE001 a window that is not committed must end the log, whatever the reason
             self._fail(error, window)
             return
         self._positions.update(window.positions)
@@ -309,63 +293,14 @@ class SqliteLog:
             shard.settle(end)
         wake(window.waiting)
 
-    def _cut(self, window: Window) -> tuple[Transaction, list[tuple[Shard, int]]]:
-        """The transaction of a window, and the ends that are durable once it is committed."""
-        for (reader, topic, partition), row in window.positions.items():
-            self._readers[topic, partition][reader] = row.next
-        for (reader, topic, partition), offset in window.offsets.items():
-            self._readers[topic, partition][reader] = offset
-        transaction = Transaction(self._timestamp, tombstones=window.tombstones)
-        for shard in window.shards:
-            for records in self._to_write(shard):
-                first, last = records[0], records[-1]
-                transaction.batches.append(
-                    (
-                        shard.topic.id,
-                        shard.number,
-                        first.offset,
-                        last.offset + 1,
-                        last.timestamp,
-                        encode_batch(records),
-                    )
-                )
-        transaction.trims = [(shard.topic.id, shard.number, low) for shard, low in window.trims.items()]
-        for shard, low in window.trims.items():
-            shard.start = max(shard.start, low)
-        transaction.ends = [
-            (shard.topic.id, shard.number, shard.start, shard.end) for shard in {**window.shards, **window.trims}
-        ]
-        transaction.rows = [(*key, *row) for key, row in window.rows.items()]
-        transaction.positions = [(*key, *row) for key, row in window.positions.items()]
-        transaction.offsets = [(*key, offset) for key, offset in window.offsets.items()]
-        return transaction, [(shard, shard.end) for shard in window.shards]
-
-    def _to_write(self, shard: Shard) -> list[list[Record]]:
-        """Records appended since the last cut, in batches; queue records that are consumed already need no writing."""
-        fresh, shard.fresh = shard.fresh, []
-        if shard.topic.spec.queue and (low := self._consumed(shard)) is not None and fresh:
-            fresh = fresh[max(0, low - fresh[0].offset) :]
-        batches: list[list[Record]] = []
-        room = 0
-        for record in fresh:
-            size = record_size(record.key, record.value, record.headers)
-            if size > room:
-                batches.append([])
-                room = LARGEST_BATCH
-            batches[-1].append(record)
-            room -= size
-        return batches
-
-    def _consumed(self, shard: Shard) -> int | None:
-        """Every reader of this partition is durably at or above this offset; None if nobody reads it."""
-        return min(self._readers[shard.topic.id, shard.number].values(), default=None)
-
     def crash(self, error: Exception) -> None:
         """Hand an error that ends the worker to whoever runs it."""
         if self.on_failure is not None:
             self.on_failure(error)
 
-    def _fail(self, error: LogFailed, window: Window) -> None:
+    def _fail(self, cause: Exception, window: Window) -> None:
+        error = cause if isinstance(cause, LogFailed) else LogFailed(f"log_failed: {self._path} cannot take a window")
+        error.__cause__ = error.__cause__ or (cause if cause is not error else None)
         self._failure = error
         for future in (*window.waiting, *self._window.waiting):
             fail(future, error)
@@ -387,17 +322,17 @@ class SqliteLog:
         for shards in self._shards.values():
             for shard in shards:
                 low = self._removable(shard, now)
-                if low is not None and low > shard.start:
+                if low is not None and low > shard.trimmed:
                     self._window.trims[shard] = low
                     self._dirty.set()
         self._window.tombstones = [(now - TOMBSTONE_MS,)]  # with the next commit; an idle log stays idle
 
     def _removable(self, shard: Shard, now: int) -> int | None:
         spec = shard.topic.spec
-        if spec.compacted or shard.start == shard.durable:
+        if spec.compacted or shard.trimmed == shard.durable:
             return None
         if spec.queue:
-            low = self._consumed(shard)
+            low = self._progress.consumed(shard)
             return low if low is None else min(low, shard.durable)
         if spec.retention_ms < 0:
             return None
@@ -408,11 +343,14 @@ class SqliteLog:
     def attach(self, reader: str, topic: str, partition: int) -> int | None:
         """Committed offset of a reader; from here on, queue records wait for it."""
         shard = self.shard(topic, partition)
-        readers = self._readers[shard.topic.id, partition]
-        committed = readers.get(reader)
+        committed = self._progress.of(reader, shard)
         if committed is None:
-            readers[reader] = shard.start
+            self._progress.note(reader, shard.topic.id, partition, shard.start)
         return committed
+
+    def rows(self, topic: str, partition: int) -> dict[bytes, bytes]:
+        """Committed rows of a compacted topic, by key."""
+        return self.check().rows(self.shard(topic, partition).topic, partition)
 
     def position(self, reader: str, topic: str, partition: int) -> PositionRow | None:
         """Committed position row of a stateful reader."""

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from streams.transport.contract import Header, Record
+from streams.transport.contract import Record
 from streams.transport.sqlite_file import LogFile, StoredTopic
 
 TAIL_BYTES = 2 * 1024 * 1024
 """Committed records a partition keeps in memory for readers that are behind; older ones are read from the file."""
-RECORD_OVERHEAD = 70
-"""Bytes a record takes beside key, value and headers; the same for every record, so that the limit is easy to tell."""
-
-
-def record_size(key: bytes | None, value: bytes | None, headers: Sequence[Header]) -> int:
-    """Bytes of a record as they count against LARGEST_RECORD."""
-    size = RECORD_OVERHEAD + len(key or b"") + len(value or b"")
-    for name, content in headers:
-        size += len(name) + len(content) + 4
-    return size
+_FRAMING = 70
+"""Bytes that a record takes in memory beside its value, roughly."""
 
 
 class Shard:
@@ -38,12 +30,15 @@ class Shard:
         "tail",
         "tail_bytes",
         "topic",
+        "trimmed",
     )
 
     def __init__(self, topic: StoredTopic, number: int, start: int, end: int) -> None:
         self.topic = topic
         self.number = number
         self.start = start
+        self.trimmed = start
+        """Batches below are deleted; the log start may be above, where the batch holds kept records too."""
         self.end = end
         self.durable = end
         """Everything below is committed."""
@@ -62,7 +57,7 @@ class Shard:
     def append(self, record: Record) -> None:
         self.end = record.offset + 1
         self.tail.append(record)
-        self.tail_bytes += len(record.value or b"") + RECORD_OVERHEAD
+        self.tail_bytes += len(record.value or b"") + _FRAMING
         self.fresh.append(record)
         if self.ahead:
             wake(self.ahead)
@@ -80,7 +75,7 @@ class Shard:
         for record in self.tail:
             if record.offset >= durable or (record.offset >= needed and self.tail_bytes <= TAIL_BYTES):
                 break
-            self.tail_bytes -= len(record.value or b"") + RECORD_OVERHEAD
+            self.tail_bytes -= len(record.value or b"") + _FRAMING
             count += 1
         del self.tail[:count]
         self.base += count

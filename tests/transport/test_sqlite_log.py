@@ -23,9 +23,9 @@ from streams.transport.contract import (
     RecordTooLarge,
     TopicSpec,
 )
-from streams.transport.sqlite_file import FORMAT, LogInUse
+from streams.transport.sqlite_file import FORMAT, LogFile, LogInUse
 from streams.transport.sqlite_log import SqliteLog
-from streams.transport.sqlite_shard import RECORD_OVERHEAD, TAIL_BYTES
+from streams.transport.sqlite_shard import TAIL_BYTES
 
 TOPICS = (
     TopicSpec("in", 2),
@@ -113,10 +113,13 @@ async def test_a_window_is_one_transaction(path: Path) -> None:
         log.put_offset("follower", "in", 0, 1)
         other = sqlite3.connect(path)
         tables = ("batches", "rows", "positions", "offsets")
-        count = lambda: [other.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables]  # noqa: E731
-        assert count() == [0, 0, 0, 0]
+
+        def counts() -> list[int]:
+            return [other.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables]
+
+        assert counts() == [0, 0, 0, 0]
         await log.flush()
-        assert count() == [1, 2, 1, 1]
+        assert counts() == [1, 2, 1, 1]
         other.close()
 
 
@@ -172,7 +175,6 @@ async def test_a_follower_resumes_after_what_it_handled(path: Path) -> None:
     seen.clear()
     async with opened(path) as log:
         await log.follow("g", "in", handle)
-        await log.follow("other", "in", lambda records: asyncio.sleep(0))
         await eventually(lambda: seen)
         assert seen == [b"5"]
 
@@ -183,7 +185,7 @@ async def test_a_handler_that_raises_ends_the_worker(path: Path) -> None:
     seen: list[bytes | None] = []
 
     async def refuse(records: Sequence[Record]) -> None:
-        raise ValueError("no")
+        raise ValueError(f"no to {len(records)}")
 
     async def handle(records: Sequence[Record]) -> None:
         seen.extend(r.value for r in records)
@@ -214,7 +216,7 @@ async def test_timestamps_are_the_logs_and_never_go_back(path: Path) -> None:
 async def test_a_record_above_the_limit_is_refused_before_it_has_an_offset(path: Path) -> None:
     """The largest record is taken; one byte more raises, and nothing sent with it is appended."""
     async with opened(path) as log:
-        largest = b"x" * (LARGEST_RECORD - RECORD_OVERHEAD - 1)
+        largest = b"x" * (LARGEST_RECORD - 128 - 1)
         assert (await log.append("in", 0, b"k", largest)).offset == 0
         with pytest.raises(RecordTooLarge, match="record_too_large"):
             log.put("in", 0, [Out(b"k", b"small"), Out(b"k", largest + b"x")])
@@ -264,6 +266,7 @@ async def test_queue_records_consumed_within_the_window_are_never_written(path: 
         log.put_offset("agent", "queue", 0, 1)
         await log.flush()
         assert [r.offset for r in await everything(log, "queue")] == [1]
+        assert await log.ends("queue") == [(1, 2)], "no hole above the log start"
     async with opened(path) as log:
         assert (await log.append("queue", 0, None, b"c")).offset == 2
 
@@ -362,15 +365,20 @@ async def test_a_newer_format_is_refused(path: Path) -> None:
 
 
 async def test_a_foreign_file_is_refused(path: Path) -> None:
-    """Neither another program's database nor something else is taken for a log."""
+    """Another program's database is not taken for a log."""
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE t(x)")
     other.close()
     with pytest.raises(LogFailed, match="log_foreign"):
         await SqliteLog(path, HostClock()).start()
+
+
+def test_what_is_no_database_is_refused(path: Path) -> None:
+    """Some other file under that name is left as it is."""
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(LogFailed, match="log_io"):
-        await SqliteLog(path, HostClock()).start()
+        LogFile(path)
+    assert path.read_bytes() == b"not a database" * 100
 
 
 async def test_synchronous_full_is_set_on_request_and_a_typo_refused(path: Path) -> None:
@@ -385,7 +393,7 @@ async def test_topics_are_created_once_and_keep_their_partition_count(path: Path
     """Another count is an error that names both; an unknown topic or partition is one too."""
     async with opened(path) as log:
         await log.create(TOPICS)
-        with pytest.raises(LogFailed, match="partition_count: topic in .* has 2 partitions, not 3"):
+        with pytest.raises(LogFailed, match=r"partition_count: topic in .* has 2 partitions, not 3"):
             await log.create([TopicSpec("in", 3)])
         with pytest.raises(LogFailed, match="topic_missing"):
             await log.append("nowhere", 0, None, b"")

@@ -1,0 +1,87 @@
+"""A commit window of the embedded log: what was handed over, and how it becomes one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+
+from streams.transport.batch import weigh
+from streams.transport.contract import LARGEST_BATCH, PositionRow, Record
+from streams.transport.sqlite_file import Transaction, encode_batch
+from streams.transport.sqlite_shard import Shard
+
+
+class Progress:
+    """How far each reader of each partition has durably come; queue records wait for the slowest."""
+
+    def __init__(self) -> None:
+        self._readers: defaultdict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+
+    def note(self, reader: str, topic: int, partition: int, offset: int) -> None:
+        self._readers[topic, partition][reader] = offset
+
+    def of(self, reader: str, shard: Shard) -> int | None:
+        return self._readers[shard.topic.id, shard.number].get(reader)
+
+    def consumed(self, shard: Shard) -> int | None:
+        """Every reader of this partition is at or above this offset; None if nobody reads it."""
+        return min(self._readers[shard.topic.id, shard.number].values(), default=None)
+
+
+class Window:
+    """What was handed over since the last cut and is not in a transaction yet."""
+
+    def __init__(self) -> None:
+        self.shards: dict[Shard, None] = {}
+        """Partitions with new records or rows (a dict: in order, each once)."""
+        self.rows: dict[tuple[int, int, bytes], tuple[int, int, bytes | None]] = {}
+        self.positions: dict[tuple[str, int, int], PositionRow] = {}
+        self.offsets: dict[tuple[str, int, int], int] = {}
+        self.trims: dict[Shard, int] = {}
+        self.tombstones: list[tuple[int]] = []
+        self.waiting: list[asyncio.Future[None]] = []
+
+    def cut(self, progress: Progress, timestamp: int) -> tuple[Transaction, list[tuple[Shard, int]]]:
+        """The transaction, and the log ends that are durable once it is committed."""
+        for reader, row in self.positions.items():
+            progress.note(*reader, row.next)
+        for reader, offset in self.offsets.items():
+            progress.note(*reader, offset)
+        transaction = Transaction(timestamp, tombstones=self.tombstones)
+        for shard in self.shards:
+            transaction.batches += _batches(shard, progress)
+        for shard, low in self.trims.items():
+            shard.start, shard.trimmed = max(shard.start, low), low
+            transaction.trims.append((shard.topic.id, shard.number, low))
+        transaction.ends = [(s.topic.id, s.number, s.start, s.end) for s in {**self.shards, **self.trims}]
+        transaction.rows = [(*key, *row) for key, row in self.rows.items()]
+        transaction.positions = [(*key, *row) for key, row in self.positions.items()]
+        transaction.offsets = [(*key, offset) for key, offset in self.offsets.items()]
+        return transaction, [(shard, shard.end) for shard in self.shards]
+
+
+def _batches(shard: Shard, progress: Progress) -> Iterator[tuple[int, int, int, int, int, bytes]]:
+    """The records appended since the last cut; queue records that are consumed already need no writing."""
+    fresh, shard.fresh = shard.fresh, []
+    if shard.topic.spec.queue and fresh and (low := progress.consumed(shard)) is not None:
+        shard.start = max(shard.start, low)  # in the same transaction: there is no hole above the log start
+        fresh = fresh[max(0, low - fresh[0].offset) :]
+    for records in _split(fresh):
+        last = records[-1]
+        body = encode_batch(records)
+        yield shard.topic.id, shard.number, records[0].offset, last.offset + 1, last.timestamp, body
+
+
+def _split(records: list[Record]) -> list[list[Record]]:
+    """Batches of at most LARGEST_BATCH bytes, or of a single record."""
+    batches: list[list[Record]] = []
+    room = 0
+    for record in records:
+        size = weigh(record.topic, record.key, record.value or b"", record.headers)
+        if size > room:
+            batches.append([])
+            room = LARGEST_BATCH
+        batches[-1].append(record)
+        room -= size
+    return batches

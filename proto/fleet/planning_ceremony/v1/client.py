@@ -1,0 +1,189 @@
+"""A thin client of the ceremony engine: `async with PlanningCeremonyClient("localhost:50057") as ceremonies: ...`.
+
+Every operation may be repeated safely: it carries a request id, and gRPC itself sends it again, with that same id,
+while the engine is UNAVAILABLE (a worker that starts, a partition that moves).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+import grpc
+import grpc.aio
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+TIMEOUT_SECONDS = 15.0
+SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
+
+RETRY = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": SERVICE}],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.2s",
+                    "maxBackoff": "3s",
+                    "backoffMultiplier": 2.5,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+CHANNEL_OPTIONS = (
+    ("grpc.service_config", RETRY),
+    ("grpc.enable_retries", 1),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+class PlanningCeremonyError(Exception):
+    """The engine said no, or could not be reached in time."""
+
+    def __init__(self, status: grpc.StatusCode, message: str) -> None:
+        super().__init__(f"{status.name}: {message}")
+        self.status = status
+        """NOT_FOUND, ALREADY_EXISTS, INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE, …"""
+        self.message = message
+        """What was wrong, where, and what would be right; begins with a stable code."""
+
+
+class PlanningCeremonyClient:
+    """Calls the engine at `address` (`host:port`); methods raise PlanningCeremonyError.
+
+    Make it where the event loop runs; `close` it, or use `async with`.
+    """
+
+    def __init__(self, address: str, *, timeout: float = TIMEOUT_SECONDS) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub = PlanningCeremonyProcessorStub(self._channel)
+        self._timeout = timeout
+
+    async def start(
+        self,
+        definition_name: str,
+        *,
+        ceremony_id: str,
+        story_id: str,
+        requested_by: str,
+        inputs: Mapping[str, Any] | None = None,
+        step_ids: Iterable[str] = (),
+        correlation_id: str | None = None,
+    ) -> str:
+        """Start a ceremony and return its instance id. Inputs that are no strings travel as JSON values."""
+        request = pb.StartPlanningCeremonyRequest(
+            ceremony_id=ceremony_id,
+            definition_name=definition_name,
+            story_id=story_id,
+            correlation_id=correlation_id,
+            inputs={name: value for name, value in (inputs or {}).items() if isinstance(value, str)},
+            step_ids=step_ids,
+            requested_by=requested_by,
+            request_id=_request_id(),
+        )
+        richer = {name: value for name, value in (inputs or {}).items() if not isinstance(value, str)}
+        if richer:
+            request.inputs_json.update(richer)
+        return (await self._call(self._stub.StartPlanningCeremony, request)).instance_id
+
+    async def get(self, instance_id: str) -> pb.PlanningCeremonyInstance | None:
+        """The ceremony as it stands, or None where there is none."""
+        request = pb.GetPlanningCeremonyInstanceRequest(instance_id=instance_id)
+        response = await self._call(self._stub.GetPlanningCeremonyInstance, request)
+        return response.ceremony if response.success else None
+
+    async def list(
+        self,
+        *,
+        state: str | None = None,
+        definition_name: str | None = None,
+        story_id: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> pb.ListPlanningCeremonyInstancesResponse:
+        """A page, newest first: `ceremonies`, and `total_count` of all that match."""
+        request = pb.ListPlanningCeremonyInstancesRequest(
+            state_filter=state, definition_filter=definition_name, story_id=story_id, limit=limit, offset=offset
+        )
+        return await self._call(self._stub.ListPlanningCeremonyInstances, request)
+
+    async def decide(
+        self,
+        instance_id: str,
+        *,
+        approved: bool,
+        actor: str,
+        role: str,
+        step_id: str | None = None,
+        guard: str | None = None,
+        visit: int | None = None,
+        comment: str = "",
+    ) -> pb.PlanningCeremonyInstance:
+        """Approve or reject a gate step or a human guard (one of them); returns the ceremony after it."""
+        if (step_id is None) == (guard is None):
+            raise ValueError("name the gate by step_id or by guard, exactly one of them")
+        request = pb.DecideGateRequest(
+            instance_id=instance_id,
+            approved=approved,
+            visit=visit,
+            actor=actor,
+            role=role,
+            comment=comment,
+            request_id=_request_id(),
+        )
+        # A oneof takes what is set last, an empty string too: set the one that was given.
+        if step_id is not None:
+            request.step_id = step_id
+        elif guard is not None:
+            request.guard = guard
+        return (await self._call(self._stub.DecideGate, request)).ceremony
+
+    async def trigger(self, instance_id: str, trigger: str, *, actor: str, role: str) -> pb.PlanningCeremonyInstance:
+        """Ask for a transition; returns the ceremony after it."""
+        request = pb.TriggerTransitionRequest(
+            instance_id=instance_id, trigger=trigger, actor=actor, role=role, request_id=_request_id()
+        )
+        return (await self._call(self._stub.TriggerTransition, request)).ceremony
+
+    async def watch(self, instance_id: str) -> AsyncIterator[pb.PlanningCeremonyInstance]:
+        """The ceremony now and after each change, until it has ended."""
+        try:
+            async for response in self._stub.WatchPlanningCeremony(
+                pb.WatchPlanningCeremonyRequest(instance_id=instance_id)
+            ):
+                yield response.ceremony
+        except grpc.aio.AioRpcError as error:
+            raise PlanningCeremonyError(error.code(), error.details() or "") from None
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
+        try:
+            return await method(request, timeout=self._timeout)
+        except grpc.aio.AioRpcError as error:
+            raise PlanningCeremonyError(error.code(), error.details() or "") from None
+
+
+def _request_id() -> str:
+    return uuid4().hex

@@ -1,0 +1,1 @@
+"""Tests of what the outside world relies on."""

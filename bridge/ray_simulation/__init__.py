@@ -70,8 +70,7 @@ class RaySimulation:
     async def start(self) -> None:
         """Connect, make the stream AGENT_RESPONSES where it is missing, serve. Raises SimulationError."""
         try:
-            await self._start_outbox()
-            await self._start_server()
+            await self._start_server(await self._start_outbox())
         except BaseException:
             await self.stop()
             raise
@@ -88,7 +87,7 @@ class RaySimulation:
             await self._connection.close()
             self._connection = None
 
-    async def _start_outbox(self) -> None:
+    async def _start_outbox(self) -> Outbox:
         try:
             self._connection = await connect(self.nats_url, self._clock, name="ray-simulation")
             outbox = Outbox(self._connection, self._clock)
@@ -97,11 +96,11 @@ class RaySimulation:
             message = f"no JetStream at {self.nats_url}; start a nats-server with JetStream first"
             raise SimulationError("nats_unreachable", message) from None
         self._outbox = outbox
+        return outbox
 
-    async def _start_server(self) -> None:
-        assert self._outbox is not None
+    async def _start_server(self, outbox: Outbox) -> None:
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        service = RayExecutorService(self.knobs, self.book, self._outbox, self._clock)
+        service = RayExecutorService(self.knobs, self.book, outbox, self._clock)
         add_RayExecutorServiceServicer_to_server(service, server)
         healthy = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)

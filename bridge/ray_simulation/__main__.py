@@ -21,7 +21,7 @@ async def serve(grpc_address: str, nats_url: str, knobs: Knobs) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     async with RaySimulation(grpc_address=grpc_address, nats_url=nats_url, clock=HostClock(), knobs=knobs) as ray:
-        print(f"ray simulation ready: grpc {ray.url}, nats {nats_url}", flush=True)
+        typer.echo(f"ray simulation ready: grpc {ray.url}, nats {nats_url}")
         await ended.wait()
 
 

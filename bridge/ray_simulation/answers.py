@@ -1,6 +1,6 @@
-"""What the simulated agents say: plausible proposals and tasks made of the prompt's own words, in the executor's envelope.
+"""What the simulated agents say: proposals and tasks made of the prompt's own words, in the executor's envelope.
 
-A proposal holds single words of the prompt and never a run of it, so that what is published of it later is no raw prompt.
+A proposal holds single words of the prompt and never a run of it, so that what is published of it is no raw prompt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tasks that the simulated executor has accepted: which, how they stand, and no more of the finished than it may keep."""
+"""The tasks that the simulated executor has accepted and how they stand; of ended ones no more than it may keep."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Job:
 
 @dataclass(slots=True)
 class JobBook:
-    """Jobs by task id and by deliberation id. Running ones are bounded by `running_limit`, kept ones by `kept_limit`."""
+    """Jobs by task id and by deliberation id; at most `running_limit` running ones and `kept_limit` ended ones."""
 
     running_limit: int
     kept_limit: int

@@ -1,4 +1,4 @@
-"""How the simulated executor behaves: how long it takes, and how often it fails, refuses, repeats itself or says nothing."""
+"""How the simulated executor behaves: how long it takes, how often it fails, refuses, repeats itself or is silent."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 RATES = ("failure_rate", "rejection_rate", "duplicate_rate", "reorder_rate", "silence_rate")
+LONGEST_SECONDS = 86_400
 REORDER_FLOOR_SECONDS = 0.05
 
 
@@ -44,12 +45,12 @@ class Knobs:
                 raise KnobError(f"{name} is {value}: a share from 0 to 1 is wanted")
         for name in ("latency", "jitter"):
             value = getattr(self, name)
-            if not 0 <= value <= 86_400:
-                raise KnobError(f"{name} is {value}: seconds from 0 to 86400 are wanted")
+            if not 0 <= value <= LONGEST_SECONDS:
+                raise KnobError(f"{name} is {value}: seconds from 0 to {LONGEST_SECONDS} are wanted")
 
     def random(self, task_id: str, who: str = "") -> random.Random:
         """The dice of one task, or of one agent in it: the same numbers in whatever order tasks come."""
-        return random.Random(f"{self.seed}\0{task_id}\0{who}")
+        return random.Random(f"{self.seed}\0{task_id}\0{who}")  # noqa: S311 - dice, no secret
 
     def rejects(self, task_id: str) -> bool:
         """Whether this task is refused at once."""

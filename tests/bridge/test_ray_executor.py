@@ -1,5 +1,7 @@
 """The Ray executor's client against a real gRPC server that answers whatever a test wants."""
 
+# ruff: noqa: N802, ARG001 - the names of RPCs and what a handler is given are gRPC's
+
 from __future__ import annotations
 
 import asyncio
@@ -220,7 +222,7 @@ async def test_a_closed_client_is_unreachable() -> None:
 
 
 async def test_a_correlation_id_of_any_text_can_travel() -> None:
-    """gRPC metadata holds ASCII only."""
+    """Metadata of gRPC holds ASCII only."""
     executor = Executor(says("submitted"))
     async with serving(executor) as url, RayExecutorClient(url) as client:
         assert (await client.execute(task(correlation_id="größe\n1"))).status == "submitted"

@@ -251,7 +251,9 @@ async def test_failures_carry_their_reason_and_the_metadata_to_route_by(broker: 
     assert {subject for subject, _, _ in messages} == {FAILED_SUBJECT}
     for _, envelope, _ in messages:
         payload = envelope["payload"]
-        assert payload["status"] == "failed" and payload["error"] and payload["error_type"]
+        assert payload["status"] == "failed"
+        assert payload["error"]
+        assert payload["error_type"]
         assert payload["constraints"]["metadata"]["task_id"] == payload["task_id"]
 
 
@@ -268,7 +270,8 @@ async def test_held_back_answers_are_overtaken(broker: NatsServer) -> None:
             orders.append([e["payload"]["task_id"] for _, e, _ in await answers.wait(40)])
     in_order = [review(number).task_id for number in range(40)]
     assert orders[0] == in_order
-    assert orders[1] != in_order and sorted(orders[1]) == sorted(in_order)
+    assert orders[1] != in_order
+    assert sorted(orders[1]) == sorted(in_order)
 
 
 async def test_it_reports_deliberations_jobs_and_counts(broker: NatsServer) -> None:

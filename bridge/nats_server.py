@@ -117,7 +117,9 @@ class NatsServer:
                 await self._wait_ready(self._process)
         except TimeoutError:
             await self.kill()
-            raise NatsServerError("nats_server_not_ready", f"no answer within {READY_SECONDS:.0f} s; see {self.log}") from None
+            raise NatsServerError(
+                "nats_server_not_ready", f"no answer within {READY_SECONDS:.0f} s; see {self.log}"
+            ) from None
         except BaseException:
             await self.kill()
             raise

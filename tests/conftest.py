@@ -43,7 +43,8 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer | Ka
 def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer | NatsAddress]:
     """One real nats-server with JetStream for the session, or the one that CEREMONY_TEST_NATS names.
 
-    Tests share it: use subjects and streams of your own. One that needs the stream CEREMONY starts its own `NatsServer`.
+    Tests share it: use subjects and streams of your own. One that needs the stream CEREMONY starts its own
+    `NatsServer`.
     """
     if given := os.environ.get("CEREMONY_TEST_NATS"):
         yield NatsAddress(given)

@@ -170,8 +170,8 @@ def _jars_by_jgo(folder: Path) -> None:
 
 def _install_packages(target: Path, *packages: str) -> None:
     """Install Python packages into a folder of their own, by uv where it works, else by pip."""
-    beside = str(Path(sys.executable).parent / "uv")
-    uv = next((uv for uv in (beside, "uv") if _works([uv, "--version"])), None)
+    own = str(Path(sys.prefix) / "uv" / "bin" / "uv")  # where scripts/env.sh puts it
+    uv = next((uv for uv in ("uv", own) if _works([uv, "--version"])), None)
     installer = [uv, "pip", "install", "-q"] if uv else [sys.executable, "-m", "pip", "install", "-q"]
     python = ["--python", sys.executable] if uv else []
     _run([*installer, *python, "--only-binary", ":all:", "--target", str(target), *packages])

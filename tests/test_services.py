@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from bridge.clock import HostClock
 from bridge.nats_server import NatsServer as ProductNatsServer
 from bridge.nats_server import left_over
-from tests.services import KafkaServer, NatsServer, Server, ServiceError, end_orphans, free_port, running
+from tests.services import KafkaServer, NatsServer, ServiceError, end_orphans, free_port, running
 
 
 async def _produce(bootstrap: str, topic: str, count: int) -> None:
@@ -97,7 +95,7 @@ async def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
     with running(NatsServer(tmp_path / "one")) as taken:
         rival = NatsServer(tmp_path / "two")
         rival.port = taken.port
-        with pytest.raises(ServiceError, match="nats ended: .*address already in use"):
+        with pytest.raises(ServiceError, match=r"nats ended: .*address already in use"):
             rival.start()
         assert rival.pid is None
 
@@ -108,7 +106,8 @@ def test_servers_of_a_killed_run_are_ended_by_the_next(tmp_path: Path) -> None:
         "import sys, os; from pathlib import Path; from tests.services import NatsServer;"
         "server = NatsServer(Path(sys.argv[1])); server.start(); print(server.pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=30)
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
     orphan = int(done.stdout)
     assert _runs(orphan)
     with running(NatsServer(tmp_path / "mine")) as mine:

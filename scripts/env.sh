@@ -1,0 +1,93 @@
+# Sourced by the scripts beside it: goes to the project's root and makes .venv what requirements.lock says.
+#
+# By uv where it runs or can be installed, else by pip; wheels only, checked by hash. PYTHON names another interpreter.
+# The stamp is written last: a run that was interrupted is repaired by the next. All it says goes to stderr.
+set -eu
+cd "$(dirname "$0")/.."
+UV_VERSION=0.13.9
+STAMP=.venv/ceremony-stamp
+
+fail() {
+    echo "$0: $1" >&2
+    exit 2
+}
+
+# Asked by running it: a shim of that name can exist and fail.
+usable() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
+}
+
+version_of() {
+    "$1" -c 'import platform; print(platform.python_version())'
+}
+
+pick_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        usable "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.11, 3.12 or 3.13 that runs"
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in .venv/bin/python python3 python3.13 python3.12 python3.11; do
+        if usable "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "no Python 3.11, 3.12 or 3.13 found as python3, python3.13, python3.12 or python3.11: install one, or set PYTHON"
+}
+
+pick_uv() {
+    for candidate in uv .venv/uv/bin/uv; do
+        if "$candidate" --version >/dev/null 2>&1; then
+            echo "$candidate"
+            return
+        fi
+    done
+}
+
+inputs() {
+    version_of .venv/bin/python
+    cat requirements.lock pyproject.toml proto/pyproject.toml scripts/env.sh | cksum
+    pwd
+}
+
+make_venv() {
+    echo "$0: making .venv with Python $(version_of "$1")" >&2
+    rm -rf .venv
+    uv=$(pick_uv)
+    if [ -n "$uv" ]; then
+        "$uv" venv --quiet --python "$1" .venv >&2
+    else
+        "$1" -m venv .venv >&2 || fail "$1 cannot make a virtual environment: install its venv module, or uv"
+    fi
+}
+
+install_all() {
+    if [ -z "$uv" ]; then
+        .venv/bin/python -m pip install --quiet --only-binary :all: --target .venv/uv "uv==$UV_VERSION" >&2 || true
+        uv=$(pick_uv)
+    fi
+    if [ -n "$uv" ]; then
+        "$uv" pip sync --quiet --python .venv/bin/python --only-binary :all: --require-hashes requirements.lock >&2
+        "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e ./proto -e . >&2
+    else
+        echo "$0: uv cannot be had here, pip takes some minutes" >&2
+        .venv/bin/python -m pip install --quiet --only-binary :all: --require-hashes -r requirements.lock >&2
+        .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e ./proto -e . >&2
+    fi
+}
+
+if ! usable .venv/bin/python || [ ! -f "$STAMP" ] || [ "$(inputs)" != "$(cat "$STAMP")" ] || [ -n "${PYTHON:-}" ]; then
+    python=$(pick_python)
+    uv=$(pick_uv)
+    if [ "$python" != .venv/bin/python ] && { ! usable .venv/bin/python ||
+        [ "$(version_of "$python")" != "$(version_of .venv/bin/python)" ]; }; then
+        make_venv "$python"
+    fi
+    if [ ! -f "$STAMP" ] || [ "$(inputs)" != "$(cat "$STAMP")" ]; then
+        echo "$0: installing what requirements.lock names into .venv" >&2
+        rm -f "$STAMP"
+        install_all
+        inputs >"$STAMP"
+    fi
+fi

@@ -87,7 +87,13 @@ class StepKind(Protocol):
         """Rules that need the whole definition, at load: (config path, rule code, message) for each violation."""
 
     def request(self, context: StepContext) -> Any | Failed:
-        """Body of StepRequested for the attempt that begins (JSON-able), or why it cannot begin."""
+        """Body of StepRequested for the attempt that begins (JSON-able), or why it cannot begin.
+
+        `context.state.attempt` is already the number of that attempt.
+        """
+
+    def accepts(self, context: StepContext, agent_id: str) -> bool:
+        """Whether this attempt asked that agent, so that its answer counts. False for kinds without agents."""
 
     def completed(self, context: StepContext, output: Any) -> Verdict:
         """The agent says `completed` with this output."""

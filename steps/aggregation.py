@@ -1,0 +1,184 @@
+"""Aggregation: values of steps and inputs become one; computed by the agent in one loop over the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from steps.config import Config, Text, config_of
+from steps.kind import Kind
+from tables.errors import CeremonyError
+from tables.kinds import Completed, Failed, StepContext, Verdict
+from tables.paths import MISSING, dig
+
+AggregationType = Literal["merge", "list", "concat", "object", "deep_merge", "flatten", "unique"]
+LARGEST_REQUEST = 2 * 1024 * 1024
+"""Bytes of all sources together, encoded."""
+_UNMEASURED = LARGEST_REQUEST // (256 * 1024)
+"""So many sources cannot exceed the limit: inputs and outputs have 256 KiB each at most."""
+
+
+class AggregationConfig(Config):
+    sources: list[Text] = Field(min_length=1)
+    """Names of steps or inputs; dotted paths reach inside."""
+    aggregation_type: AggregationType
+
+    @field_validator("sources")
+    @classmethod
+    def _each_once(cls, sources: list[str]) -> list[str]:
+        if len(set(sources)) < len(sources):
+            raise PydanticCustomError("duplicate_source", "each source must be named once")
+        return sources
+
+
+class AggregationFailed(CeremonyError):
+    """The sources do not fit the type of aggregation; each way has its own code, and the message names both."""
+
+
+class Aggregation(Kind):
+    """The pure kind."""
+
+    handler: str = "aggregation_step"
+    name: str = "aggregation"
+    config: type[BaseModel] = AggregationConfig
+
+    def request(self, context: StepContext) -> Any | Failed:
+        """Body: `{aggregation_type, sources: [name], values: {name: value}}`."""
+        config = config_of(context.step, AggregationConfig)
+        values = {}
+        for source in config.sources:
+            value = _value_of(context, source)
+            if value is MISSING:
+                error = _failed("source_missing", config.aggregation_type, _missing(source))
+                return Failed(error.code, error.message, retryable=False)
+            values[source] = value
+        if len(values) > _UNMEASURED and len(msgspec.json.encode(values)) > LARGEST_REQUEST:
+            return Failed("request_too_large", f"the sources exceed {LARGEST_REQUEST} bytes together", retryable=False)
+        return {"aggregation_type": config.aggregation_type, "sources": config.sources, "values": values}
+
+    def completed(self, context: StepContext, output: Any) -> Verdict:
+        return Completed(output)
+
+
+def aggregate(aggregation_type: str, sources: Any, values: Mapping[str, Any]) -> Any:
+    """The one value of `sources` (names, in order). Raises AggregationFailed, naming the source and the type."""
+    function = _FUNCTIONS.get(aggregation_type)
+    if function is None:
+        raise _failed("unknown_aggregation_type", aggregation_type, f"is not one of {', '.join(_FUNCTIONS)}")
+    if not isinstance(sources, list):
+        raise _failed("sources_not_list", aggregation_type, "`sources` must be a list of names")
+    if not sources:
+        raise _failed("sources_empty", aggregation_type, "`sources` is empty; it must name one at least")
+    for source in sources:
+        if source not in values:
+            raise _failed("source_missing", aggregation_type, _missing(source))
+    return function(aggregation_type, sources, values)
+
+
+def _failed(code: str, aggregation_type: str, message: str) -> AggregationFailed:
+    return AggregationFailed(code, f"aggregation `{aggregation_type}`: {message}")
+
+
+def output_of(aggregation_type: str, sources: Sequence[str], result: Any) -> dict[str, Any]:
+    return {"sources": sources, "aggregation_type": aggregation_type, "aggregated_result": result}
+
+
+def _value_of(context: StepContext, source: str) -> Any:
+    """A step's output first, else an input."""
+    name, _, path = source.partition(".")
+    output = context.output(name)
+    found = MISSING if output is None else dig(output, path)
+    if found is MISSING and name in context.instance.inputs:
+        return dig(context.instance.inputs[name], path)
+    return found
+
+
+def _missing(source: str) -> str:
+    return f"source `{source}` is missing; it must be in the output of a COMPLETED step, or an input"
+
+
+def _merge(kind: str, sources: list[str], values: Mapping[str, Any]) -> Any:
+    if len(sources) == 1:
+        return values[sources[0]]
+    merged: dict[str, Any] = {}
+    for value in _all(dict, kind, sources, values):
+        merged.update(value)
+    return merged
+
+
+def _deep_merge(kind: str, sources: list[str], values: Mapping[str, Any]) -> Any:
+    merged: dict[str, Any] = {}
+    for source, value in zip(sources, _all(dict, kind, sources, values), strict=True):
+        try:
+            merged = _merged(merged, value)
+        except RecursionError:
+            raise _failed("source_too_deep", kind, f"source `{source}` is nested too deep") from None
+    return merged
+
+
+def _merged(into: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
+    """Objects are merged, anything else of the later source wins."""
+    merged = dict(into)
+    for key, item in value.items():
+        both = isinstance(item, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], item) if both else item
+    return merged
+
+
+def _list(_kind: str, sources: list[str], values: Mapping[str, Any]) -> Any:
+    return [values[source] for source in sources]
+
+
+def _object(_kind: str, sources: list[str], values: Mapping[str, Any]) -> Any:
+    return {source: values[source] for source in sources}
+
+
+def _concat(kind: str, sources: list[str], values: Mapping[str, Any]) -> Any:
+    return "".join(_all(str, kind, sources, values))
+
+
+def _flatten(kind: str, sources: list[str], values: Mapping[str, Any]) -> Any:
+    return [item for value in _all(list, kind, sources, values) for item in value]
+
+
+def _unique(kind: str, sources: list[str], values: Mapping[str, Any]) -> Any:
+    """The first of equal items stays; equal means the same JSON, whatever the order of keys."""
+    seen: dict[bytes, Any] = {}
+    for item in _flatten(kind, sources, values):
+        seen.setdefault(msgspec.json.encode(item, order="sorted"), item)
+    return list(seen.values())
+
+
+def _all(wanted: type, kind: str, sources: list[str], values: Mapping[str, Any]) -> list[Any]:
+    """The values, when each is of the wanted type."""
+    for source in sources:
+        found = type(values[source])
+        if found is not wanted:
+            raise _failed(
+                "source_wrong_type", kind, f"source `{source}` is {_NAMES[found]}, {_NAMES[wanted]} is wanted"
+            )
+    return [values[source] for source in sources]
+
+
+_NAMES: Mapping[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+_FUNCTIONS: Mapping[str, Callable[[str, list[str], Mapping[str, Any]], Any]] = {
+    "merge": _merge,
+    "list": _list,
+    "concat": _concat,
+    "object": _object,
+    "deep_merge": _deep_merge,
+    "flatten": _flatten,
+    "unique": _unique,
+}

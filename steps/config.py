@@ -1,0 +1,80 @@
+"""What the config models of all step kinds share: strictness, texts, and the contract of `constraints`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from tables.definition import Step
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of the config models: unknown keys are errors, no value is bent into another type, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def config_of(step: Step, model: type[C]) -> C:
+    """The step's config as the model its kind validated it with."""
+    if not isinstance(step.config, model):
+        raise TypeError(f"step {step.id} has a {type(step.config).__name__}, not a {model.__name__}")
+    return step.config
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "must not be blank")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+"""A string with something in it."""
+
+
+def _one_word(text: str) -> str:
+    if not text or not text.isprintable() or any(c.isspace() or c == ":" for c in text):
+        raise PydanticCustomError("role_malformed", "must be one word without `:`: it becomes part of a task id")
+    return text
+
+
+TaskRole = Annotated[str, Field(max_length=128), AfterValidator(_one_word)]
+"""A role that goes into a task id, so that the id splits one way only."""
+
+
+_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+
+
+def _number_from_text(value: Any) -> Any:
+    """`"3"` as 3: definitions in the fleet quote numbers."""
+    return int(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+
+
+Count = Annotated[int, Field(ge=1, le=999), BeforeValidator(_number_from_text)]
+"""A number of agents; their ids have three digits."""
+
+
+class Constraints(Config):
+    """What a definition may ask of the Ray executor (contract §1); any other key is an error."""
+
+    story_id: Text | None = None
+    """Default: the ceremony's story."""
+    plan_id: Text | None = None
+    timeout_seconds: int = Field(default=300, ge=1, le=86400)
+    """Also accepted as `timeout`."""
+    max_retries: int = Field(default=3, ge=0, le=10)
+    metadata: dict[Text, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_timeout(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "timeout" not in value:
+            return value
+        renamed = {key: item for key, item in value.items() if key != "timeout"}
+        if renamed.setdefault("timeout_seconds", value["timeout"]) != value["timeout"]:
+            raise PydanticCustomError("timeouts_disagree", "`timeout` and `timeout_seconds` disagree; give one")
+        return renamed

@@ -1,0 +1,152 @@
+"""Deliberation: several agents of one role work on a prompt; the step has its output when their proposals have come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from steps.config import Config, Constraints, Count, TaskRole, Text, config_of
+from steps.kind import Kind, unknown_steps
+from steps.tasks import (
+    description,
+    failures,
+    readable,
+    rendered,
+    succeeded,
+    task_body,
+    task_id,
+    too_large,
+    unrendered,
+)
+from tables.definition import Definition, Step
+from tables.instance import Answer
+from tables.kinds import Completed, Failed, Pending, StepContext, Verdict
+from tables.templates import TemplateFailed
+
+TASK_TYPE = "BACKLOG_REVIEW_ROLE"
+
+
+class DeliberationConfig(Config):
+    """`num_agents` or `agents`; where both are given they agree."""
+
+    prompt: Text
+    """May hold `${inputs.…}` and `${steps.…}`."""
+    role: TaskRole
+    num_agents: Count | None = None
+    agents: list[Any] | None = Field(default=None, min_length=1, max_length=999)
+    """Only counted."""
+    constraints: Constraints = Constraints()
+    min_agents: Count | None = None
+    """How many must succeed; default: all."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> DeliberationConfig:
+        if self.num_agents is None and self.agents is None:
+            raise PydanticCustomError("agents_missing", "give `num_agents` (1 or more) or a non-empty list `agents`")
+        if self.agents is not None and self.num_agents not in (None, len(self.agents)):
+            raise PydanticCustomError("agents_disagree", "`num_agents` and the length of `agents` must agree")
+        if self.min_agents is not None and self.min_agents > self.count:
+            raise PydanticCustomError("min_agents_too_many", "`min_agents` must not exceed the number of agents")
+        return self
+
+    @property
+    def count(self) -> int:
+        """Agents that are asked."""
+        return self.num_agents or len(self.agents or ())
+
+    @property
+    def needed(self) -> int:
+        """Agents that must succeed."""
+        return self.min_agents or self.count
+
+    @property
+    def agent_ids(self) -> list[str]:
+        """Ids of the agents that are asked, in order."""
+        return [f"agent-{self.role.lower()}-{number:03}" for number in range(1, self.count + 1)]
+
+
+class Deliberation(Kind):
+    """The pure kind."""
+
+    handler: str = "deliberation_step"
+    name: str = "deliberation"
+    config: type[BaseModel] = DeliberationConfig
+
+    def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
+        """Templates name steps that exist."""
+        config = config_of(step, DeliberationConfig)
+        yield from unknown_steps("prompt", config.prompt, definition)
+        yield from unknown_steps("constraints", config.constraints.model_dump(), definition)
+
+    def request(self, context: StepContext) -> Any | Failed:
+        """A Ray task (shape: steps/tasks.py `task_body`)."""
+        config = config_of(context.step, DeliberationConfig)
+        try:
+            text = description(rendered(context, config.prompt), "Inputs:", readable(context.instance.inputs))
+            if isinstance(text, Failed):
+                return text
+            return task_body(
+                context,
+                task=_task_id(context),
+                text=text,
+                role=config.role,
+                agents=config.agent_ids,
+                constraints=config.constraints,
+                ours={"task_type": TASK_TYPE},
+                backlog_review=True,
+            )
+        except TemplateFailed as error:
+            return unrendered(error)
+
+    def accepts(self, context: StepContext, agent_id: str) -> bool:
+        return agent_id in config_of(context.step, DeliberationConfig).agent_ids
+
+    def gathered(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+        """Settled when every agent has answered: with enough proposals COMPLETED, else `agents_failed`."""
+        config = config_of(context.step, DeliberationConfig)
+        agents = config.agent_ids
+        if (refused := too_large(answers)) is not None:
+            return refused
+        if not all(agent in answers for agent in agents):
+            return Pending()
+        output = _output(context, answers)
+        if output is not None:
+            return Completed(output)
+        failed = failures(agents, answers)
+        good = config.count - len(failed)
+        return Failed("agents_failed", f"{good} of {config.needed} needed agents succeeded; {'; '.join(failed)}")
+
+    def timed_out(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+        """Enough proposals when the time is up suffice."""
+        output = _output(context, answers)
+        if output is not None:
+            return Completed(output)
+        failed = failures(config_of(context.step, DeliberationConfig).agent_ids, answers)
+        return Failed("timeout", f"no result within {context.step.timeout_seconds:g} s; {'; '.join(failed)}")
+
+
+def _task_id(context: StepContext) -> str:
+    return task_id(context, f"role-{config_of(context.step, DeliberationConfig).role}")
+
+
+def _output(context: StepContext, answers: Mapping[str, Answer]) -> dict[str, Any] | None:
+    """The step's output, or None while fewer proposals are there than needed. In the order of agent ids."""
+    config = config_of(context.step, DeliberationConfig)
+    proposals = [
+        {"agent_id": agent, "role": answers[agent].role or config.role, "proposal": answers[agent].value}
+        for agent in config.agent_ids
+        if succeeded(answers.get(agent))
+    ]
+    if len(proposals) < config.needed:
+        return None
+    return {
+        "task_id": _task_id(context),
+        "deliberation_id": context.state.deliberation_id,
+        "role": config.role,
+        "num_agents": config.count,
+        "status": "completed",
+        "deliberations": proposals,
+    }

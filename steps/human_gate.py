@@ -1,0 +1,68 @@
+"""Human gate: the ceremony waits until people decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from steps.config import Config, Text, config_of
+from steps.kind import Kind
+from tables.instance import Answer, StepStatus
+from tables.kinds import Completed, Decided, Failed, StepContext, Verdict
+
+TEN_YEARS = 10 * 366 * 86400
+
+
+class HumanGateConfig(Config):
+    role: Text
+    message: Text
+    deadline_seconds: float | None = Field(default=None, gt=0, le=TEN_YEARS)
+    """Seconds from the opening of the gate; default: it waits as long as the ceremony may."""
+    quorum: int = Field(default=1, ge=1, le=999)
+    """Approvals by distinct actors."""
+
+
+class HumanGate(Kind):
+    """The pure kind."""
+
+    handler: str = "human_gate_step"
+    name: str = "human_gate"
+    config: type[BaseModel] = HumanGateConfig
+
+    def request(self, context: StepContext) -> Any | Failed:
+        """Body: `{role, message}`."""
+        config = config_of(context.step, HumanGateConfig)
+        return {"role": config.role, "message": config.message}
+
+    def timed_out(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+        """The gate's deadline passed, or its agent never opened it."""
+        if context.state.status is StepStatus.WAITING_FOR_HUMAN:
+            return Failed("gate_deadline", "nobody decided before the gate's deadline", retryable=False)
+        return super().timed_out(context, answers)
+
+    def decided(self, context: StepContext, decision: Decided) -> Verdict:
+        """A rejection keeps its output too, and is not retried."""
+        output = _output(config_of(context.step, HumanGateConfig), decision)
+        if decision.approved:
+            return Completed(output)
+        return Failed("rejected", f"rejected by {output['decided_by']}", retryable=False, output=output)
+
+
+def _output(config: HumanGateConfig, decision: Decided) -> dict[str, Any]:
+    """`decided_by` and `comment` join what several actors of a quorum said; `decided_at` is the last one's time."""
+    return {
+        "role": config.role,
+        "message": config.message,
+        "approved": decision.approved,
+        "decided_by": ", ".join(approval.actor for approval in decision.by),
+        "decided_at": iso(max((approval.at for approval in decision.by), default=0)),
+        "comment": "\n".join(approval.comment for approval in decision.by if approval.comment),
+    }
+
+
+def iso(milliseconds: int) -> str:
+    """ISO-8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

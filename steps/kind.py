@@ -1,0 +1,52 @@
+"""The base of the step kinds: what a kind answers to whatever does not concern it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from tables.definition import Definition, Step
+from tables.instance import Answer
+from tables.kinds import Decided, Failed, StepContext, Verdict
+from tables.templates import expressions
+
+
+class Kind:
+    """A kind without agents and without a gate, whose own agent concludes nothing."""
+
+    handler: str
+    name: str
+    config: type[BaseModel]
+
+    def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
+        """The config model says it all."""
+        return ()
+
+    def accepts(self, context: StepContext, agent_id: str) -> bool:
+        """No agent is asked."""
+        return False
+
+    def completed(self, context: StepContext, output: Any) -> Verdict:
+        return self._unexpected("completed")
+
+    def gathered(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+        return self._unexpected("an agent's result")
+
+    def timed_out(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+        return Failed("timeout", f"no outcome within {context.step.timeout_seconds:g} s")
+
+    def decided(self, context: StepContext, decision: Decided) -> Verdict:
+        return Failed("not_a_gate", f"`{context.step.id}` is a {self.handler}, no gate", retryable=False)
+
+    def _unexpected(self, outcome: str) -> Failed:
+        """A forged or misrouted outcome."""
+        return Failed("unexpected_outcome", f"a {self.handler} is not concluded by {outcome}", retryable=False)
+
+
+def unknown_steps(path: str, template: Any, definition: Definition) -> Iterable[tuple[str, str, str]]:
+    """Violations of a template that names a step the definition does not have."""
+    for expression in expressions(template):
+        if expression.root == "steps" and expression.name not in definition.steps:
+            yield path, "unknown_step", f"${{{expression}}}: there is no step `{expression.name}` in this definition"

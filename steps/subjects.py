@@ -1,0 +1,77 @@
+"""Which NATS subjects a publish step may use: those of an allowlist, and never the engine's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from steps.publish_config import PublishConfig
+from tables.definition import Definition
+from tables.errors import Problem
+
+DEFAULT_ALLOWLIST = ("ceremony.>",)
+OWN = (
+    "ceremony.step.>",
+    "ceremony.transition.>",
+    "ceremony.publish.>",
+    "ceremony.dualwrite.>",
+    "ceremony.gate.>",
+    "ceremony.start.>",
+    "ceremony.started",
+    "ceremony.completed",
+    "ceremony.failed",
+    "ceremony.cancelled",
+    "ceremony.timed_out",
+    "ceremony.paused",
+    "ceremony.resumed",
+    "ceremony.deadletter",
+)
+"""The engine's own subjects: whoever hears one may believe that the engine said it."""
+_PATTERN = re.compile(r"(?:[^\s.*>]+|\*)(?:\.(?:[^\s.*>]+|\*))*(?:\.>)?|>")
+
+
+def parse_allowlist(text: str) -> tuple[str, ...]:
+    """Patterns separated by commas, as `PUBLISH_SUBJECTS` has them. Raises ValueError naming the one that is none."""
+    patterns = tuple(pattern.strip() for pattern in text.split(",") if pattern.strip())
+    for pattern in patterns:
+        if not _PATTERN.fullmatch(pattern):
+            raise ValueError(
+                f"`{pattern}` is no NATS subject pattern: tokens separated by dots, `*` for one token, `>` at the end"
+            )
+    return patterns
+
+
+def matches(subject: str, pattern: str) -> bool:
+    """NATS wildcards: `*` is one token, `>` is one or more tokens at the end."""
+    tokens, wanted = subject.split("."), pattern.split(".")
+    if wanted[-1] == ">":
+        wanted.pop()
+        if len(tokens) <= len(wanted):
+            return False
+        tokens = tokens[: len(wanted)]
+    return len(tokens) == len(wanted) and all(w in ("*", t) for t, w in zip(tokens, wanted, strict=True))
+
+
+def own(subject: str) -> bool:
+    """Whether it is one of the engine's own subjects."""
+    return any(matches(subject, pattern) for pattern in OWN)
+
+
+def refusal(subject: str, allowlist: Iterable[str]) -> str:
+    """Why a publish step may not use the subject, or nothing."""
+    if own(subject):
+        return f"`{subject}` is the engine's own; choose another"
+    allowed = tuple(allowlist)
+    if not any(matches(subject, pattern) for pattern in allowed):
+        return f"`{subject}` is not among the allowed subjects (PUBLISH_SUBJECTS): {', '.join(allowed) or 'none'}"
+    return ""
+
+
+def subject_problems(definition: Definition, allowlist: Iterable[str], file: str = "") -> list[Problem]:
+    """Publish steps of a definition whose subject this server does not allow; `file` defaults to `<name>.yaml`."""
+    allowed = tuple(allowlist)
+    return [
+        Problem(file or f"{definition.name}.yaml", step.line, "subject_not_allowed", f"step `{step.id}`: {reason}")
+        for step in definition.steps.values()
+        if isinstance(step.config, PublishConfig) and (reason := refusal(step.config.subject, allowed))
+    ]

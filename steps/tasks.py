@@ -1,0 +1,135 @@
+"""What the two kinds that ask the Ray executor share: the task's body, its ids, and how many answers suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from steps.config import Constraints
+from tables.instance import Answer
+from tables.kinds import Failed, StepContext
+from tables.templates import TemplateFailed, as_text, render, render_text
+
+LARGEST_DESCRIPTION = 256 * 1024
+"""Bytes of the UTF-8 text of `task_description`."""
+
+
+def rendered(context: StepContext, template: str) -> str:
+    """A text of the definition with its `${…}` replaced. Raises TemplateFailed."""
+    return render_text(template, context.instance.inputs, context.output)
+
+
+def unrendered(error: TemplateFailed) -> Failed:
+    """Asking again gives the same: not retried."""
+    code = "request_too_large" if error.code == "template_too_large" else error.code
+    return Failed(code, error.message, retryable=False)
+
+
+def task_id(context: StepContext, subject: str) -> str:
+    """Ray's id of the attempt: `ceremony-…:story-…:<subject>:step-…:attempt-…`; two attempts never share one."""
+    instance = context.instance
+    return (
+        f"ceremony-{instance.ceremony_id}:story-{instance.story_id}:{subject}"
+        f":step-{context.step.id}:attempt-{context.state.attempt}"
+    )
+
+
+def readable(value: Any) -> str:
+    """A value as indented JSON, for an agent to read."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def description(*sections: str) -> str | Failed:
+    """`task_description` of the sections, or why it is too large."""
+    text = "\n\n".join(sections)
+    size = len(text.encode())
+    if size > LARGEST_DESCRIPTION:
+        return Failed(
+            "request_too_large",
+            f"the task description has {size} bytes, at most {LARGEST_DESCRIPTION} are allowed",
+            retryable=False,
+        )
+    return text
+
+
+def task_body(
+    context: StepContext,
+    *,
+    task: str,
+    text: str,
+    role: str,
+    agents: Iterable[str],
+    constraints: Constraints,
+    ours: Mapping[str, str],
+    backlog_review: bool,
+) -> dict[str, Any]:
+    """Body of StepRequested for a Ray task; `ours` is metadata that wins. Raises TemplateFailed."""
+    instance = context.instance
+    asked = _asked(context, constraints)
+    # Ours win: results are routed by them.
+    metadata = asked["metadata"] | {
+        "task_id": task,
+        "instance_id": instance.instance_id,
+        "step_id": context.step.id,
+        "attempt": str(context.state.attempt),
+        "correlation_id": instance.correlation_id,
+        **ours,
+    }
+    if asked["plan_id"]:
+        metadata["plan_id"] = asked["plan_id"]
+    return {
+        "task_id": task,
+        "task_description": text,
+        "role": role,
+        "agents": list(agents),
+        "story_id": asked["story_id"],
+        "plan_id": asked["plan_id"],
+        "timeout_seconds": constraints.timeout_seconds,
+        "max_retries": constraints.max_retries,
+        "metadata": metadata,
+        "backlog_review": backlog_review,
+    }
+
+
+def _asked(context: StepContext, constraints: Constraints) -> dict[str, Any]:
+    """The texts of the constraints, rendered together so that one limit holds for all of them."""
+    template = {
+        "story_id": context.instance.story_id if constraints.story_id is None else constraints.story_id,
+        "plan_id": constraints.plan_id or "",
+        "metadata": constraints.metadata,
+    }
+    asked = render(template, context.instance.inputs, context.output)
+    return {
+        "story_id": as_text(asked["story_id"]),
+        "plan_id": as_text(asked["plan_id"]),
+        "metadata": {key: as_text(value) for key, value in asked["metadata"].items()},
+    }
+
+
+def failures(agents: Iterable[str], answers: Mapping[str, Answer]) -> list[str]:
+    """One phrase for each of these agents that did not succeed."""
+    return [f"{agent}: {_reason(answers.get(agent))}" for agent in agents if not succeeded(answers.get(agent))]
+
+
+def succeeded(answer: Answer | None) -> bool:
+    """Whether an agent gave something to work with."""
+    return answer is not None and not answer.error_code and answer.value not in (None, "")
+
+
+def too_large(answers: Mapping[str, Answer]) -> Failed | None:
+    """An answer that was too large to be kept fails the attempt at once, not retried (contract §8)."""
+    for agent, answer in answers.items():
+        if answer.error_code == "output_too_large":
+            message = answer.error_message or f"the result of {agent} has {answer.size} bytes"
+            return Failed("output_too_large", message, retryable=False)
+    return None
+
+
+def _reason(answer: Answer | None) -> str:
+    if answer is None:
+        return "no answer"
+    if answer.error_code:
+        return answer.error_code + (f" ({answer.error_message})" if answer.error_message else "")
+    return "empty result"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
 
 import structlog
 from tables.liveness import waiting_for
-from tables.loader import load_pinned
 
 from steps.ports import Clock
 from streams.answers import Answers, Folded, Watchers
@@ -24,12 +24,25 @@ from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
 from tables.instance import TERMINAL, Instance
 from tables.kinds import Kinds
+from tables.loader import load_pinned
 
 log = structlog.get_logger(__name__)
 
 FOLD_SECONDS = 2.0
 """How long the front waits for the fold (contract §3)."""
+WRITE_SECONDS = 5.0
+"""How long the front waits for the log's acknowledgement."""
 MOVING = "the partition of this instance is being taken over"
+
+
+class LogApp(Protocol):
+    """What the engine needs of the app it runs in."""
+
+    @property
+    def log(self) -> Log: ...
+
+    @property
+    def unserved(self) -> Mapping[int, tuple[str, str]]: ...
 
 
 class Engine:
@@ -38,7 +51,7 @@ class Engine:
     def __init__(
         self,
         *,
-        log: Log,
+        app: LogApp,
         clock: Clock,
         log_clock: LogClock,
         kinds: Kinds,
@@ -46,10 +59,9 @@ class Engine:
         partitions: int,
         metrics: Metrics,
     ) -> None:
-        self.log = log
+        self._app = app
         self.answers = Answers()
         self.metrics = metrics
-        self.unserved: Mapping[int, tuple[str, str]] = {}
         self._clock = clock
         self._log_clock = log_clock
         self._kinds = kinds
@@ -103,7 +115,7 @@ class Engine:
         return await self._append(partition, command, row.correlation_id, patient=False)
 
     def get(self, instance_id: str) -> Instance | None:
-        view = self._view(self.log.partition_of(instance_id.encode(), self._partitions))
+        view = self._view(self._app.log.partition_of(instance_id.encode(), self._partitions))
         row: Instance | None = view.rows(CEREMONIES).get(instance_id.encode())
         return row
 
@@ -112,7 +124,7 @@ class Engine:
         return list(itertools.chain.from_iterable(rows))
 
     def definition_of(self, instance: Instance) -> Definition | None:
-        view = self._view(self.log.partition_of(instance.instance_id.encode(), self._partitions))
+        view = self._view(self._app.log.partition_of(instance.instance_id.encode(), self._partitions))
         text = view.rows(DEFINITIONS).get(instance.definition_hash.encode())
         return None if text is None else load_pinned(text, instance.definition_hash, self._kinds)
 
@@ -143,8 +155,8 @@ class Engine:
         """Reads the whole topic: dead letters are few, and an operator asks."""
         found: list[DeadLetter] = []
         try:
-            for partition, (start, end) in enumerate(await self.log.ends(self._dead_letters)):
-                async for records in self.log.read(self._dead_letters, partition, start, end):
+            for partition, (start, end) in enumerate(await self._app.log.ends(self._dead_letters)):
+                async for records in self._app.log.read(self._dead_letters, partition, start, end):
                     letters = (_dead_letter(record) for record in records)
                     found += [letter for letter in letters if letter.origin.startswith(origin)]
         except LogUnavailable as error:
@@ -152,14 +164,18 @@ class Engine:
         found.sort(key=lambda letter: (letter.timestamp, letter.partition, letter.offset), reverse=True)
         return found[offset : offset + limit], len(found)
 
+    def owned_rows(self) -> int:
+        """Rows of the partitions owned now, for the metric."""
+        return sum(len(view.rows(CEREMONIES)) for view in self._views.values())
+
     def readiness(self) -> dict[str, str]:
-        return {"log": self.log.state, "tables": self._tables_state()}
+        return {"log": self._app.log.state, "tables": self._tables_state()}
 
     # -- beneath
 
     def _tables_state(self) -> str:
-        if self.unserved:
-            return "; ".join(f"partition {n}: {code}: {text}" for n, (code, text) in sorted(self.unserved.items()))
+        if self._app.unserved:
+            return "; ".join(f"partition {n}: {code}: {text}" for n, (code, text) in sorted(self._app.unserved.items()))
         missing = [n for n in range(self._partitions) if not self._serves(n)]
         return "ok" if not missing else f"{len(missing)} of {self._partitions} partitions not recovered yet"
 
@@ -169,13 +185,13 @@ class Engine:
 
     def _view(self, number: int) -> PartitionView:
         if not self._serves(number):
-            code, text = self.unserved.get(number, ("moving", MOVING))
+            code, text = self._app.unserved.get(number, ("moving", MOVING))
             raise Unavailable(f"partition {number} is not served: {code}: {text}")
         return self._views[number]
 
     def _partition(self, instance_id: str) -> int:
         """The instance's partition; refused before anything is appended when it is not served now."""
-        number = self.log.partition_of(instance_id.encode(), self._partitions)
+        number = self._app.log.partition_of(instance_id.encode(), self._partitions)
         self._view(number)
         return number
 
@@ -203,30 +219,37 @@ class Engine:
             headers = ((CORRELATION_ID, correlation_id.encode()),)
             key = command.instance_id.encode()
             position = await self._write(partition, key, encode_command(command), headers)
-            async with self._clock.timeout(FOLD_SECONDS):
-                folded: Folded = await asyncio.shield(future)
-        except TimeoutError:
-            if not patient:
-                raise Unavailable(
-                    f"durable, but not folded within {FOLD_SECONDS:g} s; ask again with request_id {command.command_id!r}"
-                ) from None
-            return Answer(partition=partition, offset=position.offset, folded=False)
+            folded = await self._folded(future)
         finally:
             self.answers.forget(command.command_id)
-        return Answer(folded.code, folded.message, partition, position.offset)
+        if folded is not None:
+            return Answer(folded.code, folded.message, partition, position.offset)
+        if not patient:
+            again = f"ask again with request_id {command.command_id!r}"
+            raise Unavailable(f"durable, but not folded within {FOLD_SECONDS:g} s; {again}")
+        return Answer(partition=partition, offset=position.offset, folded=False)
+
+    async def _folded(self, future: asyncio.Future[Folded]) -> Folded | None:
+        """What the fold said, or None when it did not come to it in time."""
+        try:
+            async with self._clock.timeout(FOLD_SECONDS):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            return None
 
     async def _write(self, partition: int, key: bytes, value: bytes, headers: Sequence[Header] = ()) -> Position:
         try:
-            position = await self.log.append(self._commands, partition, key, value, headers)
-        except LogUnavailable as error:
-            log.warning("append_failed", reason=str(error))
-            raise Unavailable("the log cannot be reached") from error
+            async with self._clock.timeout(WRITE_SECONDS):
+                position = await self._app.log.append(self._commands, partition, key, value, headers)
+        except (LogUnavailable, TimeoutError) as error:
+            log.warning("append_failed", reason=str(error) or f"no acknowledgement within {WRITE_SECONDS:g} s")
+            raise Unavailable("the log cannot be reached; repeating the call is safe") from error
         self._log_clock.acknowledged(position.timestamp)
         return position
 
     async def send(self, partition: int, key: bytes, value: bytes) -> int:
         """Append a command of the timers. Raises LogUnavailable."""
-        position = await self.log.append(self._commands, partition, key, value)
+        position = await self._app.log.append(self._commands, partition, key, value)
         return position.timestamp
 
 

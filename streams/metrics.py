@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Mapping
+from functools import cache
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 
 class Metrics:
     """All metrics of one worker. Hot paths tally in plain dicts and hand over once per batch."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
         self.commands = Counter("ceremony_commands", "Commands folded, by type.", ["type"], registry=self.registry)
         self.unchanged = Counter(
             "ceremony_commands_unchanged",
@@ -44,6 +45,12 @@ class Metrics:
         """Add a batch's tally to a counter with one label."""
         for label, count in tally.items():
             counter.labels(label).inc(count)
+
+
+@cache
+def process_metrics() -> Metrics:
+    """The metrics of this process, in Prometheus' own registry beside those of the bridges."""
+    return Metrics(REGISTRY)
 
 
 class BatchTally:

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     nats_in_flight: int = Field(1024, ge=1, alias="CEREMONY_NATS_IN_FLIGHT")
     """Events the bridge has published and not yet seen acknowledged."""
     take_over_grace_seconds: float = Field(30.0, ge=0, alias="CEREMONY_TAKE_OVER_GRACE_SECONDS")
-    """After taking a partition, step timeouts wait this long past the log end seen, so that waiting answers come first."""
+    """After a take-over, step timeouts wait this long past the log end seen, so that answers that waited come first."""
 
     @field_validator("publish_subjects", "readiness_requires", mode="before")
     @classmethod

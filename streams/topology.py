@@ -18,7 +18,6 @@ from streams.topics import (
     DEFINITIONS,
     EVENTS,
     STEP_KINDS,
-    changelog,
     prefixed,
     step_topic,
 )
@@ -35,18 +34,16 @@ AgentFunction = Callable[[Any], Any]
 
 
 def topics(prefix: str, partitions: int) -> list[TopicSpec]:
-    """Every topic, with its retention (contract §8)."""
+    """Every topic but the changelogs (attaching an agent declares those), with its retention (contract §8)."""
 
-    def topic(name: str, retention_ms: int, *, queue: bool = False, compacted: bool = False) -> TopicSpec:
-        return TopicSpec(prefixed(prefix, name), partitions, retention_ms, compacted, queue)
+    def topic(name: str, retention_ms: int, *, queue: bool = False) -> TopicSpec:
+        return TopicSpec(prefixed(prefix, name), partitions, retention_ms, queue=queue)
 
     return [
         topic(COMMANDS, COMMANDS_KEPT_MS, queue=True),
         *(topic(step_topic(kind), COMMANDS_KEPT_MS, queue=True) for kind in STEP_KINDS),
         topic(EVENTS, EVENTS_KEPT_MS),
         topic(DEADLETTERS, -1),
-        topic(changelog(CEREMONIES), -1, compacted=True),
-        topic(changelog(DEFINITIONS), -1, compacted=True),
     ]
 
 

@@ -1,0 +1,186 @@
+"""The root: builds a worker from its settings, and starts and stops its parts in order.
+
+async with Worker(settings) as worker:
+await worker.ended()  # returns when a part has failed for good
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from bridge.clock import HostClock
+from bridge.definitions_dir import DefinitionsDir
+from bridge.grpc_server import GrpcServer
+from bridge.http_server import HttpServer
+from bridge.nats_connection import NatsConnection
+from bridge.nats_in import AgentResponses
+from bridge.nats_out import EventsBridge
+from bridge.nats_outbound import NatsOutbound
+from bridge.ray_executor import RayExecutorClient
+from steps.ports import Clock, Unreachable
+from steps.registry import all_kinds
+from streams.ceremony_agent import CeremonyAgent
+from streams.engine import Engine
+from streams.log_clock import LogClock
+from streams.metrics import process_metrics
+from streams.settings import Settings
+from streams.timers import Timers
+from streams.topology import Owner, agents, topics
+from streams.transport.app import CeremonyApp, create_app
+
+log = structlog.get_logger(__name__)
+
+PROBE_SECONDS = 2.0
+"""Between looks at the neighbours for readiness."""
+
+
+class Worker:
+    """Everything of one process: agents, timers, front and bridges. `async with` starts and stops it."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock = clock or HostClock()
+        self.kinds = all_kinds()
+        self.metrics = process_metrics()
+        self.failure: BaseException | None = None
+        self._log_clock = LogClock(self.clock)
+        self._ended = asyncio.Event()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._stack = contextlib.AsyncExitStack()
+        self._ray_state = "not asked yet"
+        self.definitions = DefinitionsDir(settings.ceremonies_dir, self.kinds, [self._server_rule])
+        self.nats = NatsConnection(settings.nats_url, self.clock)
+        self.outbound = NatsOutbound(self.nats, self.clock)
+        self.ray = RayExecutorClient(settings.ray_executor_url, call_timeout=settings.ray_call_timeout_seconds)
+        self.app = self._new_app()
+        self.engine = Engine(
+            app=self.app,
+            clock=self.clock,
+            log_clock=self._log_clock,
+            kinds=self.kinds,
+            prefix=settings.topic_prefix,
+            partitions=settings.partitions,
+            metrics=self.metrics,
+        )
+        self.timers = Timers(
+            self.clock, self._log_clock, self.engine.send, grace_seconds=settings.take_over_grace_seconds
+        )
+        self.engine.timers = self.timers
+        self._attach_agents()
+        self.nats_out = EventsBridge(self.app.log, self.nats, self.clock, prefix=settings.topic_prefix)
+        self.nats_in = AgentResponses(
+            self.app.log, self.nats, self.clock, prefix=settings.topic_prefix, partitions=settings.partitions
+        )
+        self.grpc = GrpcServer(self.engine, self.definitions, settings.grpc_addr)
+        self.http = HttpServer(settings.http_addr, self.states, settings.readiness_requires, self.metrics.registry)
+
+    # -- building
+
+    def _new_app(self) -> CeremonyApp:
+        settings = self.settings
+        return create_app(
+            f"{settings.topic_prefix}.engine",
+            settings.log,
+            clock=self.clock,
+            partitions=settings.partitions,
+            topics=topics(settings.topic_prefix, settings.partitions),
+            prefix=settings.topic_prefix,
+            worker_id=settings.worker_id,
+            replication=settings.replication_factor,
+            topic_config={} if settings.flush_messages is None else {"flush.messages": str(settings.flush_messages)},
+        )
+
+    def _attach_agents(self) -> None:
+        ceremony = CeremonyAgent(self.kinds, self.settings.topic_prefix, self._log_clock, self.engine.answers.waits)
+        owner = Owner(self.engine.taken, self.engine.applied, self.engine.lost)
+        for spec, function in agents(self.settings.topic_prefix, ceremony, owner, self._step_agents()):
+            self.app.attach(spec, function)
+
+    # -- running
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        log.info("stopping")
+        await self._stack.aclose()
+        log.info("stopped")
+
+    async def ended(self) -> None:
+        """Returns when a part has failed for good; `failure` says why. The program then ends with an error."""
+        await self._ended.wait()
+
+    def states(self) -> dict[str, str]:
+        """State of each neighbour for readiness: `ok`, or what is wrong."""
+        bridges = [state for state in (self.nats_out.state, self.nats_in.state) if state != "ok"]
+        return {**self.engine.readiness(), "nats": "; ".join(bridges) or "ok", "ray_executor": self._ray_state}
+
+    async def _start(self) -> None:
+        self.definitions.report()
+        self.app.on_crash = self._fail
+        start = self._started
+        await start(self.ray.close)
+        await start(self.nats.stop, self.nats.start)
+        await start(self.app.stop, self.app.start)
+        await start(self.nats_out.stop, self.nats_out.start)
+        await start(self.nats_in.stop, self.nats_in.start)
+        self._spawn(self.timers.run(), "timers")
+        self._spawn(self._probe(), "probe")
+        self._stack.push_async_callback(self._stop_tasks)
+        await start(self.http.stop, self.http.start)
+        await start(self.grpc.stop, self.grpc.start)
+        log.info("serving", grpc=self.grpc.port, http=self.http.port, log=self.settings.log.partition("?")[0])
+
+    async def _started(
+        self, stop: Callable[[], Awaitable[Any]], start: Callable[[], Awaitable[Any]] | None = None
+    ) -> None:
+        """Start a part; from here on it is stopped with the worker, also when its start failed half-way."""
+        self._stack.push_async_callback(stop)
+        if start is not None:
+            await start()
+
+    def _spawn(self, coroutine: Any, name: str) -> None:
+        task = self.clock.spawn(coroutine, name=name)
+        task.add_done_callback(self._task_ended)
+        self._tasks.append(task)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    async def _stop_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+    def _fail(self, failure: BaseException) -> None:
+        if self.failure is None:
+            self.failure = failure
+            log.error("worker_failed", reason=str(failure) or type(failure).__name__, exc_info=failure)
+        self._ended.set()
+
+    async def _probe(self) -> None:
+        """Keep the health service and the Ray executor's state fresh."""
+        while True:
+            try:
+                await self.ray.probe()
+                self._ray_state = "ok"
+            except Unreachable as error:
+                self._ray_state = error.reason
+            self.metrics.live.set(self.engine.owned_rows())
+            await self.grpc.serving(self.http.ready())
+            await self.clock.sleep(PROBE_SECONDS)

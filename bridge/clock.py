@@ -1,9 +1,10 @@
-"""The host's clock and event loop as the Clock port: the only place that sleeps, starts tasks or asks for the time."""
+"""The host's clock, event loop and chance: the only place that sleeps, starts tasks, asks for the time or draws ids."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -26,3 +27,8 @@ class HostClock:
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[Any]:
         return asyncio.timeout(seconds)
+
+
+def new_id() -> str:
+    """An id nobody else has: 32 hexadecimal digits."""
+    return uuid.uuid4().hex

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
@@ -110,9 +109,11 @@ def answers_errors(call: Call) -> Call:
 class Front(PlanningCeremonyProcessorServicer):
     """The service of contract §3."""
 
-    def __init__(self, engine: Engine, definitions: DefinitionsDir) -> None:
+    def __init__(self, engine: Engine, definitions: DefinitionsDir, new_id: Callable[[], str]) -> None:
+        """`new_id` draws a command id for a client that gave none."""
         self._engine = engine
         self._definitions = definitions
+        self._new_id = new_id
 
     # -- the three fixed calls
 
@@ -138,7 +139,7 @@ class Front(PlanningCeremonyProcessorServicer):
             rich_inputs=MessageToDict(request.inputs_json),
             step_ids=request.step_ids,
             requested_by=request.requested_by,
-            command_id=drawn_id(),
+            command_id=self._new_id(),
         )
         answer = await self._engine.start(definition, command)
         accepted(answer)
@@ -175,7 +176,7 @@ class Front(PlanningCeremonyProcessorServicer):
         bounded(comment=request.comment, actor=request.actor, role=request.role, request_id=request.request_id)
         command = GateDecision(
             instance_id=request.instance_id,
-            command_id=request.request_id or drawn_id(),
+            command_id=request.request_id or self._new_id(),
             gate=gate,
             approved=request.approved,
             actor=request.actor,
@@ -194,7 +195,7 @@ class Front(PlanningCeremonyProcessorServicer):
         bounded(trigger=request.trigger, actor=request.actor, role=request.role, request_id=request.request_id)
         command = Trigger(
             instance_id=request.instance_id,
-            command_id=request.request_id or drawn_id(),
+            command_id=request.request_id or self._new_id(),
             trigger=request.trigger,
             actor=request.actor,
             role=request.role,
@@ -268,11 +269,6 @@ def correlation_of(context: Context[Any, Any]) -> str:
     return ""
 
 
-def drawn_id() -> str:
-    """A command id for a client that gave none."""
-    return uuid.uuid4().hex
-
-
 def unknown(instance_id: str) -> str:
     return f"there is no ceremony {instance_id[:300]!r}"
 
@@ -323,7 +319,7 @@ def matches(row: Instance, request: pb.ListPlanningCeremonyInstancesRequest) -> 
 class GrpcServer:
     """The server with health and reflection; `start` binds, `stop` lets calls in flight end."""
 
-    def __init__(self, engine: Engine, definitions: DefinitionsDir, address: str) -> None:
+    def __init__(self, engine: Engine, definitions: DefinitionsDir, address: str, new_id: Callable[[], str]) -> None:
         self._address = address
         self.port = 0
         self.health = health.aio.HealthServicer()
@@ -334,7 +330,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        add_PlanningCeremonyProcessorServicer_to_server(Front(engine, definitions), self._server)
+        add_PlanningCeremonyProcessorServicer_to_server(Front(engine, definitions, new_id), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 

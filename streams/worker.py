@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import structlog
 
-from bridge.clock import HostClock
+from bridge.clock import HostClock, new_id
 from bridge.definitions_dir import DefinitionsDir
 from bridge.grpc_server import GrpcServer
 from bridge.http_server import HttpServer
@@ -77,7 +77,7 @@ class Worker:
         self.nats_in = AgentResponses(
             self.app.log, self.nats, self.clock, prefix=settings.topic_prefix, partitions=settings.partitions
         )
-        self.grpc = GrpcServer(self.engine, self.definitions, settings.grpc_addr)
+        self.grpc = GrpcServer(self.engine, self.definitions, settings.grpc_addr, new_id)
         self.http = HttpServer(settings.http_addr, self.states, settings.readiness_requires, self.metrics.registry)
 
     # -- building

@@ -265,7 +265,7 @@ class EventsBridge:
         await self._publish(messages)
 
     async def _publish(self, messages: Sequence[tuple[bytes, Outgoing]]) -> None:
-        # A task of its own, which `stop` can end while NATS is away: the follower is then cancelled, and commits nothing.
+        # A task of its own, which `stop` can end while NATS is away: the follower is cancelled, and commits nothing.
         task = self._clock.spawn(self._send(messages), name="nats-out-send")
         self._sending.add(task)
         try:

@@ -1,0 +1,210 @@
+"""NATS in: pulls the agents' responses and appends them to `commands`; a message is acknowledged once that is durable.
+
+A message that comes twice becomes the same command twice, which the fold knows again; so a crash between append and
+acknowledgement does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import nats.errors
+import structlog
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.errors import NotFoundError
+
+from bridge import nats_metrics as metrics
+from bridge.nats_connection import NatsConnection
+from bridge.nats_in_messages import SUBJECTS, Foreign, Malformed, to_command
+from bridge.nats_pull import PullBroken, Puller
+from bridge.nats_streams import AGENT_RESPONSES, stream_exists
+from steps.ports import Clock
+from streams import topics
+from streams.codecs import dead_letter_record
+from streams.transport.contract import Log, LogFailed, LogUnavailable, RecordTooLarge
+from tables.commands import AgentResult, encode_command
+
+DURABLE = "planning-ceremony-processor-agent-response-completed-v1"
+ACK_WAIT_SECONDS = 10.0
+"""A message that a killed worker had in hand comes again after this."""
+CREDIT = 256
+"""Messages asked for in advance."""
+IN_FLIGHT = 512
+"""Messages whose command is being appended."""
+NAK_DELAY_SECONDS = 2.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
+STOP_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class AgentResponses:
+    """One puller on the durable; several workers may pull from it, each message goes to one of them."""
+
+    def __init__(
+        self,
+        log: Log,
+        connection: NatsConnection,
+        clock: Clock,
+        *,
+        prefix: str,
+        partitions: int,
+        in_flight: int = IN_FLIGHT,
+    ) -> None:
+        """`prefix`: of the topics; `partitions`: of the topic `commands`."""
+        self._log = log
+        self._connection = connection
+        self._clock = clock
+        self._prefix = prefix
+        self._partitions = partitions
+        self._slots = asyncio.Semaphore(in_flight)
+        self._handling: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+        self._puller: Puller | None = None
+        self._stopping = False
+        self._state = "waiting for NATS"
+
+    @property
+    def state(self) -> str:
+        """For readiness: `ok`, or what is wrong."""
+        return self._state if self._connection.is_connected else self._connection.state
+
+    async def start(self) -> None:
+        """Begin to pull; neither NATS nor the stream need be there."""
+        self._loop = self._clock.spawn(self._run(), name="nats-in")
+
+    async def stop(self) -> None:
+        """Take no more messages, and finish those in hand."""
+        self._stopping = True
+        if self._puller is not None:
+            self._puller.stop()
+        try:
+            async with self._clock.timeout(STOP_SECONDS if self._connection.is_connected else 0):
+                if self._loop is not None:
+                    await asyncio.wait([self._loop])
+                if self._handling:
+                    await asyncio.wait(self._handling)
+        except TimeoutError:
+            log.warning("agent_responses_left", count=len(self._handling))
+        tasks = [task for task in (self._loop, *self._handling) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        while not self._stopping:
+            try:
+                if await self._ready():
+                    pause = FIRST_PAUSE_SECONDS
+                    await self._pull()
+            except PullBroken as broken:
+                self._say(str(broken))
+            except (nats.errors.Error, OSError, TimeoutError) as error:
+                self._say(f"JetStream does not answer ({type(error).__name__})")
+            if not self._stopping:
+                await self._clock.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def _ready(self) -> bool:
+        """Whether the durable is there, made where it is missing; False while the stream is missing: others make it."""
+        jetstream = await self._connection.jetstream()
+        if not await stream_exists(jetstream, AGENT_RESPONSES):
+            self._say(f"waiting for the stream {AGENT_RESPONSES}")
+            return False
+        try:
+            await jetstream.consumer_info(AGENT_RESPONSES, DURABLE)
+        except NotFoundError:
+            await jetstream.add_consumer(AGENT_RESPONSES, durable())
+            log.info("durable_made", stream=AGENT_RESPONSES, durable=DURABLE)
+        return True
+
+    async def _pull(self) -> None:
+        self._puller = Puller(
+            self._connection,
+            self._clock,
+            stream=AGENT_RESPONSES,
+            durable=DURABLE,
+            credit=CREDIT,
+            handle=self._take,
+        )
+        if self._stopping:
+            return
+        self._say("ok")
+        await self._puller.run()
+
+    async def _take(self, message: Msg) -> None:
+        """Append in a task of its own, so that many appends share the log's batches."""
+        await self._slots.acquire()
+        task = self._clock.spawn(self._handle(message), name="nats-in-message")
+        self._handling.add(task)
+        task.add_done_callback(self._handled)
+
+    def _handled(self, task: asyncio.Task[None]) -> None:
+        self._handling.discard(task)
+        self._slots.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Not acknowledged: it comes again.
+            log.error("agent_response_not_handled", error=type(error).__name__)
+
+    async def _handle(self, message: Msg) -> None:
+        sequence = message.metadata.sequence.stream
+        verdict = to_command(message.subject, message.data, AGENT_RESPONSES, sequence)
+        try:
+            if isinstance(verdict, AgentResult):
+                await self._append(verdict)
+                metrics.COMMANDS.inc()
+            elif isinstance(verdict, Foreign):
+                metrics.FOREIGN.labels(verdict.reason).inc()
+            else:
+                await self._refuse(message, sequence, verdict)
+                return
+            await message.ack()
+        except RecordTooLarge:
+            await self._refuse(message, sequence, Malformed("record_too_large", "its command is larger than a record"))
+        except (LogUnavailable, LogFailed):
+            metrics.POSTPONED.inc()
+            await message.nak(delay=NAK_DELAY_SECONDS)
+        except nats.errors.Error:
+            # The acknowledgement did not leave: the message comes again and changes nothing.
+            log.debug("agent_response_not_acknowledged", sequence=sequence)
+
+    async def _append(self, command: AgentResult) -> None:
+        key = command.instance_id.encode()
+        partition = self._log.partition_of(key, self._partitions)
+        await self._log.append(topics.prefixed(self._prefix, topics.COMMANDS), partition, key, encode_command(command))
+
+    async def _refuse(self, message: Msg, sequence: int, malformed: Malformed) -> None:
+        """Set it aside where an operator finds it, then tell JetStream never to send it again."""
+        metrics.MALFORMED.inc()
+        log.warning("agent_response_malformed", sequence=sequence, code=malformed.code, reason=malformed.message)
+        key, value, headers = dead_letter_record(
+            AGENT_RESPONSES,
+            0,
+            sequence,
+            malformed.code,
+            malformed.message,
+            key=None,
+            value=message.data,
+            headers=[(topics.SUBJECT, message.subject.encode())],
+        )
+        await self._log.append(topics.prefixed(self._prefix, topics.DEADLETTERS), 0, key, value, headers)
+        await message.term()
+
+    def _say(self, state: str) -> None:
+        if state != self._state:
+            log.info("agent_responses", state=state)
+        self._state = state
+
+
+def durable() -> ConsumerConfig:
+    """The durable of contract §5 as it is made where it is missing."""
+    return ConsumerConfig(
+        durable_name=DURABLE,
+        description="Responses of agents for the ceremony engine",
+        filter_subjects=list(SUBJECTS),
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ACK_WAIT_SECONDS,
+        max_ack_pending=4 * IN_FLIGHT,
+    )

@@ -1,0 +1,247 @@
+"""What a message of AGENT_RESPONSES means to a ceremony, pure: a command, something of others, or something malformed.
+
+The subject decides the kind. A message is routed by task id and metadata; its correlation id is the sender's own and
+is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tables.commands import AgentResult
+
+COMPLETED = "agent.response.completed"
+BACKLOG_REVIEW = "agent.response.completed.backlog-review.role"
+TASK_EXTRACTION = "agent.response.completed.task-extraction"
+FAILED = "agent.response.failed"
+SUBJECTS = (COMPLETED, BACKLOG_REVIEW, TASK_EXTRACTION, FAILED)
+"""The filter subjects of the durable (contract §5)."""
+
+EXTRACTOR = "agent-task-extractor-001"
+LARGEST_VALUE = 256 * 1024
+"""Bytes of a result that a command still carries; of a larger one only its size."""
+DEEPEST = 64
+"""Nested containers of a message."""
+LONGEST_NAME = 256
+"""Characters of an agent id, a role, an error type or a trigger."""
+LONGEST_ERROR = 4096
+"""Characters of an agent's error that are kept."""
+
+_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+TASK_ID = re.compile(
+    rf"ceremony-(?P<ceremony>{_ID}):story-(?P<story>{_ID}):(?:role-.{{1,256}}|(?P<extraction>task-extraction))"
+    r":step-(?P<step>[a-z0-9_]{1,128}):attempt-(?P<attempt>[0-9]{1,9})",
+    re.DOTALL,
+)
+INSTANCE_ID = re.compile(rf"{_ID}:{_ID}")
+OURS = "ceremony-"
+"""How every task id of a ceremony begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A message that belongs to no ceremony: acknowledged and counted, for other services use the same subjects."""
+
+    reason: str
+    """`no_task`, `other_task`, `unroutable` or `other_kind`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A message that breaks the contract: set aside and terminated."""
+
+    code: str
+    message: str
+
+
+class Route(NamedTuple):
+    """The attempt a message answers."""
+
+    instance_id: str
+    step_id: str
+    attempt: int
+    extraction: bool | None
+    """Whether the task is an extraction; None where only metadata speaks."""
+    task_id: str
+
+
+class _Broken(Exception):
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code)
+        self.verdict = Malformed(code, message)
+
+
+class _Envelope(msgspec.Struct):
+    """The contract's envelope; what is optional is not looked at."""
+
+    event_type: str
+    payload: dict[str, Any]
+    idempotency_key: str
+    correlation_id: str
+    timestamp: str
+    producer: str
+    metadata: dict[str, Any] = {}
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_any = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+def to_command(subject: str, data: bytes, stream: str, sequence: int) -> AgentResult | Foreign | Malformed:
+    """Judge one message. Never raises; the command id is the same at every redelivery."""
+    try:
+        payload = _payload(data)
+        route = _route(subject, payload)
+        if isinstance(route, Foreign):
+            return route
+        return _command(subject, payload, route, stream, sequence)
+    except _Broken as broken:
+        return broken.verdict
+
+
+def _payload(data: bytes) -> dict[str, Any]:
+    try:
+        envelope = _decode_envelope(data)
+    except msgspec.ValidationError as error:
+        raise _Broken("envelope_invalid", f"not the envelope of the contract: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise _Broken("message_undecodable", "the message is no UTF-8 JSON") from None
+    except RecursionError:
+        raise _Broken("message_too_deep", f"deeper than {DEEPEST} nested containers") from None
+    for name in ("event_type", "idempotency_key", "correlation_id", "timestamp", "producer"):
+        if not getattr(envelope, name).strip():
+            raise _Broken("envelope_invalid", f"`{name}` is empty: a non-empty string is wanted")
+    # The envelope itself is one container, its payload the second.
+    if _deeper_than(envelope.payload, DEEPEST - 1):
+        raise _Broken("message_too_deep", f"deeper than {DEEPEST} nested containers")
+    return envelope.payload
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    """Whether containers nest deeper than `limit`, the outermost counted."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _route(subject: str, payload: dict[str, Any]) -> Route | Foreign:
+    task_ids = [found for found in _task_ids(subject, payload) if isinstance(found, str) and found]
+    if not task_ids:
+        return _by_metadata(payload, "") or Foreign("no_task")
+    for task_id in task_ids:
+        if match := TASK_ID.fullmatch(task_id):
+            extraction = match["extraction"] is not None
+            if subject != FAILED and extraction != (subject == TASK_EXTRACTION):
+                # The raw answer of an extractor, before it was checked, comes on another subject.
+                return Foreign("other_kind")
+            instance_id = f"{match['ceremony']}:{match['story']}"
+            return Route(instance_id, match["step"], int(match["attempt"]), extraction, task_id)
+    ours = [task_id for task_id in task_ids if task_id.startswith(OURS)]
+    if not ours:
+        return Foreign("other_task")
+    return _by_metadata(payload, ours[0]) or Foreign("unroutable")
+
+
+def _task_ids(subject: str, payload: dict[str, Any]) -> Iterator[Any]:
+    """Where a task id may stand, the most trusted first (contract §8 for failures)."""
+    metadata = [found.get("task_id") for found in _metadata(payload)]
+    own = payload.get("task_id")
+    yield from (*metadata, own) if subject == FAILED else (own, *metadata)
+
+
+def _metadata(payload: dict[str, Any]) -> list[Mapping[str, Any]]:
+    constraints = payload.get("constraints")
+    inner = constraints.get("metadata") if isinstance(constraints, dict) else None
+    return [found for found in (inner, payload.get("metadata")) if isinstance(found, dict)]
+
+
+def _by_metadata(payload: dict[str, Any], task_id: str) -> Route | None:
+    """The attempt that metadata names in full, for senders that shorten task ids."""
+    for metadata in _metadata(payload):
+        instance_id, step_id, attempt = (str(metadata.get(name, "")) for name in ("instance_id", "step_id", "attempt"))
+        if INSTANCE_ID.fullmatch(instance_id) and step_id and attempt.isdecimal() and len(attempt) <= len("999999999"):
+            return Route(instance_id, step_id[:LONGEST_NAME], int(attempt), None, task_id)
+    return None
+
+
+def _command(subject: str, payload: dict[str, Any], route: Route, stream: str, sequence: int) -> AgentResult:
+    extraction = subject == TASK_EXTRACTION or bool(route.extraction)
+    agent_id = EXTRACTOR if extraction else _name(payload, "agent_id")
+    if not agent_id:
+        raise _Broken("agent_id_missing", "payload.agent_id is missing: which agent answered?")
+    code, text = _failure(subject, payload)
+    value, size = None, 0
+    if not code:
+        value = payload.get("tasks" if extraction else "proposal")
+        code, text = _unfit(value, extraction=extraction)
+    if not code:
+        value, size = _measured(value)
+    return AgentResult(
+        instance_id=route.instance_id,
+        command_id=command_id(route.task_id, agent_id, stream, sequence),
+        step_id=route.step_id,
+        attempt=route.attempt,
+        agent_id=agent_id,
+        role="TASK_EXTRACTOR" if extraction else _name(payload, "role"),
+        value=None if code else value,
+        size=size,
+        error_code=code,
+        error_message=text,
+        trigger=_name(payload, "trigger"),
+    )
+
+
+def command_id(task_id: str, agent_id: str, stream: str, sequence: int) -> str:
+    """Of (task id, agent id), else of stream and sequence; short, for a row keeps the last 64."""
+    if not task_id:
+        return f"nats/{stream}/{sequence}"
+    return "nats/" + hashlib.blake2b(f"{task_id}\0{agent_id}".encode(), digest_size=15).hexdigest()
+
+
+def _name(payload: dict[str, Any], key: str) -> str:
+    value = payload.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > LONGEST_NAME:
+        raise _Broken("payload_invalid", f"payload.{key} is not a string of at most {LONGEST_NAME} characters")
+    return value
+
+
+def _failure(subject: str, payload: dict[str, Any]) -> tuple[str, str]:
+    """Stable code and text where the agent says that it failed."""
+    status = payload.get("status")
+    if subject != FAILED and status != "failed":
+        return "", ""
+    kind = payload.get("error_type")
+    words = [part for part in (kind, payload.get("error")) if isinstance(part, str) and part]
+    return "agent_failed", ": ".join(words)[:LONGEST_ERROR] or "the agent failed and gave no reason"
+
+
+def _unfit(value: Any, *, extraction: bool) -> tuple[str, str]:
+    if extraction:
+        return ("", "") if isinstance(value, list) else ("tasks_malformed", "payload.tasks is no list")
+    if value is None:
+        return "proposal_missing", "the agent completed without a proposal"
+    return ("", "") if isinstance(value, str | dict) else ("proposal_malformed", "the proposal is no string or object")
+
+
+def _measured(value: Any) -> tuple[Any, int]:
+    """The value and its encoded size in bytes; a value above the limit is left out."""
+    size = len(_encode(value))
+    return (value, size) if size <= LARGEST_VALUE else (None, size)

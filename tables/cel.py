@@ -1,0 +1,73 @@
+"""CEL expressions of guards, on Google's C++ engine, with its sharp edges filed off.
+
+Evaluation errors come back as values that are truthy, so only a result that `is True` counts. Sources are capped at
+4 KiB (parse time grows with length); the engine itself bounds recursion (32) and iterations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from cel_expr_python import cel
+
+from tables.errors import CeremonyError
+
+MAX_SOURCE_BYTES = 4096
+MAX_REASON = 200
+
+_RAISED = (RuntimeError, TypeError, ValueError)
+"""What the binding raises: RuntimeError for its own errors, the others for data that it cannot convert."""
+
+_by_name = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
+_environment = cel.NewEnv(
+    variables={
+        "inputs": _by_name,
+        "outputs": _by_name,
+        "status": cel.Type.Map(cel.Type.STRING, cel.Type.STRING),
+        "state": cel.Type.STRING,
+        "ceremony": _by_name,
+    }
+)
+
+
+@lru_cache(maxsize=1024)
+def compiled(source: str) -> cel.Expression:
+    """The program of an expression. Raises CeremonyError `bad_expression`."""
+    if len(source.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
+        raise CeremonyError("bad_expression", f"a CEL expression has at most {MAX_SOURCE_BYTES} bytes")
+    if not source.strip():
+        raise CeremonyError("bad_expression", "a CEL expression stands after `cel:`")
+    try:
+        return _environment.compile(source)
+    except _RAISED as error:
+        raise CeremonyError("bad_expression", f"no CEL expression over {_VARIABLES}: {_short(error)}") from None
+
+
+def evaluate(program: cel.Expression, data: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the expression is true, and why not. Never raises."""
+    try:
+        result = program.eval(data=data)
+        value, kind = result.value(), result.type().name()
+    except _RAISED as error:  # a guard that cannot be judged does not hold
+        return False, _short(error)
+    if value is True:
+        return True, "the expression is true"
+    if value is False:
+        return False, "the expression is false"
+    if kind in ("ERROR", "*error*"):
+        return False, _short(value)
+    return False, f"the expression is not boolean but {kind}"
+
+
+_VARIABLES = "inputs, outputs, status, state, ceremony"
+
+
+def _short(error: object) -> str:
+    """The engine's first line without its frame: `Key not found in map : "b"`."""
+    lines = str(error).splitlines() or ["failed"]
+    text = lines[0].partition("ERROR: <input>:")[2] or lines[0]
+    for status in ("INVALID_ARGUMENT: ", "NOT_FOUND: ", "INTERNAL: ", "CANCELLED: "):
+        text = text.removeprefix(status)
+    return text[:MAX_REASON]

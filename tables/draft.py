@@ -1,0 +1,98 @@
+"""A definition file that is read but not yet judged: what the rules between sections look things up in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tables.definition import Timeouts
+from tables.kinds import Kinds
+from tables.problems import Report, clipped
+from tables.shapes import Fields, Item
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Records that are wrong in part are here with what is right; ids are those that could be read."""
+
+    fields: Fields
+    report: Report
+    kinds: Kinds
+    states: tuple[Fields, ...]
+    transitions: tuple[Fields, ...]
+    steps: tuple[Fields, ...]
+    roles: tuple[Fields, ...]
+    guards: Mapping[str, Item]
+    policies: Mapping[str, Item]
+    timeouts: Timeouts
+    state_ids: Mapping[str, Fields]
+    step_ids: Mapping[str, Fields]
+    role_ids: Mapping[str, Fields]
+    triggers: Mapping[str, None]
+    """All triggers, in file order."""
+
+    @classmethod
+    def of(cls, fields: Fields, report: Report, kinds: Kinds) -> Draft:
+        states, steps, roles = (_records(fields, key) for key in ("states", "steps", "roles"))
+        transitions = _records(fields, "transitions")
+        return cls(
+            fields=fields,
+            report=report,
+            kinds=kinds,
+            states=states,
+            transitions=transitions,
+            steps=steps,
+            roles=roles,
+            guards=fields.get("guards", {}),
+            policies=fields.get("retry_policies", {}),
+            timeouts=_timeouts(fields.get("timeouts"), report),
+            state_ids=_unique(states, "state", report),
+            step_ids=_unique(steps, "step", report),
+            role_ids=_unique(roles, "role", report),
+            triggers=dict.fromkeys(t.get("trigger") for t in transitions if t.get("trigger")),
+        )
+
+    def known(self, word: str, names: Iterable[str], line: int, rule: str, where: str) -> bool:
+        """Whether `word` is among `names`; else it is reported."""
+        names = names if isinstance(names, Mapping) else tuple(names)
+        if word in names:
+            return True
+        noun = rule.removeprefix("unknown_").replace("_", " ")
+        hint = self.report.suggest(word, names) or f"; the file declares no {noun}"
+        self.report.add(line, rule, f"{where} names `{clipped(word)}`, which is no {noun} of this file{hint}")
+        return False
+
+
+def _records(fields: Fields, section: str) -> tuple[Fields, ...]:
+    return tuple(item.value for item in fields.get(section, ()) if item.value is not None)
+
+
+def _unique(records: Iterable[Fields], noun: str, report: Report) -> dict[str, Fields]:
+    found: dict[str, Fields] = {}
+    for record in records:
+        name = record.get("id")
+        if name is None:
+            continue
+        if name in found:
+            first = found[name].line_of("id")
+            says = f"{noun} `{clipped(name)}` stands in line {first} already: ids are unique"
+            report.add(record.line_of("id"), f"duplicate_{noun}", says)
+            continue
+        found[name] = record
+    return found
+
+
+def _timeouts(given: Fields | None, report: Report) -> Timeouts:
+    if given is None:
+        return Timeouts()
+    plain = Timeouts()
+    timeouts = Timeouts(
+        given.get("step_default", plain.step_default),
+        given.get("step_max", plain.step_max),
+        given.get("ceremony_max", plain.ceremony_max),
+    )
+    if timeouts.step_default > timeouts.step_max:
+        line = given.line_of("step_default" if given.has("step_default") else "step_max")
+        says = f"step_default ({timeouts.step_default:g}) must be ≤ step_max ({timeouts.step_max:g})"
+        report.add(line, "step_default_over_step_max", says)
+    return timeouts

@@ -1,0 +1,114 @@
+"""Rules of states and transitions: one beginning, an end in reach of every state, and no endless cycle."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from tables.draft import Draft
+from tables.problems import clipped, listed
+from tables.shapes import Fields
+
+Edges = Mapping[str, list[str]]
+
+
+def check(draft: Draft) -> None:
+    """Report every violation of the rules of states and transitions."""
+    _ends(draft)
+    _transitions(draft)
+    if draft.state_ids and all(t.get("from") and t.get("to") for t in draft.transitions):
+        _reach(draft)
+        _endless(draft)
+
+
+def _ends(draft: Draft) -> None:
+    """Exactly one initial state, at least one terminal."""
+    if not draft.states:
+        return
+    line = draft.fields.line_of("states")
+    initial = [s for s in draft.states if s.get("initial")]
+    if not initial:
+        draft.report.add(line, "no_initial_state", "no state is initial: write `initial: true` at exactly one")
+    for state in initial[1:]:
+        says = f"`{clipped(initial[0].get('id', '?'))}` is initial already: exactly one state is"
+        draft.report.add(state.line_of("initial"), "several_initial_states", says)
+    if not any(s.get("terminal") for s in draft.states):
+        draft.report.add(line, "no_terminal_state", "no state is terminal: write `terminal: true` at one at least")
+
+
+def _transitions(draft: Draft) -> None:
+    """States and guards exist, triggers are unique per state, nothing leaves a terminal state."""
+    seen: dict[tuple[str, str], int] = {}
+    for t in draft.transitions:
+        start, end, trigger = t.get("from"), t.get("to"), t.get("trigger")
+        where = f"transition `{clipped(trigger or '?')}`"
+        for key, state in (("from", start), ("to", end)):
+            if state is not None:
+                draft.known(state, draft.state_ids, t.line_of(key), "unknown_state", f"`{key}` of {where}")
+        for item in t.get("guards", ()):
+            if item.value is not None:
+                draft.known(item.value, draft.guards, item.line, "unknown_guard", where)
+        if start in draft.state_ids and draft.state_ids[start].get("terminal"):
+            says = f"{where} leaves `{clipped(start)}`, which is terminal: remove it, or `terminal: true`"
+            draft.report.add(t.line_of("from"), "leaves_terminal_state", says)
+        if start is None or trigger is None:
+            continue
+        first = seen.setdefault((start, trigger), t.line_of("trigger"))
+        if first != t.line_of("trigger"):
+            says = f"`{clipped(start)}` has a trigger `{clipped(trigger)}` in line {first} already: name it differently"
+            draft.report.add(t.line_of("trigger"), "duplicate_trigger", says)
+
+
+def _reach(draft: Draft) -> None:
+    """Every state can be reached, and from every state an end."""
+    forward: dict[str, list[str]] = defaultdict(list)
+    backward: dict[str, list[str]] = defaultdict(list)
+    for t in draft.transitions:
+        forward[t.get("from")].append(t.get("to"))
+        backward[t.get("to")].append(t.get("from"))
+    initial = [name for name, s in draft.state_ids.items() if s.get("initial")]
+    terminal = [name for name, s in draft.state_ids.items() if s.get("terminal")]
+    reached, ending = _closure(initial, forward), _closure(terminal, backward)
+    for name, state in draft.state_ids.items():
+        if initial and name not in reached:
+            says = f"no transitions lead from `{clipped(initial[0])}` to `{clipped(name)}`: add one, or remove it"
+            draft.report.add(state.line_of("id"), "unreachable_state", says)
+        if terminal and name not in ending:
+            says = f"no transitions lead from `{clipped(name)}` to a terminal state ({listed(terminal)}): add one"
+            draft.report.add(state.line_of("id"), "no_way_to_end", says)
+
+
+def _closure(start: Iterable[str], edges: Edges) -> set[str]:
+    found, todo = set(start), list(start)
+    while todo:
+        for name in edges.get(todo.pop(), ()):
+            if name not in found:
+                found.add(name)
+                todo.append(name)
+    return found
+
+
+def _endless(draft: Draft) -> None:
+    """No cycle of states without steps whose first guard-less transitions follow one another for ever."""
+    busy = {s.get("state") for s in draft.steps}
+    following: dict[str, Fields] = {}
+    for t in draft.transitions:
+        start = t.get("from")
+        if start not in busy and (not t.has("guards") or t.get("guards") == ()):
+            following.setdefault(start, t)
+    settled: set[str] = set()
+    for begin in following:
+        path: dict[str, None] = {}
+        state = begin
+        while state in following and state not in settled and state not in path:
+            path[state] = None
+            state = following[state].get("to")
+        if state in path:
+            cycle = list(path)[list(path).index(state) :]
+            first = following[cycle[0]]
+            says = (
+                f"{' → '.join(clipped(s) for s in [*cycle[:6], cycle[0]])} would run for ever: "
+                "give one of these states a step, or one of these transitions a guard"
+            )
+            draft.report.add(first.line_of("from"), "endless_cycle", says)
+        settled.update(path)

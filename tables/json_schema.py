@@ -1,0 +1,162 @@
+"""Schemas of outputs: flat maps of type words, or JSON Schema; checked at load, enforced on what is published."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from jsonschema.validators import validator_for
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from tables.definition import Output
+from tables.problems import clipped, listed
+
+MARKS = ("$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum")
+"""A schema with one of these at its top is JSON Schema, else a flat map (contract §8)."""
+MAX_PROBLEMS = 50
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_IS: dict[str, Callable[[Any], bool]] = {
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "string": lambda value: isinstance(value, str),
+    "number": _is_number,
+    "boolean": lambda value: isinstance(value, bool),
+}
+WORDS = {
+    "string": "string",
+    "str": "string",
+    "number": "number",
+    "int": "number",
+    "float": "number",
+    "boolean": "boolean",
+    "bool": "boolean",
+    "object": "object",
+    "dict": "object",
+    "array": "array",
+    "list": "array",
+}
+"""Type word of a flat schema → type."""
+_Path = tuple[str | int, ...]
+
+
+def is_json_schema(schema: Mapping[str, Any]) -> bool:
+    return any(mark in schema for mark in MARKS)
+
+
+def schema_problems(output: Output) -> list[tuple[_Path, str, str]]:
+    """What is wrong with an output's schema: (path inside it, rule code, message after its name)."""
+    schema = output.schema or {}
+    if is_json_schema(schema):
+        return _json_schema_problems(schema)
+    found: list[tuple[_Path, str, str]] = []
+    for name, word in schema.items():
+        if not isinstance(word, str) or word not in WORDS:
+            says = f".{clipped(name)} is `{clipped(word)}`, no type word: use one of {listed(WORDS, len(WORDS))}"
+            found.append(((name,), "unknown_type_word", says))
+    return found
+
+
+def _json_schema_problems(schema: Mapping[str, Any]) -> list[tuple[_Path, str, str]]:
+    checker = _dialect(schema)
+    if checker is None:
+        return [(("$schema",), "bad_json_schema", ": `$schema` names no JSON Schema draft that is known here")]
+    try:
+        meta: Any = validator_for(checker.META_SCHEMA, default=Draft202012Validator)
+        errors = sorted(meta(checker.META_SCHEMA).iter_errors(schema), key=_place)
+        found = [(tuple(e.absolute_path), "bad_json_schema", f"{_at(e.absolute_path)}: {_said(e)}") for e in errors]
+    except RecursionError:
+        return [((), "bad_json_schema", " is nested too deeply")]
+    return found + [
+        (path, "bad_json_schema", f"{_at(path)}: `$ref` must lead to a place inside this schema (`#/…`)")
+        for path in _outside_refs(schema, ())
+    ]
+
+
+def _dialect(schema: Mapping[str, Any]) -> Any:
+    """The validator of the draft that the schema names; 2020-12 where it names none, None where it is unknown."""
+    if "$schema" not in schema:
+        return Draft202012Validator
+    named: Any = schema["$schema"]
+    return validator_for({"$schema": named}, default=cast("Any", None)) if isinstance(named, str) else None
+
+
+def _outside_refs(schema: Any, path: _Path) -> Iterator[_Path]:
+    if isinstance(schema, Mapping):
+        for key, value in schema.items():
+            if key in ("$ref", "$dynamicRef") and isinstance(value, str) and not value.startswith("#"):
+                yield (*path, key)
+            yield from _outside_refs(value, (*path, key))
+    elif isinstance(schema, list):
+        for index, value in enumerate(schema):
+            yield from _outside_refs(value, (*path, index))
+
+
+def check_value(value: Any, output: Output) -> list[str]:
+    """What in `value` breaks the output's type and schema: `$.path: rule`, never the value itself. Never raises."""
+    if not _IS[output.type](value):
+        return [f"$: must be of type {output.type}"]
+    schema = output.schema or {}
+    if not schema:
+        return []
+    if is_json_schema(schema):
+        return _check_json_schema(value, schema)
+    if output.type == "array":  # each element is one record of the flat map
+        return [p for index, item in enumerate(value) for p in _check_flat(item, schema, f"$[{index}]")][:MAX_PROBLEMS]
+    return _check_flat(value, schema, "$")
+
+
+def _check_flat(value: Any, schema: Mapping[str, Any], path: str) -> list[str]:
+    if not isinstance(value, dict):
+        return [f"{path}: must be of type object"]
+    found = []
+    for name, word in schema.items():
+        if name not in value:
+            found.append(f"{path}{_at((name,))}: is missing")
+        elif not _IS[WORDS[word]](value[name]):
+            found.append(f"{path}{_at((name,))}: must be of type {WORDS[word]}")
+    return found
+
+
+def _check_json_schema(value: Any, schema: Mapping[str, Any]) -> list[str]:
+    checker = _dialect(schema)
+    try:
+        errors = []
+        for error in checker(dict(schema), registry=Registry()).iter_errors(value):
+            errors.append(error)
+            if len(errors) >= MAX_PROBLEMS:
+                break
+        return [f"${_at(error.absolute_path)}: {_said(error)}" for error in sorted(errors, key=_place)]
+    except RecursionError:
+        return ["$: the schema or the value is nested too deeply"]
+    except (Unresolvable, re.error):  # a `$ref` that leads nowhere, a `pattern` that is none
+        return ["$: the schema cannot be applied; see that its `$ref` and `pattern` are sound"]
+
+
+def _place(error: ValidationError) -> str:
+    return _at(error.absolute_path)
+
+
+def _said(error: ValidationError) -> str:
+    """The rule that is broken and what it asks; never the value."""
+    rule, asked = f"{error.validator}", cast("Any", error.validator_value)
+    if rule == "required" and isinstance(error.instance, dict):
+        missing = [name for name in asked if name not in error.instance]
+        return f"needs {listed(map(str, missing))}"
+    if rule == "type":
+        return f"must be of type {asked if isinstance(asked, str) else ' or '.join(map(str, asked))}"
+    if rule in ("enum", "const", "pattern", "format") or _is_number(asked):
+        return f"breaks `{rule}: {clipped(asked)}`"
+    return f"breaks `{rule}`"
+
+
+def _at(path: Any) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{clipped(part)}" for part in path)

@@ -1,0 +1,127 @@
+"""Loads a ceremony definition: text in, a validated Definition out, or every violation with line, rule and remedy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from pathlib import PurePosixPath
+
+from tables import graph_rules, section_rules, step_rules
+from tables.definition import Definition, Role, State, Transition
+from tables.definition_file import DEFINITION
+from tables.draft import Draft
+from tables.errors import CeremonyError, DefinitionInvalid, Problem
+from tables.kinds import Kinds
+from tables.problems import Report, clipped
+from tables.roles import step_role_refusal
+from tables.shapes import Fields
+from tables.yaml_source import parse, read_text
+
+PINNED_KEPT = 512
+
+
+def load(text: str | bytes, file: str, kinds: Kinds) -> Definition:
+    """The definition in `text`, which was read from `file` (the name in messages; its stem must be the `name`).
+
+    Raises DefinitionInvalid with every violation, and nothing else, whatever the text holds.
+    """
+    return _load(text, file, kinds, PurePosixPath(file.replace("\\", "/")).stem)
+
+
+def content_hash(text: str | bytes) -> str:
+    """What pins a definition: hex SHA-256 of the file's bytes."""
+    return hashlib.sha256(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_pinned: OrderedDict[str, tuple[Kinds, Definition]] = OrderedDict()
+
+
+def load_pinned(text: str, digest: str, kinds: Kinds) -> Definition:
+    """The definition that a running instance is pinned to; the last 512 are kept, found by hash alone.
+
+    Raises CeremonyError `definition_hash_mismatch` where `text` is not what `digest` names, and DefinitionInvalid.
+    """
+    found = _pinned.get(digest)
+    if found is not None and found[0] is kinds:
+        _pinned.move_to_end(digest)
+        return found[1]
+    if content_hash(text) != digest:
+        raise CeremonyError("definition_hash_mismatch", f"the stored text is not the one with hash {clipped(digest)}")
+    definition = _load(text, f"definition {digest[:12]}", kinds, None)
+    _pinned[digest] = (kinds, definition)
+    while len(_pinned) > PINNED_KEPT:
+        _pinned.popitem(last=False)
+    return definition
+
+
+def warnings(definition: Definition) -> list[Problem]:
+    """What is allowed but will not work: a config role that cannot run its step (it fails with that code)."""
+    report = Report(f"{definition.name}.yaml")
+    for step in definition.steps.values():
+        refused = step_role_refusal(definition, step)
+        if refused is not None:
+            report.add(step.line, refused[0], f"{refused[1]}: the step will fail with `{refused[0]}`")
+    return list(report.problems())
+
+
+def _load(source: str | bytes, file: str, kinds: Kinds, stem: str | None) -> Definition:
+    report = Report(file)
+    text = read_text(source, report)
+    root = parse(text, report) if text is not None else None
+    if text is None or root is None:
+        if not report.problems():
+            report.add(1, "empty_file", "the file is empty; it needs version, name, description, states, transitions")
+        raise DefinitionInvalid(report.problems())
+    fields = DEFINITION.read(root, "", report)
+    if fields is None:
+        raise DefinitionInvalid(report.problems())
+    definition = _checked(Draft.of(fields, report, kinds), text, content_hash(source), stem)
+    problems = report.problems()
+    if problems:
+        raise DefinitionInvalid(problems)
+    return definition
+
+
+def _checked(draft: Draft, text: str, digest: str, stem: str | None) -> Definition:
+    """All rules beyond the shapes; the definition is whole only where the report stays empty."""
+    fields, report = draft.fields, draft.report
+    name = fields.get("name", "")
+    if stem is not None and name and name != stem:
+        says = f"name is `{clipped(name)}`, but the file is called `{clipped(stem)}`: they must be the same"
+        report.add(fields.line_of("name"), "name_mismatch", says)
+    required, optional = section_rules.inputs(draft)
+    section_rules.roles(draft)
+    graph_rules.check(draft)
+    states = [
+        State(s.get("id", ""), s.get("description", ""), s.get("initial", False), s.get("terminal", False))
+        for s in draft.states
+    ]
+    transitions = tuple(map(_transition, draft.transitions))
+    definition = Definition(
+        name=name,
+        description=fields.get("description", ""),
+        hash=digest,
+        text=text,
+        required_inputs=required,
+        optional_inputs=optional,
+        outputs=section_rules.outputs(draft),
+        states={state.id: state for state in states},
+        transitions=transitions,
+        steps={},
+        guards=section_rules.guards(draft),
+        roles={r.get("id", ""): _role(r) for r in draft.roles},
+        timeouts=draft.timeouts,
+        initial=next((s.id for s in states if s.initial), ""),
+        transitions_from={s.id: tuple(t for t in transitions if t.from_state == s.id) for s in states},
+    )
+    return step_rules.with_steps(draft, definition)
+
+
+def _transition(t: Fields) -> Transition:
+    guards = tuple(item.value for item in t.get("guards", ()) if item.value)
+    return Transition(t.get("from", ""), t.get("to", ""), t.get("trigger", ""), guards, t.get("description", ""))
+
+
+def _role(r: Fields) -> Role:
+    actions = tuple(item.value for item in r.get("allowed_actions", ()) if item.value)
+    return Role(r.get("id", ""), r.get("description", ""), actions)

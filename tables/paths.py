@@ -1,0 +1,34 @@
+"""Reaches into JSON values by dotted paths, as guards and templates write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MAX_INDEX_DIGITS = 9
+
+
+class _Missing:
+    """What is not there; differs from every JSON value, null included."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING = _Missing()
+
+
+def dig(value: Any, path: str) -> Any:
+    """What the dotted `path` leads to inside `value` (`a.b.0.c`: keys, and indexes of lists), or MISSING."""
+    if not path:
+        return value
+    for part in path.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isascii() and part.isdecimal() and len(part) <= MAX_INDEX_DIGITS:
+            index = int(part)
+            if index >= len(value):
+                return MISSING
+            value = value[index]
+        else:
+            return MISSING
+    return value

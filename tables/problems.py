@@ -1,0 +1,68 @@
+"""Collects the violations of one definition file, bounded in number and in size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from tables.errors import Problem
+
+MAX_PROBLEMS = 1000
+"""After this many a hostile file costs us more than its list helps anybody."""
+MAX_SUGGESTIONS = 50
+MAX_CANDIDATES = 300
+SHOWN_CHARACTERS = 80
+
+
+class Report:
+    """What is wrong with one file; `add` drops what is beyond the limit and counts it."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._problems: dict[Problem, None] = {}
+        self._dropped = 0
+        self._suggestions = 0
+
+    def add(self, line: int, rule: str, message: str) -> None:
+        problem = Problem(self.file, line, rule, message)
+        if problem in self._problems:
+            return
+        if len(self._problems) >= MAX_PROBLEMS:
+            self._dropped += 1
+            return
+        self._problems[problem] = None
+
+    def suggest(self, word: str, candidates: Iterable[str]) -> str:
+        """`; did you mean …?`, or what there is to choose from, or nothing where neither would help."""
+        choices = [c for c, _ in zip(candidates, range(MAX_CANDIDATES), strict=False)]
+        if not choices:
+            return ""
+        if len(word) <= SHOWN_CHARACTERS and self._suggestions < MAX_SUGGESTIONS:
+            self._suggestions += 1
+            near = get_close_matches(word, choices, n=1) or [c for c in choices if c.lower() == word.lower()]
+            if near:
+                return f"; did you mean `{near[0]}`?"
+        return f"; there is {listed(choices)}"
+
+    def problems(self) -> tuple[Problem, ...]:
+        """All of them in file order, with a last one that counts what was dropped."""
+        found = sorted(self._problems)
+        if self._dropped:
+            last = found[-1].line
+            text = f"{self._dropped} more violations are not listed; mend these {MAX_PROBLEMS} first"
+            found.append(Problem(self.file, last, "too_many_problems", text))
+        return tuple(found)
+
+
+def listed(names: Iterable[str], limit: int = 8) -> str:
+    """`a`, `b`, `c`, … for people."""
+    names = list(names)
+    shown = ", ".join(f"`{clipped(n)}`" for n in names[:limit])
+    return shown + (", …" if len(names) > limit else "")
+
+
+def clipped(value: object) -> str:
+    """A value as text for people, on one line, at most 80 characters."""
+    text = str(value)[: SHOWN_CHARACTERS + 1]
+    text = "".join(c if c.isprintable() else "�" for c in text)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"

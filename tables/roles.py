@@ -1,0 +1,54 @@
+"""Who may do what: the rules of contract §2 and §8 on roles and allowed actions."""
+
+from __future__ import annotations
+
+from tables.definition import SYSTEM_ROLE, Definition, Guard, Step
+
+
+def refusal(definition: Definition, role: str, action: str) -> tuple[str, str] | None:
+    """Why an actor in `role` ("" for none given) may not use `action` (a trigger or gate step id): (code, message).
+
+    An action that no declared role names is open to all; the role SYSTEM must always be declared with the action,
+    where any role is declared.
+    """
+    if not definition.roles:
+        return None
+    named = [r.id for r in definition.roles.values() if action in r.allowed_actions]
+    if not named and role != SYSTEM_ROLE:
+        return None
+    if role in named:
+        return None
+    who = ", ".join(named) or "no role"
+    if not role:
+        return "role_required", f"`{action}` needs a role; allowed to {who}"
+    return "role_not_allowed", f"role {role} may not use `{action}`; allowed to {who}"
+
+
+def allows(definition: Definition, role: str, action: str) -> bool:
+    """Whether an actor in `role` may use `action`; see `refusal`."""
+    return refusal(definition, role, action) is None
+
+
+def guard_refusal(guard: Guard, role: str) -> tuple[str, str] | None:
+    """Why an actor in `role` may not decide a human guard: (code, message)."""
+    if guard.role is None or role == guard.role:
+        return None
+    if not role:
+        return "role_required", f"guard `{guard.name}` needs a role; it is {guard.role}'s"
+    return "role_not_allowed", f"role {role} may not decide guard `{guard.name}`; it is {guard.role}'s"
+
+
+def step_role_refusal(definition: Definition, step: Step) -> tuple[str, str] | None:
+    """Why the `role` in a step's config may not run it: (code, message).
+
+    Steps without one, and definitions that declare no roles, are free.
+    """
+    role = getattr(step.config, "role", None)
+    if role is None or not definition.roles:
+        return None
+    declared = definition.roles.get(role)
+    if declared is None:
+        return "role_not_allowed", f"role {role} of step `{step.id}` is not among the roles"
+    if step.id not in declared.allowed_actions:
+        return "role_not_allowed", f"role {role} does not list step `{step.id}` among its allowed_actions"
+    return None

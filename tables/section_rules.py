@@ -1,0 +1,90 @@
+"""Rules of the sections inputs, outputs, guards and roles."""
+
+from __future__ import annotations
+
+from tables.definition import Guard, GuardType, Output
+from tables.draft import Draft
+from tables.errors import CeremonyError
+from tables.guards import Expression, StepStatusIs, Threshold, parse_check
+from tables.json_schema import schema_problems
+from tables.problems import clipped
+from tables.shapes import Fields, Item
+from tables.yaml_source import Node
+
+
+def inputs(draft: Draft) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of required and of optional inputs."""
+    section = draft.fields.get("inputs")
+    if section is None:
+        return (), ()
+    required, optional = section.get("required", ()), section.get("optional", ())
+    names = {item.value for item in required}
+    for item in optional:
+        if item.value is not None and item.value in names:
+            says = f"`{clipped(item.value)}` is in both lists; keep it in `required` or in `optional`"
+            draft.report.add(item.line, "input_in_both_lists", says)
+    return _names(required), _names(optional)
+
+
+def _names(items: tuple[Item, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(item.value for item in items if item.value is not None))
+
+
+def outputs(draft: Draft) -> dict[str, Output]:
+    """The declared outputs, those with mistakes included."""
+    found = {}
+    for name, item in draft.fields.get("outputs", {}).items():
+        fields: Fields | None = item.value
+        node: Node | None = fields.get("schema") if fields else None
+        schema = None if node is None else node.plain()
+        output = Output(name, fields.get("type", "object") if fields else "object", schema)
+        for path, rule, says in schema_problems(output):
+            line = item.line if node is None else node.line_at(iter(path))
+            draft.report.add(line, rule, f"outputs.{clipped(name)}.schema{says}")
+        found[name] = output
+    return found
+
+
+def guards(draft: Draft) -> dict[str, Guard]:
+    """The declared guards, with their checks parsed."""
+    return {name: _guard(draft, name, item.value) for name, item in draft.guards.items() if item.value is not None}
+
+
+def _guard(draft: Draft, name: str, fields: Fields) -> Guard:
+    role = fields.get("role")
+    if role is not None:
+        draft.known(role, draft.role_ids, fields.line_of("role"), "unknown_role", f"guards.{clipped(name)}.role")
+    kind = GuardType(fields.get("type", GuardType.AUTOMATED))
+    check, threshold = fields.get("check", ""), fields.get("threshold")
+    expression = None
+    if kind is GuardType.AUTOMATED and check and not (fields.has("type") and fields.get("type") is None):
+        expression = _expression(draft, name, fields)
+        if isinstance(expression, Threshold) and not fields.has("threshold"):
+            says = f"guard `{clipped(name)}` needs `threshold`: the number to compare with (≥)"
+            draft.report.add(fields.line_of("check"), "threshold_missing", says)
+    return Guard(name, kind, check, role, threshold, expression)
+
+
+def _expression(draft: Draft, name: str, fields: Fields) -> Expression | None:
+    line, check = fields.line_of("check"), fields.get("check")
+    where = f"guards.{clipped(name)}.check"
+    try:
+        expression = parse_check(check)
+    except CeremonyError as error:
+        draft.report.add(line, error.code, f"{where} `{clipped(check)}` {error.message}")
+        return None
+    if isinstance(expression, StepStatusIs | Threshold):
+        draft.known(expression.step, draft.step_ids, line, "unknown_step", where)
+    return expression
+
+
+def roles(draft: Draft) -> None:
+    """Each allowed action is a step or a trigger."""
+    actions = {**draft.step_ids, **draft.triggers}
+    for role in draft.roles:
+        where = f"role `{clipped(role.get('id', '?'))}`"
+        for item in role.get("allowed_actions", ()):
+            if item.value is not None and item.value not in actions:
+                hint = draft.report.suggest(item.value, actions)
+                says = f"{where} lists `{clipped(item.value)}`, which is neither a step id nor a trigger{hint}"
+                draft.report.add(item.line, "unknown_action", says)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from tables.loader import load
 
 from tables.definition import Definition
 from tables.errors import CeremonyError, DefinitionInvalid, Problem
 from tables.kinds import Kinds
+from tables.loader import load
 
 log = structlog.get_logger(__name__)
 

@@ -98,13 +98,10 @@ def _human_guards(instance: Instance, definition: Definition) -> Iterator[pb.Ope
 
 
 def dead_letter(letter: DeadLetter) -> pb.DeadLetter:
-    topic, partition, offset = (
-        letter.origin.rsplit("/", 2) if letter.origin.count("/") >= 2 else (letter.origin, "-1", "-1")
-    )
     return pb.DeadLetter(
-        origin=topic,
-        partition=int(partition),
-        offset=int(offset),
+        origin=letter.topic,
+        partition=letter.partition,
+        offset=letter.offset,
         code=letter.code,
         message=letter.message,
         timestamp=iso(letter.timestamp),

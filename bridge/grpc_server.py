@@ -68,20 +68,17 @@ def invalid(code: str, message: str) -> Refusal:
 
 def refusal_of(error: Exception) -> Refusal:
     """The refusal an error means to a client; what is unexpected is logged and says nothing of itself."""
-    match error:
-        case Refusal():
-            return error
-        case StartInvalid():
-            return invalid(error.code, error.message)
-        case DefinitionUnknown():
-            return Refusal(grpc.StatusCode.NOT_FOUND, error.code, error.message)
-        case DefinitionInvalid():
-            return invalid(error.code, error.message)
-        case RecordTooLarge():
-            return invalid("request_too_large", "the request is larger than a record of the log may be")
-        case Unavailable():
-            return Refusal(grpc.StatusCode.UNAVAILABLE, "unavailable", error.message, error.retry_after_seconds)
-    log.exception("grpc_internal_error", exc_info=error)
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, DefinitionUnknown):
+        return Refusal(grpc.StatusCode.NOT_FOUND, error.code, error.message)
+    if isinstance(error, (StartInvalid, DefinitionInvalid)):
+        return invalid(error.code, error.message)
+    if isinstance(error, RecordTooLarge):
+        return invalid("request_too_large", "the request is larger than a record of the log may be")
+    if isinstance(error, Unavailable):
+        return Refusal(grpc.StatusCode.UNAVAILABLE, "unavailable", error.message, error.retry_after_seconds)
+    log.error("grpc_internal_error", exc_info=error)
     return Refusal(grpc.StatusCode.INTERNAL, "internal", "an error of ours; the engine's log has the details")
 
 
@@ -100,7 +97,7 @@ def answers_errors(call: Call) -> Call:
             return await call(self, request, context)
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status with a code
             await abort(context, error)
 
     return wrapped  # type: ignore[return-value]  # a decorator that keeps the signature
@@ -212,8 +209,7 @@ class Front(PlanningCeremonyProcessorServicer):
         self, request: pb.ListDeadLettersRequest, context: Context[Any, Any]
     ) -> pb.ListDeadLettersResponse:
         limit, offset = page(request.limit, request.offset)
-        origin = f"{request.topic_filter}/" if request.topic_filter else ""
-        letters, total = await self._engine.dead_letters(limit, offset, origin)
+        letters, total = await self._engine.dead_letters(limit, offset, request.topic_filter)
         return pb.ListDeadLettersResponse(
             dead_letters=within(map(grpc_messages.dead_letter, letters)), total_count=total
         )
@@ -237,14 +233,12 @@ class Front(PlanningCeremonyProcessorServicer):
         self, request: pb.WatchPlanningCeremonyRequest, context: Context[Any, Any]
     ) -> AsyncIterator[pb.WatchPlanningCeremonyResponse]:
         try:
-            required(instance_id=request.instance_id)
-            if self._engine.get(request.instance_id) is None:
-                raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
+            self._known(request.instance_id)
             async for row in self._engine.watch(request.instance_id):
                 yield pb.WatchPlanningCeremonyResponse(ceremony=self._message(row))
         except grpc.aio.AbortError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status with a code
             await abort(context, error)
 
     # -- beneath
@@ -255,6 +249,11 @@ class Front(PlanningCeremonyProcessorServicer):
         if row is None:
             raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(command.instance_id))
         return row
+
+    def _known(self, instance_id: str) -> None:
+        required(instance_id=instance_id)
+        if self._engine.get(instance_id) is None:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(instance_id))
 
     def _message(self, row: Instance) -> pb.PlanningCeremonyInstance:
         definition = self._engine.definition_of(row)
@@ -342,7 +341,7 @@ class GrpcServer:
             raise OSError(f"cannot listen on {self._address} for gRPC: is the port in use?") from None
         await self._server.start()
 
-    async def serving(self, ready: bool) -> None:
+    async def serving(self, *, ready: bool) -> None:
         """What `grpc.health.v1` answers, for the server and the service."""
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         await self.health.set("", status)

@@ -17,6 +17,8 @@ from tables.errors import CeremonyError
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 DEEPEST = 64
 LARGEST_INPUTS = 256 * 1024
+SHORT_INTEGER = 18
+"""Characters of an integer that fits 64 bits for certain."""
 LONGEST_TEXT = 1024
 """Characters of correlation_id, requested_by and request_id."""
 
@@ -81,9 +83,9 @@ def check_ids(*, ceremony_id: str, story_id: str, definition_name: str, requeste
 def _inputs(
     definition: Definition, inputs: Mapping[str, str], rich: Mapping[str, Any], own: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The parsed inputs with ceremony_id and story_id among them. Names the definition does not declare are kept:
+    """The parsed inputs with ceremony_id and story_id among them.
 
-    the contract refuses none, and callers of the older engine send some.
+    Names the definition does not declare are kept: the contract refuses none, and older callers send some.
     """
     both = sorted(inputs.keys() & rich.keys())
     if both:
@@ -137,7 +139,7 @@ def _finite(digits: str) -> float:
 
 def _whole(digits: str) -> int | float:
     """Integers beyond 64 bits become floats, as in every JSON reader of the fleet."""
-    if len(digits) <= 18:
+    if len(digits) <= SHORT_INTEGER:
         return int(digits)
     number = _finite(digits)
     return int(digits) if -(2**63) <= number < 2**63 else number

@@ -151,17 +151,17 @@ class Engine:
         finally:
             self._watchers.remove(key, event)
 
-    async def dead_letters(self, limit: int, offset: int, origin: str = "") -> tuple[Sequence[DeadLetter], int]:
+    async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetter], int]:
         """Reads the whole topic: dead letters are few, and an operator asks."""
         found: list[DeadLetter] = []
         try:
             for partition, (start, end) in enumerate(await self._app.log.ends(self._dead_letters)):
                 async for records in self._app.log.read(self._dead_letters, partition, start, end):
                     letters = (_dead_letter(record) for record in records)
-                    found += [letter for letter in letters if letter.origin.startswith(origin)]
+                    found += [letter for letter in letters if topic in ("", letter.topic)]
         except LogUnavailable as error:
             raise Unavailable("the log cannot be reached") from error
-        found.sort(key=lambda letter: (letter.timestamp, letter.partition, letter.offset), reverse=True)
+        found.sort(key=lambda letter: letter.timestamp, reverse=True)
         return found[offset : offset + limit], len(found)
 
     def owned_rows(self) -> int:
@@ -256,12 +256,12 @@ class Engine:
 def _dead_letter(record: Record) -> DeadLetter:
     letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
     return DeadLetter(
-        origin=letter.origin,
+        topic=letter.topic,
+        partition=letter.partition,
+        offset=letter.offset,
         code=letter.code,
         message=letter.message,
         timestamp=letter.timestamp,
         size=letter.size,
         key=letter.key,
-        partition=record.partition,
-        offset=record.offset,
     )

@@ -39,17 +39,19 @@ class Unavailable(Exception):
 class DeadLetter:
     """One entry of the topic `deadletters`."""
 
-    origin: str
-    """`<topic or stream>/<partition>/<offset or sequence>`."""
+    topic: str
+    """The topic, or NATS stream, it came from."""
+    partition: int
+    """0 for a NATS stream."""
+    offset: int
+    """Offset in the partition, or sequence in the stream."""
     code: str
     message: str
     timestamp: int
-    """Milliseconds, when it was put aside."""
+    """Milliseconds, when it was set aside."""
     size: int
+    """Bytes of the original value."""
     key: bytes | None
-    partition: int
-    offset: int
-    """Where the dead letter itself stands."""
 
 
 class Engine(Protocol):
@@ -74,8 +76,8 @@ class Engine(Protocol):
     def watch(self, instance_id: str) -> AsyncIterator[Instance]:
         """The present row, then each newer version, until the ceremony has ended. Raises Unavailable."""
 
-    async def dead_letters(self, limit: int, offset: int, origin: str = "") -> tuple[Sequence[DeadLetter], int]:
-        """Newest first, with the total; `origin` filters by prefix. Raises Unavailable."""
+    async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetter], int]:
+        """Newest first, with the total; `topic`: only what came from it. Raises Unavailable."""
 
     def readiness(self) -> dict[str, str]:
         """State of `kafka` (the log) and `tables`: `ok`, or what is wrong."""

@@ -182,5 +182,5 @@ class Worker:
             except Unreachable as error:
                 self._ray_state = error.reason
             self.metrics.live.set(self.engine.owned_rows())
-            await self.grpc.serving(self.http.ready())
+            await self.grpc.serving(ready=self.http.ready())
             await self.clock.sleep(PROBE_SECONDS)

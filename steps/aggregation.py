@@ -9,8 +9,11 @@ import msgspec
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from steps.agent import AgentFunction, answering
 from steps.config import Config, Text, config_of
 from steps.kind import Kind
+from steps.outcome import Outcome, failed
+from steps.reading import Wiring
 from tables.errors import CeremonyError
 from tables.kinds import Completed, Failed, StepContext, Verdict
 from tables.paths import MISSING, dig
@@ -182,3 +185,24 @@ _FUNCTIONS: Mapping[str, Callable[[str, list[str], Mapping[str, Any]], Any]] = {
     "flatten": _flatten,
     "unique": _unique,
 }
+
+
+class AggregationBody(msgspec.Struct, frozen=True):
+    """Body of the request."""
+
+    aggregation_type: str
+    sources: Any
+    values: dict[str, Any]
+
+
+def agent(wiring: Wiring) -> AgentFunction:
+    """The agent of `steps.aggregation`."""
+    return answering("aggregation", wiring, AggregationBody, _answer)
+
+
+def _answer(body: AggregationBody) -> Outcome:
+    try:
+        result = aggregate(body.aggregation_type, body.sources, body.values)
+    except AggregationFailed as error:
+        return failed(error.code, error.message, retryable=False)
+    return Outcome("completed", output_of(body.aggregation_type, body.sources, result))

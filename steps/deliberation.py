@@ -8,8 +8,12 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from steps.agent import AgentFunction
 from steps.config import Config, Constraints, Count, TaskRole, Text, config_of
 from steps.kind import Kind, unknown_steps
+from steps.ports import Clock, RayExecutor
+from steps.ray import Model, ray_agent
+from steps.reading import Wiring
 from steps.tasks import (
     description,
     failures,
@@ -150,3 +154,8 @@ def _output(context: StepContext, answers: Mapping[str, Answer]) -> dict[str, An
         "status": "completed",
         "deliberations": proposals,
     }
+
+
+def agent(wiring: Wiring, clock: Clock, ray: RayExecutor, model: Model, *, concurrency: int = 16) -> AgentFunction:
+    """The agent of `steps.deliberation`."""
+    return ray_agent("deliberation", wiring, clock, ray, model, concurrency)

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from pydantic import BaseModel, Field
 
+from steps.agent import AgentFunction, answering
 from steps.config import Config, Text, config_of
 from steps.kind import Kind
+from steps.outcome import Outcome
+from steps.reading import Wiring
 from tables.instance import Answer, StepStatus
 from tables.kinds import Completed, Decided, Failed, StepContext, Verdict
 
@@ -66,3 +70,19 @@ def _output(config: HumanGateConfig, decision: Decided) -> dict[str, Any]:
 def iso(milliseconds: int) -> str:
     """ISO-8601 in UTC, to the millisecond."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+class GateBody(msgspec.Struct, frozen=True):
+    """Body of the request."""
+
+    role: str
+    message: str
+
+
+def agent(wiring: Wiring) -> AgentFunction:
+    """The agent of `steps.human_gate`: it opens the gate; people do the rest."""
+    return answering("human_gate", wiring, GateBody, _answer)
+
+
+def _answer(body: GateBody) -> Outcome:
+    return Outcome("waiting", {"role": body.role, "message": body.message, "waiting": True})

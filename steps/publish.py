@@ -7,13 +7,18 @@ from typing import Any
 
 import msgspec
 from pydantic import BaseModel
-from tables.json_schema import check_value
 
+from steps.agent import AgentFunction, Calls, calling
 from steps.config import config_of
 from steps.kind import Kind, unknown_steps
+from steps.outcome import Outcome, failed
+from steps.ports import Clock, Outbound, Refused
 from steps.publish_config import PublishConfig, output_of
-from steps.subjects import own
+from steps.reading import Wiring
+from steps.subjects import DEFAULT_ALLOWLIST, own, refusal
 from tables.definition import Definition, Step
+from tables.effects import StepRequested
+from tables.json_schema import check_value
 from tables.kinds import Completed, Failed, StepContext, Verdict
 from tables.templates import TemplateFailed, render
 
@@ -92,3 +97,45 @@ def _refused(context: StepContext, payload: dict[str, Any]) -> Failed | None:
     if output is not None and wrong:
         return Failed("payload_invalid", f"output `{output.name}`: {'; '.join(wrong[:10])}", retryable=False)
     return None
+
+
+class PublishBody(msgspec.Struct, frozen=True):
+    """Body of the request."""
+
+    subject: str
+    event_type: str
+    payload: dict[str, Any]
+    idempotency_key: str
+
+
+def agent(
+    wiring: Wiring,
+    clock: Clock,
+    outbound: Outbound,
+    *,
+    allowlist: Iterable[str] = DEFAULT_ALLOWLIST,
+    concurrency: int = 32,
+) -> AgentFunction:
+    """The agent of `steps.publish`. `allowlist`: patterns of PUBLISH_SUBJECTS."""
+    allowed = tuple(allowlist)
+
+    async def perform(request: StepRequested, body: PublishBody) -> Outcome:
+        # Judged again: the request may be older than this server's allowlist.
+        reason = refusal(body.subject, allowed)
+        if reason:
+            return failed("subject_not_allowed", reason, retryable=False)
+        try:
+            done = await outbound.publish(
+                body.subject,
+                body.event_type,
+                body.payload,
+                key=body.idempotency_key,
+                correlation_id=request.correlation_id,
+                causation_id=request.id,
+            )
+        except Refused as error:
+            return failed(error.code, error.message, retryable=False)
+        published = {"stream": done.stream, "sequence": done.sequence, "duplicate": done.duplicate}
+        return Outcome("completed", msgspec.structs.asdict(body) | {"published": True}, published=published)
+
+    return calling("publish", wiring, PublishBody, Calls(clock, "nats", perform, concurrency))

@@ -46,8 +46,15 @@ def _check_json(value: Any) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_json(item)
-    elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+    elif not isinstance(value, str | int | float | None) or not _encodable(value):
         raise PydanticCustomError("template_not_json", "every value must be one that JSON has: quote it")
+
+
+def _encodable(value: Any) -> bool:
+    """Numbers that every reader of JSON can take."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or -(2**63) <= value < 2**64
 
 
 class PublishConfig(Config):

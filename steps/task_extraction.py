@@ -7,8 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, StringConstraints
 
+from steps.agent import AgentFunction
 from steps.config import Config, Constraints, Text, config_of
 from steps.kind import Kind, unknown_steps
+from steps.ports import Clock, RayExecutor
+from steps.ray import Model, ray_agent
+from steps.reading import Wiring
 from steps.tasks import (
     description,
     failures,
@@ -177,3 +181,8 @@ def _section(index: int, item: dict[str, Any]) -> str:
 
 def _refused(code: str, message: str) -> Failed:
     return Failed(code, message, retryable=False)
+
+
+def agent(wiring: Wiring, clock: Clock, ray: RayExecutor, model: Model, *, concurrency: int = 16) -> AgentFunction:
+    """The agent of `steps.task_extraction`."""
+    return ray_agent("task_extraction", wiring, clock, ray, model, concurrency)

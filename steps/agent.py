@@ -1,0 +1,140 @@
+"""The two shapes of a step agent: one that answers at once, and one that calls a neighbour from bounded tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from steps.outcome import INTERNAL_ERROR, Outcome, encode_outcome
+from steps.ports import Clock, Unreachable
+from steps.reading import Asked, Batch, Held, Reader, Wiring
+from tables.effects import StepRequested
+
+B = TypeVar("B")
+AgentFunction = Callable[[AsyncIterable[Batch]], Coroutine[Any, Any, None]]
+"""A plain agent over batches; `app.agent(topic)` takes it."""
+Perform = Callable[[StepRequested, B], Awaitable[Outcome]]
+"""Asks the neighbour. Raises Unreachable."""
+log = structlog.get_logger(__name__)
+
+
+def answering(name: str, wiring: Wiring, body: type[B], answer: Callable[[B], Outcome]) -> AgentFunction:
+    """An agent whose answer is computed: the whole batch in one loop, no task and no log line for a record."""
+    reader = Reader(wiring, body)
+
+    async def agent(stream: AsyncIterable[Batch]) -> None:
+        async for batch in stream:
+            for _, request, asked in reader.requests(batch):
+                value = _encoded(request, asked, answer)
+                batch.send(wiring.commands, request.instance_id.encode(), value, _headers(wiring, request))
+
+    return _named(agent, name)
+
+
+def calling(name: str, wiring: Wiring, body: type[B], calls: Calls[B]) -> AgentFunction:
+    """An agent that calls a neighbour: records are held, and each outcome is sent as soon as it is known."""
+    reader = Reader(wiring, body)
+
+    async def agent(stream: AsyncIterable[Batch]) -> None:
+        running = _Running(wiring, calls)
+        try:
+            async for batch in stream:
+                for asked in reader.requests(batch):
+                    await running.start(asked, batch)
+        finally:
+            running.cancel()
+
+    return _named(agent, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Calls(Generic[B]):
+    """How a neighbour is called."""
+
+    clock: Clock
+    neighbour: str
+    perform: Perform[B]
+    concurrency: int = 16
+    """Calls under way at most."""
+    seconds: float = 30.0
+    """Backstop behind the neighbour's own deadline, so that no call can keep its place for ever."""
+
+
+class _Running(Generic[B]):
+    """The calls under way of one run of an agent."""
+
+    def __init__(self, wiring: Wiring, calls: Calls[B]) -> None:
+        self._wiring = wiring
+        self._calls = calls
+        self._free = asyncio.Semaphore(calls.concurrency)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self, asked: Asked[B], batch: Batch) -> None:
+        """Begin a call as soon as one may; the record is held until its outcome is sent."""
+        await self._free.acquire()
+        served = self._serve(asked, batch.hold(asked.record))
+        task = self._calls.clock.spawn(served, name=f"{asked.request.kind} {asked.request.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def cancel(self) -> None:
+        """The agent ends: what has no outcome stays held and is read again by whoever comes next."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._free.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The record stays held: its offset is never committed, and a restart serves it again.
+            log.error("step_outcome_not_sent", task=task.get_name(), exc_info=error)
+
+    async def _serve(self, asked: Asked[B], held: Held) -> None:
+        request = asked.request
+        with structlog.contextvars.bound_contextvars(
+            instance=request.instance_id,
+            step=request.step_id,
+            attempt=request.attempt,
+            correlation_id=request.correlation_id,
+        ):
+            outcome = await self._outcome(request, asked.body)
+            log.debug("step_outcome", outcome=outcome.outcome, code=outcome.code, reason=outcome.message)
+            key, value = request.instance_id.encode(), encode_outcome(request, outcome)
+            held.send(self._wiring.commands, key, value, _headers(self._wiring, request), asked.record.partition)
+            held.release()
+
+    async def _outcome(self, request: StepRequested, body: B) -> Outcome:
+        neighbour = self._calls.neighbour
+        try:
+            async with self._calls.clock.timeout(self._calls.seconds):
+                return await self._calls.perform(request, body)
+        except Unreachable as error:
+            return Outcome("unreachable", code=f"{error.neighbour}_unreachable", message=error.reason)
+        except TimeoutError:
+            reason = f"no answer within {self._calls.seconds:g} s"
+            return Outcome("unreachable", code=f"{neighbour}_unreachable", message=reason)
+        except Exception:
+            log.exception("step_agent_failed")
+            return INTERNAL_ERROR
+
+
+def _encoded(request: StepRequested, body: B, answer: Callable[[B], Outcome]) -> bytes:
+    try:
+        return encode_outcome(request, answer(body))
+    except Exception:
+        log.exception("step_agent_failed", instance=request.instance_id, step=request.step_id, attempt=request.attempt)
+        return encode_outcome(request, INTERNAL_ERROR)
+
+
+def _headers(wiring: Wiring, request: StepRequested) -> tuple[tuple[str, bytes], ...]:
+    return ((wiring.correlation_header, request.correlation_id.encode()),)
+
+
+def _named(agent: AgentFunction, name: str) -> AgentFunction:
+    """Named after its kind, as `faust agents` lists it."""
+    agent.__name__ = agent.__qualname__ = f"{name}_agent"
+    return agent

@@ -1,0 +1,62 @@
+"""What a step agent has to say of an attempt, and how it becomes a record of the commands topic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from tables.commands import StepOutcome, encode_command
+from tables.effects import StepRequested
+
+LARGEST_OUTPUT = 256 * 1024
+"""Bytes of an encoded output; above it the attempt fails and the output stays behind (design §2)."""
+
+_encoder = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One outcome; the ids of the attempt are added when it is encoded."""
+
+    outcome: Literal["completed", "failed", "waiting", "submitted", "unreachable"]
+    output: Any = None
+    code: str = ""
+    message: str = ""
+    retryable: bool = True
+    deliberation_id: str = ""
+    published: dict[str, Any] = field(default_factory=dict)
+    """Publish step: stream, sequence, duplicate."""
+
+
+def failed(code: str, message: str, *, retryable: bool = True) -> Outcome:
+    return Outcome("failed", code=code, message=message, retryable=retryable)
+
+
+INTERNAL_ERROR = failed("internal_error", "the agent of the step failed unexpectedly; the worker's log says why")
+
+
+def encode_outcome(request: StepRequested, outcome: Outcome) -> bytes:
+    """The value of the StepOutcome record that answers `request`."""
+    output = b"null" if outcome.output is None else _encoder.encode(outcome.output)
+    if len(output) > LARGEST_OUTPUT:
+        message = f"the output has {len(output)} bytes, at most {LARGEST_OUTPUT} are allowed"
+        return encode_outcome(request, failed("output_too_large", message, retryable=False))
+    return encode_command(
+        StepOutcome(
+            instance_id=request.instance_id,
+            step_id=request.step_id,
+            attempt=request.attempt,
+            outcome=outcome.outcome,
+            # Encoded once: what was measured is what is written.
+            output=None if outcome.output is None else msgspec.Raw(output),
+            size=0 if outcome.output is None else len(output),
+            error_code=outcome.code,
+            error_message=outcome.message,
+            retryable=outcome.retryable,
+            deliberation_id=outcome.deliberation_id,
+            effect_id=request.id,
+            published=outcome.published,
+        )
+    )

@@ -94,7 +94,8 @@ class CeremonyApp(faust.App):
         return transport
 
     @property
-    def log(self) -> Log:
+    def commit_log(self) -> Log:
+        """The log beside the agents (`log` is the logger of Faust's services). Usable once the app has started."""
         return self.driver.log
 
     @property
@@ -137,15 +138,13 @@ class CeremonyApp(faust.App):
         """Faust would create a data folder here; rows live in memory and in the log."""
 
     async def on_start(self) -> None:
-        self.log_ready = False
-        await self.log.start()
-        await self.log.create([*self.topic_specs, *self._changelogs()])
-        self.log_ready = True
+        await self.commit_log.start()
+        await self.commit_log.create([*self.topic_specs, *self._changelogs()])
         await super().on_start()
 
     async def on_shutdown(self) -> None:
         await self.driver.close()
-        await self.log.stop()
+        await self.commit_log.stop()
         await super().on_shutdown()
 
     async def _stop_consumer(self) -> None:

@@ -122,7 +122,7 @@ class Membership(FaustConsumer):
     def key_partition(self, topic: str, key: bytes | None, partition: int | None = None) -> int:
         if partition is not None:
             return partition
-        return int(self.app.log.partition_of(key or b"", self.app.partitions))
+        return int(self.app.commit_log.partition_of(key or b"", self.app.partitions))
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         return {}
@@ -164,8 +164,8 @@ class Producer(base.Producer):
         transactional_id: str | None = None,
     ) -> Any:
         app: Any = self.app
-        target = app.log.partition_of(key or b"", app.partitions) if partition is None else partition
-        position = await app.log.append(topic, target, key, value or b"", list(dict(headers or {}).items()))
+        target = app.commit_log.partition_of(key or b"", app.partitions) if partition is None else partition
+        position = await app.commit_log.append(topic, target, key, value or b"", list(dict(headers or {}).items()))
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         sent.set_result(position)
         return sent
@@ -177,7 +177,7 @@ class Producer(base.Producer):
 
     def key_partition(self, topic: str, key: bytes) -> TP:
         app: Any = self.app
-        return TP(topic, app.log.partition_of(key, app.partitions))
+        return TP(topic, app.commit_log.partition_of(key, app.partitions))
 
     async def create_topic(self, *arguments: Any, **options: Any) -> None:
         """Topics are created by the log."""

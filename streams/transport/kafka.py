@@ -1,0 +1,293 @@
+"""The Kafka driver: the group's membership, and for each partition a backend with fencing, recovery and transactions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaError, ProducerFenced
+from faust.types import TP
+
+from streams import topics
+from streams.transport import membership
+from streams.transport.contract import (
+    POSITION_KEY,
+    AgentSpec,
+    Fenced,
+    LogFailed,
+    Out,
+    PositionRow,
+    Record,
+    Recovered,
+)
+from streams.transport.kafka_client import (
+    REQUEST_TIMEOUT_MS,
+    TRANSACTION_TIMEOUT_MS,
+    Reader,
+    Recovery,
+    append_batches,
+    new_producer,
+)
+from streams.transport.kafka_log import KafkaLog
+from streams.transport.owner import Still, Superseded
+from streams.transport.positions import decode_position, encode_position
+
+logger = logging.getLogger(__name__)
+
+COMMIT_SECONDS = 0.5
+"""Seconds between two commits of the group's offsets."""
+DEFAULT_PORT = 9092
+
+
+class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """The group's rebalances, passed on to Faust."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._consumer.app.on_rebalance_start()
+        await self._consumer.on_partitions_revoked({TP(*tp) for tp in revoked})
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> Awaitable[None]:
+        tps = set(assigned)
+        self._consumer.silence(tps)  # in this very step: the fetcher must not begin to look for positions
+        return self._consumer.assigned(tps)
+
+
+class Consumer(membership.Membership):
+    """A member of the consumer group. It never polls: what is assigned is read by the parts' own reader."""
+
+    _group: AIOKafkaConsumer | None = None
+
+    async def on_start(self) -> None:
+        await self.app.driver.open()
+        conf = self.app.conf
+        self._group = AIOKafkaConsumer(
+            bootstrap_servers=self.app.driver.servers,
+            group_id=conf.id,
+            group_instance_id=self.app.worker_id,
+            client_id=conf.broker_client_id,
+            partition_assignment_strategy=[self.app.assignor],
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            session_timeout_ms=int(conf.broker_session_timeout * 1000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
+            max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
+            retry_backoff_ms=50,
+        )
+        await self._group.start()
+        await super().on_start()
+
+    async def subscribe(self, topics: Iterable[str]) -> None:
+        self.group.subscribe(list(topics), listener=Listener(self))
+
+    @property
+    def group(self) -> AIOKafkaConsumer:
+        assert self._group is not None
+        return self._group
+
+    def silence(self, tps: Iterable[TopicPartition]) -> None:
+        for tp in tps:
+            self.group.seek(tp, 0)
+            self.group.pause(tp)
+
+    async def assigned(self, tps: set[TopicPartition]) -> None:
+        self.app.consumer_generation_id = self.group._coordinator.generation
+        self._tps = {TP(*tp) for tp in tps}
+        try:
+            await self.on_partitions_assigned(set(self._tps), self.app.consumer_generation_id)
+        finally:
+            self.app.on_rebalance_end()
+
+    def still(self, generation: int) -> Still:
+        """Also false once the coordinator no longer knows us, before the rebalance has been heard of."""
+
+        def still() -> bool:
+            return (
+                self._group is not None
+                and generation == self.app.consumer_generation_id == self._group._coordinator.generation
+                and not self.should_stop
+            )
+
+        return still
+
+    async def commit_offsets(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Raises KafkaError; what is not ours any more is left out."""
+        ours = self.group.assignment()
+        mine = {tp: offset for tp, offset in offsets.items() if tp in ours}
+        if mine:
+            await self.group.commit(mine)
+
+    async def on_stop(self) -> None:
+        await super().on_stop()
+        group, self._group = self._group, None
+        if group is not None:
+            await group.stop()  # without a worker id it leaves the group at once
+
+
+class Transport(membership.Transport):
+    """`kafka://host:port[,host:port]`."""
+
+    Consumer = Consumer
+    default_port = DEFAULT_PORT
+
+    def __init__(self, url: Any, app: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        super().__init__(url, app, loop)
+        self.servers = [f"{one.host}:{one.port or DEFAULT_PORT}" for one in url]
+        self._log = KafkaLog(
+            self.servers, app.clock, replication=app.replication, topic_config=app.topic_config, fail=app.fail
+        )
+        self.reader: Reader | None = None
+        self.recovery = Recovery(self.servers, app.clock)
+        self._offsets: dict[TopicPartition, int] = {}
+        self._committing = asyncio.Lock()
+        self._committer: asyncio.Task[None] | None = None
+
+    @property
+    def log(self) -> KafkaLog:
+        return self._log
+
+    def backend(self, spec: AgentSpec, number: int, still: Still) -> KafkaBackend:
+        return KafkaBackend(self, spec, number, still)
+
+    async def open(self) -> None:
+        """Before the group is joined: the reader of everything that may be assigned."""
+        app = self.app
+        self.reader = Reader(self.servers, app.clock)
+        tps = [TopicPartition(topic, number) for topic in app.attached_topics for number in range(app.partitions)]
+        await self.reader.start(tps)
+        self._committer = app.clock.spawn(self._commit_offsets_often(), name="kafka group offsets")
+
+    async def close(self) -> None:
+        if self._committer is not None:
+            self._committer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._committer
+            self._committer = None
+        reader, self.reader = self.reader, None
+        if reader is not None:
+            await reader.stop()
+
+    # ---- offsets of the group: step agents resume there; for agents with tables they are for lag tools only
+
+    def commit_soon(self, tp: TopicPartition, offset: int) -> None:
+        self._offsets[tp] = offset
+
+    async def committed(self, tp: TopicPartition) -> int | None:
+        offset: int | None = await self.app.consumer.group.committed(tp)
+        return offset
+
+    async def commit_now(self) -> None:
+        async with self._committing:  # whoever waits here finds its offset written, too
+            offsets, self._offsets = self._offsets, {}
+            if not offsets:
+                return
+            try:
+                await self.app.consumer.commit_offsets(offsets)
+            except (KafkaError, AssertionError) as error:  # the group moved on: its next owner does the work again
+                logger.warning("group offsets not committed: %s", type(error).__name__)
+
+    async def _commit_offsets_often(self) -> None:
+        while True:
+            await self.app.clock.sleep(COMMIT_SECONDS)
+            await self.commit_now()
+
+
+class KafkaBackend:
+    """Fulfils `contract.Backend` for one partition of one agent."""
+
+    def __init__(self, transport: Transport, spec: AgentSpec, number: int, still: Still) -> None:
+        assert transport.reader is not None
+        app = transport.app
+        self._transport = transport
+        self._reader = transport.reader
+        self._producer = transport.log.producer
+        self._clock = app.clock
+        self._still = still
+        self._tp = TopicPartition(spec.topic, number)
+        self._changelogs = {
+            table.name: TopicPartition(topics.prefixed(app.prefix, topics.changelog(table.name)), number)
+            for table in spec.tables
+        }
+        self._transactional_id = f"{app.conf.id}-{spec.name}-{number}"
+        self._writer: AIOKafkaProducer | None = None
+
+    async def take(self) -> Recovered:
+        position: PositionRow | None = None
+        rows: dict[str, dict[bytes, bytes]] = {}
+        committed: int | None = None
+        if self._changelogs:
+            await self._fence()
+            read = [
+                self._clock.spawn(self._transport.recovery.rows(tp), name=f"{tp.topic}[{tp.partition}] is recovered")
+                for tp in self._changelogs.values()
+            ]
+            rows = dict(zip(self._changelogs, [await task for task in read], strict=True))
+            raw = rows[next(iter(rows))].pop(POSITION_KEY, None)
+            position = None if raw is None else decode_position(raw)
+        else:
+            committed = await self._transport.committed(self._tp)
+        start, end = await self._reader.range(self._tp)
+        self._check()
+        return Recovered(rows, position, start, end, committed)
+
+    async def _fence(self) -> None:
+        """From here on the former owner cannot write the changelogs."""
+        self._check()
+        writer = new_producer(
+            self._transport.servers,
+            transactional_id=self._transactional_id,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+        )
+        self._writer = writer
+        await writer.start()
+        self._check()
+
+    def _check(self) -> None:
+        if not self._still():
+            raise Superseded
+
+    def seek(self, offset: int) -> None:
+        self._reader.seek(self._tp, offset)
+
+    async def fetch(self, limit: int) -> Sequence[Record]:
+        return await self._reader.fetch(self._tp, limit)
+
+    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[Awaitable[Any]]:
+        if not self._producer.client.cluster.partitions_for_topic(topic):
+            raise LogFailed(f"topic_unknown: {topic} is not among the declared topics; a send to it would never end")
+        return append_batches(self._producer, TopicPartition(topic, partition), records)
+
+    async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
+        writer = self._writer
+        assert writer is not None
+        try:
+            await writer.begin_transaction()
+            for number, (table, tp) in enumerate(self._changelogs.items()):
+                records: list[Any] = [(key, row, ()) for key, row in rows.get(table, {}).items()]
+                if number == 0:
+                    records.append((POSITION_KEY, encode_position(position), ()))
+                if records:
+                    for written in append_batches(writer, tp, records):
+                        await written
+            await writer.commit_transaction()
+        except ProducerFenced as error:
+            raise Fenced(f"fenced: {self._transactional_id} has another owner") from error
+
+    def commit(self, offset: int) -> None:
+        self._transport.commit_soon(self._tp, offset)
+
+    async def close(self) -> None:
+        self._reader.drop(self._tp)
+        await self._transport.commit_now()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(KafkaError, TimeoutError):
+                async with self._clock.timeout(REQUEST_TIMEOUT_MS / 1000 / 24):
+                    await writer.stop()

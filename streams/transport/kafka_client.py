@@ -1,0 +1,237 @@
+"""aiokafka as the driver needs it: producers, readers, produce batches. With `kafka` the only user of its private names."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from steps.ports import Clock
+from streams.transport.contract import LARGEST_RECORD, Header, LogFailed, Record
+
+PRODUCE_BATCH = 900_000
+"""Bytes of a produce batch of more than one record: below LARGEST_BATCH with its framing."""
+REQUEST_TIMEOUT_MS = 120_000
+"""How long a write is tried before it has failed for good, which ends the worker."""
+FETCH_WAIT_MS = 20
+"""How long a broker holds an empty fetch: aiokafka has one in flight per broker, so others wait as long."""
+FETCH_BYTES = 5 * 1024 * 1024
+"""Bytes fetched of one partition at a time; a record of LARGEST_RECORD fits."""
+TRANSACTION_TIMEOUT_MS = 10_000
+_NO_HEADERS: list[Header] = []
+
+
+def new_producer(servers: Sequence[str], **options: Any) -> AIOKafkaProducer:
+    """Idempotent, acks=all, without linger: batches are formed by the agents."""
+    return AIOKafkaProducer(
+        bootstrap_servers=list(servers),
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=0,
+        max_batch_size=PRODUCE_BATCH,
+        max_request_size=LARGEST_RECORD + 64 * 1024,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        retry_backoff_ms=20,
+        **options,
+    )
+
+
+def new_reader(servers: Sequence[str], *, wait_ms: int = FETCH_WAIT_MS) -> AIOKafkaConsumer:
+    """A consumer without a group: whoever uses it assigns and seeks before it polls."""
+    return AIOKafkaConsumer(
+        bootstrap_servers=list(servers),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        fetch_max_wait_ms=wait_ms,
+        max_partition_fetch_bytes=FETCH_BYTES,
+        retry_backoff_ms=50,
+    )
+
+
+def to_records(fetched: Sequence[Any]) -> list[Record]:
+    return [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, r.headers) for r in fetched]
+
+
+def append_batches(
+    producer: AIOKafkaProducer, tp: TopicPartition, records: Iterable[tuple[bytes | None, bytes | None, Sequence[Header]]]
+) -> list[Awaitable[Any]]:
+    """Put records into as few produce batches as possible and queue them; one future per batch.
+
+    `timestamp` does not matter: topics have LogAppendTime. Past `send_batch`, which would wait for the partition's last batch to be drained before it queues another.
+    """
+    accumulator = producer._message_accumulator
+    if accumulator._exception is not None:
+        raise LogFailed(f"producer_failed: {type(accumulator._exception).__name__}") from accumulator._exception
+    futures: list[Awaitable[Any]] = []
+    builder = producer.create_batch()
+    append = builder.append
+    for key, value, given in records:
+        headers = list(given) if given else _NO_HEADERS
+        if append(timestamp=0, key=key, value=value, headers=headers) is None:
+            builder.close()
+            futures.append(accumulator._append_batch(builder, tp).future)
+            builder = producer.create_batch()
+            append = builder.append
+            append(timestamp=0, key=key, value=value, headers=headers)
+    builder.close()
+    futures.append(accumulator._append_batch(builder, tp).future)
+    return futures
+
+
+class Reader:
+    """Reads the partitions that are ours. All partitions are assigned once and paused; taking one seeks and resumes it."""
+
+    def __init__(self, servers: Sequence[str], clock: Clock) -> None:
+        self._consumer = new_reader(servers)
+        self._clock = clock
+        self._waiting: dict[TopicPartition, asyncio.Future[None]] = {}
+        self._pump: asyncio.Task[None] | None = None
+
+    async def start(self, tps: Sequence[TopicPartition]) -> None:
+        await self._consumer.start()
+        self._consumer._fetcher._prefetch_backoff = 0.0  # else one busy partition holds the fetches of all
+        self._consumer.assign(list(tps))
+        for tp in tps:
+            self._consumer.seek(tp, 0)
+        self._consumer.pause(*tps)
+        self._pump = self._clock.spawn(self._wake(), name="kafka reader wakes parts")
+
+    async def stop(self) -> None:
+        if self._pump is not None:
+            self._pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._pump
+        await self._consumer.stop()
+
+    async def range(self, tp: TopicPartition) -> tuple[int, int]:
+        """(start, end) of the log of a partition."""
+        starts = await self._consumer.beginning_offsets([tp])
+        ends = await self._consumer.end_offsets([tp])
+        return starts[tp], ends[tp]
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        self._consumer.seek(tp, offset)
+        self._consumer.resume(tp)
+
+    def drop(self, tp: TopicPartition) -> None:
+        self._consumer.pause(tp)
+
+    async def fetch(self, tp: TopicPartition, limit: int) -> list[Record]:
+        """At least one record; nothing is lost when it is cancelled, for records leave the consumer in one step."""
+        while True:
+            fetched = await self._consumer.getmany(tp, timeout_ms=0, max_records=limit)
+            if fetched:
+                return to_records(fetched[tp])
+            if tp in self._consumer._fetcher._records:
+                await self._clock.sleep(0.001)
+                continue
+            waiter = self._waiting[tp] = asyncio.get_running_loop().create_future()
+            await waiter
+
+    async def _wake(self) -> None:
+        """Wake the parts that have something: each waiting in `getmany` itself would be woken for everyone's data."""
+        fetcher = self._consumer._fetcher
+        while True:
+            fetched = fetcher._create_fetch_waiter()
+            for tp in list(fetcher._records):
+                waiter = self._waiting.pop(tp, None)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(None)
+            with contextlib.suppress(KafkaError):  # the part that asks again gets it from `getmany`
+                await fetched
+
+
+class _Changelog:
+    """One changelog partition being read: the newest value per key so far."""
+
+    def __init__(self, tp: TopicPartition) -> None:
+        self.tp = tp
+        self.rows: dict[bytes, bytes] = {}
+        self.next = 0
+        self.end = 0
+        self.done: asyncio.Future[dict[bytes, bytes]] = asyncio.get_running_loop().create_future()
+
+    def add(self, fetched: Sequence[Any]) -> None:
+        rows = self.rows
+        for record in fetched:
+            if record.value is None:
+                rows.pop(record.key, None)
+            else:
+                rows[record.key] = record.value
+
+
+class Recovery:
+    """Reads whole changelog partitions in bulk: all that are asked for at the same time share one consumer."""
+
+    def __init__(self, servers: Sequence[str], clock: Clock) -> None:
+        self._servers = servers
+        self._clock = clock
+        self._new: list[_Changelog] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def rows(self, tp: TopicPartition) -> dict[bytes, bytes]:
+        """Newest value per key of a changelog partition, up to its present end (committed transactions only)."""
+        job = _Changelog(tp)
+        self._new.append(job)
+        if self._task is None:
+            self._task = self._clock.spawn(self._run(), name="kafka recovery reads changelogs")
+        return await job.done
+
+    async def _run(self) -> None:
+        await self._clock.sleep(0)  # let the other partitions of this take-over ask too
+        reader = new_reader(self._servers, wait_ms=100)
+        jobs: dict[TopicPartition, _Changelog] = {}
+        try:
+            await reader.start()
+            reader._fetcher._prefetch_backoff = 0.0
+            while self._new or jobs:
+                if self._new:
+                    await self._begin(reader, jobs)
+                await self._read(reader, jobs)
+        except Exception as failure:
+            for job in [*jobs.values(), *self._new]:
+                if not job.done.done():
+                    job.done.set_exception(failure)
+            self._new.clear()
+        finally:
+            self._task = None
+            await reader.stop()
+
+    async def _begin(self, reader: AIOKafkaConsumer, jobs: dict[TopicPartition, _Changelog]) -> None:
+        fresh, self._new = self._new, []
+        jobs.update({job.tp: job for job in fresh})
+        tps = [job.tp for job in fresh]
+        starts, ends = await reader.beginning_offsets(tps), await reader.end_offsets(tps)
+        for job in fresh:
+            job.next, job.end = starts[job.tp], ends[job.tp]
+        self._finish(jobs)
+        if jobs:
+            reader.assign(list(jobs))
+            for tp, job in jobs.items():
+                reader.seek(tp, job.next)
+
+    async def _read(self, reader: AIOKafkaConsumer, jobs: dict[TopicPartition, _Changelog]) -> None:
+        if not jobs:
+            return
+        fetched: Mapping[TopicPartition, Sequence[Any]] = await reader.getmany(
+            *jobs, timeout_ms=200, max_records=10_000
+        )
+        for tp, records in fetched.items():
+            jobs[tp].add(records)
+        for tp, job in jobs.items():
+            job.next = await reader.position(tp)
+        self._finish(jobs)
+        await self._clock.sleep(0)
+
+    def _finish(self, jobs: dict[TopicPartition, _Changelog]) -> None:
+        for tp, job in list(jobs.items()):
+            if job.next >= job.end:
+                del jobs[tp]
+                if not job.done.done():
+                    job.done.set_result(job.rows)

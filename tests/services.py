@@ -266,27 +266,31 @@ def java(install: KafkaInstall) -> list[str]:
 
 
 def installed_kafka() -> KafkaInstall:
-    """Kafka from the user's cache, with its class data archive; both are made where they are missing."""
+    """Kafka from the user's cache, with its class data archive where Java can make one; fetched where it is missing."""
     install = install_kafka()
-    if not install.archive.exists():
+    tried = install.archive.with_suffix(".tried")
+    if not tried.exists():
         with locked(install.archive.with_suffix(".lock")):
-            if not install.archive.exists():
+            if not tried.exists():
                 _make_archive(install)
+                tried.touch()
     return install
 
 
 def _make_archive(install: KafkaInstall) -> None:
-    """Run a broker once and let Java write down the classes it loaded: later starts take half the time."""
+    """Run a broker once and let Java write down the classes it loaded: later starts take half the time.
+
+    A Java that cannot is no error: the broker then starts more slowly.
+    """
     progress("preparing Kafka for fast starts, once per user")
     with tempfile.TemporaryDirectory(prefix="ceremony-kafka-") as folder:
         broker = _Archiving(Path(folder), install)
         broker.start()
         broker.stop()
-        if not broker.made.exists():
-            raise ServiceError(f"Java wrote no class data archive: {broker._last_words()}")
-        scratch = install.archive.with_suffix(".new")
-        shutil.copy(broker.made, scratch)
-        scratch.rename(install.archive)
+        if broker.made.exists():
+            scratch = install.archive.with_suffix(".new")
+            shutil.copyfile(broker.made, scratch)
+            scratch.rename(install.archive)
 
 
 class _Archiving(KafkaServer):

@@ -269,9 +269,9 @@ def installed_kafka() -> KafkaInstall:
     """Kafka from the user's cache, with its class data archive where Java can make one; fetched where it is missing."""
     install = install_kafka()
     tried = install.archive.with_suffix(".tried")
-    if not tried.exists():
+    if not install.archive.exists() and not tried.exists():
         with locked(install.archive.with_suffix(".lock")):
-            if not tried.exists():
+            if not install.archive.exists():
                 _make_archive(install)
                 tried.touch()
     return install

@@ -127,7 +127,7 @@ def _payload(data: bytes) -> dict[str, Any]:
 def _deeper_than(value: Any, limit: int) -> bool:
     """Whether containers nest deeper than `limit`, the outermost counted."""
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [
             inner
             for outer in level

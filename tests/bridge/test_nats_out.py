@@ -1,0 +1,209 @@
+"""The events bridge on a real nats-server and the embedded log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from nats.js.api import StreamConfig
+
+from bridge.nats_connection import NatsConnection
+from bridge.nats_out import EventsBridge, outgoing
+from streams import topics
+from streams.codecs import decode_dead_letter
+from streams.transport.contract import Record
+from streams.transport.sqlite_log import SqliteLog
+from tests.bridge.nats_world import (
+    CLOCK,
+    PREFIX,
+    append_events,
+    client,
+    connection,
+    embedded_log,
+    event,
+    eventually,
+    records,
+    stored,
+)
+from tests.services import NatsServer, running
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[SqliteLog]:
+    async with embedded_log(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """A server of its own: these tests need the stream CEREMONY, and stop the server."""
+    server = NatsServer(tmp_path / "nats")
+    await asyncio.to_thread(server.start)
+    yield server
+    server.kill()
+
+
+@contextlib.asynccontextmanager
+async def bridge(log: SqliteLog, link: NatsConnection, **options: int) -> AsyncIterator[EventsBridge]:
+    started = EventsBridge(log, link, CLOCK, prefix=PREFIX, **options)
+    await started.start()
+    try:
+        yield started
+    finally:
+        await started.stop()
+
+
+async def committed(log: SqliteLog) -> bool:
+    """Whether the bridge's group has dealt with every event."""
+    group, topic = f"{PREFIX}.nats-out.{topics.EVENTS}", f"{PREFIX}.{topics.EVENTS}"
+    ends = await log.ends(topic)
+    return all((log.attach(group, topic, n) or 0) >= end for n, (_, end) in enumerate(ends))
+
+
+async def arrives(server: NatsServer, count: int, seconds: float = 30.0) -> None:
+    async with client(server.url) as link:
+        for _ in range(int(seconds / 0.05)):
+            with contextlib.suppress(Exception):
+                if (await link.jetstream().stream_info("CEREMONY")).state.messages >= count:
+                    return
+            await asyncio.sleep(0.05)
+    pytest.fail(f"CEREMONY did not reach {count} messages within {seconds} s")
+
+
+async def test_events_arrive_once_and_in_order_per_ceremony(log: SqliteLog, server: NatsServer) -> None:
+    """The value is sent as it stands in the log, with the effect id as `Nats-Msg-Id`; the stream is made as ruled."""
+    events = [event(ceremony, number) for number in range(12) for ceremony in range(40)]
+    await append_events(log, events)
+    async with connection(server.url) as link, bridge(log, link, window=64, batch=200) as started:
+        await arrives(server, len(events))
+        await eventually(lambda: started.state == "ok", "the bridge is ready")
+        async with client(server.url) as other:
+            config = (await other.jetstream().stream_info("CEREMONY")).config
+    assert (config.subjects, config.storage, config.duplicate_window, config.max_age) == (
+        ["ceremony.>"],
+        "file",
+        600.0,
+        30 * 86400.0,
+    )
+    numbers = defaultdict(list)
+    for message in await stored(server.url):
+        envelope = json.loads(message.data)
+        assert message.headers == {"Nats-Msg-Id": envelope["idempotency_key"]}
+        assert message.subject == envelope["event_type"]
+        numbers[envelope["correlation_id"]].append(envelope["payload"]["number"])
+    assert numbers == {f"corr-{ceremony}": list(range(12)) for ceremony in range(40)}
+
+
+async def test_what_is_sent_again_is_stored_once(log: SqliteLog, server: NatsServer) -> None:
+    """A bridge that lost its commits publishes all again, as after kill -9."""
+    events = [event(ceremony, number) for number in range(5) for ceremony in range(20)]
+    await append_events(log, events)
+    async with connection(server.url) as link, bridge(log, link):
+        await arrives(server, len(events))
+    async with connection(server.url) as link:
+        again = EventsBridge(log, link, CLOCK, prefix=PREFIX)
+        await again.start()
+        await again.publish_events(await records(log, topics.EVENTS))
+        await again.stop()
+    assert len(await stored(server.url)) == len(events)
+
+
+async def test_a_server_that_is_killed_under_load_loses_nothing(log: SqliteLog, server: NatsServer) -> None:
+    """Down for a while, with events coming meanwhile: the bridge waits, catches up, and each id is there once."""
+    first = [event(ceremony, number) for number in range(10) for ceremony in range(60)]
+    second = [event(ceremony, number) for number in range(10, 20) for ceremony in range(60)]
+    async with connection(server.url) as link, bridge(log, link, window=32, batch=100) as started:
+        appending = asyncio.create_task(append_events(log, first))
+        await arrives(server, 50)
+        server.kill()
+        await appending
+        await append_events(log, second)
+        assert started.state != "ok"
+        await asyncio.to_thread(server.start)
+        await arrives(server, len(first) + len(second))
+        await eventually(lambda: started.state == "ok", "the bridge is ready again")
+    numbers = defaultdict(list)
+    for message in await stored(server.url):
+        envelope = json.loads(message.data)
+        numbers[envelope["correlation_id"]].append(envelope["payload"]["number"])
+    assert numbers == {f"corr-{ceremony}": list(range(20)) for ceremony in range(60)}
+
+
+async def test_without_a_server_it_waits_and_stops_without_committing(log: SqliteLog, tmp_path: Path) -> None:
+    """Stopping takes no longer than its bound, and the events are published by the next run."""
+    server = NatsServer(tmp_path / "nats")
+    await append_events(log, [event(1, number) for number in range(3)])
+    async with connection(server.url) as link:
+        async with bridge(log, link) as started:
+            await asyncio.sleep(0.3)
+            assert started.state.startswith("unreachable")
+            stopping = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - stopping < 10
+    assert not await committed(log)
+    with running(server):
+        async with connection(server.url) as link, bridge(log, link):
+            await arrives(server, 3)
+        assert await committed(log)
+
+
+async def test_an_event_too_large_for_nats_is_set_aside_and_announced(log: SqliteLog, server: NatsServer) -> None:
+    """The rest of its ceremony flows on; the dead letter names the record, its value stays in the log."""
+    await append_events(log, [event(1, 0), event(1, 1, size=2_000_000), event(1, 2)])
+    async with connection(server.url) as link, bridge(log, link):
+        await arrives(server, 3)
+    subjects = [(m.subject, json.loads(m.data)["payload"].get("number")) for m in await stored(server.url)]
+    assert sorted(subjects, key=str) == [
+        ("ceremony.deadletter", None),
+        ("ceremony.transition.applied", 0),
+        ("ceremony.transition.applied", 2),
+    ]
+    (record,) = await records(log, topics.DEADLETTERS)
+    letter = decode_dead_letter(record.key, record.value, record.headers)
+    assert (letter.topic, letter.offset, letter.code, letter.value) == ("t.events", 1, "message_too_large", None)
+    assert letter.size > 2_000_000
+    announced = next(m for m in await stored(server.url) if m.subject == "ceremony.deadletter")
+    assert announced.headers == {"Nats-Msg-Id": f"deadletter/{letter.origin}"}
+
+
+async def test_a_record_that_is_no_event_is_set_aside(log: SqliteLog, server: NatsServer) -> None:
+    """Poison in the topic stops nobody."""
+    await log.append("t.events", 0, b"c-9:s-1", b"junk")
+    await append_events(log, [event(9, 0)])
+    async with connection(server.url) as link, bridge(log, link):
+        await arrives(server, 2)
+    (record,) = await records(log, topics.DEADLETTERS)
+    assert decode_dead_letter(record.key, record.value, record.headers).code == "event_undecodable"
+
+
+async def test_a_stream_that_misses_our_subjects_is_left_alone_and_reported(log: SqliteLog, server: NatsServer) -> None:
+    """It is somebody's; once it takes them, the bridge goes on by itself."""
+    async with client(server.url) as other:
+        await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.started"]))
+        await append_events(log, [event(1, 0)])
+        async with connection(server.url) as link, bridge(log, link) as started:
+            await eventually(lambda: "takes ceremony.started" in started.state, "the state names the subjects")
+            await other.jetstream().update_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"]))
+            await arrives(server, 1)
+            await eventually(lambda: started.state == "ok", "the bridge is ready")
+
+
+async def test_a_stream_that_is_deleted_is_made_again(log: SqliteLog, server: NatsServer) -> None:
+    """An operator's slip does not end the flow."""
+    async with connection(server.url) as link, bridge(log, link):
+        await append_events(log, [event(1, 0)])
+        await arrives(server, 1)
+        async with client(server.url) as other:
+            await other.jetstream().delete_stream("CEREMONY")
+        await append_events(log, [event(1, 1)])
+        await arrives(server, 1)
+    assert [json.loads(m.data)["payload"]["number"] for m in await stored(server.url)] == [1]
+
+
+def test_a_record_with_undecodable_headers_is_none_of_ours() -> None:
+    record = Record("t.events", 0, 0, 0, b"k", b"v", [(topics.SUBJECT, b"\xff"), (topics.EFFECT_ID, b"i")])
+    assert outgoing(record) is None

@@ -1,0 +1,161 @@
+"""The Outbound port on a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from nats.js.api import StreamConfig
+
+from bridge.nats_connection import NatsConnection
+from bridge.nats_outbound import NatsOutbound
+from bridge.nats_publish import Nack, read_answer
+from steps.ports import Published, Refused, Unreachable
+from tests.bridge.nats_world import CLOCK, client, connection, eventually, stored
+from tests.services import NatsServer
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    server = NatsServer(tmp_path / "nats")
+    await asyncio.to_thread(server.start)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def link(server: NatsServer) -> AsyncIterator[NatsConnection]:
+    async with connection(server.url) as opened:
+        await opened.connected()
+        yield opened
+
+
+async def publish(
+    outbound: NatsOutbound, subject: str = "ceremony.story.ready", key: str = "publish/c:s/p/1"
+) -> Published:
+    return await outbound.publish(
+        subject, "story.ready", {"a": "é"}, key=key, correlation_id="corr", causation_id="why"
+    )
+
+
+async def test_a_publish_is_acknowledged_and_a_second_one_is_a_duplicate(
+    server: NatsServer, link: NatsConnection
+) -> None:
+    """Envelope, message id and acknowledgement as the contract has them; the stream is made if it is missing."""
+    outbound = NatsOutbound(link, CLOCK)
+    with pytest.raises(Unreachable):  # nobody had made the stream: now it is there
+        await publish(outbound)
+    first = await publish(outbound)
+    assert first == Published("CEREMONY", 1, duplicate=False)
+    assert await publish(outbound) == Published("CEREMONY", 1, duplicate=True)
+    (message,) = await stored(server.url)
+    envelope = json.loads(message.data)
+    assert message.headers == {"Nats-Msg-Id": "publish/c:s/p/1"}
+    assert envelope.pop("timestamp").endswith("Z")
+    assert envelope == {
+        "event_type": "story.ready",
+        "payload": {"a": "é"},
+        "idempotency_key": "publish/c:s/p/1",
+        "correlation_id": "corr",
+        "producer": "ceremony-engine",
+        "metadata": {},
+        "causation_id": "why",
+    }
+
+
+async def test_a_subject_without_a_stream_is_refused(link: NatsConnection) -> None:
+    """Asking again does not help, and the message says what would."""
+    with pytest.raises(Refused, match="no stream takes the subject elsewhere") as refused:
+        await publish(NatsOutbound(link, CLOCK), subject="elsewhere.x")
+    assert refused.value.code == "no_stream"
+
+
+@pytest.mark.parametrize("subject", ["ceremony.*", "ceremony.>", "a b", "a..b", "", "a\r\nPUB x 0"])
+async def test_what_is_no_subject_is_refused_before_it_is_sent(link: NatsConnection, subject: str) -> None:
+    with pytest.raises(Refused) as refused:
+        await publish(NatsOutbound(link, CLOCK), subject=subject)
+    assert refused.value.code == "subject_invalid"
+
+
+async def test_a_message_above_the_servers_limit_is_refused_and_the_connection_lives(link: NatsConnection) -> None:
+    """Header lines count: the server would cut the connection on a byte more."""
+    outbound = NatsOutbound(link, CLOCK)
+    client_ = await link.connected()
+    with pytest.raises(Unreachable):
+        await publish(outbound)
+    frame = len("NATS/1.0\r\n\r\n") + len("Nats-Msg-Id: k\r\n")
+    for size, fits in ((client_.max_payload - frame, True), (client_.max_payload - frame + 1, False)):
+        if fits:
+            assert (await outbound.publish_raw("ceremony.x", b"x" * size, key="k", correlation_id="c")).sequence == 1
+        else:
+            with pytest.raises(Refused) as refused:
+                await outbound.publish_raw("ceremony.x", b"x" * size, key="k", correlation_id="c")
+            assert refused.value.code == "message_too_large"
+    assert link.generation == 1
+
+
+async def test_a_stream_that_takes_only_small_messages_refuses_a_large_one(
+    server: NatsServer, link: NatsConnection
+) -> None:
+    async with client(server.url) as other:
+        await other.jetstream().add_stream(StreamConfig(name="SMALL", subjects=["small.>"], max_msg_size=100))
+    with pytest.raises(Refused) as refused:
+        await NatsOutbound(link, CLOCK).publish_raw("small.x", b"x" * 200, key="k", correlation_id="c")
+    assert refused.value.code == "message_too_large"
+
+
+async def test_without_a_server_it_is_unreachable_at_once_and_works_again_afterwards(
+    server: NatsServer, link: NatsConnection
+) -> None:
+    """A publish step asks again later; nothing waits here."""
+    outbound = NatsOutbound(link, CLOCK)
+    with pytest.raises(Unreachable):
+        await publish(outbound)
+    server.kill()
+    await eventually(lambda: not link.is_connected, "the loss is seen")
+    with pytest.raises(Unreachable, match="nats: not connected"):
+        await publish(outbound)
+    await asyncio.to_thread(server.start)
+    await eventually(lambda: link.is_connected, "the connection is back")
+    assert (await publish(outbound)).stream == "CEREMONY"
+
+
+async def test_a_frozen_server_is_unreachable_after_the_timeout(server: NatsServer, link: NatsConnection) -> None:
+    """No acknowledgement comes; the call has a deadline."""
+    outbound = NatsOutbound(link, CLOCK, timeout_seconds=0.3)
+    with pytest.raises(Unreachable):
+        await publish(outbound)
+    server.pause()
+    try:
+        with pytest.raises(Unreachable, match=r"no acknowledgement within 0\.3 s"):
+            await publish(outbound)
+    finally:
+        server.resume()
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "answer"),
+    [
+        (b'{"stream":"S","seq":3}', None, Published("S", 3, duplicate=False)),
+        (b'{"stream":"S","seq":3,"duplicate":true,"domain":"d"}', None, Published("S", 3, duplicate=True)),
+        (b"", {"Status": "503"}, Nack("no_stream", "no stream takes this subject", final=False)),
+        (b"+OK", None, Nack("stream_unavailable", "the answer was no acknowledgement", final=False)),
+        (
+            b'{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"}}',
+            None,
+            Nack("stream_unavailable", "maximum messages exceeded (10077)", final=False),
+        ),
+        (
+            b'{"error":{"code":400,"err_code":10071,"description":"wrong last sequence"}}',
+            None,
+            Nack("refused_by_nats", "wrong last sequence (10071)", final=True),
+        ),
+    ],
+)
+def test_answers_are_read_as_jetstream_means_them(
+    data: bytes, headers: dict[str, str] | None, answer: Published | Nack
+) -> None:
+    assert read_answer(data, headers) == answer

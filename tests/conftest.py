@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.services import KafkaServer, NatsServer, end_orphans, running
+from tests.services import KafkaServer, NatsServer, end_orphans, installed_kafka, running
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,18 @@ class NatsAddress:
     """A NATS that somebody else started."""
 
     url: str
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fetch Kafka before the first test, where one needs it: a download must not count as a test's time."""
+    given = os.environ.get("CEREMONY_TEST_KAFKA") or session.config.option.collectonly
+    if not given and any(_needs_kafka(item) for item in session.items):
+        installed_kafka()
+
+
+def _needs_kafka(item: pytest.Item) -> bool:
+    asks = "kafka" in getattr(item, "fixturenames", ())
+    return asks or hasattr(getattr(item, "module", None), KafkaServer.__name__)
 
 
 @pytest.fixture(scope="session")

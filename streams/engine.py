@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import structlog
 from tables.liveness import waiting_for
@@ -35,23 +34,17 @@ WRITE_SECONDS = 5.0
 MOVING = "the partition of this instance is being taken over"
 
 
-class LogApp(Protocol):
-    """What the engine needs of the app it runs in."""
-
-    @property
-    def log(self) -> Log: ...
-
-    @property
-    def unserved(self) -> Mapping[int, tuple[str, str]]: ...
-
-
 class Engine:
-    """Fulfils `streams.front.Engine` for the partitions this worker owns."""
+    """Fulfils `streams.front.Engine` for the partitions this worker owns.
+
+    `unserved` tells which partitions the driver refused to serve, each with a code and what to do.
+    """
 
     def __init__(
         self,
         *,
-        app: LogApp,
+        log: Log,
+        unserved: Callable[[], Mapping[int, tuple[str, str]]],
         clock: Clock,
         log_clock: LogClock,
         kinds: Kinds,
@@ -59,7 +52,8 @@ class Engine:
         partitions: int,
         metrics: Metrics,
     ) -> None:
-        self._app = app
+        self._log = log
+        self._unserved = unserved
         self.answers = Answers()
         self.metrics = metrics
         self._clock = clock
@@ -115,7 +109,7 @@ class Engine:
         return await self._append(partition, command, row.correlation_id, patient=False)
 
     def get(self, instance_id: str) -> Instance | None:
-        view = self._view(self._app.log.partition_of(instance_id.encode(), self._partitions))
+        view = self._view(self._log.partition_of(instance_id.encode(), self._partitions))
         row: Instance | None = view.rows(CEREMONIES).get(instance_id.encode())
         return row
 
@@ -124,7 +118,7 @@ class Engine:
         return list(itertools.chain.from_iterable(rows))
 
     def definition_of(self, instance: Instance) -> Definition | None:
-        view = self._view(self._app.log.partition_of(instance.instance_id.encode(), self._partitions))
+        view = self._view(self._log.partition_of(instance.instance_id.encode(), self._partitions))
         text = view.rows(DEFINITIONS).get(instance.definition_hash.encode())
         return None if text is None else load_pinned(text, instance.definition_hash, self._kinds)
 
@@ -155,8 +149,8 @@ class Engine:
         """Reads the whole topic: dead letters are few, and an operator asks."""
         found: list[DeadLetter] = []
         try:
-            for partition, (start, end) in enumerate(await self._app.log.ends(self._dead_letters)):
-                async for records in self._app.log.read(self._dead_letters, partition, start, end):
+            for partition, (start, end) in enumerate(await self._log.ends(self._dead_letters)):
+                async for records in self._log.read(self._dead_letters, partition, start, end):
                     letters = (_dead_letter(record) for record in records)
                     found += [letter for letter in letters if topic in ("", letter.topic)]
         except LogUnavailable as error:
@@ -169,13 +163,13 @@ class Engine:
         return sum(len(view.rows(CEREMONIES)) for view in self._views.values())
 
     def readiness(self) -> dict[str, str]:
-        return {"log": self._app.log.state, "tables": self._tables_state()}
+        return {"log": self._log.state, "tables": self._tables_state()}
 
     # -- beneath
 
     def _tables_state(self) -> str:
-        if self._app.unserved:
-            return "; ".join(f"partition {n}: {code}: {text}" for n, (code, text) in sorted(self._app.unserved.items()))
+        if unserved := self._unserved():
+            return "; ".join(f"partition {n}: {code}: {text}" for n, (code, text) in sorted(unserved.items()))
         missing = [n for n in range(self._partitions) if not self._serves(n)]
         return "ok" if not missing else f"{len(missing)} of {self._partitions} partitions not recovered yet"
 
@@ -185,13 +179,13 @@ class Engine:
 
     def _view(self, number: int) -> PartitionView:
         if not self._serves(number):
-            code, text = self._app.unserved.get(number, ("moving", MOVING))
+            code, text = self._unserved().get(number, ("moving", MOVING))
             raise Unavailable(f"partition {number} is not served: {code}: {text}")
         return self._views[number]
 
     def _partition(self, instance_id: str) -> int:
         """The instance's partition; refused before anything is appended when it is not served now."""
-        number = self._app.log.partition_of(instance_id.encode(), self._partitions)
+        number = self._log.partition_of(instance_id.encode(), self._partitions)
         self._view(number)
         return number
 
@@ -240,7 +234,7 @@ class Engine:
     async def _write(self, partition: int, key: bytes, value: bytes, headers: Sequence[Header] = ()) -> Position:
         try:
             async with self._clock.timeout(WRITE_SECONDS):
-                position = await self._app.log.append(self._commands, partition, key, value, headers)
+                position = await self._log.append(self._commands, partition, key, value, headers)
         except (LogUnavailable, TimeoutError) as error:
             log.warning("append_failed", reason=str(error) or f"no acknowledgement within {WRITE_SECONDS:g} s")
             raise Unavailable("the log cannot be reached; repeating the call is safe") from error
@@ -249,7 +243,7 @@ class Engine:
 
     async def send(self, partition: int, key: bytes, value: bytes) -> int:
         """Append a command of the timers. Raises LogUnavailable."""
-        position = await self._app.log.append(self._commands, partition, key, value)
+        position = await self._log.append(self._commands, partition, key, value)
         return position.timestamp
 
 

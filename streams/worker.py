@@ -23,16 +23,23 @@ from bridge.nats_in import AgentResponses
 from bridge.nats_out import EventsBridge
 from bridge.nats_outbound import NatsOutbound
 from bridge.ray_executor import RayExecutorClient
+from steps import aggregation, deliberation, human_gate, publish, task_extraction
 from steps.ports import Clock, Unreachable
+from steps.ray import Model
+from steps.reading import Wiring
 from steps.registry import all_kinds
+from steps.subjects import subject_problems
 from streams.ceremony_agent import CeremonyAgent
 from streams.engine import Engine
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.settings import Settings
 from streams.timers import Timers
-from streams.topology import Owner, agents, topics
+from streams.topics import COMMANDS, CORRELATION_ID, prefixed
+from streams.topology import AgentFunction, Owner, agents, topics
 from streams.transport.app import CeremonyApp, create_app
+from tables.definition import Definition
+from tables.errors import Problem
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +67,8 @@ class Worker:
         self.ray = RayExecutorClient(settings.ray_executor_url, call_timeout=settings.ray_call_timeout_seconds)
         self.app = self._new_app()
         self.engine = Engine(
-            app=self.app,
+            log=self.app.driver.log,
+            unserved=lambda: self.app.unserved,
             clock=self.clock,
             log_clock=self._log_clock,
             kinds=self.kinds,
@@ -73,9 +81,9 @@ class Worker:
         )
         self.engine.timers = self.timers
         self._attach_agents()
-        self.nats_out = EventsBridge(self.app.log, self.nats, self.clock, prefix=settings.topic_prefix)
+        self.nats_out = EventsBridge(self.app.driver.log, self.nats, self.clock, prefix=settings.topic_prefix)
         self.nats_in = AgentResponses(
-            self.app.log, self.nats, self.clock, prefix=settings.topic_prefix, partitions=settings.partitions
+            self.app.driver.log, self.nats, self.clock, prefix=settings.topic_prefix, partitions=settings.partitions
         )
         self.grpc = GrpcServer(self.engine, self.definitions, settings.grpc_addr, new_id)
         self.http = HttpServer(settings.http_addr, self.states, settings.readiness_requires, self.metrics.registry)
@@ -101,6 +109,25 @@ class Worker:
         owner = Owner(self.engine.taken, self.engine.applied, self.engine.lost)
         for spec, function in agents(self.settings.topic_prefix, ceremony, owner, self._step_agents()):
             self.app.attach(spec, function)
+
+    def _step_agents(self) -> dict[str, AgentFunction]:
+        settings = self.settings
+        wiring = Wiring(prefixed(settings.topic_prefix, COMMANDS), CORRELATION_ID, self._log_clock.now)
+        model = Model(settings.vllm_url, settings.vllm_model)
+        calls = settings.agent_concurrency
+        return {
+            "deliberation": deliberation.agent(wiring, self.clock, self.ray, model, concurrency=calls),
+            "task_extraction": task_extraction.agent(wiring, self.clock, self.ray, model, concurrency=calls),
+            "aggregation": aggregation.agent(wiring),
+            "human_gate": human_gate.agent(wiring),
+            "publish": publish.agent(
+                wiring, self.clock, self.outbound, allowlist=settings.publish_subjects, concurrency=calls
+            ),
+        }
+
+    def _server_rule(self, definition: Definition, file: str) -> list[Problem]:
+        """What this server asks of a definition beyond the language: subjects it may publish to."""
+        return subject_problems(definition, self.settings.publish_subjects, file)
 
     # -- running
 

@@ -103,6 +103,10 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of the newest attempt."""
     size: int = 0
     """Bytes of the encoded output."""
+    gathered: int = 0
+    """Bytes of the encoded answers, their agents' names included."""
+    announced: bool = False
+    """A publish that happened after the step had ended was announced (`late: true`)."""
 
 
 class Timer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -143,13 +147,15 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
     """By human guard name, of this visit of the present state."""
     timers: dict[str, Timer] = {}
     paused_at: int = 0
-    resume_status: str = ""
+    """0 unless PAUSED."""
     command_ids: tuple[str, ...] = ()
     """The last 64 ids of commands that have no other meaning by which to know them again."""
     error_code: str = ""
     error_message: str = ""
     size: int = 0
     """Sum of the encoded lengths of inputs, outputs and gathered answers."""
+    inputs_size: int = 0
+    """The part of `size` that the inputs are."""
     expired: bool = False
     """A stub: retention has taken everything but version and digest."""
 

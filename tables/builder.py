@@ -1,0 +1,336 @@
+"""The builder: the only place where an instance is made or replaced.
+
+It works on a copy: scalars at once, each dict when it is first changed. `build()` raises the version and validates what
+was changed; the whole row is validated where `check_fully` is set, and by `invariants.broken` wherever else one asks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from tables.errors import InvariantBroken
+from tables.instance import (
+    KEPT_COMMAND_IDS,
+    TERMINAL,
+    Answer,
+    Approval,
+    CeremonyStatus,
+    Instance,
+    Phase,
+    StepState,
+    StepStatus,
+    Timer,
+)
+from tables.invariants import broken, broken_change, broken_step
+from tables.limits import MAX_ID, clip
+from tables.timers import CEREMONY_MAX, EXPIRE, OF_PHASE, RUN_ON
+
+IN_FLIGHT = frozenset({StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN})
+
+
+class Builder:
+    """The next version of one row, in the making."""
+
+    check_fully: ClassVar[bool] = False
+    """Validate the whole row on every build; for tests and debug mode."""
+
+    __slots__ = (
+        "_base",
+        "_own_approvals",
+        "_own_steps",
+        "_own_timers",
+        "_peeked",
+        "_touched",
+        "changed",
+        "command_ids",
+        "ended_at",
+        "error_code",
+        "error_message",
+        "guard_approvals",
+        "now",
+        "paused_at",
+        "size",
+        "state",
+        "status",
+        "steps",
+        "timers",
+        "version",
+        "visits",
+    )
+
+    def __init__(self, base: Instance, now: int) -> None:
+        self._base = base
+        self.now = max(base.updated_at, now)
+        self.version = base.version + 1
+        self.state = base.state
+        self.status = base.status
+        self.ended_at = base.ended_at
+        self.steps = base.steps
+        self.visits = base.visits
+        self.guard_approvals = base.guard_approvals
+        self.timers = base.timers
+        self.paused_at = base.paused_at
+        self.command_ids = base.command_ids
+        self.error_code = base.error_code
+        self.error_message = base.error_message
+        self.size = base.size
+        self.changed = False
+        self._own_steps = self._own_timers = self._own_approvals = False
+        self._touched: list[str] = []
+        self._peeked: Instance | None = base
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        instance_id: str,
+        ceremony_id: str,
+        story_id: str,
+        definition_name: str,
+        definition_hash: str,
+        correlation_id: str,
+        requested_by: str,
+        start_digest: str,
+        inputs: dict[str, Any],
+        inputs_size: int,
+        selected: tuple[str, ...],
+        step_ids: tuple[str, ...],
+        now: int,
+    ) -> Builder:
+        """The first row of a ceremony, still in no state: the caller enters the initial one."""
+        builder = cls(
+            Instance(
+                instance_id=instance_id,
+                ceremony_id=ceremony_id,
+                story_id=story_id,
+                definition_name=definition_name,
+                definition_hash=definition_hash,
+                correlation_id=correlation_id,
+                requested_by=requested_by,
+                start_digest=start_digest,
+                state="",
+                status=CeremonyStatus.RUNNING,
+                created_at=now,
+                updated_at=now,
+                inputs=inputs,
+                inputs_size=inputs_size,
+                selected=selected,
+                steps={step_id: StepState() for step_id in step_ids},
+                size=inputs_size,
+            ),
+            now,
+        )
+        builder.changed = True
+        return builder
+
+    # -- what is read while it changes
+
+    @property
+    def base(self) -> Instance:
+        """The row as it was."""
+        return self._base
+
+    @property
+    def ended(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def paused(self) -> bool:
+        return self.status is CeremonyStatus.PAUSED
+
+    def peek(self) -> Instance:
+        """The row as it stands, for those who only read it."""
+        if self._peeked is None:
+            self._peeked = self._assemble()
+        return self._peeked
+
+    # -- changes
+
+    def touch(self) -> None:
+        """Make a new version although nothing else changed (a restored row)."""
+        self._change()
+
+    def _change(self) -> None:
+        self.changed = True
+        self._peeked = None
+
+    def set_step(self, step_id: str, state: StepState) -> None:
+        """Replace one step's row; the size follows."""
+        if not self._own_steps:
+            self.steps = dict(self.steps)
+            self._own_steps = True
+        old = self.steps[step_id]
+        self.size += state.size + state.gathered - old.size - old.gathered
+        self.steps[step_id] = state
+        self._touched.append(step_id)
+        self.changed = True
+        self._peeked = None
+
+    def set_timer(self, timer_id: str, pause: int, attempt: int = 0) -> int:
+        """Let a timer fire `pause` milliseconds from now; while PAUSED, from resume. Returns its field `due`."""
+        due = pause if self.paused and timer_id not in RUN_ON else self.now + pause
+        self._timers()[timer_id] = Timer(due, attempt)
+        return due
+
+    def drop_timer(self, timer_id: str) -> None:
+        if timer_id in self.timers:
+            del self._timers()[timer_id]
+
+    def drop_step_timers(self, step_id: str, phase: Phase) -> None:
+        """Drop the timers that a step in this phase may hold."""
+        for prefix in OF_PHASE[phase]:
+            self.drop_timer(prefix + step_id)
+
+    def _timers(self) -> dict[str, Timer]:
+        if not self._own_timers:
+            self.timers = dict(self.timers)
+            self._own_timers = True
+        self._change()
+        return self.timers
+
+    def enter(self, state_id: str) -> int:
+        """Enter a state: approvals of guards are of this visit only. Returns the number of the visit."""
+        visit = self.visits.get(state_id, 0) + 1
+        self.state = state_id
+        self.visits = {**self.visits, state_id: visit}
+        self.guard_approvals = {}
+        self._own_approvals = True
+        self._change()
+        return visit
+
+    def approve_guard(self, guard: str, approval: Approval) -> None:
+        self._approvals()[guard] = (approval,)
+
+    def withdraw_guard(self, guard: str) -> None:
+        self._approvals().pop(guard, None)
+
+    def _approvals(self) -> dict[str, tuple[Approval, ...]]:
+        if not self._own_approvals:
+            self.guard_approvals = dict(self.guard_approvals)
+            self._own_approvals = True
+        self._change()
+        return self.guard_approvals
+
+    def set_status(self, status: CeremonyStatus) -> None:
+        """RUNNING or WAITING_FOR_HUMAN, as the row has it."""
+        if status is not self.status:
+            self.status = status
+            self._change()
+
+    def end(self, status: CeremonyStatus, code: str, message: str, expire_in: int) -> None:
+        """Come to a terminal status; of the timers only `expire` remains."""
+        self.status = status
+        self.ended_at = self.now
+        self.paused_at = 0
+        self.error_code = code
+        self.error_message = message
+        self.timers = {EXPIRE: Timer(self.now + expire_in)}
+        self._own_timers = True
+        self._change()
+
+    def reopen(self, ceremony_max: int) -> None:
+        """Open a FAILED ceremony again, with a new time for the whole."""
+        self.status = CeremonyStatus.RUNNING
+        self.ended_at = 0
+        self.error_code = self.error_message = ""
+        self.timers = {CEREMONY_MAX: Timer(self.now + ceremony_max)}
+        self._own_timers = True
+        self._change()
+
+    def pause(self) -> None:
+        """Stop step and gate timers: each keeps the rest that remains."""
+        self.status = CeremonyStatus.PAUSED
+        self.paused_at = self.now
+        self._shift({i: t for i, t in self.timers.items() if i not in RUN_ON}, -self.now)
+
+    def resume(self) -> None:
+        """Let the stopped timers go on with their rest."""
+        self.status = CeremonyStatus.RUNNING
+        self.paused_at = 0
+        self._shift({i: t for i, t in self.timers.items() if i not in RUN_ON}, self.now)
+
+    def _shift(self, stopped: dict[str, Timer], by: int) -> None:
+        timers = self._timers()
+        for timer_id, timer in stopped.items():
+            timers[timer_id] = Timer(max(timer.due + by, 0), timer.attempt)
+
+    def remember(self, command_id: str) -> None:
+        """Keep the id of a command that has no other meaning by which to know it again."""
+        self.command_ids = (*self.command_ids, clip(command_id, MAX_ID))[-KEPT_COMMAND_IDS:]
+        self._change()
+
+    def knows(self, command_id: str) -> bool:
+        return bool(command_id) and clip(command_id, MAX_ID) in self.command_ids
+
+    # -- the end
+
+    def build(self) -> Instance:
+        """The new row. Raises InvariantBroken, which means a bug."""
+        row = self.peek()
+        reasons = broken_change(self._base, row)
+        for step_id in self._touched:
+            reasons += broken_step(row, step_id)
+        if Builder.check_fully:
+            reasons += broken(row)
+        if reasons:
+            raise InvariantBroken(row.instance_id, reasons)
+        return row
+
+    def _assemble(self) -> Instance:
+        base = self._base
+        return Instance(
+            base.instance_id,
+            base.ceremony_id,
+            base.story_id,
+            base.definition_name,
+            base.definition_hash,
+            base.correlation_id,
+            base.requested_by,
+            base.start_digest,
+            self.state,
+            self.status,
+            base.created_at,
+            self.now,
+            version=self.version,
+            ended_at=self.ended_at,
+            inputs=base.inputs,
+            selected=base.selected,
+            steps=self.steps,
+            visits=self.visits,
+            guard_approvals=self.guard_approvals,
+            timers=self.timers,
+            paused_at=self.paused_at,
+            command_ids=self.command_ids,
+            error_code=self.error_code,
+            error_message=self.error_message,
+            size=self.size,
+            inputs_size=base.inputs_size,
+        )
+
+
+def stub_of(row: Instance, now: int, expire_in: int) -> Instance:
+    """What retention leaves of a finished row: who it was, how it ended, its version and the digest of its start."""
+    now = max(now, row.updated_at)
+    return Instance(
+        instance_id=row.instance_id,
+        ceremony_id=row.ceremony_id,
+        story_id=row.story_id,
+        definition_name=row.definition_name,
+        definition_hash=row.definition_hash,
+        correlation_id=row.correlation_id,
+        requested_by="",
+        start_digest=row.start_digest,
+        state=row.state,
+        status=row.status,
+        created_at=row.created_at,
+        updated_at=now,
+        version=row.version + 1,
+        ended_at=row.ended_at,
+        timers={EXPIRE: Timer(now + expire_in)},
+        expired=True,
+    )
+
+
+def answer_weight(agent_id: str, answer: Answer) -> int:
+    """Bytes an answer adds to the row, its agent's name and message included."""
+    return answer.size + len(agent_id) + len(answer.role) + len(answer.error_message)

@@ -1,0 +1,135 @@
+"""The fold: one command and the row it meets give the next row and the effects. Pure and total.
+
+It depends on the row, the command with its record's timestamp, and the pinned definition only: no clock, no chance, no
+order of a set. Whoever folds the same commands gets the same bytes and the same effects with the same ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from tables import refusals
+from tables.builder import Builder
+from tables.commands import (
+    AgentResult,
+    AnyCommand,
+    Cancel,
+    GateDecision,
+    Noop,
+    Origin,
+    Pause,
+    PutDefinition,
+    Restore,
+    Resume,
+    RetryStep,
+    RunStep,
+    Start,
+    StepOutcome,
+    TimerFired,
+    Trigger,
+    decode_command,
+    encode_command,
+)
+from tables.definition import Definition
+from tables.errors import CeremonyError
+from tables.fold_answers import agent_result, step_outcome
+from tables.fold_gates import gate_decision
+from tables.fold_operations import cancel, pause, resume, retry_step, run_step, trigger
+from tables.fold_start import start
+from tables.fold_timers import expire, timer_fired
+from tables.instance import Instance
+from tables.kinds import Kinds
+from tables.rehydration import restore
+from tables.timers import EXPIRE
+from tables.transitions import finish
+from tables.turn import Decision, Turn, refused
+
+__all__ = ["Decision", "decide"]
+
+
+def decide(
+    row: Instance | None, command: AnyCommand, origin: Origin, definition: Definition | None, kinds: Kinds
+) -> Decision:
+    """Fold one command.
+
+    `definition` is the one pinned by the row, or by a Start where there is no row; None where this partition does not
+    have it. Raises nothing for any command; InvariantBroken would mean a bug in here.
+    """
+    try:
+        return _decide(row, command, origin, definition, kinds)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if not _malformed(command):
+            raise
+        return _refuse(row, command, origin, refusals.MALFORMED_COMMAND, f"no field may be so: {type(error).__name__}")
+
+
+def _decide(
+    row: Instance | None, command: AnyCommand, origin: Origin, definition: Definition | None, kinds: Kinds
+) -> Decision:
+    if isinstance(command, PutDefinition | Noop):
+        return Decision(row, ())
+    if isinstance(command, Start):
+        return start(row, command, origin, definition, kinds)
+    if isinstance(command, Restore):
+        return restore(row, command, origin, definition, kinds)
+    if row is not None and isinstance(command, TimerFired) and command.timer_id == EXPIRE:
+        return expire(row, command, origin)
+    return _on_row(row, command, origin, definition, kinds)
+
+
+def _on_row(
+    row: Instance | None, command: AnyCommand, origin: Origin, definition: Definition | None, kinds: Kinds
+) -> Decision:
+    """Fold a command that speaks to a ceremony which is there, whole, and whose definition is known."""
+    if row is None:
+        return _refuse(row, command, origin, refusals.UNKNOWN_INSTANCE, "there is no such ceremony")
+    if row.expired:
+        return _refuse(row, command, origin, refusals.ALREADY_ENDED, f"the ceremony is {row.status}")
+    if definition is None:
+        return _refuse(row, command, origin, refusals.DEFINITION_UNKNOWN, "its definition is not in this partition")
+    return _fold(row, command, origin, definition, kinds)
+
+
+def _fold(row: Instance, command: AnyCommand, origin: Origin, definition: Definition, kinds: Kinds) -> Decision:
+    turn = Turn(Builder(row, origin.timestamp), definition, kinds, origin)
+    if command.expects_answer and turn.row.knows(command.command_id):
+        return Decision(row, (), "duplicate")
+    _HANDLERS[type(command)](turn, command)
+    if turn.row.changed and command.expects_answer and command.command_id:
+        turn.row.remember(command.command_id)
+    return finish(turn)
+
+
+_HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
+    StepOutcome: step_outcome,
+    AgentResult: agent_result,
+    TimerFired: timer_fired,
+    GateDecision: gate_decision,
+    Trigger: trigger,
+    Cancel: cancel,
+    Pause: pause,
+    Resume: resume,
+    RetryStep: retry_step,
+    RunStep: run_step,
+}
+
+
+def _refuse(row: Instance | None, command: AnyCommand, origin: Origin, code: str, message: str) -> Decision:
+    """Nothing changes; who waits for an answer gets one."""
+    if not command.expects_answer:
+        return Decision(row, (), code)
+    return Decision(row, (refused(command.instance_id, command.command_id, origin, code, message),), code)
+
+
+def _malformed(command: AnyCommand) -> bool:
+    """Whether the command is none that the log could have held: a field has another shape than its type says."""
+    try:
+        decode_command(encode_command(command))
+    except (CeremonyError, TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        return True
+    return False

@@ -1,0 +1,193 @@
+"""What the world answers to an attempt: outcomes of step agents, and results of single agents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from tables import roles, steps_life
+from tables.builder import answer_weight
+from tables.commands import AgentResult, StepOutcome
+from tables.definition import SYSTEM_ROLE, Step, Transition
+from tables.instance import Answer, Phase, StepState, StepStatus
+from tables.kinds import Failed
+from tables.limits import MAX_ANSWERS, MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
+from tables.timers import ASK
+from tables.transitions import apply, by_trigger, guards_hold, settle
+from tables.turn import Turn
+
+_LIVE = frozenset({Phase.ASKED, Phase.UNREACHABLE, Phase.SUBMITTED})
+
+
+def step_outcome(turn: Turn, command: StepOutcome) -> None:
+    """A step agent speaks of one attempt; what is not of the live attempt changes nothing."""
+    step = turn.definition.steps.get(command.step_id)
+    handler = _OUTCOMES.get(command.outcome)
+    if step is None or handler is None:
+        turn.note = "unknown_step" if step is None else "unknown_outcome"
+        return
+    state = turn.row.steps[step.id]
+    turn.note = _stale(state, command.attempt)
+    if turn.note:
+        _published_late(turn, step, state, command)
+        return
+    if state.phase is Phase.SUBMITTED and command.outcome != "completed":
+        turn.note = "duplicate"  # the attempt's request was performed twice; its first answer counts
+        return
+    handler(turn, step, command)
+
+
+def _stale(state: StepState, attempt: int) -> str:
+    """Why an answer to this attempt comes too late, or "" when the attempt is live."""
+    if attempt != state.attempt:
+        return "stale_attempt"
+    if state.phase in _LIVE:
+        return ""
+    return "stale_attempt" if state.phase is Phase.BACKOFF else "finished_step"
+
+
+def _published_late(turn: Turn, step: Step, state: StepState, command: StepOutcome) -> None:
+    """A publish that happened is announced although its step had ended meanwhile, once a visit (design §6)."""
+    kind = turn.kind(step)
+    of_this_visit = state.attempt - max(state.tries, 1) < command.attempt <= state.attempt
+    ended = state.status in (StepStatus.CANCELLED, StepStatus.FAILED)
+    if kind.name != steps_life.PUBLISH or command.outcome != "completed" or not command.published:
+        return
+    if not (of_this_visit and ended) or state.announced:
+        return
+    turn.row.set_step(step.id, replace(state, announced=True))
+    steps_life.published(turn, step, command.published, late=True)
+    turn.note = ""
+
+
+def _completed(turn: Turn, step: Step, command: StepOutcome) -> None:
+    kind = turn.kind(step)
+    if kind.name == steps_life.PUBLISH:
+        steps_life.published(turn, step, command.published)
+    try:
+        weigh(command.output, command.size)
+    except Unfit as error:
+        steps_life.fail(turn, step, Failed(error.code, error.message))
+        settle(turn)
+        return
+    verdict = kind.completed(turn.context(step), command.output)
+    same = getattr(verdict, "output", None) is command.output
+    if steps_life.conclude(turn, step, verdict, command.size if same else 0):
+        settle(turn)
+    else:
+        turn.note = "undecided"
+
+
+def _failed(turn: Turn, step: Step, command: StepOutcome) -> None:
+    code = command.error_code or "failed"
+    steps_life.fail(turn, step, Failed(code, command.error_message, command.retryable is True))
+    settle(turn)
+
+
+def _waiting(turn: Turn, step: Step, command: StepOutcome) -> None:
+    if turn.kind(step).name != "human_gate":
+        steps_life.fail(turn, step, Failed("not_a_gate", f"{step.id} is no gate", retryable=False))
+    else:
+        steps_life.open_gate(turn, step, command.output)
+    settle(turn)
+
+
+def _submitted(turn: Turn, step: Step, command: StepOutcome) -> None:
+    """The neighbour has it; results that overtook this are judged now."""
+    row, state = turn.row, turn.row.steps[step.id]
+    row.drop_timer(ASK + step.id)
+    name = clip(command.deliberation_id, MAX_ID)
+    row.set_step(step.id, replace(state, phase=Phase.SUBMITTED, deliberation_id=name))
+    if state.answers:
+        _judge(turn, step)
+
+
+def _unreachable(turn: Turn, step: Step, _command: StepOutcome) -> None:
+    if turn.row.steps[step.id].phase is Phase.UNREACHABLE:
+        turn.note = "duplicate"
+        return
+    steps_life.unreachable(turn, step)
+
+
+_OUTCOMES: dict[str, Callable[[Turn, Step, StepOutcome], None]] = {
+    "completed": _completed,
+    "failed": _failed,
+    "waiting": _waiting,
+    "submitted": _submitted,
+    "unreachable": _unreachable,
+}
+
+
+def agent_result(turn: Turn, command: AgentResult) -> None:
+    """One agent's result: gathered once per agent and attempt; a `trigger` with it asks for that transition."""
+    step = turn.definition.steps.get(command.step_id)
+    if step is None:
+        turn.note = "unknown_step"
+        return
+    state = turn.row.steps[step.id]
+    turn.note = _stale(state, command.attempt)
+    ended = not turn.note and _gather(turn, step, state, command)
+    if command.trigger and command.attempt == state.attempt and not turn.row.knows(command.command_id):
+        _triggered(turn, command)
+        ended = True
+    if ended:
+        settle(turn)
+
+
+def _gather(turn: Turn, step: Step, state: StepState, command: AgentResult) -> bool:
+    """Record the result; True when it ended the attempt. Until the submission is settled nothing is judged."""
+    agent_id = clip(command.agent_id, MAX_ID)
+    if not turn.kind(step).accepts(turn.context(step), agent_id):
+        turn.note = "unknown_agent"
+        return False
+    if agent_id in state.answers or len(state.answers) >= MAX_ANSWERS:
+        turn.note = "duplicate"
+        return False
+    try:
+        size = weigh(command.value, command.size, f"the result of {agent_id}")
+    except Unfit as error:
+        steps_life.fail(turn, step, Failed(error.code, error.message))
+        return True
+    answer = Answer(
+        clip(command.role, MAX_ID),
+        command.value,
+        clip(command.error_code, MAX_ID),
+        clip(command.error_message, MAX_TEXT),
+        size,
+    )
+    weight = answer_weight(agent_id, answer)
+    if turn.row.size + weight > MAX_ROW:
+        message = f"with the result of {agent_id} the ceremony would hold more than {MAX_ROW} bytes"
+        steps_life.fail(turn, step, Failed("output_too_large", message, retryable=False))
+        return True
+    answers = {**state.answers, agent_id: answer}
+    turn.row.set_step(step.id, replace(state, answers=answers, gathered=state.gathered + weight))
+    return state.phase is not Phase.ASKED and _judged(turn, step)
+
+
+def _judge(turn: Turn, step: Step) -> None:
+    if _judged(turn, step):
+        settle(turn)
+
+
+def _judged(turn: Turn, step: Step) -> bool:
+    context = turn.context(step)
+    return steps_life.conclude(turn, step, turn.kind(step).gathered(context, context.state.answers))
+
+
+def _triggered(turn: Turn, command: AgentResult) -> None:
+    """The transition an agent asks for, as role SYSTEM; where it may not be, nothing moves and nobody is told."""
+    row = turn.row
+    transition = by_trigger(turn, command.trigger)
+    if row.ended or row.paused or transition is None or not _system_may(turn, transition):
+        turn.note = turn.note or "trigger_ignored"
+        return
+    if command.command_id:
+        row.remember(command.command_id)
+    apply(turn, transition)
+    turn.note = ""
+
+
+def _system_may(turn: Turn, transition: Transition) -> bool:
+    return roles.allows(turn.definition, SYSTEM_ROLE, transition.trigger) and guards_hold(turn, transition)

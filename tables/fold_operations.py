@@ -1,0 +1,142 @@
+"""What people ask of a ceremony as a whole: triggers, cancel, pause, resume, and running or retrying a step."""
+
+from __future__ import annotations
+
+from tables import refusals, roles, steps_life
+from tables.builder import IN_FLIGHT
+from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep, Trigger
+from tables.definition import Step
+from tables.instance import CeremonyStatus, StepStatus
+from tables.limits import MAX_ID, MAX_TEXT, clip
+from tables.timers import millis
+from tables.transitions import apply, by_trigger, end, failing_guard, settle
+from tables.turn import Turn
+
+Operation = Cancel | Pause | Resume | RetryStep | RunStep | Trigger
+
+
+def _who(command: Operation) -> dict[str, str]:
+    return {"actor": clip(command.actor, MAX_ID), "reason": clip(command.reason, MAX_TEXT)}
+
+
+def _refused_when(turn: Turn, command: Operation, *, paused: bool = False) -> bool:
+    """Refuse what cannot be asked of an ended ceremony, or (`paused`) of one that is PAUSED."""
+    if turn.row.ended:
+        message = f"the ceremony is {turn.row.status}"
+        turn.refuse(command.command_id, refusals.ALREADY_ENDED, message)
+        return True
+    if paused and turn.row.paused:
+        turn.refuse(command.command_id, refusals.PAUSED, "the ceremony is PAUSED; resume it first")
+        return True
+    return False
+
+
+def trigger(turn: Turn, command: Trigger) -> None:
+    """Move by the transition of this name, where its guards hold and the actor's role allows it."""
+    if not command.actor.strip():
+        turn.refuse(command.command_id, refusals.ACTOR_REQUIRED, "a trigger needs an actor")
+        return
+    refusal = roles.refusal(turn.definition, command.role, command.trigger)
+    if refusal is not None:
+        turn.refuse(command.command_id, *refusal)
+        return
+    if _refused_when(turn, command, paused=True):
+        return
+    transition = by_trigger(turn, command.trigger)
+    if transition is None:
+        message = f"no transition leaving {turn.row.state} has the trigger {clip(command.trigger, 64)!r}"
+        turn.refuse(command.command_id, refusals.TRIGGER_UNKNOWN, message)
+        return
+    failing = failing_guard(turn, transition)
+    if failing is not None:
+        turn.refuse(command.command_id, refusals.GUARDS_NOT_MET, f"guard `{failing[0]}`: {failing[1]}")
+        return
+    apply(turn, transition)
+    settle(turn)
+
+
+def cancel(turn: Turn, command: Cancel) -> None:
+    if turn.row.status is CeremonyStatus.CANCELLED:
+        turn.note = "duplicate"
+    elif not _refused_when(turn, command):
+        end(turn, CeremonyStatus.CANCELLED, more=_who(command))
+
+
+def pause(turn: Turn, command: Pause) -> None:
+    """Stop step and gate timers; from now on answers are recorded, and nothing starts."""
+    if turn.row.paused:
+        turn.note = "duplicate"
+    elif not _refused_when(turn, command):
+        turn.row.pause()
+        turn.lifecycle("paused", _who(command))
+
+
+def resume(turn: Turn, command: Resume) -> None:
+    """Timers go on with their rest, and what the answers of the pause call for happens now."""
+    if _refused_when(turn, command):
+        return
+    if not turn.row.paused:
+        turn.refuse(command.command_id, refusals.NOT_PAUSED, "the ceremony is not PAUSED")
+        return
+    turn.row.resume()
+    turn.lifecycle("resumed", _who(command))
+    settle(turn)
+
+
+def retry_step(turn: Turn, command: RetryStep) -> None:
+    """Give a step a new budget of attempts. A FAILED ceremony is open again, with new time for the whole."""
+    step = _step_here(turn, command)
+    if step is None:
+        return
+    if turn.row.status is not CeremonyStatus.FAILED and _refused_when(turn, command, paused=True):
+        return
+    status = turn.row.steps[step.id].status
+    if status in IN_FLIGHT:
+        turn.refuse(command.command_id, refusals.STEP_IN_FLIGHT, f"step {step.id} is {status}")
+    elif status is not StepStatus.FAILED and not turn.row.ended:
+        turn.refuse(command.command_id, refusals.STEP_NOT_FAILED, f"step {step.id} is {status}, not FAILED")
+    else:
+        if turn.row.ended:
+            _reopen(turn, command, step)
+        steps_life.start(turn, step, new_budget=True)
+        settle(turn)
+
+
+def _reopen(turn: Turn, command: RetryStep, step: Step) -> None:
+    """Open a FAILED ceremony again: steps that its end cancelled will run again too."""
+    turn.row.reopen(millis(turn.definition.timeouts.ceremony_max))
+    for other in turn.steps_here():
+        if turn.row.steps[other.id].status is StepStatus.CANCELLED:
+            steps_life.reset(turn, other)
+    turn.lifecycle("resumed", _who(command) | {"step_id": step.id})
+
+
+def run_step(turn: Turn, command: RunStep) -> None:
+    """Run a step that the start did not select."""
+    step = _step_here(turn, command)
+    if step is None or _refused_when(turn, command, paused=True):
+        return
+    status = turn.row.steps[step.id].status
+    if turn.selects(step.id):
+        turn.refuse(command.command_id, refusals.STEP_SELECTED, f"step {step.id} runs by itself")
+    elif status not in (StepStatus.PENDING, StepStatus.COMPLETED):
+        turn.refuse(command.command_id, refusals.STEP_NOT_PENDING, f"step {step.id} is {status}")
+    else:
+        steps_life.start(turn, step, new_budget=True)
+        settle(turn)
+
+
+def _step_here(turn: Turn, command: RetryStep | RunStep) -> Step | None:
+    """The step, when it belongs to the present state; else the command is refused."""
+    step = turn.definition.steps.get(command.step_id)
+    if not command.actor.strip():
+        turn.refuse(command.command_id, refusals.ACTOR_REQUIRED, "an operation needs an actor")
+    elif step is None:
+        message = f"{turn.definition.name} has no step {clip(command.step_id, 64)!r}"
+        turn.refuse(command.command_id, refusals.STEP_UNKNOWN, message)
+    elif step.state != turn.row.state:
+        message = f"step {step.id} belongs to {step.state}, the ceremony is in {turn.row.state}"
+        turn.refuse(command.command_id, refusals.WRONG_STATE, message)
+    else:
+        return step
+    return None

@@ -1,0 +1,166 @@
+"""Start: the first wins, the same start again is answered alike, everything else is refused and says so outside."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from tables import refusals
+from tables.builder import Builder
+from tables.commands import Origin, Start
+from tables.definition import Definition
+from tables.effects import Effect, Event
+from tables.instance import Instance
+from tables.kinds import Kinds
+from tables.limits import MAX_ID, MAX_INPUT_DEPTH, MAX_INPUTS, clip, deeper_than
+from tables.timers import CEREMONY_MAX, millis
+from tables.transitions import finish, settle
+from tables.turn import Decision, Turn, refused
+
+START_REFUSED = "ceremony.start.refused"
+ALWAYS_INPUTS = frozenset({"story_id", "ceremony_id"})
+"""Among the inputs of every ceremony; nobody overrides them."""
+KNOWN_INPUTS = ALWAYS_INPUTS | {"publish_data", "agent_deliberations"}
+"""Inputs with a meaning of their own, which no definition need declare."""
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_sorted = msgspec.json.Encoder(order="sorted").encode
+
+
+def start(
+    row: Instance | None, command: Start, origin: Origin, definition: Definition | None, kinds: Kinds
+) -> Decision:
+    """Begin a ceremony. `definition` is the pinned one of the row, or the one the start names."""
+    if row is not None:
+        return _again(row, command, origin, definition)
+    problem = _problem(command, definition)
+    if problem is not None or definition is None:
+        code, message = problem or (refusals.DEFINITION_UNKNOWN, "")
+        return _refused(None, command, origin, code, message)
+    return _begin(command, origin, definition, kinds)
+
+
+def start_digest(command: Start, step_ids: Iterable[str]) -> str:
+    """Digest of what makes two starts the same: definition_name, inputs, and the set of step ids.
+
+    All of `step_ids`, those of the definition, are as good as none.
+    """
+    chosen = sorted(set(command.step_ids))
+    if set(chosen) >= set(step_ids):
+        chosen = []
+    return hashlib.sha256(_sorted([command.definition_name, command.inputs, chosen])).hexdigest()
+
+
+def _again(row: Instance, command: Start, origin: Origin, definition: Definition | None) -> Decision:
+    known = row.steps if definition is None else definition.steps
+    if (
+        not deeper_than(command.inputs, MAX_INPUT_DEPTH + 1)
+        and start_digest(command, known or command.step_ids) == row.start_digest
+    ):
+        return Decision(row, (), "duplicate")
+    message = f"{command.instance_id} was started with other content"
+    return _refused(row, command, origin, refusals.ALREADY_EXISTS, message)
+
+
+def _refused(row: Instance | None, command: Start, origin: Origin, code: str, message: str) -> Decision:
+    """Refuse to who waits, and outside too: the answer `accepted` may have gone out before this fold."""
+    answer = refused(command.instance_id, command.command_id, origin, code, message)
+    event = Event(
+        id=f"{origin.partition}/{origin.offset}/1",
+        subject=START_REFUSED,
+        instance_id=command.instance_id,
+        correlation_id=command.correlation_id.strip() or command.instance_id,
+        at=origin.timestamp if row is None else max(row.updated_at, origin.timestamp),
+        payload={"instance_id": command.instance_id, "code": code, "message": message},
+    )
+    effects: tuple[Effect, ...] = (answer, event)
+    return Decision(row, effects, code)
+
+
+def _problem(command: Start, definition: Definition | None) -> tuple[str, str] | None:
+    if command.instance_id != f"{command.ceremony_id}:{command.story_id}":
+        return refusals.INVALID_ID, "instance_id must be {ceremony_id}:{story_id}"
+    for name in ("ceremony_id", "story_id"):
+        if not _ID.fullmatch(getattr(command, name)):
+            return refusals.INVALID_ID, f"{name} must match [A-Za-z0-9][A-Za-z0-9._-]{{0,127}}"
+    if not command.requested_by.strip():
+        return refusals.ACTOR_REQUIRED, "requested_by must not be empty"
+    if definition is None or definition.name != command.definition_name:
+        return refusals.DEFINITION_UNKNOWN, f"this partition has no definition {command.definition_name!r} of that hash"
+    unknown = [step for step in command.step_ids if step not in definition.steps]
+    if unknown:
+        return refusals.STEP_UNKNOWN, f"{definition.name} has no step {', '.join(unknown[:10])}"
+    return _inputs_problem(command, definition)
+
+
+def _inputs_problem(command: Start, definition: Definition) -> tuple[str, str] | None:
+    if deeper_than(command.inputs, MAX_INPUT_DEPTH + 1):
+        return refusals.INPUTS_TOO_DEEP, f"an input nests deeper than {MAX_INPUT_DEPTH} containers"
+    size = _inputs_size(command)
+    if size is None:
+        return refusals.INPUTS_INVALID, "inputs must be JSON values"
+    if size > MAX_INPUTS:
+        return refusals.INPUTS_TOO_LARGE, f"inputs have {size} bytes, at most {MAX_INPUTS} are taken"
+    return _names_problem(command, definition)
+
+
+def _names_problem(command: Start, definition: Definition) -> tuple[str, str] | None:
+    inputs = command.inputs
+    for name in ("ceremony_id", "story_id"):
+        if name in inputs and inputs[name] != getattr(command, name):
+            return refusals.INPUTS_INVALID, f"input {name} cannot be overridden"
+    missing = [n for n in definition.required_inputs if n not in inputs and n not in ALWAYS_INPUTS]
+    if missing:
+        return refusals.INPUT_MISSING, f"{definition.name} requires the inputs {', '.join(missing)}"
+    declared = KNOWN_INPUTS.union(definition.required_inputs, definition.optional_inputs)
+    unknown = [name for name in inputs if name not in declared]
+    if unknown:
+        return refusals.INPUT_UNKNOWN, f"{definition.name} has no input {', '.join(clip(n, 64) for n in unknown[:10])}"
+    return None
+
+
+def _inputs_size(command: Start) -> int | None:
+    """Bytes of the inputs: as the front measured them, else measured here; None when they are no JSON."""
+    if command.inputs_size > 0:
+        return command.inputs_size
+    try:
+        return len(_sorted(command.inputs))
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return None
+
+
+def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds) -> Decision:
+    inputs = command.inputs | {"ceremony_id": command.ceremony_id, "story_id": command.story_id}
+    chosen = set(command.step_ids)
+    selected = tuple(step for step in definition.steps if step in chosen)
+    builder = Builder.start(
+        instance_id=command.instance_id,
+        ceremony_id=command.ceremony_id,
+        story_id=command.story_id,
+        definition_name=definition.name,
+        definition_hash=definition.hash,
+        correlation_id=clip(command.correlation_id.strip(), MAX_ID) or command.instance_id,
+        requested_by=clip(command.requested_by, MAX_ID),
+        start_digest=start_digest(command, definition.steps),
+        inputs=inputs,
+        inputs_size=_inputs_size(command) or 0,
+        selected=() if len(selected) == len(definition.steps) else selected,
+        step_ids=tuple(definition.steps),
+        now=origin.timestamp,
+    )
+    turn = Turn(builder, definition, kinds, origin)
+    builder.set_timer(CEREMONY_MAX, millis(definition.timeouts.ceremony_max))
+    builder.enter(definition.initial)
+    turn.lifecycle(
+        "started",
+        {
+            "ceremony_id": command.ceremony_id,
+            "story_id": command.story_id,
+            "definition_hash": definition.hash,
+            "requested_by": clip(command.requested_by, MAX_ID),
+        },
+    )
+    settle(turn)
+    return finish(turn)

@@ -1,0 +1,164 @@
+"""What is true of every row, and of every step from one row to the next; pure checks that list what is broken."""
+
+from __future__ import annotations
+
+from tables.definition import Definition
+from tables.instance import (
+    KEPT_COMMAND_IDS,
+    TERMINAL,
+    CeremonyStatus,
+    Instance,
+    Phase,
+    StepState,
+    StepStatus,
+)
+from tables.limits import MAX_ROW
+from tables.timers import ASK, CEREMONY_MAX, EXPIRE, GATE, OF_PHASE, RUN_ON
+
+_OPTIONAL = (GATE, ASK)
+"""Timers a phase may hold but need not: a gate without a deadline has none."""
+_PHASES = {
+    StepStatus.PENDING: frozenset({Phase.NONE}),
+    StepStatus.IN_PROGRESS: frozenset({Phase.ASKED, Phase.SUBMITTED, Phase.UNREACHABLE, Phase.BACKOFF}),
+    StepStatus.COMPLETED: frozenset({Phase.NONE}),
+    StepStatus.FAILED: frozenset({Phase.NONE}),
+    StepStatus.WAITING_FOR_HUMAN: frozenset({Phase.GATE}),
+    StepStatus.CANCELLED: frozenset({Phase.NONE}),
+}
+_NO_OUTPUT = frozenset({StepStatus.PENDING, StepStatus.IN_PROGRESS, StepStatus.CANCELLED})
+REJECTED = "rejected"
+"""Error code of a rejected gate, the only failure that keeps an output."""
+
+
+def broken(row: Instance, definition: Definition | None = None) -> list[str]:
+    """Every broken invariant of one row, as lines for people; with its definition also what that says."""
+    if row.expired:
+        return _broken_stub(row)
+    reasons = _broken_whole(row)
+    for step_id in row.steps:
+        reasons += broken_step(row, step_id)
+    reasons += _broken_timers(row)
+    if definition is not None:
+        reasons += _broken_by_definition(row, definition)
+    return reasons
+
+
+def broken_change(old: Instance, new: Instance) -> list[str]:
+    """What is broken from one row to the next, and in the few fields of the whole row; cheap, for the hot path."""
+    reasons: list[str] = []
+    if new.version != old.version + 1:
+        reasons.append(f"version went from {old.version} to {new.version}")
+    if new.updated_at < old.updated_at:
+        reasons.append(f"updated_at went back from {old.updated_at} to {new.updated_at}")
+    if old.status in TERMINAL:
+        reopened = old.status is CeremonyStatus.FAILED and new.status not in TERMINAL
+        if new.status is not old.status and not (reopened or old.status is CeremonyStatus.FAILED):
+            reasons.append(f"{old.status} is final, yet it became {new.status}")
+    if new.size > MAX_ROW:
+        reasons.append(f"size is {new.size}, at most {MAX_ROW}")
+    if (new.status in TERMINAL) != (new.ended_at > 0):
+        reasons.append(f"status is {new.status}, ended_at {new.ended_at}")
+    return reasons
+
+
+def broken_step(row: Instance, step_id: str) -> list[str]:
+    """What is broken in one step and its timers."""
+    step = row.steps[step_id]
+    where = f"step {step_id}"
+    reasons: list[str] = []
+    if step.phase not in _PHASES[step.status]:
+        reasons.append(f"{where}: {step.status} in phase {step.phase.value!r}")
+    if step.output is not None and (
+        step.status in _NO_OUTPUT or (step.status is StepStatus.FAILED and step.error_code != REJECTED)
+    ):
+        reasons.append(f"{where}: {step.status} has an output")
+    if step.status is StepStatus.FAILED and not step.error_code:
+        reasons.append(f"{where}: FAILED without a code")
+    if step.answers and step.status is not StepStatus.IN_PROGRESS:
+        reasons.append(f"{where}: {step.status} keeps answers")
+    if step.status is StepStatus.IN_PROGRESS or step.status is StepStatus.WAITING_FOR_HUMAN:
+        if row.status in TERMINAL:
+            reasons.append(f"{where}: {step.status} although the ceremony is {row.status}")
+        reasons += _broken_live_timers(row, step_id, step)
+    return reasons
+
+
+def _broken_live_timers(row: Instance, step_id: str, step: StepState) -> list[str]:
+    reasons = []
+    for prefix in OF_PHASE[step.phase]:
+        timer = row.timers.get(prefix + step_id)
+        if timer is None:
+            if prefix not in _OPTIONAL or step.phase is Phase.UNREACHABLE:
+                reasons.append(f"step {step_id}: phase {step.phase.value} without timer {prefix}{step_id}")
+        elif timer.attempt != step.attempt:
+            reasons.append(f"timer {prefix}{step_id}: attempt {timer.attempt}, the live one is {step.attempt}")
+    return reasons
+
+
+def _broken_stub(row: Instance) -> list[str]:
+    reasons = []
+    if row.status not in TERMINAL:
+        reasons.append(f"a stub is {row.status}")
+    if row.steps or row.inputs or row.size:
+        reasons.append("a stub holds steps or inputs")
+    if set(row.timers) != {EXPIRE}:
+        reasons.append("a stub has other timers than expire")
+    return reasons
+
+
+def _broken_whole(row: Instance) -> list[str]:
+    reasons = []
+    if row.version < 1:
+        reasons.append(f"version is {row.version}")
+    if row.updated_at < row.created_at:
+        reasons.append("updated_at lies before created_at")
+    if (row.status in TERMINAL) != (row.ended_at > 0):
+        reasons.append(f"status is {row.status}, ended_at {row.ended_at}")
+    if (row.status is CeremonyStatus.PAUSED) != (row.paused_at > 0):
+        reasons.append(f"status is {row.status}, paused_at {row.paused_at}")
+    if len(row.command_ids) > KEPT_COMMAND_IDS:
+        reasons.append(f"{len(row.command_ids)} command ids are kept")
+    size = row.inputs_size + sum(step.size + step.gathered for step in row.steps.values())
+    if row.size != size:
+        reasons.append(f"size is {row.size}, its parts make {size}")
+    if row.size > MAX_ROW:
+        reasons.append(f"size is {row.size}, at most {MAX_ROW}")
+    return reasons
+
+
+def _broken_timers(row: Instance) -> list[str]:
+    known = {prefix + step_id for step_id, step in row.steps.items() for prefix in OF_PHASE[step.phase]}
+    reasons = [f"timer {timer_id} of no live attempt" for timer_id in row.timers if timer_id not in known | RUN_ON]
+    if row.status in TERMINAL:
+        if set(row.timers) != {EXPIRE}:
+            reasons.append(f"ended, yet its timers are {sorted(row.timers)}")
+    elif CEREMONY_MAX not in row.timers or EXPIRE in row.timers:
+        reasons.append("a live ceremony has ceremony_max and not expire")
+    reasons += [f"timer {timer_id} is due at {timer.due}" for timer_id, timer in row.timers.items() if timer.due < 0]
+    return reasons
+
+
+def _broken_by_definition(row: Instance, definition: Definition) -> list[str]:
+    reasons = []
+    state = definition.states.get(row.state)
+    if row.definition_hash != definition.hash:
+        reasons.append("it is pinned to another definition")
+    if state is None:
+        reasons.append(f"state {row.state!r} is not in its definition")
+    elif state.terminal != (row.status is CeremonyStatus.COMPLETED):
+        reasons.append(f"status is {row.status} in state {row.state}")
+    if set(row.steps) != set(definition.steps):
+        reasons.append("its steps are not those of its definition")
+        return reasons
+    if not set(row.selected) <= set(definition.steps):
+        reasons.append("it selects steps that its definition does not have")
+    for step_id, step in row.steps.items():
+        if step.phase is not Phase.NONE and definition.steps[step_id].state != row.state:
+            reasons.append(f"step {step_id} is {step.status} in a state that was left")
+    reasons += [
+        f"visited state {name!r} is not in its definition" for name in row.visits if name not in definition.states
+    ]
+    reasons += [
+        f"guard {name!r} is not in its definition" for name in row.guard_approvals if name not in definition.guards
+    ]
+    return reasons

@@ -1,0 +1,92 @@
+"""How much one ceremony may hold, and how a value from outside is weighed once, on arrival (design §2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tables.errors import CeremonyError
+
+KIB = 1024
+MAX_INPUTS = 256 * KIB
+MAX_OUTPUT = 256 * KIB
+"""Of one output, and of one agent's answer."""
+MAX_ROW = 768 * KIB
+"""Of inputs, outputs and gathered answers together."""
+MAX_REQUEST = 256 * KIB
+"""Of what a step's agent is asked, beyond what the row itself holds."""
+MAX_INPUT_DEPTH = 64
+MAX_OUTPUT_DEPTH = 128
+"""Nested containers; far below what any JSON reader on the way can take, and outputs may wrap inputs."""
+MAX_TRANSITIONS = 100
+"""From one command."""
+MAX_ANSWERS = 1000
+"""Of one attempt."""
+MAX_TEXT = 2000
+"""Characters of a message, a comment or a reason that are kept."""
+MAX_ID = 256
+"""Characters of a foreign id or name that are kept."""
+
+_SMALL = 256
+"""A value of at most so many bytes cannot nest deeper than half of them."""
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_encode = msgspec.json.Encoder().encode
+
+
+class Unfit(CeremonyError):
+    """A value from outside cannot be kept; `code` is output_too_large, output_too_deep or output_not_json."""
+
+
+def weigh(value: Any, claimed: int = 0, what: str = "the output") -> int:
+    """Bytes of the value's JSON; `claimed` is what its sender measured, 0 where nobody has. Raises Unfit."""
+    if claimed > MAX_OUTPUT:
+        raise Unfit("output_too_large", f"{what} has {claimed} bytes, at most {MAX_OUTPUT} are kept")
+    size = claimed
+    if claimed <= _SMALL:
+        try:
+            size = len(_encode(value))
+        except RecursionError:
+            raise Unfit("output_too_deep", f"{what} nests deeper than {MAX_OUTPUT_DEPTH} containers") from None
+        except (TypeError, ValueError, OverflowError):
+            raise Unfit("output_not_json", f"{what} is no JSON value") from None
+        if size > MAX_OUTPUT:
+            raise Unfit("output_too_large", f"{what} has {size} bytes, at most {MAX_OUTPUT} are kept")
+    if size > _SMALL and deeper_than(value, MAX_OUTPUT_DEPTH):
+        raise Unfit("output_too_deep", f"{what} nests deeper than {MAX_OUTPUT_DEPTH} containers")
+    return size
+
+
+def deeper_than(value: Any, limit: int) -> bool:
+    """Whether containers nest deeper than `limit`; looks no further than that, and does not recurse."""
+    level = [value]
+    depth = 0
+    while level:
+        beneath: list[Any] = []
+        nested = False
+        for item in level:
+            if type(item) is dict:
+                nested = True
+                beneath.extend(v for v in item.values() if type(v) not in _SCALARS)
+            elif type(item) in (list, tuple):
+                nested = True
+                beneath.extend(v for v in item if type(v) not in _SCALARS)
+        if not nested:
+            return False
+        depth += 1
+        if depth > limit:
+            return True
+        level = beneath
+    return False
+
+
+def clip(text: str, limit: int = MAX_TEXT) -> str:
+    """A foreign text, no longer than a row keeps it.
+
+    Raises TypeError when it is no text, UnicodeEncodeError when it has no UTF-8 form.
+    """
+    if type(text) is not str:
+        raise TypeError(f"a text was expected, not {type(text).__name__}")
+    if not text.isascii():
+        text.encode()
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,302 @@
+"""The life of a step: asked, asked again, retried, waiting for people, and its four ends.
+
+Nothing here moves the ceremony; whoever ends a step calls `transitions.settle` afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from tables import roles
+from tables.builder import IN_FLIGHT
+from tables.definition import Step
+from tables.effects import StepRequested
+from tables.instance import Approval, Phase, StepState, StepStatus
+from tables.invariants import REJECTED
+from tables.kinds import Completed, Failed, Pending, Verdict
+from tables.limits import MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
+from tables.timers import ASK, GATE, RETRY, TIMEOUT, ask_pause, millis, retry_pause
+from tables.turn import Turn
+
+STEP_EXECUTED = "ceremony.step.executed"
+STEP_RETRYING = "ceremony.step.retrying"
+PUBLISH_REQUESTED = "ceremony.publish.requested"
+PUBLISH_COMPLETED = "ceremony.publish.completed"
+GATE_OPENED = "ceremony.gate.opened"
+PUBLISH = "publish"
+"""Short name of the kind whose requests and successes are announced."""
+
+
+def start(turn: Turn, step: Step, *, new_budget: bool = False) -> None:
+    """Begin the next attempt: the role is checked, then the step's agent is asked."""
+    old = turn.row.steps[step.id]
+    attempt = old.attempt + 1
+    turn.row.drop_step_timers(step.id, old.phase)
+    turn.row.set_step(
+        step.id,
+        StepState(
+            status=StepStatus.IN_PROGRESS,
+            attempt=attempt,
+            tries=1 if new_budget else old.tries + 1,
+            phase=Phase.ASKED,
+            started_at=turn.now,
+        ),
+    )
+    turn.row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), attempt)
+    problem = roles.step_role_refusal(turn.definition, step)
+    if problem is not None:
+        fail(turn, step, Failed(problem[0], problem[1], retryable=False))
+        return
+    ask(turn, step)
+
+
+def ask(turn: Turn, step: Step) -> None:
+    """Ask the step's agent to perform the live attempt, for the first time or again."""
+    row = turn.row
+    state = row.steps[step.id]
+    row.drop_timer(ASK + step.id)
+    row.set_step(step.id, replace(state, phase=Phase.ASKED, asks=state.asks + 1))
+    context = turn.context(step)
+    kind = turn.kind(step)
+    body = kind.request(context)
+    if isinstance(body, Failed):
+        fail(turn, step, body)
+        return
+    base = row.base
+    if kind.name == PUBLISH and state.asks == 0:
+        turn.event(PUBLISH_REQUESTED, _publication(turn, step))
+    turn.effects.append(
+        StepRequested(
+            id=turn.effect_id(),
+            kind=kind.name,
+            instance_id=base.instance_id,
+            step_id=step.id,
+            attempt=state.attempt,
+            visit=context.visit,
+            deadline=row.timers[TIMEOUT + step.id].due,
+            correlation_id=base.correlation_id,
+            body=body,
+        )
+    )
+
+
+def unreachable(turn: Turn, step: Step) -> None:
+    """The neighbour is out of reach: the same attempt is asked again after a growing pause, until its timeout."""
+    state = turn.row.steps[step.id]
+    turn.row.set_step(step.id, replace(state, phase=Phase.UNREACHABLE))
+    turn.row.set_timer(ASK + step.id, ask_pause(state.asks), state.attempt)
+
+
+def open_gate(turn: Turn, step: Step, output: Any) -> None:
+    """People are awaited: the step's timeout ends, the gate's deadline begins."""
+    row, state = turn.row, turn.row.steps[step.id]
+    try:
+        size = weigh(output)
+    except Unfit as error:
+        fail(turn, step, Failed(error.code, error.message))
+        return
+    if row.size + size > MAX_ROW:
+        fail(turn, step, _row_full(size))
+        return
+    row.drop_step_timers(step.id, state.phase)
+    waiting = StepState(
+        status=StepStatus.WAITING_FOR_HUMAN,
+        attempt=state.attempt,
+        tries=state.tries,
+        phase=Phase.GATE,
+        output=output,
+        started_at=state.started_at,
+        size=size,
+    )
+    row.set_step(step.id, waiting)
+    due = None
+    deadline = getattr(step.config, "deadline_seconds", None)
+    if deadline is not None:
+        due = row.set_timer(GATE + step.id, millis(deadline), state.attempt)
+    turn.event(
+        GATE_OPENED,
+        {
+            "instance_id": row.base.instance_id,
+            "step_id": step.id,
+            "current_state": row.state,
+            "visit": row.visits.get(step.state, 0),
+            "role": getattr(step.config, "role", ""),
+            "message": getattr(step.config, "message", ""),
+            "quorum": getattr(step.config, "quorum", 1),
+            "deadline": due,
+        },
+    )
+    _executed(turn, step, waiting)
+
+
+def conclude(turn: Turn, step: Step, verdict: Verdict, claimed: int = 0) -> bool:
+    """Let a verdict on the live attempt take effect; False when nothing is settled yet."""
+    if isinstance(verdict, Pending):
+        return False
+    if isinstance(verdict, Completed):
+        complete(turn, step, verdict.output, claimed)
+    else:
+        fail(turn, step, verdict)
+    return True
+
+
+def complete(turn: Turn, step: Step, output: Any, claimed: int = 0, approvals: tuple[Approval, ...] = ()) -> None:
+    """The step has its output, unless that is more than a row keeps."""
+    row, state = turn.row, turn.row.steps[step.id]
+    try:
+        size = weigh(output, claimed)
+    except Unfit as error:
+        fail(turn, step, Failed(error.code, error.message))
+        return
+    if row.size - state.size - state.gathered + size > MAX_ROW:
+        fail(turn, step, _row_full(size))
+        return
+    row.drop_step_timers(step.id, state.phase)
+    done = StepState(
+        StepStatus.COMPLETED,
+        state.attempt,
+        state.tries,
+        output=output,
+        deliberation_id=state.deliberation_id,
+        approvals=approvals,
+        started_at=state.started_at,
+        size=size,
+    )
+    row.set_step(step.id, done)
+    _executed(turn, step, done)
+
+
+def fail(turn: Turn, step: Step, failure: Failed, approvals: tuple[Approval, ...] = ()) -> None:
+    """The live attempt failed: retried where its policy allows, else the step has failed for good."""
+    state = turn.row.steps[step.id]
+    policy = step.retry
+    if failure.retryable and state.tries < policy.max_attempts and failure.code not in policy.non_retryable:
+        _retry_later(turn, step, state, failure)
+    else:
+        _fail_for_good(turn, step, state, failure, approvals)
+
+
+def _retry_later(turn: Turn, step: Step, state: StepState, failure: Failed) -> None:
+    row = turn.row
+    row.drop_step_timers(step.id, state.phase)
+    row.set_step(
+        step.id,
+        StepState(
+            status=StepStatus.IN_PROGRESS,
+            attempt=state.attempt,
+            tries=state.tries,
+            phase=Phase.BACKOFF,
+            error_code=clip(failure.code, MAX_ID),
+            error_message=clip(failure.message, MAX_TEXT),
+            started_at=state.started_at,
+        ),
+    )
+    pause = retry_pause(step.retry, state.tries, row.base.instance_id, step.id, state.attempt)
+    row.set_timer(RETRY + step.id, pause, state.attempt)
+    turn.event(
+        STEP_RETRYING,
+        {
+            "instance_id": row.base.instance_id,
+            "step_id": step.id,
+            "attempt": state.attempt,
+            "next_attempt_at": turn.now + pause,
+            "error_code": clip(failure.code, MAX_ID),
+            "error_message": clip(failure.message, MAX_TEXT),
+        },
+    )
+
+
+def _fail_for_good(turn: Turn, step: Step, state: StepState, failure: Failed, approvals: tuple[Approval, ...]) -> None:
+    row = turn.row
+    output: Mapping[str, Any] | None = failure.output if failure.code == REJECTED and failure.output else None
+    size = 0
+    if output is not None:
+        size = weigh(output)
+        if row.size - state.size - state.gathered + size > MAX_ROW:
+            output, size = None, 0
+    row.drop_step_timers(step.id, state.phase)
+    failed = StepState(
+        status=StepStatus.FAILED,
+        attempt=state.attempt,
+        tries=state.tries,
+        output=output,
+        error_code=clip(failure.code, MAX_ID) or "failed",
+        error_message=clip(failure.message, MAX_TEXT),
+        deliberation_id=state.deliberation_id,
+        approvals=approvals,
+        started_at=state.started_at,
+        size=size,
+    )
+    row.set_step(step.id, failed)
+    _executed(turn, step, failed)
+
+
+def cancel_in_flight(turn: Turn) -> None:
+    """Steps in flight become CANCELLED, and say so before the event that moves or ends the ceremony."""
+    for step in turn.steps_here():
+        state = turn.row.steps[step.id]
+        if state.status not in IN_FLIGHT:
+            continue
+        turn.row.drop_step_timers(step.id, state.phase)
+        cancelled = StepState(
+            status=StepStatus.CANCELLED, attempt=state.attempt, tries=state.tries, started_at=state.started_at
+        )
+        turn.row.set_step(step.id, cancelled)
+        _executed(turn, step, cancelled)
+
+
+def reset(turn: Turn, step: Step) -> None:
+    """The step's state is entered: it is PENDING, with nothing of an earlier visit but the attempt number."""
+    state = turn.row.steps[step.id]
+    if state.attempt or state.status is not StepStatus.PENDING:
+        turn.row.set_step(step.id, StepState(attempt=state.attempt))
+
+
+def published(turn: Turn, step: Step, receipt: Mapping[str, Any], *, late: bool = False) -> None:
+    """Announce that a publish step's message is on its stream."""
+    payload = _publication(turn, step) | {
+        "stream": receipt.get("stream", ""),
+        "sequence": receipt.get("sequence", 0),
+        "duplicate": receipt.get("duplicate") is True,
+    }
+    if late:
+        payload["late"] = True
+    turn.event(PUBLISH_COMPLETED, payload)
+
+
+def _publication(turn: Turn, step: Step) -> dict[str, Any]:
+    """Which message is meant; its key is the same for every attempt of a visit (contract §5)."""
+    instance_id = turn.row.base.instance_id
+    return {
+        "instance_id": instance_id,
+        "step_id": step.id,
+        "subject": getattr(step.config, "subject", ""),
+        "event_type": getattr(step.config, "event_type", ""),
+        "idempotency_key": f"publish/{instance_id}/{step.id}/{turn.row.visits.get(step.state, 0)}",
+    }
+
+
+def _executed(turn: Turn, step: Step, state: StepState) -> None:
+    payload: dict[str, Any] = {
+        "instance_id": turn.row.base.instance_id,
+        "step_id": step.id,
+        "status": state.status.value,
+        "current_state": turn.row.state,
+        "attempt": state.attempt,
+        "output": {} if state.output is None and state.status is not StepStatus.COMPLETED else state.output,
+    }
+    if state.status is StepStatus.FAILED:
+        payload["error_code"] = state.error_code
+        payload["error_message"] = state.error_message
+    turn.event(STEP_EXECUTED, payload)
+
+
+def _row_full(size: int) -> Failed:
+    return Failed(
+        "output_too_large",
+        f"with {size} more bytes the ceremony would hold more than {MAX_ROW}",
+        retryable=False,
+    )

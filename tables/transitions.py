@@ -1,0 +1,207 @@
+"""How a ceremony moves: automatic transitions, ready steps, the failing rules of contract §8, the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tables import steps_life
+from tables.builder import IN_FLIGHT
+from tables.definition import Definition, Step, Transition
+from tables.effects import Ended
+from tables.guards import guard_steps, holds, is_human
+from tables.instance import CeremonyStatus, Instance, StepStatus
+from tables.limits import MAX_TRANSITIONS
+from tables.timers import UNTIL_STUB
+from tables.turn import Decision, Turn
+
+TRANSITION_APPLIED = "ceremony.transition.applied"
+_WORD = {
+    CeremonyStatus.COMPLETED: "completed",
+    CeremonyStatus.FAILED: "failed",
+    CeremonyStatus.CANCELLED: "cancelled",
+    CeremonyStatus.TIMED_OUT: "timed_out",
+}
+
+
+def settle(turn: Turn) -> None:
+    """Move as far as it goes now: transitions first, then `on_failure`, then the steps that have become ready.
+
+    What a start did not start (its request failed at once) is settled in the same turn. While PAUSED nothing moves.
+    """
+    row = turn.row
+    while not row.ended and not row.paused:
+        if _automatic(turn) or _on_failure(turn) or _start_ready(turn):
+            continue
+        _close(turn)
+        return
+
+
+def _automatic(turn: Turn) -> bool:
+    """Apply the first transition, in definition order, whose guards all hold."""
+    for transition in turn.definition.transitions_from.get(turn.row.state, ()):
+        if guards_hold(turn, transition) if transition.guards else _all_done(turn):
+            apply(turn, transition)
+            return True
+    return False
+
+
+def guards_hold(turn: Turn, transition: Transition) -> bool:
+    return failing_guard(turn, transition) is None
+
+
+def failing_guard(turn: Turn, transition: Transition) -> tuple[str, str] | None:
+    """The first guard that does not hold, with the reason; None when all do."""
+    view = turn.view()
+    for name in transition.guards:
+        held, reason = holds(turn.definition.guards[name], view)
+        if not held:
+            return name, reason
+    return None
+
+
+def _all_done(turn: Turn) -> bool:
+    """Every selected step of the state is COMPLETED, and none at all FAILED: what lets a guard-less transition fire."""
+    steps = turn.row.steps
+    for step in turn.steps_here():
+        status = steps[step.id].status
+        if status is not StepStatus.COMPLETED and (status is StepStatus.FAILED or turn.selects(step.id)):
+            return False
+    return True
+
+
+def _on_failure(turn: Turn) -> bool:
+    """Apply the `on_failure` trigger of a step that has failed for good, where its guards hold."""
+    for step in turn.steps_here():
+        if step.on_failure is None or turn.row.steps[step.id].status is not StepStatus.FAILED:
+            continue
+        transition = by_trigger(turn, step.on_failure)
+        if transition is not None and guards_hold(turn, transition):
+            apply(turn, transition)
+            return True
+    return False
+
+
+def by_trigger(turn: Turn, trigger: str) -> Transition | None:
+    """The transition of this trigger that leaves the present state."""
+    for transition in turn.definition.transitions_from.get(turn.row.state, ()):
+        if transition.trigger == trigger:
+            return transition
+    return None
+
+
+def _start_ready(turn: Turn) -> bool:
+    """Start every step whose predecessors are done; True when one of them ended at once."""
+    ended = False
+    for step in turn.steps_here():
+        if _ready(turn, step):
+            steps_life.start(turn, step)
+            ended = ended or turn.row.steps[step.id].status not in IN_FLIGHT
+    return ended
+
+
+def _ready(turn: Turn, step: Step) -> bool:
+    steps = turn.row.steps
+    if steps[step.id].status is not StepStatus.PENDING or not turn.selects(step.id):
+        return False
+    return all(steps[name].status is StepStatus.COMPLETED or not turn.selects(name) for name in step.after)
+
+
+def apply(turn: Turn, transition: Transition) -> None:
+    """Leave the state, and enter the other one."""
+    row = turn.row
+    if turn.applied >= MAX_TRANSITIONS:
+        message = f"more than {MAX_TRANSITIONS} transitions from one command, the last of them from {row.state}"
+        end(turn, CeremonyStatus.FAILED, "endless_cycle", message)
+        return
+    turn.applied += 1
+    steps_life.cancel_in_flight(turn)
+    turn.event(
+        TRANSITION_APPLIED,
+        {
+            "instance_id": row.base.instance_id,
+            "from_state": transition.from_state,
+            "to_state": transition.to_state,
+            "trigger": transition.trigger,
+        },
+    )
+    row.enter(transition.to_state)
+    for step in turn.steps_here():
+        steps_life.reset(turn, step)
+    if turn.definition.states[transition.to_state].terminal:
+        end(turn, CeremonyStatus.COMPLETED)
+
+
+def _close(turn: Turn) -> None:
+    """Nothing moves: when nothing is in flight or awaited either, the ceremony has failed."""
+    states = [turn.row.steps[step.id] for step in turn.steps_here()]
+    if any(state.status in IN_FLIGHT for state in states):
+        return
+    for step, state in zip(turn.steps_here(), states, strict=True):
+        if state.status is StepStatus.FAILED:
+            message = f"step {step.id} failed: {state.error_message}"
+            end(turn, CeremonyStatus.FAILED, state.error_code, message)
+            return
+    if not open_guards(turn.row.peek(), turn.definition):
+        message = f"all steps of {turn.row.state} have ended and no transition leaving it can hold"
+        end(turn, CeremonyStatus.FAILED, "no_transition", message)
+
+
+def open_guards(row: Instance, definition: Definition) -> list[str]:
+    """Guards of transitions leaving the state that people can still change.
+
+    They are the human ones, and those over a step of this state that was not selected and has not run.
+    """
+    idle = {
+        step.id
+        for step in definition.steps_by_state.get(row.state, ())
+        if row.selected and step.id not in row.selected and row.steps[step.id].status is StepStatus.PENDING
+    }
+    names = []
+    for transition in definition.transitions_from.get(row.state, ()):
+        for name in transition.guards:
+            guard = definition.guards[name]
+            if is_human(guard) or (idle and not idle.isdisjoint(guard_steps(guard, definition))):
+                names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def end(
+    turn: Turn, status: CeremonyStatus, code: str = "", message: str = "", more: dict[str, Any] | None = None
+) -> None:
+    """Come to a terminal status: steps in flight are CANCELLED first, then the end is announced."""
+    row = turn.row
+    steps_life.cancel_in_flight(turn)
+    row.end(status, code, message, UNTIL_STUB)
+    payload = dict(more or {})
+    if code:
+        payload |= {"error_code": code, "error_message": message}
+    turn.lifecycle(_WORD[status], payload)
+    turn.effects.append(Ended(id=turn.effect_id(), instance_id=row.base.instance_id, status=status.value))
+
+
+def live_status(row: Instance, definition: Definition) -> CeremonyStatus:
+    """RUNNING or WAITING_FOR_HUMAN, of a row that is neither ended nor PAUSED.
+
+    WAITING_FOR_HUMAN: no step is IN_PROGRESS (asked, submitted, unreachable or in a back-off), and a person is awaited:
+    a gate step is open, or a guard of a transition leaving the state is human or speaks of an unselected step of this
+    state that only an operator can run. RUNNING: everything else.
+    """
+    waits = False
+    for step in definition.steps_by_state.get(row.state, ()):
+        status = row.steps[step.id].status
+        if status is StepStatus.IN_PROGRESS:
+            return CeremonyStatus.RUNNING
+        waits = waits or status is StepStatus.WAITING_FOR_HUMAN
+    if waits or open_guards(row, definition):
+        return CeremonyStatus.WAITING_FOR_HUMAN
+    return CeremonyStatus.RUNNING
+
+
+def finish(turn: Turn) -> Decision:
+    """The decision of a turn; the status of a live ceremony follows from its row."""
+    row = turn.row
+    if not row.changed:
+        return Decision(row.base, tuple(turn.effects), turn.note)
+    if not row.ended and not row.paused:
+        row.set_status(live_status(row.peek(), turn.definition))
+    return Decision(row.build(), tuple(turn.effects), turn.note)

@@ -1,0 +1,105 @@
+"""One command being folded: the row in the making, what it may look at, and the effects so far."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from tables.builder import Builder
+from tables.commands import Origin
+from tables.definition import Definition, Step
+from tables.effects import FOLD, Effect, Event, Refused
+from tables.guards import GuardView
+from tables.instance import Instance
+from tables.kinds import Kinds, StepContext, StepKind
+
+
+class Decision(NamedTuple):
+    """What the fold decided.
+
+    `row` is the very row it was given when nothing changed; None where a row was given means: delete it.
+    """
+
+    row: Instance | None
+    effects: tuple[Effect, ...]
+    note: str = ""
+    """Why nothing changed, as a stable word for a metric (`stale_attempt`, `duplicate`, `early_timer`, …, or the code
+    of the refusal); else empty."""
+
+
+class Turn:
+    """The handlers' working place. A handler either refuses or notes and changes nothing, or changes the row."""
+
+    __slots__ = ("_stem", "applied", "definition", "effects", "kinds", "note", "now", "origin", "row")
+
+    def __init__(self, row: Builder, definition: Definition, kinds: Kinds, origin: Origin) -> None:
+        self.row = row
+        self.definition = definition
+        self.kinds = kinds
+        self.origin = origin
+        self.now = row.now
+        self.effects: list[Effect] = []
+        self.applied = 0
+        """Transitions applied by this command."""
+        self.note = ""
+        self._stem = f"{row.base.instance_id}/{row.version}/"
+
+    def effect_id(self) -> str:
+        """Of the next effect of a command that changes the row."""
+        return f"{self._stem}{len(self.effects)}@{FOLD}"
+
+    def event(self, subject: str, payload: dict[str, Any]) -> None:
+        base = self.row.base
+        self.effects.append(
+            Event(
+                id=self.effect_id(),
+                subject=subject,
+                instance_id=base.instance_id,
+                correlation_id=base.correlation_id,
+                at=self.now,
+                payload=payload,
+            )
+        )
+
+    def lifecycle(self, word: str, payload: dict[str, Any]) -> None:
+        """An event `ceremony.<word>` on the ceremony as a whole."""
+        base = self.row.base
+        whole = {
+            "instance_id": base.instance_id,
+            "definition_name": base.definition_name,
+            "current_state": self.row.state,
+            "status": str(self.row.status),
+        }
+        self.event(f"ceremony.{word}", whole | payload)
+
+    def refuse(self, command_id: str, code: str, message: str) -> None:
+        """Tell who waits that the command made no sense now."""
+        self.note = code
+        self.effects.append(refused(self.row.base.instance_id, command_id, self.origin, code, message))
+
+    def kind(self, step: Step) -> StepKind:
+        return self.kinds[step.handler]
+
+    def context(self, step: Step) -> StepContext:
+        return StepContext(self.row.peek(), self.definition, step, self.now)
+
+    def view(self) -> GuardView:
+        return GuardView(self.row.peek(), self.definition)
+
+    def selects(self, step_id: str) -> bool:
+        """Whether the step runs by itself."""
+        selected = self.row.base.selected
+        return not selected or step_id in selected
+
+    def steps_here(self) -> tuple[Step, ...]:
+        """Steps of the present state, in file order."""
+        return self.definition.steps_by_state.get(self.row.state, ())
+
+
+def refused(instance_id: str, command_id: str, origin: Origin, code: str, message: str, ordinal: int = 0) -> Refused:
+    return Refused(
+        id=f"{origin.partition}/{origin.offset}/{ordinal}",
+        instance_id=instance_id,
+        command_id=command_id,
+        code=code,
+        message=message,
+    )

@@ -1,0 +1,196 @@
+"""A world for the bare fold: it folds commands, keeps row and effects, and checks the invariants after each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steps.registry import all_kinds
+from tables.commands import (
+    AgentResult,
+    AnyCommand,
+    Cancel,
+    GateDecision,
+    Origin,
+    Pause,
+    Resume,
+    RetryStep,
+    RunStep,
+    Start,
+    StepOutcome,
+    TimerFired,
+    Trigger,
+    decode_command,
+    encode_command,
+)
+from tables.definition import Definition
+from tables.effects import Effect, Event, Refused, StepRequested
+from tables.fold import Decision, decide
+from tables.instance import TERMINAL, Instance, StepState, decode_instance, encode_instance
+from tables.invariants import broken
+from tables.liveness import waiting_for
+from tables.loader import load
+
+KINDS = all_kinds()
+ID = "c1:s1"
+BEGIN = 1_700_000_000_000
+
+
+def definition_of(body: str, name: str = "probe") -> Definition:
+    """A definition from the YAML after its head."""
+    text = f'version: "1.0"\nname: {name}\ndescription: a probe\n{body}'
+    return load(text, f"{name}.yaml", KINDS)
+
+
+class World:
+    """One ceremony, seen from its partition."""
+
+    def __init__(self, definition: Definition) -> None:
+        self.definition = definition
+        self.row: Instance | None = None
+        self.now = BEGIN
+        self.offset = -1
+        self.effects: list[Effect] = []
+        self.decisions: list[Decision] = []
+        self.log: list[tuple[AnyCommand, Origin]] = []
+        self._ids = iter(range(1, 10**9))
+
+    # -- folding
+
+    def fold(self, command: AnyCommand) -> Decision:
+        """Fold one command as the log would hold it, and check all that must be true afterwards."""
+        self.offset += 1
+        origin = Origin(0, self.offset, self.now)
+        command = decode_command(encode_command(command))
+        before = self.row
+        decision = decide(before, command, origin, self.definition, KINDS)
+        check(before, decision, self.definition)
+        self.log.append((command, origin))
+        self.row = decision.row
+        self.effects += decision.effects
+        self.decisions.append(decision)
+        return decision
+
+    @property
+    def live(self) -> Instance:
+        assert self.row is not None, "there is no row"
+        return self.row
+
+    def step(self, step_id: str) -> StepState:
+        return self.live.steps[step_id]
+
+    def wait(self, seconds: float) -> None:
+        self.now += int(seconds * 1000)
+
+    # -- commands, short
+
+    def start(self, *step_ids: str, **inputs: Any) -> Decision:
+        return self.fold(self.start_command(*step_ids, **inputs))
+
+    def start_command(self, *step_ids: str, **inputs: Any) -> Start:
+        return Start(
+            instance_id=ID,
+            command_id=self._id("start"),
+            ceremony_id="c1",
+            story_id="s1",
+            definition_name=self.definition.name,
+            definition_hash=self.definition.hash,
+            correlation_id="corr-1",
+            requested_by="anna",
+            inputs=inputs,
+            step_ids=step_ids,
+        )
+
+    def outcome(self, step_id: str, outcome: str, attempt: int | None = None, **more: Any) -> Decision:
+        number = self.step(step_id).attempt if attempt is None else attempt
+        return self.fold(StepOutcome(instance_id=ID, step_id=step_id, attempt=number, outcome=outcome, **more))
+
+    def done(self, step_id: str, output: Any = None, **more: Any) -> Decision:
+        return self.outcome(step_id, "completed", output={"ok": True} if output is None else output, **more)
+
+    def failed(self, step_id: str, code: str = "boom", **more: Any) -> Decision:
+        return self.outcome(step_id, "failed", error_code=code, error_message=f"{code} happened", **more)
+
+    def opened(self, step_id: str) -> Decision:
+        config: Any = self.definition.steps[step_id].config
+        return self.outcome(
+            step_id, "waiting", output={"role": config.role, "message": config.message, "waiting": True}
+        )
+
+    def result(self, step_id: str, agent_id: str, attempt: int | None = None, **more: Any) -> Decision:
+        number = self.step(step_id).attempt if attempt is None else attempt
+        more.setdefault("value", "a proposal")
+        return self.fold(AgentResult(instance_id=ID, step_id=step_id, attempt=number, agent_id=agent_id, **more))
+
+    def decide(self, gate: str, *, approved: bool = True, **more: Any) -> Decision:
+        more.setdefault("actor", "petra")
+        more.setdefault("command_id", self._id("decide"))
+        return self.fold(GateDecision(instance_id=ID, gate=gate, approved=approved, **more))
+
+    def trigger(self, trigger: str, **more: Any) -> Decision:
+        more.setdefault("command_id", self._id("trigger"))
+        return self.fold(Trigger(instance_id=ID, trigger=trigger, actor="petra", **more))
+
+    def cancel(self, **more: Any) -> Decision:
+        more.setdefault("command_id", self._id("cancel"))
+        return self.fold(Cancel(instance_id=ID, actor="petra", **more))
+
+    def pause(self) -> Decision:
+        return self.fold(Pause(instance_id=ID, command_id=self._id("pause"), actor="petra"))
+
+    def resume(self) -> Decision:
+        return self.fold(Resume(instance_id=ID, command_id=self._id("resume"), actor="petra"))
+
+    def retry(self, step_id: str) -> Decision:
+        return self.fold(RetryStep(instance_id=ID, command_id=self._id("retry"), step_id=step_id, actor="petra"))
+
+    def run(self, step_id: str) -> Decision:
+        return self.fold(RunStep(instance_id=ID, command_id=self._id("run"), step_id=step_id, actor="petra"))
+
+    def fire(self, timer_id: str, attempt: int | None = None) -> Decision:
+        """The timer, at its due time where that is still to come."""
+        timer = self.live.timers[timer_id]
+        self.now = max(self.now, timer.due)
+        number = timer.attempt if attempt is None else attempt
+        return self.fold(TimerFired(instance_id=ID, timer_id=timer_id, attempt=number))
+
+    def _id(self, word: str) -> str:
+        return f"{word}-{next(self._ids)}"
+
+    # -- what came out
+
+    def events(self, subject: str = "") -> list[Event]:
+        return [e for e in self.effects if isinstance(e, Event) and e.subject.startswith(subject)]
+
+    def subjects(self) -> list[str]:
+        return [event.subject for event in self.events()]
+
+    def requests(self) -> list[StepRequested]:
+        return [effect for effect in self.effects if isinstance(effect, StepRequested)]
+
+    def executed(self) -> list[tuple[str, str]]:
+        return [(e.payload["step_id"], e.payload["status"]) for e in self.events("ceremony.step.executed")]
+
+    def path(self) -> list[str]:
+        return [event.payload["to_state"] for event in self.events("ceremony.transition.applied")]
+
+
+def refusal(decision: Decision) -> str:
+    """The code of the one refusal of this decision, "" for none."""
+    codes = [effect.code for effect in decision.effects if isinstance(effect, Refused)]
+    assert len(codes) <= 1, codes
+    return codes[0] if codes else ""
+
+
+def check(before: Instance | None, decision: Decision, definition: Definition) -> None:
+    """Invariants of a decision, whatever the command was."""
+    after = decision.row
+    ids = [effect.id for effect in decision.effects]
+    assert len(set(ids)) == len(ids), f"an effect id occurs twice: {ids}"
+    if after is before or after is None:
+        assert all(isinstance(effect, Event | Refused) for effect in decision.effects)
+        return
+    assert broken(after, definition) == []
+    assert encode_instance(decode_instance(encode_instance(after))) == encode_instance(after)
+    assert before is None or after.version > before.version
+    if after.status not in TERMINAL:
+        assert waiting_for(after, definition), f"stuck: {after}"

@@ -1,0 +1,85 @@
+"""Human gate: what it shows while it waits, and what a decision makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from steps.human_gate import HumanGate, agent
+from tables.instance import Approval, StepStatus
+from tables.kinds import Completed, Decided, Failed
+from tests.steps.fakes import MemoryBatch, context, request, run, step, wiring, wrong
+
+KIND = HumanGate()
+BASE = {"role": "PO", "message": "Release?"}
+ASKED = context(step("human_gate_step", BASE))
+ANA = Approval(actor="ana", role="PO", at=1_700_000_000_123, comment="fine")
+BEN = Approval(actor="ben", role="PO", at=1_700_000_001_000)
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"message": "m"}, "role:missing"),
+        ({"role": "PO"}, "message:missing"),
+        ({**BASE, "message": ""}, "message:blank"),
+        ({**BASE, "deadline_seconds": 0}, "deadline_seconds:greater_than"),
+        ({**BASE, "deadline_seconds": float("inf")}, "deadline_seconds:less_than_equal"),
+        ({**BASE, "deadline_seconds": "60"}, "deadline_seconds:float_type"),
+        ({**BASE, "quorum": 0}, "quorum:greater_than_equal"),
+        ({**BASE, "quorum": True}, "quorum:int_type"),
+        ({**BASE, "approvers": []}, "approvers:extra_forbidden"),
+    ],
+)
+def test_a_wrong_config_is_found_at_load(config: dict[str, Any], error: str) -> None:
+    assert error in wrong("human_gate_step", config)
+
+
+def test_an_approval_completes_it() -> None:
+    assert KIND.decided(ASKED, Decided(approved=True, by=(ANA,))) == Completed(
+        {
+            "role": "PO",
+            "message": "Release?",
+            "approved": True,
+            "decided_by": "ana",
+            "decided_at": "2023-11-14T22:13:20.123+00:00",
+            "comment": "fine",
+        }
+    )
+
+
+def test_a_quorum_is_named_together_and_dated_by_the_last() -> None:
+    verdict = KIND.decided(ASKED, Decided(approved=True, by=(ANA, BEN)))
+    assert isinstance(verdict, Completed)
+    assert (verdict.output["decided_by"], verdict.output["comment"]) == ("ana, ben", "fine")
+    assert verdict.output["decided_at"] == "2023-11-14T22:13:21.000+00:00"
+
+
+def test_a_rejection_fails_it_for_good_and_keeps_its_output() -> None:
+    verdict = KIND.decided(ASKED, Decided(approved=False, by=(BEN,)))
+    assert isinstance(verdict, Failed)
+    assert (verdict.code, verdict.retryable) == ("rejected", False)
+    assert (verdict.output["approved"], verdict.output["decided_by"], verdict.output["comment"]) == (False, "ben", "")
+
+
+def test_a_gate_left_alone_past_its_deadline_fails_for_good_and_one_never_opened_may_be_repeated() -> None:
+    waiting = KIND.timed_out(context(ASKED.step, status=StepStatus.WAITING_FOR_HUMAN), {})
+    unopened = KIND.timed_out(ASKED, {})
+    assert isinstance(waiting, Failed) and (waiting.code, waiting.retryable) == ("gate_deadline", False)
+    assert isinstance(unopened, Failed) and (unopened.code, unopened.retryable) == ("timeout", True)
+
+
+def test_it_has_no_agents_and_nobody_else_completes_it() -> None:
+    completed, gathered = KIND.completed(ASKED, {"approved": True}), KIND.gathered(ASKED, {})
+    assert not KIND.accepts(ASKED, "agent-po-001")
+    assert isinstance(completed, Failed) and completed.code == "unexpected_outcome"
+    assert isinstance(gathered, Failed) and gathered.code == "unexpected_outcome"
+
+
+async def test_the_agent_opens_the_gate() -> None:
+    batch = MemoryBatch(request(KIND.request(ASKED)))
+    await run(agent(wiring()), batch)
+    (outcome,) = batch.outcomes
+    assert outcome.outcome == "waiting"
+    assert outcome.output == {"role": "PO", "message": "Release?", "waiting": True}

@@ -1,0 +1,113 @@
+"""Templates: what is replaced, what keeps its type, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tables.templates import LARGEST_RENDERED, TemplateFailed, expressions, render, render_text
+
+INPUTS = {"title": "Login", "points": 5, "plan": {"id": "p-1", "tags": ["a", "b"]}, "nothing": None}
+OUTPUTS = {"review": {"score": 0.5, "items": [{"name": "x"}]}}
+
+
+def rendered(template: Any) -> Any:
+    return render(template, INPUTS, OUTPUTS.get)
+
+
+@pytest.mark.parametrize(
+    ("template", "value"),
+    [
+        ("${inputs.points}", 5),
+        ("${ inputs.plan }", {"id": "p-1", "tags": ["a", "b"]}),
+        ("${inputs.plan.tags.1}", "b"),
+        ("${inputs.nothing}", None),
+        ("${steps.review.score}", 0.5),
+        ("${steps.review.items.0.name}", "x"),
+        ("${steps.review}", {"score": 0.5, "items": [{"name": "x"}]}),
+    ],
+)
+def test_a_sole_expression_keeps_the_type_of_its_value(template: str, value: Any) -> None:
+    assert rendered(template) == value
+
+
+def test_inside_text_strings_stand_as_they_are_and_all_else_becomes_json() -> None:
+    assert rendered("${inputs.title}: ${inputs.points}, ${inputs.plan}, ${inputs.nothing}") == (
+        'Login: 5, {"id":"p-1","tags":["a","b"]}, null'
+    )
+
+
+def test_text_is_asked_for_where_text_is_needed() -> None:
+    assert render_text("${inputs.points}", INPUTS, OUTPUTS.get) == "5"
+
+
+def test_leaves_of_nested_templates_are_replaced_and_the_template_is_left_as_it_was() -> None:
+    template = {"a": ["${inputs.title}", 1, None], "b": {"c": "${steps.review.score}"}}
+    assert rendered(template) == {"a": ["Login", 1, None], "b": {"c": 0.5}}
+    assert template["a"] == ["${inputs.title}", 1, None]
+
+
+@pytest.mark.parametrize("text", ["$5", "${HOME}", "${}", "${inputs}", "${input.title}", "$${x", "}{"])
+def test_anything_else_is_plain_text(text: str) -> None:
+    assert rendered(text) == text
+
+
+def test_what_is_put_in_is_never_read_as_a_template() -> None:
+    assert render("<${inputs.a}>", {"a": "${inputs.b}", "b": "secret"}, OUTPUTS.get) == "<${inputs.b}>"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "inputs.absent",
+        "inputs.plan.absent",
+        "inputs.plan.tags.2",
+        "inputs.plan.tags.x",
+        "inputs.title.0",
+        "steps.other.x",
+    ],
+)
+def test_a_missing_value_is_an_error_that_names_the_path(path: str) -> None:
+    with pytest.raises(TemplateFailed) as caught:
+        rendered(f"see ${{{path}}}")
+    assert caught.value.code == "template_unresolved"
+    assert path in caught.value.message
+
+
+def test_a_path_with_empty_parts_is_unresolved() -> None:
+    for text in ("${inputs.}", "${inputs.plan..id}", "${steps.}"):
+        with pytest.raises(TemplateFailed, match="template_unresolved"):
+            rendered(text)
+
+
+def test_a_small_template_cannot_make_a_huge_value() -> None:
+    inputs = {"big": "x" * (LARGEST_RENDERED // 10)}
+    with pytest.raises(TemplateFailed, match="template_too_large"):
+        render(["${inputs.big}"] * 11, inputs, OUTPUTS.get)
+    assert len(render("${inputs.big}" * 10, inputs, OUTPUTS.get)) == LARGEST_RENDERED // 10 * 10
+
+
+def test_nesting_is_bounded_in_templates_and_in_values() -> None:
+    deep: Any = "${inputs.title}"
+    value: Any = 1
+    for _ in range(100):
+        deep = [deep]
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(TemplateFailed, match="template_too_deep"):
+        rendered(deep)
+    with pytest.raises(TemplateFailed, match="template_too_deep"):
+        list(expressions(deep))
+    with pytest.raises(TemplateFailed, match="template_too_deep"):
+        render("${inputs.v}", {"v": value}, OUTPUTS.get)
+
+
+def test_expressions_are_listed_in_order_for_checks_at_load() -> None:
+    found = list(expressions({"a": "${inputs.x.y} ${steps.s}", "b": ["${steps.t.u.v}", 3]}))
+    assert [(e.root, e.name, e.path) for e in found] == [
+        ("inputs", "x", "y"),
+        ("steps", "s", ""),
+        ("steps", "t", "u.v"),
+    ]
+    assert [str(e) for e in found] == ["inputs.x.y", "steps.s", "steps.t.u.v"]

@@ -7,7 +7,6 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import structlog
-from tables.liveness import waiting_for
 
 from steps.ports import Clock
 from streams.answers import Answers, Folded, Watchers
@@ -23,6 +22,7 @@ from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
 from tables.instance import TERMINAL, Instance
 from tables.kinds import Kinds
+from tables.liveness import waiting_for
 from tables.loader import load_pinned
 
 log = structlog.get_logger(__name__)

@@ -7,7 +7,10 @@ import sys
 
 import structlog
 
-NOISY = ("aiokafka", "faust", "mode", "aiohttp", "asyncio", "grpc", "nats")
+NOISY = ("aiokafka", "faust", "mode", "aiohttp", "asyncio", "grpc", "nats", "streams.transport")
+"""Libraries, and Faust's services of ours, that report each start and stop: from WARNING up only."""
+FALSE_ALARMS = ("aiokafka.consumer.group_coordinator",)
+"""Says ERROR while a young broker looks for its coordinator; readiness tells when that lasts."""
 
 
 def configure(level: str, style: str) -> None:
@@ -38,4 +41,8 @@ def configure(level: str, style: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for name in NOISY:
-        logging.getLogger(name).setLevel(max(logging.getLevelName(level.upper()), logging.WARNING))
+        logging.getLogger(name).setLevel(
+            max(root.level, logging.WARNING) if root.level > logging.DEBUG else logging.DEBUG
+        )
+    for name in FALSE_ALARMS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, ClassVar
+from typing import Any
 from weakref import ref
 
 import faust
@@ -21,7 +21,7 @@ from streams import topics
 from streams.transport.batch import AgentGone, PartBatch
 
 
-class BatchSchema(faust.Schema):
+class BatchSchema(faust.Schema):  # type: ignore[type-arg]
     """Lets batches pass undecoded; every other message is decoded as usual."""
 
     def compile(self, app: Any, **options: Any) -> Callable[..., Awaitable[Any]]:
@@ -38,6 +38,8 @@ class BatchSchema(faust.Schema):
 class BatchStream(faust.Stream):  # type: ignore[type-arg]
     """A stream of batches: yields `Batch` objects and hands each back to its part when the next is asked for."""
 
+    app: Any
+    channel: Any
     open: PartBatch | None = None
     """The batch the agent works on."""
     ended = False
@@ -93,9 +95,9 @@ def supervised(name: str, fun: Callable[[Any], Awaitable[None]]) -> Callable[[An
             stream.hand_back(failure)
             raise
         if not stream.ended:
-            failure = RuntimeError(f"agent {name} left its stream; it must read for as long as the stream lasts")
-            stream.hand_back(failure)
-            raise failure
+            left = RuntimeError(f"agent {name} left its stream; it must read for as long as the stream lasts")
+            stream.hand_back(left)
+            raise left
 
     return agent
 
@@ -105,8 +107,8 @@ class Supervisor(OneForOneSupervisor):
 
     async def restart_service(self, service: Any) -> None:
         index = self._index[service]
-        assert self.replacement is not None
-        actor: Any = await self.replacement(service, index)
+        replace: Any = self.replacement
+        actor = await replace(service, index)
         actor.supervisor = self
         self.insert(index, actor)
         await actor.maybe_start()
@@ -114,6 +116,8 @@ class Supervisor(OneForOneSupervisor):
 
 class RowsTable(faust.Table):  # type: ignore[type-arg]
     """Declares a table on the app (`faust tables` lists it). Its rows live in the parts; reading goes through them."""
+
+    app: Any
 
     def __init__(self, app: Any, **options: Any) -> None:
         super().__init__(app, **{**options, "key_type": bytes, "value_type": bytes})
@@ -145,9 +149,9 @@ class RowsTable(faust.Table):  # type: ignore[type-arg]
 
 
 class Tables(TableManager):
-    """Faust's registry of tables; taking and recovering partitions is the owner's, so nothing here reads a changelog."""
+    """Faust's registry of tables; partitions are taken and recovered by the owner: nothing here reads a changelog."""
 
-    RECOVERY_NOT_USED: ClassVar[str] = "rows are recovered by streams.transport.part"
+    app: Any
 
     async def on_start(self) -> None:
         self._tables_finalized.set()

@@ -1,21 +1,22 @@
 """The Faust application of the engine: real Faust agents on one of our logs, run inside the program's own loop.
 
-    app = create_app("ceremony-engine", "kafka://broker:9092", clock=HostClock(), partitions=16, topics=SPECS, prefix="c")
-    app.attach(AgentSpec("ceremony", "c.commands", tables=[...]), ceremony)     # async def ceremony(stream): ...
-    app.on_crash = lambda failure: stop.set()                                  # the worker must end
-    await app.start()                                                          # topics exist, agents run, group joined
+    app = create_app("ceremony-engine", "kafka://broker:9092", clock=clock, partitions=16, topics=SPECS, prefix="c")
+    app.attach(AgentSpec("ceremony", "c.commands", tables=[...]), ceremony)   # async def ceremony(stream): ...
+    app.on_crash = lambda failure: stop.set()                               # the worker must end
+    await app.start()                                                       # topics exist, agents run, group joined
     ...
-    await app.stop()                                                           # last checkpoints, group left
+    await app.stop()                                                        # last checkpoints, group left
 
-Or `async with app:`. Faust's command line does not own the process (signals are the program's), yet `faust -A module agents`
-and `faust -A module tables` list what a module-level `app` has attached. `start` returns before partitions are recovered:
-`settled` tells when every assigned partition is served or known not to be. `stop` is idempotent and works after a crash.
+Or `async with app:`. Faust's command line does not own the process (signals are the program's), yet
+`faust -A module agents` and `faust -A module tables` list what a module-level `app` has attached. `start` returns before
+partitions are recovered: `settled` tells when every assigned partition is served or known not to be. `stop` is
+idempotent and works after a crash.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import faust
 from yarl import URL
@@ -23,9 +24,10 @@ from yarl import URL
 from steps.ports import Clock
 from streams import topics as names
 from streams.transport.agents import BatchSchema, BatchStream, RowsTable, Supervisor, Tables, supervised
+from streams.transport.batch import PartBatch
 from streams.transport.contract import AgentSpec, Batch, Log, PartitionView, TopicSpec
 from streams.transport.dead_letters import DeadLetters
-from streams.transport.membership import Transport
+from streams.transport.membership import Membership, Transport
 from streams.transport.owner import Owner
 from streams.transport.part import Limits, Part
 
@@ -40,7 +42,7 @@ class CeremonyApp(faust.App):
 
     def __init__(
         self,
-        id: str,
+        name: str,
         *,
         clock: Clock,
         partitions: int,
@@ -65,14 +67,14 @@ class CeremonyApp(faust.App):
         self.on_crash: Callable[[BaseException], None] | None = None
         self.failure: BaseException | None = None
         self._owner: Owner | None = None
-        super().__init__(id, **{**_settings(partitions, worker_id), **settings})
+        super().__init__(name, **{**_settings(partitions, worker_id), **settings})
 
     # ---- declaring
 
     def attach(self, spec: AgentSpec, fun: AgentFunction) -> Any:
         """Declare an agent and its tables: `async def fun(stream)`, where the stream yields `contract.Batch` objects.
 
-        Returns the Faust agent. Raises ValueError for a second agent of the same name or topic, RuntimeError when started.
+        Returns the Faust agent. Raises ValueError for a name or a topic that is taken, RuntimeError when started.
         """
         if self._owner is not None:
             raise RuntimeError(f"agent {spec.name} is attached too late: the app's partitions are declared already")
@@ -89,9 +91,7 @@ class CeremonyApp(faust.App):
 
     @property
     def driver(self) -> Transport:
-        transport = self.transport
-        assert isinstance(transport, Transport)
-        return transport
+        return cast("Transport", self.transport)
 
     @property
     def commit_log(self) -> Log:
@@ -106,7 +106,7 @@ class CeremonyApp(faust.App):
                 partitions=self.partitions,
                 clock=self.clock,
                 make_backend=self.driver.backend,
-                deliver=lambda batch: self.consumer.deliver(batch),
+                deliver=self._deliver,
                 dead_letters=self._dead_letters(),
                 fail=self.fail,
                 limits=self.limits,
@@ -147,14 +147,17 @@ class CeremonyApp(faust.App):
         await self.commit_log.stop()
         await super().on_shutdown()
 
+    async def _deliver(self, batch: PartBatch) -> None:
+        await cast("Membership", self.consumer).deliver(batch)
+
     async def _stop_consumer(self) -> None:
         """Before Faust suspends its streams: batches in hand are finished and checkpointed."""
         if self._consumer is not None:
-            await self._consumer.give_up()
+            await cast("Membership", self._consumer).give_up()
 
-    async def crash(self, reason: BaseException) -> None:
+    def _crash(self, reason: BaseException) -> None:
         """A failure anywhere in Faust's tree of services: the program hears of it and ends the worker."""
-        await super().crash(reason)
+        super()._crash(reason)
         self._report(reason)
 
     def fail(self, failure: BaseException) -> None:
@@ -216,7 +219,8 @@ def create_app(
     """An app on the log at `url` (`kafka://host:port[,host:port]` or `sqlite:///path`); `name` is its consumer group.
 
     `topics`: those to be created, full names; changelogs are added by `attach`. `settings`: `replication` (factor),
-    `topic_config` (extra settings of every topic), `limits`, and any setting of Faust. Raises ValueError for another scheme.
+    `topic_config` (extra settings of every topic), `limits`, and any setting of Faust. Raises ValueError for another
+    scheme.
     """
     app = CeremonyApp(
         name,
@@ -235,11 +239,11 @@ def create_app(
 def _transport(url: str) -> type[Transport]:
     scheme = url.partition("://")[0]
     if scheme == "kafka":
-        from streams.transport import kafka
+        from streams.transport import kafka  # noqa: PLC0415 - only the driver that is used is loaded
 
         return kafka.Transport
     if scheme == "sqlite":
-        from streams.transport import sqlite
+        from streams.transport import sqlite  # noqa: PLC0415 - as above
 
         return sqlite.Transport
     raise ValueError(f"log_url_invalid: {url!r} is neither kafka://host:port nor sqlite:///path")

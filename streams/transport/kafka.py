@@ -1,4 +1,4 @@
-"""The Kafka driver: the group's membership, and for each partition a backend with fencing, recovery and transactions."""
+"""The Kafka driver: membership of the group, and for each partition fencing, recovery and transactions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from streams.transport.contract import (
     AgentSpec,
     Fenced,
     LogFailed,
+    LogUnavailable,
     Out,
     PositionRow,
     Record,
@@ -89,7 +90,8 @@ class Consumer(membership.Membership):
 
     @property
     def group(self) -> AIOKafkaConsumer:
-        assert self._group is not None
+        if self._group is None:
+            raise LogUnavailable("log_unavailable: not a member of the group")
         return self._group
 
     def silence(self, tps: Iterable[TopicPartition]) -> None:
@@ -143,7 +145,7 @@ class Transport(membership.Transport):
         self._log = KafkaLog(
             self.servers, app.clock, replication=app.replication, topic_config=app.topic_config, fail=app.fail
         )
-        self.reader: Reader | None = None
+        self.reader = Reader(self.servers, app.clock)
         self.recovery = Recovery(self.servers, app.clock)
         self._offsets: dict[TopicPartition, int] = {}
         self._committing = asyncio.Lock()
@@ -159,7 +161,6 @@ class Transport(membership.Transport):
     async def open(self) -> None:
         """Before the group is joined: the reader of everything that may be assigned."""
         app = self.app
-        self.reader = Reader(self.servers, app.clock)
         tps = [TopicPartition(topic, number) for topic in app.attached_topics for number in range(app.partitions)]
         await self.reader.start(tps)
         self._committer = app.clock.spawn(self._commit_offsets_often(), name="kafka group offsets")
@@ -170,9 +171,7 @@ class Transport(membership.Transport):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._committer
             self._committer = None
-        reader, self.reader = self.reader, None
-        if reader is not None:
-            await reader.stop()
+        await self.reader.stop()
 
     # ---- offsets of the group: step agents resume there; for agents with tables they are for lag tools only
 
@@ -203,7 +202,6 @@ class KafkaBackend:
     """Fulfils `contract.Backend` for one partition of one agent."""
 
     def __init__(self, transport: Transport, spec: AgentSpec, number: int, still: Still) -> None:
-        assert transport.reader is not None
         app = transport.app
         self._transport = transport
         self._reader = transport.reader
@@ -266,7 +264,8 @@ class KafkaBackend:
 
     async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
         writer = self._writer
-        assert writer is not None
+        if writer is None:
+            raise LogFailed(f"not_taken: {self._tp.topic}[{self._tp.partition}] was never taken")
         try:
             await writer.begin_transaction()
             for number, (table, tp) in enumerate(self._changelogs.items()):

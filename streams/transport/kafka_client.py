@@ -1,4 +1,4 @@
-"""aiokafka as the driver needs it: producers, readers, produce batches. With `kafka` the only user of its private names."""
+"""aiokafka as the driver needs it: producers, produce batches, readers, recovery."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from steps.ports import Clock
-from streams.transport.contract import LARGEST_RECORD, Header, LogFailed, Record
+from streams.transport.contract import LARGEST_RECORD, Header, LogFailed, LogUnavailable, Record
 
 PRODUCE_BATCH = 900_000
 """Bytes of a produce batch of more than one record: below LARGEST_BATCH with its framing."""
@@ -59,11 +59,14 @@ def to_records(fetched: Sequence[Any]) -> list[Record]:
 
 
 def append_batches(
-    producer: AIOKafkaProducer, tp: TopicPartition, records: Iterable[tuple[bytes | None, bytes | None, Sequence[Header]]]
+    producer: AIOKafkaProducer,
+    tp: TopicPartition,
+    records: Iterable[tuple[bytes | None, bytes | None, Sequence[Header]]],
 ) -> list[Awaitable[Any]]:
     """Put records into as few produce batches as possible and queue them; one future per batch.
 
-    `timestamp` does not matter: topics have LogAppendTime. Past `send_batch`, which would wait for the partition's last batch to be drained before it queues another.
+    Past `send_batch`, which would wait for the partition's last batch to be drained before it queues another. The
+    timestamp does not matter: topics have LogAppendTime.
     """
     accumulator = producer._message_accumulator
     if accumulator._exception is not None:
@@ -85,15 +88,23 @@ def append_batches(
 
 
 class Reader:
-    """Reads the partitions that are ours. All partitions are assigned once and paused; taking one seeks and resumes it."""
+    """Reads the partitions that are ours. All are assigned once and paused; taking one seeks and resumes it."""
 
     def __init__(self, servers: Sequence[str], clock: Clock) -> None:
-        self._consumer = new_reader(servers)
+        self._servers = servers
         self._clock = clock
+        self._client: AIOKafkaConsumer | None = None
         self._waiting: dict[TopicPartition, asyncio.Future[None]] = {}
         self._pump: asyncio.Task[None] | None = None
 
+    @property
+    def _consumer(self) -> AIOKafkaConsumer:
+        if self._client is None:
+            raise LogUnavailable("log_unavailable: the reader is not connected to Kafka")
+        return self._client
+
     async def start(self, tps: Sequence[TopicPartition]) -> None:
+        self._client = new_reader(self._servers)
         await self._consumer.start()
         self._consumer._fetcher._prefetch_backoff = 0.0  # else one busy partition holds the fetches of all
         self._consumer.assign(list(tps))
@@ -107,7 +118,10 @@ class Reader:
             self._pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._pump
-        await self._consumer.stop()
+            self._pump = None
+        client, self._client = self._client, None
+        if client is not None:
+            await client.stop()
 
     async def range(self, tp: TopicPartition) -> tuple[int, int]:
         """(start, end) of the log of a partition."""
@@ -120,7 +134,8 @@ class Reader:
         self._consumer.resume(tp)
 
     def drop(self, tp: TopicPartition) -> None:
-        self._consumer.pause(tp)
+        if self._client is not None:
+            self._client.pause(tp)
 
     async def fetch(self, tp: TopicPartition, limit: int) -> list[Record]:
         """At least one record; nothing is lost when it is cancelled, for records leave the consumer in one step."""
@@ -194,7 +209,7 @@ class Recovery:
                 if self._new:
                     await self._begin(reader, jobs)
                 await self._read(reader, jobs)
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001 - handed to every part that waits
             for job in [*jobs.values(), *self._new]:
                 if not job.done.done():
                     job.done.set_exception(failure)

@@ -180,7 +180,8 @@ class KafkaLog:
             await self._clock.sleep(WATCH_SECONDS)
             try:
                 async with self._clock.timeout(WATCH_SECONDS * 2):
-                    self._state = "ok" if await reader._client._metadata_update(reader._client.cluster, []) else "no answer"
+                    answered = await reader._client._metadata_update(reader._client.cluster, [])
+                self._state = "ok" if answered else "no answer"
             except (KafkaError, TimeoutError):
                 self._state = "no answer"
 

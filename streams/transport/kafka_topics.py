@@ -70,9 +70,7 @@ async def _create(
             raise LogFailed(f"topic_refused: Kafka does not create {name} (error {code}): {reason}")
 
 
-async def _appeared(
-    admin: AIOKafkaAdminClient, wanted: Mapping[str, TopicSpec], clock: Clock
-) -> dict[str, list[Any]]:
+async def _appeared(admin: AIOKafkaAdminClient, wanted: Mapping[str, TopicSpec], clock: Clock) -> dict[str, list[Any]]:
     """A topic just created is known to a broker a moment later, and has leaders another moment later."""
     deadline = clock.monotonic() + _SECONDS_TO_APPEAR
     while True:

@@ -25,6 +25,7 @@ GIVE_UP_SECONDS = 10.0
 class Membership(FaustConsumer):
     """Consumer of a worker that owns every partition (one process); a group's consumer overrides `subscribe`."""
 
+    app: Any
     consumer_stopped_errors = ()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -70,6 +71,7 @@ class Membership(FaustConsumer):
         """One event for the whole batch, by way of Faust's conductor into the stream of its agent."""
         last = batch.last
         tp = TP(last.topic, last.partition)
+        value: Any = batch  # Faust expects bytes here; `BatchSchema` lets it pass
         await self.callback(
             ConsumerMessage(
                 last.topic,
@@ -79,7 +81,7 @@ class Membership(FaustConsumer):
                 1,
                 None,
                 None,
-                batch,
+                value,
                 None,
                 0,
                 0,
@@ -100,13 +102,13 @@ class Membership(FaustConsumer):
     def assignment(self) -> set[TP]:
         return set(self._tps)
 
-    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:  # noqa: FBT001, FBT002
         return False
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         return False
 
-    async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
+    async def _getmany(self, active_partitions: Any, timeout: float) -> Any:  # noqa: ASYNC109
         await self.sleep(timeout)
         return {}
 
@@ -191,6 +193,7 @@ class Transport(base.Transport):
 
     Consumer = Membership
     Producer = Producer
+    app: Any
     default_port = 0
     driver_version = "ceremony"
 

@@ -22,7 +22,7 @@ SHORTEST_INTERVAL = 0.5
 INTERVAL_PER_PARTITION = 0.040
 """Seconds each partition owned adds to the interval: a transaction costs the broker some milliseconds."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds before a partition that failed is taken again; the first gives a fenced worker time to hear of a rebalance."""
+"""Seconds before a partition that failed is taken again: time for a fenced worker to hear of a rebalance."""
 
 
 class Superseded(Exception):
@@ -109,12 +109,12 @@ class Owner:
                 )
                 self._serving[name, number] = serving
 
-    async def give_up(self, timeout: float) -> None:
-        """Finish the batches in hand within `timeout` seconds, checkpoint, let go. Also ends a take-over under way."""
+    async def give_up(self, seconds: float) -> None:
+        """Finish the batches in hand within `seconds`, checkpoint, let go. Also ends a take-over under way."""
         async with self._lock:
-            await self._give_up(timeout)
+            await self._give_up(seconds)
 
-    async def _give_up(self, timeout: float) -> None:
+    async def _give_up(self, seconds: float) -> None:
         self._epoch += 1
         self._assigned = set()
         serving, self._serving = self._serving, {}
@@ -126,21 +126,21 @@ class Owner:
                 task.cancel()  # still recovering, or pausing between two attempts
             else:
                 part.stop()
-        late = await self._wait(set(serving.values()), timeout)
+        late = await self._wait(set(serving.values()), seconds)
         for key, task in serving.items():
             if task in late and (part := self._parts.get(key)) is not None:
-                logger.warning("%r: its agent did not finish the batch in hand within %.0f s", part, timeout)
+                logger.warning("%r: its agent did not finish the batch in hand within %.0f s", part, seconds)
                 part.abort()
         for task in await self._wait(late, 15.0):
             logger.error("%s did not end; dropped", task.get_name())
             task.cancel()
 
-    async def _wait(self, tasks: set[asyncio.Task[None]], timeout: float) -> set[asyncio.Task[None]]:
-        """Wait for tasks; returns those that are not done after `timeout` seconds."""
+    async def _wait(self, tasks: set[asyncio.Task[None]], seconds: float) -> set[asyncio.Task[None]]:
+        """Wait for tasks; returns those that are not done after `seconds`."""
         pending = {task for task in tasks if not task.done()}
         if pending:
             try:
-                async with self._clock.timeout(timeout):
+                async with self._clock.timeout(seconds):
                     await asyncio.wait(pending)
             except TimeoutError:
                 pass

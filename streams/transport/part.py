@@ -1,8 +1,8 @@
 """One partition of one agent: reads it, hands over one batch at a time, and checkpoints rows, effects and position.
 
-It knows neither Faust nor Kafka: a `Backend` is the log beneath it, `deliver` the agent above it, and a `Clock` all its
-waiting. The order of writes is the engine's whole guarantee (design.md §3): effects are sent as soon as a batch is taken
-back; a checkpoint waits for exactly those effects and then writes rows and position in one transaction.
+It knows neither Faust nor Kafka: a `Backend` is the log beneath it, `deliver` the agent above it, a `Clock` all its
+waiting. The order of writes is the engine's whole guarantee (design.md §3): effects are sent as soon as a batch is
+taken back; a checkpoint waits for exactly those effects and then writes rows and position in one transaction.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ _CHUNK = 200
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a part checkpoints beside its interval, and how many records may be held at once."""
+    """When a part checkpoints beside its interval, and how many records may be held at once.
+
+    Reading goes on during a checkpoint; at twice `commands` or `bytes` it waits for the log.
+    """
 
     commands: int = 5_000
     bytes: int = 8 * 1024 * 1024
@@ -127,6 +130,7 @@ class Part:
         self._room = asyncio.Event()
         self._commands = 0
         self._bytes = 0
+        self._due = asyncio.Event()
         self._lock = asyncio.Lock()
         self._broken = False
         self._stopping = False
@@ -174,7 +178,7 @@ class Part:
     # ---- taking the partition
 
     async def take(self) -> None:
-        """Recover rows and position. Raises Unserved, LogFailed (another partition count), and what the backend does."""
+        """Recover rows and position. Raises Unserved, LogFailed (another partition count), what the backend raises."""
         recovered = await self._backend.take()
         self._next = self._saved = await self._starting_point(recovered)
         await self._decode(recovered)
@@ -206,11 +210,13 @@ class Part:
         where = f"{self.spec.topic}[{self.number}]: position {begin}, log {recovered.start}..{recovered.end}"
         if begin < recovered.start:
             raise Unserved(
-                "position_below_log_start", f"{where}: commands not yet folded were deleted; restore the log or rehydrate"
+                "position_below_log_start",
+                f"{where}: commands not yet folded were deleted; restore the log or rehydrate",
             )
         if begin > recovered.end:
             raise Unserved(
-                "position_beyond_log_end", f"{where}: the log lost records that were folded; restore the log or rehydrate"
+                "position_beyond_log_end",
+                f"{where}: the log lost records that were folded; restore the log or rehydrate",
             )
 
     async def _compare(self, row: PositionRow) -> None:
@@ -284,6 +290,9 @@ class Part:
         self._wake_waiters_for_good()
         if self._flush is not None:
             self._flush.cancel()
+        for ack in self._pending:  # nobody waits for these any more: a failure among them is no news
+            if isinstance(ack, asyncio.Future):
+                ack.add_done_callback(_retrieve)
         await self._backend.close()
         if self.spec.on_lost is not None:
             self.spec.on_lost(self.number)
@@ -299,7 +308,9 @@ class Part:
             self._idle = False
             await self._work(records)
             if self._commands >= self._limits.commands or self._bytes >= self._limits.bytes:
-                await self.checkpoint()
+                self._due.set()
+                if self._commands >= 2 * self._limits.commands or self._bytes >= 2 * self._limits.bytes:
+                    await self.checkpoint()  # the log is slower than the agent: wait for it
 
     async def _work(self, records: Sequence[Record]) -> None:
         failure = await self._hand_over(records)
@@ -434,13 +445,19 @@ class Part:
 
     async def _save(self) -> None:
         while True:
-            await self._clock.sleep(self._interval())
+            try:
+                async with self._clock.timeout(self._interval()):
+                    await self._due.wait()
+            except TimeoutError:
+                pass
+            self._due.clear()
             await self.checkpoint()
 
     async def checkpoint(self) -> None:
-        """Make durable what is folded so far. One that fails is never followed by another: rows and effects taken
+        """Make durable what is folded so far.
 
-        here would be missing below the position of the next. Raises Fenced, LogFailed, and what the backend does.
+        One that fails is never followed by another: rows and effects taken here would be missing below the position
+        of the next. Raises Fenced, LogFailed, what the backend raises.
         """
         async with self._lock:
             if self._broken or not self._moved():
@@ -461,7 +478,7 @@ class Part:
         return bool(self._pending or self._outbox) or self._committable() != self._saved
 
     def _committable(self) -> int:
-        return min(self._next, min(self._held)) if self._held else self._next
+        return min(self._held) if self._held else self._next
 
     def _snapshot(self) -> _Snapshot:
         if self._outbox:
@@ -476,10 +493,13 @@ class Part:
         for ack in pending:
             try:
                 await ack
-            except Exception as error:  # look at every one: none may stay unretrieved
+            except Exception as error:  # noqa: BLE001 - look at every one: none may stay unretrieved
                 failure = failure or error
         if failure is not None and not isinstance(failure, LogFailed):
-            raise LogFailed(f"send_refused: an effect of {self.spec.name}[{self.number}] was not acknowledged") from failure
+            raise LogFailed(
+                f"send_refused: an effect of {self.spec.name}[{self.number}] was not acknowledged"
+                f" ({type(failure).__name__})"
+            ) from failure
         if failure is not None:
             raise failure
 
@@ -512,7 +532,13 @@ class Part:
         waiters, self._waiters = self._waiters, []
         for _, _, waiter in waiters:
             if not waiter.done():
-                waiter.set_exception(LogUnavailable(f"partition_moving: {self.spec.name}[{self.number}] is handed over"))
+                moving = LogUnavailable(f"partition_moving: {self.spec.name}[{self.number}] is being handed over")
+                waiter.set_exception(moving)
+
+
+def _retrieve(ack: asyncio.Future[Any]) -> None:
+    if not ack.cancelled():
+        ack.exception()
 
 
 __all__ = ["AGENT_FAILED", "Counters", "Deliver", "Fenced", "Limits", "Part", "Unserved"]

@@ -1,0 +1,34 @@
+"""A module as a user of Faust would write it, for `faust -A tests.transport.listed_app agents`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+
+from bridge.clock import HostClock
+from streams.transport.app import create_app
+from streams.transport.contract import AgentSpec, Batch, TableSpec, TopicSpec
+
+
+async def ceremony(stream: AsyncIterable[Batch]) -> None:
+    """Folds commands into ceremonies."""
+    async for _ in stream:
+        pass
+
+
+async def deliberation(stream: AsyncIterable[Batch]) -> None:
+    """Asks the agents."""
+    async for _ in stream:
+        pass
+
+
+app = create_app(
+    "listed",
+    "kafka://127.0.0.1:9092",
+    clock=HostClock(),
+    partitions=2,
+    topics=[TopicSpec("x.commands", 2), TopicSpec("x.steps.deliberation", 2), TopicSpec("x.deadletters", 2)],
+    prefix="x",
+)
+ROWS = TableSpec("ceremonies", bytes, bytes)
+app.attach(AgentSpec("ceremony", "x.commands", tables=[ROWS]), ceremony)
+app.attach(AgentSpec("deliberation", "x.steps.deliberation"), deliberation)

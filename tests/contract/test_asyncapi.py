@@ -1,0 +1,206 @@
+"""`specs/asyncapi.yaml` is a sound AsyncAPI 3 document, names every subject, and agrees with the engine."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft7Validator
+
+from bridge.nats_in_messages import SUBJECTS
+from streams import codecs
+from tables.effects import Event
+from tests.contract.asyncapi import MessageInvalid, document, validate_message, validator
+
+OUT = {
+    *("ceremony.step.executed", "ceremony.step.retrying", "ceremony.transition.applied"),
+    *("ceremony.publish.requested", "ceremony.publish.completed", "ceremony.dualwrite.reconcile.requested"),
+    *(f"ceremony.{word}" for word in ("started", "completed", "failed", "cancelled", "timed_out", "paused", "resumed")),
+    *("ceremony.gate.opened", "ceremony.gate.decided", "ceremony.deadletter", "ceremony.start.refused"),
+}
+"""The contract's subjects, §5 and §8."""
+
+ROOT = {"asyncapi", "id", "info", "servers", "defaultContentType", "channels", "operations", "components"}
+CHANNEL = {"address", "messages", "title", "summary", "description", "servers", "parameters", "tags", "bindings"}
+OPERATION = {
+    "action",
+    "channel",
+    "messages",
+    "title",
+    "summary",
+    "description",
+    "security",
+    "tags",
+    "bindings",
+    "reply",
+}
+MESSAGE = {"headers", "payload", "correlationId", "contentType", "name", "title", "summary", "description", "examples"}
+COMPONENTS = {"schemas", "messages", "servers", "channels", "operations", "parameters"}
+"""Field names of the AsyncAPI 3.0 specification, as far as we use its objects."""
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "$ref":
+                yield value
+            else:
+                yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def resolve(reference: str) -> Any:
+    assert reference.startswith("#/"), f"{reference} leaves the document"
+    node: Any = document()
+    for part in reference[2:].split("/"):
+        assert part in node, f"{reference} points nowhere"
+        node = node[part]
+    return node
+
+
+def test_the_document_has_the_shape_of_asyncapi_3() -> None:
+    """Objects with their required fields and no others: version, info, servers, channels, operations, components."""
+    doc = document()
+    assert re.fullmatch(r"3\.0\.\d+", doc["asyncapi"])
+    assert set(doc) <= ROOT
+    assert {"title", "version"} <= set(doc["info"])
+    for server in doc["servers"].values():
+        assert {"host", "protocol"} <= set(server)
+    assert set(doc["components"]) <= COMPONENTS
+    for name, channel in doc["channels"].items():
+        assert set(channel) <= CHANNEL, name
+        assert isinstance(channel["address"], str)
+        named = set(re.findall(r"\{(\w+)\}", channel["address"]))
+        assert named == set(channel.get("parameters", {})), f"{name}: address and parameters differ"
+        for message in channel["messages"].values():
+            assert set(message) == {"$ref"}
+            assert message["$ref"].startswith("#/components/messages/")
+    for name, operation in doc["operations"].items():
+        assert set(operation) <= OPERATION, name
+        assert operation["action"] in ("send", "receive")
+        assert operation["channel"]["$ref"].startswith("#/channels/")
+    for name, message in doc["components"]["messages"].items():
+        assert set(message) <= MESSAGE, name
+        assert "payload" in message
+
+
+def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
+    """A schema nobody names is a leftover."""
+    used = set(references(document()))
+    for reference in used:
+        resolve(reference)
+    for kind in ("schemas", "messages"):
+        for name in document()["components"][kind]:
+            assert f"#/components/{kind}/{name}" in used, f"nobody uses {kind}/{name}"
+
+
+def test_every_schema_is_valid_json_schema() -> None:
+    """Draft 7, the schema language of AsyncAPI 3 documents without `schemaFormat`."""
+    for name, schema in document()["components"]["schemas"].items():
+        Draft7Validator.check_schema(schema)
+        assert "description" in schema or "type" in schema, name
+    for message in document()["components"]["messages"].values():
+        Draft7Validator.check_schema(message["payload"])
+
+
+def test_every_subject_of_the_contract_is_there_in_its_direction() -> None:
+    """Sent: the engine's events and the publish steps' own subjects; received: the four of AGENT_RESPONSES."""
+    found: dict[str, set[str]] = {"send": set(), "receive": set()}
+    for operation in document()["operations"].values():
+        found[operation["action"]].add(resolve(operation["channel"]["$ref"])["address"])
+    assert found == {"send": OUT | {"{subject}"}, "receive": set(SUBJECTS)}
+
+
+def test_an_event_type_is_its_subject() -> None:
+    """A message copied to another channel and not renamed is noticed."""
+    for name, channel in document()["channels"].items():
+        ((_, reference),) = channel["messages"].items()
+        message = resolve(reference["$ref"])
+        if channel["address"] in OUT:
+            assert message["name"] == channel["address"], name
+            assert message["payload"]["allOf"][1]["properties"]["event_type"]["const"] == channel["address"]
+
+
+def event(subject: str, payload: dict[str, Any], key: str = "c-1:s-1/2/0@1") -> Any:
+    at = 1_769_860_800_000
+    effect = Event(id=key, subject=subject, instance_id="c-1:s-1", correlation_id="corr", at=at, payload=payload)
+    return json.loads(codecs.event_record(effect, 1, 0, 1)[1])
+
+
+APPLIED = {"instance_id": "c-1:s-1", "from_state": "A", "to_state": "B", "trigger": "go"}
+EXECUTED = {
+    "instance_id": "c-1:s-1",
+    "step_id": "a",
+    "status": "COMPLETED",
+    "current_state": "A",
+    "attempt": 1,
+    "output": [1],
+}
+
+
+def test_an_envelope_of_the_codec_is_valid() -> None:
+    validate_message("ceremony.transition.applied", event("ceremony.transition.applied", APPLIED))
+    validate_message("ceremony.step.executed", event("ceremony.step.executed", EXECUTED))
+    failed = EXECUTED | {"status": "FAILED", "output": {}, "error_code": "timeout", "error_message": ""}
+    validate_message("ceremony.step.executed", event("ceremony.step.executed", failed))
+
+
+def test_an_announced_dead_letter_is_valid() -> None:
+    letter = codecs.decode_dead_letter(*codecs.dead_letter_record("S", 0, 4, "c", "m", key=None, value=b"1"), 1000)
+    validate_message("ceremony.deadletter", json.loads(codecs.dead_letter_event(letter)[1]))
+
+
+def test_a_publish_steps_own_message_is_valid_under_any_subject_but_ours() -> None:
+    own = event("story.ready", {"anything": 1}, key="publish/c-1:s-1/publish_it/1")
+    validate_message("ceremony.story.ready", own)
+    with pytest.raises(MessageInvalid, match="no channel"):
+        validate_message("ceremony.step.invented", own)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"producer": "planning"}, "producer"),
+        ({"correlation_id": ""}, "correlation_id"),
+        ({"idempotency_key": "random"}, "idempotency_key"),
+        ({"timestamp": "yesterday"}, "timestamp"),
+        ({"event_type": "ceremony.started"}, "event_type"),
+        ({"extra": 1}, "extra"),
+        ({"metadata": ...}, "metadata"),
+        ({"payload": {**APPLIED, "extra": 1}}, "extra"),
+        ({"payload": {"instance_id": "c-1:s-1"}}, "from_state"),
+        ({"payload": {**APPLIED, "trigger": ""}}, "trigger"),
+    ],
+)
+def test_what_is_not_as_the_document_says_is_named(change: dict[str, Any], where: str) -> None:
+    """The helper that judges the running engine does find things."""
+    envelope = copy.deepcopy(event("ceremony.transition.applied", APPLIED)) | change
+    envelope = {name: value for name, value in envelope.items() if value is not ...}
+    with pytest.raises(MessageInvalid, match=where):
+        validate_message("ceremony.transition.applied", envelope)
+
+
+def test_errors_belong_to_failed_steps_only() -> None:
+    for payload in ({**EXECUTED, "error_code": "x"}, {**EXECUTED, "status": "FAILED"}):
+        with pytest.raises(MessageInvalid):
+            validate_message("ceremony.step.executed", event("ceremony.step.executed", payload))
+
+
+def test_what_agents_send_is_described_too() -> None:
+    """The incoming schemas take what the executor sends, and a trigger."""
+    envelope = {
+        "event_type": "agent.response.completed",
+        "payload": {"task_id": "t", "agent_id": "a", "status": "completed", "proposal": {"x": 1}, "trigger": "go"},
+        "idempotency_key": "k",
+        "correlation_id": "c",
+        "timestamp": "2026-01-31T12:00:00+00:00",
+        "producer": "ray-executor",
+    }
+    assert validator("agentCompleted").is_valid(envelope)
+    assert not validator("agentTaskExtraction").is_valid(envelope)

@@ -19,6 +19,7 @@ AgentFunction = Callable[[AsyncIterable[Batch]], Coroutine[Any, Any, None]]
 """A plain agent over batches; `app.agent(topic)` takes it."""
 Perform = Callable[[StepRequested, B], Awaitable[Outcome]]
 """Asks the neighbour. Raises Unreachable."""
+BACKSTOP_SECONDS = 30.0
 log = structlog.get_logger(__name__)
 
 
@@ -60,7 +61,7 @@ class Calls(Generic[B]):
     perform: Perform[B]
     concurrency: int = 16
     """Calls under way at most."""
-    seconds: float = 30.0
+    seconds: float = BACKSTOP_SECONDS
     """Backstop behind the neighbour's own deadline, so that no call can keep its place for ever."""
 
 

@@ -16,12 +16,13 @@ from steps.outcome import Outcome, failed
 from steps.reading import Wiring
 from tables.errors import CeremonyError
 from tables.kinds import Completed, Failed, StepContext, Verdict
+from tables.limits import MAX_OUTPUT
 from tables.paths import MISSING, dig
 
 AggregationType = Literal["merge", "list", "concat", "object", "deep_merge", "flatten", "unique"]
 LARGEST_REQUEST = 2 * 1024 * 1024
 """Bytes of all sources together, encoded."""
-_UNMEASURED = LARGEST_REQUEST // (256 * 1024)
+_UNMEASURED = LARGEST_REQUEST // MAX_OUTPUT
 """So many sources cannot exceed the limit: inputs and outputs have 256 KiB each at most."""
 
 

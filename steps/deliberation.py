@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from steps.agent import AgentFunction
+from steps.agent import BACKSTOP_SECONDS, AgentFunction
 from steps.config import Config, Constraints, Count, TaskRole, Text, config_of
 from steps.kind import Kind, unknown_steps
 from steps.ports import Clock, RayExecutor
@@ -156,6 +156,14 @@ def _output(context: StepContext, answers: Mapping[str, Answer]) -> dict[str, An
     }
 
 
-def agent(wiring: Wiring, clock: Clock, ray: RayExecutor, model: Model, *, concurrency: int = 16) -> AgentFunction:
-    """The agent of `steps.deliberation`."""
-    return ray_agent("deliberation", wiring, clock, ray, model, concurrency)
+def agent(
+    wiring: Wiring,
+    clock: Clock,
+    ray: RayExecutor,
+    model: Model,
+    *,
+    concurrency: int = 16,
+    call_seconds: float = BACKSTOP_SECONDS,
+) -> AgentFunction:
+    """The agent of `steps.deliberation`. `call_seconds` is a backstop above the executor's own deadline."""
+    return ray_agent("deliberation", wiring, clock, ray, model, concurrency, call_seconds)

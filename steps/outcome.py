@@ -9,9 +9,7 @@ import msgspec
 
 from tables.commands import StepOutcome, encode_command
 from tables.effects import StepRequested
-
-LARGEST_OUTPUT = 256 * 1024
-"""Bytes of an encoded output; above it the attempt fails and the output stays behind (design §2)."""
+from tables.limits import MAX_OUTPUT
 
 _encoder = msgspec.json.Encoder()
 
@@ -38,10 +36,10 @@ INTERNAL_ERROR = failed("internal_error", "the agent of the step failed unexpect
 
 
 def encode_outcome(request: StepRequested, outcome: Outcome) -> bytes:
-    """The value of the StepOutcome record that answers `request`."""
+    """The value of the StepOutcome record that answers `request`; an output too large to be kept stays behind."""
     output = b"null" if outcome.output is None else _encoder.encode(outcome.output)
-    if len(output) > LARGEST_OUTPUT:
-        message = f"the output has {len(output)} bytes, at most {LARGEST_OUTPUT} are allowed"
+    if len(output) > MAX_OUTPUT:
+        message = f"the output has {len(output)} bytes, at most {MAX_OUTPUT} are allowed"
         return encode_outcome(request, failed("output_too_large", message, retryable=False))
     return encode_command(
         StepOutcome(

@@ -39,7 +39,7 @@ class Model:
 
 
 def ray_agent(
-    name: str, wiring: Wiring, clock: Clock, ray: RayExecutor, model: Model, concurrency: int
+    name: str, wiring: Wiring, clock: Clock, ray: RayExecutor, model: Model, concurrency: int, seconds: float
 ) -> AgentFunction:
     """The agent of `steps.<name>`: hands over each task; its results come later, on NATS."""
 
@@ -49,7 +49,7 @@ def ray_agent(
             return Outcome("submitted", deliberation_id=answer.deliberation_id)
         return failed(answer.code or "ray_refused", answer.message or "the Ray executor refused the task")
 
-    return calling(name, wiring, TaskBody, Calls(clock, "ray_executor", perform, concurrency))
+    return calling(name, wiring, TaskBody, Calls(clock, "ray_executor", perform, concurrency, seconds))
 
 
 def _task(request: StepRequested, body: TaskBody, model: Model) -> RayTask:

@@ -121,6 +121,6 @@ class Reader(Generic[B]):
                 batch.dead_letter(record, "request_undecodable", f"no body of this kind: {error}")
                 continue
             if 0 < request.deadline <= self._now():
-                log.info("late_request_dropped", instance=request.instance_id, step=request.step_id, effect=request.id)
+                log.debug("late_request_dropped", instance=request.instance_id, step=request.step_id, effect=request.id)
             elif not self._served.repeats(request.id, record.offset):
                 yield Asked(record, request, body)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, StringConstraints
 
-from steps.agent import AgentFunction
+from steps.agent import BACKSTOP_SECONDS, AgentFunction
 from steps.config import Config, Constraints, Text, config_of
 from steps.kind import Kind, unknown_steps
 from steps.ports import Clock, RayExecutor
@@ -183,6 +183,14 @@ def _refused(code: str, message: str) -> Failed:
     return Failed(code, message, retryable=False)
 
 
-def agent(wiring: Wiring, clock: Clock, ray: RayExecutor, model: Model, *, concurrency: int = 16) -> AgentFunction:
-    """The agent of `steps.task_extraction`."""
-    return ray_agent("task_extraction", wiring, clock, ray, model, concurrency)
+def agent(
+    wiring: Wiring,
+    clock: Clock,
+    ray: RayExecutor,
+    model: Model,
+    *,
+    concurrency: int = 16,
+    call_seconds: float = BACKSTOP_SECONDS,
+) -> AgentFunction:
+    """The agent of `steps.task_extraction`. `call_seconds` is a backstop above the executor's own deadline."""
+    return ray_agent("task_extraction", wiring, clock, ray, model, concurrency, call_seconds)

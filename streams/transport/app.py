@@ -3,7 +3,7 @@
     app = create_app("ceremony-engine", "kafka://broker:9092", clock=clock, partitions=16, topics=SPECS, prefix="c")
     app.attach(AgentSpec("ceremony", "c.commands", tables=[...]), ceremony)   # async def ceremony(stream): ...
     app.on_crash = lambda failure: stop.set()                               # the worker must end
-    await app.start()                                                       # topics exist, agents run, group joined
+    await app.start()                                                       # topics made, agents run, group joined
     ...
     await app.stop()                                                        # last checkpoints, group left
 

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import KafkaError, ProducerFenced
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from streams import topics
@@ -17,7 +17,7 @@ from streams.transport import membership
 from streams.transport.contract import (
     POSITION_KEY,
     AgentSpec,
-    Fenced,
+    Header,
     LogFailed,
     LogUnavailable,
     Out,
@@ -26,12 +26,10 @@ from streams.transport.contract import (
     Recovered,
 )
 from streams.transport.kafka_client import (
-    REQUEST_TIMEOUT_MS,
-    TRANSACTION_TIMEOUT_MS,
     Reader,
     Recovery,
+    TransactionalWriter,
     append_batches,
-    new_producer,
 )
 from streams.transport.kafka_log import KafkaLog
 from streams.transport.owner import Still, Superseded
@@ -214,7 +212,7 @@ class KafkaBackend:
             for table in spec.tables
         }
         self._transactional_id = f"{app.conf.id}-{spec.name}-{number}"
-        self._writer: AIOKafkaProducer | None = None
+        self._writer: TransactionalWriter | None = None
 
     async def take(self) -> Recovered:
         position: PositionRow | None = None
@@ -238,13 +236,8 @@ class KafkaBackend:
     async def _fence(self) -> None:
         """From here on the former owner cannot write the changelogs."""
         self._check()
-        writer = new_producer(
-            self._transport.servers,
-            transactional_id=self._transactional_id,
-            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
-        )
-        self._writer = writer
-        await writer.start()
+        self._writer = TransactionalWriter(self._transport.servers, self._transactional_id, self._clock)
+        await self._writer.start()
         self._check()
 
     def _check(self) -> None:
@@ -266,18 +259,12 @@ class KafkaBackend:
         writer = self._writer
         if writer is None:
             raise LogFailed(f"not_taken: {self._tp.topic}[{self._tp.partition}] was never taken")
-        try:
-            await writer.begin_transaction()
-            for number, (table, tp) in enumerate(self._changelogs.items()):
-                records: list[Any] = [(key, row, ()) for key, row in rows.get(table, {}).items()]
-                if number == 0:
-                    records.append((POSITION_KEY, encode_position(position), ()))
-                if records:
-                    for written in append_batches(writer, tp, records):
-                        await written
-            await writer.commit_transaction()
-        except ProducerFenced as error:
-            raise Fenced(f"fenced: {self._transactional_id} has another owner") from error
+        records: dict[TopicPartition, list[tuple[bytes, bytes | None, Sequence[Header]]]] = {
+            tp: [(key, row, ()) for key, row in rows.get(table, {}).items()] for table, tp in self._changelogs.items()
+        }
+        first = next(iter(self._changelogs.values()))
+        records[first].append((POSITION_KEY, encode_position(position), ()))
+        await writer.write(records)
 
     def commit(self, offset: int) -> None:
         self._transport.commit_soon(self._tp, offset)
@@ -287,6 +274,4 @@ class KafkaBackend:
         await self._transport.commit_now()
         writer, self._writer = self._writer, None
         if writer is not None:
-            with contextlib.suppress(KafkaError, TimeoutError):
-                async with self._clock.timeout(REQUEST_TIMEOUT_MS / 1000 / 24):
-                    await writer.stop()
+            await writer.stop()

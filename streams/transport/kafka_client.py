@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, ProducerFenced
 
 from steps.ports import Clock
-from streams.transport.contract import LARGEST_RECORD, Header, LogFailed, LogUnavailable, Record
+from streams.transport.contract import LARGEST_RECORD, Fenced, Header, LogFailed, LogUnavailable, Record
 
 PRODUCE_BATCH = 900_000
 """Bytes of a produce batch of more than one record: below LARGEST_BATCH with its framing."""
@@ -22,6 +22,7 @@ FETCH_WAIT_MS = 20
 FETCH_BYTES = 5 * 1024 * 1024
 """Bytes fetched of one partition at a time; a record of LARGEST_RECORD fits."""
 TRANSACTION_TIMEOUT_MS = 10_000
+STOP_SECONDS = 5.0
 _NO_HEADERS: list[Header] = []
 
 
@@ -72,19 +73,79 @@ def append_batches(
     if accumulator._exception is not None:
         raise LogFailed(f"producer_failed: {type(accumulator._exception).__name__}") from accumulator._exception
     futures: list[Awaitable[Any]] = []
+
+    def queue(builder: Any) -> None:
+        builder.close()
+        batch = accumulator._append_batch(builder, tp)
+        batch._drain_waiter.add_done_callback(retrieve)
+        futures.append(batch.future)
+
     builder = producer.create_batch()
     append = builder.append
     for key, value, given in records:
         headers = list(given) if given else _NO_HEADERS
         if append(timestamp=0, key=key, value=value, headers=headers) is None:
-            builder.close()
-            futures.append(accumulator._append_batch(builder, tp).future)
+            queue(builder)
             builder = producer.create_batch()
             append = builder.append
             append(timestamp=0, key=key, value=value, headers=headers)
-    builder.close()
-    futures.append(accumulator._append_batch(builder, tp).future)
+    queue(builder)
     return futures
+
+
+def retrieve(future: asyncio.Future[Any]) -> None:
+    """Look at a future's exception, which its owner does not: aiokafka tells the same failure on several futures."""
+    if future.done() and not future.cancelled():
+        future.exception()
+
+
+async def stop_reader(reader: AIOKafkaConsumer, clock: Clock) -> None:
+    """Stop a reader, also one that has just been assigned: aiokafka's task for that must have begun, to end well."""
+    await clock.sleep(0)
+    await reader.stop()
+
+
+class TransactionalWriter:
+    """Writes in transactions under one transactional id; the last who started it owns it, all others are fenced."""
+
+    def __init__(self, servers: Sequence[str], transactional_id: str, clock: Clock) -> None:
+        self._id = transactional_id
+        self._clock = clock
+        self._producer = new_producer(
+            servers, transactional_id=transactional_id, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS
+        )
+
+    async def start(self) -> None:
+        """From here on a former owner cannot write."""
+        await self._producer.start()
+
+    async def write(
+        self, records: Mapping[TopicPartition, Sequence[tuple[bytes, bytes | None, Sequence[Header]]]]
+    ) -> None:
+        """All of it or nothing. Raises Fenced, KafkaError; after an error the writer is of no more use."""
+        futures: list[Any] = []
+        try:
+            await self._producer.begin_transaction()
+            self._producer._txn_manager.wait_for_transaction_end().add_done_callback(retrieve)
+            for tp, some in records.items():
+                if some:
+                    await self._producer.partitions_for(tp.topic)
+                    futures += append_batches(self._producer, tp, some)
+            for written in futures:
+                await written
+            await self._producer.commit_transaction()
+        except BaseException as error:
+            for future in [*futures, self._producer._txn_manager.wait_for_transaction_end()]:
+                if future is not None:
+                    future.add_done_callback(retrieve)
+            if isinstance(error, ProducerFenced):
+                raise Fenced(f"fenced: {self._id} has another owner") from error
+            raise
+
+    async def stop(self) -> None:
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with self._clock.timeout(STOP_SECONDS):
+                await self._producer.stop()
 
 
 class Reader:
@@ -121,7 +182,7 @@ class Reader:
             self._pump = None
         client, self._client = self._client, None
         if client is not None:
-            await client.stop()
+            await stop_reader(client, self._clock)
 
     async def range(self, tp: TopicPartition) -> tuple[int, int]:
         """(start, end) of the log of a partition."""
@@ -216,7 +277,7 @@ class Recovery:
             self._new.clear()
         finally:
             self._task = None
-            await reader.stop()
+            await stop_reader(reader, self._clock)
 
     async def _begin(self, reader: AIOKafkaConsumer, jobs: dict[TopicPartition, _Changelog]) -> None:
         fresh, self._new = self._new, []

@@ -24,7 +24,7 @@ from streams.transport.contract import (
     RecordTooLarge,
     TopicSpec,
 )
-from streams.transport.kafka_client import FETCH_BYTES, FETCH_WAIT_MS, new_producer, new_reader, to_records
+from streams.transport.kafka_client import FETCH_BYTES, FETCH_WAIT_MS, new_producer, new_reader, stop_reader, to_records
 from streams.transport.kafka_topics import ensure_topics
 
 APPEND_SECONDS = 10.0
@@ -144,6 +144,10 @@ class KafkaLog:
         return [(starts[tp], ends[tp]) for tp in tps]
 
     async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        if start >= end:
+            return
+        if start >= end:
+            return  # a reader that is stopped before its first turn of the loop cannot be stopped cleanly
         tp = TopicPartition(topic, partition)
         reader = new_reader(self._servers)
         try:
@@ -158,7 +162,7 @@ class KafkaLog:
         except KafkaError as error:
             raise LogUnavailable(f"log_unavailable: {topic}[{partition}] ({type(error).__name__})") from error
         finally:
-            await reader.stop()
+            await stop_reader(reader, self._clock)
 
     async def follow(self, group: str, topic: str, handle: Handle, *, batch: int = 500) -> Follower:
         follower = GroupFollower(self._servers, self._clock, group, topic, handle, batch, self._fail)

@@ -1,0 +1,105 @@
+"""Every private name of Faust, mode and aiokafka that the drivers touch: this fails when a new release moves one."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import aiokafka
+import faust
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
+from faust.tables import TableManager
+from faust.tables.base import Collection
+from faust.transport.consumer import Consumer
+from mode import Service
+from mode.supervisors import SupervisorStrategy
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "streams" / "transport"
+
+
+def source(thing: object) -> str:
+    return inspect.getsource(thing)  # type: ignore[arg-type]
+
+
+def test_the_versions_are_the_pinned_ones() -> None:
+    assert version("faust-streaming") == "0.15.3"
+    assert version("aiokafka") == "0.14.0"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (faust.App, "_stop_consumer"),
+        (faust.App, "_crash"),
+        (Service, "_crash"),
+        (Consumer, "_commit"),
+        (Consumer, "_getmany"),
+        (Consumer, "_to_message"),
+        (Consumer, "_new_topicpartition"),
+        (Consumer, "_seek"),
+        (Consumer, "track_message"),
+        (Collection, "_changelog_topic_name"),
+        (Fetcher, "_create_fetch_waiter"),
+        (MessageAccumulator, "_append_batch"),
+    ],
+)
+def test_methods_overridden_or_called_exist(owner: type, name: str) -> None:
+    assert callable(getattr(owner, name))
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute"),
+    [
+        (faust.App, "_consumer"),
+        (faust.App, "_assignment"),
+        (Consumer, "_on_message_in"),
+        (faust.Stream, "_on_stream_event_in"),
+        (faust.Stream, "_on_stream_event_out"),
+        (TableManager, "_tables_finalized"),
+        (TableManager, "_tables_registered"),
+        (SupervisorStrategy, "_index"),
+        (AIOKafkaConsumer, "_client"),
+        (AIOKafkaConsumer, "_fetcher"),
+        (AIOKafkaConsumer, "_coordinator"),
+        (AIOKafkaProducer, "_message_accumulator"),
+        (Fetcher, "_prefetch_backoff"),
+        (Fetcher, "_records"),
+        (MessageAccumulator, "_exception"),
+    ],
+)
+def test_attributes_read_or_set_exist(owner: type, attribute: str) -> None:
+    assert re.search(rf"self\.{attribute}\b|^    {attribute}\b", source(owner), re.MULTILINE), attribute
+
+
+def test_signatures_that_are_relied_on() -> None:
+    assert list(inspect.signature(MessageAccumulator._append_batch).parameters) == ["self", "builder", "tp"]
+    assert "self.future = " in source(MessageBatch)
+    assert "self.generation = " in source(GroupCoordinator)
+    assert "self.client = " in source(AIOKafkaProducer)
+    assert hasattr(faust.streams, "_current_event")
+    assert list(inspect.signature(aiokafka.client.AIOKafkaClient._metadata_update).parameters) == [
+        "self",
+        "cluster_metadata",
+        "topics",
+    ]
+
+
+def test_nobody_else_imports_faust_or_aiokafka_to_touch_private_names() -> None:
+    """The one folder that may is streams/transport/."""
+    private = re.compile(
+        r"\b(?:faust|aiokafka|mode)(?:\.\w+)* import _|\b(?:_fetcher|_coordinator|_message_accumulator)\b"
+    )
+    touched = [
+        path.relative_to(ROOT)
+        for folder in ("tables", "steps", "streams", "bridge")
+        for path in (ROOT / folder).rglob("*.py")
+        if FOLDER not in path.parents and private.search(path.read_text())
+    ]
+    assert touched == []

@@ -18,10 +18,8 @@ from tables.commands import (
     AnyCommand,
     Cancel,
     GateDecision,
-    Noop,
     Origin,
     Pause,
-    PutDefinition,
     Restore,
     Resume,
     RetryStep,
@@ -71,15 +69,15 @@ def decide(
 def _decide(
     row: Instance | None, command: AnyCommand, origin: Origin, definition: Definition | None, kinds: Kinds
 ) -> Decision:
-    if isinstance(command, PutDefinition | Noop):
-        return Decision(row, ())
+    if row is not None and type(command) is TimerFired and command.timer_id == EXPIRE:
+        return expire(row, command, origin)
+    if type(command) in _HANDLERS:
+        return _on_row(row, command, origin, definition, kinds)
     if isinstance(command, Start):
         return start(row, command, origin, definition, kinds)
     if isinstance(command, Restore):
         return restore(row, command, origin, definition, kinds)
-    if row is not None and isinstance(command, TimerFired) and command.timer_id == EXPIRE:
-        return expire(row, command, origin)
-    return _on_row(row, command, origin, definition, kinds)
+    return Decision(row, ())
 
 
 def _on_row(

@@ -65,12 +65,6 @@ def _completed(turn: Turn, step: Step, command: StepOutcome) -> None:
     kind = turn.kind(step)
     if kind.name == steps_life.PUBLISH:
         steps_life.published(turn, step, command.published)
-    try:
-        weigh(command.output, command.size)
-    except Unfit as error:
-        steps_life.fail(turn, step, Failed(error.code, error.message))
-        settle(turn)
-        return
     verdict = kind.completed(turn.context(step), command.output)
     same = getattr(verdict, "output", None) is command.output
     if steps_life.conclude(turn, step, verdict, command.size if same else 0):

@@ -67,6 +67,6 @@ def _gate(turn: Turn, step: Step) -> None:
 _OF_STEP: dict[str, Callable[[Turn, Step], None]] = {
     TIMEOUT: _timeout,
     RETRY: steps_life.start,
-    ASK: steps_life.ask,
+    ASK: steps_life.ask_again,
     GATE: _gate,
 }

@@ -83,4 +83,4 @@ def _ask_again(turn: Turn) -> None:
             turn.row.set_step(step.id, replace(fresh, phase=Phase.UNREACHABLE))
             turn.row.set_timer(ASK + step.id, 0, state.attempt)
         else:
-            steps_life.ask(turn, step)
+            steps_life.ask_again(turn, step)

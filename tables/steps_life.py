@@ -42,23 +42,28 @@ def start(turn: Turn, step: Step, *, new_budget: bool = False) -> None:
             attempt=attempt,
             tries=1 if new_budget else old.tries + 1,
             phase=Phase.ASKED,
+            asks=1,
             started_at=turn.now,
         ),
     )
     turn.row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), attempt)
-    problem = roles.step_role_refusal(turn.definition, step)
+    problem = roles.step_role_refusal(turn.definition, step) if turn.definition.roles else None
     if problem is not None:
         fail(turn, step, Failed(problem[0], problem[1], retryable=False))
         return
-    ask(turn, step)
+    _request(turn, step)
 
 
-def ask(turn: Turn, step: Step) -> None:
-    """Ask the step's agent to perform the live attempt, for the first time or again."""
-    row = turn.row
-    state = row.steps[step.id]
+def ask_again(turn: Turn, step: Step) -> None:
+    """Ask for the live attempt once more: its neighbour was out of reach, or the row was restored."""
+    row, state = turn.row, turn.row.steps[step.id]
     row.drop_timer(ASK + step.id)
     row.set_step(step.id, replace(state, phase=Phase.ASKED, asks=state.asks + 1))
+    _request(turn, step)
+
+
+def _request(turn: Turn, step: Step) -> None:
+    row, state = turn.row, turn.row.steps[step.id]
     context = turn.context(step)
     kind = turn.kind(step)
     body = kind.request(context)
@@ -66,7 +71,7 @@ def ask(turn: Turn, step: Step) -> None:
         fail(turn, step, body)
         return
     base = row.base
-    if kind.name == PUBLISH and state.asks == 0:
+    if kind.name == PUBLISH and state.asks == 1:
         turn.event(PUBLISH_REQUESTED, _publication(turn, step))
     turn.effects.append(
         StepRequested(
@@ -75,7 +80,7 @@ def ask(turn: Turn, step: Step) -> None:
             instance_id=base.instance_id,
             step_id=step.id,
             attempt=state.attempt,
-            visit=context.visit,
+            visit=row.visits.get(step.state, 0),
             deadline=row.timers[TIMEOUT + step.id].due,
             correlation_id=base.correlation_id,
             body=body,

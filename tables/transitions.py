@@ -10,7 +10,7 @@ from tables.definition import Definition, Step, Transition
 from tables.effects import Ended
 from tables.guards import guard_steps, holds, is_human
 from tables.instance import CeremonyStatus, Instance, StepStatus
-from tables.limits import MAX_TRANSITIONS
+from tables.limits import MAX_TRANSITIONS, clip
 from tables.timers import UNTIL_STUB
 from tables.turn import Decision, Turn
 
@@ -133,15 +133,17 @@ def apply(turn: Turn, transition: Transition) -> None:
 
 def _close(turn: Turn) -> None:
     """Nothing moves: when nothing is in flight or awaited either, the ceremony has failed."""
-    states = [turn.row.steps[step.id] for step in turn.steps_here()]
-    if any(state.status in IN_FLIGHT for state in states):
-        return
-    for step, state in zip(turn.steps_here(), states, strict=True):
-        if state.status is StepStatus.FAILED:
-            message = f"step {step.id} failed: {state.error_message}"
-            end(turn, CeremonyStatus.FAILED, state.error_code, message)
+    steps, failed = turn.row.steps, ""
+    for step in turn.steps_here():
+        status = steps[step.id].status
+        if status in IN_FLIGHT:
             return
-    if not open_guards(turn.row.peek(), turn.definition):
+        if status is StepStatus.FAILED and not failed:
+            failed = step.id
+    if failed:
+        message = clip(f"step {failed} failed: {steps[failed].error_message}")
+        end(turn, CeremonyStatus.FAILED, steps[failed].error_code, message)
+    elif not open_guards(turn.row.peek(), turn.definition):
         message = f"all steps of {turn.row.state} have ended and no transition leaving it can hold"
         end(turn, CeremonyStatus.FAILED, "no_transition", message)
 

@@ -1,0 +1,180 @@
+"""Decisions of people: gate steps, quorum, deadlines, visits, roles and human guards."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tables.world import World, definition_of, refusal
+
+HEAD = """
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: BACK, description: b}
+  - {id: DONE, description: d, terminal: true}
+roles:
+  - {id: PO, description: owner, allowed_actions: [gate, finish]}
+  - {id: DEV, description: developer, allowed_actions: [back]}
+"""
+GATE = HEAD + (
+    """
+transitions:
+  - {from: RUN, to: DONE, trigger: finish, description: d}
+  - {from: RUN, to: BACK, trigger: back, description: d}
+  - {from: BACK, to: RUN, trigger: again, description: d}
+steps:
+  - {id: gate, state: RUN, handler: human_gate_step, on_failure: back,
+     config: {role: PO, message: is it good, quorum: 2, deadline_seconds: 600}}
+"""
+)
+GUARD = HEAD.replace("[gate, finish]", "[finish]") + (
+    """
+transitions:
+  - {from: RUN, to: DONE, trigger: finish, guards: [po_agrees], description: d}
+  - {from: RUN, to: BACK, trigger: back, guards: [dev_agrees], description: d}
+  - {from: BACK, to: RUN, trigger: again, description: d}
+guards:
+  po_agrees: {type: human, check: the owner agrees, role: PO}
+  dev_agrees: {type: human, check: a developer agrees, role: DEV}
+"""
+)
+
+
+@pytest.fixture
+def world() -> World:
+    """Its gate is open."""
+    world = World(definition_of(GATE))
+    world.start()
+    world.opened("gate")
+    return world
+
+
+@pytest.fixture
+def guarded() -> World:
+    world = World(definition_of(GUARD))
+    world.start()
+    return world
+
+
+def test_an_open_gate_waits_visibly_and_its_step_timeout_does_not_run(world: World) -> None:
+    assert (world.live.status, world.step("gate").status) == ("WAITING_FOR_HUMAN", "WAITING_FOR_HUMAN")
+    assert set(world.live.timers) == {"ceremony_max", "gate/gate"}
+    assert world.step("gate").output == {"role": "PO", "message": "is it good", "waiting": True}
+    opened = world.events("ceremony.gate.opened")[0].payload
+    assert (opened["step_id"], opened["visit"], opened["quorum"]) == ("gate", 1, 2)
+    assert world.executed() == [("gate", "WAITING_FOR_HUMAN")]
+
+
+def test_a_quorum_of_distinct_actors_approves(world: World) -> None:
+    world.decide("gate", actor="petra", role="PO")
+    assert world.decide("gate", actor="petra", role="PO").note == "duplicate"
+    assert world.live.status == "WAITING_FOR_HUMAN"
+    world.decide("gate", actor="paul", role="PO", comment="fine")
+    assert world.live.status == "COMPLETED"
+    output = world.step("gate").output
+    assert (output["approved"], output["decided_by"], output["comment"]) == (True, "petra, paul", "fine")
+    assert world.subjects()[-4:] == [
+        "ceremony.gate.decided",
+        "ceremony.step.executed",
+        "ceremony.transition.applied",
+        "ceremony.completed",
+    ]
+
+
+def test_a_rejection_fails_the_step_with_its_output_kept_and_takes_on_failure(world: World) -> None:
+    world.decide("gate", approved=False, role="PO", comment="no")
+    failed = world.events("ceremony.step.executed")[1].payload
+    assert (failed["status"], failed["error_code"]) == ("FAILED", "rejected")
+    assert failed["output"]["approved"] is False
+    assert world.path() == ["BACK", "RUN"]
+
+
+def test_the_same_decision_again_is_answered_alike(world: World) -> None:
+    world.decide("gate", actor="petra", role="PO", command_id="r1")
+    assert world.decide("gate", actor="petra", role="PO", command_id="r1").note == "duplicate"
+    world.decide("gate", actor="paul", role="PO")
+    assert refusal(world.decide("gate", actor="paul", role="PO", visit=1)) == ""
+    assert refusal(world.decide("gate", actor="late", role="PO", visit=1)) == "already_ended"
+
+
+def test_the_deadline_of_a_gate_serves_like_a_rejection_but_keeps_no_output(world: World) -> None:
+    world.fire("gate/gate")
+    failed = world.events("ceremony.step.executed")[1].payload
+    assert (failed["error_code"], failed["output"]) == ("gate_deadline", {})
+    assert world.path() == ["BACK", "RUN"]
+
+
+def test_approving_one_visit_never_approves_the_next(world: World) -> None:
+    world.decide("gate", actor="petra", role="PO")
+    world.fire("gate/gate")
+    world.opened("gate")
+    assert world.step("gate").approvals == ()
+    assert refusal(world.decide("gate", actor="paul", role="PO", visit=1)) == "stale_visit"
+    world.decide("gate", actor="paul", role="PO", visit=2)
+    assert world.live.status == "WAITING_FOR_HUMAN"
+
+
+@pytest.mark.parametrize(("role", "code"), [("", "role_required"), ("DEV", "role_not_allowed")])
+def test_a_decision_needs_a_role_that_lists_the_gate(world: World, role: str, code: str) -> None:
+    decision = world.decide("gate", role=role)
+    assert refusal(decision) == code
+    assert decision.row is world.live
+
+
+def test_a_gate_that_is_not_open_or_not_there_is_refused() -> None:
+    world = World(definition_of(GATE))
+    world.start()
+    assert refusal(world.decide("gate", role="PO")) == "gate_not_open"
+    assert refusal(world.decide("nothing", role="PO")) == "gate_unknown"
+    assert refusal(world.decide("gate", role="PO", actor=" ")) == "actor_required"
+
+
+def test_an_approved_gate_satisfies_human_guards_of_its_role_on_leaving_transitions() -> None:
+    world = World(
+        definition_of(
+            GUARD + "steps:\n  - {id: gate, state: RUN, handler: human_gate_step, config: {role: PO, message: good}}\n"
+        )
+    )
+    world.start()
+    world.opened("gate")
+    world.decide("gate", role="PO")
+    assert (world.live.status, world.path()) == ("COMPLETED", ["DONE"])
+
+
+def test_a_human_guard_is_satisfied_by_an_approval_of_its_role(guarded: World) -> None:
+    assert guarded.live.status == "WAITING_FOR_HUMAN"
+    assert refusal(guarded.decide("po_agrees", role="DEV")) == "role_not_allowed"
+    assert refusal(guarded.decide("po_agrees")) == "role_required"
+    guarded.decide("po_agrees", role="PO")
+    assert guarded.path() == ["DONE"]
+
+
+def test_approvals_of_a_guard_are_of_one_visit(guarded: World) -> None:
+    guarded.decide("dev_agrees", role="DEV")
+    assert guarded.path() == ["BACK", "RUN"]
+    assert guarded.live.guard_approvals == {}
+    assert refusal(guarded.decide("dev_agrees", role="DEV", visit=1)) == "stale_visit"
+
+
+def test_a_rejected_guard_loses_its_approval() -> None:
+    world = World(
+        definition_of(
+            GUARD.replace("[po_agrees]", "[po_agrees, ready]")
+            + "  ready: {check: 'step_status:one:COMPLETED'}\n"
+            + "inputs: {required: [a]}\n"
+            + "steps:\n  - {id: one, state: RUN, handler: aggregation_step,"
+            + " config: {sources: [a], aggregation_type: list}}\n"
+        )
+    )
+    world.start(a=1)
+    world.decide("po_agrees", role="PO")
+    world.decide("po_agrees", approved=False, role="PO")
+    world.done("one")
+    assert world.live.status == "WAITING_FOR_HUMAN"
+    world.decide("po_agrees", role="PO")
+    assert world.live.status == "COMPLETED"
+
+
+def test_a_guard_of_another_state_is_not_open(world: World, guarded: World) -> None:
+    guarded.decide("po_agrees", role="PO")
+    assert refusal(guarded.decide("dev_agrees", role="DEV")) == "already_ended"
+    assert refusal(world.decide("po_agrees", role="PO")) == "gate_unknown"

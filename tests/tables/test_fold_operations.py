@@ -1,0 +1,242 @@
+"""What people ask of a whole ceremony, what publish steps announce, and what an agent's trigger may do."""
+
+from __future__ import annotations
+
+import pytest
+
+from tables.instance import KEPT_COMMAND_IDS
+from tests.tables.world import BEGIN, World, definition_of, refusal
+
+BODY = """
+inputs: {required: [a]}
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: HELD, description: h}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: HELD, trigger: hold, description: d}
+  - {from: HELD, to: DONE, trigger: finish, guards: [ready], description: d}
+guards:
+  ready: {check: "step_status:late:COMPLETED"}
+timeouts: {step_default: 100, step_max: 1000, ceremony_max: 5000}
+steps:
+  - {id: one, state: RUN, handler: aggregation_step, config: {sources: [a], aggregation_type: list},
+     retry: {max_attempts: 2, backoff_seconds: 10}}
+  - {id: late, state: HELD, handler: aggregation_step, config: {sources: [a], aggregation_type: list}}
+"""
+PUBLISH = """
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: DONE, trigger: finish, description: d}
+steps:
+  - {id: publish_it, state: RUN, handler: publish_step,
+     config: {subject: ceremony.result, event_type: result.ready, payload_template: {x: 1}}}
+"""
+RECEIPT = {"stream": "CEREMONY", "sequence": 7, "duplicate": False}
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(definition_of(BODY))
+    world.start(a=1)
+    return world
+
+
+# -- triggers
+
+
+def test_a_trigger_moves_the_ceremony_and_cancels_what_is_in_flight(world: World) -> None:
+    world.trigger("hold")
+    assert world.path() == ["HELD"]
+    assert world.executed() == [("one", "CANCELLED")]
+
+
+def test_a_trigger_that_leaves_another_state_or_whose_guards_do_not_hold_is_refused(world: World) -> None:
+    assert refusal(world.trigger("finish")) == "trigger_unknown"
+    world.trigger("hold")
+    assert refusal(world.trigger("finish")) == "guards_not_met"
+    assert refusal(world.trigger("hold")) == "trigger_unknown"
+
+
+def test_the_same_trigger_again_is_accepted_without_moving_twice(world: World) -> None:
+    world.trigger("hold", command_id="r-1")
+    decision = world.trigger("hold", command_id="r-1")
+    assert (decision.note, decision.effects) == ("duplicate", ())
+
+
+def test_the_last_64_command_ids_are_kept(world: World) -> None:
+    for _ in range(40):
+        world.pause()
+        world.resume()
+    assert len(world.live.command_ids) == KEPT_COMMAND_IDS
+
+
+def test_a_trigger_needs_a_role_where_roles_name_it() -> None:
+    world = World(definition_of(BODY + "roles:\n  - {id: PO, description: o, allowed_actions: [hold]}\n"))
+    world.start(a=1)
+    assert refusal(world.trigger("hold")) == "role_required"
+    assert refusal(world.trigger("hold", role="DEV")) == "role_not_allowed"
+    assert refusal(world.trigger("hold", role="PO")) == ""
+
+
+# -- pause and resume
+
+
+def test_while_paused_answers_are_recorded_and_nothing_starts_until_resume(world: World) -> None:
+    world.pause()
+    world.done("one")
+    assert (world.live.status, world.live.state, world.step("one").status) == ("PAUSED", "RUN", "COMPLETED")
+    assert refusal(world.trigger("hold")) == "paused"
+    assert refusal(world.retry("one")) == "paused"
+    world.resume()
+    assert (world.live.state, world.step("late").status) == ("HELD", "IN_PROGRESS")
+
+
+def test_timers_stop_while_paused_and_go_on_with_their_rest(world: World) -> None:
+    world.wait(30)
+    world.pause()
+    assert world.live.timers["timeout/one"].due == 70_000
+    world.wait(1000)
+    assert world.fire("timeout/one").note == "early_timer"
+    world.resume()
+    assert world.live.timers["timeout/one"].due == BEGIN + 1_030_000 + 70_000
+    assert world.live.timers["ceremony_max"].due == BEGIN + 5_000_000
+
+
+def test_a_failure_while_paused_backs_off_after_the_resume(world: World) -> None:
+    world.pause()
+    world.failed("one")
+    assert world.live.timers["retry/one"].due == 10_000
+    world.wait(500)
+    world.resume()
+    assert world.live.timers["retry/one"].due == BEGIN + 510_000
+
+
+def test_a_last_failure_while_paused_fails_the_ceremony_at_resume(world: World) -> None:
+    world.pause()
+    world.failed("one", retryable=False)
+    assert world.live.status == "PAUSED"
+    world.resume()
+    assert world.live.status == "FAILED"
+
+
+def test_pause_twice_is_one_pause_and_resume_needs_one(world: World) -> None:
+    assert refusal(world.resume()) == "not_paused"
+    world.pause()
+    assert world.pause().note == "duplicate"
+    assert len(world.events("ceremony.paused")) == 1
+
+
+def test_ceremony_max_runs_on_while_paused_and_ends_it_as_timed_out(world: World) -> None:
+    world.pause()
+    world.fire("ceremony_max")
+    assert world.live.status == "TIMED_OUT"
+    assert world.subjects()[-2:] == ["ceremony.step.executed", "ceremony.timed_out"]
+
+
+# -- the end
+
+
+def test_cancel_announces_the_cancelled_steps_first(world: World) -> None:
+    world.cancel(reason="no longer wanted")
+    assert world.live.status == "CANCELLED"
+    assert world.subjects()[-2:] == ["ceremony.step.executed", "ceremony.cancelled"]
+    assert world.events("ceremony.cancelled")[0].payload["reason"] == "no longer wanted"
+    assert world.cancel().note == "duplicate"
+    assert refusal(world.pause()) == "already_ended"
+    assert refusal(world.retry("one")) == "already_ended"
+
+
+def test_only_a_retry_of_the_step_opens_a_failed_ceremony_again(world: World) -> None:
+    world.failed("one", retryable=False)
+    assert world.live.status == "FAILED"
+    for operation in (world.cancel, world.pause, world.resume, lambda: world.trigger("hold")):
+        assert refusal(operation()) == "already_ended"
+    assert refusal(world.retry("late")) == "wrong_state"
+    world.wait(9000)
+    world.retry("one")
+    assert (world.live.status, world.step("one").attempt, world.step("one").tries) == ("RUNNING", 2, 1)
+    assert world.live.timers["ceremony_max"].due == world.now + 5_000_000
+    assert (world.live.error_code, world.live.ended_at) == ("", 0)
+    world.done("one")
+    assert world.live.state == "HELD"
+
+
+def test_a_step_in_flight_or_completed_is_not_retried(world: World) -> None:
+    assert refusal(world.retry("one")) == "step_in_flight"
+    assert refusal(world.retry("nothing")) == "step_unknown"
+
+
+# -- publishing
+
+
+def test_a_publish_is_announced_when_asked_and_when_done_with_one_key() -> None:
+    world = World(definition_of(PUBLISH))
+    world.start()
+    world.done("publish_it", {"published": True}, published=RECEIPT)
+    requested, completed = world.events("ceremony.publish")
+    key = "publish/c1:s1/publish_it/1"
+    assert requested.payload == {
+        "instance_id": "c1:s1",
+        "step_id": "publish_it",
+        "subject": "ceremony.result",
+        "event_type": "result.ready",
+        "idempotency_key": key,
+    }
+    assert completed.payload == requested.payload | RECEIPT
+    assert world.subjects() == [
+        "ceremony.started",
+        "ceremony.publish.requested",
+        "ceremony.publish.completed",
+        "ceremony.step.executed",
+        "ceremony.transition.applied",
+        "ceremony.completed",
+    ]
+
+
+def test_a_publish_that_happened_is_announced_once_although_the_ceremony_was_cancelled() -> None:
+    world = World(definition_of(PUBLISH))
+    world.start()
+    world.cancel()
+    before = world.live
+    world.done("publish_it", {"published": True}, published=RECEIPT)
+    late = world.events("ceremony.publish.completed")
+    assert [event.payload["late"] for event in late] == [True]
+    assert (world.live.status, world.step("publish_it").status) == ("CANCELLED", "CANCELLED")
+    assert world.live.version == before.version + 1
+    assert world.done("publish_it", {"published": True}, published=RECEIPT).effects == ()
+
+
+# -- an agent's trigger
+
+
+TALK = """
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: GOOD, description: g, terminal: true}
+  - {id: BAD, description: b, terminal: true}
+transitions:
+  - {from: RUN, to: GOOD, trigger: good, description: d}
+  - {from: RUN, to: BAD, trigger: bad, description: d}
+steps:
+  - {id: talk, state: RUN, handler: deliberation_step, config: {prompt: p, role: DEV, num_agents: 1}}
+"""
+SYSTEM = "roles:\n  - {id: DEV, description: d, allowed_actions: [talk]}\n"
+
+
+@pytest.mark.parametrize(
+    ("roles", "end"),
+    [
+        ("", "BAD"),
+        (SYSTEM, "GOOD"),
+        (SYSTEM + "  - {id: SYSTEM, description: s, allowed_actions: [bad]}\n", "BAD"),
+    ],
+)
+def test_an_agents_trigger_acts_as_role_system(roles: str, end: str) -> None:
+    world = World(definition_of(TALK + roles))
+    world.start()
+    world.outcome("talk", "submitted", deliberation_id="d")
+    world.result("talk", "agent-dev-001", trigger="bad", command_id="task/agent")
+    assert world.live.state == end

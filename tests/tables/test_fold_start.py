@@ -1,0 +1,173 @@
+"""Starting: the first start wins, the same one again is answered alike, everything else is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tables.commands import Origin, TimerFired
+from tables.fold import decide
+from tables.timers import UNTIL_STUB, UNTIL_TOMBSTONE
+from tests.tables.world import BEGIN, ID, KINDS, World, definition_of, refusal
+
+TWO = definition_of(
+    """
+inputs: {required: [a], optional: [b]}
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: DONE, trigger: finish, description: f}
+steps:
+  - {id: one, state: RUN, handler: aggregation_step, config: {sources: [a], aggregation_type: list}}
+  - {id: two, state: RUN, handler: aggregation_step, config: {sources: [a], aggregation_type: list}}
+"""
+)
+
+
+@pytest.fixture
+def world() -> World:
+    return World(TWO)
+
+
+def test_the_same_start_again_is_accepted_and_changes_nothing(world: World) -> None:
+    first = world.start(a=[1], b={"x": 1, "y": 2})
+    again = world.start(b={"y": 2, "x": 1}, a=[1])
+    assert again.row is first.row
+    assert (again.effects, again.note) == ((), "duplicate")
+
+
+def test_all_step_ids_are_as_good_as_none_and_a_repeated_one_counts_once(world: World) -> None:
+    world.start(a=1)
+    assert world.start("two", "one", "two", a=1).note == "duplicate"
+
+
+def test_correlation_id_and_requested_by_do_not_make_another_start(world: World) -> None:
+    world.start(a=1)
+    other = replace(world.start_command(a=1), correlation_id="other", requested_by="someone else")
+    assert world.fold(other).note == "duplicate"
+
+
+@pytest.mark.parametrize("other", [{"a": 2}, {"a": 1, "b": 1}])
+def test_other_content_is_refused_and_said_outside(world: World, other: dict[str, Any]) -> None:
+    row = world.start(a=1).row
+    decision = world.start(**other)
+    assert decision.row is row
+    assert refusal(decision) == "already_exists"
+    event = world.events("ceremony.start.refused")[-1]
+    assert event.payload.keys() == {"instance_id", "code", "message"}
+    assert event.payload["code"] == "already_exists"
+    assert event.id == "0/1/1"
+
+
+def test_other_step_ids_are_other_content(world: World) -> None:
+    world.start("one", a=1)
+    assert refusal(world.start("two", a=1)) == "already_exists"
+    assert refusal(world.start(a=1)) == "already_exists"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"instance_id": "c1:s2"}, "invalid_id"),
+        ({"ceremony_id": "-c", "instance_id": "-c:s1"}, "invalid_id"),
+        ({"story_id": "s/1", "instance_id": "c1:s/1"}, "invalid_id"),
+        ({"story_id": "s1\n", "instance_id": "c1:s1\n"}, "invalid_id"),
+        ({"requested_by": "  "}, "actor_required"),
+        ({"definition_name": "another"}, "definition_unknown"),
+        ({"step_ids": ("one", "three")}, "step_unknown"),
+        ({"inputs": {}}, "input_missing"),
+        ({"inputs": {"a": 1, "zzz": 1}}, "input_unknown"),
+        ({"inputs": {"a": 1, "story_id": "s2"}}, "inputs_invalid"),
+        ({"inputs_size": 256 * 1024 + 1}, "inputs_too_large"),
+        ({"inputs": {"a": "x" * 256 * 1024}}, "inputs_too_large"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_with_a_code(world: World, change: dict[str, Any], code: str) -> None:
+    decision = world.fold(replace(world.start_command(a=1), **change))
+    assert (decision.row, refusal(decision), decision.note) == (None, code, code)
+    assert world.subjects() == ["ceremony.start.refused"]
+
+
+def test_inputs_may_nest_64_containers_and_no_more(world: World) -> None:
+    value: Any = []
+    for _ in range(63):
+        value = [value]
+    assert refusal(world.start(a=[value])) == "inputs_too_deep"
+    assert refusal(world.start(a=value)) == ""
+
+
+def test_a_start_whose_definition_this_partition_does_not_have_is_refused(world: World) -> None:
+    decision = decide(None, world.start_command(a=1), Origin(3, 9, BEGIN), None, KINDS)
+    assert refusal(decision) == "definition_unknown"
+    assert [effect.id for effect in decision.effects] == ["3/9/0", "3/9/1"]
+
+
+def test_the_ids_are_always_among_the_inputs(world: World) -> None:
+    world.start(a=1)
+    assert world.live.inputs == {"a": 1, "ceremony_id": "c1", "story_id": "s1"}
+
+
+def test_a_blank_correlation_id_becomes_the_instance_id(world: World) -> None:
+    world.fold(replace(world.start_command(a=1), correlation_id="  "))
+    assert world.live.correlation_id == ID
+
+
+def test_effect_ids_are_derived_from_instance_version_and_ordinal(world: World) -> None:
+    world.start(a=1)
+    assert [effect.id for effect in world.effects] == ["c1:s1/1/0@1", "c1:s1/1/1@1"]
+
+
+def test_an_unselected_step_counts_as_satisfied_and_stays_pending(world: World) -> None:
+    world.start("two", a=1)
+    assert [request.step_id for request in world.requests()] == ["two"]
+    world.done("two")
+    assert (world.live.status, world.step("one").status) == ("COMPLETED", "PENDING")
+
+
+def test_the_clock_of_a_fold_never_goes_back(world: World) -> None:
+    world.start(a=1)
+    world.now -= 50_000
+    world.done("one")
+    assert world.live.updated_at == BEGIN
+
+
+def test_a_definition_without_steps_runs_to_its_end_at_once() -> None:
+    bare = definition_of(
+        """
+states:
+  - {id: A, description: a, initial: true}
+  - {id: B, description: b}
+  - {id: C, description: c, terminal: true}
+transitions:
+  - {from: A, to: B, trigger: t, description: d}
+  - {from: B, to: C, trigger: t, description: d}
+"""
+    )
+    world = World(bare)
+    world.start()
+    assert (world.live.status, world.path(), world.live.version) == ("COMPLETED", ["B", "C"], 1)
+
+
+def test_retention_leaves_a_stub_that_answers_a_repeated_start_and_later_a_tombstone(world: World) -> None:
+    start = world.start_command("one", a=1)
+    world.fold(start)
+    world.done("one")
+    assert world.live.timers["expire"].due == BEGIN + UNTIL_STUB
+    assert world.fold(TimerFired(instance_id=ID, timer_id="expire")).note == "early_timer"
+    world.fire("expire")
+    assert world.live.expired
+    assert (world.live.inputs, world.live.steps, world.live.status) == ({}, {}, "COMPLETED")
+    assert world.fold(start).note == "duplicate"
+    assert refusal(world.start("one", a=2)) == "already_exists"
+    assert refusal(world.cancel()) == "already_ended"
+    assert world.live.timers["expire"].due == BEGIN + UNTIL_STUB + UNTIL_TOMBSTONE
+    assert world.fire("expire").row is None
+
+
+def test_a_command_for_an_unknown_instance_is_refused_only_to_who_waits(world: World) -> None:
+    assert refusal(world.cancel()) == "unknown_instance"
+    decision = world.fold(TimerFired(instance_id=ID, timer_id="timeout/one", attempt=1))
+    assert (decision.effects, decision.note) == ((), "unknown_instance")

@@ -1,0 +1,168 @@
+"""What survives when a worker is killed, stopped, frozen or slow: nothing is lost, nothing counted twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterable
+
+import pytest
+
+from streams.transport.contract import AgentSpec, Batch, Fenced, PositionRow, Record
+from tests.transport.conformance.harness import (
+    COUNTS,
+    PARTITIONS,
+    Place,
+    beside,
+    eventually,
+    everything,
+    load,
+    serving,
+    worker,
+)
+
+KEYS = 100
+RECORDS = 6000
+
+
+async def loaded(place: Place) -> None:
+    """RECORDS commands wait in `in`, numbered, the same number for each key."""
+    async with beside(place) as app:
+        await load(app, place.topic("in"), [(b"k%02d" % (i % KEYS), b"%d" % i) for i in range(RECORDS)])
+
+
+async def folded(place: Place) -> tuple[dict[bytes, int], list[Record]]:
+    """The rows as a new owner finds them, and all effects; no command may be left."""
+    more: list[Record] = []
+
+    async def count(stream: AsyncIterable[Batch]) -> None:
+        async for batch in stream:
+            more.extend(batch)
+
+    async with serving(place.app(), (AgentSpec("count", place.topic("in"), tables=[COUNTS]), count)) as app:
+        rows = {key: row for view in app.views("count").values() for key, row in view.rows("counts").items()}
+        effects = await everything(app, place.topic("out"))
+    assert not more, "commands were not folded"
+    return rows, effects
+
+
+def check(rows: dict[bytes, int], effects: list[Record]) -> int:
+    """Rows exact, every effect there, repeated ones the same; returns how many were repeated."""
+    assert rows == {b"k%02d" % key: RECORDS // KEYS for key in range(KEYS)}
+    by_id: dict[bytes, set[bytes | None]] = {}
+    for effect in effects:
+        by_id.setdefault(dict(effect.headers)["effect-id"], set()).add(effect.value)
+    assert set(by_id) == {b"k%02d/%d" % (key, n) for key in range(KEYS) for n in range(1, RECORDS // KEYS + 1)}
+    assert all(len(values) == 1 for values in by_id.values()), "a repeated effect has another content"
+    return len(effects) - len(by_id)
+
+
+async def untouched(stream: AsyncIterable[Batch]) -> None:
+    async for _ in stream:
+        raise AssertionError("this test delivers nothing")
+
+
+async def finish(place: Place) -> None:
+    """Let a worker fold what is left, and end it in good order."""
+    async with worker(place, "count") as last:
+        await last.reaches("position", RECORDS)
+        assert await last.end(signal.SIGTERM) == 0, last.errors()
+
+
+async def test_nothing_is_lost_when_workers_are_killed(place: Place) -> None:
+    """A kill -9 in the middle of folding, four times: rows exact, each effect there, with the same id if twice."""
+    await loaded(place)
+    for _ in range(4):
+        async with worker(place, "count") as victim:
+            await victim.reaches("folded", 600 + random.randrange(300))
+            assert await victim.end(signal.SIGKILL) == -signal.SIGKILL
+    await finish(place)
+    check(*await folded(place))
+
+
+async def test_a_stopped_worker_hands_over_without_repeating_anything(place: Place) -> None:
+    """SIGTERM in the middle of folding: the batch in hand is finished and checkpointed, so each effect came once."""
+    await loaded(place)
+    for _ in range(2):
+        async with worker(place, "count") as leaving:
+            await leaving.reaches("folded", 800)
+            assert await leaving.end(signal.SIGTERM) == 0, leaving.errors()
+    await finish(place)
+    assert check(*await folded(place)) == 0
+
+
+async def test_a_frozen_owner_that_wakes_up_is_fenced(place: Place) -> None:
+    """Its successor goes on; the late checkpoint of the former owner is refused, and harms nothing.
+
+    Embedded, that ends the former owner. On Kafka it takes its place in the group again.
+    """
+    await loaded(place)
+    async with worker(place, "count", static=False) as frozen:
+        await frozen.reaches("folded", 800)
+        frozen.send(signal.SIGSTOP)
+        async with worker(place, "count", url=place.taking_over(), static=False) as successor:
+            await successor.reaches("position", RECORDS // 2)
+            frozen.send(signal.SIGCONT)
+            await eventually(lambda: "fenced" in frozen.errors())
+            if place.embedded:
+                assert await frozen.ended() == 3
+            else:
+                assert await frozen.end(signal.SIGTERM) == 0, frozen.errors()
+            await successor.reaches("position", RECORDS)
+            assert await successor.end(signal.SIGTERM) == 0, successor.errors()
+    check(*await folded(place))
+
+
+async def test_the_checkpoint_of_a_former_owner_is_refused(place: Place) -> None:
+    """Whoever took the partition last may write it; the other gets Fenced, and its rows are nowhere."""
+    spec = AgentSpec("count", place.topic("in"), tables=[COUNTS])
+    position = PositionRow(0, PARTITIONS, 0, 0)
+    async with serving(place.app(), (spec, untouched)) as app:
+        first, second, third = (app.driver.backend(spec, 0, lambda: True) for _ in range(3))
+        await first.take()
+        await first.checkpoint({"counts": {b"a": b"1"}}, position)
+        assert (await second.take()).rows["counts"] == {b"a": b"1"}
+        with pytest.raises(Fenced):
+            await first.checkpoint({"counts": {b"a": b"2", b"b": b"2"}}, position)
+        await second.checkpoint({"counts": {b"c": b"3"}}, position)
+        assert (await third.take()).rows["counts"] == {b"a": b"1", b"c": b"3"}
+        for backend in (first, second, third):
+            await backend.close()
+
+
+async def test_a_held_record_is_delivered_again_after_a_kill(place: Place) -> None:
+    """What was answered may come twice, what was held comes again: every request is answered in the end."""
+    requests = [b"stick" if i % 50 == 7 else b"%d" % i for i in range(400)]
+    async with beside(place) as app:
+        await load(app, place.topic("requests"), [(b"k%d" % (i % 9), value) for i, value in enumerate(requests)])
+    async with worker(place, "hold") as victim:
+        await victim.reaches("answered", 392)
+        await asyncio.sleep(1.0)  # a checkpoint or two
+        await victim.end(signal.SIGKILL)
+    async with worker(place, "answer") as last:
+        await last.reaches("stuck", 8)
+        assert await last.end(signal.SIGTERM) == 0, last.errors()
+    async with beside(place) as app:
+        answers = [record.value for record in await everything(app, place.topic("out"))]
+    assert set(answers) == set(requests)
+    assert answers.count(b"stick") == 8
+
+
+async def test_a_slow_agent_does_not_fill_the_memory(place: Place) -> None:
+    """A backlog of 96 MiB behind an agent that is stuck: the worker fetches a bounded part of it ahead."""
+    value = b"x" * 512 * 1024
+    async with beside(place) as app:
+        for first in range(0, 192, 16):
+            await asyncio.gather(
+                *(
+                    app.commit_log.append(place.topic("in"), i % PARTITIONS, b"k", value)
+                    for i in range(first, first + 16)
+                )
+            )
+    async with worker(place, "stuck") as slow:
+        await slow.reaches("got", 1)
+        await asyncio.sleep(3.0)
+        begun = int(slow.said[0][1])
+        grown = max(int(words[1]) for words in slow.said if words[0] == "kilobytes") - begun
+        assert grown < 64 * 1024, f"{grown} KiB more than before it started"

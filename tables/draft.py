@@ -49,7 +49,7 @@ class Draft:
             state_ids=_unique(states, "state", report),
             step_ids=_unique(steps, "step", report),
             role_ids=_unique(roles, "role", report),
-            triggers=dict.fromkeys(t.get("trigger") for t in transitions if t.get("trigger")),
+            triggers=dict.fromkeys(t.text("trigger") for t in transitions if t.text("trigger")),
         )
 
     def known(self, word: str, names: Iterable[str], line: int, rule: str, where: str) -> bool:
@@ -70,8 +70,8 @@ def _records(fields: Fields, section: str) -> tuple[Fields, ...]:
 def _unique(records: Iterable[Fields], noun: str, report: Report) -> dict[str, Fields]:
     found: dict[str, Fields] = {}
     for record in records:
-        name = record.get("id")
-        if name is None:
+        name = record.text("id")
+        if not name:
             continue
         if name in found:
             first = found[name].line_of("id")

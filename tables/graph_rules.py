@@ -16,7 +16,8 @@ def check(draft: Draft) -> None:
     """Report every violation of the rules of states and transitions."""
     _ends(draft)
     _transitions(draft)
-    if draft.state_ids and all(t.get("from") and t.get("to") for t in draft.transitions):
+    ids = draft.state_ids
+    if all(t.get("from") in ids and t.get("to") in ids for t in draft.transitions):
         _reach(draft)
         _endless(draft)
 
@@ -27,13 +28,19 @@ def _ends(draft: Draft) -> None:
         return
     line = draft.fields.line_of("states")
     initial = [s for s in draft.states if s.get("initial")]
-    if not initial:
+    if not initial and not _misread(draft, "initial"):
         draft.report.add(line, "no_initial_state", "no state is initial: write `initial: true` at exactly one")
     for state in initial[1:]:
         says = f"`{clipped(initial[0].get('id', '?'))}` is initial already: exactly one state is"
         draft.report.add(state.line_of("initial"), "several_initial_states", says)
-    if not any(s.get("terminal") for s in draft.states):
+    if not any(s.get("terminal") for s in draft.states) and not _misread(draft, "terminal"):
         draft.report.add(line, "no_terminal_state", "no state is terminal: write `terminal: true` at one at least")
+
+
+def _misread(draft: Draft, key: str) -> bool:
+    """Whether some state means something by `key` that is wrong and reported."""
+    unread = len(draft.fields.get("states", ())) - len(draft.states)
+    return unread > 0 or any(s.has(key) and s.get(key) is None for s in draft.states)
 
 
 def _transitions(draft: Draft) -> None:

@@ -93,7 +93,7 @@ def _checked(draft: Draft, text: str, digest: str, stem: str | None) -> Definiti
     section_rules.roles(draft)
     graph_rules.check(draft)
     states = [
-        State(s.get("id", ""), s.get("description", ""), s.get("initial", False), s.get("terminal", False))
+        State(s.text("id"), s.get("description", ""), s.get("initial", False), s.get("terminal", False))
         for s in draft.states
     ]
     transitions = tuple(map(_transition, draft.transitions))
@@ -109,7 +109,7 @@ def _checked(draft: Draft, text: str, digest: str, stem: str | None) -> Definiti
         transitions=transitions,
         steps={},
         guards=section_rules.guards(draft),
-        roles={r.get("id", ""): _role(r) for r in draft.roles},
+        roles={r.text("id"): _role(r) for r in draft.roles},
         timeouts=draft.timeouts,
         initial=next((s.id for s in states if s.initial), ""),
         transitions_from={s.id: tuple(t for t in transitions if t.from_state == s.id) for s in states},
@@ -124,4 +124,4 @@ def _transition(t: Fields) -> Transition:
 
 def _role(r: Fields) -> Role:
     actions = tuple(item.value for item in r.get("allowed_actions", ()) if item.value)
-    return Role(r.get("id", ""), r.get("description", ""), actions)
+    return Role(r.text("id"), r.get("description", ""), actions)

@@ -12,6 +12,7 @@ MAX_PROBLEMS = 1000
 MAX_SUGGESTIONS = 50
 MAX_CANDIDATES = 300
 SHOWN_CHARACTERS = 80
+MESSAGE_CHARACTERS = 300
 
 
 class Report:
@@ -61,8 +62,8 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
     return shown + (", …" if len(names) > limit else "")
 
 
-def clipped(value: object) -> str:
-    """A value as text for people, on one line, at most 80 characters."""
-    text = str(value)[: SHOWN_CHARACTERS + 1]
+def clipped(value: object, limit: int = SHOWN_CHARACTERS) -> str:
+    """A value as text for people, on one line, at most `limit` characters."""
+    text = str(value)[: limit + 1]
     text = "".join(c if c.isprintable() else "�" for c in text)
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
+    return text if len(text) <= limit else text[:limit] + "…"

@@ -11,6 +11,9 @@ from tables.problems import clipped
 from tables.shapes import Fields, Item
 from tables.yaml_source import Node
 
+MAX_SCHEMA_VALUES = 4000
+"""Judging one value of a JSON Schema takes up to a millisecond."""
+
 
 def inputs(draft: Draft) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of required and of optional inputs."""
@@ -33,11 +36,17 @@ def _names(items: tuple[Item, ...]) -> tuple[str, ...]:
 def outputs(draft: Draft) -> dict[str, Output]:
     """The declared outputs, those with mistakes included."""
     found = {}
+    size = 0
     for name, item in draft.fields.get("outputs", {}).items():
         fields: Fields | None = item.value
         node: Node | None = fields.get("schema") if fields else None
         schema = None if node is None else node.plain()
         output = Output(name, fields.get("type", "object") if fields else "object", schema)
+        size += 0 if node is None else node.count()
+        if size > MAX_SCHEMA_VALUES:
+            says = f"the schemas of all outputs hold at most {MAX_SCHEMA_VALUES} values together; make them simpler"
+            draft.report.add(item.line, "schema_too_large", says)
+            break
         for path, rule, says in schema_problems(output):
             line = item.line if node is None else node.line_at(iter(path))
             draft.report.add(line, rule, f"outputs.{clipped(name)}.schema{says}")

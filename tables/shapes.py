@@ -26,6 +26,8 @@ class Shape(Protocol):
 
 
 def wrong_type(node: Node, where: str, wanted: str, report: Report) -> None:
+    if node.kind == "broken":
+        return  # reported by the reader of the YAML
     if node.is_null:
         report.add(node.line, "null_value", f"{where} is null: give {wanted}, or leave the key out")
         return
@@ -227,6 +229,11 @@ class Fields:
     def get(self, key: str, default: Any = None) -> Any:
         found = self.values.get(key)
         return default if found is None else found
+
+    def text(self, key: str) -> str:
+        """The text as written, right or wrong: what other sections mean when they name it. "" where there is none."""
+        node = self.node.entries.get(key)
+        return node.value if node is not None and isinstance(node.value, str) else ""
 
     def has(self, key: str) -> bool:
         """Present in the file, right or wrong."""

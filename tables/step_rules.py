@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from tables.definition import Definition, RetryPolicy, Step
 from tables.draft import Draft
-from tables.problems import clipped
+from tables.problems import MESSAGE_CHARACTERS, clipped
 from tables.shapes import Fields
 from tables.yaml_source import Node
 
@@ -135,7 +135,7 @@ def _complain(
         draft.report.add(line, "missing_key", f"{where} needs `config{path}`")
     else:
         text = message.removeprefix("Value error, ")
-        draft.report.add(line, "bad_config", f"`config{path}` of {where}: {clipped(text)}")
+        draft.report.add(line, "bad_config", f"`config{path}` of {where}: {clipped(text, MESSAGE_CHARACTERS)}")
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

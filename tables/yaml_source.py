@@ -24,6 +24,7 @@ MAX_NUMBER_CHARACTERS = 64
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PREFIX = "tag:yaml.org,2002:"
 _SCALARS = {"str", "int", "float", "bool", "null"}
+_BROKEN = object()
 _resolver: Any = Resolver()
 _constructor = SafeConstructor()
 
@@ -34,7 +35,7 @@ class Node:
 
     line: int
     kind: str
-    """scalar, list or map."""
+    """scalar, list, map, or broken: a scalar that is reported already."""
     value: str | int | float | bool | None = None
     items: list[Node] = field(default_factory=list)
     entries: dict[str, Node] = field(default_factory=dict)
@@ -55,6 +56,10 @@ class Node:
         if self.kind == "map":
             return {key: node.plain() for key, node in self.entries.items()}
         return self.value
+
+    def count(self) -> int:
+        """How many values there are, this one included."""
+        return 1 + sum(item.count() for item in self.items) + sum(node.count() for node in self.entries.values())
 
     def line_at(self, path: Iterator[str | int]) -> int:
         """The line of what `path` leads to, or of the last thing on the way that exists."""
@@ -159,12 +164,13 @@ class _Builder:
             if _has_surrogate(event.value):
                 self._stop(event, "not_utf8", "a key holds a lone surrogate, which is no character")
             return
-        self._put(Node(line, "scalar", self._value(event, line)))
+        value = self._value(event, line)
+        self._put(Node(line, "broken") if value is _BROKEN else Node(line, "scalar", value))
 
-    def _value(self, event: yaml.ScalarEvent, line: int) -> str | int | float | bool | None:
+    def _value(self, event: yaml.ScalarEvent, line: int) -> Any:
         if _has_surrogate(event.value):
             self.report.add(line, "not_utf8", "a text holds a lone surrogate, which is no character")
-            return ""
+            return _BROKEN
         tag = event.tag
         if tag in (None, "!"):
             short = len(event.value) <= MAX_NUMBER_CHARACTERS
@@ -177,7 +183,7 @@ class _Builder:
             return str(event.value)
         return self._constructed(tag, event, line)
 
-    def _constructed(self, tag: str, event: yaml.ScalarEvent, line: int) -> str | int | float | bool | None:
+    def _constructed(self, tag: str, event: yaml.ScalarEvent, line: int) -> Any:
         if tag == _PREFIX + "str":
             return str(event.value)
         try:
@@ -185,14 +191,14 @@ class _Builder:
             value: Any = SafeConstructor.yaml_constructors[tag](_constructor, node)
         except (ValueError, KeyError, IndexError, OverflowError, yaml.YAMLError):
             self.report.add(line, "bad_value", f"{clipped(event.value)} is not {_said(tag)}; quote it if it is text")
-            return str(event.value)
+            return _BROKEN
         if isinstance(value, float) and value - value != 0:
             self.report.add(line, "bad_number", "a number is finite; NaN and infinity are not allowed")
-            return 0
+            return _BROKEN
         if isinstance(value, int) and abs(value) >= 2**63:
             self.report.add(line, "bad_number", "a whole number fits in 64 bits; quote it if it is text")
-            return 0
-        return value  # type: ignore[no-any-return]
+            return _BROKEN
+        return value
 
     def _put(self, node: Node) -> None:
         if not self.stack:

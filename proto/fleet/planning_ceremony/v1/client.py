@@ -7,7 +7,7 @@ while the engine is UNAVAILABLE (a worker that starts, a partition that moves).
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import uuid4
@@ -165,6 +165,21 @@ class PlanningCeremonyClient:
                 yield response.ceremony
         except grpc.aio.AioRpcError as error:
             raise PlanningCeremonyError(error.code(), error.details() or "") from None
+
+    async def dead_letters(
+        self, *, topic: str | None = None, limit: int = 100, offset: int = 0
+    ) -> pb.ListDeadLettersResponse:
+        """A page of what was set aside, newest first: `dead_letters`, and `total_count` of all that match.
+
+        `topic`: only what came from this topic or NATS stream.
+        """
+        request = pb.ListDeadLettersRequest(topic_filter=topic, limit=limit, offset=offset)
+        return await self._call(self._stub.ListDeadLetters, request)
+
+    async def definitions(self) -> Sequence[pb.DefinitionSummary]:
+        """The definitions that the engine sees now, by name; the invalid ones with their problems."""
+        response = await self._call(self._stub.ListDefinitions, pb.ListDefinitionsRequest())
+        return response.definitions
 
     async def close(self) -> None:
         """Close the channel."""

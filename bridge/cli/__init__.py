@@ -1,0 +1,84 @@
+"""The command line `ceremony`: one module for each group of verbs; `run` builds it and never shows a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+import typer
+
+from bridge.cli import ceremonies, decisions, files, operator, running, watching
+from bridge.cli.errors import EPILOG, CommandFailed, Exit
+from bridge.cli.output import say
+from bridge.cli.root import Root
+
+__all__ = ["Root", "build", "run"]
+
+CEREMONIES, LOOK = "Ceremonies", "Look"
+
+
+def build(root: Root) -> typer.Typer:
+    """The program with all its verbs."""
+    app = typer.Typer(
+        name="ceremony",
+        help="The ceremony engine: run it, start ceremonies, follow and decide them.",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    running.add_verbs(app, root)
+    for name, verb in (
+        ("start", ceremonies.start),
+        ("approve", decisions.approve),
+        ("reject", decisions.reject),
+        ("trigger", decisions.trigger),
+    ):
+        app.command(name, rich_help_panel=CEREMONIES)(verb)
+    for name, look in (
+        ("get", ceremonies.get),
+        ("list", ceremonies.list_),
+        ("watch", watching.watch),
+        ("definitions", operator.definitions),
+    ):
+        app.command(name, rich_help_panel=LOOK)(look)
+    app.add_typer(operator.deadletters, name="deadletters", rich_help_panel=LOOK)
+    files.add_verbs(app, root)
+    return app
+
+
+def run(root: Root, arguments: Sequence[str]) -> int:
+    """Run the program with these arguments and return its exit code; errors are lines on stderr."""
+    try:
+        return _run(root, arguments)
+    except BrokenPipeError:
+        # Who read us has gone, `| head` for one. What is still in the buffer has nowhere to go either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+
+
+def _run(root: Root, arguments: Sequence[str]) -> int:
+    try:
+        typer.main.get_command(build(root)).main(list(arguments), prog_name="ceremony")
+    except SystemExit as end:
+        sys.stdout.flush()
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    except CommandFailed as failed:
+        sys.stdout.flush()
+        if failed.code:
+            say(str(failed), err=True)
+        return failed.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the last one who can keep a traceback from a person
+        if os.environ.get("CEREMONY_DEBUG"):
+            traceback.print_exc()
+        text = " ".join(str(error).split())
+        say(f"internal_error: {type(error).__name__}: {text} (CEREMONY_DEBUG=1 shows where)", err=True)
+        return Exit.FAILED
+    return Exit.OK

@@ -1,0 +1,88 @@
+"""Judges definition files: every reason and every warning, as data and as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge.cli.output import say
+from tables.definition import Definition
+from tables.errors import DefinitionInvalid, Problem
+from tables.kinds import Kinds
+from tables.loader import load, warnings
+
+LARGEST_FILE = 256 * 1024
+"""Bytes; one more is read, so that the loader sees that there are more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One file: its definition, or why it is none."""
+
+    path: str
+    definition: Definition | None
+    problems: Sequence[Problem] = ()
+    warnings: Sequence[Problem] = ()
+
+    def data(self) -> dict[str, Any]:
+        return {
+            "file": self.path,
+            "valid": self.definition is not None,
+            "name": self.definition.name if self.definition else "",
+            "hash": self.definition.hash if self.definition else "",
+            "problems": [problem_data(problem) for problem in self.problems],
+            "warnings": [problem_data(problem) for problem in self.warnings],
+        }
+
+
+def problem_data(problem: Problem) -> dict[str, Any]:
+    return {"file": problem.file, "line": problem.line, "rule": problem.rule, "message": problem.message}
+
+
+def check(paths: Sequence[Path], kinds: Kinds) -> list[Checked]:
+    """Every definition in these files and folders; a folder is its `*.yaml` and `*.yml`, in order of name."""
+    return [check_file(file, kinds) if file.is_file() else missing(file) for path in paths for file in files(path)]
+
+
+def files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix in (".yaml", ".yml"))
+        yield from found or [path / "*.yaml"]
+    else:
+        yield path
+
+
+def missing(path: Path) -> Checked:
+    return Checked(str(path), None, [Problem(str(path), 1, "file_missing", "there is no such file")])
+
+
+def check_file(path: Path, kinds: Kinds) -> Checked:
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+        definition = load(text, str(path), kinds)
+    except OSError as error:
+        unreadable = Problem(str(path), 1, "file_unreadable", f"the file cannot be read: {error.strerror}")
+        return Checked(str(path), None, [unreadable])
+    except DefinitionInvalid as error:
+        return Checked(str(path), None, error.problems)
+    # A warning names the definition; whoever reads it has a file open.
+    found = [Problem(str(path), w.line, w.rule, w.message) for w in warnings(definition)]
+    return Checked(str(path), definition, warnings=found)
+
+
+def report(one: Checked) -> None:
+    """One line on stdout for a valid file; reasons and warnings on stderr."""
+    for problem in one.problems:
+        say(str(problem), err=True)
+    for warning in one.warnings:
+        say(f"{warning.file}:{warning.line}: warning: {warning.rule}: {warning.message}", err=True)
+    if one.definition is not None:
+        found = one.definition
+        say(f"{one.path}: valid ({len(found.states)} states, {len(found.steps)} steps)")
+
+
+def counted(number: int) -> str:
+    return f"{number} definition is" if number == 1 else f"{number} definitions are"

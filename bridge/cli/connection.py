@@ -1,0 +1,102 @@
+"""How a verb reaches the engine: which address, one connection, and what an error on it means."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
+
+from bridge.cli.errors import CommandFailed, Exit, refused
+from bridge.clock import HostClock
+
+DEV_FILE = Path(".ceremony/dev.json")
+DEFAULT_SERVER = "localhost:50057"
+CONNECT_SECONDS = 3.0
+
+Result = TypeVar("Result")
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        envvar="CEREMONY_SERVER",
+        help="The engine, host:port. Without it: what `ceremony dev` wrote to ./.ceremony/dev.json, "
+        f"else {DEFAULT_SERVER}.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """An address, and where it comes from."""
+
+    address: str
+    source: str = ""
+    """What to tell a person when nothing answers there."""
+
+
+def server(given: str | None) -> Server:
+    """The engine to speak to: what was given, else the `dev` of this folder, else the default."""
+    if given:
+        return Server(given, "start one with `ceremony dev`, or name another with --server or CEREMONY_SERVER")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        dev = json.loads(DEV_FILE.read_text())
+        if runs(int(dev["pid"])):
+            return Server(str(dev["grpc"]), f"`ceremony dev` (process {dev['pid']}, {DEV_FILE}) does not answer")
+        return Server(str(dev["grpc"]), f"the `ceremony dev` of {DEV_FILE} has ended: start it again, or use --server")
+    return Server(DEFAULT_SERVER, "start one with `ceremony dev`, or name another with --server or CEREMONY_SERVER")
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def call(given: str | None, work: Callable[[PlanningCeremonyClient], Awaitable[Result]]) -> Result:
+    """Do `work` with a client of the engine. Raises CommandFailed where it cannot be reached or refuses."""
+
+    async def connected() -> Result:
+        at = server(given)
+        await _knock(at)
+        async with PlanningCeremonyClient(at.address) as client:
+            return await work(client)
+
+    try:
+        return asyncio.run(connected())
+    except PlanningCeremonyError as error:
+        raise refused(error.status.name, error.message) from None
+
+
+async def _knock(at: Server) -> None:
+    """Look whether anybody listens: gRPC would go on trying for some seconds before it says so."""
+    host, colon, port = at.address.rpartition(":")
+    if "/" in at.address or not host:
+        if not colon:
+            raise CommandFailed("server_malformed", f"{at.address!r} is no host:port", Exit.USAGE)
+        return  # a gRPC target of another scheme, `unix:…` or `dns:///…`
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 - what a port is
+        raise CommandFailed("server_malformed", f"{at.address!r} is no host:port", Exit.USAGE)
+    try:
+        async with HostClock().timeout(CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except (OSError, TimeoutError, ValueError):
+        text = f"nothing answers at {at.address}; {at.source}"
+        raise CommandFailed("unavailable", text, Exit.UNAVAILABLE) from None
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()

@@ -1,0 +1,168 @@
+"""Ceremonies and the rest as plain data for programs, and as tables for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from bridge.cli.output import clean, local, pairs, status, table
+
+ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
+LONGEST_CELL = 100
+
+
+def ceremony_data(found: pb.PlanningCeremonyInstance) -> dict[str, Any]:
+    """All of a ceremony; outputs as values, steps as objects, times in UTC."""
+    return {
+        "instance_id": found.instance_id,
+        "ceremony_id": found.ceremony_id,
+        "story_id": found.story_id,
+        "definition_name": found.definition_name,
+        "definition_hash": found.definition_hash,
+        "status": found.status,
+        "current_state": found.current_state,
+        "version": found.version,
+        "correlation_id": found.correlation_id,
+        "created_at": found.created_at,
+        "updated_at": found.updated_at,
+        "error_code": found.error_code,
+        "error_message": found.error_message,
+        "waiting_for": list(found.waiting_for),
+        "open_gates": [gate_data(gate) for gate in found.open_gates],
+        "steps": {step_id: step_data(found, step_id) for step_id in found.step_status},
+    }
+
+
+def step_data(found: pb.PlanningCeremonyInstance, step_id: str) -> dict[str, Any]:
+    output = found.step_outputs.get(step_id)
+    return {
+        "status": found.step_status[step_id],
+        "attempt": found.step_attempts.get(step_id, 0),
+        "error": found.step_errors.get(step_id, ""),
+        "output": None if output is None else json.loads(output),
+    }
+
+
+def gate_data(gate: pb.OpenGate) -> dict[str, Any]:
+    return {
+        "gate": gate.step_id or gate.guard,
+        "kind": "step" if gate.step_id else "guard",
+        "role": gate.role,
+        "message": gate.message,
+        "visit": gate.visit,
+        "approvals": gate.approvals,
+        "quorum": gate.quorum,
+        "deadline": gate.deadline,
+    }
+
+
+def ceremony_view(found: pb.PlanningCeremonyInstance) -> RenderableType:
+    """A ceremony for people: what it is, what it waits for, and its steps."""
+    head = pairs(
+        {
+            "ceremony": Text(clean(found.instance_id), style="bold"),
+            "definition": f"{found.definition_name} ({found.definition_hash[:12]})",
+            "status": status(found.status),
+            "state": found.current_state,
+            "correlation": found.correlation_id if found.correlation_id != found.instance_id else "",
+            "started": local(found.created_at),
+            "changed": f"{local(found.updated_at)} (version {found.version})",
+            "failed": f"{found.error_code}: {found.error_message}" if found.error_code else "",
+            "waiting for": "\n".join(found.waiting_for),
+        }
+    )
+    parts: list[RenderableType] = [head]
+    if found.step_status:
+        parts += ["", steps_view(found)]
+    if found.open_gates:
+        parts += ["", *(Text(line, style="yellow") for line in gate_hints(found))]
+    return Group(*parts)
+
+
+def steps_view(found: pb.PlanningCeremonyInstance) -> RenderableType:
+    rows = []
+    for step_id, word in found.step_status.items():
+        attempt = found.step_attempts.get(step_id, 0)
+        detail = found.step_errors.get(step_id) or summary(found.step_outputs.get(step_id, ""))
+        rows.append((step_id, status(word), str(attempt or ""), detail))
+    return table(("step", "status", "attempt", "output or error"), rows, right=("attempt",))
+
+
+def summary(output: str) -> str:
+    """The beginning of an output, on one line."""
+    line = " ".join(output.split())
+    return line if len(line) <= LONGEST_CELL else line[: LONGEST_CELL - 1] + "…"
+
+
+def gate_hints(found: pb.PlanningCeremonyInstance) -> list[str]:
+    """A line to copy for each gate that waits for a person."""
+    hints = []
+    for gate in found.open_gates:
+        role = f" --role {gate.role}" if gate.role else ""
+        hints.append(clean(f"ceremony approve {found.instance_id} {gate.step_id or gate.guard}{role}"))
+    return hints
+
+
+def list_view(found: Sequence[pb.PlanningCeremonyInstance]) -> RenderableType:
+    rows = [
+        (
+            one.instance_id,
+            one.definition_name,
+            one.current_state,
+            status(one.status),
+            local(one.created_at),
+            summary("; ".join(one.waiting_for) or one.error_code),
+        )
+        for one in found
+    ]
+    return table(("ceremony", "definition", "state", "status", "started", "waiting for"), rows)
+
+
+def dead_letter_data(letter: pb.DeadLetter) -> dict[str, Any]:
+    return {
+        "origin": letter.origin,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "code": letter.code,
+        "message": letter.message,
+        "timestamp": letter.timestamp,
+        "size": letter.size,
+        "key": letter.key,
+    }
+
+
+def dead_letters_view(letters: Sequence[pb.DeadLetter]) -> RenderableType:
+    rows = [
+        (
+            f"{letter.origin}/{letter.partition}/{letter.offset}",
+            local(letter.timestamp),
+            letter.code,
+            letter.message,
+            letter.key,
+            str(letter.size),
+        )
+        for letter in letters
+    ]
+    return table(("origin", "set aside", "code", "message", "key", "bytes"), rows, right=("bytes",))
+
+
+def definition_data(one: pb.DefinitionSummary) -> dict[str, Any]:
+    return {"name": one.name, "hash": one.hash, "valid": one.valid, "problems": list(one.problems)}
+
+
+def definitions_view(found: Sequence[pb.DefinitionSummary]) -> RenderableType:
+    rows = [
+        (
+            one.name,
+            Text("valid", style="green") if one.valid else Text("invalid", style="bold red"),
+            one.hash[:12],
+            "\n".join(one.problems),
+        )
+        for one in found
+    ]
+    return table(("definition", "", "hash", "problems"), rows)

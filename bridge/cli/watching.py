@@ -1,0 +1,120 @@
+"""Follows a ceremony to its end: a live table on a terminal, plain lines or JSON lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Annotated
+
+import typer
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
+from rich.live import Live
+
+from bridge.cli import views
+from bridge.cli.connection import ServerOption, call
+from bridge.cli.errors import CommandFailed
+from bridge.cli.output import Format, OutputOption, console, emit_data, emit_line, local_time, say
+from bridge.clock import HostClock
+
+PATIENCE = 15
+"""How often a broken stream is opened again, a second apart, before it is given up: a worker restarts in less."""
+
+Show = Callable[[pb.PlanningCeremonyInstance], None]
+
+
+def watch(
+    instance_id: Annotated[str, typer.Argument(metavar="ID", help="Instance id, CEREMONY:STORY.")],
+    server: ServerOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Follow a ceremony until it has ended: exit 0 if it completed, 1 if it ended otherwise.
+
+    With -o json, one line for each change.
+    """
+    follow(instance_id, server, output)
+
+
+def follow(instance_id: str, server: str | None, output: Format) -> None:
+    """Show each form of the ceremony until it has ended. Raises CommandFailed where it did not complete."""
+    if output is Format.JSON:
+        last = _each(instance_id, server, lambda found: emit_line(views.ceremony_data(found)))
+    elif output is Format.YAML:
+        last = _each(instance_id, server, _document)
+    elif sys.stdout.isatty():
+        last = _live(instance_id, server)
+    else:
+        lines = ChangeLines()
+        last = _each(instance_id, server, lines.show)
+    if last.status != "COMPLETED":
+        code = last.error_code or last.status.lower()
+        raise CommandFailed(code, f"{instance_id} ended {last.status}: {last.error_message or last.current_state}")
+
+
+def _document(found: pb.PlanningCeremonyInstance) -> None:
+    say("---")
+    emit_data(views.ceremony_data(found), Format.YAML)
+    sys.stdout.flush()
+
+
+def _live(instance_id: str, server: str | None) -> pb.PlanningCeremonyInstance:
+    with Live(console=console(), auto_refresh=False, vertical_overflow="visible") as live:
+        return _each(instance_id, server, lambda found: live.update(views.ceremony_view(found), refresh=True))
+
+
+def _each(instance_id: str, server: str | None, show: Show) -> pb.PlanningCeremonyInstance:
+    async def work(client: PlanningCeremonyClient) -> pb.PlanningCeremonyInstance:
+        last = None
+        async for found in forms(client, instance_id):
+            show(found)
+            last = found
+        if last is None:
+            raise CommandFailed("no_answer", f"the engine has shown nothing of {instance_id}")
+        return last
+
+    return call(server, work)
+
+
+async def forms(client: PlanningCeremonyClient, instance_id: str) -> AsyncIterator[pb.PlanningCeremonyInstance]:
+    """Each version once, over restarts of the engine. Raises PlanningCeremonyError."""
+    version, broken = -1, 0
+    while True:
+        try:
+            async for found in client.watch(instance_id):
+                broken = 0
+                if found.version > version:
+                    version = found.version
+                    yield found
+            return
+        except PlanningCeremonyError as error:
+            broken += 1
+            # Before the first answer it is the engine that is not there, afterwards it has gone away and comes back.
+            if error.status.name != "UNAVAILABLE" or version < 0 or broken > PATIENCE:
+                raise
+            await HostClock().sleep(1)
+
+
+class ChangeLines:
+    """One line for each thing that changed since the form before."""
+
+    def __init__(self) -> None:
+        self._before = pb.PlanningCeremonyInstance()
+
+    def show(self, found: pb.PlanningCeremonyInstance) -> None:
+        for line in self.changes(found):
+            say(f"{local_time(found.updated_at)}  {line}")
+        sys.stdout.flush()
+
+    def changes(self, found: pb.PlanningCeremonyInstance) -> Iterator[str]:
+        """Steps first, for it is their end that moves the ceremony."""
+        before, self._before = self._before, found
+        for step_id, status in found.step_status.items():
+            attempt = found.step_attempts.get(step_id, 0)
+            seen = (before.step_status.get(step_id, "PENDING"), before.step_attempts.get(step_id, 0))
+            if (status, attempt) != seen:
+                error = found.step_errors.get(step_id, "")
+                yield f"step {step_id} {status}, attempt {attempt}" + (f": {error}" if error else "")
+        if (before.current_state, before.status) != (found.current_state, found.status):
+            yield f"state {found.current_state}, {found.status}"
+        if found.open_gates and list(before.open_gates) != list(found.open_gates):
+            yield from (f"waiting: {hint}" for hint in views.gate_hints(found))

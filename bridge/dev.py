@@ -1,0 +1,249 @@
+"""`ceremony dev`: the engine with everything it needs, in one folder: log, nats-server, a simulated Ray executor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+from bridge.cli.root import Root, RunningWorker
+from bridge.nats_server import NatsServer, NatsServerError
+from bridge.ray_simulation import Knobs, RaySimulation
+from steps.ports import Clock
+
+HOST = "127.0.0.1"
+GRPC_PORT = 50057
+"""Taken when it is free, so that clients find us without being told."""
+NATS_PORTS = range(24_222, 24_622, 2)
+"""Below the range of clients' ports: one that redials a dead server could be given that server's port."""
+NATS_ATTEMPTS = 5
+READY_SECONDS = 60.0
+POLL_SECONDS = 0.05
+
+
+class DevError(Exception):
+    """`ceremony dev` cannot start; `code` is stable."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class DevOptions:
+    """Addresses are `host:port`, port 0 takes a free one; what is None is chosen, the last run's first."""
+
+    folder: Path
+    log: str | None = None
+    """None: an SQLite file in the folder."""
+    grpc_addr: str | None = None
+    http_addr: str | None = None
+    nats_port: int | None = None
+    ceremonies_dir: Path | None = None
+    topic_prefix: str | None = None
+    knobs: Knobs = field(default_factory=Knobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What runs, as `dev.json` has it."""
+
+    grpc: str
+    http: str
+    nats: str
+    ray_executor: str
+    log: str
+    folder: str
+    ceremonies_dir: str
+    pid: int
+    nats_pid: int
+
+    def data(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Dev:
+    """`async with Dev(...) as dev:` and everything runs and is ready; `dev.worker.ended()` says when a part failed."""
+
+    def __init__(self, options: DevOptions, root: Root, clock: Clock) -> None:
+        self.options = options
+        self.folder = options.folder.absolute()
+        self._root = root
+        self._clock = clock
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Raises DevError, NatsServerError, SimulationError, SettingsInvalid, OSError; nothing is left running then."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        self._stack.enter_context(locked(self.folder))
+        before = read_file(self.folder)
+        self.nats = await self._start_nats(before)
+        self._stack.push_async_callback(self.nats.stop)
+        ray = RaySimulation(
+            grpc_address=f"{HOST}:0", nats_url=self.nats.url, clock=self._clock, knobs=self.options.knobs
+        )
+        await self._stack.enter_async_context(ray)
+        settings = self._root.settings(await self._settings(before, ray.url))
+        started: AbstractAsyncContextManager[RunningWorker] = self._root.worker(settings)
+        self.worker = await self._stack.enter_async_context(started)
+        await self._ready()
+        self.running = Running(
+            grpc=f"{HOST}:{self.worker.grpc.port}",
+            http=f"http://{HOST}:{self.worker.http.port}",
+            nats=self.nats.url,
+            ray_executor=ray.url,
+            log=settings.log,
+            folder=str(self.folder),
+            ceremonies_dir=str(settings.ceremonies_dir.absolute()),
+            pid=os.getpid(),
+            nats_pid=self.nats.pid or 0,
+        )
+        write_file(self.folder, self.running)
+
+    async def _start_nats(self, before: Mapping[str, Any]) -> NatsServer:
+        """On the port that was given, else on the first that is free; where another process is faster, on the next."""
+        if self.options.nats_port:
+            candidates: Iterable[int] = [self.options.nats_port]
+        else:
+            candidates = [port for port in (port_of(before.get("nats", "")),) if port] + list(NATS_PORTS)
+        attempts = 0
+        async for port in free_ports(candidates):
+            server = NatsServer(self.folder / "nats", port, await any_port(), self._clock)
+            try:
+                await server.start()
+            except NatsServerError as error:
+                attempts += 1
+                if error.code != "nats_server_ended" or attempts >= NATS_ATTEMPTS or self.options.nats_port:
+                    raise
+                continue
+            return server
+        raise DevError("nats_port_in_use", "no port for NATS is free; name a free one with --nats-port")
+
+    async def _settings(self, before: Mapping[str, Any], ray_url: str) -> dict[str, Any]:
+        """What the worker is told; the rest comes from the environment, as for `serve`."""
+        options = self.options
+        grpc_addr, http_addr = options.grpc_addr, options.http_addr
+        if grpc_addr is None:
+            grpc_addr = await listen_address(port_of(before.get("grpc", "")), GRPC_PORT)
+        if http_addr is None:
+            http_addr = await listen_address(port_of(before.get("http", "")))
+        told = {
+            "log": options.log or f"sqlite://{quote(str(self.folder / 'log.db'))}",
+            "nats_url": self.nats.url,
+            "ray_executor_url": ray_url,
+            "grpc_addr": grpc_addr,
+            "http_addr": http_addr,
+            "ceremonies_dir": options.ceremonies_dir,
+            "topic_prefix": options.topic_prefix,
+        }
+        return {name: value for name, value in told.items() if value is not None}
+
+    async def _ready(self) -> None:
+        ended = self._clock.spawn(self.worker.ended(), name="dev-ended")
+        try:
+            async with self._clock.timeout(READY_SECONDS):
+                while not self.worker.http.ready():
+                    if ended.done():
+                        raise DevError("worker_failed", reason(self.worker.failure))
+                    await self._clock.sleep(POLL_SECONDS)
+        except TimeoutError:
+            states = "; ".join(f"{name}: {state}" for name, state in self.worker.states().items() if state != "ok")
+            raise DevError("not_ready", f"not ready within {READY_SECONDS:.0f} s: {states}") from None
+        finally:
+            ended.cancel()
+
+
+def reason(failure: BaseException | None) -> str:
+    """One line on why a worker has ended."""
+    return " ".join((str(failure) or type(failure).__name__).split()) if failure else "a part of it has ended"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Any:
+    """Hold the folder for this process alone; the system lets go of it however the process ends. Raises DevError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "dev.lock").open("a+")
+    except OSError as error:
+        raise DevError("folder_unusable", f"{folder}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            by = read_file(folder).get("pid", "another one")
+            text = f"{folder} belongs to a `ceremony dev` that runs (process {by}): end it, or name another folder"
+            raise DevError("folder_in_use", text) from None
+        yield
+
+
+def read_file(folder: Path) -> dict[str, Any]:
+    """`dev.json` of the last run, or nothing."""
+    try:
+        found = json.loads((folder / "dev.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_file(folder: Path, running: Running) -> None:
+    """Whole or not at all: clients read it while we write."""
+    new = folder / "dev.json.new"
+    new.write_text(json.dumps(running.data(), indent=2) + "\n")
+    new.replace(folder / "dev.json")
+
+
+def port_of(address: object) -> int:
+    """The port at the end of an address, 0 where there is none."""
+    digits = str(address).rpartition(":")[2]
+    return int(digits) if digits.isascii() and digits.isdigit() and int(digits) < 65536 else 0  # noqa: PLR2004 - a port
+
+
+async def is_free(port: int) -> bool:
+    """Whether one could listen there now."""
+    try:
+        server = await asyncio.start_server(lambda _r, _w: None, HOST, port)
+    except OSError:
+        return False
+    server.close()
+    return True
+
+
+async def any_port() -> int:
+    """A port that is free now."""
+    server = await asyncio.start_server(lambda _r, _w: None, HOST, 0)
+    port: int = server.sockets[0].getsockname()[1]
+    server.close()
+    return port
+
+
+async def free_ports(candidates: Iterable[int]) -> AsyncIterator[int]:
+    for port in candidates:
+        if await is_free(port):
+            yield port
+
+
+async def listen_address(*wished: int) -> str:
+    """The first of the wished ports that is free, else any."""
+    for port in wished:
+        if port and await is_free(port):
+            return f"{HOST}:{port}"
+    return f"{HOST}:0"

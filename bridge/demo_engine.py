@@ -1,0 +1,92 @@
+"""The demo's engine: `ceremony dev` as a child process that never outlives the demo."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from steps.ports import Clock
+
+LOG = "dev.log"
+"""In its folder: what it says on stderr."""
+STOP_SECONDS = 20.0
+LAST_WORDS = 8
+"""Lines of its log that are shown when it ended by itself."""
+
+
+class DemoError(Exception):
+    """The demo cannot begin, or its engine has ended; `code` is stable."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+@dataclass(slots=True)
+class EngineProcess:
+    """`ceremony dev` as our child."""
+
+    running: dict[str, Any]
+    """What its `dev.json` says."""
+    ended: asyncio.Task[int]
+
+
+@contextlib.asynccontextmanager
+async def engine(command: Sequence[str], folder: Path, clock: Clock) -> AsyncIterator[EngineProcess]:
+    """Start it and wait until it is ready; at the end it is asked to end, and made to if it does not.
+
+    It ends with our end of its stdin too, so that it goes even if we are killed. Raises DemoError.
+    """
+    with opened(folder / LOG) as errors:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C is for us; we end it after its clients
+        )
+    ended = clock.spawn(process.wait(), name="engine")
+    try:
+        yield EngineProcess(await _first_line(process, folder / LOG), ended)
+    finally:
+        await _end(process, clock)
+        await ended
+
+
+async def _first_line(process: asyncio.subprocess.Process, log: Path) -> dict[str, Any]:
+    line = await process.stdout.readline() if process.stdout is not None else b""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        raise DemoError("engine_not_started", f"`ceremony dev` has ended: {last_words(log)}") from None
+    return dict(found)
+
+
+def opened(log: Path) -> BinaryIO:
+    """The engine's log, to append to."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return log.open("ab")
+
+
+def last_words(log: Path) -> str:
+    """Why it ended, by its own words."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LAST_WORDS:]) or "it said nothing"
+
+
+async def _end(process: asyncio.subprocess.Process, clock: Clock) -> None:
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        async with clock.timeout(STOP_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()

@@ -1,0 +1,85 @@
+"""The program `ceremony`: the one place that knows both the command line and the worker behind it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+from bridge.cli import Root, run
+from bridge.cli.root import RunningWorker, SettingsInvalid
+
+if TYPE_CHECKING:
+    from streams.settings import Settings
+    from tables.kinds import Kinds
+
+# Imports are inside the functions: `ceremony get` must answer before Faust and pydantic would have been loaded.
+# ruff: noqa: PLC0415
+
+
+def settings(told: Mapping[str, Any]) -> Settings:
+    """Settings from the environment and, before it, from `told`. Raises SettingsInvalid, a line for each variable."""
+    from pydantic import ValidationError
+
+    from streams.settings import Settings
+
+    try:
+        return Settings(**told)
+    except ValidationError as error:
+        raise SettingsInvalid([problem(found) for found in error.errors()]) from None
+
+
+def problem(found: Any) -> str:
+    """`VARIABLE: what is wrong, and what it is now`."""
+    name = ".".join(map(str, found["loc"])) or "settings"
+    message = str(found["msg"]).removeprefix("Value error, ")
+    return f"{name}: {message} (it is {found.get('input')!r})"
+
+
+def worker(given: Any) -> AbstractAsyncContextManager[RunningWorker]:
+    from streams.worker import Worker
+
+    return Worker(given)
+
+
+def kinds() -> Kinds:
+    from steps.registry import all_kinds
+
+    return all_kinds()
+
+
+def logs(level: str, style: str) -> None:
+    from streams.logs import configure
+
+    configure(level, style)
+
+
+def on_loop(coroutine: Any) -> Any:
+    """Run it on uvloop where there is one."""
+    import asyncio
+
+    try:
+        import uvloop
+    except ImportError:  # not made for every system
+        return asyncio.run(coroutine)
+    return uvloop.run(coroutine)
+
+
+ROOT = Root(
+    settings=settings,
+    worker=worker,
+    kinds=kinds,
+    logs=logs,
+    run=on_loop,
+    program=(sys.executable, "-m", "streams.main"),
+)
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(run(ROOT, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

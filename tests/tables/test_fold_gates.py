@@ -131,7 +131,8 @@ def test_a_gate_that_is_not_open_or_not_there_is_refused() -> None:
 def test_an_approved_gate_satisfies_human_guards_of_its_role_on_leaving_transitions() -> None:
     world = World(
         definition_of(
-            GUARD + "steps:\n  - {id: gate, state: RUN, handler: human_gate_step, config: {role: PO, message: good}}\n"
+            GUARD.replace("[finish]", "[gate, finish]", 1)
+            + "steps:\n  - {id: gate, state: RUN, handler: human_gate_step, config: {role: PO, message: good}}\n"
         )
     )
     world.start()

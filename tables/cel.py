@@ -6,6 +6,7 @@ Evaluation errors come back as values that are truthy, so only a result that `is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -17,9 +18,11 @@ from tables.errors import CeremonyError
 MAX_SOURCE_BYTES = 4096
 MAX_REASON = 200
 
-_RAISED = (RuntimeError, TypeError, ValueError)
+_RAISED = (RuntimeError, TypeError, ValueError)  # RecursionError is a RuntimeError
 """What the binding raises: RuntimeError for its own errors, the others for data that it cannot convert."""
 
+_ERRORS = {"ERROR", "*error*"}
+_DOUBLE_BITS = 1023
 _by_name = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
 _environment = cel.NewEnv(
     variables={
@@ -48,17 +51,35 @@ def compiled(source: str) -> cel.Expression:
 def evaluate(program: cel.Expression, data: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether the expression is true, and why not. Never raises."""
     try:
-        result = program.eval(data=data)
-        value, kind = result.value(), result.type().name()
+        value, kind = _evaluated(program, data)
+        if kind in _ERRORS and "out of range" in str(value):
+            value, kind = _evaluated(program, _tamed(data))
     except _RAISED as error:  # a guard that cannot be judged does not hold
         return False, _short(error)
     if value is True:
         return True, "the expression is true"
     if value is False:
         return False, "the expression is false"
-    if kind in ("ERROR", "*error*"):
+    if kind in _ERRORS:
         return False, _short(value)
     return False, f"the expression is not boolean but {kind}"
+
+
+def _evaluated(program: cel.Expression, data: Mapping[str, Any]) -> tuple[Any, str]:
+    result = program.eval(data=data)
+    return result.value(), result.type().name()
+
+
+def _tamed(value: Any) -> Any:
+    """JSON whose whole numbers fit CEL's 64 bits: one larger number anywhere makes the engine refuse all the data."""
+    if isinstance(value, dict):
+        return {key: _tamed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_tamed(item) for item in value]
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        beyond = math.inf if value > 0 else -math.inf
+        return beyond if value.bit_length() > _DOUBLE_BITS else float(value)
+    return value
 
 
 _VARIABLES = "inputs, outputs, status, state, ceremony"

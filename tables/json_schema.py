@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
+from urllib.parse import unquote
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
@@ -13,6 +14,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from tables.definition import Output
+from tables.paths import MISSING, dig_parts
 from tables.problems import clipped, listed
 
 MARKS = ("$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum")
@@ -45,6 +47,8 @@ WORDS = {
     "list": "array",
 }
 """Type word of a flat schema → type."""
+_PLAIN = {"enum", "const", "default", "examples"}
+"""Keys whose values are data, not schemas."""
 _Path = tuple[str | int, ...]
 
 
@@ -75,10 +79,7 @@ def _json_schema_problems(schema: Mapping[str, Any]) -> list[tuple[_Path, str, s
         found = [(tuple(e.absolute_path), "bad_json_schema", f"{_at(e.absolute_path)}: {_said(e)}") for e in errors]
     except RecursionError:
         return [((), "bad_json_schema", " is nested too deeply")]
-    return found + [
-        (path, "bad_json_schema", f"{_at(path)}: `$ref` must lead to a place inside this schema (`#/…`)")
-        for path in _outside_refs(schema, ())
-    ]
+    return found + [(path, "bad_json_schema", _at(path) + says) for path, says in _unsound(schema, schema, ())]
 
 
 def _dialect(schema: Mapping[str, Any]) -> Any:
@@ -89,15 +90,35 @@ def _dialect(schema: Mapping[str, Any]) -> Any:
     return validator_for({"$schema": named}, default=cast("Any", None)) if isinstance(named, str) else None
 
 
-def _outside_refs(schema: Any, path: _Path) -> Iterator[_Path]:
+def _unsound(root: Any, schema: Any, path: _Path) -> Iterator[tuple[_Path, str]]:
+    """What the meta-schema does not see: references that lead nowhere, patterns that are none."""
     if isinstance(schema, Mapping):
         for key, value in schema.items():
-            if key in ("$ref", "$dynamicRef") and isinstance(value, str) and not value.startswith("#"):
-                yield (*path, key)
-            yield from _outside_refs(value, (*path, key))
+            if key in {"$ref", "$dynamicRef"} and isinstance(value, str) and not _leads_inside(root, value):
+                yield (*path, key), ": must lead to a place inside this schema (`#/…`)"
+            elif key == "pattern" and isinstance(value, str) and not _is_pattern(value):
+                yield (*path, key), ": is no regular expression"
+            elif key not in _PLAIN:
+                yield from _unsound(root, value, (*path, key))
     elif isinstance(schema, list):
         for index, value in enumerate(schema):
-            yield from _outside_refs(value, (*path, index))
+            yield from _unsound(root, value, (*path, index))
+
+
+def _leads_inside(root: Any, reference: str) -> bool:
+    """A JSON pointer into the schema that exists, or an anchor."""
+    if not reference.startswith("#/"):
+        return reference.startswith("#")
+    parts = unquote(reference[2:]).split("/")
+    return dig_parts(root, (part.replace("~1", "/").replace("~0", "~") for part in parts)) is not MISSING
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
 
 
 def check_value(value: Any, output: Output) -> list[str]:
@@ -128,6 +149,8 @@ def _check_flat(value: Any, schema: Mapping[str, Any], path: str) -> list[str]:
 
 def _check_json_schema(value: Any, schema: Mapping[str, Any]) -> list[str]:
     checker = _dialect(schema)
+    if checker is None:
+        return ["$: the schema cannot be applied; its `$schema` is not known"]
     try:
         errors = []
         for error in checker(dict(schema), registry=Registry()).iter_errors(value):
@@ -141,8 +164,8 @@ def _check_json_schema(value: Any, schema: Mapping[str, Any]) -> list[str]:
         return ["$: the schema cannot be applied; see that its `$ref` and `pattern` are sound"]
 
 
-def _place(error: ValidationError) -> str:
-    return _at(error.absolute_path)
+def _place(error: ValidationError) -> tuple[str, str]:
+    return _at(error.absolute_path), f"{error.validator}"
 
 
 def _said(error: ValidationError) -> str:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
+from aiokafka.partitioner import murmur2
 
 from steps.ports import Clock
 from streams.transport.batch import weigh
@@ -28,6 +28,7 @@ from streams.transport.contract import (
     Record,
     TopicSpec,
 )
+from streams.transport.sqlite_clock import LogClock
 from streams.transport.sqlite_file import LogFile
 from streams.transport.sqlite_follower import SqliteFollower
 from streams.transport.sqlite_shard import Reader, Shard, fail, wake
@@ -79,7 +80,7 @@ class SqliteLog:
         self._thread: ThreadPoolExecutor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._followers: set[SqliteFollower] = set()
-        self._timestamp = 0
+        self._log_clock = LogClock(clock, 0)
 
     # -- life
 
@@ -87,23 +88,31 @@ class SqliteLog:
         """Open the file and load its ends and positions. Raises LogInUse, LogFailed."""
         if self._file is not None:
             return
-        self._file = LogFile(self._path, synchronous=self._synchronous, take_over=self._take_over)
+        file = LogFile(self._path, synchronous=self._synchronous, take_over=self._take_over)
+        try:
+            self._load(file)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="log-commit")
-        self._timestamp = self._file.timestamp()
-        self._positions = self._file.positions()
-        for (reader, topic, partition), row in self._positions.items():
-            self._progress.note(reader, topic, partition, row.next)
-        for (reader, topic, partition), offset in self._file.offsets().items():
-            self._progress.note(reader, topic, partition, offset)
-        self._load_topics()
         self._tasks = [
             self._clock.spawn(self._commits(), name="log-commits"),
             self._clock.spawn(self._sweeps(), name="log-sweeps"),
         ]
 
-    def _load_topics(self) -> None:
-        ends = self.file.ends()
-        for topic in self.file.topics():
+    def _load(self, file: LogFile) -> None:
+        self._log_clock = LogClock(self._clock, file.timestamp())
+        self._positions = file.positions()
+        for reader, row in self._positions.items():
+            self._progress.note(*reader, row.next)
+        for reader, offset in file.offsets().items():
+            self._progress.note(*reader, offset)
+        self._load_topics(file)
+
+    def _load_topics(self, file: LogFile) -> None:
+        ends = file.ends()
+        for topic in file.topics():
             known = self._shards.setdefault(topic.spec.name, [])
             for shard in known:
                 shard.topic = topic
@@ -173,7 +182,7 @@ class SqliteLog:
                 )
         async with self._writing:
             self.file.create(topics)
-            self._load_topics()
+            self._load_topics(self.file)
 
     def shards(self, topic: str) -> list[Shard]:
         """The partitions of a topic. Raises LogFailed for a topic that was not created."""
@@ -193,20 +202,16 @@ class SqliteLog:
 
     # -- writing: everything below is in the next transaction
 
-    def _now(self) -> int:
-        self._timestamp = max(self._timestamp, int(self._clock.wall() * 1000))
-        return self._timestamp
-
     def put(self, topic: str, partition: int, records: Sequence[Out]) -> None:
         """Append without waiting. Raises RecordTooLarge (then none is appended), LogFailed."""
         self.check()
         shard = self.shard(topic, partition)
         for key, value, headers in records:
             weigh(topic, key, value, headers)
-        now = self._now()
         if shard.topic.spec.compacted:
             self.put_rows(topic, partition, {key or b"": value for key, value, _ in records})
             return
+        now = shard.newest = self._log_clock.now()
         for key, value, headers in records:
             shard.append(Record(topic, partition, shard.end, now, key, value, tuple(headers)))
         self._touch(shard)
@@ -215,9 +220,10 @@ class SqliteLog:
         """Set rows of a compacted topic (None deletes); each gets the offset that it would have in a changelog."""
         self.check()
         shard = self.shard(topic, partition)
-        now = self._now()
+        now = self._log_clock.now()
         for key, value in rows.items():
             weigh(topic, key, value or b"", ())
+        shard.newest = now
         for key, value in rows.items():
             self._window.rows[shard.topic.id, partition, key] = (shard.end, now, value)
             shard.end += 1
@@ -263,7 +269,8 @@ class SqliteLog:
     ) -> Position:
         """Durable when it returns. Raises LogUnavailable, RecordTooLarge, LogFailed."""
         self.put(topic, partition, [Out(key, value, headers)])
-        position = Position(partition, self.shard(topic, partition).end - 1, self._timestamp)
+        shard = self.shard(topic, partition)
+        position = Position(partition, shard.end - 1, shard.newest)
         await self.committed()
         return position
 
@@ -282,7 +289,7 @@ class SqliteLog:
         if self._failure is not None:
             return
         try:
-            transaction, ends = window.cut(self._progress, self._timestamp)
+            transaction, ends = window.cut(self._progress, self._log_clock.now())
             self.file.begin(transaction)
             await asyncio.get_running_loop().run_in_executor(self._thread, self.file.commit)
         except Exception as error:  # noqa: BLE001 a window that is not committed must end the log, whatever the reason
@@ -312,13 +319,16 @@ class SqliteLog:
     async def _sweeps(self) -> None:
         while self._failure is None:
             await self._clock.sleep(self._sweep_seconds)
-            self.sweep()
+            try:
+                self.sweep()
+            except LogFailed as error:
+                self._fail(error, Window())
 
     def sweep(self) -> None:
         """Hand over the deletion of consumed queue records, expired records and old tombstones."""
         if self._failure is not None or self._file is None:
             return
-        now = self._now()
+        now = self._log_clock.now()
         for shards in self._shards.values():
             for shard in shards:
                 low = self._removable(shard, now)

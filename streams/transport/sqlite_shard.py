@@ -24,6 +24,7 @@ class Shard:
         "durable",
         "end",
         "fresh",
+        "newest",
         "number",
         "readers",
         "start",
@@ -44,6 +45,8 @@ class Shard:
         """Everything below is committed."""
         self.base = end
         """Offset of the first record of `tail`; what is below is in the file only."""
+        self.newest = 0
+        """Timestamp of the last record appended in this run."""
         self.tail: list[Record] = []
         self.tail_bytes = 0
         self.fresh: list[Record] = []

@@ -36,12 +36,16 @@ TOPICS = (
 
 
 class SetClock(HostClock):
-    """The host's clock with a wall clock that the test sets."""
+    """The host's clock with a wall clock and a monotonic clock that the test sets."""
 
     now = 1_000.0
+    up = 5.0
 
     def wall(self) -> float:
         return self.now
+
+    def monotonic(self) -> float:
+        return self.up
 
 
 @asynccontextmanager
@@ -200,15 +204,18 @@ async def test_a_handler_that_raises_ends_the_worker(path: Path) -> None:
         await eventually(lambda: seen)
 
 
-async def test_timestamps_are_the_logs_and_never_go_back(path: Path) -> None:
-    """A wall clock that is set back does not set back the log, not even over a restart."""
+async def test_timestamps_never_go_back_and_never_stand_still(path: Path) -> None:
+    """Where the wall clock is set back, the log goes on at the monotonic clock's pace, over a restart too."""
     clock = SetClock()
     async with opened(path, clock) as log:
         assert (await log.append("in", 0, None, b"a")).timestamp == 1_000_000
         clock.now = 900.0
         assert (await log.append("in", 0, None, b"b")).timestamp == 1_000_000
+        clock.up += 2.5
+        assert (await log.append("in", 0, None, b"b")).timestamp == 1_002_500
+    clock.up = 0.0
     async with opened(path, clock) as log:
-        assert (await log.append("in", 1, None, b"c")).timestamp == 1_000_000
+        assert (await log.append("in", 1, None, b"c")).timestamp == 1_002_500
         clock.now = 2_000.0
         assert (await log.append("in", 1, None, b"d")).timestamp == 2_000_000
 

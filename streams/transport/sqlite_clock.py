@@ -1,0 +1,27 @@
+"""The embedded log's own clock: what stamps its records."""
+
+from __future__ import annotations
+
+from steps.ports import Clock
+
+
+class LogClock:
+    """Milliseconds since the epoch that never go back and never stand still.
+
+    It follows the host's wall clock when that is ahead. When the wall clock was set back, it goes on from where it was
+    at the monotonic clock's pace: a log whose clock stood still until the wall clock had caught up would hold every
+    deadline for as long.
+    """
+
+    def __init__(self, clock: Clock, last: int) -> None:
+        """`last`: the last timestamp that is in the log."""
+        self._clock = clock
+        self._exact = float(last)
+        self._read_at = clock.monotonic()
+
+    def now(self) -> int:
+        monotonic = self._clock.monotonic()
+        flown = self._exact + (monotonic - self._read_at) * 1000
+        self._read_at = monotonic
+        self._exact = max(flown, self._clock.wall() * 1000)
+        return int(self._exact)

@@ -1,0 +1,146 @@
+"""The embedded driver around its log: its URL, its backends, and what an app says when the file is not to be had."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from yarl import URL
+
+from bridge.clock import HostClock
+from streams.transport.app import create_app
+from streams.transport.contract import Fenced, LogFailed, Out, PositionRow, TopicSpec
+from streams.transport.sqlite import open_log
+from streams.transport.sqlite_backend import SqliteBackend
+from streams.transport.sqlite_log import SqliteLog
+
+POSITION = PositionRow(1, 1, 0, 0)
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[SqliteLog]:
+    log = SqliteLog(tmp_path / "log.db", HostClock())
+    await log.start()
+    await log.create([TopicSpec("in", 1, queue=True), TopicSpec("out", 1), TopicSpec("rows", 1, compacted=True)])
+    yield log
+    await log.stop()
+
+
+def folding(log: SqliteLog) -> SqliteBackend:
+    return SqliteBackend(log, "fold", "in", 0, changelogs={"t": "rows"})
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite://folder/log.db", "names no file"),
+        ("sqlite:///log.db?fsync=1", "unknown settings"),
+        ("sqlite:///log.db?synchronous=off", "normal or full"),
+        ("sqlite:///log.db?window_ms=long", "window_ms"),
+        ("sqlite:///log.db?window_ms=-1", "window_ms"),
+        ("sqlite:///log.db?window_ms=nan", "window_ms"),
+    ],
+)
+def test_a_url_that_is_not_understood_is_refused(url: str, reason: str) -> None:
+    """The error has the code log_url_invalid and names what is wrong."""
+    with pytest.raises(ValueError, match=f"log_url_invalid: .*{reason}"):
+        open_log(URL(url), HostClock())
+
+
+async def test_the_url_carries_the_settings(tmp_path: Path) -> None:
+    """Path, synchronous and the commit window come from it; the file and its folder are made."""
+    log = open_log(URL(f"sqlite://{tmp_path}/new folder/log.db?synchronous=FULL&window_ms=0"), HostClock())
+    await log.start()
+    assert (tmp_path / "new folder" / "log.db").exists()
+    assert log.file._writer.execute("PRAGMA synchronous").fetchone() == (2,)
+    await log.stop()
+
+
+async def test_a_second_app_on_the_file_says_who_is_in_the_way(tmp_path: Path) -> None:
+    """It fails at once, and the first app is not disturbed."""
+    url = f"sqlite://{tmp_path}/log.db"
+    first, second = (create_app("a", url, clock=HostClock(), partitions=1, topics=[], prefix="p") for _ in range(2))
+    async with first:
+        with pytest.raises(LogFailed, match="log_in_use"):
+            await second.start()
+        await second.stop()
+        assert first.commit_log.state == "ok"
+        assert first.failure is None
+
+
+async def test_another_partition_count_is_refused(tmp_path: Path) -> None:
+    """Keys would change their owner: the app does not start, and names both counts."""
+    url = f"sqlite://{tmp_path}/log.db"
+    apps = [
+        create_app("a", url, clock=HostClock(), partitions=n, topics=[TopicSpec("p.in", n)], prefix="p") for n in (2, 3)
+    ]
+    async with apps[0]:
+        pass
+    with pytest.raises(LogFailed, match=r"partition_count: topic p\.in .* has 2 partitions, not 3"):
+        await apps[1].start()
+    await apps[1].stop()
+
+
+async def test_a_backend_recovers_what_the_last_one_checkpointed(log: SqliteLog) -> None:
+    """Rows, position and the ends of the log; the committed offset only for agents without tables."""
+    first = folding(log)
+    recovered = await first.take()
+    assert (recovered.rows, recovered.position, recovered.start, recovered.end) == ({"t": {}}, None, 0, 0)
+    await log.append("in", 0, b"k", b"v")
+    await first.checkpoint({"t": {b"k": b"row", b"gone": None}}, POSITION)
+    await first.close()
+    recovered = await folding(log).take()
+    assert (recovered.rows, recovered.position, recovered.end) == ({"t": {b"k": b"row"}}, POSITION, 1)
+    assert recovered.committed is None
+
+
+async def test_a_later_take_fences_the_former_backend(log: SqliteLog) -> None:
+    """In one process too: its checkpoint, commit and fetch are refused."""
+    first, second = folding(log), folding(log)
+    await first.take()
+    await second.take()
+    with pytest.raises(Fenced, match="log_fenced"):
+        await first.checkpoint({"t": {b"k": b"zombie"}}, POSITION)
+    with pytest.raises(Fenced):
+        first.commit(1)
+    with pytest.raises(Fenced):
+        await first.fetch(1)
+    await first.close()
+    await second.checkpoint({"t": {b"k": b"ours"}}, POSITION)
+    assert log.rows("rows", 0) == {b"k": b"ours"}
+
+
+async def test_a_backend_reads_ahead_of_the_commit_unless_it_reaches_outside(tmp_path: Path) -> None:
+    """`committed_only` backends get a record only once its window is committed."""
+    log = SqliteLog(tmp_path / "log.db", HostClock(), window=0.2)
+    await log.start()
+    await log.create([TopicSpec("in", 1)])
+    ahead = SqliteBackend(log, "fold", "in", 0, changelogs={})
+    outside = SqliteBackend(log, "publish", "in", 0, changelogs={}, committed_only=True)
+    await asyncio.gather(ahead.take(), outside.take())
+    (written,) = ahead.send("in", 0, [Out(b"k", b"v")])
+    fetching = asyncio.ensure_future(outside.fetch(1))
+    assert [record.value for record in await ahead.fetch(1)] == [b"v"]
+    assert not fetching.done()
+    await written
+    assert [record.value for record in await fetching] == [b"v"]
+    await log.stop()
+
+
+async def test_a_cancelled_fetch_loses_nothing(log: SqliteLog) -> None:
+    """The record that comes after the cancel is delivered by the next fetch."""
+    backend = SqliteBackend(log, "step", "in", 0, changelogs={})
+    await backend.take()
+    fetching = asyncio.ensure_future(backend.fetch(10))
+    await asyncio.sleep(0)
+    fetching.cancel()
+    await asyncio.gather(fetching, return_exceptions=True)
+    await log.append("in", 0, b"k", b"v")
+    assert [record.value for record in await backend.fetch(10)] == [b"v"]
+    backend.commit(1)
+    await backend.close()
+    assert (await SqliteBackend(log, "step", "in", 0, changelogs={}).take()).committed == 1

@@ -145,8 +145,6 @@ class KafkaLog:
 
     async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         if start >= end:
-            return
-        if start >= end:
             return  # a reader that is stopped before its first turn of the loop cannot be stopped cleanly
         tp = TopicPartition(topic, partition)
         reader = new_reader(self._servers)

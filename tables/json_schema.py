@@ -174,6 +174,9 @@ def _said(error: ValidationError) -> str:
     if rule == "required" and isinstance(error.instance, dict):
         missing = [name for name in asked if name not in error.instance]
         return f"needs {listed(map(str, missing))}"
+    if rule == "additionalProperties" and isinstance(error.schema, Mapping) and "patternProperties" not in error.schema:
+        known = error.schema.get("properties", {})
+        return f"allows no {listed(str(name) for name in cast('Any', error.instance) if name not in known)}"
     if rule == "type":
         return f"must be of type {asked if isinstance(asked, str) else ' or '.join(map(str, asked))}"
     if rule in ("enum", "const", "pattern", "format") or _is_number(asked):

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 COMMIT_SECONDS = 0.5
 """Seconds between two commits of the group's offsets."""
 DEFAULT_PORT = 9092
+TWIN_SECONDS, TWIN_LOSSES = 30.0, 3
+"""A static member that lost its membership so often within this time shares its worker id with another."""
 
 
 class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -50,6 +52,7 @@ class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         self._consumer.app.on_rebalance_start()
+        self._consumer.notice_lost_membership()
         await self._consumer.on_partitions_revoked({TP(*tp) for tp in revoked})
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> Awaitable[None]:
@@ -62,6 +65,7 @@ class Consumer(membership.Membership):
     """A member of the consumer group. It never polls: what is assigned is read by the parts' own reader."""
 
     _group: AIOKafkaConsumer | None = None
+    _lost: tuple[float, ...] = ()
 
     async def on_start(self) -> None:
         await self.app.driver.open()
@@ -91,6 +95,20 @@ class Consumer(membership.Membership):
         if self._group is None:
             raise LogUnavailable("log_unavailable: not a member of the group")
         return self._group
+
+    def notice_lost_membership(self) -> None:
+        """A static member that is thrown out again and again has a twin: both would take the group from each other."""
+        if self.app.worker_id is None or self.group._coordinator.generation >= 0:
+            return
+        now = self.app.clock.monotonic()
+        self._lost = (*[then for then in self._lost if now - then < TWIN_SECONDS], now)
+        if len(self._lost) >= TWIN_LOSSES:
+            self.app.fail(
+                LogFailed(
+                    f"worker_id_taken: another worker of group {self.app.conf.id} also has the worker id"
+                    f" {self.app.worker_id!r}; give each its own"
+                )
+            )
 
     def silence(self, tps: Iterable[TopicPartition]) -> None:
         for tp in tps:

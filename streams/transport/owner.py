@@ -30,7 +30,7 @@ class Superseded(Exception):
 
 
 class MakeBackend(Protocol):
-    def __call__(self, spec: AgentSpec, number: int, still: Still) -> Backend:
+    def __call__(self, spec: AgentSpec, number: int, still: Still, /) -> Backend:
         """A fresh backend for one partition; its `take` raises Superseded when `still` turns false."""
 
 

@@ -132,7 +132,7 @@ class Part:
         self._bytes = 0
         self._due = asyncio.Event()
         self._lock = asyncio.Lock()
-        self._broken = False
+        self._failure: BaseException | None = None
         self._stopping = False
         self._idle = False
         self._reader: asyncio.Task[None] | None = None
@@ -158,7 +158,7 @@ class Part:
     @property
     def broken(self) -> bool:
         """A checkpoint failed: none may follow it."""
-        return self._broken
+        return self._failure is not None
 
     def rows(self, table: str) -> Mapping[bytes, Any]:
         try:
@@ -435,7 +435,7 @@ class Part:
         """Give the tasks behind held records a moment: what they finish now need not be done again elsewhere."""
         try:
             async with self._clock.timeout(self._limits.handover_seconds):
-                while self._held and not self._broken:
+                while self._held and not self.broken:
                     self._room.clear()
                     await self._room.wait()
         except TimeoutError:
@@ -457,22 +457,28 @@ class Part:
         """Make durable what is folded so far.
 
         One that fails is never followed by another: rows and effects taken here would be missing below the position
-        of the next. Raises Fenced, LogFailed, what the backend raises.
+        of the next; every later call raises the same failure. Raises Fenced, LogFailed, what the backend raises.
         """
         async with self._lock:
-            if self._broken or not self._moved():
+            if self._failure is not None:
+                raise self._failure
+            if not self._moved():
                 return
-            self._broken = True
             began = self._clock.monotonic()
-            snapshot = self._snapshot()
-            await self._acknowledged(snapshot.pending)
-            if self.stateful:
-                await self._write(snapshot)
-            self._backend.commit(snapshot.commit)
-            self._saved = snapshot.commit
-            self._broken = False
+            try:
+                await self._save_snapshot(self._snapshot())
+            except BaseException as failure:
+                self._failure = failure
+                raise
             self.counters.checkpoints += 1
             self.counters.checkpoint_seconds += self._clock.monotonic() - began
+
+    async def _save_snapshot(self, snapshot: _Snapshot) -> None:
+        await self._acknowledged(snapshot.pending)
+        if self.stateful:
+            await self._write(snapshot)
+        self._backend.commit(snapshot.commit)
+        self._saved = snapshot.commit
 
     def _moved(self) -> bool:
         return bool(self._pending or self._outbox) or self._committable() != self._saved

@@ -240,6 +240,15 @@ async def test_a_static_member_is_back_without_a_rebalance_of_the_others(bench: 
     await app.stop()
 
 
+async def test_two_workers_with_one_id_do_not_fight_for_ever(bench: Bench) -> None:
+    first, second = bench.app(worker_id="w1"), bench.app(worker_id="w1")
+    async with running(first):
+        await second.start()
+        await until(lambda: first.failure or second.failure)
+        await second.stop()
+    assert "worker_id_taken" in str(first.failure or second.failure)
+
+
 async def test_a_follower_goes_on_at_its_committed_offset(bench: Bench) -> None:
     seen: list[bytes | None] = []
 

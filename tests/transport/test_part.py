@@ -301,7 +301,8 @@ async def test_a_failed_checkpoint_blocks_every_later_one() -> None:
     commands(log, "b")
     await until(lambda: part.position == 2)
     part.stop()
-    await task
+    with pytest.raises(RuntimeError, match="broker said no"):
+        await task
     await part.close()
     assert part.broken
     assert log.transactions == []

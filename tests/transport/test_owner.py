@@ -1,0 +1,211 @@
+"""The owner of partitions: takes what is assigned, gives it up in good order, and keeps one failure from the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bridge.clock import HostClock
+from streams.transport.batch import PartBatch
+from streams.transport.contract import AgentSpec, Fenced, LogFailed, Recovered, TableSpec
+from streams.transport.dead_letters import DeadLetters
+from streams.transport.owner import Owner, Still, Superseded
+from tests.transport.memory import MemoryBackend, MemoryLog
+
+pytestmark = pytest.mark.timeout(20)
+ROWS = TableSpec("rows", lambda row: row, lambda raw: raw)
+KEEPER = AgentSpec("keeper", "commands", tables=[ROWS])
+WORKER = AgentSpec("worker", "requests")
+BOTH = [("keeper", 0), ("keeper", 1), ("worker", 0)]
+
+
+class FastClock(HostClock):
+    """The host's clock with short pauses."""
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.02))
+
+
+class Bench:
+    """An owner of two agents on a memory log; `failures` is what `fail` heard."""
+
+    def __init__(self, make: Callable[[AgentSpec, int, Still], MemoryBackend] | None = None) -> None:
+        self.memory = MemoryLog()
+        self.failures: list[BaseException] = []
+        self.lost: list[int] = []
+        self.keeper = AgentSpec("keeper", "commands", tables=[ROWS], on_lost=self.lost.append)
+        self.owner = Owner(
+            [self.keeper, WORKER],
+            partitions=2,
+            clock=FastClock(),
+            make_backend=make or (lambda spec, number, _: self.memory.backend(spec, number)),
+            deliver=self.deliver,
+            dead_letters=DeadLetters("deadletters", 1),
+            fail=self.failures.append,
+        )
+        self.stuck = False
+        self.batches: list[PartBatch] = []
+
+    async def deliver(self, batch: PartBatch) -> None:
+        self.batches.append(batch)
+        if self.stuck:
+            return
+        if "keeper" in repr(batch._part):
+            for record in batch:
+                batch.put("rows", record.key or b"", record.value)
+        batch.finish()
+
+    async def take_over(self, still: Still = lambda: True) -> None:
+        await self.owner.take_over(BOTH, still)
+
+
+async def until(true: Callable[[], Any]) -> None:
+    async with asyncio.timeout(5):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+async def test_what_is_assigned_is_served_and_given_up_with_a_checkpoint() -> None:
+    bench = Bench()
+    bench.memory.append("commands", 1, b"a", b"1")
+    await bench.take_over()
+    await until(lambda: bench.owner.settled and bench.owner.views("keeper")[1].position == 1)
+    assert bench.owner.assigned == set(BOTH)
+    assert set(bench.owner.views("worker")) == {0}
+    await bench.owner.give_up(5)
+    assert bench.memory.rows["rows", 1] == {b"a": b"1"}
+    assert sorted(bench.lost) == [0, 1]
+    assert bench.owner.parts == []
+    assert bench.owner.assigned == frozenset()
+
+
+async def test_giving_up_does_not_wait_for_ever_for_a_stuck_agent() -> None:
+    bench = Bench()
+    bench.stuck = True
+    bench.memory.append("commands", 0, b"a", b"1")
+    await bench.take_over()
+    await until(lambda: bench.batches)
+    await asyncio.wait_for(bench.owner.give_up(0.05), 5)
+    assert bench.memory.positions == {}
+    assert bench.batches[0].finished.done(), "the stream skips a batch whose part has gone"
+
+
+async def test_a_partition_not_to_be_served_leaves_the_others_alone() -> None:
+    bench = Bench()
+    bench.memory.append("commands", 0, b"a", b"1")
+    await bench.take_over()
+    await until(lambda: bench.owner.settled and bench.owner.views("keeper")[0].position == 1)
+    await bench.owner.give_up(5)
+    del bench.memory.records["commands", 0][:]
+    await bench.take_over()
+    await until(lambda: bench.owner.settled)
+    assert set(bench.owner.views("keeper")) == {1}
+    code, text = bench.owner.unserved[0]
+    assert code == "position_beyond_log_end"
+    assert "keeper" in text and "commands[0]" in text
+    await bench.owner.give_up(5)
+
+
+async def test_a_fenced_partition_is_recovered_from_the_start_while_it_is_still_ours() -> None:
+    bench = Bench()
+    bench.memory.append("commands", 0, b"a", b"1")
+    await bench.take_over()
+    await until(lambda: bench.owner.settled and bench.owner.views("keeper")[0].position == 1)
+    former = bench.owner.views("keeper")[0]
+    bench.memory.epochs["commands", 0] += 1
+    with pytest.raises(Fenced):
+        await next(part for part in bench.owner.parts if part is former).checkpoint()
+    bench.memory.append("commands", 0, b"b", b"2")
+    await until(lambda: bench.owner.views("keeper").get(0) not in (None, former))
+    await until(lambda: bench.owner.views("keeper")[0].position == 2)
+    await bench.owner.give_up(5)
+    assert bench.memory.rows["rows", 0] == {b"a": b"1", b"b": b"2"}
+    assert bench.failures == []
+
+
+async def test_a_fenced_partition_that_is_not_ours_any_more_is_dropped() -> None:
+    bench = Bench()
+    ours = True
+    bench.memory.append("commands", 0, b"a", b"1")
+    await bench.take_over(lambda: ours)
+    await until(lambda: bench.owner.settled and bench.owner.views("keeper")[0].position == 1)
+    ours = False
+    bench.memory.epochs["commands", 0] += 1
+    await until(lambda: 0 not in bench.owner.views("keeper"))
+    epoch = bench.memory.epochs["commands", 0]
+    await asyncio.sleep(0.1)
+    assert bench.memory.epochs["commands", 0] == epoch, "the rightful owner is not fenced again"
+    await bench.owner.give_up(5)
+
+
+async def test_a_failed_checkpoint_gives_up_its_partition_and_takes_it_again() -> None:
+    bench = Bench()
+    bench.memory.append("commands", 0, b"a", b"1")
+    await bench.take_over()
+    await until(lambda: bench.owner.settled)
+    other = bench.owner.views("keeper")[1]
+    bench.memory.fail_checkpoint = RuntimeError("coordinator went away")
+    former = bench.owner.views("keeper")[0]
+    await until(lambda: bench.owner.views("keeper").get(0) is not former)
+    bench.memory.fail_checkpoint = None
+    await until(lambda: bench.owner.settled)
+    assert bench.owner.views("keeper")[1] is other
+    await bench.owner.give_up(5)
+    assert bench.memory.rows["rows", 0] == {b"a": b"1"}
+    assert bench.failures == []
+
+
+async def test_a_refused_write_fails_the_worker() -> None:
+    bench = Bench()
+    bench.memory.fail_checkpoint = LogFailed("record refused")
+    bench.memory.append("commands", 0, b"a", b"1")
+    await bench.take_over()
+    await until(lambda: bench.failures)
+    assert str(bench.failures[0]) == "record refused"
+    await bench.owner.give_up(5)
+
+
+async def test_a_take_over_that_was_overtaken_serves_nothing() -> None:
+    class Overtaken(MemoryBackend):
+        async def take(self) -> Recovered:
+            raise Superseded
+
+    bench = Bench(lambda spec, number, _: Overtaken(bench.memory, spec, number))
+    await bench.take_over()
+    await asyncio.sleep(0.05)
+    assert bench.owner.parts == []
+    assert bench.failures == []
+
+
+async def test_giving_up_ends_a_recovery_under_way() -> None:
+    closed: list[MemoryBackend] = []
+
+    class Endless(MemoryBackend):
+        async def take(self) -> Recovered:
+            await asyncio.sleep(60)
+            return await super().take()
+
+        async def close(self) -> None:
+            closed.append(self)
+
+    bench = Bench(lambda spec, number, _: Endless(bench.memory, spec, number))
+    await bench.take_over()
+    await asyncio.sleep(0.02)
+    await asyncio.wait_for(bench.owner.give_up(5), 2)
+    assert len(closed) == 3
+
+
+async def test_the_interval_grows_with_the_partitions_that_write() -> None:
+    bench = Bench()
+    assert bench.owner.interval() == 0.5
+    await bench.take_over()
+    await until(lambda: bench.owner.settled)
+    assert bench.owner.interval() == 0.5
+    bench.owner._parts.update({("keeper", number): bench.owner.parts[0] for number in range(2, 25)})
+    assert bench.owner.interval() == pytest.approx(25 * 0.04)
+    for number in range(2, 25):
+        del bench.owner._parts["keeper", number]
+    await bench.owner.give_up(5)

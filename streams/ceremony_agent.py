@@ -10,7 +10,6 @@ from typing import Any
 
 import structlog
 from tables.fold import Decision, decide
-from tables.loader import load_pinned
 
 from streams.answers import ACCEPTED, Folded
 from streams.codecs import event_record
@@ -24,6 +23,7 @@ from tables.effects import FOLD, Event, Refused, StepRequested, encode_request
 from tables.errors import DefinitionInvalid, Undecodable
 from tables.instance import Instance
 from tables.kinds import Kinds
+from tables.loader import load_pinned
 
 log = structlog.get_logger(__name__)
 

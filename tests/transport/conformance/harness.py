@@ -124,6 +124,14 @@ async def everything(app: CeremonyApp, topic: str) -> list[Record]:
     return records
 
 
+async def at_least(app: CeremonyApp, topic: str, count: int) -> list[Record]:
+    """All records of a topic, once there are this many."""
+    async with asyncio.timeout(15.0):
+        while sum(end - start for start, end in await app.commit_log.ends(topic)) < count:
+            await asyncio.sleep(0.01)
+    return await everything(app, topic)
+
+
 async def load(app: CeremonyApp, topic: str, values: Sequence[tuple[bytes, bytes]]) -> None:
     """Append (key, value) pairs, each to the partition of its key, in order per partition."""
     queues: list[list[tuple[bytes, bytes]]] = [[] for _ in range(PARTITIONS)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterable
 
@@ -11,7 +10,16 @@ from aiokafka import AIOKafkaProducer
 
 from streams.transport.app import CeremonyApp
 from streams.transport.contract import LARGEST_RECORD, AgentSpec, Batch, Record, RecordTooLarge
-from tests.transport.conformance.harness import PARTITIONS, Place, beside, eventually, everything, load, serving
+from tests.transport.conformance.harness import (
+    PARTITIONS,
+    Place,
+    at_least,
+    beside,
+    eventually,
+    everything,
+    load,
+    serving,
+)
 
 FRAMING = 128
 """Bytes beside key, value and headers that count as part of a record."""
@@ -50,8 +58,7 @@ async def test_records_of_a_partition_keep_their_order(place: Place) -> None:
             assert offsets == list(range(len(offsets)))
         for key in {key for key, _ in values}:
             assert [r.value for r in seen if r.key == key] == [value for k, value in values if k == key]
-        await asyncio.sleep(0.2)
-        out = await everything(app, place.topic("out"))
+        out = await at_least(app, place.topic("out"), len(values))
         for partition in range(PARTITIONS):
             assert [r.value for r in out if r.partition == partition] == [
                 r.value for r in seen if r.partition == partition
@@ -74,8 +81,7 @@ async def test_headers_arrive_as_they_were_sent(place: Place) -> None:
         await app.commit_log.append(place.topic("in"), 1, None, b"none")
         await eventually(lambda: len(seen) == 2)
         assert [(r.key, r.value, list(r.headers)) for r in seen] == [(b"k", b"v", headers), (None, b"none", [])]
-        await asyncio.sleep(0.1)
-        out = await everything(app, place.topic("out"))
+        out = await at_least(app, place.topic("out"), 2)
         assert [(r.partition, r.offset, list(r.headers)) for r in out] == [(3, 0, headers), (3, 1, [])]
 
 
@@ -122,8 +128,7 @@ async def test_the_largest_record_passes_and_one_byte_more_is_refused(place: Pla
         assert (await app.commit_log.append(topic, 0, key, b"after")).offset == 1
         await eventually(lambda: len(refused) == 2)
         assert all(message.startswith("record_too_large") for message in refused)
-        await asyncio.sleep(0.3)
-        out = await everything(app, place.topic("out"))
+        out = await at_least(app, place.topic("out"), 2)
         assert [len(r.value or b"") for r in out] == [len(largest), 5]
 
 
@@ -138,9 +143,5 @@ async def test_many_large_effects_of_one_batch_are_split(place: Place) -> None:
 
     async with serving(place.app(), (AgentSpec("burst", place.topic("in")), burst)) as app:
         await app.commit_log.append(place.topic("in"), 2, b"k", b"go")
-        found: list[Record] = []
-        async with asyncio.timeout(15):
-            while len(found) < 40:
-                await asyncio.sleep(0.05)
-                found = await everything(app, place.topic("out"))
+        found = await at_least(app, place.topic("out"), 40)
         assert [(r.value or b"")[:2] for r in found] == [b"%02d" % i for i in range(40)]

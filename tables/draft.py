@@ -59,7 +59,8 @@ class Draft:
             return True
         noun = rule.removeprefix("unknown_").replace("_", " ")
         hint = self.report.suggest(word, names) or f"; the file declares no {noun}"
-        self.report.add(line, rule, f"{where} names `{clipped(word)}`, which is no {noun} of this file{hint}")
+        place = "known here" if rule == "unknown_handler" else "of this file"
+        self.report.add(line, rule, f"{where} names `{clipped(word)}`, which is no {noun} {place}{hint}")
         return False
 
 

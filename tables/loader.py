@@ -54,9 +54,12 @@ def load_pinned(text: str, digest: str, kinds: Kinds) -> Definition:
     return definition
 
 
-def warnings(definition: Definition) -> list[Problem]:
-    """What is allowed but will not work: a config role that cannot run its step (it fails with that code)."""
-    report = Report(f"{definition.name}.yaml")
+def warnings(definition: Definition, file: str = "") -> list[Problem]:
+    """What is allowed but will not work: a config role that may not run its step.
+
+    `file` is the name in the messages; default: the one that the definition's name asks for.
+    """
+    report = Report(file or f"{definition.name}.yaml")
     for step in definition.steps.values():
         refused = step_role_refusal(definition, step)
         if refused is not None:

@@ -25,13 +25,10 @@ class Report:
         self._suggestions = 0
 
     def add(self, line: int, rule: str, message: str) -> None:
-        problem = Problem(self.file, line, rule, message)
-        if problem in self._problems:
-            return
         if len(self._problems) >= MAX_PROBLEMS:
             self._dropped += 1
-            return
-        self._problems[problem] = None
+        else:
+            self._problems[Problem(self.file, line, rule, message)] = None
 
     def suggest(self, word: str, candidates: Iterable[str]) -> str:
         """`; did you mean …?`, or what there is to choose from, or nothing where neither would help."""

@@ -18,8 +18,8 @@ from tables.problems import MAX_PROBLEMS
 KINDS = all_kinds()
 HEAD = "version: '1.0'\nname: x\ndescription: x\n"
 STATES = "states: [{id: A, description: a, initial: true, terminal: true}]\ntransitions: []\n"
-LIMIT_SECONDS = 10
-"""Far above what any of these takes (2 s at most), far below what an unbounded one would take."""
+LIMIT_SECONDS = 60
+"""Far above what any of these takes (4 s at most, alone), far below what an unbounded one would take."""
 
 
 def rules(text: str | bytes) -> list[str]:
@@ -178,26 +178,26 @@ def loaded_or_refused(text: str | bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=150, deadline=2000)
+@settings(max_examples=150, deadline=None)
 def test_arbitrary_bytes_never_raise_anything_else(data: bytes) -> None:
     loaded_or_refused(data)
 
 
 @given(st.text(max_size=300) | st.text("[]{}:,-? \n&*!|>'\"#%@`a1", max_size=300))
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300, deadline=None)
 def test_arbitrary_text_never_raises_anything_else(text: str) -> None:
     loaded_or_refused(text)
 
 
 @given(_files)
-@settings(max_examples=150, deadline=2000)
+@settings(max_examples=150, deadline=None)
 def test_arbitrary_content_never_raises_anything_else(content: dict[str, object]) -> None:
     """Sections that hold anything at all, written as YAML."""
     loaded_or_refused(yaml.safe_dump(content, allow_unicode=True))
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300, deadline=None)
 def test_a_valid_file_with_one_part_exchanged_never_raises_anything_else(data: st.DataObject) -> None:
     content = yaml.safe_load(VALID)
     place, key = data.draw(st.sampled_from(list(_places(content))))

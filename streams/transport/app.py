@@ -1,6 +1,6 @@
 """The Faust application of the engine: real Faust agents on one of our logs, run inside the program's own loop.
 
-    app = create_app("ceremony-engine", "kafka://broker:9092", clock=clock, partitions=8, topics=SPECS, prefix="c")
+    app = create_app("engine", "kafka://broker:9092", clock=clock, partitions=8, topics=SPECS, prefix="c")
     app.attach(AgentSpec("ceremony", "c.commands", tables=[...]), ceremony)  # async def ceremony(stream): ...
     app.on_crash = lambda failure: stop.set()                              # the worker must end
     await app.start()                                                      # topics made, agents run, group joined
@@ -8,8 +8,8 @@
     await app.stop()                                                       # last checkpoints, group left
 
 Or `async with app:`. Faust's command line does not own the process (signals are the program's), yet
-`faust -A module agents` and `faust -A module tables` list what a module-level `app` has attached. `start` returns before
-partitions are recovered: `settled` tells when every assigned partition is served or known not to be. `stop` is
+`faust -A module agents` and `faust -A module tables` list what a module-level `app` has attached. `start` returns
+before partitions are recovered: `settled` tells when every assigned partition is served or known not to be. `stop` is
 idempotent and works after a crash.
 """
 

@@ -57,7 +57,11 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True)
 class TableSpec:
-    """A changelog-backed table of one agent. Rows live decoded; `encode` runs once per dirty row and checkpoint."""
+    """A changelog-backed table of one agent. Rows live decoded; `encode` runs once per dirty row and checkpoint.
+
+    Rows are values: what was put is never changed in place, for it is encoded a little after the checkpoint's snapshot.
+    `decode` or `encode` raising ends the worker (LogFailed).
+    """
 
     name: str
     encode: Callable[[Any], bytes]
@@ -98,6 +102,9 @@ class Batch(Protocol):
     def put(self, table: str, key: bytes, row: Any | None) -> None:
         """Set the row (None deletes); marked dirty and written by the next checkpoint."""
 
+    def rows_changed(self, table: str) -> Mapping[bytes, Any | None]:
+        """What this batch has put into a table, by key; None was deleted."""
+
     def send(
         self, topic: str, key: bytes | None, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
     ) -> None:
@@ -125,6 +132,9 @@ class PartitionView(Protocol):
     @property
     def end_at_take_over(self) -> int:
         """Log end of the commands seen when the partition was taken: answers are held back until it is folded."""
+
+    async def folded(self, offset: int) -> None:
+        """Return once the record at `offset` is folded. Raises LogUnavailable when the partition is given up before."""
 
 
 @dataclass(slots=True)
@@ -234,9 +244,10 @@ class Log(Protocol):
     async def follow(
         self, group: str, topic: str, handle: Callable[[Sequence[Record]], Awaitable[None]], *, batch: int = 500
     ) -> Follower:
-        """Read a topic in a consumer group of its own: `handle` gets batches of one partition in order; their offset
+        """Read a topic in a consumer group of its own, from the committed offset or the log start.
 
-        is committed after it returned. Starts at the committed offset or the log start. An exception ends the worker.
+        `handle` gets batches of one partition in order; their offset is committed after it returned. An exception ends
+        the worker.
         """
 
     @property

@@ -157,7 +157,7 @@ class Transport(membership.Transport):
 
     def __init__(self, url: Any, app: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(url, app, loop)
-        self.servers = [f"{one.host}:{one.port or DEFAULT_PORT}" for one in url]
+        self.servers = [f"{_host(one.host)}:{one.port or DEFAULT_PORT}" for one in url]
         self._log = KafkaLog(
             self.servers, app.clock, replication=app.replication, topic_config=app.topic_config, fail=app.fail
         )
@@ -214,6 +214,10 @@ class Transport(membership.Transport):
             await self.commit_now()
 
 
+def _host(name: str) -> str:
+    return f"[{name}]" if ":" in name else name
+
+
 class KafkaBackend:
     """Fulfils `contract.Backend` for one partition of one agent."""
 
@@ -238,11 +242,8 @@ class KafkaBackend:
         committed: int | None = None
         if self._changelogs:
             await self._fence()
-            read = [
-                self._clock.spawn(self._transport.recovery.rows(tp), name=f"{tp.topic}[{tp.partition}] is recovered")
-                for tp in self._changelogs.values()
-            ]
-            rows = dict(zip(self._changelogs, [await task for task in read], strict=True))
+            read = await self._transport.recovery.rows(list(self._changelogs.values()))
+            rows = dict(zip(self._changelogs, read, strict=True))
             raw = rows[next(iter(rows))].pop(POSITION_KEY, None)
             position = None if raw is None else decode_position(raw)
         else:
@@ -269,8 +270,8 @@ class KafkaBackend:
         return await self._reader.fetch(self._tp, limit)
 
     def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[Awaitable[Any]]:
-        if not self._producer.client.cluster.partitions_for_topic(topic):
-            raise LogFailed(f"topic_unknown: {topic} is not among the declared topics; a send to it would never end")
+        if partition not in (self._producer.client.cluster.partitions_for_topic(topic) or ()):
+            raise LogFailed(f"topic_unknown: no partition {topic}[{partition}]; a send to it would never end")
         return append_batches(self._producer, TopicPartition(topic, partition), records)
 
     async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:

@@ -251,13 +251,18 @@ class Recovery:
         self._new: list[_Changelog] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def rows(self, tp: TopicPartition) -> dict[bytes, bytes]:
-        """Newest value per key of a changelog partition, up to its present end (committed transactions only)."""
-        job = _Changelog(tp)
-        self._new.append(job)
+    async def rows(self, tps: Sequence[TopicPartition]) -> list[dict[bytes, bytes]]:
+        """Newest value per key of changelog partitions, up to their present ends (committed transactions only)."""
+        jobs = [_Changelog(tp) for tp in tps]
+        self._new += jobs
         if self._task is None:
             self._task = self._clock.spawn(self._run(), name="kafka recovery reads changelogs")
-        return await job.done
+        try:
+            return [await job.done for job in jobs]
+        finally:
+            for job in jobs:
+                if not job.done.cancel():
+                    retrieve(job.done)
 
     async def _run(self) -> None:
         await self._clock.sleep(0)  # let the other partitions of this take-over ask too
@@ -307,7 +312,7 @@ class Recovery:
 
     def _finish(self, jobs: dict[TopicPartition, _Changelog]) -> None:
         for tp, job in list(jobs.items()):
-            if job.next >= job.end:
+            if job.next >= job.end or job.done.cancelled():
                 del jobs[tp]
                 if not job.done.done():
                     job.done.set_result(job.rows)

@@ -29,7 +29,7 @@ from streams.transport.kafka_topics import ensure_topics
 
 APPEND_SECONDS = 10.0
 """How long `append` waits for the acknowledgement before it says LogUnavailable."""
-WATCH_SECONDS = 2.0
+WATCH_SECONDS = 1.0
 """Seconds between two looks whether Kafka answers."""
 
 Handle = Callable[[Sequence[Record]], Awaitable[None]]
@@ -130,6 +130,7 @@ class KafkaLog:
             raise LogUnavailable(f"log_unavailable: {topic}[{partition}] not acknowledged in time") from None
         except KafkaError as error:
             raise LogUnavailable(f"log_unavailable: {topic}[{partition}] ({type(error).__name__})") from error
+        self._state = "ok"
         return Position(partition, done.offset, done.timestamp)
 
     async def ends(self, topic: str) -> Sequence[tuple[int, int]]:

@@ -134,6 +134,7 @@ class Part:
         self._lock = asyncio.Lock()
         self._failure: BaseException | None = None
         self._stopping = False
+        self._closed = False
         self._idle = False
         self._reader: asyncio.Task[None] | None = None
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
@@ -242,11 +243,17 @@ class Part:
                 continue
             rows, decode = self._rows[name], codec.decode
             for count, (key, raw) in enumerate(encoded.items(), 1):
-                rows[key] = decode(raw)
+                try:
+                    rows[key] = decode(raw)
+                except Exception as error:
+                    raise LogFailed(f"row_unreadable: {self._row(name, key)} ({type(error).__name__})") from error
                 if len(raw) > _SMALL_ROW:
                     self._large[name, key] = len(raw)
                 if count % (10 * _CHUNK) == 0:
                     await self._clock.sleep(0)
+
+    def _row(self, table: str, key: bytes) -> str:
+        return f"{key.decode(errors='replace')!r} of table {table}[{self.number}]"
 
     # ---- running
 
@@ -286,7 +293,7 @@ class Part:
 
     async def close(self) -> None:
         """Let go of the log; `on_lost` hears of it."""
-        self._stopping = True
+        self._stopping = self._closed = True
         self._wake_waiters_for_good()
         if self._flush is not None:
             self._flush.cancel()
@@ -415,7 +422,12 @@ class Part:
         self._room.set()
 
     def send_soon(self, topic: str, partition: int, record: Out) -> None:
-        """Send with whatever else is sent in this turn of the loop, in one produce batch."""
+        """Send with whatever else is sent in this turn of the loop, in one produce batch.
+
+        After the partition was given up this does nothing: its next owner has the record done again.
+        """
+        if self._closed:
+            return
         self._outbox.setdefault((topic, partition), []).append(record)
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_soon(self._flush_outbox)
@@ -525,7 +537,10 @@ class Part:
         """Rows are values, never changed in place: they may be encoded after the snapshot, a few at a time."""
         encode, large, encoded = self._codecs[name].encode, self._large, dict[bytes, bytes | None]()
         for count, (key, row) in enumerate(rows.items(), 1):
-            raw = encoded[key] = None if row is None else encode(row)
+            try:
+                raw = encoded[key] = None if row is None else encode(row)
+            except Exception as error:
+                raise LogFailed(f"row_unwritable: {self._row(name, key)} ({type(error).__name__})") from error
             if raw is not None and len(raw) > _SMALL_ROW:
                 large[name, key] = len(raw)
             elif large:

@@ -16,6 +16,7 @@ import pytest
 
 from streams.transport.app import CeremonyApp
 from streams.transport.contract import Record
+from tests.services import KafkaServer
 from tests.transport.counting_worker import counting_app
 
 pytestmark = pytest.mark.timeout(120)
@@ -178,3 +179,27 @@ async def test_a_frozen_worker_that_wakes_up_harms_nothing(load: Load) -> None:
         assert [worker.returncode for worker in load.workers] == [0, 0]
         assert "was fenced" in (load.folder / "worker0.log").read_text()
         await load.check()
+
+
+async def test_a_broker_killed_under_load_delays_and_loses_nothing(tmp_path: Path) -> None:
+    server = KafkaServer(tmp_path / "kafka", flush_messages=1)
+    try:
+        await asyncio.to_thread(server.start)
+        async with Load(f"kafka://{server.bootstrap}", tmp_path) as load:
+            worker = load.worker()
+            await load.ready(0)
+            await load.send(2_000)
+            await load.answered(500)
+            await asyncio.to_thread(server.kill)
+            await asyncio.sleep(3)
+            assert load.app.commit_log.state != "ok"
+            await asyncio.to_thread(server.start)
+            await load.send(1_000)
+            await load.answered(3_000)
+            assert load.app.commit_log.state == "ok"
+            assert worker.poll() is None, "an outage is no reason to end"
+            worker.terminate()
+            assert await asyncio.to_thread(worker.wait, 20) == 0
+            await load.check()
+    finally:
+        await asyncio.to_thread(server.stop)

@@ -466,7 +466,46 @@ async def test_an_unknown_table_is_refused_by_name() -> None:
     assert b"no table 'other'" in dict(log.records["deadletters", 0][0].headers)[topics.ERROR_MESSAGE]
 
 
+async def test_a_row_that_cannot_be_read_ends_the_worker() -> None:
+    """It may be of a newer release: serving the partition without it would fold from nothing."""
+    log = MemoryLog()
+    await served(log)
+    log.rows["counts", 0][b"b"] = b"{"
+    with pytest.raises(LogFailed, match=r"row_unreadable: 'b' of table counts\[0\]"):
+        await take_again(log)
+
+
+async def test_a_row_that_cannot_be_written_ends_the_worker_before_the_position_moves() -> None:
+    log = MemoryLog()
+    commands(log, "a")
+
+    async def put_nonsense(batch: PartBatch) -> None:
+        batch.put("counts", b"a", object())
+
+    part = part_of(log, put_nonsense, interval=0.01)
+    await part.take()
+    with pytest.raises(LogFailed, match="row_unwritable"):
+        await part.run()
+    assert log.positions == {}
+
+
 # ---- agents without tables
+
+
+async def test_an_answer_after_the_partition_was_given_up_goes_nowhere() -> None:
+    log = MemoryLog()
+    commands(log, "a", topic="requests")
+    held: list[Any] = []
+
+    async def hold(batch: PartBatch) -> None:
+        held.extend(batch.hold(record) for record in batch)
+
+    async with running(part_of(log, hold, WORKER, limits=Limits(handover_seconds=0.01))):
+        await until(lambda: held)
+    held[0].send("answers", b"a", b"late")
+    held[0].release()
+    await asyncio.sleep(0.01)
+    assert log.values("answers") == []
 
 
 async def test_the_lowest_held_offset_is_what_is_committed() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from msgspec.structs import replace
+
 from tables.errors import InvariantBroken
 from tables.instance import (
     KEPT_COMMAND_IDS,
@@ -220,7 +222,7 @@ class Builder:
     def end(self, status: CeremonyStatus, code: str, message: str, expire_in: int) -> None:
         """Come to a terminal status; of the timers only `expire` remains."""
         self.status = status
-        self.ended_at = self.now
+        self.ended_at = max(self.now, 1)
         self.paused_at = 0
         self.error_code = code
         self.error_message = message
@@ -240,7 +242,7 @@ class Builder:
     def pause(self) -> None:
         """Stop step and gate timers: each keeps the rest that remains."""
         self.status = CeremonyStatus.PAUSED
-        self.paused_at = self.now
+        self.paused_at = max(self.now, 1)
         self._shift({i: t for i, t in self.timers.items() if i not in RUN_ON}, -self.now)
 
     def resume(self) -> None:
@@ -329,6 +331,24 @@ def stub_of(row: Instance, now: int, expire_in: int) -> Instance:
         timers={EXPIRE: Timer(now + expire_in)},
         expired=True,
     )
+
+
+def raised(row: Instance, version_by: int, attempts_by: int) -> Instance:
+    """The row with its version and every attempt number raised, so that nothing new is taken for something old."""
+    steps = {
+        step_id: replace(step, attempt=step.attempt + attempts_by) if step.attempt else step
+        for step_id, step in row.steps.items()
+    }
+    timers = {
+        timer_id: Timer(timer.due, timer.attempt + attempts_by) if timer_id not in RUN_ON else timer
+        for timer_id, timer in row.timers.items()
+    }
+    return replace(row, version=row.version + version_by, steps=steps, timers=timers)
+
+
+def approvals_weight(approvals: tuple[Approval, ...]) -> int:
+    """Bytes that approvals add to the row."""
+    return sum(len(f"{approval.actor}{approval.role}{approval.comment}".encode()) for approval in approvals)
 
 
 def answer_weight(agent_id: str, answer: Answer) -> int:

@@ -48,13 +48,11 @@ def _stale(state: StepState, attempt: int) -> str:
 
 
 def _published_late(turn: Turn, step: Step, state: StepState, command: StepOutcome) -> None:
-    """A publish that happened is announced although its step had ended meanwhile, once a visit (design §6)."""
-    kind = turn.kind(step)
+    """A publish that happened is announced although its attempt was over, once a visit (design §6)."""
     of_this_visit = state.attempt - max(state.tries, 1) < command.attempt <= state.attempt
-    ended = state.status in (StepStatus.CANCELLED, StepStatus.FAILED)
-    if kind.name != steps_life.PUBLISH or command.outcome != "completed" or not command.published:
+    if turn.kind(step).name != steps_life.PUBLISH or command.outcome != "completed" or not command.published:
         return
-    if not (of_this_visit and ended) or state.announced:
+    if not of_this_visit or state.announced or state.status is StepStatus.COMPLETED:
         return
     turn.row.set_step(step.id, replace(state, announced=True))
     steps_life.published(turn, step, command.published, late=True)
@@ -63,7 +61,7 @@ def _published_late(turn: Turn, step: Step, state: StepState, command: StepOutco
 
 def _completed(turn: Turn, step: Step, command: StepOutcome) -> None:
     kind = turn.kind(step)
-    if kind.name == steps_life.PUBLISH:
+    if kind.name == steps_life.PUBLISH and not turn.row.steps[step.id].announced:
         steps_life.published(turn, step, command.published)
     verdict = kind.completed(turn.context(step), command.output)
     same = getattr(verdict, "output", None) is command.output
@@ -102,6 +100,8 @@ def _unreachable(turn: Turn, step: Step, _command: StepOutcome) -> None:
         turn.note = "duplicate"
         return
     steps_life.unreachable(turn, step)
+    if turn.row.steps[step.id].answers:
+        _judge(turn, step)  # it was reached after all: results came
 
 
 _OUTCOMES: dict[str, Callable[[Turn, Step, StepOutcome], None]] = {

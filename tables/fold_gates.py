@@ -5,16 +5,19 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from tables import refusals, roles, steps_life
+from tables.builder import approvals_weight
 from tables.commands import GateDecision
 from tables.definition import Guard, Step
 from tables.guards import is_human
 from tables.instance import Approval, Phase, StepState, StepStatus
 from tables.invariants import REJECTED
 from tables.kinds import Completed, Decided
-from tables.limits import MAX_ID, MAX_TEXT, clip
+from tables.limits import MAX_ID, MAX_OUTPUT, MAX_ROW, MAX_TEXT, clip
 from tables.transitions import settle
 from tables.turn import Turn
 
+_MOST_APPROVALS = MAX_OUTPUT // 2
+"""Bytes; the gate's output joins what its actors said, and must fit too."""
 GATE_DECIDED = "ceremony.gate.decided"
 
 
@@ -48,12 +51,16 @@ def _on_step(turn: Turn, command: GateDecision, step: Step) -> None:
         turn.note = "duplicate"
         return
     approval = _approval(turn, command)
+    approvals = (*state.approvals, approval)
+    weight = approvals_weight(approvals)
+    if weight > _MOST_APPROVALS or turn.row.size + weight > MAX_ROW:
+        turn.refuse(command.command_id, refusals.ROW_FULL, "the ceremony cannot hold one more comment of that length")
+        return
     if not command.approved:
         _decide(turn, step, Decided(approved=False, by=(approval,)))
         return
-    approvals = (*state.approvals, approval)
     if len(approvals) < getattr(step.config, "quorum", 1):
-        turn.row.set_step(step.id, replace(state, approvals=approvals))
+        turn.row.set_step(step.id, replace(state, approvals=approvals, gathered=weight))
         return
     _decide(turn, step, Decided(approved=True, by=approvals))
 
@@ -120,7 +127,7 @@ def _decide(turn: Turn, step: Step, decision: Decided) -> None:
     elif not steps_life.conclude(turn, step, verdict):
         return
     elif turn.row.steps[step.id].status is StepStatus.FAILED:
-        turn.row.set_step(step.id, replace(turn.row.steps[step.id], approvals=by))
+        turn.row.set_step(step.id, replace(turn.row.steps[step.id], approvals=by, gathered=approvals_weight(by)))
     settle(turn)
 
 

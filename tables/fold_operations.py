@@ -84,7 +84,10 @@ def resume(turn: Turn, command: Resume) -> None:
 
 
 def retry_step(turn: Turn, command: RetryStep) -> None:
-    """Give a step a new budget of attempts. A FAILED ceremony is open again, with new time for the whole."""
+    """Give a FAILED step a new budget of attempts. A FAILED ceremony is open again, with new time for the whole.
+
+    In a FAILED ceremony any step of the state that has run may be retried: after `no_transition` none has failed.
+    """
     step = _step_here(turn, command)
     if step is None:
         return
@@ -93,7 +96,7 @@ def retry_step(turn: Turn, command: RetryStep) -> None:
     status = turn.row.steps[step.id].status
     if status in IN_FLIGHT:
         turn.refuse(command.command_id, refusals.STEP_IN_FLIGHT, f"step {step.id} is {status}")
-    elif status is not StepStatus.FAILED and not turn.row.ended:
+    elif status is not StepStatus.FAILED and (status is StepStatus.PENDING or not turn.row.ended):
         turn.refuse(command.command_id, refusals.STEP_NOT_FAILED, f"step {step.id} is {status}, not FAILED")
     else:
         if turn.row.ended:
@@ -119,7 +122,7 @@ def run_step(turn: Turn, command: RunStep) -> None:
     status = turn.row.steps[step.id].status
     if turn.selects(step.id):
         turn.refuse(command.command_id, refusals.STEP_SELECTED, f"step {step.id} runs by itself")
-    elif status not in (StepStatus.PENDING, StepStatus.COMPLETED):
+    elif status is not StepStatus.PENDING:
         turn.refuse(command.command_id, refusals.STEP_NOT_PENDING, f"step {step.id} is {status}")
     else:
         steps_life.start(turn, step, new_budget=True)

@@ -98,13 +98,13 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
     asks: int = 0
     """How often the live attempt was asked (grows while a neighbour is unreachable)."""
     approvals: tuple[Approval, ...] = ()
-    """Of an open gate, of this visit."""
+    """Of a gate, of this visit; of a rejected one the rejection. Kept, so that the same word again is known."""
     started_at: int = 0
     """Of the newest attempt."""
     size: int = 0
     """Bytes of the encoded output."""
     gathered: int = 0
-    """Bytes of the encoded answers, their agents' names included."""
+    """Bytes of what was gathered for it: answers of agents with their names, approvals of a gate."""
     announced: bool = False
     """A publish that happened after the step had ended was announced (`late: true`)."""
 

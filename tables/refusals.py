@@ -43,6 +43,7 @@ STEP_IN_FLIGHT = "step_in_flight"
 STEP_NOT_FAILED = "step_not_failed"
 STEP_SELECTED = "step_selected"
 STEP_NOT_PENDING = "step_not_pending"
+ROW_FULL = "row_full"
 RESTORE_INVALID = "restore_invalid"
 
 CLASS_OF: Mapping[str, Refusal] = {
@@ -73,6 +74,7 @@ CLASS_OF: Mapping[str, Refusal] = {
     STEP_NOT_FAILED: Refusal.FAILED_PRECONDITION,
     STEP_SELECTED: Refusal.FAILED_PRECONDITION,
     STEP_NOT_PENDING: Refusal.FAILED_PRECONDITION,
+    ROW_FULL: Refusal.FAILED_PRECONDITION,
     RESTORE_INVALID: Refusal.INVALID_ARGUMENT,
 }
 """Every code a Refused can carry."""

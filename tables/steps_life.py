@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from tables import roles
-from tables.builder import IN_FLIGHT
+from tables.builder import IN_FLIGHT, approvals_weight
 from tables.definition import Step
 from tables.effects import StepRequested
 from tables.instance import Approval, Phase, StepState, StepStatus
@@ -44,6 +44,7 @@ def start(turn: Turn, step: Step, *, new_budget: bool = False) -> None:
             phase=Phase.ASKED,
             asks=1,
             started_at=turn.now,
+            announced=old.announced,
         ),
     )
     turn.row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), attempt)
@@ -117,10 +118,9 @@ def open_gate(turn: Turn, step: Step, output: Any) -> None:
         size=size,
     )
     row.set_step(step.id, waiting)
-    due = None
     deadline = getattr(step.config, "deadline_seconds", None)
     if deadline is not None:
-        due = row.set_timer(GATE + step.id, millis(deadline), state.attempt)
+        row.set_timer(GATE + step.id, millis(deadline), state.attempt)
     turn.event(
         GATE_OPENED,
         {
@@ -131,7 +131,7 @@ def open_gate(turn: Turn, step: Step, output: Any) -> None:
             "role": getattr(step.config, "role", ""),
             "message": getattr(step.config, "message", ""),
             "quorum": getattr(step.config, "quorum", 1),
-            "deadline": due,
+            "deadline": None if deadline is None else turn.now + millis(deadline),
         },
     )
     _executed(turn, step, waiting)
@@ -169,6 +169,8 @@ def complete(turn: Turn, step: Step, output: Any, claimed: int = 0, approvals: t
         approvals=approvals,
         started_at=state.started_at,
         size=size,
+        gathered=approvals_weight(approvals),
+        announced=state.announced,
     )
     row.set_step(step.id, done)
     _executed(turn, step, done)
@@ -197,6 +199,7 @@ def _retry_later(turn: Turn, step: Step, state: StepState, failure: Failed) -> N
             error_code=clip(failure.code, MAX_ID),
             error_message=clip(failure.message, MAX_TEXT),
             started_at=state.started_at,
+            announced=state.announced,
         ),
     )
     pause = retry_pause(step.retry, state.tries, row.base.instance_id, step.id, state.attempt)
@@ -234,6 +237,8 @@ def _fail_for_good(turn: Turn, step: Step, state: StepState, failure: Failed, ap
         approvals=approvals,
         started_at=state.started_at,
         size=size,
+        gathered=approvals_weight(approvals),
+        announced=state.announced,
     )
     row.set_step(step.id, failed)
     _executed(turn, step, failed)
@@ -247,7 +252,11 @@ def cancel_in_flight(turn: Turn) -> None:
             continue
         turn.row.drop_step_timers(step.id, state.phase)
         cancelled = StepState(
-            status=StepStatus.CANCELLED, attempt=state.attempt, tries=state.tries, started_at=state.started_at
+            status=StepStatus.CANCELLED,
+            attempt=state.attempt,
+            tries=state.tries,
+            started_at=state.started_at,
+            announced=state.announced,
         )
         turn.row.set_step(step.id, cancelled)
         _executed(turn, step, cancelled)

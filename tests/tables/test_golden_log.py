@@ -1,0 +1,62 @@
+"""The golden log folds to the recorded bytes, under every hash seed; a change of the fold must raise its number."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tables.effects import FOLD
+from tests.tables.golden import log as golden
+from tests.tables.golden.log import GoldenLog, golden_logs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("log", golden_logs(), ids=lambda log: log.path.stem)
+def test_a_golden_log_folds_to_the_recorded_digests(log: GoldenLog) -> None:
+    found = log.folded()
+    differing = [i for i, pair in enumerate(zip(found, log.digests, strict=True)) if pair[0] != pair[1]]
+    command = log.entries[differing[0]][0] if differing else None
+    assert not differing, (
+        f"decide now returns something else from command {differing[0]} on ({type(command).__name__}): raise FOLD in "
+        f"tables/effects.py above {log.fold}, then run `python -m tests.tables.golden.log renew`"
+    )
+    assert log.fold == FOLD
+
+
+def test_the_golden_logs_fold_alike_under_two_hash_seeds() -> None:
+    assert len({_digest_under(seed) for seed in ("0", "4242")}) == 1
+
+
+def test_a_renewal_is_refused_while_the_fold_number_was_not_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = golden_logs()[0].path
+    shutil.copy(first, tmp_path / first.name)
+    monkeypatch.setattr(golden, "FOLDER", tmp_path)
+    log = golden_logs()[0]
+    log.write(["0" * 64 for _ in log.entries])
+    assert golden.renew() == 1
+    assert "raise FOLD" in capsys.readouterr().out
+    monkeypatch.setattr(golden, "FOLD", FOLD + 1)
+    assert golden.renew() == 0
+    assert golden_logs()[0].digests == golden_logs()[0].folded()
+
+
+def _digest_under(hash_seed: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tables.golden.log"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,9 @@ from bridge.cli.root import RunningWorker, SettingsInvalid
 if TYPE_CHECKING:
     from streams.settings import Settings
     from tables.kinds import Kinds
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+LAST_PORT = 65_535
 
 # Imports are inside the functions: `ceremony get` must answer before Faust and pydantic would have been loaded.
 # ruff: noqa: PLC0415
@@ -25,9 +28,25 @@ def settings(told: Mapping[str, Any]) -> Settings:
     from streams.settings import Settings
 
     try:
-        return Settings(**told)
+        found = Settings(**told)
     except ValidationError as error:
-        raise SettingsInvalid([problem(found) for found in error.errors()]) from None
+        raise SettingsInvalid([problem(wrong) for wrong in error.errors()]) from None
+    if problems := [*_levels(found.log_level), *_addresses(found)]:
+        raise SettingsInvalid(problems)
+    return found
+
+
+def _levels(level: str) -> Iterator[str]:
+    if level.upper() not in LEVELS:
+        yield f"LOG_LEVEL: one of {', '.join(LEVELS)} is wanted (it is {level!r})"
+
+
+def _addresses(found: Settings) -> Iterator[str]:
+    """What would otherwise be found out half-way through the start, by a library, in its own words."""
+    for name, address in (("PLANNING_CEREMONY_GRPC_ADDR", found.grpc_addr), ("CEREMONY_HTTP_ADDR", found.http_addr)):
+        host, _, port = address.rpartition(":")
+        if not host or not (port.isascii() and port.isdigit()) or int(port) > LAST_PORT:
+            yield f"{name}: host:port is wanted, for example 0.0.0.0:50057 (it is {address!r})"
 
 
 def problem(found: Any) -> str:

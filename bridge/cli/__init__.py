@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-import click
 import typer
 
 from bridge.cli import ceremonies, decisions, files, operator, running, watching
@@ -71,7 +70,7 @@ def _run(root: Root, arguments: Sequence[str]) -> int:
         if failed.code:
             say(str(failed), err=True)
         return failed.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return Exit.INTERRUPTED
     except BrokenPipeError:
         raise

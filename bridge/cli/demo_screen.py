@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import typer
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from bridge.cli.checking import Checked, report
 from bridge.cli.errors import CommandFailed, Exit
-from bridge.cli.output import Format, clean, console, table
+from bridge.cli.output import Format, clean, console, emit_data, table
 from bridge.cli.root import Root
 from bridge.clock import HostClock
 from bridge.demo import Demo, DemoOptions
@@ -43,12 +40,7 @@ def show(root: Root, options: DemoOptions, output: Format) -> None:
     if output is Format.TABLE:
         print_report(found, seen)
     else:
-        data = found.data()
-        typer.echo(
-            json.dumps(data, ensure_ascii=False, indent=2)
-            if output is Format.JSON
-            else yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-        )
+        emit_data(found.data(), output)
     if not found.ok:
         raise CommandFailed("demo_failed", verdict(found))
 

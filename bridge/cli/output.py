@@ -11,7 +11,6 @@ from enum import StrEnum
 from typing import IO, Annotated, Any
 
 import typer
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -62,6 +61,8 @@ def clean(text: str) -> str:
 def emit_data(value: Any, output: Format) -> None:
     """`value` as JSON or YAML on stdout."""
     if output is Format.YAML:
+        import yaml  # noqa: PLC0415 - most verbs of most days need none
+
         typer.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120), nl=False)
     else:
         typer.echo(json.dumps(value, ensure_ascii=False, indent=2))

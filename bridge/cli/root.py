@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tables.kinds import Kinds
+if TYPE_CHECKING:  # it would load pydantic
+    from tables.kinds import Kinds
 
 
 class Port(Protocol):

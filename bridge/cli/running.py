@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -23,7 +24,15 @@ from bridge.cli.root import Root, RunningWorker, SettingsInvalid
 
 Started = TypeVar("Started")
 
-FolderArgument = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where everything is kept.")]
+
+class Level(StrEnum):
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything is kept.")]
 LogOption = Annotated[
     str | None,
     typer.Option("--log", help="The log: kafka://host:port or sqlite:///path.", show_default=False),
@@ -34,7 +43,9 @@ CeremoniesOption = Annotated[
     Path | None, typer.Option(help="Folder of definitions; default: CEREMONIES_DIR, else specs/ceremonies.")
 ]
 RAY = "Simulated Ray executor"
-LevelOption = Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR.", show_default=False)]
+LevelOption = Annotated[
+    Level | None, typer.Option(case_sensitive=False, help="Of the log on stderr.", show_default=False)
+]
 
 
 def add_verbs(app: typer.Typer, root: Root) -> None:
@@ -153,7 +164,7 @@ def dev_verb(root: Root) -> Callable[..., None]:
         topic_prefix: Annotated[
             str | None, typer.Option(help="Of the topics, on a Kafka that others use too.", show_default=False)
         ] = None,
-        log_level: Annotated[str, typer.Option(help="Of the log on stderr.")] = "WARNING",
+        log_level: Annotated[Level, typer.Option(case_sensitive=False, help="Of the log on stderr.")] = Level.WARNING,
         latency: Annotated[float, typer.Option(help="Mean seconds to an agent's answer.", rich_help_panel=RAY)] = 0.2,
         jitter: Annotated[float, typer.Option(help="Seconds earlier or later.", rich_help_panel=RAY)] = 0.1,
         failure_rate: Annotated[float, typer.Option(help="Share of answers that failed.", rich_help_panel=RAY)] = 0.0,

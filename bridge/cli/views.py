@@ -34,7 +34,7 @@ def ceremony_data(found: pb.PlanningCeremonyInstance) -> dict[str, Any]:
         "error_message": found.error_message,
         "waiting_for": list(found.waiting_for),
         "open_gates": [gate_data(gate) for gate in found.open_gates],
-        "steps": {step_id: step_data(found, step_id) for step_id in found.step_status},
+        "steps": {step_id: step_data(found, step_id) for step_id in sorted(found.step_status)},
     }
 
 
@@ -86,7 +86,7 @@ def ceremony_view(found: pb.PlanningCeremonyInstance) -> RenderableType:
 
 def steps_view(found: pb.PlanningCeremonyInstance) -> RenderableType:
     rows = []
-    for step_id, word in found.step_status.items():
+    for step_id, word in sorted(found.step_status.items()):
         attempt = found.step_attempts.get(step_id, 0)
         detail = found.step_errors.get(step_id) or summary(found.step_outputs.get(step_id, ""))
         rows.append((step_id, status(word), str(attempt or ""), detail))

@@ -108,7 +108,7 @@ class ChangeLines:
     def changes(self, found: pb.PlanningCeremonyInstance) -> Iterator[str]:
         """Steps first, for it is their end that moves the ceremony."""
         before, self._before = self._before, found
-        for step_id, status in found.step_status.items():
+        for step_id, status in sorted(found.step_status.items()):
             attempt = found.step_attempts.get(step_id, 0)
             seen = (before.step_status.get(step_id, "PENDING"), before.step_attempts.get(step_id, 0))
             if (status, attempt) != seen:

@@ -1,0 +1,279 @@
+"""The command line without an engine: files, exit codes, and errors that are one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bridge.cli import run
+from bridge.cli.connection import server
+from bridge.cli.errors import Exit, refused
+from streams.main import ROOT, settings
+from tests.dev_process import CEREMONIES, ceremony
+
+pytestmark = pytest.mark.timeout(60)
+
+BROKEN = """\
+version: "1.0"
+name: other
+description: Broken in two ways
+states:
+  - {id: A, description: a, initial: true}
+  - {id: B, description: b, terminal: true}
+transitions:
+  - {from: A, to: NOWHERE, trigger: go, description: goes}
+"""
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder in which no engine was ever started."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CEREMONY_SERVER", raising=False)
+    return tmp_path
+
+
+def test_the_help_names_every_verb_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who types `--help` finds everything."""
+    assert run(ROOT, ["--help"]) == Exit.OK
+    said = " ".join(capsys.readouterr().out.split())
+    verbs = "serve dev demo validate graph start get list watch approve reject trigger deadletters definitions"
+    assert [verb for verb in verbs.split() if f" {verb} " not in said] == []
+    assert "Exit codes: 0 ok · 1 refused or failed · 2 wrong usage" in said
+
+
+@pytest.mark.parametrize("verb", ["start", "get", "list", "watch", "approve", "reject", "trigger", "demo", "dev"])
+def test_each_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A typing mistake in an option's declaration would show here."""
+    assert run(ROOT, [verb, "--help"]) == Exit.OK
+    assert f"ceremony {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["start"],
+        ["get"],
+        ["list", "-o", "xml"],
+        ["dev", "--latency", "-1"],
+        ["get", "a:b", "--server", "x"],
+    ],
+)
+def test_wrong_usage_is_exit_2(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is done then, and stdout stays empty."""
+    assert run(ROOT, arguments) == Exit.USAGE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err
+
+
+@pytest.mark.usefixtures("nobody")
+@pytest.mark.parametrize("given", ["title", "=x", "a=1"])
+def test_an_input_must_be_a_name_and_a_value_once(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that was meant otherwise must not be lost silently."""
+    arguments = ["start", "d", "--ceremony-id", "c", "--story-id", "s", "--input", given, "--input", "a=2"]
+    assert run(ROOT, arguments) == Exit.USAGE
+    assert "--input" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": '], ids=["empty", "a list", "cut off"])
+def test_a_file_of_inputs_must_hold_an_object(text: str, nobody: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before anything is sent."""
+    (nobody / "x.json").write_text(text)
+    arguments = ["start", "d", "--ceremony-id", "c", "--story-id", "s", "--inputs-file", "x.json"]
+    assert run(ROOT, arguments) == Exit.USAGE
+    assert "x.json" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nobody")
+@pytest.mark.parametrize(
+    "arguments",
+    [["get", "c:s"], ["list"], ["watch", "c:s"], ["approve", "c:s"], ["trigger", "c:s", "go"], ["definitions"],
+     ["deadletters", "list"], ["start", "d", "--ceremony-id", "c", "--story-id", "s"]],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+def test_without_an_engine_every_verb_says_so_in_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 3, what does not answer, and what to do; at once."""
+    assert run(ROOT, [*arguments, "--server", "127.0.0.1:1"]) == Exit.UNAVAILABLE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("unavailable: nothing answers at 127.0.0.1:1; start one with `ceremony dev`")
+    assert said.err.count("\n") == 1
+
+
+def test_the_server_is_what_was_given_else_the_dev_of_the_folder_else_the_default(nobody: Path) -> None:
+    """And a `dev` that has ended is named as the reason."""
+    assert server(None).address == "localhost:50057"
+    (nobody / ".ceremony").mkdir()
+    (nobody / ".ceremony/dev.json").write_text(json.dumps({"grpc": "127.0.0.1:7", "pid": os.getpid()}))
+    assert server(None).address == "127.0.0.1:7"
+    assert server("elsewhere:1").address == "elsewhere:1"
+    child = subprocess.Popen(["true"])
+    child.wait()
+    (nobody / ".ceremony/dev.json").write_text(json.dumps({"grpc": "127.0.0.1:7", "pid": child.pid}))
+    assert "has ended" in server(None).source
+    (nobody / ".ceremony/dev.json").write_text("not json")
+    assert server(None).address == "localhost:50057"
+
+
+def test_valid_definitions_are_exit_0(capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder is all its files."""
+    assert run(ROOT, ["validate", str(CEREMONIES)]) == Exit.OK
+    said = capsys.readouterr()
+    assert "backlog_review.yaml: valid (5 states, 7 steps)" in said.out
+    assert len(said.out.splitlines()) == len(list(CEREMONIES.glob("*.yaml")))
+
+
+def test_an_invalid_definition_is_exit_1_with_every_reason_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """File, line, rule, and what would be right; the valid ones beside it are still told."""
+    (tmp_path / "broken.yaml").write_text(BROKEN)
+    (tmp_path / "good.yaml").write_text(
+        (CEREMONIES / "approval.yaml").read_text().replace("name: approval", "name: good")
+    )
+    assert run(ROOT, ["validate", str(tmp_path)]) == Exit.FAILED
+    said = capsys.readouterr()
+    assert f"{tmp_path}/broken.yaml:2: name_mismatch: " in said.err
+    assert f"{tmp_path}/broken.yaml:8: " in said.err
+    assert said.err.splitlines()[-1] == "definition_invalid: 1 of 2 definitions are invalid"
+    assert "good.yaml: valid" in said.out
+
+
+@pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
+def test_reasons_are_data_too(form: str, read: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same reasons, for programs, on stdout; stderr is empty."""
+    assert callable(read)
+    (tmp_path / "broken.yaml").write_text(BROKEN)
+    assert run(ROOT, ["validate", str(tmp_path), "-o", form]) == Exit.FAILED
+    said = capsys.readouterr()
+    assert said.err == ""
+    found = read(said.out)
+    assert found["valid"] is False
+    assert {"file": f"{tmp_path}/broken.yaml", "line": 2, "rule": "name_mismatch"}.items() <= found["files"][0][
+        "problems"
+    ][0].items()
+
+
+def test_what_is_not_there_is_no_valid_definition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file, and a folder without one: a check that checked nothing must not be green."""
+    assert run(ROOT, ["validate", str(tmp_path / "none.yaml")]) == Exit.FAILED
+    assert run(ROOT, ["validate", str(tmp_path)]) == Exit.FAILED
+    assert capsys.readouterr().err.count("file_missing") == 2
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"), [("text", "backlog_review · "), ("mermaid", "flowchart TD"), ("dot", "digraph")]
+)
+def test_a_definition_is_drawn_in_three_ways(form: str, begins: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the drawing on stdout, so that it can be piped on."""
+    assert run(ROOT, ["graph", str(CEREMONIES / "backlog_review.yaml"), "--format", form]) == Exit.OK
+    said = capsys.readouterr().out
+    assert begins in said
+    assert "deliberate_qa" in said
+
+
+def test_an_invalid_definition_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reasons instead."""
+    (tmp_path / "broken.yaml").write_text(BROKEN)
+    assert run(ROOT, ["graph", str(tmp_path / "broken.yaml")]) == Exit.FAILED
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "name_mismatch" in said.err
+
+
+def test_wrong_settings_are_one_line_for_each_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them at once, by the names under which they are set."""
+    monkeypatch.setenv("CEREMONY_PARTITIONS", "many")
+    monkeypatch.setenv("READINESS_REQUIRES", "luck")
+    assert run(ROOT, ["serve"]) == Exit.FAILED
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[:2] for line in sorted(lines)] == [
+        ["setting_invalid", "CEREMONY_PARTITIONS"],
+        ["setting_invalid", "READINESS_REQUIRES"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--grpc-addr", "here"], "setting_invalid: PLANNING_CEREMONY_GRPC_ADDR: host:port is wanted"),
+        (["--http-addr", "1.2.3.4:99999"], "setting_invalid: CEREMONY_HTTP_ADDR: host:port is wanted"),
+        (["--log", "redis://x"], "log_url_invalid: 'redis://x' is neither kafka://"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why(options: list[str], line: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Exit 1, the reason in one line, never a traceback."""
+    assert run(ROOT, ["serve", *options]) == Exit.FAILED
+    said = capfd.readouterr().err
+    assert line in said
+    assert "Traceback" not in said
+
+
+def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever types something means it."""
+    monkeypatch.setenv("CEREMONY_LOG", "kafka://a:1")
+    assert settings({}).log == "kafka://a:1"
+    assert settings({"log": "kafka://b:2"}).log == "kafka://b:2"
+
+
+def test_refusals_keep_the_engines_code_and_say_nothing_of_sockets() -> None:
+    """The words of gRPC itself are for who debugs gRPC."""
+    assert str(refused("NOT_FOUND", "unknown_instance: there is no ceremony 'x'")) == (
+        "unknown_instance: there is no ceremony 'x'"
+    )
+    lost = refused("UNAVAILABLE", "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1")
+    assert (lost.code, lost.exit_code) == ("unavailable", Exit.UNAVAILABLE)
+    assert "ipv4" not in lost.text
+    assert refused("DEADLINE_EXCEEDED", "Deadline Exceeded").exit_code == Exit.UNAVAILABLE
+    assert refused("INVALID_ARGUMENT", "").text
+
+
+def test_reading_a_ceremony_does_not_load_the_worker() -> None:
+    """Neither Faust nor NATS nor the core: they take longer than the answer."""
+    code = (
+        "import sys; from bridge.cli import run; from streams.main import ROOT;"
+        "run(ROOT, ['get', 'a:b', '--server', '127.0.0.1:1']);"
+        "print([m for m in ('faust', 'nats', 'aiokafka', 'yaml', 'tables') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
+    """As in `ceremony graph … | head -1`."""
+    process = ceremony("graph", str(CEREMONIES / "backlog_review.yaml"), "--format", "dot")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.stderr.close()
+    process.wait(30)
+    assert said == ""
+
+
+def test_what_is_unexpected_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bug of ours is not a person's traceback; CEREMONY_DEBUG shows it to who wants it."""
+
+    def broken() -> object:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.delenv("CEREMONY_DEBUG", raising=False)
+    root = type(ROOT)(ROOT.settings, ROOT.worker, broken, ROOT.logs, ROOT.run, ROOT.program)  # type: ignore[arg-type]
+    assert run(root, ["validate", "x"]) == Exit.FAILED
+    assert capsys.readouterr().err == "internal_error: RuntimeError: two lines (CEREMONY_DEBUG=1 shows where)\n"
+    monkeypatch.setenv("CEREMONY_DEBUG", "1")
+    run(root, ["validate", "x"])
+    assert "Traceback" in capsys.readouterr().err

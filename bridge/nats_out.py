@@ -1,188 +1,31 @@
 """The events bridge: publishes the topic `events` to JetStream, each message once, in order per ceremony.
 
 A batch is handed over by the log and its offset is committed after `publish_batch` has returned, which is after every
-acknowledgement. After a crash a batch is sent again; `Nats-Msg-Id` lets JetStream drop what it has already, within
-the stream's duplicate window.
+acknowledgement. After a crash a batch is sent again; `Nats-Msg-Id` lets JetStream drop what it has already, and what
+is older than its duplicate window is read back from the stream first.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 
-import nats.errors
 import structlog
 
 from bridge import nats_metrics as metrics
 from bridge.nats_connection import NatsConnection
-from bridge.nats_publish import MESSAGE_ID, Answer, JetStreamPublisher, Nack, refusal
+from bridge.nats_publish import JetStreamPublisher, Nack
 from bridge.nats_streams import ensure_ceremony_stream
+from bridge.nats_window import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDOW, Outgoing, Window
 from steps.ports import Clock
 from streams import topics
 from streams.codecs import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_record, decode_dead_letter
 from streams.transport.contract import Follower, Log, Record
 
-WINDOW = 512
-"""Messages in flight per partition."""
 BATCH = 2000
-ACK_SECONDS = 5.0
-"""A window that made no progress for so long is sent again."""
-LOOK_SECONDS = 0.5
 STOP_SECONDS = 3.0
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Outgoing:
-    """One message to be sent."""
-
-    id: str
-    """Effect id, or the key of what comes from no fold: `Nats-Msg-Id`."""
-    subject: str
-    data: bytes
-    record: Record
-
-
-@dataclass(slots=True)
-class Lane:
-    """The messages of one ceremony: only the first is ever in flight, so that their order holds."""
-
-    queue: deque[Outgoing] = field(default_factory=deque)
-    token: str = ""
-    """Of the first message while it is in flight."""
-
-
-Reject = Callable[[Outgoing, Nack], Awaitable[None]]
-
-
-class Window:
-    """Publishes one batch: many ceremonies in flight, one message of each."""
-
-    def __init__(
-        self,
-        messages: Sequence[tuple[bytes, Outgoing]],
-        connection: NatsConnection,
-        publisher: JetStreamPublisher,
-        clock: Clock,
-        reject: Reject,
-        limit: int = WINDOW,
-    ) -> None:
-        """`messages`: (key whose order holds, message)."""
-        self._connection = connection
-        self._publisher = publisher
-        self._clock = clock
-        self._reject = reject
-        self._limit = limit
-        self._wake = asyncio.Event()
-        lanes: dict[bytes, Lane] = {}
-        for key, message in messages:
-            lanes.setdefault(key, Lane()).queue.append(message)
-        self._ready = deque(lanes.values())
-        self._flying: dict[int, Lane] = {}
-        self._refused: list[tuple[Lane, Nack]] = []
-        self._trouble: Nack | None = None
-        self._left = len(messages)
-        self._pause = FIRST_PAUSE_SECONDS
-
-    async def run(self) -> None:
-        """Returns when every message is acknowledged or set aside."""
-        try:
-            while self._left:
-                await self._send_ready()
-                await self._settle()
-        finally:
-            self._recall()
-
-    async def _send_ready(self) -> None:
-        client = await self._publisher.client()
-        self._generation = self._connection.generation
-        while self._ready and len(self._flying) < self._limit:
-            lane = self._ready.popleft()
-            message = lane.queue[0]
-            headers = {MESSAGE_ID: message.id}
-            if refused := refusal(client, message.subject, message.data, headers):
-                self._refused.append((lane, refused))
-                self._wake.set()
-                continue
-            self._flying[id(lane)] = lane
-            try:
-                lane.token = await self._publisher.send(
-                    client, message.subject, message.data, headers, partial(self._answered, lane)
-                )
-            except (nats.errors.Error, OSError):
-                self._trouble = Nack("stream_unavailable", "the connection broke", final=False)
-                self._wake.set()
-                return
-
-    def _answered(self, lane: Lane, answer: Answer) -> None:
-        self._flying.pop(id(lane), None)
-        self._wake.set()
-        if isinstance(answer, Nack):
-            if answer.final:
-                self._refused.append((lane, answer))
-            else:
-                self._ready.append(lane)
-                self._trouble = answer
-            return
-        metrics.PUBLISHED.inc()
-        if answer.duplicate:
-            metrics.DUPLICATES.inc()
-        self._pause = FIRST_PAUSE_SECONDS
-        self._next(lane)
-
-    def _next(self, lane: Lane) -> None:
-        lane.queue.popleft()
-        self._left -= 1
-        if lane.queue:
-            self._ready.append(lane)
-
-    async def _settle(self) -> None:
-        """Wait until something happened, and deal with what went wrong."""
-        if self._left and not self._refused and not self._trouble:
-            await self._wait()
-        self._wake.clear()
-        for lane, refused in self._refused:
-            await self._reject(lane.queue[0], refused)
-            self._next(lane)
-        self._refused.clear()
-        if self._trouble is not None:
-            await self._back_off(self._trouble)
-
-    async def _wait(self) -> None:
-        deadline = self._clock.monotonic() + ACK_SECONDS
-        while not self._wake.is_set():
-            try:
-                async with self._clock.timeout(LOOK_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                if self._connection.generation != self._generation:
-                    self._trouble = Nack("stream_unavailable", "the connection was renewed", final=False)
-                    return
-                if self._clock.monotonic() >= deadline:
-                    self._trouble = Nack("stream_unavailable", "no acknowledgement came", final=False)
-                    return
-
-    async def _back_off(self, trouble: Nack) -> None:
-        # What is in flight may be stored or lost; sent again under the same id it is stored once.
-        self._trouble = None
-        self._recall()
-        log.warning("nats_publish_waits", code=trouble.code, reason=trouble.message, left=self._left)
-        await self._clock.sleep(self._pause)
-        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
-        await ensure_ceremony_stream(await self._connection.jetstream())
-
-    def _recall(self) -> None:
-        """Forget what is in flight; its lanes are to be sent again."""
-        metrics.RESENT.inc(len(self._flying))
-        for lane in self._flying.values():
-            self._publisher.forget(lane.token)
-            self._ready.append(lane)
-        self._flying.clear()
 
 
 class EventsBridge:
@@ -210,6 +53,8 @@ class EventsBridge:
         self._opened = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
+        self._next: dict[tuple[str, int], int] = {}
+        """By topic and partition the offset that follows what we sent: another one means that we took it over."""
 
     @property
     def state(self) -> str:
@@ -253,7 +98,7 @@ class EventsBridge:
                 )
             else:
                 messages.append((record.key or message.id.encode(), message))
-        await self._publish(messages)
+        await self._publish(records, messages)
 
     async def announce(self, records: Sequence[Record]) -> None:
         """Publish `ceremony.deadletter` for each record of `deadletters`."""
@@ -262,21 +107,31 @@ class EventsBridge:
             letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
             key, data = dead_letter_event(letter)
             messages.append((key.encode(), Outgoing(key, DEADLETTER_SUBJECT, data, record)))
-        await self._publish(messages)
+        await self._publish(records, messages)
 
-    async def _publish(self, messages: Sequence[tuple[bytes, Outgoing]]) -> None:
+    async def _publish(self, records: Sequence[Record], messages: Sequence[tuple[bytes, Outgoing]]) -> None:
         # A task of its own, which `stop` can end while NATS is away: the follower is cancelled, and commits nothing.
-        task = self._clock.spawn(self._send(messages), name="nats-out-send")
+        task = self._clock.spawn(self._send(records[0], messages), name="nats-out-send")
         self._sending.add(task)
         try:
             await task
         finally:
             task.cancel()
             self._sending.discard(task)
+        self._next[records[0].topic, records[0].partition] = records[-1].offset + 1
 
-    async def _send(self, messages: Sequence[tuple[bytes, Outgoing]]) -> None:
+    async def _send(self, first: Record, messages: Sequence[tuple[bytes, Outgoing]]) -> None:
         await self._opened.wait()
-        await Window(messages, self._connection, self._publisher, self._clock, self._rejected, self._window).run()
+        window = Window(
+            messages,
+            self._connection,
+            self._publisher,
+            self._clock,
+            self._rejected,
+            self._window,
+            taken_over=self._next.get((first.topic, first.partition)) != first.offset,
+        )
+        await window.run()
 
     async def _rejected(self, message: Outgoing, nack: Nack) -> None:
         metrics.REJECTED.inc()

@@ -20,6 +20,7 @@ from streams.transport.contract import Record
 from streams.transport.sqlite_log import SqliteLog
 from tests.bridge.nats_world import (
     CLOCK,
+    PARTITIONS,
     PREFIX,
     append_events,
     client,
@@ -190,6 +191,45 @@ async def test_a_stream_that_misses_our_subjects_is_left_alone_and_reported(log:
             await other.jetstream().update_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"]))
             await arrives(server, 1)
             await eventually(lambda: started.state == "ok", "the bridge is ready")
+
+
+async def test_after_the_duplicate_window_what_is_stored_is_read_back(log: SqliteLog, server: NatsServer) -> None:
+    """A worker that was down for long does not send its predecessor's last batch again."""
+    events = [event(ceremony, number) for number in range(5) for ceremony in range(20)]
+    await append_events(log, events)
+    async with client(server.url) as other:
+        await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"], duplicate_window=0.1))
+    async with connection(server.url) as link, bridge(log, link):
+        await arrives(server, len(events))
+    await asyncio.sleep(0.3)
+    late = [event(ceremony, 5) for ceremony in range(20)]
+    await append_events(log, late)
+    async with connection(server.url) as link:
+        again = EventsBridge(log, link, CLOCK, prefix=PREFIX)
+        await again.start()
+        for partition in range(PARTITIONS):
+            batch = [record for record in await records(log, topics.EVENTS) if record.partition == partition]
+            await again.publish_events(batch)
+        await again.stop()
+    ids = [message.headers["Nats-Msg-Id"] for message in await stored(server.url) if message.headers]
+    assert sorted(ids) == sorted(one.id for one in events + late)
+
+
+async def test_a_message_stored_before_a_long_outage_is_not_sent_again(log: SqliteLog, server: NatsServer) -> None:
+    """Its acknowledgement was lost, and the server that comes back has forgotten its id."""
+    async with client(server.url) as other:
+        await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"], duplicate_window=0.1))
+    async with connection(server.url) as link, bridge(log, link) as started:
+        await append_events(log, [event(1, 0)])
+        await arrives(server, 1)
+        server.pause()
+        await append_events(log, [event(1, number) for number in range(1, 4)])
+        await eventually(lambda: not link.is_connected, "the frozen server is given up")
+        server.resume()
+        await arrives(server, 4)
+        await eventually(lambda: started.state == "ok", "the bridge is ready again")
+    numbers = [json.loads(message.data)["payload"]["number"] for message in await stored(server.url)]
+    assert numbers == [0, 1, 2, 3]
 
 
 async def test_a_stream_that_is_deleted_is_made_again(log: SqliteLog, server: NatsServer) -> None:

@@ -147,7 +147,7 @@ def _route(subject: str, payload: dict[str, Any]) -> Route | Foreign:
     for task_id in task_ids:
         if match := TASK_ID.fullmatch(task_id):
             extraction = match["extraction"] is not None
-            if subject != FAILED and extraction != (subject == TASK_EXTRACTION):
+            if not _has_failed(subject, payload) and extraction != (subject == TASK_EXTRACTION):
                 # The raw answer of an extractor, before it was checked, comes on another subject.
                 return Foreign("other_kind")
             instance_id = f"{match['ceremony']}:{match['story']}"
@@ -223,10 +223,13 @@ def _name(payload: dict[str, Any], key: str) -> str:
     return value
 
 
+def _has_failed(subject: str, payload: dict[str, Any]) -> bool:
+    return subject == FAILED or payload.get("status") == "failed"
+
+
 def _failure(subject: str, payload: dict[str, Any]) -> tuple[str, str]:
     """Stable code and text where the agent says that it failed."""
-    status = payload.get("status")
-    if subject != FAILED and status != "failed":
+    if not _has_failed(subject, payload):
         return "", ""
     kind = payload.get("error_type")
     words = [part for part in (kind, payload.get("error")) if isinstance(part, str) and part]

@@ -20,6 +20,8 @@ DEADLETTER_BODY_LIMIT = 256 * 1024
 """Bytes of a value that a dead letter still carries; a larger one is named by its origin only."""
 ERROR_MESSAGE_LIMIT = 4096
 """Characters of a dead letter's message."""
+OUTSIDE_MESSAGE_LIMIT = 500
+"""Characters of the message of an announced dead letter."""
 VALUE_SIZE = "value-size"
 """Header of a dead letter by reference: bytes of the original value, which was left out."""
 
@@ -175,11 +177,17 @@ def dead_letter_event(letter: DeadLetter) -> tuple[str, bytes]:
         "partition": letter.partition,
         "offset": letter.offset,
         "code": letter.code,
-        "message": letter.message,
+        "message": _for_outside(letter.message),
         "size": letter.size,
     }
     correlation = dict(letter.headers).get(topics.CORRELATION_ID, b"").decode(errors="replace")
     return key, envelope(DEADLETTER_SUBJECT, payload, key, correlation or key, letter.timestamp)
+
+
+def _for_outside(message: str) -> str:
+    """One line; a traceback stays with the dead letter, for it may show values that nobody outside should see."""
+    lines = message.strip().splitlines()
+    return lines[0][:OUTSIDE_MESSAGE_LIMIT] if len(lines) == 1 else "the details are with the dead letter"
 
 
 def _split_origin(origin: str) -> tuple[str, int, int]:

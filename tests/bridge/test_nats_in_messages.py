@@ -97,6 +97,12 @@ def test_a_failed_extraction_is_the_extractors() -> None:
     assert command(FAILED, {"task_id": EXTRACTION, "agent_id": "x", "error": "e"}).agent_id == EXTRACTOR
 
 
+def test_a_failure_of_an_extractor_counts_under_the_generic_subject_too() -> None:
+    """Only its raw answer is left: that comes again, checked, on the subject of extractions."""
+    found = command(COMPLETED, completed(task_id=EXTRACTION, status="failed", error="e"))
+    assert (found.step_id, found.agent_id, found.error_code) == ("extract", EXTRACTOR, "agent_failed")
+
+
 @pytest.mark.parametrize(
     "places",
     [

@@ -103,6 +103,22 @@ def test_the_announcement_of_a_dead_letter_is_keyed_by_its_origin() -> None:
     assert envelope["payload"] == {"origin": "S", "partition": 0, "offset": 4, "code": "c", "message": "m", "size": 1}
 
 
+@pytest.mark.parametrize(
+    ("message", "announced"),
+    [
+        ("the record has no value", "the record has no value"),
+        ("x" * 600, "x" * 500),
+        ("Traceback (most recent call last):\n  File\nValueError: secret", "the details are with the dead letter"),
+        ("", "the details are with the dead letter"),
+    ],
+)
+def test_a_traceback_stays_with_the_dead_letter(message: str, announced: str) -> None:
+    """It may show what nobody outside should see."""
+    encoded = codecs.dead_letter_record("t.commands", 0, 4, "fold_failed", message, key=None, value=b"1")
+    _, data = codecs.dead_letter_event(codecs.decode_dead_letter(*encoded, 1000))
+    assert json.loads(data)["payload"]["message"] == announced
+
+
 def test_a_dead_letter_without_headers_is_still_read() -> None:
     """What others wrote to the topic is listed, not a crash."""
     letter = codecs.decode_dead_letter(None, b"?", [], 0)

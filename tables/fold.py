@@ -127,7 +127,6 @@ def _refuse(row: Instance | None, command: AnyCommand, origin: Origin, code: str
 def _malformed(command: AnyCommand) -> bool:
     """Whether the command is none that the log could have held: a field has another shape than its type says."""
     try:
-        decode_command(encode_command(command))
+        return decode_command(encode_command(command)) != command
     except (CeremonyError, TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
         return True
-    return False

@@ -179,3 +179,22 @@ def test_a_guard_of_another_state_is_not_open(world: World, guarded: World) -> N
     guarded.decide("po_agrees", role="PO")
     assert refusal(guarded.decide("dev_agrees", role="DEV")) == "already_ended"
     assert refusal(world.decide("po_agrees", role="PO")) == "gate_unknown"
+
+
+def test_a_decision_while_paused_is_recorded_and_moves_the_ceremony_at_the_resume(world: World) -> None:
+    world.decide("gate", actor="petra", role="PO")
+    world.pause()
+    world.decide("gate", actor="paul", role="PO")
+    assert (world.live.status, world.step("gate").status) == ("PAUSED", "COMPLETED")
+    world.resume()
+    assert world.live.status == "COMPLETED"
+
+
+def test_a_quorum_cannot_outgrow_the_row_by_its_comments() -> None:
+    world = World(definition_of(GATE.replace("quorum: 2", "quorum: 99")))
+    world.start()
+    world.opened("gate")
+    codes = [refusal(world.decide("gate", actor=f"a{i}", role="PO", comment="ü" * 5000)) for i in range(40)]
+    assert codes[:32] == [""] * 32
+    assert codes[-1] == "row_full"
+    assert refusal(world.decide("gate", actor="short", role="PO")) == ""

@@ -240,3 +240,17 @@ def test_an_agents_trigger_acts_as_role_system(roles: str, end: str) -> None:
     world.outcome("talk", "submitted", deliberation_id="d")
     world.result("talk", "agent-dev-001", trigger="bad", command_id="task/agent")
     assert world.live.state == end
+
+
+def test_a_publish_of_an_attempt_that_timed_out_is_announced_once_though_the_next_one_succeeds() -> None:
+    world = World(
+        definition_of(PUBLISH.replace("handler: publish_step,", "handler: publish_step, retry: {max_attempts: 2},"))
+    )
+    world.start()
+    world.fire("timeout/publish_it")
+    world.done("publish_it", {"published": True}, published=RECEIPT)
+    assert [event.payload.get("late") for event in world.events("ceremony.publish.completed")] == [True]
+    world.fire("retry/publish_it")
+    world.done("publish_it", {"published": True}, published=RECEIPT | {"duplicate": True})
+    assert world.live.status == "COMPLETED"
+    assert len(world.events("ceremony.publish.completed")) == 1

@@ -40,8 +40,8 @@ class Settings(BaseSettings):
     log_format: str = Field("console", pattern="^(console|json)$", alias="CEREMONY_LOG_FORMAT")
     agent_concurrency: int = Field(256, ge=1, alias="CEREMONY_AGENT_CONCURRENCY")
     """Calls to neighbours in flight, per step kind."""
-    nats_in_flight: int = Field(1024, ge=1, alias="CEREMONY_NATS_IN_FLIGHT")
-    """Events the bridge has published and not yet seen acknowledged."""
+    nats_in_flight: int = Field(512, ge=1, alias="CEREMONY_NATS_IN_FLIGHT")
+    """Events of a partition that the bridge has published and not yet seen acknowledged."""
     take_over_grace_seconds: float = Field(30.0, ge=0, alias="CEREMONY_TAKE_OVER_GRACE_SECONDS")
     """After a take-over, step timeouts wait this long past the log end seen, so that answers that waited come first."""
 

@@ -81,7 +81,13 @@ class Worker:
         )
         self.engine.timers = self.timers
         self._attach_agents()
-        self.nats_out = EventsBridge(self.app.driver.log, self.nats, self.clock, prefix=settings.topic_prefix)
+        self.nats_out = EventsBridge(
+            self.app.driver.log,
+            self.nats,
+            self.clock,
+            prefix=settings.topic_prefix,
+            window=settings.nats_in_flight,
+        )
         self.nats_in = AgentResponses(
             self.app.driver.log, self.nats, self.clock, prefix=settings.topic_prefix, partitions=settings.partitions
         )

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
-from urllib.parse import unquote
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
 from tables.definition import Output
-from tables.paths import MISSING, dig_parts
 from tables.problems import clipped, listed
 
 MARKS = ("$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum")
@@ -79,7 +78,9 @@ def _json_schema_problems(schema: Mapping[str, Any]) -> list[tuple[_Path, str, s
         found = [(tuple(e.absolute_path), "bad_json_schema", f"{_at(e.absolute_path)}: {_said(e)}") for e in errors]
     except RecursionError:
         return [((), "bad_json_schema", " is nested too deeply")]
-    return found + [(path, "bad_json_schema", _at(path) + says) for path, says in _unsound(schema, schema, ())]
+    return found + [
+        (path, "bad_json_schema", _at(path) + says) for path, says in _unsound(_resolver(schema), schema, ())
+    ]
 
 
 def _dialect(schema: Mapping[str, Any]) -> Any:
@@ -90,27 +91,33 @@ def _dialect(schema: Mapping[str, Any]) -> Any:
     return validator_for({"$schema": named}, default=cast("Any", None)) if isinstance(named, str) else None
 
 
-def _unsound(root: Any, schema: Any, path: _Path) -> Iterator[tuple[_Path, str]]:
+def _resolver(schema: Mapping[str, Any]) -> Any:
+    return Registry().with_resource("", DRAFT202012.create_resource(dict(schema))).resolver("")
+
+
+def _unsound(resolver: Any, schema: Any, path: _Path) -> Iterator[tuple[_Path, str]]:
     """What the meta-schema does not see: references that lead nowhere, patterns that are none."""
     if isinstance(schema, Mapping):
         for key, value in schema.items():
-            if key in {"$ref", "$dynamicRef"} and isinstance(value, str) and not _leads_inside(root, value):
+            if key in {"$ref", "$dynamicRef"} and isinstance(value, str) and not _leads_inside(resolver, value):
                 yield (*path, key), ": must lead to a place inside this schema (`#/…`)"
             elif key == "pattern" and isinstance(value, str) and not _is_pattern(value):
                 yield (*path, key), ": is no regular expression"
             elif key not in _PLAIN:
-                yield from _unsound(root, value, (*path, key))
+                yield from _unsound(resolver, value, (*path, key))
     elif isinstance(schema, list):
         for index, value in enumerate(schema):
-            yield from _unsound(root, value, (*path, index))
+            yield from _unsound(resolver, value, (*path, index))
 
 
-def _leads_inside(root: Any, reference: str) -> bool:
-    """A JSON pointer into the schema that exists, or an anchor."""
-    if not reference.startswith("#/"):
-        return reference.startswith("#")
-    parts = unquote(reference[2:]).split("/")
-    return dig_parts(root, (part.replace("~1", "/").replace("~0", "~") for part in parts)) is not MISSING
+def _leads_inside(resolver: Any, reference: str) -> bool:
+    """A JSON pointer or an anchor of this schema, to something that can be a schema."""
+    if not reference.startswith("#"):
+        return False
+    try:
+        return isinstance(resolver.lookup(reference).contents, Mapping | bool)
+    except (Unresolvable, LookupError, TypeError, ValueError):  # the last three: pointers into lists and scalars
+        return False
 
 
 def _is_pattern(text: str) -> bool:
@@ -160,7 +167,7 @@ def _check_json_schema(value: Any, schema: Mapping[str, Any]) -> list[str]:
         return [f"${_at(error.absolute_path)}: {_said(error)}" for error in sorted(errors, key=_place)]
     except RecursionError:
         return ["$: the schema or the value is nested too deeply"]
-    except (Unresolvable, re.error):  # a `$ref` that leads nowhere, a `pattern` that is none
+    except Exception:  # noqa: BLE001 - jsonschema lets whatever an odd schema makes of it through as it is
         return ["$: the schema cannot be applied; see that its `$ref` and `pattern` are sound"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 MAX_INDEX_DIGITS = 9
@@ -20,12 +19,9 @@ MISSING = _Missing()
 
 def dig(value: Any, path: str) -> Any:
     """What the dotted `path` leads to inside `value` (`a.b.0.c`: keys, and indexes of lists), or MISSING."""
-    return dig_parts(value, path.split(".")) if path else value
-
-
-def dig_parts(value: Any, parts: Iterable[str]) -> Any:
-    """As `dig`, for a path that is split already."""
-    for part in parts:
+    if not path:
+        return value
+    for part in path.split("."):
         if isinstance(value, dict) and part in value:
             value = value[part]
         elif isinstance(value, list) and part.isascii() and part.isdecimal() and len(part) <= MAX_INDEX_DIGITS:

@@ -33,7 +33,13 @@ DONE = StepStatus.COMPLETED
 
 def row(inputs: dict[str, Any] | None = None, **more: Any) -> Instance:
     known = {"story_id": "s", "ceremony_id": "c", **(inputs or {})}
-    fields = {"state": "A", "status": CeremonyStatus.RUNNING, "created_at": 1_500, "updated_at": 1_500, "version": 7}
+    fields: dict[str, Any] = {
+        "state": "A",
+        "status": CeremonyStatus.RUNNING,
+        "created_at": 1_500,
+        "updated_at": 1_500,
+        "version": 7,
+    }
     return Instance("c:s", "c", "s", "g", "h", "corr", "me", "digest", inputs=known, **(fields | more))
 
 

@@ -83,6 +83,8 @@ def test_json_schema_names_path_and_rule_and_never_the_value() -> None:
         {"$schema": "http://json-schema.org/draft-07/schema#", "required": ["a"]},
         {"allOf": [{"$ref": "#/definitions/x"}], "definitions": {"x": {"required": ["a"]}}},
         {"anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {"allOf": [{"$ref": "#/$defs/a~1b%20c"}], "$defs": {"a/b c": {"required": ["a"]}}},
+        {"allOf": [{"$ref": "#x"}], "$defs": {"y": {"$anchor": "x", "required": ["a"]}}},
     ],
 )
 def test_sound_schemas_are_accepted_and_enforced(schema: dict[str, Any]) -> None:
@@ -102,6 +104,10 @@ def test_sound_schemas_are_accepted_and_enforced(schema: dict[str, Any]) -> None
         ({"$schema": "http://nowhere"}, ("$schema",)),
         ({"properties": {"a": {"pattern": "("}}}, ("properties", "a", "pattern")),
         ({"allOf": [{"$ref": "#/nowhere"}]}, ("allOf", 0, "$ref")),
+        ({"allOf": [{"$ref": "#/allOf/x"}]}, ("allOf", 0, "$ref")),
+        ({"allOf": [{"$ref": "#/title/a"}], "title": "t"}, ("allOf", 0, "$ref")),
+        ({"allOf": [{"$ref": "#/title"}], "title": "t"}, ("allOf", 0, "$ref")),
+        ({"allOf": [{"$ref": "#anchor"}]}, ("allOf", 0, "$ref")),
     ],
 )
 def test_an_unsound_json_schema_is_a_load_error_with_its_place(schema: dict[str, Any], path: tuple[Any, ...]) -> None:
@@ -119,6 +125,7 @@ def test_a_schema_that_cannot_be_applied_is_a_problem_and_no_exception() -> None
     assert problems({"a": "x"}, {"properties": {"a": {"pattern": "("}}}) != []
     assert problems({}, {"allOf": [{"$ref": "#/nowhere"}]}) != []
     assert problems({}, {"allOf": [{"$ref": "#"}]}) != []
+    assert problems({}, {"allOf": [{"$ref": "#/properties"}], "properties": {"type": {"type": "string"}}}) != []
     assert problems({}, {"$schema": "http://nowhere"}) != []
 
 

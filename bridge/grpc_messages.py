@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from google.protobuf.struct_pb2 import Struct, Value
 
 from streams.codecs import iso
 from streams.front import DeadLetter
@@ -53,6 +54,25 @@ def ceremony(
         },
         waiting_for=waiting_for,
     )
+
+
+def plain(struct: Struct) -> dict[str, Any]:
+    """The values of a Struct as Python has them; one without a kind is `...`, for nothing in JSON is like it.
+
+    protobuf's own conversion raises for NaN, Infinity and for a value without a kind.
+    """
+    return {name: _plain(value) for name, value in struct.fields.items()}
+
+
+def _plain(value: Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return plain(value.struct_value)
+    if kind == "list_value":
+        return [_plain(item) for item in value.list_value.values]
+    if kind == "null_value":
+        return None
+    return ... if kind is None else getattr(value, kind)
 
 
 def open_gates(instance: Instance, definition: Definition) -> Iterator[pb.OpenGate]:

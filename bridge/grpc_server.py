@@ -14,18 +14,19 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
     PlanningCeremonyProcessorServicer,
     add_PlanningCeremonyProcessorServicer_to_server,
 )
-from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from bridge import grpc_messages
 from bridge.definitions_dir import DefinitionsDir, DefinitionUnknown
+from bridge.grpc_decoding import Undecodable
 from bridge.start_request import StartInvalid, check_ids, start_command
 from streams.front import Answer, Engine, Operation, Unavailable
 from streams.transport.contract import RecordTooLarge
 from tables.commands import GateDecision, Trigger
 from tables.errors import DefinitionInvalid
 from tables.instance import Instance
+from tables.refusals import CLASS_OF
 
 log = structlog.get_logger(__name__)
 
@@ -37,18 +38,8 @@ LARGEST_MESSAGE = 4 * 1024 * 1024
 DEFAULT_LIMIT, LARGEST_LIMIT = 100, 1000
 LONGEST_TEXT = 4096
 SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
-STATUS_OF = {
-    "unknown_instance": grpc.StatusCode.NOT_FOUND,
-    "definition_unknown": grpc.StatusCode.NOT_FOUND,
-    "already_exists": grpc.StatusCode.ALREADY_EXISTS,
-    "role_not_allowed": grpc.StatusCode.PERMISSION_DENIED,
-    "role_required": grpc.StatusCode.PERMISSION_DENIED,
-    "input_missing": grpc.StatusCode.INVALID_ARGUMENT,
-    "input_unknown": grpc.StatusCode.INVALID_ARGUMENT,
-    "step_unknown": grpc.StatusCode.INVALID_ARGUMENT,
-    "id_malformed": grpc.StatusCode.INVALID_ARGUMENT,
-}
-"""Codes of the fold; every other is FAILED_PRECONDITION."""
+STATUS_OF = {code: grpc.StatusCode[kind] for code, kind in CLASS_OF.items()}
+"""Status of each code of the fold."""
 
 Context = grpc.aio.ServicerContext
 Call = TypeVar("Call", bound=Callable[..., Awaitable[Any]])
@@ -133,7 +124,7 @@ class Front(PlanningCeremonyProcessorServicer):
             story_id=request.story_id,
             correlation_id=correlation_id,
             inputs=request.inputs,
-            rich_inputs=MessageToDict(request.inputs_json),
+            rich_inputs=grpc_messages.plain(request.inputs_json),
             step_ids=request.step_ids,
             requested_by=request.requested_by,
             command_id=self._new_id(),
@@ -323,11 +314,12 @@ class GrpcServer:
         self.port = 0
         self.health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
+            interceptors=[Undecodable()],
             options=[
                 ("grpc.max_receive_message_length", LARGEST_MESSAGE),
                 ("grpc.max_send_message_length", 2 * LARGEST_MESSAGE),
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
         add_PlanningCeremonyProcessorServicer_to_server(Front(engine, definitions, new_id), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)

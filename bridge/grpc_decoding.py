@@ -1,0 +1,68 @@
+"""A gRPC request that is no message of its kind is INVALID_ARGUMENT, as every other mistake of a client.
+
+By itself grpc.aio answers UNKNOWN with the text of protobuf's exception, and logs a traceback for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+CODE = "request_undecodable"
+MESSAGE = "the request's bytes are no message of this call, or nest deeper than protobuf reads (100 messages)"
+_UNDECODABLE = object()
+
+Handler = Any
+"""A method handler; generated ones have no types."""
+
+
+class Undecodable(grpc.aio.ServerInterceptor):
+    """Answers what cannot be decoded, before the servicer sees it."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler
+        decode = _decoder(handler.request_deserializer)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _stream(handler.unary_stream), decode, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), decode, handler.response_serializer)
+
+
+def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decoded(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError:
+            return _UNDECODABLE
+
+    return decoded
+
+
+def _unary(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def unary(request: Any, context: Any) -> Any:
+        if request is _UNDECODABLE:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{CODE}: {MESSAGE}")
+        return await call(request, context)
+
+    return unary
+
+
+def _stream(call: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        if request is _UNDECODABLE:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{CODE}: {MESSAGE}")
+        async for response in call(request, context):
+            yield response
+
+    return stream

@@ -13,6 +13,16 @@ import msgspec
 from tables.commands import Start
 from tables.definition import Definition
 from tables.errors import CeremonyError
+from tables.fold_start import KNOWN_INPUTS
+from tables.refusals import (
+    INPUT_MISSING,
+    INPUT_UNKNOWN,
+    INPUTS_INVALID,
+    INPUTS_TOO_DEEP,
+    INPUTS_TOO_LARGE,
+    INVALID_ID,
+    STEP_UNKNOWN,
+)
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 DEEPEST = 64
@@ -43,7 +53,7 @@ def start_command(
     values = _inputs(definition, inputs, rich_inputs, {"ceremony_id": ceremony_id, "story_id": story_id})
     size = len(msgspec.json.encode(values))
     if size > LARGEST_INPUTS:
-        raise StartInvalid("inputs_too_large", f"inputs are {size} bytes of JSON, at most {LARGEST_INPUTS} are taken")
+        raise StartInvalid(INPUTS_TOO_LARGE, f"inputs are {size} bytes of JSON, at most {LARGEST_INPUTS} are taken")
     instance_id = f"{ceremony_id}:{story_id}"
     return Start(
         instance_id=instance_id,
@@ -67,7 +77,7 @@ def check_ids(*, ceremony_id: str, story_id: str, definition_name: str, requeste
             raise StartInvalid("field_required", f"{name} is required")
         if ID.fullmatch(value) is None:
             raise StartInvalid(
-                "id_malformed",
+                INVALID_ID,
                 f"{name} must be 1 to 128 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit",
             )
     for name, value in (("definition_name", definition_name), ("requested_by", requested_by)):
@@ -85,7 +95,7 @@ def _inputs(
 ) -> dict[str, Any]:
     """The parsed inputs with ceremony_id and story_id among them.
 
-    Names the definition does not declare are kept: the contract refuses none, and older callers send some.
+    What the fold would refuse is refused here already, with the same code: nothing is appended for it.
     """
     both = sorted(inputs.keys() & rich.keys())
     if both:
@@ -94,9 +104,13 @@ def _inputs(
     values.update({name: _rich(name, value) for name, value in rich.items()})
     for name, value in own.items():
         if values.setdefault(name, value) != value:
-            raise StartInvalid("input_reserved", f"{name} is an input by itself and cannot be overridden")
+            raise StartInvalid(INPUTS_INVALID, f"{name} is an input by itself and cannot be overridden")
     if missing := [name for name in definition.required_inputs if name not in values]:
-        raise StartInvalid("input_missing", f"{definition.name} requires {', '.join(missing)}")
+        raise StartInvalid(INPUT_MISSING, f"{definition.name} requires {', '.join(missing)}")
+    declared = KNOWN_INPUTS.union(definition.required_inputs, definition.optional_inputs)
+    if unknown := sorted(values.keys() - declared):
+        names = ", ".join(name[:64] for name in unknown[:10])
+        raise StartInvalid(INPUT_UNKNOWN, f"{definition.name} declares no input {names}; add it to its `inputs`")
     return values
 
 
@@ -104,13 +118,21 @@ def parse_input(name: str, text: str) -> Any:
     """A JSON object or array is parsed, all else stays a string (also JSON that holds NaN or Infinity)."""
     if text.lstrip()[:1] not in ("{", "["):
         return text
-    if nesting(text) > DEEPEST:
-        raise StartInvalid("input_too_deep", f"{name}: JSON nested deeper than {DEEPEST} containers")
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
-    except (ValueError, RecursionError):
+        if "\\u" in text:
+            msgspec.json.encode(value)  # half a surrogate pair is no text: ValueError
+    except RecursionError:
+        raise _too_deep(name) from None
+    except ValueError:
         return text
+    if nesting(text) > DEEPEST:
+        raise _too_deep(name)
     return value
+
+
+def _too_deep(name: str) -> StartInvalid:
+    return StartInvalid(INPUTS_TOO_DEEP, f"{name}: nested deeper than {DEEPEST} containers")
 
 
 def nesting(text: str) -> int:
@@ -147,15 +169,17 @@ def _whole(digits: str) -> int | float:
 
 def _rich(name: str, value: Any, depth: int = 1) -> Any:
     """A Struct's value: whole numbers become integers, so that both ways to give an input mean the same."""
-    if depth > DEEPEST + 1:
-        raise StartInvalid("input_too_deep", f"{name}: nested deeper than {DEEPEST} containers")
+    if isinstance(value, Mapping | list) and depth > DEEPEST:
+        raise _too_deep(name)
     if isinstance(value, Mapping):
         return {key: _rich(name, inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, list):
         return [_rich(name, inner, depth + 1) for inner in value]
+    if value is ...:
+        raise StartInvalid(INPUTS_INVALID, f"{name}: a value of inputs_json has no kind")
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise StartInvalid("input_not_json", f"{name}: NaN and Infinity are no JSON")
+            raise StartInvalid(INPUTS_INVALID, f"{name}: NaN and Infinity are no JSON")
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
     return value
 
@@ -164,5 +188,5 @@ def _selected(definition: Definition, step_ids: Sequence[str]) -> tuple[str, ...
     wanted = set(step_ids)
     if unknown := sorted(wanted - definition.steps.keys()):
         known = ", ".join(definition.steps)
-        raise StartInvalid("step_unknown", f"{definition.name} has no step {', '.join(unknown)}; it has: {known}")
+        raise StartInvalid(STEP_UNKNOWN, f"{definition.name} has no step {', '.join(unknown)}; it has: {known}")
     return tuple(step_id for step_id in definition.steps if step_id in wanted)

@@ -1,0 +1,115 @@
+"""What the tests of the front share: definitions with a rule in each corner, and refusals as a client sees them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import copytree
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.e2e.world import SPECS
+
+HEAD = 'version: "1.0"\nname: {name}\ndescription: for the tests of the front\n'
+DOORS = """
+inputs: {optional: [note]}
+states:
+  - {id: OPEN, description: Two guards are asked, initial: true}
+  - {id: NEXT, description: A clerk agrees}
+  - {id: DONE, description: Done, terminal: true}
+  - {id: SHUT, description: Shut, terminal: true}
+transitions:
+  - {from: OPEN, to: NEXT, trigger: go_on, description: Both let it in}
+  - {from: OPEN, to: SHUT, trigger: shut, description: A guard shuts it}
+  - {from: NEXT, to: DONE, trigger: finish, guards: [clerk_agrees], description: The clerk agrees}
+  - {from: NEXT, to: OPEN, trigger: back, guards: [clerk_sends_back], description: The clerk sends it back}
+guards:
+  clerk_agrees: {type: human, check: all is well, role: CLERK}
+  clerk_sends_back: {type: human, check: look again, role: CLERK}
+steps:
+  - {id: let_in, state: OPEN, handler: human_gate_step, config: {role: GUARD, message: "Let it in?", quorum: 2}}
+roles:
+  - {id: GUARD, description: Guards the door, allowed_actions: [let_in, shut]}
+  - {id: CLERK, description: Keeps the books, allowed_actions: [finish, back]}
+"""
+SELECTING = """
+inputs: {required: [payload], optional: [more]}
+states:
+  - {id: WORK, description: Work, initial: true}
+  - {id: HELD, description: Somebody is asked}
+  - {id: DONE, description: Done, terminal: true}
+transitions:
+  - {from: WORK, to: HELD, trigger: worked, description: All is done}
+  - {from: HELD, to: DONE, trigger: released, description: Released}
+steps:
+  - {id: one, state: WORK, handler: aggregation_step, config: {sources: [payload], aggregation_type: merge}}
+  - {id: two, state: WORK, handler: aggregation_step, config: {sources: [payload], aggregation_type: merge}}
+  - {id: hold, state: HELD, handler: human_gate_step, config: {role: R, message: "Release?"}}
+"""
+SELFISH = """
+outputs: {mine: {type: object, schema: {a: string}}}
+states:
+  - {id: WORK, description: Work, initial: true}
+  - {id: DONE, description: Done, terminal: true}
+transitions:
+  - {from: WORK, to: DONE, trigger: worked, description: All is done}
+steps:
+  - id: publish_mine
+    state: WORK
+    handler: publish_step
+    config: {subject: elsewhere.mine, event_type: elsewhere.mine}
+"""
+BROKEN = "states: []\n"
+DEFINITIONS = {"doors": DOORS, "selecting": SELECTING, "selfish": SELFISH, "broken": BROKEN}
+
+
+def definitions_folder(folder: Path) -> Path:
+    """Those of the house and those above: `broken` breaks the language, `selfish` the publish allowlist."""
+    copytree(SPECS, folder)
+    for name, body in DEFINITIONS.items():
+        (folder / f"{name}.yaml").write_text(HEAD.format(name=name) + body)
+    return folder
+
+
+class Refused(NamedTuple):
+    """What a client sees of a call that failed."""
+
+    status: grpc.StatusCode
+    code: str
+    """The stable code at the beginning of the details."""
+    details: str
+    trailing: dict[str, Any]
+
+
+class Refusal:
+    """Filled when the block has ended."""
+
+    refused: Refused
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.refused, name)
+
+
+@contextlib.contextmanager
+def refused(status: str, code: str) -> Iterator[Refusal]:
+    """The block's call fails with this status and code, and without a trace of an exception of ours."""
+    seen = Refusal()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        yield seen
+    error = caught.value
+    details = error.details() or ""
+    found, _, _ = details.partition(": ")
+    assert (error.code().name, found) == (status, code), details
+    assert_no_raw_text(details)
+    trailing = dict(error.trailing_metadata() or ())
+    seen.refused = Refused(error.code(), found, details, trailing)
+
+
+def assert_no_raw_text(details: str) -> None:
+    """No exception's own text, class or traceback (contract §3)."""
+    for trace in ("Traceback", "Error(", "Error:", "Exception", 'File "', "object at 0x"):
+        assert trace not in details, details

@@ -1,0 +1,313 @@
+"""StartPlanningCeremony over a real socket, on the real engine: every rule of contract §3 and §8 "Starting"."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from uuid import uuid4
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+
+from tables.commands import PutDefinition, Start, encode_command
+from tests.bridge.front_world import definitions_folder, refused
+from tests.e2e.world import World, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    folder = tmp_path_factory.mktemp("front-start")
+    definitions = definitions_folder(folder / "definitions")
+    async with World(folder, f"sqlite://{folder}/log.db", CEREMONIES_DIR=str(definitions)) as made:
+        yield made
+
+
+def fresh() -> str:
+    return f"c-{uuid4().hex[:12]}"
+
+
+def request(ceremony_id: str = "", **more: Any) -> pb.StartPlanningCeremonyRequest:
+    fields: dict[str, Any] = {
+        "ceremony_id": ceremony_id or fresh(),
+        "story_id": "S1",
+        "definition_name": "selecting",
+        "requested_by": "anna",
+        "inputs": {"payload": '{"a": 1}'},
+    }
+    fields.update(more)
+    struct: Mapping[str, Any] | None = fields.pop("inputs_json", None)
+    made = pb.StartPlanningCeremonyRequest(**fields)
+    if struct is not None:
+        made.inputs_json.update(struct)
+    return made
+
+
+async def stored_inputs(world: World, ceremony_id: str) -> dict[str, Any]:
+    row = world.worker.engine.get(f"{ceremony_id}:S1")
+    assert row is not None
+    return row.inputs
+
+
+async def test_a_start_is_accepted_with_the_instance_id(world: World) -> None:
+    answer = await world.stub.StartPlanningCeremony(request("c-plain"))
+    assert (answer.instance_id, answer.status) == ("c-plain:S1", "accepted")
+    found = await world.get("c-plain:S1")
+    assert (found.ceremony_id, found.story_id, found.definition_name) == ("c-plain", "S1", "selecting")
+    assert found.correlation_id == "c-plain:S1"
+
+
+@pytest.mark.parametrize("field", ["ceremony_id", "story_id", "definition_name", "requested_by"])
+@pytest.mark.parametrize("value", ["", "  "])
+async def test_required_fields(world: World, field: str, value: str) -> None:
+    """Empty and blank alike are INVALID_ARGUMENT, and the message names the field."""
+    made = request()
+    setattr(made, field, value)
+    code = "invalid_id" if value and field.endswith("_id") else "field_required"
+    with refused("INVALID_ARGUMENT", code) as seen:
+        await world.stub.StartPlanningCeremony(made)
+    assert field in seen.details
+
+
+@pytest.mark.parametrize("bad", [":", "a:b", "-a", ".a", "a b", "ä", "a" * 129, "a\n", "../a"])
+@pytest.mark.parametrize("field", ["ceremony_id", "story_id"])
+async def test_ids_that_would_not_split_one_way(world: World, field: str, bad: str) -> None:
+    made = request()
+    setattr(made, field, bad)
+    with refused("INVALID_ARGUMENT", "invalid_id"):
+        await world.stub.StartPlanningCeremony(made)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "../specs/approval", "approval.yaml", "", "a/b"])
+async def test_a_definition_that_is_not_there(world: World, name: str) -> None:
+    """NOT_FOUND, also for a path; nothing outside the folder is looked at."""
+    made = request(definition_name=name or "x" * 5000)
+    with refused("NOT_FOUND", "definition_unknown"):
+        await world.stub.StartPlanningCeremony(made)
+
+
+@pytest.mark.parametrize(("name", "rule"), [("broken", "states"), ("selfish", "subject_not_allowed")])
+async def test_a_definition_that_is_invalid(world: World, name: str, rule: str) -> None:
+    """INVALID_ARGUMENT with the reasons: by the language, and by the server's own publish allowlist."""
+    with refused("INVALID_ARGUMENT", "definition_invalid") as seen:
+        await world.stub.StartPlanningCeremony(request(definition_name=name, inputs={}))
+    assert rule in seen.details
+    assert f"{name}.yaml" in seen.details
+
+
+async def test_the_same_start_again_is_the_first_answer(world: World) -> None:
+    """Correlation id and requested_by do not count, nor does how JSON was written, nor an order of step ids."""
+    await world.stub.StartPlanningCeremony(request("c-again", step_ids=["one", "two"], correlation_id="first"))
+    again = request(
+        "c-again",
+        step_ids=["two", "one", "two"],
+        correlation_id="second",
+        requested_by="bert",
+        inputs={"payload": '{ "a" : 1.0 }'.replace("1.0", "1")},
+    )
+    answer = await world.stub.StartPlanningCeremony(again)
+    assert (answer.instance_id, answer.status) == ("c-again:S1", "accepted")
+    assert (await world.get("c-again:S1")).correlation_id == "first"
+
+
+async def test_all_step_ids_are_as_good_as_none(world: World) -> None:
+    await world.stub.StartPlanningCeremony(request("c-all"))
+    answer = await world.stub.StartPlanningCeremony(request("c-all", step_ids=["hold", "one", "two"]))
+    assert answer.status == "accepted"
+
+
+async def test_both_ways_to_give_inputs_mean_the_same(world: World) -> None:
+    await world.stub.StartPlanningCeremony(request("c-struct"))
+    answer = await world.stub.StartPlanningCeremony(request("c-struct", inputs={}, inputs_json={"payload": {"a": 1}}))
+    assert answer.status == "accepted"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"inputs": {"payload": '{"a": 2}'}},
+        {"inputs": {"payload": '{"a": 1}', "more": ""}},
+        {"inputs": {"payload": '{"a": true}'}},
+        {"step_ids": ["one"]},
+        {"definition_name": "merge_chain"},
+    ],
+    ids=["value", "one more input", "true is not 1", "step_ids", "definition"],
+)
+async def test_the_same_id_with_other_content_exists(world: World, other: dict[str, Any]) -> None:
+    ceremony_id = fresh()
+    await world.stub.StartPlanningCeremony(request(ceremony_id))
+    with refused("ALREADY_EXISTS", "already_exists"):
+        await world.stub.StartPlanningCeremony(request(ceremony_id, **other))
+
+
+async def test_an_edit_of_the_file_does_not_make_another_start(world: World) -> None:
+    """The same start after an edit gets the first answer, and the instance keeps its definition."""
+    file = world.worker.definitions.folder / "edited.yaml"
+    text = (world.worker.definitions.folder / "selecting.yaml").read_text().replace("name: selecting", "name: edited")
+    file.write_text(text)
+    await world.stub.StartPlanningCeremony(request("c-edited", definition_name="edited"))
+    before = await world.get("c-edited:S1")
+    file.write_text(text + "# a comment changes the hash\n")
+    answer = await world.stub.StartPlanningCeremony(request("c-edited", definition_name="edited"))
+    assert answer.status == "accepted"
+    assert (await world.get("c-edited:S1")).definition_hash == before.definition_hash
+    await world.stub.StartPlanningCeremony(request("c-edited-2", definition_name="edited"))
+    assert (await world.get("c-edited-2:S1")).definition_hash != before.definition_hash
+
+
+async def test_racing_starts_are_settled_by_the_log(world: World) -> None:
+    """Of many different starts with one id exactly one is accepted; the others are ALREADY_EXISTS."""
+    ceremony_id = fresh()
+    calls = [
+        world.stub.StartPlanningCeremony(request(ceremony_id, inputs={"payload": json.dumps({"n": n})}))
+        for n in range(8)
+    ]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    codes = [o.code().name for o in outcomes if isinstance(o, grpc.aio.AioRpcError)]
+    assert codes == ["ALREADY_EXISTS"] * 7
+
+
+async def test_a_start_that_nobody_waits_for_any_more_is_refused_by_an_event(world: World) -> None:
+    """Appended behind another with the same id, as by a front that had answered `accepted` already."""
+    ceremony_id = fresh()
+    instance_id = f"{ceremony_id}:S1"
+    await world.stub.StartPlanningCeremony(request(ceremony_id))
+    definition = world.worker.definitions.get("selecting")
+    log, engine = world.worker.app.commit_log, world.worker.engine
+    partition = log.partition_of(instance_id.encode(), 3)
+    late = Start(
+        instance_id=instance_id,
+        ceremony_id=ceremony_id,
+        story_id="S1",
+        definition_name="selecting",
+        definition_hash=definition.hash,
+        correlation_id="late",
+        requested_by="bert",
+        inputs={"payload": {"b": 2}, "ceremony_id": ceremony_id, "story_id": "S1"},
+        command_id="somebody else's",
+    )
+    put = encode_command(PutDefinition(hash=definition.hash, text=definition.text))
+    await engine.send(partition, definition.hash.encode(), put)
+    await engine.send(partition, instance_id.encode(), encode_command(late))
+
+    async def event() -> Any:
+        found = await world.messages(instance_id)
+        return [m for m in found if m.subject == "ceremony.start.refused"]
+
+    (message,) = await until(event, "ceremony.start.refused")
+    assert message.envelope["payload"]["code"] == "already_exists"
+    assert message.envelope["correlation_id"] == "late"
+
+
+async def test_the_correlation_id_may_come_as_metadata(world: World) -> None:
+    await world.stub.StartPlanningCeremony(request("c-meta"), metadata=(("x-correlation-id", "from-metadata"),))
+    assert (await world.get("c-meta:S1")).correlation_id == "from-metadata"
+
+
+async def test_the_field_wins_over_the_metadata(world: World) -> None:
+    made = request("c-field", correlation_id="from-field")
+    await world.stub.StartPlanningCeremony(made, metadata=(("x-correlation-id", "from-metadata"),))
+    assert (await world.get("c-field:S1")).correlation_id == "from-field"
+
+
+async def test_a_blank_correlation_id_counts_as_not_given(world: World) -> None:
+    made = request("c-blank", correlation_id="   ")
+    await world.stub.StartPlanningCeremony(made, metadata=(("x-correlation-id", "  "),))
+    assert (await world.get("c-blank:S1")).correlation_id == "c-blank:S1"
+
+
+async def test_inputs_are_parsed_where_they_are_objects_or_arrays(world: World) -> None:
+    ceremony_id = fresh()
+    await world.stub.StartPlanningCeremony(request(ceremony_id, inputs={"payload": "[1, {}]", "more": '"text"'}))
+    found = await stored_inputs(world, ceremony_id)
+    assert found == {"payload": [1, {}], "more": '"text"', "ceremony_id": ceremony_id, "story_id": "S1"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "code"),
+    [
+        ({}, "input_missing"),
+        ({"payload": "{}", "unheard_of": "1"}, "input_unknown"),
+        ({"payload": "{}", "story_id": "S2"}, "inputs_invalid"),
+        ({"payload": "{}", "ceremony_id": "another"}, "inputs_invalid"),
+        ({"payload": "[" * 65 + "]" * 65}, "inputs_too_deep"),
+        ({"payload": json.dumps({"a": "x" * (256 * 1024)})}, "inputs_too_large"),
+    ],
+    ids=["missing", "unknown", "story_id", "ceremony_id", "deep", "large"],
+)
+async def test_inputs_that_are_refused(world: World, inputs: dict[str, str], code: str) -> None:
+    with refused("INVALID_ARGUMENT", code):
+        await world.stub.StartPlanningCeremony(request(inputs=inputs))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+async def test_a_struct_that_is_no_json_is_refused(world: World, number: float) -> None:
+    with refused("INVALID_ARGUMENT", "inputs_invalid"):
+        await world.stub.StartPlanningCeremony(request(inputs={}, inputs_json={"payload": [number]}))
+
+
+async def test_a_struct_value_without_a_kind_is_refused(world: World) -> None:
+    made = request(inputs={})
+    made.inputs_json.fields["payload"].SetInParent()
+    with refused("INVALID_ARGUMENT", "inputs_invalid"):
+        await world.stub.StartPlanningCeremony(made)
+
+
+async def test_a_request_that_cannot_be_decoded_is_refused(world: World) -> None:
+    """Also a Struct that nests deeper than protobuf reads: INVALID_ARGUMENT without the library's own words."""
+    deep: Any = {}
+    for _ in range(40):
+        deep = {"a": deep}
+    made = request(inputs={})
+    made.inputs_json.update({"payload": deep})
+    with refused("INVALID_ARGUMENT", "request_undecodable"):
+        await world.stub.StartPlanningCeremony(made)
+    call: Any = world.channel.unary_unary("/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/StartPlanningCeremony")
+    with refused("INVALID_ARGUMENT", "request_undecodable"):
+        await call(b"\xff\xff\xff")
+    watch: Any = world.channel.unary_stream(
+        "/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/WatchPlanningCeremony"
+    )
+    with refused("INVALID_ARGUMENT", "request_undecodable"):
+        async for _ in watch(b"\xff\xff\xff"):
+            raise AssertionError("an answer to nothing")
+
+
+async def test_a_name_in_both_kinds_of_inputs_is_refused(world: World) -> None:
+    with refused("INVALID_ARGUMENT", "input_twice"):
+        await world.stub.StartPlanningCeremony(request(inputs_json={"payload": {"a": 1}}))
+
+
+async def test_an_unknown_step_is_refused(world: World) -> None:
+    with refused("INVALID_ARGUMENT", "step_unknown") as seen:
+        await world.stub.StartPlanningCeremony(request(step_ids=["one", "three"]))
+    assert "three" in seen.details and "one, two, hold" in seen.details
+
+
+async def test_only_selected_steps_run(world: World) -> None:
+    ceremony_id = fresh()
+    await world.stub.StartPlanningCeremony(request(ceremony_id, step_ids=["two", "hold", "two"]))
+    found = await world.finish(f"{ceremony_id}:S1")
+    assert (found.status, dict(found.step_status)) == (
+        "COMPLETED",
+        {"one": "PENDING", "two": "COMPLETED", "hold": "COMPLETED"},
+    )
+
+
+@pytest.mark.parametrize("field", ["requested_by", "correlation_id"])
+async def test_long_texts_are_refused(world: World, field: str) -> None:
+    made = request()
+    setattr(made, field, "x" * 1025)
+    with refused("INVALID_ARGUMENT", "field_too_long"):
+        await world.stub.StartPlanningCeremony(made)
+
+
+async def test_nothing_that_was_refused_left_a_trace(world: World) -> None:
+    """A refused start is no instance, not even after other starts: List knows accepted ones only."""
+    page = await world.client.list(story_id="S2", limit=1000)
+    assert page.total_count == 0

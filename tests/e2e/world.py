@@ -1,0 +1,354 @@
+"""A whole world for tests: a log, a real nats-server, the simulated Ray executor, a worker, and clients of all three.
+
+The worker runs in the test's own loop (`World.worker`), or as a process that can be killed (`WorkerProcess`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from unittest import mock
+
+import grpc.aio
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
+
+from bridge import ray_simulation
+from bridge.clock import HostClock
+from bridge.ray_simulation import Knobs, RaySimulation
+from bridge.ray_simulation.service import RayExecutorService
+from streams.settings import Settings
+from streams.worker import Worker
+from tests.bridge.nats_world import stored
+from tests.services import NatsServer, free_port
+
+if TYPE_CHECKING:  # only the types have it
+    from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorAsyncStub
+
+PATIENCE = 60.0
+"""Seconds a condition may take on a loaded machine before a test fails."""
+ROOT = Path(__file__).resolve().parents[2]
+SPECS = ROOT / "specs" / "ceremonies"
+ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
+QUICK = Knobs(latency=0.02, jitter=0.01)
+
+INPUTS: Mapping[str, Mapping[str, Any]] = {
+    "approval": {},
+    "backlog_review": {"title": "Pay by card", "description": "Visitors pay at the desk"},
+    "merge_chain": {"payload": {"a": 1, "b": [True, None]}},
+    "planning": {"title": "Pay by card", "score": {"value": 0.9}, "urgent": "yes"},
+    "refinement": {"draft": {"text": "A"}, "defaults": {"size": 3}, "labels": ["x"], "more_labels": ["x", "y"]},
+}
+"""What each definition of `specs/ceremonies` is started with."""
+
+
+class Message(NamedTuple):
+    """One message of the stream CEREMONY."""
+
+    subject: str
+    envelope: dict[str, Any]
+    headers: Mapping[str, str]
+    sequence: int
+
+
+class NotingService(RayExecutorService):
+    """Notes each execution asked for: (metadata, request)."""
+
+    calls: list[tuple[dict[str, str], Any]]
+
+    async def _execute(self, request: Any, kind: Any, context: Any) -> Any:
+        metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        self.calls.append((metadata, request))
+        return await super()._execute(request, kind, context)
+
+
+class RecordingRay(RaySimulation):
+    """The simulation, that also keeps what it was asked, with the metadata of each call."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.calls: list[tuple[dict[str, str], Any]] = []
+
+    async def start(self) -> None:
+        noting = type("Noting", (NotingService,), {"calls": self.calls})
+        with mock.patch.object(ray_simulation, "RayExecutorService", noting):
+            await super().start()
+
+
+async def until(holds: Callable[[], Awaitable[Any] | Any], what: str, seconds: float = PATIENCE) -> Any:
+    """Poll until `holds` gives something true, and return that. Fails with `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = holds()
+        if isinstance(found, Awaitable):
+            found = await found
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        await asyncio.sleep(0.05)
+
+
+def worker_settings(log_url: str, nats_url: str, ray_url: str, **more: Any) -> dict[str, Any]:
+    """Settings of a test's worker, by environment name."""
+    return {
+        "CEREMONY_LOG": log_url,
+        "NATS_URL": nats_url,
+        "RAY_EXECUTOR_URL": ray_url,
+        "CEREMONY_PARTITIONS": 3,
+        "CEREMONIES_DIR": str(SPECS),
+        "PLANNING_CEREMONY_GRPC_ADDR": "127.0.0.1:0",
+        "CEREMONY_HTTP_ADDR": "127.0.0.1:0",
+        "CEREMONY_TAKE_OVER_GRACE_SECONDS": 0,
+        **more,
+    }
+
+
+class World:
+    """`async with World(folder, log_url, ...)`: everything is up, the worker is ready."""
+
+    def __init__(
+        self, folder: Path, log_url: str, *, knobs: Knobs = QUICK, start_ray: bool = True, **settings: Any
+    ) -> None:
+        self.folder = folder
+        self.log_url = log_url
+        self.clock = HostClock()
+        self.nats = NatsServer(folder / "nats")
+        self.ray_port = free_port()
+        self._knobs = knobs
+        self._start_ray = start_ray
+        self._more = settings
+        self._stack = contextlib.AsyncExitStack()
+        self._worker_stack = contextlib.AsyncExitStack()
+        self.ray: RecordingRay = self.new_ray()
+        self.worker: Worker
+        self.client: PlanningCeremonyClient
+        self.channel: grpc.aio.Channel
+        self.stub: PlanningCeremonyProcessorAsyncStub
+        """Without the client's retries: what the server said is what a test sees."""
+
+    # -- life
+
+    async def __aenter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            await asyncio.to_thread(self.nats.start)
+            self._stack.callback(self.nats.stop)
+            self._stack.push_async_callback(self.stop_ray)
+            if self._start_ray:
+                await self.ray.start()
+            self._stack.push_async_callback(self.stop_worker)
+            await self.start_worker()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def new_ray(self) -> RecordingRay:
+        address = f"127.0.0.1:{self.ray_port}"
+        return RecordingRay(grpc_address=address, nats_url=self.nats.url, clock=self.clock, knobs=self._knobs)
+
+    async def stop_ray(self) -> None:
+        await self.ray.stop()
+
+    async def start_worker(self) -> None:
+        """A worker on the world's log; on Kafka and sqlite alike it finds what the last one left."""
+        told = worker_settings(self.log_url, self.nats.url, f"127.0.0.1:{self.ray_port}", **self._more)
+        self.worker = await self._worker_stack.enter_async_context(Worker(Settings(**told)))
+        address = f"127.0.0.1:{self.worker.grpc.port}"
+        self.client = await self._worker_stack.enter_async_context(PlanningCeremonyClient(address))
+        self.channel = await self._worker_stack.enter_async_context(
+            grpc.aio.insecure_channel(address, options=NO_RETRIES)
+        )
+        self.stub = PlanningCeremonyProcessorStub(self.channel)
+        await self.ready()
+
+    async def stop_worker(self) -> None:
+        await self._worker_stack.aclose()
+
+    async def restart_worker(self) -> None:
+        await self.stop_worker()
+        await self.start_worker()
+
+    async def ready(self) -> None:
+        """The log, the tables and NATS; the Ray executor is asked for by tests that need it."""
+        await until(lambda: self.ok("log", "tables", "nats"), "the worker is ready")
+
+    def ok(self, *neighbours: str) -> bool:
+        states = self.worker.states()
+        return all(states[name] == "ok" for name in neighbours)
+
+    # -- what tests do and ask
+
+    async def start(self, definition: str, ceremony_id: str, **more: Any) -> str:
+        more.setdefault("inputs", INPUTS.get(definition, {}))
+        more.setdefault("story_id", "S1")
+        more.setdefault("requested_by", "anna")
+        return await self.client.start(definition, ceremony_id=ceremony_id, **more)
+
+    async def get(self, instance_id: str) -> pb.PlanningCeremonyInstance:
+        found = await self.client.get(instance_id)
+        assert found is not None, f"{instance_id} is unknown"
+        return found
+
+    async def finish(self, instance_id: str, seconds: float = PATIENCE) -> pb.PlanningCeremonyInstance:
+        """Approve what waits for people until the ceremony has ended; returns it as it ended."""
+        return await finish(self.client, instance_id, seconds)
+
+    async def messages(self, *instance_ids: str) -> list[Message]:
+        """What the stream CEREMONY holds, of these instances or of all, in its order."""
+        return await messages(self.nats.url, *instance_ids)
+
+    async def dead_letters(self, code: str) -> list[pb.DeadLetter]:
+        found = await self.client.dead_letters(limit=1000)
+        return [letter for letter in found.dead_letters if letter.code == code]
+
+    async def http(self, path: str) -> tuple[int, str]:
+        """Status and body of a GET."""
+        return await asyncio.to_thread(http_get, f"http://127.0.0.1:{self.worker.http.port}{path}")
+
+
+NO_RETRIES = (
+    ("grpc.enable_retries", 0),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+
+
+async def finish(
+    client: PlanningCeremonyClient, instance_id: str, seconds: float = PATIENCE
+) -> pb.PlanningCeremonyInstance:
+    """Approve the first thing that waits for a person, again and again, until the ceremony has ended."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = await client.get(instance_id)
+        assert found is not None, f"{instance_id} is unknown"
+        if found.status in ENDED:
+            return found
+        assert time.monotonic() < deadline, f"not ended within {seconds:.0f} s: {found}"
+        if not found.open_gates:
+            await asyncio.sleep(0.05)
+            continue
+        gate = found.open_gates[0]
+        await client.decide(
+            instance_id,
+            approved=True,
+            actor=f"person-{gate.approvals}",
+            role=gate.role,
+            step_id=gate.step_id or None,
+            guard=gate.guard or None,
+            visit=gate.visit,
+        )
+
+
+async def messages(nats_url: str, *instance_ids: str) -> list[Message]:
+    """Messages of the stream CEREMONY; of publish steps too, which are known by their key."""
+    found = []
+    for message in await stored(nats_url):
+        envelope = json.loads(message.data)
+        one = Message(message.subject, envelope, dict(message.headers or {}), message.metadata.sequence.stream)
+        if not instance_ids or any(belongs(one, instance_id) for instance_id in instance_ids):
+            found.append(one)
+    return found
+
+
+def belongs(message: Message, instance_id: str) -> bool:
+    key = str(message.envelope["idempotency_key"])
+    return message.envelope["payload"].get("instance_id") == instance_id or key.startswith(f"publish/{instance_id}/")
+
+
+def http_get(address: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+class WorkerProcess:
+    """`ceremony serve` as a process of its own on fixed ports, to be killed and started again."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.grpc_port, self.http_port = free_port(), free_port()
+        self._output = folder / "worker.log"
+        self._environment = {
+            **os.environ,
+            **{name: str(value) for name, value in settings.items()},
+            "PLANNING_CEREMONY_GRPC_ADDR": f"127.0.0.1:{self.grpc_port}",
+            "CEREMONY_HTTP_ADDR": f"127.0.0.1:{self.http_port}",
+            "LOG_LEVEL": "INFO",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    def start(self) -> None:
+        with self._output.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "streams.main", "serve"],
+                cwd=ROOT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    async def ready(self) -> None:
+        await until(self._answers_ready, f"worker ready; its last words: {self.last_words()}")
+
+    async def _answers_ready(self) -> bool:
+        assert self._process is not None and self._process.poll() is None, f"worker ended: {self.last_words()}"
+        try:
+            status, _ = await asyncio.to_thread(http_get, f"http://127.0.0.1:{self.http_port}/readyz")
+        except OSError:
+            return False
+        return status == 200
+
+    def last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            return " | ".join(self._output.read_text(errors="replace").splitlines()[-8:])
+        return "none"
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def terminate(self, seconds: float = 30) -> int:
+        """SIGTERM; the exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(seconds)
+
+
+@contextlib.asynccontextmanager
+async def worker_process(folder: Path, settings: Mapping[str, Any]) -> AsyncIterator[WorkerProcess]:
+    """A worker process that is ready; killed at the end if it still runs."""
+    process = WorkerProcess(folder, settings)
+    process.start()
+    try:
+        await process.ready()
+        yield process
+    finally:
+        process.kill()

@@ -87,7 +87,10 @@ class PartBatch:
     def send(
         self, topic: str, key: bytes | None, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
     ) -> None:
-        self.bytes += weigh(topic, key, value, headers)
+        if headers or len(value) > _SURELY_SMALL:
+            self.bytes += weigh(topic, key, value, headers)
+        else:
+            self.bytes += len(value) + _OVERHEAD
         target = (topic, self.partition if partition is None else partition)
         records = self.outputs.get(target)
         if records is None:

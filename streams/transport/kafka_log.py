@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, MessageSizeTooLargeError
 from aiokafka.partitioner import murmur2
 
 from steps.ports import Clock
@@ -26,6 +27,8 @@ from streams.transport.contract import (
 )
 from streams.transport.kafka_client import FETCH_BYTES, FETCH_WAIT_MS, new_producer, new_reader, stop_reader, to_records
 from streams.transport.kafka_topics import ensure_topics
+
+logger = logging.getLogger(__name__)
 
 APPEND_SECONDS = 10.0
 """How long `append` waits for the acknowledgement before it says LogUnavailable."""
@@ -267,6 +270,8 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._handle(records)
         try:
             await self._consumer.commit({tp: records[-1].offset + 1})
+        except (CommitFailedError, IllegalStateError):
+            logger.info("%s[%d] has moved: its new owner gets this batch again", tp.topic, tp.partition)
         except KafkaError as error:
-            if not error.retriable and tp in self._consumer.assignment():
+            if not error.retriable:
                 raise LogFailed(f"commit_refused: {tp.topic}[{tp.partition}] ({type(error).__name__})") from error

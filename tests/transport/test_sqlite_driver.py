@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import resource
+from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
 
 import pytest
 from yarl import URL
 
 from bridge.clock import HostClock
-from streams.transport.app import create_app
-from streams.transport.contract import Fenced, LogFailed, Out, PositionRow, TopicSpec
+from streams.transport.app import CeremonyApp, create_app
+from streams.transport.contract import AgentSpec, Batch, Fenced, LogFailed, Out, PositionRow, TopicSpec
 from streams.transport.sqlite import open_log
 from streams.transport.sqlite_backend import SqliteBackend
 from streams.transport.sqlite_log import SqliteLog
+from tests.transport.conformance.harness import COUNTS, eventually, serving
 
 POSITION = PositionRow(1, 1, 0, 0)
+
+
+async def count(stream: AsyncIterable[Batch]) -> None:
+    async for batch in stream:
+        for record in batch:
+            assert record.key is not None
+            batch.put("counts", record.key, (batch.get("counts", record.key) or 0) + 1)
 
 
 @pytest.fixture
@@ -83,6 +92,39 @@ async def test_another_partition_count_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LogFailed, match=r"partition_count: topic p\.in .* has 2 partitions, not 3"):
         await apps[1].start()
     await apps[1].stop()
+
+
+async def test_a_full_disk_ends_the_worker_and_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """The app fails once with a message that says what to do; started again, it has every acknowledged command once."""
+    url = f"sqlite://{tmp_path}/log.db"
+
+    def app() -> CeremonyApp:
+        app = create_app("a", url, clock=HostClock(), partitions=1, topics=[TopicSpec("p.in", 1)], prefix="p")
+        app.attach(AgentSpec("count", "p.in", tables=[COUNTS]), count)
+        return app
+
+    first, failures, acknowledged = app(), list[BaseException](), list[int]()
+
+    async def fill() -> None:
+        for _ in range(1000):
+            position = await first.commit_log.append("p.in", 0, b"k", b"x" * 50_000)
+            acknowledged.append(position.offset)
+
+    first.on_crash = failures.append
+    await first.start()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+        with pytest.raises(LogFailed, match=r"log_io: .*look at the disk's space"):
+            await fill()
+        await first.stop()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [type(failure) for failure in failures] == [LogFailed]
+    async with serving(app()) as second:
+        await eventually(lambda: second.views("count")[0].position == len(acknowledged))
+        assert second.views("count")[0].rows("counts") == {b"k": len(acknowledged)}
+    assert acknowledged
 
 
 async def test_a_backend_recovers_what_the_last_one_checkpointed(log: SqliteLog) -> None:

@@ -9,14 +9,19 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from steps.registry import all_kinds
 from tables.definition import Definition
+from tables.definition_file import definition_schema
 from tables.errors import CeremonyError, DefinitionInvalid
 from tables.loader import content_hash, load, load_pinned
 from tables.problems import MAX_PROBLEMS
 
 KINDS = all_kinds()
+SCHEMA = Draft202012Validator(definition_schema(KINDS))
+SENSIBLE = [1, 2.5, 0, True, "text", "t", "p", "UPPER", [], ["x"], ["a"], {}, {"max_attempts": 2}, {"x": "string"}]
+"""Values that fit somewhere, so that some of the changed files load."""
 HEAD = "version: '1.0'\nname: x\ndescription: x\n"
 STATES = "states: [{id: A, description: a, initial: true, terminal: true}]\ntransitions: []\n"
 LIMIT_SECONDS = 60
@@ -167,7 +172,7 @@ _trees = st.recursive(
 _files = st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS[:11], _trees))
 
 
-def loaded_or_refused(text: str | bytes) -> None:
+def loaded_or_refused(text: str | bytes) -> Definition | DefinitionInvalid:
     found: Definition | DefinitionInvalid
     try:
         found = load(text, "x.yaml", KINDS)
@@ -176,6 +181,7 @@ def loaded_or_refused(text: str | bytes) -> None:
     if isinstance(found, DefinitionInvalid):
         assert found.problems
         assert all(p.line >= 1 and p.rule and p.message for p in found.problems)
+    return found
 
 
 @given(st.binary(max_size=300))
@@ -200,10 +206,12 @@ def test_arbitrary_content_never_raises_anything_else(content: dict[str, object]
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_a_valid_file_with_one_part_exchanged_never_raises_anything_else(data: st.DataObject) -> None:
+    """And what loads fits the published schema too."""
     content = yaml.safe_load(VALID)
     place, key = data.draw(st.sampled_from(list(_places(content))))
-    place[key] = data.draw(_trees)
-    loaded_or_refused(yaml.safe_dump(content, allow_unicode=True))
+    place[key] = data.draw(_trees | st.sampled_from(SENSIBLE))
+    found = loaded_or_refused(yaml.safe_dump(content, allow_unicode=True))
+    assert isinstance(found, DefinitionInvalid) or SCHEMA.is_valid(content), list(SCHEMA.iter_errors(content))
 
 
 def _places(content: object) -> list[tuple[Any, Any]]:

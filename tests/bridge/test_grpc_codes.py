@@ -1,0 +1,63 @@
+"""The front's rules that need no server: statuses of codes, pages, and what an unexpected error says."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from bridge.grpc_server import STATUS_OF, page, refusal_of
+from streams.front import Unavailable
+from streams.transport.contract import RecordTooLarge
+from tables import refusals
+
+
+def test_every_code_of_the_fold_has_its_status() -> None:
+    """As the table of refusals classes it, and every constant there is classed."""
+    codes = {value for name, value in vars(refusals).items() if name.isupper() and isinstance(value, str)}
+    assert codes == set(STATUS_OF)
+    assert {code: status.name for code, status in STATUS_OF.items()} == {
+        code: str(kind) for code, kind in refusals.CLASS_OF.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("unknown_instance", "NOT_FOUND"),
+        ("definition_unknown", "NOT_FOUND"),
+        ("already_exists", "ALREADY_EXISTS"),
+        ("role_required", "PERMISSION_DENIED"),
+        ("role_not_allowed", "PERMISSION_DENIED"),
+        ("gate_unknown", "INVALID_ARGUMENT"),
+        ("step_unknown", "INVALID_ARGUMENT"),
+        ("trigger_unknown", "FAILED_PRECONDITION"),
+        ("stale_visit", "FAILED_PRECONDITION"),
+        ("already_ended", "FAILED_PRECONDITION"),
+    ],
+)
+def test_statuses_of_the_contract(code: str, status: str) -> None:
+    assert STATUS_OF[code].name == status
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [((0, 0), (100, 0)), ((-1, -1), (100, 0)), ((1000, 3), (1000, 3)), ((1001, 0), (1000, 0)), ((1, 0), (1, 0))],
+)
+def test_limits_of_a_page(asked: tuple[int, int], meant: tuple[int, int]) -> None:
+    assert page(*asked) == meant
+
+
+def test_an_unexpected_error_says_nothing_of_itself() -> None:
+    refusal = refusal_of(KeyError("a secret path /etc/x"))
+    assert (refusal.status, refusal.code) == (grpc.StatusCode.INTERNAL, "internal")
+    assert "secret" not in refusal.message
+
+
+def test_unavailable_says_when_to_ask_again() -> None:
+    refusal = refusal_of(Unavailable("moving", retry_after_seconds=2.5))
+    assert (refusal.status, refusal.code, refusal.retry_after) == (grpc.StatusCode.UNAVAILABLE, "unavailable", 2.5)
+
+
+def test_a_record_that_is_too_large_is_the_clients_mistake() -> None:
+    refusal = refusal_of(RecordTooLarge("5 MiB"))
+    assert (refusal.status, refusal.code) == (grpc.StatusCode.INVALID_ARGUMENT, "request_too_large")

@@ -1,0 +1,401 @@
+"""Decisions, triggers, reads and watching over a real socket, on the real engine: contract §3 and §8."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import pytest
+import pytest_asyncio
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from bridge.grpc_server import LARGEST_ANSWER, SERVICE
+from tests.bridge.front_world import definitions_folder, refused
+from tests.e2e.world import World, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    folder = tmp_path_factory.mktemp("front-operations")
+    definitions = definitions_folder(folder / "definitions")
+    async with World(folder, f"sqlite://{folder}/log.db", CEREMONIES_DIR=str(definitions)) as made:
+        yield made
+
+
+async def opened(world: World, definition: str = "doors", **more: Any) -> str:
+    """A fresh ceremony whose gate is open."""
+    instance_id = await world.start(definition, f"c-{uuid4().hex[:12]}", **more)
+
+    async def gates() -> bool:
+        return bool((await world.get(instance_id)).open_gates)
+
+    await until(gates, f"the gate of {instance_id} is open")
+    return instance_id
+
+
+def decision(instance_id: str, **more: Any) -> pb.DecideGateRequest:
+    fields: dict[str, Any] = {"step_id": "let_in", "approved": True, "actor": "gus", "role": "GUARD"}
+    fields.update(more)
+    if "guard" in more:
+        del fields["step_id"]
+    return pb.DecideGateRequest(instance_id=instance_id, **fields)
+
+
+def trigger(instance_id: str, name: str, **more: Any) -> pb.TriggerTransitionRequest:
+    return pb.TriggerTransitionRequest(
+        instance_id=instance_id, trigger=name, **{"actor": "gus", "role": "GUARD", **more}
+    )
+
+
+# -- gates
+
+
+async def test_a_quorum_counts_distinct_actors(world: World) -> None:
+    """The same actor twice is one; the second person opens the way."""
+    instance_id = await opened(world)
+    for _ in range(2):
+        answer = await world.stub.DecideGate(decision(instance_id))
+        (gate,) = answer.ceremony.open_gates
+        assert (gate.approvals, gate.quorum, answer.ceremony.current_state) == (1, 2, "OPEN")
+    answer = await world.stub.DecideGate(decision(instance_id, actor="gil", comment="fine"))
+    assert (answer.ceremony.current_state, answer.ceremony.step_status["let_in"]) == ("NEXT", "COMPLETED")
+    assert json.loads(answer.ceremony.step_outputs["let_in"])["approved"] is True
+
+
+@pytest.mark.parametrize(("role", "code"), [("", "role_required"), ("CLERK", "role_not_allowed")])
+async def test_a_decision_needs_a_role_that_may(world: World, role: str, code: str) -> None:
+    instance_id = await opened(world)
+    before = (await world.get(instance_id)).version
+    with refused("PERMISSION_DENIED", code):
+        await world.stub.DecideGate(decision(instance_id, role=role))
+    assert (await world.get(instance_id)).version == before
+
+
+async def test_a_decision_on_another_visit_is_refused(world: World) -> None:
+    """Approving one visit never approves the next."""
+    instance_id = await opened(world)
+    with refused("FAILED_PRECONDITION", "stale_visit"):
+        await world.stub.DecideGate(decision(instance_id, visit=2))
+    await world.stub.DecideGate(decision(instance_id, visit=1))
+    await world.stub.DecideGate(decision(instance_id, visit=1, actor="gil"))
+    await world.stub.DecideGate(decision(instance_id, guard="clerk_sends_back", actor="cleo", role="CLERK"))
+
+    async def second_visit() -> bool:
+        gates = (await world.get(instance_id)).open_gates
+        return bool(gates) and gates[0].visit == 2
+
+    await until(second_visit, "the door is asked for again")
+    with refused("FAILED_PRECONDITION", "stale_visit"):
+        await world.stub.DecideGate(decision(instance_id, visit=1, actor="gil"))
+
+
+async def test_the_same_request_id_is_the_same_decision(world: World) -> None:
+    """Repeated before, while and after it is folded: answered alike, and counted once."""
+    instance_id = await opened(world)
+    made = decision(instance_id, request_id=uuid4().hex)
+    await asyncio.gather(*(world.stub.DecideGate(made) for _ in range(4)))
+    version = (await world.get(instance_id)).version
+    answer = await world.stub.DecideGate(made)
+    assert (answer.request_id, answer.ceremony.version) == (made.request_id, version)
+    await world.finish(instance_id)
+    answer = await world.stub.DecideGate(made)
+    assert answer.ceremony.status == "COMPLETED"
+
+
+async def test_the_answer_names_a_request_id_that_was_not_given(world: World) -> None:
+    answer = await world.stub.DecideGate(decision(await opened(world)))
+    assert answer.request_id
+
+
+async def test_a_human_guard_is_decided_by_its_name(world: World) -> None:
+    instance_id = await opened(world)
+    with refused("FAILED_PRECONDITION", "gate_not_open"):
+        await world.stub.DecideGate(decision(instance_id, guard="clerk_agrees", role="CLERK"))
+    for actor in ("gus", "gil"):
+        await world.stub.DecideGate(decision(instance_id, actor=actor))
+    found = await world.get(instance_id)
+    assert [(g.guard, g.role) for g in found.open_gates] == [("clerk_agrees", "CLERK"), ("clerk_sends_back", "CLERK")]
+    with refused("PERMISSION_DENIED", "role_not_allowed"):
+        await world.stub.DecideGate(decision(instance_id, guard="clerk_agrees", role="GUARD"))
+    answer = await world.stub.DecideGate(decision(instance_id, guard="clerk_agrees", role="CLERK"))
+    assert (answer.ceremony.status, answer.ceremony.current_state) == ("COMPLETED", "DONE")
+
+
+async def test_a_rejection_fails_the_step_and_keeps_its_output(world: World) -> None:
+    instance_id = await opened(world)
+    answer = await world.stub.DecideGate(decision(instance_id, approved=False, comment="no"))
+    found = answer.ceremony
+    assert (found.status, found.step_status["let_in"]) == ("FAILED", "FAILED")
+    assert json.loads(found.step_outputs["let_in"])["approved"] is False
+    assert found.step_errors["let_in"].startswith("rejected: ")
+
+
+async def test_an_ended_ceremony_takes_no_decision(world: World) -> None:
+    instance_id = await opened(world)
+    await world.stub.TriggerTransition(trigger(instance_id, "shut"))
+    with refused("FAILED_PRECONDITION", "already_ended"):
+        await world.stub.DecideGate(decision(instance_id))
+
+
+@pytest.mark.parametrize("field", ["instance_id", "actor", "step_id"])
+@pytest.mark.parametrize("blank", ["", "  "])
+async def test_required_fields_of_a_decision(world: World, field: str, blank: str) -> None:
+    made = decision("c:s")
+    setattr(made, field, blank)
+    with refused("INVALID_ARGUMENT", "field_required"):
+        await world.stub.DecideGate(made)
+
+
+@pytest.mark.parametrize("field", ["comment", "actor", "role", "request_id"])
+async def test_long_fields_of_a_decision(world: World, field: str) -> None:
+    made = decision(await opened(world))
+    setattr(made, field, "x" * 4097)
+    with refused("INVALID_ARGUMENT", "field_too_long") as seen:
+        await world.stub.DecideGate(made)
+    assert field in seen.details
+
+
+async def test_a_gate_that_is_none(world: World) -> None:
+    with refused("INVALID_ARGUMENT", "gate_unknown"):
+        await world.stub.DecideGate(decision(await opened(world), step_id="nothing"))
+
+
+async def test_operations_on_an_unknown_instance_are_not_found(world: World) -> None:
+    with refused("NOT_FOUND", "unknown_instance"):
+        await world.stub.DecideGate(decision("nobody:s"))
+    with refused("NOT_FOUND", "unknown_instance"):
+        await world.stub.TriggerTransition(trigger("nobody:s", "shut"))
+    with refused("NOT_FOUND", "unknown_instance"):
+        async for _ in world.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id="nobody:s")):
+            raise AssertionError("an answer about nobody")
+
+
+# -- triggers
+
+
+async def test_a_trigger_moves_the_ceremony(world: World) -> None:
+    instance_id = await opened(world)
+    made = trigger(instance_id, "shut", request_id=uuid4().hex)
+    answer = await world.stub.TriggerTransition(made)
+    assert (answer.ceremony.status, answer.ceremony.current_state) == ("COMPLETED", "SHUT")
+    again = await world.stub.TriggerTransition(made)
+    assert again.ceremony.version == answer.ceremony.version
+
+
+@pytest.mark.parametrize(("role", "code"), [("", "role_required"), ("CLERK", "role_not_allowed")])
+async def test_a_trigger_needs_a_role_that_may(world: World, role: str, code: str) -> None:
+    with refused("PERMISSION_DENIED", code):
+        await world.stub.TriggerTransition(trigger(await opened(world), "shut", role=role))
+
+
+async def test_a_trigger_of_another_state(world: World) -> None:
+    with refused("FAILED_PRECONDITION", "trigger_unknown"):
+        await world.stub.TriggerTransition(trigger(await opened(world), "finish", role="CLERK"))
+
+
+async def test_a_trigger_whose_guards_do_not_hold(world: World) -> None:
+    instance_id = await opened(world)
+    for actor in ("gus", "gil"):
+        await world.stub.DecideGate(decision(instance_id, actor=actor))
+    with refused("FAILED_PRECONDITION", "guards_not_met") as seen:
+        await world.stub.TriggerTransition(trigger(instance_id, "finish", role="CLERK"))
+    assert "clerk_agrees" in seen.details
+
+
+@pytest.mark.parametrize("field", ["instance_id", "actor", "trigger"])
+async def test_required_fields_of_a_trigger(world: World, field: str) -> None:
+    made = trigger("c:s", "shut")
+    setattr(made, field, " ")
+    with refused("INVALID_ARGUMENT", "field_required"):
+        await world.stub.TriggerTransition(made)
+
+
+# -- reads
+
+
+async def test_get_of_an_unknown_instance_is_ok_without_success(world: World) -> None:
+    answer = await world.stub.GetPlanningCeremonyInstance(pb.GetPlanningCeremonyInstanceRequest(instance_id="nobody:s"))
+    assert (answer.success, answer.HasField("ceremony")) == (False, False)
+    assert "nobody:s" in answer.message
+
+
+async def test_get_needs_an_id(world: World) -> None:
+    with refused("INVALID_ARGUMENT", "field_required"):
+        await world.stub.GetPlanningCeremonyInstance(pb.GetPlanningCeremonyInstanceRequest())
+
+
+async def test_get_shows_a_gate_that_waits(world: World) -> None:
+    instance_id = await opened(world)
+    found = await world.get(instance_id)
+    assert (found.status, found.step_status["let_in"]) == ("WAITING_FOR_HUMAN", "WAITING_FOR_HUMAN")
+    assert json.loads(found.step_outputs["let_in"]) == {"role": "GUARD", "message": "Let it in?", "waiting": True}
+    (gate,) = found.open_gates
+    assert (gate.step_id, gate.role, gate.message, gate.visit, gate.quorum) == ("let_in", "GUARD", "Let it in?", 1, 2)
+    assert found.waiting_for
+    assert found.created_at.endswith("Z") and found.updated_at >= found.created_at
+
+
+async def listed(world: World, **fields: Any) -> pb.ListPlanningCeremonyInstancesResponse:
+    return await world.stub.ListPlanningCeremonyInstances(pb.ListPlanningCeremonyInstancesRequest(**fields))
+
+
+async def test_list_pages_through_what_matches(world: World) -> None:
+    """Newest first, then by id; limit ≤ 0 is 100, offset < 0 is 0, and the total is of all that match."""
+    await asyncio.gather(*(world.start("approval", f"many-{n:03d}", story_id="MANY") for n in range(101)))
+    first = await listed(world, story_id="MANY", limit=0, offset=-5)
+    rest = await listed(world, story_id="MANY", limit=5000, offset=100)
+    assert (len(first.ceremonies), len(rest.ceremonies)) == (100, 1)
+    assert (first.total_count, rest.total_count, first.success) == (101, 101, True)
+    everything = [*first.ceremonies, *rest.ceremonies]
+    assert sorted(everything, key=lambda c: c.instance_id) == sorted(
+        (await listed(world, story_id="MANY", limit=1000)).ceremonies, key=lambda c: c.instance_id
+    )
+    by_id = sorted(everything, key=lambda c: c.instance_id)
+    assert everything == sorted(by_id, key=lambda c: c.created_at, reverse=True)
+    beyond = await listed(world, story_id="MANY", offset=101)
+    assert (len(beyond.ceremonies), beyond.total_count) == (0, 101)
+
+
+async def test_list_filters(world: World) -> None:
+    """By current state, by definition and by story, alone and together; an empty filter filters nothing."""
+    story = f"story-{uuid4().hex[:8]}"
+    waiting = await opened(world, story_id=story)
+    shut = await opened(world, story_id=story)
+    await world.stub.TriggerTransition(trigger(shut, "shut"))
+    await world.start("merge_chain", "c-other", story_id=story)
+
+    async def ids(**fields: Any) -> set[str]:
+        return {c.instance_id for c in (await listed(world, **fields)).ceremonies}
+
+    assert await ids(story_id=story, state_filter="OPEN") == {waiting}
+    assert await ids(story_id=story, definition_filter="doors") == {waiting, shut}
+    assert await ids(story_id=story, definition_filter="doors", state_filter="SHUT") == {shut}
+    assert await ids(story_id=story, state_filter="", definition_filter="") == {waiting, shut, f"c-other:{story}"}
+    assert await ids(story_id=story, state_filter="NOWHERE") == set()
+
+
+async def test_a_page_ends_before_three_mebibytes(world: World) -> None:
+    """What does not fit is left for the next page, and the total tells of it."""
+    payload = {"text": "x" * 200_000}
+    started = [
+        await world.start("selecting", f"big-{n}", story_id="BIG", inputs={"payload": payload}) for n in range(9)
+    ]
+
+    async def all_held() -> bool:
+        return (await listed(world, story_id="BIG", state_filter="HELD", limit=1)).total_count == len(started)
+
+    await until(all_held, "the large ceremonies wait at their gate")
+    answer = await listed(world, story_id="BIG")
+    assert 0 < len(answer.ceremonies) < len(started)
+    assert answer.ByteSize() <= LARGEST_ANSWER + 64
+    rest = await listed(world, story_id="BIG", offset=len(answer.ceremonies))
+    assert len(answer.ceremonies) + len(rest.ceremonies) == answer.total_count == len(started)
+
+
+async def test_watch_shows_each_change_until_the_end(world: World) -> None:
+    instance_id = await opened(world)
+    seen: list[pb.PlanningCeremonyInstance] = []
+
+    async def follow() -> None:
+        async for ceremony in world.client.watch(instance_id):
+            seen.append(ceremony)  # noqa: PERF401 - one by one, as they come
+
+    following = asyncio.create_task(follow())
+    await until(lambda: seen, "the present row is shown")
+    await world.finish(instance_id)
+    await asyncio.wait_for(following, 30)
+    versions = [ceremony.version for ceremony in seen]
+    assert versions == sorted(set(versions)) and len(versions) > 2
+    assert (seen[0].status, seen[-1].status) == ("WAITING_FOR_HUMAN", "COMPLETED")
+
+
+async def test_watch_of_an_ended_ceremony_shows_its_end(world: World) -> None:
+    instance_id = await opened(world)
+    await world.stub.TriggerTransition(trigger(instance_id, "shut"))
+    found = [ceremony.status async for ceremony in world.client.watch(instance_id)]
+    assert found == ["COMPLETED"]
+
+
+async def test_a_watcher_that_goes_leaves_nothing_behind(world: World) -> None:
+    instance_id = await opened(world)
+    call = world.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id=instance_id))
+    await call.read()
+    call.cancel()
+    watchers = world.worker.engine._watchers
+    await until(lambda: instance_id.encode() not in watchers._events, "the watcher is forgotten")
+
+
+# -- what an operator looks at
+
+
+async def test_dead_letters_are_listed_newest_first(world: World) -> None:
+    """With origin, code and size, and only those of a topic where one is named."""
+    engine, topic = world.worker.engine, f"{world.worker.settings.topic_prefix}.commands"
+    await engine.send(1, b"some key", b"no JSON")
+    await engine.send(1, b"another key", b'{"type":"cancel","instance_id":"c:s","actor":"a"}')
+
+    async def both() -> pb.ListDeadLettersResponse | None:
+        found = await world.stub.ListDeadLetters(pb.ListDeadLettersRequest(topic_filter=topic))
+        return found if found.total_count == 2 else None
+
+    found = await until(both, "both are dead letters")
+    mismatch, undecodable = found.dead_letters
+    assert (mismatch.code, mismatch.key) == ("key_mismatch", "another key")
+    assert (undecodable.code, undecodable.key, undecodable.size) == ("command_undecodable", "some key", 7)
+    assert (undecodable.origin, undecodable.partition) == (topic, 1)
+    one = await world.stub.ListDeadLetters(pb.ListDeadLettersRequest(topic_filter=topic, limit=1, offset=1))
+    assert ([letter.code for letter in one.dead_letters], one.total_count) == (["command_undecodable"], 2)
+    none = await world.stub.ListDeadLetters(pb.ListDeadLettersRequest(topic_filter="elsewhere"))
+    assert (len(none.dead_letters), none.total_count) == (0, 0)
+
+
+async def test_definitions_are_listed_with_their_problems(world: World) -> None:
+    found = {summary.name: summary for summary in await world.client.definitions()}
+    assert found["doors"].valid and found["doors"].hash and not found["doors"].problems
+    assert not found["broken"].valid and not found["broken"].hash
+    assert all(problem.startswith("broken.yaml:") for problem in found["broken"].problems)
+    assert list(found) == sorted(found)
+
+
+# -- health and reflection
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+async def test_health_is_serving(world: World, service: str) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(world.channel)
+
+    async def serving() -> bool:
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    await until(serving, f"health of {service!r} is SERVING")
+
+
+async def test_health_of_an_unknown_service_is_not_found(world: World) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(world.channel)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Check(health_pb2.HealthCheckRequest(service="somebody.else"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_reflection_tells_the_service_and_its_file(world: World) -> None:
+    channel: Any = world.channel
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+    call = stub.ServerReflectionInfo()
+    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    answer = await call.read()
+    assert SERVICE in {service.name for service in answer.list_services_response.service}
+    await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE))
+    answer = await call.read()
+    files = [FileDescriptorProto.FromString(f) for f in answer.file_descriptor_response.file_descriptor_proto]
+    assert any(service.name == "PlanningCeremonyProcessor" for file in files for service in file.service)
+    await call.done_writing()

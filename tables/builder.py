@@ -37,12 +37,12 @@ class Builder:
     """Validate the whole row on every build; for tests and debug mode."""
 
     __slots__ = (
-        "_base",
         "_own_approvals",
         "_own_steps",
         "_own_timers",
         "_peeked",
         "_touched",
+        "base",
         "changed",
         "command_ids",
         "ended_at",
@@ -61,7 +61,8 @@ class Builder:
     )
 
     def __init__(self, base: Instance, now: int) -> None:
-        self._base = base
+        self.base = base
+        """The row as it was."""
         self.now = max(base.updated_at, now)
         self.version = base.version + 1
         self.state = base.state
@@ -126,11 +127,6 @@ class Builder:
         return builder
 
     # -- what is read while it changes
-
-    @property
-    def base(self) -> Instance:
-        """The row as it was."""
-        return self._base
 
     @property
     def ended(self) -> bool:
@@ -269,7 +265,7 @@ class Builder:
     def build(self) -> Instance:
         """The new row. Raises InvariantBroken, which means a bug."""
         row = self.peek()
-        reasons = broken_change(self._base, row)
+        reasons = broken_change(self.base, row)
         for step_id in self._touched:
             reasons += broken_step(row, step_id)
         if Builder.check_fully:
@@ -279,7 +275,7 @@ class Builder:
         return row
 
     def _assemble(self) -> Instance:
-        base = self._base
+        base = self.base
         return Instance(
             base.instance_id,
             base.ceremony_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -42,23 +43,24 @@ def start(
     return _begin(command, origin, definition, kinds)
 
 
-def start_digest(command: Start, step_ids: Iterable[str]) -> str:
+def start_digest(command: Start, step_ids: Iterable[str] | None) -> str:
     """Digest of what makes two starts the same: definition_name, inputs, and the set of step ids.
 
-    All of `step_ids`, those of the definition, are as good as none.
+    All of `step_ids`, those of the definition where it is known, are as good as none.
     """
     chosen = sorted(set(command.step_ids))
-    if set(chosen) >= set(step_ids):
+    if step_ids is not None and set(chosen) >= set(step_ids):
         chosen = []
-    return hashlib.sha256(_sorted([command.definition_name, command.inputs, chosen])).hexdigest()
+    return hashlib.sha256(_sorted([command.definition_name, _whole_inputs(command), chosen])).hexdigest()
+
+
+def _whole_inputs(command: Start) -> dict[str, Any]:
+    return command.inputs | {"ceremony_id": command.ceremony_id, "story_id": command.story_id}
 
 
 def _again(row: Instance, command: Start, origin: Origin, definition: Definition | None) -> Decision:
-    known = row.steps if definition is None else definition.steps
-    if (
-        not deeper_than(command.inputs, MAX_INPUT_DEPTH + 1)
-        and start_digest(command, known or command.step_ids) == row.start_digest
-    ):
+    known = None if definition is None else definition.steps
+    if not deeper_than(command.inputs, MAX_INPUT_DEPTH + 1) and start_digest(command, known) == row.start_digest:
         return Decision(row, (), "duplicate")
     message = f"{command.instance_id} was started with other content"
     return _refused(row, command, origin, refusals.ALREADY_EXISTS, message)
@@ -132,7 +134,6 @@ def _inputs_size(command: Start) -> int | None:
 
 
 def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds) -> Decision:
-    inputs = command.inputs | {"ceremony_id": command.ceremony_id, "story_id": command.story_id}
     chosen = set(command.step_ids)
     selected = tuple(step for step in definition.steps if step in chosen)
     builder = Builder.start(
@@ -144,7 +145,7 @@ def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds)
         correlation_id=clip(command.correlation_id.strip(), MAX_ID) or command.instance_id,
         requested_by=clip(command.requested_by, MAX_ID),
         start_digest=start_digest(command, definition.steps),
-        inputs=inputs,
+        inputs=_whole_inputs(command),
         inputs_size=_inputs_size(command) or 0,
         selected=() if len(selected) == len(definition.steps) else selected,
         step_ids=tuple(definition.steps),

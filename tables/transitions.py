@@ -26,7 +26,8 @@ _WORD = {
 def settle(turn: Turn) -> None:
     """Move as far as it goes now: transitions first, then `on_failure`, then the steps that have become ready.
 
-    What a start did not start (its request failed at once) is settled in the same turn. While PAUSED nothing moves.
+    A step that ends as it is started (its request cannot be made) is settled in the same turn. While PAUSED nothing
+    moves.
     """
     row = turn.row
     while not row.ended and not row.paused:
@@ -90,20 +91,21 @@ def by_trigger(turn: Turn, trigger: str) -> Transition | None:
 
 
 def _start_ready(turn: Turn) -> bool:
-    """Start every step whose predecessors are done; True when one of them ended at once."""
-    ended = False
+    """Start the steps whose predecessors are done; True when one ended at once, for that may move the ceremony."""
     for step in turn.steps_here():
-        if _ready(turn, step):
+        if turn.row.steps[step.id].status is StepStatus.PENDING and _ready(turn, step):
             steps_life.start(turn, step)
-            ended = ended or turn.row.steps[step.id].status not in IN_FLIGHT
-    return ended
+            if turn.row.steps[step.id].status not in IN_FLIGHT:
+                return True
+    return False
 
 
 def _ready(turn: Turn, step: Step) -> bool:
+    """Whether a PENDING step may start by itself."""
     steps = turn.row.steps
-    if steps[step.id].status is not StepStatus.PENDING or not turn.selects(step.id):
-        return False
-    return all(steps[name].status is StepStatus.COMPLETED or not turn.selects(name) for name in step.after)
+    return turn.selects(step.id) and all(
+        steps[name].status is StepStatus.COMPLETED or not turn.selects(name) for name in step.after
+    )
 
 
 def apply(turn: Turn, transition: Transition) -> None:

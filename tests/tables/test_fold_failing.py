@@ -208,3 +208,10 @@ def test_a_step_failing_at_its_request_fails_like_any_other() -> None:
     world.start(a=1)
     assert world.path() == ["MEND", "DONE"]
     assert world.events("ceremony.step.executed")[0].payload["error_code"] == "source_missing"
+
+
+def test_a_step_that_fails_as_it_starts_moves_the_ceremony_before_its_neighbours_start() -> None:
+    broken = agg("x", ", after: [], on_failure: mend").replace("[a]", "[nothing]")
+    world = started(definition([FINISH, MEND, MENDED], broken, agg("y", ", after: []")))
+    assert world.requests() == []
+    assert world.path() == ["MEND", "DONE"]

@@ -171,3 +171,15 @@ def test_a_command_for_an_unknown_instance_is_refused_only_to_who_waits(world: W
     assert refusal(world.cancel()) == "unknown_instance"
     decision = world.fold(TimerFired(instance_id=ID, timer_id="timeout/one", attempt=1))
     assert (decision.effects, decision.note) == ((), "unknown_instance")
+
+
+def test_a_start_again_is_known_even_where_its_definition_is_gone(world: World) -> None:
+    row = world.start("two", a=1).row
+    origin = Origin(0, 7, BEGIN)
+    assert decide(row, world.start_command("two", a=1), origin, None, KINDS).note == "duplicate"
+    assert decide(row, world.start_command("one", a=1), origin, None, KINDS).note == "already_exists"
+
+
+def test_inputs_may_or_may_not_bring_the_ids_and_are_the_same_start(world: World) -> None:
+    world.start(a=1)
+    assert world.start(a=1, story_id="s1", ceremony_id="c1").note == "duplicate"

@@ -51,8 +51,10 @@ steps:
   - {id: sum, state: RUN, after: [], handler: aggregation_step, config: {sources: [a], aggregation_type: list}}
 """
 )
-STRANGE = (None, True, -1, 10**30, 1.5, float("nan"), "", "\ud800", "x" * 10_000, b"x", [], {}, [[]], {"a": {}}, {1: 2},
-           (1, "x"), {1, 2}, object(), nested(100), nested(5000))  # fmt: skip
+STRANGE: tuple[Any, ...] = (
+    *(None, True, -1, 10**30, 1.5, float("nan"), "", "\ud800", "x" * 10_000, b"x"),
+    *([], {}, [[]], {"a": {}}, {1: 2}, (1, "x"), {1, 2}, object(), nested(100), nested(5000)),
+)
 COMMANDS: tuple[AnyCommand, ...] = (
     PutDefinition(hash="h", text="t"),
     Noop(),

@@ -31,6 +31,7 @@ from streams.transport.contract import (
 )
 from streams.transport.dead_letters import DeadLetters, dead_letter, origin
 from streams.transport.positions import checksum
+from tables.errors import FormatTooNew
 
 logger = logging.getLogger(__name__)
 
@@ -350,6 +351,8 @@ class Part:
             self._forget(batch)
             if isinstance(failure, MemoryError):
                 raise LogFailed("out_of_memory: an agent ran out of memory; the worker ends") from failure
+            if isinstance(failure, FormatTooNew):  # a newer release wrote it: a dead letter would lose what is sound
+                raise LogFailed(str(failure)) from failure
             if not isinstance(failure, AgentGone):
                 return failure
             if self._stopping:

@@ -25,6 +25,7 @@ from streams.transport.contract import (
 )
 from streams.transport.dead_letters import BY_REFERENCE_ABOVE, VALUE_SIZE, DeadLetters
 from streams.transport.part import Limits, Part, Unserved
+from tables.errors import FormatTooNew
 from tests.transport.memory import MemoryLog
 
 pytestmark = pytest.mark.timeout(20)
@@ -658,3 +659,21 @@ async def test_stopping_gives_the_agent_time_to_finish_and_abort_does_not() -> N
     await part.close()
     assert log.positions == {}
     going_on.set()
+
+
+async def test_a_record_of_a_newer_release_ends_the_worker_and_is_no_dead_letter() -> None:
+    log = MemoryLog()
+    commands(log, "a")
+
+    async def too_old(_: PartBatch) -> None:
+        raise FormatTooNew("a command", 2, 1)
+
+    part = part_of(log, too_old)
+    await part.take()
+    try:
+        with pytest.raises(LogFailed, match="format_too_new"):
+            await part.run()
+    finally:
+        await part.close()
+    assert not log.records["deadletters", 0]
+    assert part.position == 0

@@ -129,6 +129,10 @@ class MemoryBackend:
             raise Fenced(f"fenced: {self._tp} has another owner")
         if self.log.fail_checkpoint is not None:
             raise self.log.fail_checkpoint
+        self.write(rows, position)
+
+    def write(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
+        """The transaction itself: all of it in one step."""
         for table, changed in rows.items():
             stored = self.log.rows[table, self.partition]
             for key, row in changed.items():

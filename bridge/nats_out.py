@@ -105,6 +105,7 @@ class EventsBridge:
         messages: list[tuple[bytes, Outgoing]] = []
         for record in records:
             letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
+            metrics.DEAD_LETTERS.labels(letter.code).inc()
             key, data = dead_letter_event(letter)
             messages.append((key.encode(), Outgoing(key, DEADLETTER_SUBJECT, data, record)))
         await self._publish(records, messages)

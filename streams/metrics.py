@@ -34,9 +34,6 @@ class Metrics:
             ["duplicate"],
             registry=self.registry,
         )
-        self.dead_letters = Counter(
-            "ceremony_dead_letters", "Records put aside, by code.", ["code"], registry=self.registry
-        )
         self.partitions = Gauge("ceremony_partitions_owned", "Partitions this worker owns.", registry=self.registry)
         self.live = Gauge("ceremony_instances", "Rows in the table of the partitions owned.", registry=self.registry)
 

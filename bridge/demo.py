@@ -44,6 +44,8 @@ class DemoOptions:
     """Seconds for all of it but the clean end."""
     concurrency: int
     """Starts in flight."""
+    dev_options: Sequence[str] = ()
+    """Passed on to `ceremony dev`."""
 
 
 @dataclass(slots=True)
@@ -278,4 +280,4 @@ class Demo:
         if options.log is not None:
             # The topics of a broker outlive the folder: a run of its own has topics of its own.
             command += ["--log", options.log, "--topic-prefix", self._stamp]
-        return command
+        return [*command, *options.dev_options]

@@ -291,6 +291,10 @@ def dev_panel(running: dict[str, Any], folder: Path) -> Panel:
 
 def demo_verb(root: Root) -> Callable[..., None]:
     def demo(
+        dev_options: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="-- OPTIONS OF DEV", help="Passed on to `ceremony dev`, as -- --duplicate-rate 0.2"),
+        ] = None,
         count: Annotated[int, typer.Option("-n", "--count", min=1, max=100_000, help="How many to start.")] = 200,
         definitions: Annotated[
             list[str] | None,
@@ -320,6 +324,7 @@ def demo_verb(root: Root) -> Callable[..., None]:
             ceremonies_dir=ceremonies_dir or Path(os.environ.get("CEREMONIES_DIR", "specs/ceremonies")),
             timeout=timeout,
             concurrency=concurrency,
+            dev_options=tuple(dev_options or ()),
         )
         with readable_errors():
             root.logs("WARNING", "console")

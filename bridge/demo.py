@@ -74,6 +74,8 @@ class Screen(Protocol):
 
     def checked(self, found: Sequence[Checked]) -> None: ...
 
+    def starting(self, folder: Path) -> None: ...
+
     def engine(self, running: Mapping[str, Any]) -> None: ...
 
     def progress(self, now: Progress) -> None: ...
@@ -128,6 +130,7 @@ class Demo:
     # -- the run
 
     async def _run_in(self, folder: Path, definitions: Sequence[Definition]) -> People:
+        self._screen.starting(folder)
         async with engine(self._command(folder), folder, self._clock) as process:
             self._engine = process.running
             self._screen.engine(process.running)

@@ -77,7 +77,7 @@ class Report:
     definitions: Mapping[str, Row] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = dict.fromkeys(start.definition for start in self.accepted)
+        names = sorted({start.definition for start in self.accepted})
         rows = {name: row(name, self.accepted, self.tally) for name in names}
         object.__setattr__(self, "definitions", rows)
 

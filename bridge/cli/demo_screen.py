@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -77,9 +78,10 @@ class LiveScreen:
         self._console = seen
         self._clock = clock
         self._bars: Progress | None = None
-        self._begun = self._line_at = self._rate_at = clock.monotonic()
+        self._begun = self._line_at = self._rate_at = self._engine_at = clock.monotonic()
         self._rate_events, self._rate = 0, 0.0
         self._last = ""
+        self._all_ended = False
 
     def checked(self, found: Sequence[Checked]) -> None:
         invalid = [one for one in found if one.definition is None]
@@ -89,7 +91,11 @@ class LiveScreen:
         if not invalid:
             self._say(f"definitions  {len(found)} valid: {names}")
 
+    def starting(self, folder: Path) -> None:
+        self._say(f"starting     log, nats-server, simulated Ray executor and engine in {folder}")
+
     def engine(self, running: Mapping[str, Any]) -> None:
+        self._rate_at = self._engine_at = self._clock.monotonic()
         self._say(f"engine       {running['log']}, gRPC {running['grpc']}, {running['nats']}")
 
     def progress(self, now: Now) -> None:
@@ -113,7 +119,13 @@ class LiveScreen:
 
     def _measure(self, now: Now) -> None:
         passed = self._clock.monotonic() - self._rate_at
-        if passed >= RATE_SECONDS:
+        if self._all_ended:
+            return
+        if now.ended == now.count:
+            # What stays on the screen is the rate of all of it.
+            self._all_ended = True
+            self._rate = now.events / (self._clock.monotonic() - self._engine_at)
+        elif passed >= RATE_SECONDS:
             self._rate = (now.events - self._rate_events) / passed
             self._rate_at, self._rate_events = self._clock.monotonic(), now.events
 

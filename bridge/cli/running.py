@@ -18,6 +18,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
+from bridge.cli.connection import DEFAULT_SERVER
 from bridge.cli.errors import CommandFailed, Exit
 from bridge.cli.output import Format, OutputOption, console, pairs, say
 from bridge.cli.root import Root, RunningWorker, SettingsInvalid
@@ -261,7 +262,8 @@ def end_with_stdin(stop: Stop) -> None:
 
 def dev_panel(running: dict[str, Any], folder: Path) -> Panel:
     """Where everything is, and what to try next."""
-    here = "" if folder == Path(".ceremony") else f" --server {running['grpc']}"
+    found = folder == Path(".ceremony") or running["grpc"].endswith(f":{DEFAULT_SERVER.rpartition(':')[2]}")
+    here = "" if found else f" --server {running['grpc']}"
     where = pairs(
         {
             "gRPC": running["grpc"],

@@ -88,14 +88,41 @@ def steps_view(found: pb.PlanningCeremonyInstance) -> RenderableType:
     rows = []
     for step_id, word in sorted(found.step_status.items()):
         attempt = found.step_attempts.get(step_id, 0)
-        detail = found.step_errors.get(step_id) or summary(found.step_outputs.get(step_id, ""))
+        error = found.step_errors.get(step_id)
+        detail = Text(clean(error), style="red") if error else one_line(found.step_outputs.get(step_id, ""))
         rows.append((step_id, status(word), str(attempt or ""), detail))
     return table(("step", "status", "attempt", "output or error"), rows, right=("attempt",))
 
 
-def summary(output: str) -> str:
-    """The beginning of an output, on one line."""
-    line = " ".join(output.split())
+def one_line(output: str) -> Text:
+    """What an output says, cut where the screen ends; `-o json` has all of it."""
+    return Text(clean(summary(said(output))), no_wrap=True, overflow="ellipsis")
+
+
+def said(output: str) -> str:
+    """The outputs of contract §1 in words, others as they are."""
+    words = output
+    match json.loads(output or '""'):
+        case {"deliberations": [*proposals]}:
+            roles = sorted({str(one.get("role")) for one in proposals})
+            words = f"{len(proposals)} proposals of {', '.join(roles)}"
+        case {"tasks": [*tasks], "task_id": _}:
+            words = f"{len(tasks)} tasks"
+        case {"aggregated_result": result}:
+            words = json.dumps(result, ensure_ascii=False)
+        case {"waiting": True, "message": message}:
+            words = str(message)
+        case {"approved": bool() as approved, "decided_by": who, **rest}:
+            comment = f": {rest['comment']}" if rest.get("comment") else ""
+            words = f"{'approved' if approved else 'rejected'} by {who}{comment}"
+        case {"published": True, "subject": subject}:
+            words = f"published to {subject}"
+    return words
+
+
+def summary(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text.split())
     return line if len(line) <= LONGEST_CELL else line[: LONGEST_CELL - 1] + "…"
 
 

@@ -38,8 +38,8 @@ LARGEST_MESSAGE = 4 * 1024 * 1024
 DEFAULT_LIMIT, LARGEST_LIMIT = 100, 1000
 LONGEST_TEXT = 4096
 SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
-STATUS_OF = {code: grpc.StatusCode[kind] for code, kind in CLASS_OF.items()}
-"""Status of each code of the fold."""
+STATUS_OF = {code: grpc.StatusCode[kind] for code, kind in CLASS_OF.items()} | {"fold_failed": grpc.StatusCode.INTERNAL}
+"""Status of each code of the fold; `fold_failed` is what the ceremony agent says where the fold raised."""
 
 Context = grpc.aio.ServicerContext
 Call = TypeVar("Call", bound=Callable[..., Awaitable[Any]])

@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any
 
 import structlog
-from tables.fold import Decision, decide
 
 from streams.answers import ACCEPTED, Folded
 from streams.codecs import event_record
@@ -20,14 +19,16 @@ from streams.transport.contract import Batch, Header, Record
 from tables.commands import AnyCommand, Noop, Origin, Pause, PutDefinition, Start, decode_command
 from tables.definition import Definition
 from tables.effects import FOLD, Event, Refused, StepRequested, encode_request
-from tables.errors import DefinitionInvalid, Undecodable
+from tables.errors import CeremonyError, Undecodable
+from tables.fold import Decision, decide
 from tables.instance import Instance
 from tables.kinds import Kinds
-from tables.loader import load_pinned
+from tables.loader import content_hash, load_pinned
 
 log = structlog.get_logger(__name__)
 
 ENGINE_ACTOR = "ceremony-engine"
+FOLD_FAILED = Folded("fold_failed", "the engine failed on this command and has put it aside; see the dead letters")
 
 
 @dataclass(slots=True)
@@ -80,29 +81,33 @@ class CeremonyAgent:
             batch.dead_letter(record, "key_mismatch", "the record's key is not the instance id of its command")
             return
         row: Instance | None = batch.get(CEREMONIES, key)
-        decision = self._decide(batch, record, row, command)
-        if decision is None:
-            return
+        answer = ACCEPTED
+        try:
+            decision = self._decide(batch, row, command, origin_of(record))
+        except MemoryError:
+            raise
+        except Exception:
+            log.exception("fold_failed", instance=command.instance_id, offset=record.offset)
+            answer = FOLD_FAILED
+            decision = self._fold_failed(batch, record, row, command)
+        self._apply(batch, folding, key, row, decision)
+        refusal = self._emit(batch, folding, record, decision)
+        if command.command_id and self._waits(command.command_id):
+            folding.answers[command.command_id] = refusal or answer
+
+    def _apply(self, batch: Batch, folding: Folding, key: bytes, row: Instance | None, decision: Decision) -> None:
         if decision.row is not row:
             batch.put(CEREMONIES, key, decision.row)
             folding.rows[key] = decision.row
         elif decision.note:
             folding.tally.unchanged[decision.note] += 1
-        refusal = self._emit(batch, folding, record, decision)
-        if command.command_id and self._waits(command.command_id):
-            folding.answers[command.command_id] = refusal or ACCEPTED
 
-    def _decide(self, batch: Batch, record: Record, row: Instance | None, command: AnyCommand) -> Decision | None:
-        """The fold's decision; a bug in it pauses that ceremony and puts the command aside (design §3)."""
-        origin = Origin(record.partition, record.offset, record.timestamp)
-        definition = self._definition(batch, row, command)
-        try:
-            return decide(row, command, origin, definition, self._kinds)
-        except MemoryError:
-            raise
-        except Exception:
-            log.exception("fold_failed", instance=command.instance_id, offset=record.offset)
-            batch.dead_letter(record, "fold_failed", traceback.format_exc(limit=20))
+    def _decide(self, batch: Batch, row: Instance | None, command: AnyCommand, origin: Origin) -> Decision:
+        return decide(row, command, origin, self._definition(batch, row, command), self._kinds)
+
+    def _fold_failed(self, batch: Batch, record: Record, row: Instance | None, command: AnyCommand) -> Decision:
+        """A bug in the fold pauses that ceremony and puts the command aside (design §3)."""
+        batch.dead_letter(record, FOLD_FAILED.code, traceback.format_exc(limit=20))
         pause = Pause(
             instance_id=command.instance_id,
             command_id=f"fold_failed/{record.partition}/{record.offset}",
@@ -110,12 +115,13 @@ class CeremonyAgent:
             reason="the fold failed on a command; see the dead letters",
         )
         try:
-            return decide(row, pause, origin, definition, self._kinds) if row is not None else None
+            if row is not None:
+                return self._decide(batch, row, pause, origin_of(record))
         except MemoryError:
             raise
         except Exception:
             log.exception("pause_failed", instance=command.instance_id, offset=record.offset)
-            return None
+        return Decision(row, (), FOLD_FAILED.code)
 
     def _definition(self, batch: Batch, row: Instance | None, command: AnyCommand) -> Definition | None:
         if row is not None:
@@ -130,7 +136,7 @@ class CeremonyAgent:
     def _compile(self, text: str, digest: str) -> Definition | None:
         try:
             return load_pinned(text, digest, self._kinds)
-        except DefinitionInvalid as error:
+        except CeremonyError as error:
             log.error("pinned_definition_invalid", hash=digest, problems=error.message)
             return None
 
@@ -138,8 +144,8 @@ class CeremonyAgent:
         key = command.hash.encode()
         if batch.get(DEFINITIONS, key) is not None:
             return
-        definition = self._compiled(command.text, command.hash)
-        if definition is None or definition.hash != command.hash:
+        # load_pinned knows what it has loaded by its hash alone: the text must be looked at here.
+        if content_hash(command.text) != command.hash or self._compiled(command.text, command.hash) is None:
             batch.dead_letter(record, "definition_refused", "the text is no valid definition with this hash")
             return
         batch.put(DEFINITIONS, key, command.text)
@@ -165,6 +171,10 @@ class CeremonyAgent:
             else:
                 folding.tally.ended[effect.status] += 1
         return refusal
+
+
+def origin_of(record: Record) -> Origin:
+    return Origin(record.partition, record.offset, record.timestamp)
 
 
 def _request_headers(request: StepRequested) -> tuple[Header, ...]:

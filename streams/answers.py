@@ -25,26 +25,30 @@ class Answers:
     """Futures by command id, in this process only: a client waits at the owner."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, asyncio.Future[Folded]] = {}
+        self._waiting: dict[str, list[asyncio.Future[Folded]]] = {}
 
     def expect(self, command_id: str) -> asyncio.Future[Folded]:
-        """Announce the wait before the command is appended. The same id again shares the answer."""
-        future = self._waiting.get(command_id)
-        if future is None or future.done():
-            future = self._waiting[command_id] = asyncio.get_running_loop().create_future()
+        """Announce the wait before the command is appended. Who waits for the same id gets the same answer."""
+        future: asyncio.Future[Folded] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(command_id, []).append(future)
         return future
 
-    def forget(self, command_id: str) -> None:
-        self._waiting.pop(command_id, None)
+    def forget(self, command_id: str, future: asyncio.Future[Folded]) -> None:
+        """This one waits no more; others for the same id still do."""
+        waiting = self._waiting.get(command_id, [])
+        if future in waiting:
+            waiting.remove(future)
+        if not waiting:
+            self._waiting.pop(command_id, None)
 
     def waits(self, command_id: str) -> bool:
         return bool(self._waiting) and command_id in self._waiting
 
     def settle(self, answers: Mapping[str, Folded]) -> None:
         for command_id, folded in answers.items():
-            future = self._waiting.pop(command_id, None)
-            if future is not None and not future.done():
-                future.set_result(folded)
+            for future in self._waiting.pop(command_id, ()):
+                if not future.done():
+                    future.set_result(folded)
 
 
 class Watchers:

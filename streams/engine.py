@@ -20,6 +20,7 @@ from streams.topics import CEREMONIES, COMMANDS, CORRELATION_ID, DEADLETTERS, DE
 from streams.transport.contract import Batch, Header, Log, LogUnavailable, PartitionView, Position, Record
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
+from tables.errors import CeremonyError
 from tables.instance import TERMINAL, Instance
 from tables.kinds import Kinds
 from tables.liveness import waiting_for
@@ -120,7 +121,11 @@ class Engine:
     def definition_of(self, instance: Instance) -> Definition | None:
         view = self._view(self._log.partition_of(instance.instance_id.encode(), self._partitions))
         text = view.rows(DEFINITIONS).get(instance.definition_hash.encode())
-        return None if text is None else load_pinned(text, instance.definition_hash, self._kinds)
+        try:
+            return None if text is None else load_pinned(text, instance.definition_hash, self._kinds)
+        except CeremonyError as error:  # a rule came after the ceremony had begun: its row can still be read
+            log.error("pinned_definition_invalid", hash=instance.definition_hash, problems=error.message)
+            return None
 
     def waiting_for(self, instance: Instance) -> Sequence[str]:
         definition = self.definition_of(instance)
@@ -215,7 +220,7 @@ class Engine:
             position = await self._write(partition, key, encode_command(command), headers)
             folded = await self._folded(future)
         finally:
-            self.answers.forget(command.command_id)
+            self.answers.forget(command.command_id, future)
         if folded is not None:
             return Answer(folded.code, folded.message, partition, position.offset)
         if not patient:
@@ -241,9 +246,9 @@ class Engine:
         self._log_clock.acknowledged(position.timestamp)
         return position
 
-    async def send(self, partition: int, key: bytes, value: bytes) -> int:
+    async def send(self, partition: int, key: bytes, value: bytes, headers: Sequence[Header] = ()) -> int:
         """Append a command of the timers. Raises LogUnavailable."""
-        position = await self._log.append(self._commands, partition, key, value)
+        position = await self._log.append(self._commands, partition, key, value, headers)
         return position.timestamp
 
 

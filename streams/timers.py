@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import structlog
 
 from steps.ports import Clock
 from streams.log_clock import LogClock
-from streams.topics import CEREMONIES
-from streams.transport.contract import LogUnavailable
+from streams.topics import CEREMONIES, CORRELATION_ID
+from streams.transport.contract import Header, LogUnavailable
 from tables.commands import Noop, TimerFired, encode_command
 from tables.instance import CeremonyStatus, Instance, next_due
 
@@ -29,9 +29,18 @@ BURST = 500
 """Timers fired before the loop looks at other partitions."""
 LONGEST_NAP = 1.0
 
-Send = Callable[[int, bytes, bytes], Awaitable[int]]
-"""Append a command: (partition, key, value) → append time in milliseconds. Raises LogUnavailable."""
+Send = Callable[[int, bytes, bytes, Sequence[Header]], Awaitable[int]]
+"""Append a command: (partition, key, value, headers) → append time in milliseconds. Raises LogUnavailable."""
 NOOP = encode_command(Noop())
+
+
+class Due(NamedTuple):
+    """A timer to be fired."""
+
+    key: bytes
+    timer_id: str
+    attempt: int
+    correlation_id: str
 
 
 class View(Protocol):
@@ -74,9 +83,9 @@ class PartitionTimers:
         """Earliest due time in the heap."""
         return self._heap[0][0] if self._heap else None
 
-    def take(self, now: int, *, steps_too: bool) -> list[tuple[bytes, str, int]]:
-        """Up to BURST (key, timer id, attempt) that are due. `steps_too`: step timeouts may fire."""
-        fired: list[tuple[bytes, str, int]] = []
+    def take(self, now: int, *, steps_too: bool) -> list[Due]:
+        """About BURST timers that are due. `steps_too`: step timeouts may fire."""
+        fired: list[Due] = []
         rows = self.view.rows(CEREMONIES)
         while self._heap and self._heap[0][0] <= now and len(fired) < BURST:
             due, key = heapq.heappop(self._heap)
@@ -90,7 +99,8 @@ class PartitionTimers:
             if later > now:
                 self._put(key, later)
                 continue
-            fired += [(key, name, attempt) for name, attempt in due_timers(row, now, steps_too=steps_too)]
+            correlation_id = row.correlation_id
+            fired += [Due(key, *timer, correlation_id) for timer in due_timers(row, now, steps_too=steps_too)]
             self._put(key, now + AGAIN_MS)
         return fired
 
@@ -150,7 +160,7 @@ class Timers:
     async def _learn(self) -> None:
         if self._parts and self._log_clock.age() > LEARN_SECONDS:
             number = min(self._parts)
-            self._log_clock.acknowledged(await self._send(number, b"\0clock", NOOP))
+            self._log_clock.acknowledged(await self._send(number, b"\0clock", NOOP, ()))
 
     async def _fire_all(self) -> bool:
         now = self._log_clock.now()
@@ -169,11 +179,8 @@ class Timers:
             part.caught_up_at = self._clock.monotonic()
         return self._clock.monotonic() - part.caught_up_at >= self._grace
 
-    async def _fire(self, number: int, due: list[tuple[bytes, str, int]]) -> None:
-        sends = [
-            self._clock.spawn(self._fire_one(number, key, name, attempt), name=f"timer {name}")
-            for key, name, attempt in due
-        ]
+    async def _fire(self, number: int, due: list[Due]) -> None:
+        sends = [self._clock.spawn(self._fire_one(number, one), name=f"timer {one.timer_id}") for one in due]
         failed: BaseException | None = None
         for send in sends:
             try:
@@ -183,9 +190,10 @@ class Timers:
         if failed is not None:
             raise failed
 
-    async def _fire_one(self, number: int, key: bytes, name: str, attempt: int) -> None:
-        command = TimerFired(instance_id=key.decode(), timer_id=name, attempt=attempt)
-        self._log_clock.acknowledged(await self._send(number, key, encode_command(command)))
+    async def _fire_one(self, number: int, due: Due) -> None:
+        command = TimerFired(instance_id=due.key.decode(), timer_id=due.timer_id, attempt=due.attempt)
+        headers = ((CORRELATION_ID, due.correlation_id.encode()),)
+        self._log_clock.acknowledged(await self._send(number, due.key, encode_command(command), headers))
 
     async def _nap(self) -> None:
         self._wake.clear()

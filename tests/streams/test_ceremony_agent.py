@@ -1,0 +1,253 @@
+"""The ceremony agent: what it folds, what it puts aside, and that one bad record never stops a partition."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import structlog
+
+from steps.aggregation import Aggregation
+from steps.registry import all_kinds
+from streams.answers import ACCEPTED, Folded
+from streams.ceremony_agent import CeremonyAgent, Folding, applied_rows
+from streams.log_clock import LogClock
+from streams.topics import CEREMONIES, DEFINITIONS
+from tables.commands import AnyCommand, Cancel, Noop, PutDefinition, Start, StepOutcome, encode_command
+from tables.definition import Definition
+from tables.instance import CeremonyStatus
+from tables.loader import load
+from tests.streams.fakes import HandClock, MemoryBatch, MemoryView, command_record, record
+
+KINDS = all_kinds()
+TEXT = """version: "1.0"
+name: probe
+description: a probe
+inputs: {required: [a]}
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: DONE, trigger: finish, description: f}
+steps:
+  - {id: one, state: RUN, handler: aggregation_step, config: {sources: [a], aggregation_type: list}}
+"""
+PROBE: Definition = load(TEXT, "probe.yaml", KINDS)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """What the agent logs is its own business here."""
+    with structlog.testing.capture_logs():
+        yield
+
+
+class Partition:
+    """An agent and the rows of one partition."""
+
+    def __init__(self, *, waits: bool = True) -> None:
+        self.view = MemoryView()
+        self.log_clock = LogClock(HandClock())
+        self.agent = CeremonyAgent(KINDS, "t", self.log_clock, lambda _: waits)
+
+    def fold(self, *records: Any) -> MemoryBatch:
+        batch = MemoryBatch(self.view, records)
+        self.agent.fold(batch)
+        return batch
+
+    def begin(self, *ceremony_ids: str) -> MemoryBatch:
+        commands: list[AnyCommand] = [
+            PutDefinition(hash=PROBE.hash, text=PROBE.text),
+            *(start(one) for one in ceremony_ids),
+        ]
+        return self.fold(*(command_record(n, command) for n, command in enumerate(commands)))
+
+    def row(self, ceremony_id: str) -> Any:
+        return self.view.tables[CEREMONIES][f"{ceremony_id}:s1".encode()]
+
+
+def start(ceremony_id: str = "c1", **more: Any) -> Start:
+    fields: dict[str, Any] = {
+        "instance_id": f"{ceremony_id}:s1",
+        "command_id": f"start-{ceremony_id}",
+        "ceremony_id": ceremony_id,
+        "story_id": "s1",
+        "definition_name": "probe",
+        "definition_hash": PROBE.hash,
+        "correlation_id": "corr-1",
+        "requested_by": "anna",
+        "inputs": {"a": [1]},
+    }
+    return Start(**{**fields, **more})
+
+
+def outcome(ceremony_id: str = "c1") -> StepOutcome:
+    return StepOutcome(
+        instance_id=f"{ceremony_id}:s1", step_id="one", attempt=1, outcome="completed", output={"x": 1}, size=7
+    )
+
+
+def test_a_start_becomes_a_row_and_its_effects() -> None:
+    """The step's request goes to its kind's topic under the same key, the event to `events`, both correlated."""
+    partition = Partition()
+    batch = partition.begin("c1")
+    assert partition.row("c1").status is CeremonyStatus.RUNNING
+    assert {sent.topic for sent in batch.sent} == {"t.events", "t.steps.aggregation"}
+    for sent in batch.sent:
+        assert sent.key == b"c1:s1"
+        assert dict(sent.headers)["correlation-id"] == b"corr-1"
+    (request,) = [sent for sent in batch.sent if sent.topic == "t.steps.aggregation"]
+    assert dict(request.headers)["effect-id"].startswith(b"c1:s1/1/")
+
+
+def test_who_waits_is_told_what_the_fold_said() -> None:
+    batch = Partition().begin("c1")
+    assert applied_rows(batch.note).answers == {"start-c1": ACCEPTED}
+    partition = Partition()
+    partition.begin("c1")
+    batch = partition.fold(command_record(9, start(inputs={"a": [2]}, command_id="other")))
+    assert applied_rows(batch.note).answers["other"].code == "already_exists"
+
+
+def test_nobody_waiting_costs_no_answer() -> None:
+    batch = Partition(waits=False).begin("c1")
+    assert applied_rows(batch.note).answers == {}
+
+
+def test_changed_rows_are_told_and_unchanged_ones_counted() -> None:
+    partition = Partition()
+    partition.begin("c1")
+    batch = partition.fold(command_record(5, outcome()), command_record(6, outcome()))
+    folding = applied_rows(batch.note)
+    assert list(folding.rows) == [b"c1:s1"]
+    assert sum(folding.tally.unchanged.values()) == 1
+    assert folding.tally.steps == {"COMPLETED": 1}
+    assert folding.tally.ended == {"COMPLETED": 1}
+
+
+@pytest.mark.parametrize(
+    "value", [None, b"", b"no JSON", b"[]", b'{"type":"unheard_of"}', b'{"type":"start"}', b"\xff"]
+)
+def test_what_cannot_be_decoded_is_put_aside_and_the_partition_flows_on(value: bytes | None) -> None:
+    partition = Partition()
+    batch = partition.fold(
+        command_record(0, PutDefinition(hash=PROBE.hash, text=PROBE.text)),
+        record(1, b"c1:s1", value),
+        command_record(2, start()),
+    )
+    assert [(one.offset, code) for one, code, _ in batch.dead] == [(1, "command_undecodable")]
+    assert partition.row("c1").state == "RUN"
+
+
+@pytest.mark.parametrize("key", [None, b"", b"c2:s1", b"c1:s1 "])
+def test_a_key_that_is_not_the_commands_is_put_aside(key: bytes | None) -> None:
+    """Its row would be in another partition, or nowhere."""
+    partition = Partition()
+    partition.begin()
+    batch = partition.fold(record(1, key, encode_command(start())))
+    assert [code for _, code, _ in batch.dead] == ["key_mismatch"]
+    assert partition.view.tables[CEREMONIES] == {}
+
+
+def test_a_definition_is_stored_once_in_its_partition() -> None:
+    partition = Partition()
+    put = PutDefinition(hash=PROBE.hash, text=PROBE.text)
+    batch = partition.fold(command_record(0, put), command_record(1, put))
+    batch_later = partition.fold(command_record(2, put))
+    assert batch.puts == [(DEFINITIONS, PROBE.hash.encode())]
+    assert batch_later.puts == []
+    assert partition.view.tables[DEFINITIONS] == {PROBE.hash.encode(): PROBE.text}
+
+
+@pytest.mark.parametrize(
+    ("digest", "text"),
+    [("0" * 64, TEXT), (PROBE.hash, TEXT + "# other\n"), ("bad", "states: []"), ("", "")],
+    ids=["other hash", "other text", "invalid", "empty"],
+)
+def test_a_text_that_is_not_its_hashs_is_put_aside(digest: str, text: str) -> None:
+    partition = Partition()
+    batch = partition.fold(command_record(0, PutDefinition(hash=digest, text=text)))
+    assert [code for _, code, _ in batch.dead] == ["definition_refused"]
+    assert partition.view.tables[DEFINITIONS] == {}
+
+
+def test_a_start_whose_definition_is_not_here_is_refused() -> None:
+    batch = Partition().fold(command_record(0, start()))
+    assert applied_rows(batch.note).answers["start-c1"].code == "definition_unknown"
+    assert [json.loads(sent.value)["event_type"] for sent in batch.sent] == ["ceremony.start.refused"]
+
+
+def boom(*_: Any) -> Any:
+    raise ZeroDivisionError("a bug in a kind")
+
+
+def test_a_bug_in_the_fold_pauses_that_ceremony_and_no_other() -> None:
+    """The command is put aside with its traceback; ceremonies beside it, in the same batch, go on."""
+    partition = Partition()
+    partition.begin("c1", "c2")
+    with mock.patch.object(Aggregation, "completed", boom):
+        batch = partition.fold(command_record(5, outcome("c1")))
+    ((letter, code, message),) = batch.dead
+    assert (letter.offset, code) == (5, "fold_failed")
+    assert "ZeroDivisionError" in message and "Traceback" in message
+    assert partition.row("c1").status is CeremonyStatus.PAUSED
+    assert "ceremony.paused" in [json.loads(sent.value).get("event_type") for sent in batch.sent]
+    partition.fold(command_record(6, outcome("c2")))
+    assert partition.row("c2").status is CeremonyStatus.COMPLETED
+
+
+def test_who_waits_for_a_command_that_the_fold_failed_on_is_told_so() -> None:
+    """Never `accepted`: that the ceremony was paused instead is no success of the command."""
+    partition = Partition()
+    partition.begin("c1")
+    with mock.patch("tables.fold_operations.end", boom):
+        batch = partition.fold(
+            command_record(5, Cancel(instance_id="c1:s1", command_id="cancel-1", actor="anna")),
+        )
+    assert applied_rows(batch.note).answers["cancel-1"].code == "fold_failed"
+    assert partition.row("c1").status is CeremonyStatus.PAUSED
+
+
+def test_a_start_that_the_fold_fails_on_leaves_no_row() -> None:
+    partition = Partition()
+    with mock.patch.object(Aggregation, "request", boom):
+        batch = partition.begin("c1")
+    assert [code for _, code, _ in batch.dead] == ["fold_failed"]
+    assert partition.view.tables[CEREMONIES] == {}
+    assert applied_rows(batch.note).answers["start-c1"] == Folded("fold_failed", mock.ANY)
+
+
+def test_a_bug_that_pausing_hits_too_leaves_the_row_as_it_was() -> None:
+    partition = Partition()
+    partition.begin("c1")
+    before = partition.row("c1")
+    with mock.patch("streams.ceremony_agent.decide", boom):
+        batch = partition.fold(command_record(5, outcome()))
+    assert [code for _, code, _ in batch.dead] == ["fold_failed"]
+    assert partition.row("c1") is before
+
+
+def test_out_of_memory_is_no_bug_of_a_ceremony() -> None:
+    """It ends the worker: nothing is put aside for it."""
+    partition = Partition()
+    partition.begin("c1")
+
+    def no_memory(*_: Any) -> Any:
+        raise MemoryError
+
+    with mock.patch.object(Aggregation, "completed", no_memory), pytest.raises(MemoryError):
+        partition.fold(command_record(5, outcome()))
+
+
+def test_a_noop_changes_nothing_but_teaches_the_logs_clock() -> None:
+    partition = Partition()
+    batch = partition.fold(command_record(0, Noop(), timestamp=1_800_000_000_000))
+    assert (batch.sent, batch.dead, batch.puts) == ([], [], [])
+    assert partition.log_clock.now() == 1_800_000_000_000
+
+
+def test_a_batch_without_a_note_of_ours_counts_nothing() -> None:
+    assert applied_rows(None) == Folding(tally=mock.ANY)

@@ -1,0 +1,38 @@
+"""The log's clock: the last append time learnt, plus monotonic time since."""
+
+from __future__ import annotations
+
+from streams.log_clock import LogClock
+from tests.streams.fakes import HandClock
+
+
+def test_before_anything_was_learnt_it_is_no_time_at_all() -> None:
+    clock = LogClock(HandClock())
+    assert (clock.now(), clock.age()) == (0, float("inf"))
+
+
+def test_time_goes_on_with_the_hosts_monotonic_clock() -> None:
+    hand = HandClock()
+    clock = LogClock(hand)
+    clock.acknowledged(5_000)
+    hand.seconds += 1.5
+    assert (clock.now(), clock.age()) == (6_500, 1.5)
+
+
+def test_an_acknowledged_append_is_the_present_also_when_it_went_back() -> None:
+    hand = HandClock()
+    clock = LogClock(hand)
+    clock.acknowledged(5_000)
+    hand.seconds += 10
+    clock.acknowledged(6_000)
+    assert clock.now() == 6_000
+
+
+def test_a_record_that_was_read_never_sets_the_clock_back() -> None:
+    hand = HandClock()
+    clock = LogClock(hand)
+    clock.acknowledged(5_000)
+    clock.read(4_000)
+    assert clock.now() == 5_000
+    clock.read(7_000)
+    assert clock.now() == 7_000

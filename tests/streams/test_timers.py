@@ -1,0 +1,286 @@
+"""The owner's timers: what is due is fired by the log's clock, again while the row holds it, and never too early."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from streams.log_clock import LogClock
+from streams.timers import AGAIN_MS, BURST, LEARN_SECONDS, PartitionTimers, Timers, due_timers
+from streams.topics import CEREMONIES
+from streams.transport.contract import Header, LogUnavailable
+from tables.commands import Noop, TimerFired, decode_command
+from tables.instance import CeremonyStatus, Instance, Timer
+from tests.streams.fakes import HandClock, MemoryView, settle
+
+START = 1_700_000_000_000
+
+
+def row(name: str = "c1", **timers: int) -> Instance:
+    """A row with timers, each due so many milliseconds after START; `__` in a name stands for its slash."""
+    return Instance(
+        instance_id=f"{name}:s1",
+        ceremony_id=name,
+        story_id="s1",
+        definition_name="d",
+        definition_hash="h",
+        correlation_id=f"corr-{name}",
+        requested_by="anna",
+        start_digest="x",
+        state="RUN",
+        status=CeremonyStatus.RUNNING,
+        created_at=START,
+        updated_at=START,
+        timers={timer.replace("__", "/"): Timer(START + due, 3) for timer, due in timers.items()},
+    )
+
+
+class Owner:
+    """Timers whose appends are kept, with the log's time as the hand clock has it."""
+
+    def __init__(self, *, grace: float = 0.0) -> None:
+        self.clock = HandClock()
+        self.log_clock = LogClock(self.clock)
+        self.fired: list[tuple[int, TimerFired]] = []
+        self.headers: list[Sequence[Header]] = []
+        self.noops = 0
+        self.down = False
+        self.timers = Timers(self.clock, self.log_clock, self.send, grace_seconds=grace)
+
+    async def send(self, number: int, key: bytes, value: bytes, headers: Sequence[Header]) -> int:
+        if self.down:
+            raise LogUnavailable("down")
+        command = decode_command(value)
+        if isinstance(command, Noop):
+            self.noops += 1
+        else:
+            assert isinstance(command, TimerFired)
+            assert key == command.instance_id.encode()
+            self.fired.append((number, command))
+            self.headers.append(headers)
+        return self.now()
+
+    def now(self) -> int:
+        return START + int((self.clock.seconds - 100) * 1000)
+
+    def names(self) -> list[str]:
+        return [command.timer_id for _, command in self.fired]
+
+
+@contextlib.asynccontextmanager
+async def running(owner: Owner) -> AsyncIterator[None]:
+    task = asyncio.create_task(owner.timers.run())
+    try:
+        await settle()
+        yield
+        assert not task.done()
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+# -- the heap of one partition
+
+
+def heap(*rows: Instance) -> tuple[MemoryView, PartitionTimers]:
+    view = MemoryView()
+    for one in rows:
+        view.put(one)
+    return view, PartitionTimers(view)
+
+
+def test_the_heap_is_rebuilt_from_the_rows() -> None:
+    _, timers = heap(row("c1", retry__a=300), row("c2", retry__a=100), row("c3"))
+    assert timers.next == START + 100
+
+
+def test_nothing_is_taken_before_it_is_due() -> None:
+    _, timers = heap(row(retry__a=100))
+    assert timers.take(START + 99, steps_too=True) == []
+    (due,) = timers.take(START + 100, steps_too=True)
+    assert (due.key, due.timer_id, due.attempt, due.correlation_id) == (b"c1:s1", "retry/a", 3, "corr-c1")
+
+
+def test_all_that_is_due_in_a_row_is_taken_at_once_and_the_rest_waits() -> None:
+    _, timers = heap(row(retry__a=100, ask__b=100, gate__c=101))
+    assert {due.timer_id for due in timers.take(START + 100, steps_too=True)} == {"retry/a", "ask/b"}
+
+
+def test_what_the_row_still_holds_is_taken_again_after_a_second() -> None:
+    """A TimerFired may be lost or judged early: the entry leaves the heap only when the row no longer holds it."""
+    _, timers = heap(row(retry__a=100))
+    assert len(timers.take(START + 100, steps_too=True)) == 1
+    assert timers.take(START + 100 + AGAIN_MS - 1, steps_too=True) == []
+    assert len(timers.take(START + 100 + AGAIN_MS, steps_too=True)) == 1
+
+
+def test_what_the_row_no_longer_holds_is_forgotten() -> None:
+    view, timers = heap(row(retry__a=100))
+    view.put(row())
+    assert timers.take(START + 1000, steps_too=True) == []
+    assert timers.next is None
+
+
+def test_a_row_that_is_gone_is_forgotten() -> None:
+    view, timers = heap(row(retry__a=100))
+    view.tables[CEREMONIES].clear()
+    assert timers.take(START + 1000, steps_too=True) == []
+    assert timers.next is None
+
+
+def test_a_deadline_that_moved_back_is_looked_at_when_the_old_one_comes_up() -> None:
+    view, timers = heap(row(retry__a=100))
+    later = row(retry__a=900)
+    view.put(later)
+    timers.changed(b"c1:s1", later)
+    assert timers.take(START + 100, steps_too=True) == []
+    assert timers.next == START + 900
+
+
+def test_a_deadline_that_moved_forward_is_kept() -> None:
+    view, timers = heap(row(retry__a=900))
+    sooner = row(retry__a=100)
+    view.put(sooner)
+    timers.changed(b"c1:s1", sooner)
+    assert len(timers.take(START + 100, steps_too=True)) == 1
+    assert len(timers.take(START + 900, steps_too=True)) == 0, "the former entry counts no more"
+
+
+def test_a_burst_is_bounded() -> None:
+    _, timers = heap(*(row(f"c{n}", retry__a=0) for n in range(BURST + 10)))
+    assert len(timers.take(START, steps_too=True)) == BURST
+    assert len(timers.take(START, steps_too=True)) == 10
+
+
+def test_a_paused_ceremony_has_one_timer() -> None:
+    """Its step and gate timers hold the rest that remains, not a time; `ceremony_max` runs on."""
+    paused = replace(row(retry__a=-START + 5, ceremony_max=100), status=CeremonyStatus.PAUSED)
+    assert list(due_timers(paused, START + 100, steps_too=True)) == [("ceremony_max", 3)]
+    _, timers = heap(paused)
+    assert timers.next == START + 100
+
+
+def test_step_timeouts_wait_where_they_must() -> None:
+    _, timers = heap(row(timeout__a=100, retry__b=100))
+    assert [due.timer_id for due in timers.take(START + 100, steps_too=False)] == ["retry/b"]
+    later = timers.take(START + 100 + AGAIN_MS, steps_too=True)
+    assert {due.timer_id for due in later} == {"retry/b", "timeout/a"}
+
+
+# -- all partitions of an owner
+
+
+async def test_nothing_is_due_before_the_logs_clock_is_known() -> None:
+    """It is learnt by a no-op command, once a partition is there to send it to."""
+    owner = Owner()
+    async with running(owner):
+        assert owner.noops == 0
+        view = MemoryView()
+        view.put(row(retry__a=-1000))
+        owner.timers.taken(view)
+        await settle()
+        assert owner.noops == 1
+        assert owner.names() == ["retry/a"]
+
+
+async def test_the_logs_clock_is_learnt_again_each_minute() -> None:
+    owner = Owner()
+    owner.timers.taken(MemoryView())
+    async with running(owner):
+        for _ in range(3 * (LEARN_SECONDS + 1)):
+            await owner.clock.advance(1)
+        assert owner.noops in (3, 4)
+
+
+async def test_a_timer_fires_when_it_is_due_and_with_the_ceremonys_correlation_id() -> None:
+    owner = Owner()
+    view = MemoryView(2)
+    view.put(row(retry__a=1500))
+    owner.timers.taken(view)
+    async with running(owner):
+        await owner.clock.advance(1.4)
+        assert owner.fired == []
+        await owner.clock.advance(0.2)
+    ((number, command),) = owner.fired
+    assert (number, command.timer_id, command.attempt) == (2, "retry/a", 3)
+    assert owner.headers == [(("correlation-id", b"corr-c1"),)]
+
+
+async def test_a_row_that_changed_wakes_the_timers() -> None:
+    """A deadline sooner than the nap is not slept through."""
+    owner = Owner()
+    view = MemoryView()
+    owner.timers.taken(view)
+    async with running(owner):
+        changed = row(retry__a=200)
+        view.put(changed)
+        owner.timers.changed(0, {b"c1:s1": changed})
+        await owner.clock.advance(0.25)
+        assert owner.names() == ["retry/a"]
+
+
+async def test_a_partition_that_was_lost_fires_no_more() -> None:
+    owner = Owner()
+    view = MemoryView()
+    view.put(row(retry__a=500))
+    owner.timers.taken(view)
+    async with running(owner):
+        owner.timers.lost(0)
+        owner.timers.changed(0, {b"c1:s1": row(retry__a=0)})
+        await owner.clock.advance(2)
+        assert owner.fired == []
+
+
+async def test_timers_wait_for_a_log_that_is_down() -> None:
+    owner = Owner()
+    view = MemoryView()
+    view.put(row(retry__a=500))
+    owner.timers.taken(view)
+    async with running(owner):
+        owner.down = True
+        for _ in range(5):
+            await owner.clock.advance(1)
+        assert owner.fired == []
+        owner.down = False
+        for _ in range(3):
+            await owner.clock.advance(1)
+        assert "retry/a" in owner.names()
+
+
+async def test_step_timeouts_have_a_grace_after_the_take_over() -> None:
+    """They wait until the partition has folded to the end seen then, and the grace more; other timers do not."""
+    owner = Owner(grace=30)
+    view = MemoryView(position=5, end=9)
+    view.put(row(timeout__a=0, gate__b=0))
+    owner.timers.taken(view)
+    async with running(owner):
+        for _ in range(40):
+            await owner.clock.advance(1)
+        assert set(owner.names()) == {"gate/b"}
+        view.position = 9
+        for _ in range(29):
+            await owner.clock.advance(1)
+        assert set(owner.names()) == {"gate/b"}
+        for _ in range(3):
+            await owner.clock.advance(1)
+        assert "timeout/a" in owner.names()
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("another")])
+async def test_what_is_no_outage_ends_the_timers(error: Exception) -> None:
+    """The worker hears of it; timers never stop silently."""
+    owner = Owner()
+
+    async def failing(*_: Any) -> int:
+        raise error
+
+    timers = Timers(owner.clock, owner.log_clock, failing)
+    timers.taken(MemoryView())
+    with pytest.raises(type(error)):
+        await timers.run()

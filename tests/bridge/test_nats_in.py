@@ -19,7 +19,7 @@ from bridge.nats_in import DURABLE, AgentResponses
 from bridge.nats_in_messages import COMPLETED, FAILED
 from streams import topics
 from streams.codecs import decode_dead_letter
-from streams.transport.contract import Header, LogUnavailable, Position
+from streams.transport.contract import Header, LogUnavailable, Position, RecordTooLarge
 from streams.transport.sqlite_log import SqliteLog
 from tables.commands import AgentResult, decode_command
 from tests.bridge.nats_world import CLOCK, PARTITIONS, PREFIX, client, connection, embedded_log, eventually, records
@@ -191,6 +191,36 @@ class Flaky:
             self.failures -= 1
             raise LogUnavailable("away")
         return await self._log.append(topic, partition, key, value, headers)
+
+
+class Narrow(Flaky):
+    """A log whose `commands` take no record of this size."""
+
+    async def append(
+        self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
+    ) -> Position:
+        if topic.endswith(topics.COMMANDS):
+            raise RecordTooLarge("too large")
+        return await self._log.append(topic, partition, key, value, headers)
+
+
+async def test_a_command_larger_than_a_record_is_set_aside(log: SqliteLog, server: NatsServer) -> None:
+    """It would come again for ever."""
+    await publish(server, [(COMPLETED, response(1))])
+    async with connection(server.url) as link, responses(Narrow(log, 0), link):
+        await settled(server, 1)
+    (record,) = await records(log, topics.DEADLETTERS)
+    assert decode_dead_letter(record.key, record.value, record.headers).code == "record_too_large"
+
+
+async def test_without_a_server_it_stops_at_once(log: SqliteLog, tmp_path: Path) -> None:
+    """And says until then that it is away."""
+    server = NatsServer(tmp_path / "nats")
+    async with connection(server.url) as link:
+        async with responses(log, link) as started:
+            await eventually(lambda: started.state.startswith("unreachable"), "the state says so")
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 2
 
 
 async def test_while_the_log_is_away_nothing_is_acknowledged(log: SqliteLog, server: NatsServer) -> None:

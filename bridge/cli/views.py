@@ -143,7 +143,7 @@ def list_view(found: Sequence[pb.PlanningCeremonyInstance]) -> RenderableType:
             one.current_state,
             status(one.status),
             local(one.created_at),
-            summary("; ".join(one.waiting_for) or one.error_code),
+            Text(clean("; ".join(one.waiting_for) or one.error_code), no_wrap=True, overflow="ellipsis"),
         )
         for one in found
     ]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import pytest
 import yaml
@@ -15,6 +18,7 @@ import yaml
 from bridge.cli import run
 from bridge.cli.connection import server
 from bridge.cli.errors import Exit, refused
+from bridge.cli.views import said
 from streams.main import ROOT, settings
 from tests.dev_process import CEREMONIES, ceremony
 
@@ -271,9 +275,66 @@ def test_what_is_unexpected_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
         raise RuntimeError("two\nlines")
 
     monkeypatch.delenv("CEREMONY_DEBUG", raising=False)
-    root = type(ROOT)(ROOT.settings, ROOT.worker, broken, ROOT.logs, ROOT.run, ROOT.program)  # type: ignore[arg-type]
+    root = replace(ROOT, kinds=broken)  # type: ignore[arg-type]
     assert run(root, ["validate", "x"]) == Exit.FAILED
     assert capsys.readouterr().err == "internal_error: RuntimeError: two lines (CEREMONY_DEBUG=1 shows where)\n"
     monkeypatch.setenv("CEREMONY_DEBUG", "1")
     run(root, ["validate", "x"])
     assert "Traceback" in capsys.readouterr().err
+
+
+class FailingWorker:
+    """A worker of which a part has failed for good."""
+
+    failure = RuntimeError("fenced:\nanother worker has taken over")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        return None
+
+    async def ended(self) -> None:
+        return None
+
+
+def test_a_worker_that_fails_for_good_is_exit_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever restarts it reads why."""
+    root = replace(ROOT, worker=lambda _: FailingWorker(), logs=lambda *_: None)  # type: ignore[arg-type,return-value]
+    assert run(root, ["serve"]) == Exit.FAILED
+    assert capsys.readouterr().err == "worker_failed: fenced: another worker has taken over\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_ends_cleanly_by_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    """Exit 0, also while NATS and the Ray executor were never there."""
+    options = ("--log", f"sqlite://{tmp_path}/log.db", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0")
+    process = ceremony("serve", *options, env={"NATS_URL": "nats://127.0.0.1:1", "RAY_EXECUTOR_URL": "127.0.0.1:1"})
+    try:
+        assert process.stderr is not None
+        while "serving" not in (line := process.stderr.readline()):
+            assert line, "it ended before it served"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    assert "stopped" in said
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ({"deliberations": [{"role": "QA"}, {"role": "QA"}], "task_id": "t"}, "2 proposals of QA"),
+        ({"tasks": [{}, {}, {}], "task_id": "t"}, "3 tasks"),
+        ({"aggregated_result": {"a": "ä"}}, '{"a": "ä"}'),
+        ({"waiting": True, "message": "Yes or no?", "role": "PO"}, "Yes or no?"),
+        ({"approved": False, "decided_by": "ana", "comment": "too large"}, "rejected by ana: too large"),
+        ({"published": True, "subject": "ceremony.x"}, "published to ceremony.x"),
+        ({"something": "else"}, '{"something": "else"}'),
+    ],
+)
+def test_outputs_are_shown_in_words(output: dict[str, object], words: str) -> None:
+    """What a person wants to know of a step at a glance; what is unknown is shown as it is."""
+    assert said(json.dumps(output)) == words

@@ -1,0 +1,173 @@
+"""The parts of the demo by themselves: what it starts, what it counts, and that its verdict can be no."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.cli.checking import check
+from bridge.demo_plan import PlannedStart, inputs_for, plan
+from bridge.demo_report import Missing, Report, percentile
+from bridge.demo_stream import Seen, Tally
+from bridge.dev import DevError, locked, port_of, read_file
+from steps.registry import all_kinds
+from tables.definition import Definition
+from tests.dev_process import CEREMONIES
+
+RUN = "demo-1-"
+ONE = f"{RUN}00001:story-1"
+
+
+def definitions() -> list[Definition]:
+    return [found.definition for found in check([CEREMONIES], all_kinds()) if found.definition is not None]
+
+
+def seen(subject: str, sequence: int, *, instance: str = ONE, key: str | None = None, **payload: Any) -> Seen:
+    return Seen(
+        sequence=sequence,
+        subject=subject,
+        message_id=key or f"{instance}/{sequence}",
+        at_ms=1000.0 * sequence,
+        envelope={"correlation_id": instance, "payload": payload},
+    )
+
+
+def whole_run() -> list[Seen]:
+    """One ceremony from its start to its end."""
+    return [
+        seen("ceremony.started", 1),
+        seen("ceremony.step.executed", 2),
+        seen("ceremony.gate.opened", 3, step_id="gate"),
+        seen("ceremony.gate.decided", 4, step_id="gate"),
+        seen("ceremony.step.executed", 5),
+        seen("ceremony.completed", 6),
+    ]
+
+
+def report(messages: Iterable[Seen], **changed: Any) -> Report:
+    tally = Tally(RUN)
+    for message in messages:
+        tally.add(message)
+    given: dict[str, Any] = {
+        "count": 1,
+        "accepted": [PlannedStart("review", f"{RUN}00001", "story-1", {})],
+        "refused": {},
+        "tally": tally,
+        "missing": [],
+        "seconds": 2.0,
+        "log": "sqlite:///x",
+        "folder": "/x",
+        "kept": False,
+        "decisions": 1,
+        "triggers": 0,
+    }
+    return Report(**{**given, **changed})
+
+
+def test_half_of_a_mix_is_the_backlog_review() -> None:
+    """And the rest is spread evenly; every id is its own."""
+    starts = plan(80, definitions(), RUN)
+    names = Counter(start.definition for start in starts)
+    assert names.pop("backlog_review") == 40
+    assert len(names) == len(definitions()) - 1
+    assert max(names.values()) - min(names.values()) <= 1
+    assert len({start.instance_id for start in starts}) == 80
+
+
+def test_definitions_that_are_named_share_alike() -> None:
+    """Without the backlog review nothing is preferred."""
+    wanted = [one for one in definitions() if one.name in ("approval", "planning")]
+    names = Counter(start.definition for start in plan(10, wanted, RUN))
+    assert names == {"approval": 5, "planning": 5}
+
+
+def test_every_required_input_is_given(tmp_path: Path) -> None:
+    """Also for a definition that nobody foresaw: then it is a text."""
+    for definition in definitions():
+        own = {"story_id", "ceremony_id"}
+        assert set(definition.required_inputs) - own <= inputs_for(definition, 3).keys()
+    text = (CEREMONIES / "approval.yaml").read_text().replace("name: approval", "name: unforeseen")
+    (tmp_path / "unforeseen.yaml").write_text(text + "\ninputs: {required: [who_knows]}\n")
+    (found,) = check([tmp_path], all_kinds())
+    assert found.definition is not None, found.problems
+    assert isinstance(inputs_for(found.definition, 0)["who_knows"], str)
+
+
+def test_a_whole_run_adds_up() -> None:
+    """Steps, events and the time from the start to the end, as the stream has them."""
+    found = report(whole_run())
+    assert found.ok
+    row = found.definitions["review"]
+    assert (row.started, row.ends["completed"], row.steps, row.p50_ms) == (1, 1, 2, 5000.0)
+    assert found.data()["events"]["ceremony.step.executed"] == 2
+    assert found.tally.waiting == {}
+
+
+def test_messages_of_others_are_not_counted() -> None:
+    """A folder that was used before holds other runs."""
+    found = report([*whole_run(), seen("ceremony.completed", 7, instance="demo-0-00001:story-1")])
+    assert found.ok
+    assert (found.tally.foreign, found.tally.events["ceremony.completed"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("messages", "changed", "where"),
+    [
+        ([*whole_run(), seen("ceremony.completed", 7)], {}, "ended_twice"),
+        ([*whole_run(), seen("ceremony.failed", 7)], {}, "ended_twice"),
+        ([*whole_run(), seen("ceremony.step.executed", 7, key=f"{ONE}/2")], {}, "message_ids_twice"),
+        (whole_run()[:5], {"missing": [Missing(ONE, "review", "RUNNING", ["step x: asked"])]}, "missing"),
+        (whole_run(), {"refused": {"demo-1-00002:story-2": "already_exists: other content"}}, "refused"),
+        (whole_run(), {"complaints": ["the engine ended too early"]}, "complaints"),
+    ],
+    ids=["ended twice", "ended otherwise too", "an id twice", "missing", "refused", "a complaint"],
+)
+def test_whatever_does_not_add_up_is_found(messages: list[Seen], changed: dict[str, Any], where: str) -> None:
+    """The verdict is no, and the report says where."""
+    found = report(messages, **changed)
+    assert not found.ok
+    assert found.data()["ok"] is False
+    assert found.data()[where]
+
+
+def test_fewer_starts_than_asked_for_is_no_success() -> None:
+    """Also where none was refused: the engine ended before they were made."""
+    assert not report(whole_run(), count=2).ok
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.99, 99), (1.0, 100)])
+def test_percentiles_are_nearest_ranks(share: float, expected: float) -> None:
+    """A figure that was really measured, and None where nothing was."""
+    assert percentile(range(1, 101), share) == expected
+    assert percentile([7.0], share) == 7.0
+    assert percentile([], share) is None
+
+
+def test_a_folder_is_held_until_it_is_let_go(tmp_path: Path) -> None:
+    """By the system's own lock, which no crash leaves behind."""
+    with locked(tmp_path / "a"), pytest.raises(DevError, match="folder_in_use"), locked(tmp_path / "a"):
+        pass
+    with locked(tmp_path / "a"):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DevError, match="folder_unusable"), locked(tmp_path / "file"):
+        pass
+
+
+def test_a_broken_dev_file_is_no_file(tmp_path: Path) -> None:
+    """It only tells which ports were used last."""
+    assert read_file(tmp_path) == {}
+    for text in ("", "[]", "{"):
+        (tmp_path / "dev.json").write_text(text)
+        assert read_file(tmp_path) == {}
+    assert [port_of(address) for address in ("http://127.0.0.1:80", "nats://h:4222", "", None, "h:99999")] == [
+        80,
+        4222,
+        0,
+        0,
+        0,
+    ]

@@ -187,6 +187,7 @@ class Transport(membership.Transport):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._committer
             self._committer = None
+        await self.recovery.stop()
         await self.reader.stop()
 
     # ---- offsets of the group: step agents resume there; for agents with tables they are for lag tools only

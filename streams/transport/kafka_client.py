@@ -8,7 +8,16 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, ProducerFenced
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    InvalidTopicError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    ProducerFenced,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
 
 from steps.ports import Clock
 from streams.transport.contract import LARGEST_RECORD, Fenced, Header, LogFailed, LogUnavailable, Record
@@ -23,6 +32,15 @@ FETCH_BYTES = 5 * 1024 * 1024
 """Bytes fetched of one partition at a time; a record of LARGEST_RECORD fits."""
 TRANSACTION_TIMEOUT_MS = 10_000
 STOP_SECONDS = 5.0
+_REFUSALS = (
+    ClusterAuthorizationFailedError,
+    InvalidTopicError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
+"""A write refused for one of these is refused again: the worker ends. Other failures give up the partition only."""
 _NO_HEADERS: list[Header] = []
 
 
@@ -111,13 +129,16 @@ class TransactionalWriter:
     def __init__(self, servers: Sequence[str], transactional_id: str, clock: Clock) -> None:
         self._id = transactional_id
         self._clock = clock
+        self._starting: asyncio.Task[None] | None = None
         self._producer = new_producer(
             servers, transactional_id=transactional_id, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS
         )
 
     async def start(self) -> None:
         """From here on a former owner cannot write."""
-        await self._producer.start()
+        # aiokafka leaves a connection open when its start is cancelled: let it end, `stop` closes it.
+        self._starting = self._clock.spawn(self._producer.start(), name=f"{self._id} is fenced")
+        await asyncio.shield(self._starting)
 
     async def write(
         self, records: Mapping[TopicPartition, Sequence[tuple[bytes, bytes | None, Sequence[Header]]]]
@@ -140,11 +161,16 @@ class TransactionalWriter:
                     future.add_done_callback(retrieve)
             if isinstance(error, ProducerFenced):
                 raise Fenced(f"fenced: {self._id} has another owner") from error
+            if isinstance(error, _REFUSALS):
+                raise LogFailed(f"checkpoint_refused: {self._id} ({type(error).__name__})") from error
             raise
 
     async def stop(self) -> None:
         with contextlib.suppress(KafkaError, TimeoutError):
             async with self._clock.timeout(STOP_SECONDS):
+                if self._starting is not None:
+                    await asyncio.wait({self._starting})
+                    retrieve(self._starting)
                 await self._producer.stop()
 
 
@@ -263,6 +289,12 @@ class Recovery:
             for job in jobs:
                 if not job.done.cancel():
                     retrieve(job.done)
+
+    async def stop(self) -> None:
+        """End a reading under way: those who wait for it have gone."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
 
     async def _run(self) -> None:
         await self._clock.sleep(0)  # let the other partitions of this take-over ask too

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from steps.ports import Clock
 from streams.transport.batch import AgentGone, HeldRecord, PartBatch
 from streams.transport.contract import (
+    LARGEST_RECORD,
     AgentSpec,
     Backend,
     Fenced,
@@ -42,6 +43,8 @@ AGENT_FAILED = "agent_failed"
 """Code of a dead letter whose record made the agent raise when handed over alone."""
 _SMALL_ROW = 1024
 """Bytes counted for a dirty row whose last encoding was no larger; larger ones are remembered."""
+_LARGEST_ROW = LARGEST_RECORD - 1024
+"""Bytes of an encoded row; a batch that the broker refuses would break its producer."""
 _CHUNK = 200
 """Rows encoded or decoded before others get a turn."""
 
@@ -546,6 +549,10 @@ class Part:
                 raise LogFailed(f"row_unwritable: {self._row(name, key)} ({type(error).__name__})") from error
             if raw is not None and len(raw) > _SMALL_ROW:
                 large[name, key] = len(raw)
+                if len(raw) > _LARGEST_ROW:
+                    raise LogFailed(
+                        f"row_too_large: {self._row(name, key)} has {len(raw)} bytes, at most {_LARGEST_ROW}"
+                    )
             elif large:
                 large.pop((name, key), None)
             if count % _CHUNK == 0:

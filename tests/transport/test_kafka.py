@@ -16,7 +16,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from bridge.clock import HostClock
 from streams.transport.app import CeremonyApp, create_app
-from streams.transport.contract import AgentSpec, Batch, LogFailed, LogUnavailable, Record, TableSpec, TopicSpec
+from streams.transport.contract import AgentSpec, Batch, LogFailed, LogUnavailable, Out, Record, TableSpec, TopicSpec
 from streams.transport.kafka import KafkaBackend
 from streams.transport.kafka_log import KafkaLog
 
@@ -289,6 +289,48 @@ async def test_large_records_pass_and_batches_stay_small(bench: Bench) -> None:
         await bench.send(app, "a", value=large)
         await until(lambda: rows(app) == {b"a": 2})
         assert [len(record.value or b"") for record in await bench.read(app, "commands")] == [len(large)] * 2
+
+
+async def test_effects_of_many_megabytes_arrive_in_order(bench: Bench) -> None:
+    """In produce batches of at most 1 MiB, or of one record: `max.message.bytes` counts the batch."""
+    values = [
+        bytes([65 + number]) * size
+        for number, size in enumerate([10, 300_000, 400_000, 3_900_000, 20, 600_000, 900_000])
+    ]
+    app = create_app(
+        bench.prefix,
+        bench.url,
+        clock=HostClock(),
+        partitions=1,
+        topics=[TopicSpec(bench.name(topic), 1) for topic in ("commands", "answers", "deadletters")],
+        prefix=bench.prefix,
+    )
+
+    async def answer_much(stream: AsyncIterable[Batch]) -> None:
+        async for batch in stream:
+            for record in batch:
+                for number, value in enumerate(values):
+                    batch.send(bench.name("answers"), record.key, value)
+                    batch.put("counts", b"%d" % number, value.decode())
+
+    app.attach(AgentSpec("counter", bench.name("commands"), tables=[COUNTS]), answer_much)
+    async with running(app):
+        await app.commit_log.append(bench.name("commands"), 0, b"k", b"x")
+        await until(lambda: app.parts and app.parts[0].counters.checkpoints == 1)
+        answers = await bench.read(app, "answers")
+        assert app.failure is None
+        changelog = await bench.read(app, "counts.changelog")
+    assert [record.value for record in answers] == values
+    assert len(changelog) == len(values) + 1, "rows of many batches are in one transaction, with the position row"
+
+
+async def test_an_effect_to_a_topic_nobody_declared_ends_the_worker(bench: Bench) -> None:
+    async with running(bench.app()) as app:
+        backend = app.driver.backend(app.specs["counter"], 0, lambda: True)
+        with pytest.raises(LogFailed, match=r"topic_unknown: no partition nowhere\[0\]"):
+            backend.send("nowhere", 0, [Out(b"k", b"v")])
+        with pytest.raises(LogFailed, match="topic_unknown"):
+            backend.send(bench.name("answers"), 99, [Out(b"k", b"v")])
 
 
 async def test_no_kafka_is_said_at_once() -> None:

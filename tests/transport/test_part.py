@@ -490,6 +490,20 @@ async def test_a_row_that_cannot_be_written_ends_the_worker_before_the_position_
     assert log.positions == {}
 
 
+async def test_a_row_too_large_for_the_log_ends_the_worker_before_the_broker_sees_it() -> None:
+    log = MemoryLog()
+    commands(log, "a")
+
+    async def put_much(batch: PartBatch) -> None:
+        batch.put("counts", b"a", "x" * LARGEST_RECORD)
+
+    part = part_of(log, put_much, interval=0.01)
+    await part.take()
+    with pytest.raises(LogFailed, match="row_too_large: 'a'"):
+        await part.run()
+    assert log.transactions == []
+
+
 # ---- agents without tables
 
 

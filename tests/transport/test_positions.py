@@ -1,0 +1,37 @@
+"""The position row: read back as written, refused when it is of a newer release or of something else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from streams.transport.contract import LogFailed, PositionRow, Record
+from streams.transport.positions import FORMAT, checksum, decode_position, encode_position
+
+ROW = PositionRow(next=7, partitions=4, timestamp=1_700_000_000_000, checksum=123)
+
+
+def test_a_position_row_comes_back_as_it_was() -> None:
+    assert decode_position(encode_position(ROW)) == ROW
+
+
+def test_a_newer_format_is_refused() -> None:
+    newer = json.loads(encode_position(ROW)) | {"format": FORMAT + 1}
+    with pytest.raises(LogFailed, match="format_too_new"):
+        decode_position(json.dumps(newer).encode())
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"format": 1}', b'{"next": "7"}'])
+def test_something_else_is_refused(raw: bytes) -> None:
+    with pytest.raises(LogFailed, match="position_row_unreadable"):
+        decode_position(raw)
+
+
+def test_the_checksum_tells_where_the_key_ends() -> None:
+    def record(key: bytes | None, value: bytes | None) -> Record:
+        return Record("t", 0, 0, 0, key, value)
+
+    assert checksum(record(b"ab", b"c")) != checksum(record(b"a", b"bc"))
+    assert checksum(record(b"a", b"b")) == checksum(record(b"a", b"b")._replace(offset=9, timestamp=9))
+    assert checksum(record(None, None)) == checksum(record(b"", b""))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -54,6 +55,7 @@ class EnvelopeInvalid(ValueError):
     """A mandatory field of an envelope is empty; the message names it. It means a bug of the caller."""
 
 
+@lru_cache(maxsize=256)  # the log gives a whole batch one time
 def iso(at_ms: int) -> str:
     """Milliseconds since the epoch as ISO-8601 in UTC, `2026-01-31T12:00:00.123Z`."""
     return (_EPOCH + timedelta(milliseconds=at_ms)).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at_ms % 1000:03d}Z"
@@ -69,9 +71,9 @@ def envelope(
 ) -> bytes:
     """The envelope as UTF-8 JSON. `at`: milliseconds since the epoch, or ISO-8601. Raises EnvelopeInvalid."""
     stamp = iso(at) if isinstance(at, int) else at
-    for name, value in (("event_type", event_type), ("idempotency_key", key), ("correlation_id", correlation_id)):
-        if not value:
-            raise EnvelopeInvalid(f"{name} is empty")
+    if not (event_type and key and correlation_id):
+        empty = "event_type" if not event_type else "correlation_id" if key else "idempotency_key"
+        raise EnvelopeInvalid(f"{empty} is empty")
     if causation_id:
         return _encode(_CausedEnvelope(event_type, payload, key, correlation_id, stamp, PRODUCER, {}, causation_id))
     return _encode(_Envelope(event_type, payload, key, correlation_id, stamp, PRODUCER, {}))

@@ -10,7 +10,8 @@ from typing import Protocol
 from steps.ports import Clock
 from streams.transport.contract import AgentSpec, Backend, Fenced, LogFailed, PartitionView
 from streams.transport.dead_letters import DeadLetters
-from streams.transport.part import Deliver, Limits, Part, Unserved
+from streams.transport.part import Deliver, Limits, Part
+from streams.transport.starting_point import Unserved
 
 logger = logging.getLogger(__name__)
 

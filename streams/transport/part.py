@@ -18,20 +18,19 @@ from typing import Any, NamedTuple
 from steps.ports import Clock
 from streams.transport.batch import AgentGone, HeldRecord, PartBatch
 from streams.transport.contract import (
-    LARGEST_RECORD,
     AgentSpec,
     Backend,
-    Fenced,
     LogFailed,
     LogUnavailable,
     Out,
     PositionRow,
     Record,
     Recovered,
-    TableSpec,
 )
 from streams.transport.dead_letters import DeadLetters, dead_letter, origin
 from streams.transport.positions import checksum
+from streams.transport.rows import Dirty, Rows
+from streams.transport.starting_point import fold_point, last_folded, resume_point
 from tables.errors import FormatTooNew
 
 logger = logging.getLogger(__name__)
@@ -41,12 +40,6 @@ Deliver = Callable[[PartBatch], Awaitable[None]]
 
 AGENT_FAILED = "agent_failed"
 """Code of a dead letter whose record made the agent raise when handed over alone."""
-_SMALL_ROW = 1024
-"""Bytes counted for a dirty row whose last encoding was no larger; larger ones are remembered."""
-_LARGEST_ROW = LARGEST_RECORD - 1024
-"""Bytes of an encoded row; a batch that the broker refuses would break its producer."""
-_CHUNK = 200
-"""Rows encoded or decoded before others get a turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +56,11 @@ class Limits:
     """How long a part that is given up waits for records its agent still holds."""
 
 
-class Unserved(Exception):
-    """A partition must not be served: its log is not the one its rows were folded from."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(f"{code}: {text}")
-        self.code = code
-        self.text = text
-
-
 class _Snapshot(NamedTuple):
     """What one checkpoint writes; taken in one step, so that all of it is of one moment."""
 
     pending: list[Awaitable[Any]]
-    dirty: dict[str, dict[bytes, Any]]
+    dirty: Dirty
     commit: int
     last: Record | None
 
@@ -120,13 +104,10 @@ class Part:
         self._deliver = deliver
         self._interval = interval
         self._limits = limits or Limits()
-        self._codecs: dict[str, TableSpec] = {table.name: table for table in spec.tables}
-        self._rows: dict[str, dict[bytes, Any]] = {table.name: {} for table in spec.tables}
-        self._large: dict[tuple[str, bytes], int] = {}
+        self._rows = Rows(spec.tables, number, clock)
         self._next = 0
         self._last: Record | None = None
         self._saved = -1
-        self._dirty: dict[str, dict[bytes, Any]] = {name: {} for name in self._rows}
         self._pending: list[Awaitable[Any]] = []
         self._outbox: dict[tuple[str, int], list[Out]] = {}
         self._flush: asyncio.Handle | None = None
@@ -154,11 +135,11 @@ class Part:
 
     @property
     def stateful(self) -> bool:
-        return bool(self._codecs)
+        return bool(self._rows.tables)
 
     @property
     def table_names(self) -> frozenset[str]:
-        return frozenset(self._codecs)
+        return frozenset(self._rows.tables)
 
     @property
     def broken(self) -> bool:
@@ -167,9 +148,9 @@ class Part:
 
     def rows(self, table: str) -> Mapping[bytes, Any]:
         try:
-            return self._rows[table]
+            return self._rows.tables[table]
         except KeyError:
-            raise KeyError(f"agent {self.spec.name} has no table {table!r}, only {sorted(self._rows)}") from None
+            raise KeyError(f"agent {self.spec.name} has no table {table!r}, only {sorted(self._rows.tables)}") from None
 
     async def folded(self, offset: int) -> None:
         """Return once the record at `offset` is folded. Raises LogUnavailable when the partition is given up before."""
@@ -185,79 +166,24 @@ class Part:
     async def take(self) -> None:
         """Recover rows and position. Raises Unserved, LogFailed (another partition count), what the backend raises."""
         recovered = await self._backend.take()
-        self._next = self._saved = await self._starting_point(recovered)
-        await self._decode(recovered)
+        self._next = self._saved = await self._begin(recovered)
+        await self._rows.decode(recovered.rows)
         self.end_at_take_over = recovered.end
         if self.spec.on_taken is not None:
             await self.spec.on_taken(self)
 
-    async def _starting_point(self, recovered: Recovered) -> int:
-        if not self.stateful:
-            begin = recovered.start if recovered.committed is None else max(recovered.committed, recovered.start)
-            self._within(begin, recovered)
-            self._backend.seek(begin)
-            return begin
+    async def _begin(self, recovered: Recovered) -> int:
         row = recovered.position
-        if row is not None and row.partitions != self._partitions:
-            raise LogFailed(
-                f"partition_count_changed: {self.spec.topic} was folded with {row.partitions} partitions and has"
-                f" {self._partitions} now; keys would change their owner"
-            )
-        begin = 0 if row is None else row.next
-        self._within(begin, recovered)
-        if row is not None and begin > recovered.start:
-            await self._compare(row)
+        if not self.stateful:
+            begin = resume_point(self.spec, self.number, recovered)
         else:
-            self._backend.seek(begin)
+            begin = fold_point(self.spec, self.number, recovered, self._partitions)
+            if row is not None and begin > recovered.start:
+                where = f"{self.spec.topic}[{self.number}]"
+                self._last = await last_folded(self._backend, row, where, self._clock)
+                return begin
+        self._backend.seek(begin)
         return begin
-
-    def _within(self, begin: int, recovered: Recovered) -> None:
-        where = f"{self.spec.topic}[{self.number}]: position {begin}, log {recovered.start}..{recovered.end}"
-        if begin < recovered.start:
-            raise Unserved(
-                "position_below_log_start",
-                f"{where}: commands not yet folded were deleted; restore the log or rehydrate",
-            )
-        if begin > recovered.end:
-            raise Unserved(
-                "position_beyond_log_end",
-                f"{where}: the log lost records that were folded; restore the log or rehydrate",
-            )
-
-    async def _compare(self, row: PositionRow) -> None:
-        """Re-read the last command folded: if it differs, the log is another one than that of the rows."""
-        self._backend.seek(row.next - 1)
-        try:
-            async with self._clock.timeout(30.0):
-                (record,) = await self._backend.fetch(1)
-        except TimeoutError:
-            raise LogUnavailable(f"log_unavailable: {self.spec.topic}[{self.number}] cannot be read") from None
-        if record.offset != row.next - 1 or checksum(record) != row.checksum:
-            raise Unserved(
-                "log_differs",
-                f"{origin(record)} is not the command that was folded last (position {row.next}): the topic was"
-                " replaced or rewound; restore the log or rehydrate",
-            )
-        self._last = record
-
-    async def _decode(self, recovered: Recovered) -> None:
-        for name, encoded in recovered.rows.items():
-            codec = self._codecs.get(name)
-            if codec is None:
-                continue
-            rows, decode = self._rows[name], codec.decode
-            for count, (key, raw) in enumerate(encoded.items(), 1):
-                try:
-                    rows[key] = decode(raw)
-                except Exception as error:
-                    raise LogFailed(f"row_unreadable: {self._row(name, key)} ({type(error).__name__})") from error
-                if len(raw) > _SMALL_ROW:
-                    self._large[name, key] = len(raw)
-                if count % (10 * _CHUNK) == 0:
-                    await self._clock.sleep(0)
-
-    def _row(self, table: str, key: bytes) -> str:
-        return f"{key.decode(errors='replace')!r} of table {table}[{self.number}]"
 
     # ---- running
 
@@ -367,7 +293,7 @@ class Part:
         for (topic, partition), records in batch.outputs.items():
             pending.extend(send(topic, partition, records))
         for name, changed in batch.rows.items():
-            self._apply(name, changed)
+            self._bytes += self._rows.apply(name, changed)
         self._bytes += batch.bytes
         last = batch.last
         if self.stateful:  # a row grows by no more than what its commands bring
@@ -377,17 +303,6 @@ class Part:
         self._advance(last, len(batch))
         if self.spec.on_applied is not None:
             self.spec.on_applied(batch)
-
-    def _apply(self, name: str, changed: dict[bytes, Any]) -> None:
-        rows, dirty, large = self._rows[name], self._dirty[name], self._large
-        for key, row in changed.items():
-            if row is None:
-                rows.pop(key, None)
-            else:
-                rows[key] = row
-            if key not in dirty:
-                self._bytes += large.get((name, key), _SMALL_ROW) if large else _SMALL_ROW
-        dirty.update(changed)
 
     def _advance(self, last: Record, count: int) -> None:
         self._next = last.offset + 1
@@ -508,9 +423,8 @@ class Part:
         if self._outbox:
             self._flush_outbox()
         pending, self._pending = self._pending, []
-        dirty, self._dirty = self._dirty, {name: {} for name in self._rows}
         self._commands = self._bytes = 0
-        return _Snapshot(pending, dirty, self._committable(), self._last)
+        return _Snapshot(pending, self._rows.take_dirty(), self._committable(), self._last)
 
     async def _acknowledged(self, pending: Sequence[Awaitable[Any]]) -> None:
         failure: Exception | None = None
@@ -528,7 +442,7 @@ class Part:
             raise failure
 
     async def _write(self, snapshot: _Snapshot) -> None:
-        encoded = {name: await self._encode(name, rows) for name, rows in snapshot.dirty.items()}
+        encoded = await self._rows.encode(snapshot.dirty)
         last = snapshot.last
         position = PositionRow(
             next=snapshot.commit,
@@ -538,26 +452,6 @@ class Part:
         )
         await self._backend.checkpoint(encoded, position)
         self.counters.rows_written += sum(map(len, encoded.values()))
-
-    async def _encode(self, name: str, rows: Mapping[bytes, Any]) -> dict[bytes, bytes | None]:
-        """Rows are values, never changed in place: they may be encoded after the snapshot, a few at a time."""
-        encode, large, encoded = self._codecs[name].encode, self._large, dict[bytes, bytes | None]()
-        for count, (key, row) in enumerate(rows.items(), 1):
-            try:
-                raw = encoded[key] = None if row is None else encode(row)
-            except Exception as error:
-                raise LogFailed(f"row_unwritable: {self._row(name, key)} ({type(error).__name__})") from error
-            if raw is not None and len(raw) > _SMALL_ROW:
-                large[name, key] = len(raw)
-                if len(raw) > _LARGEST_ROW:
-                    raise LogFailed(
-                        f"row_too_large: {self._row(name, key)} has {len(raw)} bytes, at most {_LARGEST_ROW}"
-                    )
-            elif large:
-                large.pop((name, key), None)
-            if count % _CHUNK == 0:
-                await self._clock.sleep(0)
-        return encoded
 
     def _wake_waiters_for_good(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -570,6 +464,3 @@ class Part:
 def _retrieve(ack: asyncio.Future[Any]) -> None:
     if not ack.cancelled():
         ack.exception()
-
-
-__all__ = ["AGENT_FAILED", "Counters", "Deliver", "Fenced", "Limits", "Part", "Unserved"]

@@ -24,7 +24,8 @@ from streams.transport.contract import (
     TableSpec,
 )
 from streams.transport.dead_letters import BY_REFERENCE_ABOVE, VALUE_SIZE, DeadLetters
-from streams.transport.part import Limits, Part, Unserved
+from streams.transport.part import Limits, Part
+from streams.transport.starting_point import Unserved
 from tables.errors import FormatTooNew
 from tests.transport.memory import MemoryLog
 

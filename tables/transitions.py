@@ -15,6 +15,7 @@ from tables.timers import UNTIL_STUB
 from tables.turn import Decision, Turn
 
 TRANSITION_APPLIED = "ceremony.transition.applied"
+_PENDING, _COMPLETED, _FAILED = StepStatus.PENDING, StepStatus.COMPLETED, StepStatus.FAILED
 _WORD = {
     CeremonyStatus.COMPLETED: "completed",
     CeremonyStatus.FAILED: "failed",
@@ -62,10 +63,10 @@ def failing_guard(turn: Turn, transition: Transition) -> tuple[str, str] | None:
 
 def _all_done(turn: Turn) -> bool:
     """Every selected step of the state is COMPLETED, and none at all FAILED: what lets a guard-less transition fire."""
-    steps = turn.row.steps
+    steps, selected = turn.row.steps, turn.row.base.selected
     for step in turn.steps_here():
         status = steps[step.id].status
-        if status is not StepStatus.COMPLETED and (status is StepStatus.FAILED or turn.selects(step.id)):
+        if status is not _COMPLETED and (status is _FAILED or not selected or step.id in selected):
             return False
     return True
 
@@ -73,7 +74,7 @@ def _all_done(turn: Turn) -> bool:
 def _on_failure(turn: Turn) -> bool:
     """Apply the `on_failure` trigger of a step that has failed for good, where its guards hold."""
     for step in turn.steps_here():
-        if step.on_failure is None or turn.row.steps[step.id].status is not StepStatus.FAILED:
+        if step.on_failure is None or turn.row.steps[step.id].status is not _FAILED:
             continue
         transition = by_trigger(turn, step.on_failure)
         if transition is not None and guards_hold(turn, transition):
@@ -92,20 +93,22 @@ def by_trigger(turn: Turn, trigger: str) -> Transition | None:
 
 def _start_ready(turn: Turn) -> bool:
     """Start the steps whose predecessors are done; True when one ended at once, for that may move the ceremony."""
+    row = turn.row
     for step in turn.steps_here():
-        if turn.row.steps[step.id].status is StepStatus.PENDING and _ready(turn, step):
+        if row.steps[step.id].status is _PENDING and _ready(turn, step):
             steps_life.start(turn, step)
-            if turn.row.steps[step.id].status not in IN_FLIGHT:
+            if row.steps[step.id].status not in IN_FLIGHT:
                 return True
     return False
 
 
 def _ready(turn: Turn, step: Step) -> bool:
-    """Whether a PENDING step may start by itself."""
+    """Whether a PENDING step may start by itself; a plain loop, for each command asks it of every step."""
     steps = turn.row.steps
-    return turn.selects(step.id) and all(
-        steps[name].status is StepStatus.COMPLETED or not turn.selects(name) for name in step.after
-    )
+    for name in step.after:
+        if steps[name].status is not _COMPLETED and turn.selects(name):
+            return False
+    return turn.selects(step.id)
 
 
 def apply(turn: Turn, transition: Transition) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from steps.subjects import parse_allowlist
 
 READINESS_NAMES = ("log", "tables", "nats", "ray_executor")
 
@@ -50,6 +53,18 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("publish_subjects")
+    @classmethod
+    def _patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return parse_allowlist(",".join(value))
+
+    @field_validator("log")
+    @classmethod
+    def _log(cls, value: str) -> str:
+        if not re.match(r"kafka://[^/]+:\d+|sqlite:///.", value):
+            raise ValueError("kafka://host:port[,host:port] or sqlite:///absolute/path/to/file.db is wanted")
         return value
 
     @field_validator("readiness_requires")

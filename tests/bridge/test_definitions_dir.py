@@ -1,0 +1,141 @@
+"""The folder of definitions: by name only, read again on change, one bad file among good ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import structlog
+
+from bridge.definitions_dir import DefinitionsDir, DefinitionUnknown, ServerRule
+from steps.registry import all_kinds
+from steps.subjects import subject_problems
+from tables.errors import DefinitionInvalid
+from tests.bridge.front_world import HEAD, SELECTING, SELFISH
+
+KINDS = all_kinds()
+
+
+def folder_with(folder: Path, **bodies: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, body in bodies.items():
+        (folder / f"{name}.yaml").write_text(HEAD.format(name=name) + body)
+    return folder
+
+
+def definitions(folder: Path, *rules: ServerRule) -> DefinitionsDir:
+    return DefinitionsDir(folder, KINDS, rules)
+
+
+def test_a_definition_is_found_by_its_name(tmp_path: Path) -> None:
+    found = definitions(folder_with(tmp_path, good=SELECTING)).get("good")
+    assert found.name == "good"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "sub/secret", "/etc/passwd", "good.yaml", "good\n", "", ".", "..", "go od", "gööd", "a" * 5000],
+)
+def test_a_name_never_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    """The file it would name is there; it is not looked at."""
+    folder = folder_with(tmp_path / "definitions", good=SELECTING)
+    folder_with(tmp_path, secret=SELECTING)
+    folder_with(folder / "sub", secret=SELECTING)
+    with pytest.raises(DefinitionUnknown) as caught:
+        definitions(folder).get(name)
+    assert caught.value.code == "definition_unknown"
+    assert "good" in caught.value.message
+    assert len(caught.value.message) < 500
+
+
+def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    found = definitions(folder_with(tmp_path, good=SELECTING))
+    before = found.get("good")
+    assert found.get("good") is before
+    (tmp_path / "good.yaml").write_text(before.text + "# changed\n")
+    after = found.get("good")
+    assert after.hash != before.hash
+
+
+def test_a_change_of_the_same_length_is_seen_by_its_time(tmp_path: Path) -> None:
+    found = definitions(folder_with(tmp_path, good=SELECTING))
+    before = found.get("good")
+    file = tmp_path / "good.yaml"
+    file.write_text(before.text.replace("Release?", "Deliver?").replace("Deliver", "Relieve"))
+    os.utime(file, ns=(1, 1))
+    assert found.get("good").hash != before.hash
+
+
+def test_a_file_that_is_gone_is_unknown(tmp_path: Path) -> None:
+    found = definitions(folder_with(tmp_path, good=SELECTING))
+    found.get("good")
+    (tmp_path / "good.yaml").unlink()
+    with pytest.raises(DefinitionUnknown):
+        found.get("good")
+    assert found.all() == []
+
+
+def test_an_invalid_file_does_not_touch_the_others(tmp_path: Path) -> None:
+    """It names its problems, each with file and line, and may become valid without a restart."""
+    found = definitions(folder_with(tmp_path, good=SELECTING, bad="states: []\n"))
+    with pytest.raises(DefinitionInvalid) as caught:
+        found.get("bad")
+    assert len(caught.value.problems) > 1
+    assert all(str(problem).startswith("bad.yaml:") for problem in caught.value.problems)
+    assert found.get("good").name == "good"
+    assert [(one.name, one.definition is not None) for one in found.all()] == [("bad", False), ("good", True)]
+    folder_with(tmp_path, bad=SELECTING)
+    assert found.get("bad").name == "bad"
+
+
+def test_a_name_that_is_not_the_files_is_invalid(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text(HEAD.format(name="good") + SELECTING)
+    with pytest.raises(DefinitionInvalid, match="name"):
+        definitions(tmp_path).get("other")
+
+
+def test_a_file_over_256_kib_is_invalid(tmp_path: Path) -> None:
+    folder_with(tmp_path, big=SELECTING + "#" * (256 * 1024))
+    with pytest.raises(DefinitionInvalid):
+        definitions(tmp_path).get("big")
+
+
+def test_bytes_that_are_no_text_are_invalid(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name: binary")
+    with pytest.raises(DefinitionInvalid):
+        definitions(tmp_path).get("binary")
+
+
+def test_a_folder_in_a_files_place_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").mkdir()
+    with pytest.raises(DefinitionInvalid, match="file_unreadable"):
+        definitions(tmp_path).get("odd")
+
+
+def test_a_servers_rule_is_checked_at_load(tmp_path: Path) -> None:
+    """Subjects outside the publish allowlist: invalid on this server, valid on one that allows them."""
+    folder_with(tmp_path, selfish=SELFISH)
+    strict = definitions(tmp_path, lambda d, file: subject_problems(d, ("ceremony.>",), file))
+    with pytest.raises(DefinitionInvalid, match="subject_not_allowed"):
+        strict.get("selfish")
+    open_minded = definitions(tmp_path, lambda d, file: subject_problems(d, ("elsewhere.>",), file))
+    assert open_minded.get("selfish").name == "selfish"
+
+
+def test_every_invalid_file_is_reported_in_full(tmp_path: Path) -> None:
+    found = definitions(folder_with(tmp_path, good=SELECTING, bad="states: []\n"))
+    with pytest.raises(DefinitionInvalid) as caught:
+        found.get("bad")
+    with structlog.testing.capture_logs() as logs:
+        found.report()
+    assert [line["problem"] for line in logs] == [str(problem) for problem in caught.value.problems]
+
+
+def test_a_missing_folder_is_reported_and_holds_nothing(tmp_path: Path) -> None:
+    found = definitions(tmp_path / "nowhere")
+    with structlog.testing.capture_logs() as logs:
+        found.report()
+    assert [line["event"] for line in logs] == ["definitions_missing"]
+    with pytest.raises(DefinitionUnknown, match="none"):
+        found.get("good")

@@ -1,0 +1,304 @@
+"""A start request as it becomes a command: contract §3 and §8 "Starting", without a server."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from bridge.start_request import DEEPEST, LARGEST_INPUTS, StartInvalid, check_ids, nesting, parse_input, start_command
+from steps.registry import all_kinds
+from tables.commands import Start, decode_command, encode_command
+from tables.loader import load
+
+DEFINITION = load(
+    """version: "1.0"
+name: probe
+description: a probe
+inputs: {required: [a], optional: [b]}
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: DONE, trigger: finish, description: f}
+steps:
+  - {id: one, state: RUN, handler: aggregation_step, config: {sources: [a], aggregation_type: list}}
+  - {id: two, state: RUN, handler: aggregation_step, config: {sources: [a], aggregation_type: list}}
+""",
+    "probe.yaml",
+    all_kinds(),
+)
+
+
+def command(**more: Any) -> Start:
+    fields: dict[str, Any] = {
+        "ceremony_id": "c1",
+        "story_id": "s1",
+        "correlation_id": "",
+        "inputs": {"a": "text"},
+        "rich_inputs": {},
+        "step_ids": (),
+        "requested_by": "anna",
+        "command_id": "id-1",
+    }
+    return start_command(DEFINITION, **{**fields, **more})
+
+
+def code_of(**more: Any) -> str:
+    with pytest.raises(StartInvalid) as caught:
+        command(**more)
+    return caught.value.code
+
+
+# -- the command
+
+
+def test_the_command_names_its_instance_and_its_pinned_definition() -> None:
+    made = command()
+    assert (made.instance_id, made.definition_name, made.definition_hash) == ("c1:s1", "probe", DEFINITION.hash)
+    assert made.inputs == {"a": "text", "ceremony_id": "c1", "story_id": "s1"}
+    assert made.inputs_size == len(msgspec.json.encode(made.inputs))
+    assert decode_command(encode_command(made)) == made
+
+
+@pytest.mark.parametrize(("given_id", "meant"), [("", "c1:s1"), ("  ", "c1:s1"), (" x ", "x"), ("x", "x")])
+def test_a_blank_correlation_id_is_the_instance_id(given_id: str, meant: str) -> None:
+    assert command(correlation_id=given_id).correlation_id == meant
+
+
+def test_step_ids_are_kept_once_each_in_the_order_of_the_file() -> None:
+    assert command(step_ids=["two", "one", "two"]).step_ids == ("one", "two")
+    assert command(step_ids=[]).step_ids == ()
+
+
+def test_an_unknown_step_is_refused() -> None:
+    assert code_of(step_ids=["one", "nine"]) == "step_unknown"
+
+
+# -- inputs
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": [1, 2.5, null]}', {"a": [1, 2.5, None]}),
+        (" [1]\n", [1]),
+        ("[]", []),
+        ("{}", {}),
+        ('["\\ud83d\\ude00"]', ["😀"]),
+    ],
+)
+def test_json_objects_and_arrays_are_parsed(text: str, value: Any) -> None:
+    assert parse_input("a", text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "text",
+        "12",
+        "true",
+        "null",
+        '"quoted"',
+        "{broken",
+        "[1,]",
+        "NaN",
+        "[NaN]",
+        '{"a": Infinity}',
+        "[-Infinity]",
+        "[1e999]",
+        "[-1e999]",
+        '["\\ud800"]',
+        "[" + "9" * 5000 + "]",
+        "[x" + "[" * 500,
+    ],
+)
+def test_all_else_stays_a_string(text: str) -> None:
+    """Also JSON for numbers that are none, and half a surrogate pair, which no JSON we write can hold."""
+    assert parse_input("a", text) == text
+
+
+def test_integers_beyond_64_bits_become_floats() -> None:
+    assert parse_input("a", "[9007199254740993, 123456789012345678901234567890]") == [
+        9007199254740993,
+        123456789012345678901234567890.0,
+    ]
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize("depth", [DEEPEST, DEEPEST + 1, 5_000, 100_000])
+def test_json_nests_up_to_64_containers(opening: str, closing: str, depth: int) -> None:
+    text = opening * depth + ("1" if "a" in opening else "") + closing * depth
+    if depth <= DEEPEST:
+        assert nesting(text) == depth
+        assert parse_input("a", text) != text
+    else:
+        with pytest.raises(StartInvalid) as caught:
+            parse_input("a", text)
+        assert caught.value.code == "inputs_too_deep"
+
+
+def test_brackets_inside_strings_do_not_nest() -> None:
+    text = json.dumps(["[" * 100, '"[{', "\\["])
+    assert nesting(text) == 1
+    assert parse_input("a", text) == json.loads(text)
+
+
+def test_inputs_are_measured_as_json_with_their_names() -> None:
+    """256 KiB is the most; a letter outside ASCII counts as the bytes it has in UTF-8."""
+    bare = command(inputs={"a": ""}).inputs_size
+    assert command(inputs={"a": "x" * (LARGEST_INPUTS - bare)}).inputs_size == LARGEST_INPUTS
+    assert code_of(inputs={"a": "x" * (LARGEST_INPUTS - bare + 1)}) == "inputs_too_large"
+    assert code_of(inputs={"a": "ü" * (LARGEST_INPUTS // 2)}) == "inputs_too_large"
+
+
+@pytest.mark.parametrize("name", ["ceremony_id", "story_id"])
+def test_the_ids_are_inputs_that_cannot_be_overridden(name: str) -> None:
+    """Given as they are, they are no contradiction."""
+    assert code_of(inputs={"a": "", name: "other"}) == "inputs_invalid"
+    assert code_of(rich_inputs={name: 1}) == "inputs_invalid"
+    same = {"ceremony_id": "c1", "story_id": "s1"}[name]
+    assert command(inputs={"a": "", name: same}).inputs[name] == same
+
+
+def test_required_inputs_and_no_others_than_declared() -> None:
+    assert code_of(inputs={}) == "input_missing"
+    assert code_of(inputs={"a": "", "zzz": ""}) == "input_unknown"
+    assert command(inputs={"a": "", "b": "", "publish_data": "{}", "agent_deliberations": "[]"}).inputs["b"] == ""
+
+
+def test_rich_inputs_mean_the_same_as_texts() -> None:
+    """A Struct knows doubles only: whole numbers become integers again."""
+    rich = command(inputs={}, rich_inputs={"a": {"n": 3.0, "x": 2.5, "t": True, "z": None, "l": [1.0]}})
+    text = command(inputs={"a": '{"n": 3, "x": 2.5, "t": true, "z": null, "l": [1]}'})
+    assert rich.inputs == text.inputs
+    assert isinstance(rich.inputs["a"]["n"], int)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, ...])
+def test_rich_inputs_are_json(value: Any) -> None:
+    assert code_of(inputs={}, rich_inputs={"a": [value]}) == "inputs_invalid"
+
+
+@pytest.mark.parametrize("container", [list, dict])
+def test_rich_inputs_nest_up_to_64_containers(container: type) -> None:
+    value: Any = container()
+    for _ in range(DEEPEST - 1):
+        value = [value]
+    command(inputs={}, rich_inputs={"a": value})
+    assert code_of(inputs={}, rich_inputs={"a": [value]}) == "inputs_too_deep"
+
+
+def test_a_name_is_given_in_one_place_only() -> None:
+    assert code_of(rich_inputs={"a": 1}) == "input_twice"
+
+
+# -- identifiers
+
+
+def ids_code(**more: str) -> str:
+    fields = {
+        "ceremony_id": "c1",
+        "story_id": "s1",
+        "definition_name": "probe",
+        "requested_by": "anna",
+        "correlation_id": "",
+        **more,
+    }
+    try:
+        check_ids(**fields)
+    except StartInvalid as error:
+        refusal = error
+    else:
+        return ""
+    assert next(iter(more)) in refusal.message
+    return refusal.code
+
+
+@pytest.mark.parametrize("good", ["a", "0", "A.b_c-d", "a" * 128])
+def test_ids_that_are_taken(good: str) -> None:
+    assert ids_code(ceremony_id=good) == ids_code(story_id=good) == ""
+
+
+@pytest.mark.parametrize("bad", ["_a", "-a", ".a", "a:b", "a/b", "a b", "a\n", "ä", "a" * 129, " a"])
+def test_ids_that_are_not(bad: str) -> None:
+    assert ids_code(ceremony_id=bad) == ids_code(story_id=bad) == "invalid_id"
+
+
+@pytest.mark.parametrize("field", ["ceremony_id", "story_id", "definition_name", "requested_by"])
+def test_fields_that_must_be_given(field: str) -> None:
+    assert ids_code(**{field: ""}) == "field_required"
+
+
+@pytest.mark.parametrize("field", ["requested_by", "correlation_id"])
+def test_texts_that_are_too_long(field: str) -> None:
+    assert ids_code(**{field: "x" * 1024}) == ""
+    assert ids_code(**{field: "x" * 1025}) == "field_too_long"
+
+
+# -- arbitrary input
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)  # protobuf refuses half surrogate pairs
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def told(error: StartInvalid) -> None:
+    assert error.code
+    assert error.message
+
+
+@given(text=TEXT | JSON.map(json.dumps))
+@example("[" * 3000)
+@example('{"a": "\\udfff"}')
+@example("[1" + "0" * 400 + "]")
+def test_any_text_is_a_value_or_a_refusal(text: str) -> None:
+    """Nothing but StartInvalid is ever raised, and what is taken can be written to the log and read back."""
+    try:
+        made = command(inputs={"a": text})
+    except StartInvalid as error:
+        told(error)
+        return
+    assert decode_command(encode_command(made)) == made
+
+
+@given(
+    inputs=st.dictionaries(TEXT | st.sampled_from(["a", "b", "story_id"]), TEXT, max_size=4),
+    rich=st.dictionaries(TEXT | st.sampled_from(["a", "b"]), JSON, max_size=3),
+    step_ids=st.lists(TEXT | st.sampled_from(["one", "two"]), max_size=3),
+    texts=st.tuples(TEXT, TEXT, TEXT, TEXT, TEXT),
+)
+def test_any_request_is_a_command_or_a_refusal(
+    inputs: dict[str, str], rich: dict[str, Any], step_ids: list[str], texts: tuple[str, ...]
+) -> None:
+    ceremony_id, story_id, name, requested_by, correlation_id = texts
+    rich = {key: value for key, value in rich.items() if _utf8(key) and _utf8(value)}
+    try:
+        check_ids(
+            ceremony_id=ceremony_id,
+            story_id=story_id,
+            definition_name=name,
+            requested_by=requested_by,
+            correlation_id=correlation_id,
+        )
+        command(inputs=inputs, rich_inputs=rich, step_ids=step_ids, correlation_id=correlation_id)
+    except StartInvalid as error:
+        told(error)
+
+
+def _utf8(value: Any) -> bool:
+    """Whether protobuf would have taken it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,127 @@
+"""Settings from the environment: the contract's names and defaults, and errors that name the variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from bridge.cli.root import SettingsInvalid
+from streams import main
+from streams.settings import Settings
+
+CONTRACT = {
+    "NATS_URL": ("nats_url", "nats://nats:4222"),
+    "RAY_EXECUTOR_URL": ("ray_executor_url", "ray-executor:50056"),
+    "VLLM_URL": ("vllm_url", "http://vllm-server:8000"),
+    "VLLM_MODEL": ("vllm_model", "meta-llama/Llama-3.1-8B-Instruct"),
+    "CEREMONIES_DIR": ("ceremonies_dir", Path("specs/ceremonies")),
+    "PLANNING_CEREMONY_GRPC_ADDR": ("grpc_addr", "0.0.0.0:50057"),
+    "LOG_LEVEL": ("log_level", "INFO"),
+    "RAY_CALL_TIMEOUT_SECONDS": ("ray_call_timeout_seconds", 10.0),
+    "PUBLISH_SUBJECTS": ("publish_subjects", ("ceremony.>",)),
+    "READINESS_REQUIRES": ("readiness_requires", ("log", "tables", "nats", "ray_executor")),
+}
+"""Contract §7 and §8: variable → (field, default)."""
+
+
+def settings() -> Settings:
+    """As a worker reads them."""
+    told: dict[str, Any] = {}
+    return Settings(**told)
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of ours from the outside."""
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(str(field.alias), raising=False)
+
+
+@pytest.mark.parametrize("variable", CONTRACT)
+def test_defaults_of_the_contract(variable: str) -> None:
+    field, default = CONTRACT[variable]
+    assert Settings.model_fields[field].alias == variable
+    assert getattr(settings(), field) == default
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("NATS_URL", "nats://127.0.0.1:1", "nats_url", "nats://127.0.0.1:1"),
+        ("CEREMONIES_DIR", "/etc/ceremonies", "ceremonies_dir", Path("/etc/ceremonies")),
+        ("RAY_CALL_TIMEOUT_SECONDS", "2.5", "ray_call_timeout_seconds", 2.5),
+        ("PUBLISH_SUBJECTS", "ceremony.>, fleet.*.done", "publish_subjects", ("ceremony.>", "fleet.*.done")),
+        ("READINESS_REQUIRES", "kafka,nats", "readiness_requires", ("log", "nats")),
+        ("READINESS_REQUIRES", "log", "readiness_requires", ("log",)),
+        ("CEREMONY_LOG", "sqlite:///tmp/x.db", "log", "sqlite:///tmp/x.db"),
+        ("CEREMONY_PARTITIONS", "3", "partitions", 3),
+        ("WORKER_ID", "w-1", "worker_id", "w-1"),
+        ("CEREMONY_TAKE_OVER_GRACE_SECONDS", "0", "take_over_grace_seconds", 0.0),
+    ],
+)
+def test_the_environment_is_read(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, field: str, value: Any
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert getattr(settings(), field) == value
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("CEREMONY_PARTITIONS", "0"),
+        ("CEREMONY_PARTITIONS", "many"),
+        ("CEREMONY_PARTITIONS", "1025"),
+        ("RAY_CALL_TIMEOUT_SECONDS", "0"),
+        ("RAY_CALL_TIMEOUT_SECONDS", "-1"),
+        ("CEREMONY_TOPIC_PREFIX", "a.b"),
+        ("CEREMONY_TOPIC_PREFIX", ""),
+        ("CEREMONY_LOG_FORMAT", "xml"),
+        ("CEREMONY_REPLICATION_FACTOR", "0"),
+        ("CEREMONY_FLUSH_MESSAGES", "0"),
+        ("CEREMONY_AGENT_CONCURRENCY", "0"),
+        ("CEREMONY_TAKE_OVER_GRACE_SECONDS", "-1"),
+        ("READINESS_REQUIRES", "kafka,redis"),
+        ("PUBLISH_SUBJECTS", "ceremony..x"),
+        ("PUBLISH_SUBJECTS", "ceremony.>.x"),
+        ("CEREMONY_LOG", "redis://somewhere"),
+        ("CEREMONY_LOG", "kafka://no-port"),
+        ("CEREMONY_LOG", "sqlite://"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_variables_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    """Before anything starts: one error, about this variable alone."""
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ValidationError) as caught:
+        settings()
+    assert [error["loc"] for error in caught.value.errors()] == [(variable,)]
+
+
+def test_an_unknown_readiness_name_is_told_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("READINESS_REQUIRES", "redis")
+    with pytest.raises(ValidationError, match="redis; one of log, tables, nats, ray_executor"):
+        settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("LOG_LEVEL", "LOUD"),
+        ("PLANNING_CEREMONY_GRPC_ADDR", "no port"),
+        ("PLANNING_CEREMONY_GRPC_ADDR", ":50057"),
+        ("CEREMONY_HTTP_ADDR", "127.0.0.1:http"),
+        ("CEREMONY_HTTP_ADDR", "127.0.0.1:65536"),
+        ("CEREMONY_PARTITIONS", "many"),
+    ],
+)
+def test_the_program_says_in_a_line_what_is_wrong(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(SettingsInvalid) as caught:
+        main.settings({})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{variable}: ") and text in problem and "\n" not in problem

@@ -1,0 +1,132 @@
+"""Health and metrics over HTTP: `/livez`, `/readyz` with each neighbour's state, `/metrics`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
+
+from bridge.http_server import HttpServer
+from streams.metrics import process_metrics
+from tests.e2e.world import World, http_get, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+NEIGHBOURS = {"log", "tables", "nats", "ray_executor"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    folder = tmp_path_factory.mktemp("http")
+    async with World(folder, f"sqlite://{folder}/log.db") as made:
+        yield made
+
+
+async def readyz(world: World) -> tuple[int, dict[str, str]]:
+    status, body = await world.http("/readyz")
+    return status, json.loads(body)["neighbours"]
+
+
+async def becomes(world: World, status: int, **states: str) -> None:
+    """Until /readyz answers so, with the named neighbours in these states (`!` for anything but ok)."""
+
+    async def so() -> bool:
+        found, neighbours = await readyz(world)
+        return found == status and all(
+            (neighbours[name] != "ok") if state == "!" else (neighbours[name] == state)
+            for name, state in states.items()
+        )
+
+    await until(so, f"/readyz answers {status} with {states}")
+
+
+async def test_it_is_alive(world: World) -> None:
+    status, body = await world.http("/livez")
+    assert (status, json.loads(body)) == (200, {"status": "alive"})
+
+
+async def test_it_is_ready_with_every_neighbours_state(world: World) -> None:
+    await becomes(world, 200, log="ok", tables="ok", nats="ok", ray_executor="ok")
+    _, neighbours = await readyz(world)
+    assert set(neighbours) == NEIGHBOURS
+
+
+async def test_it_is_not_ready_without_nats_and_ready_again_with_it(world: World) -> None:
+    """It stays alive, and says which neighbour is missing in words of our own."""
+    await asyncio.to_thread(world.nats.kill)
+    await becomes(world, 503, nats="!", log="ok", tables="ok")
+    _, neighbours = await readyz(world)
+    assert "Error" not in neighbours["nats"] and "Traceback" not in neighbours["nats"]
+    assert (await world.http("/livez"))[0] == 200
+    await asyncio.to_thread(world.nats.start)
+    await becomes(world, 200, nats="ok")
+
+
+async def test_it_is_not_ready_without_the_ray_executor(world: World) -> None:
+    await world.stop_ray()
+    await becomes(world, 503, ray_executor="!", nats="ok")
+    world.ray = world.new_ray()
+    await world.ray.start()
+    await becomes(world, 200, ray_executor="ok")
+
+
+async def metric(world: World, name: str, **labels: str) -> float:
+    """The value of a sample, 0 where there is none."""
+    _, text = await world.http("/metrics")
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+
+async def test_steps_publishes_and_endings_are_counted(world: World) -> None:
+    """A backlog review: seven steps, one publish, one ceremony."""
+    before = [
+        await metric(world, "ceremony_steps_total", status="COMPLETED"),
+        await metric(world, "ceremony_publish_total", duplicate="false"),
+        await metric(world, "ceremony_ended_total", status="COMPLETED"),
+        await metric(world, "ceremony_events_total", subject="ceremony.step.executed"),
+    ]
+    await world.finish(await world.start("backlog_review", "C-metrics"))
+    after = [
+        await metric(world, "ceremony_steps_total", status="COMPLETED"),
+        await metric(world, "ceremony_publish_total", duplicate="false"),
+        await metric(world, "ceremony_ended_total", status="COMPLETED"),
+        await metric(world, "ceremony_events_total", subject="ceremony.step.executed"),
+    ]
+    # Seven conclusions; a gate that begins to wait says so too.
+    assert [b - a for a, b in zip(before, after, strict=True)] == [7, 1, 1, 8]
+    await until(lambda: metric(world, "ceremony_instances"), "the rows are counted")
+    assert await metric(world, "ceremony_partitions_owned") == 3
+
+
+async def test_what_is_not_there_is_not_found(world: World) -> None:
+    assert (await world.http("/elsewhere"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [
+        ({"log": "ok", "nats": "ok", "ray_executor": "down"}, 200),
+        ({"log": "ok", "nats": "down", "ray_executor": "ok"}, 503),
+        ({"log": "ok"}, 503),
+    ],
+)
+async def test_only_required_neighbours_decide(states: dict[str, str], status: int) -> None:
+    """What is required and not known is not ready either."""
+    server = HttpServer("127.0.0.1:0", lambda: states, ("log", "nats"), process_metrics().registry)
+    await server.start()
+    try:
+        found, body = await asyncio.to_thread(http_get, f"http://127.0.0.1:{server.port}/readyz")
+    finally:
+        await server.stop()
+    assert (found, server.ready()) == (status, status == 200)
+    assert json.loads(body)["required"] == ["log", "nats"]
+
+
+async def test_a_port_in_use_is_an_os_error(world: World) -> None:
+    server = HttpServer(f"127.0.0.1:{world.worker.http.port}", dict, (), process_metrics().registry)
+    with pytest.raises(OSError, match="address already in use"):
+        await server.start()
+    await server.stop()

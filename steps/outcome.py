@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -14,8 +13,7 @@ from tables.limits import MAX_OUTPUT
 _encoder = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """One outcome; the ids of the attempt are added when it is encoded."""
 
     outcome: Literal["completed", "failed", "waiting", "submitted", "unreachable"]
@@ -24,7 +22,7 @@ class Outcome:
     message: str = ""
     retryable: bool = True
     deliberation_id: str = ""
-    published: dict[str, Any] = field(default_factory=dict)
+    published: dict[str, Any] = {}
     """Publish step: stream, sequence, duplicate."""
 
 

@@ -27,6 +27,7 @@ from tables.invariants import broken, broken_change, broken_step
 from tables.limits import MAX_ID, clip
 from tables.timers import CEREMONY_MAX, EXPIRE, OF_PHASE, RUN_ON
 
+_PAUSED = CeremonyStatus.PAUSED  # on Python 3.11 each look-up of a member costs a call
 IN_FLIGHT = frozenset({StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN})
 
 
@@ -134,7 +135,7 @@ class Builder:
 
     @property
     def paused(self) -> bool:
-        return self.status is CeremonyStatus.PAUSED
+        return self.status is _PAUSED
 
     def peek(self) -> Instance:
         """The row as it stands, for those who only read it."""

@@ -15,6 +15,7 @@ from tables.instance import (
 from tables.limits import MAX_ROW
 from tables.timers import ASK, CEREMONY_MAX, EXPIRE, GATE, OF_PHASE, RUN_ON
 
+_IN_PROGRESS, _WAITING, _FAILED = StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN, StepStatus.FAILED
 _OPTIONAL = (GATE, ASK)
 """Timers a phase may hold but need not: a gate without a deadline has none."""
 _PHASES = {
@@ -69,14 +70,14 @@ def broken_step(row: Instance, step_id: str) -> list[str]:
     if step.phase not in _PHASES[step.status]:
         reasons.append(f"{where}: {step.status} in phase {step.phase.value!r}")
     if step.output is not None and (
-        step.status in _NO_OUTPUT or (step.status is StepStatus.FAILED and step.error_code != REJECTED)
+        step.status in _NO_OUTPUT or (step.status is _FAILED and step.error_code != REJECTED)
     ):
         reasons.append(f"{where}: {step.status} has an output")
-    if step.status is StepStatus.FAILED and not step.error_code:
+    if step.status is _FAILED and not step.error_code:
         reasons.append(f"{where}: FAILED without a code")
-    if step.answers and step.status is not StepStatus.IN_PROGRESS:
+    if step.answers and step.status is not _IN_PROGRESS:
         reasons.append(f"{where}: {step.status} keeps answers")
-    if step.status is StepStatus.IN_PROGRESS or step.status is StepStatus.WAITING_FOR_HUMAN:
+    if step.status is _IN_PROGRESS or step.status is _WAITING:
         if row.status in TERMINAL:
             reasons.append(f"{where}: {step.status} although the ceremony is {row.status}")
         reasons += _broken_live_timers(row, step_id, step)

@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 from pydantic import BaseModel
 
 from tables.definition import Definition, Step
 from tables.instance import Answer, Approval, Instance, StepState
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(msgspec.Struct, frozen=True):
     """Nothing is settled yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """The attempt has its output."""
 
     output: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """The attempt failed."""
 
     code: str
     message: str
     retryable: bool = True
-    output: Mapping[str, Any] = field(default_factory=dict)
+    output: Mapping[str, Any] = {}
     """Kept although the step failed (a rejected gate)."""
 
 
 Verdict = Pending | Completed | Failed
 
 
-@dataclass(frozen=True, slots=True)
-class StepContext:
+class StepContext(msgspec.Struct, frozen=True):
     """What a kind may read when it is asked about one step; nothing in it may be changed."""
 
     instance: Instance
@@ -64,8 +60,7 @@ class StepContext:
         return None if state is None or state.status != "COMPLETED" else state.output
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
+class Decided(msgspec.Struct, frozen=True):
     """Approvals of a gate when its quorum is reached, or one rejection."""
 
     approved: bool

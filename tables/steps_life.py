@@ -26,6 +26,10 @@ STEP_RETRYING = "ceremony.step.retrying"
 PUBLISH_REQUESTED = "ceremony.publish.requested"
 PUBLISH_COMPLETED = "ceremony.publish.completed"
 GATE_OPENED = "ceremony.gate.opened"
+# By name once: on Python 3.11 each look-up of a member costs a call.
+_IN_PROGRESS, _COMPLETED, _FAILED = StepStatus.IN_PROGRESS, StepStatus.COMPLETED, StepStatus.FAILED
+_ASKED = Phase.ASKED
+_WORD = {status: status.value for status in StepStatus}
 PUBLISH = "publish"
 """Short name of the kind whose requests and successes are announced."""
 
@@ -38,10 +42,10 @@ def start(turn: Turn, step: Step, *, new_budget: bool = False) -> None:
     turn.row.set_step(
         step.id,
         StepState(
-            status=StepStatus.IN_PROGRESS,
+            status=_IN_PROGRESS,
             attempt=attempt,
             tries=1 if new_budget else old.tries + 1,
-            phase=Phase.ASKED,
+            phase=_ASKED,
             asks=1,
             started_at=turn.now,
             announced=old.announced,
@@ -161,7 +165,7 @@ def complete(turn: Turn, step: Step, output: Any, claimed: int = 0, approvals: t
         return
     row.drop_step_timers(step.id, state.phase)
     done = StepState(
-        StepStatus.COMPLETED,
+        _COMPLETED,
         state.attempt,
         state.tries,
         output=output,
@@ -297,12 +301,12 @@ def _executed(turn: Turn, step: Step, state: StepState) -> None:
     payload: dict[str, Any] = {
         "instance_id": turn.row.base.instance_id,
         "step_id": step.id,
-        "status": state.status.value,
+        "status": _WORD[state.status],
         "current_state": turn.row.state,
         "attempt": state.attempt,
-        "output": {} if state.output is None and state.status is not StepStatus.COMPLETED else state.output,
+        "output": {} if state.output is None and state.status is not _COMPLETED else state.output,
     }
-    if state.status is StepStatus.FAILED:
+    if state.status is _FAILED:
         payload["error_code"] = state.error_code
         payload["error_message"] = state.error_message
     turn.event(STEP_EXECUTED, payload)

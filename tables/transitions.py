@@ -15,7 +15,9 @@ from tables.timers import UNTIL_STUB
 from tables.turn import Decision, Turn
 
 TRANSITION_APPLIED = "ceremony.transition.applied"
+# By name once: on Python 3.11 each look-up of a member costs a call.
 _PENDING, _COMPLETED, _FAILED = StepStatus.PENDING, StepStatus.COMPLETED, StepStatus.FAILED
+_IN_PROGRESS, _WAITING = StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN
 _WORD = {
     CeremonyStatus.COMPLETED: "completed",
     CeremonyStatus.FAILED: "failed",
@@ -143,7 +145,7 @@ def _close(turn: Turn) -> None:
         status = steps[step.id].status
         if status in IN_FLIGHT:
             return
-        if status is StepStatus.FAILED and not failed:
+        if status is _FAILED and not failed:
             failed = step.id
     if failed:
         message = clip(f"step {failed} failed: {steps[failed].error_message}")
@@ -196,9 +198,9 @@ def live_status(row: Instance, definition: Definition) -> CeremonyStatus:
     waits = False
     for step in definition.steps_by_state.get(row.state, ()):
         status = row.steps[step.id].status
-        if status is StepStatus.IN_PROGRESS:
+        if status is _IN_PROGRESS:
             return CeremonyStatus.RUNNING
-        waits = waits or status is StepStatus.WAITING_FOR_HUMAN
+        waits = waits or status is _WAITING
     if waits or open_guards(row, definition):
         return CeremonyStatus.WAITING_FOR_HUMAN
     return CeremonyStatus.RUNNING

@@ -11,7 +11,7 @@ from tables.definition import Guard, Step
 from tables.guards import is_human
 from tables.instance import Approval, Phase, StepState, StepStatus
 from tables.invariants import REJECTED
-from tables.kinds import Completed, Decided
+from tables.kinds import Completed, Decided, Failed
 from tables.limits import MAX_ID, MAX_OUTPUT, MAX_ROW, MAX_TEXT, clip
 from tables.transitions import settle
 from tables.turn import Turn
@@ -124,10 +124,8 @@ def _decide(turn: Turn, step: Step, decision: Decided) -> None:
         steps_life.complete(turn, step, verdict.output, approvals=by)
         if turn.row.steps[step.id].status is StepStatus.COMPLETED:
             _satisfy_guards(turn, step, last)
-    elif not steps_life.conclude(turn, step, verdict):
-        return
-    elif turn.row.steps[step.id].status is StepStatus.FAILED:
-        turn.row.set_step(step.id, replace(turn.row.steps[step.id], approvals=by, gathered=approvals_weight(by)))
+    elif isinstance(verdict, Failed):
+        steps_life.fail(turn, step, verdict, by)
     settle(turn)
 
 

@@ -289,3 +289,19 @@ def test_an_output_that_nests_too_deep_fails_the_attempt(world: World) -> None:
         value = [value]
     world.done("one", value)
     assert world.events("ceremony.step.retrying")[0].payload["error_code"] == "output_too_deep"
+
+
+def test_results_that_together_overfill_the_row_fail_the_step() -> None:
+    world = World(
+        one_step(
+            "  - {id: talk, state: RUN, handler: deliberation_step, retry: {max_attempts: 3},"
+            " config: {prompt: talk about it, role: DEV, num_agents: 5}}"
+        )
+    )
+    world.start()
+    world.outcome("talk", "submitted", deliberation_id="d")
+    for number in (1, 2, 3):
+        world.result("talk", f"agent-dev-00{number}", value="x" * 250_000)
+    world.result("talk", "agent-dev-004", value="x" * 250_000)
+    assert (world.live.status, world.live.error_code) == ("FAILED", "output_too_large")
+    assert world.live.size == world.live.inputs_size

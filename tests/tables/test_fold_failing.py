@@ -215,3 +215,14 @@ def test_a_step_that_fails_as_it_starts_moves_the_ceremony_before_its_neighbours
     world = started(definition([FINISH, MEND, MENDED], broken, agg("y", ", after: []")))
     assert world.requests() == []
     assert world.path() == ["MEND", "DONE"]
+
+
+def test_a_failed_step_may_be_retried_while_its_neighbour_is_still_in_flight() -> None:
+    world = started(definition([FINISH, MEND, MENDED], agg("x", ", after: []"), agg("y", ", after: []")))
+    world.failed("x")
+    world.retry("x")
+    assert (world.step("x").status, world.step("x").attempt) == ("IN_PROGRESS", 2)
+    world.done("x")
+    assert refusal(world.retry("x")) == "step_not_failed"
+    world.done("y")
+    assert world.live.status == "COMPLETED"

@@ -198,3 +198,17 @@ def test_a_quorum_cannot_outgrow_the_row_by_its_comments() -> None:
     assert codes[:32] == [""] * 32
     assert codes[-1] == "row_full"
     assert refusal(world.decide("gate", actor="short", role="PO")) == ""
+
+
+def test_an_approved_gate_satisfies_no_guard_of_another_role() -> None:
+    world = World(
+        definition_of(
+            GUARD.replace("[finish]", "[gate, finish]", 1)
+            + "steps:\n  - {id: gate, state: RUN, handler: human_gate_step, config: {role: PO, message: good}}\n"
+        )
+    )
+    world.start()
+    world.opened("gate")
+    world.pause()
+    world.decide("gate", role="PO")
+    assert set(world.live.guard_approvals) == {"po_agrees"}

@@ -29,9 +29,13 @@ class Undecodable(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
+        if handler is None or (handler.request_streaming and not handler.response_streaming):
             return handler
         decode = _decoder(handler.request_deserializer)
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                _both(handler.stream_stream), decode, handler.response_serializer
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 _stream(handler.unary_stream), decode, handler.response_serializer
@@ -56,6 +60,20 @@ def _unary(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], A
         return await call(request, context)
 
     return unary
+
+
+def _both(call: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def requests(given: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for request in given:
+            if request is _UNDECODABLE:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{CODE}: {MESSAGE}")
+            yield request
+
+    async def both(given: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for response in call(requests(given, context), context):
+            yield response
+
+    return both
 
 
 def _stream(call: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:

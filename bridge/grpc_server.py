@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -37,6 +38,8 @@ LARGEST_ANSWER = 3 * 1024 * 1024
 LARGEST_MESSAGE = 4 * 1024 * 1024
 DEFAULT_LIMIT, LARGEST_LIMIT = 100, 1000
 LONGEST_TEXT = 4096
+LONGEST_DETAILS = 6000
+"""Bytes of a status message as it travels, percent-encoded: clients refuse trailers above 8 KiB."""
 SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
 STATUS_OF = {code: grpc.StatusCode[kind] for code, kind in CLASS_OF.items()} | {"fold_failed": grpc.StatusCode.INTERNAL}
 """Status of each code of the fold; `fold_failed` is what the ceremony agent says where the fold raised."""
@@ -73,10 +76,19 @@ def refusal_of(error: Exception) -> Refusal:
     return Refusal(grpc.StatusCode.INTERNAL, "internal", "an error of ours; the engine's log has the details")
 
 
+def details(text: str) -> str:
+    """A status message that every client can receive: a longer one would reach it as RESOURCE_EXHAUSTED."""
+    clean = text.encode(errors="replace").decode()
+    kept = clean[:LONGEST_DETAILS]
+    while len(quote(kept)) > LONGEST_DETAILS:
+        kept = kept[: len(kept) * 3 // 4]
+    return kept if len(kept) == len(clean) else f"{kept}…"
+
+
 async def abort(context: Context[Any, Any], error: Exception) -> NoReturn:
     refusal = refusal_of(error)
     trailing = () if refusal.retry_after is None else ((RETRY_KEY, str(int(refusal.retry_after * 1000))),)
-    await context.abort(refusal.status, f"{refusal.code}: {refusal.message}", trailing)
+    await context.abort(refusal.status, details(f"{refusal.code}: {refusal.message}"), trailing)
 
 
 def answers_errors(call: Call) -> Call:
@@ -161,7 +173,9 @@ class Front(PlanningCeremonyProcessorServicer):
     async def DecideGate(self, request: pb.DecideGateRequest, context: Context[Any, Any]) -> pb.DecideGateResponse:
         gate = request.step_id or request.guard
         required(instance_id=request.instance_id, actor=request.actor, gate=gate)
-        bounded(comment=request.comment, actor=request.actor, role=request.role, request_id=request.request_id)
+        bounded(
+            gate=gate, comment=request.comment, actor=request.actor, role=request.role, request_id=request.request_id
+        )
         command = GateDecision(
             instance_id=request.instance_id,
             command_id=request.request_id or self._new_id(),

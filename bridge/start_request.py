@@ -27,6 +27,8 @@ from tables.refusals import (
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 DEEPEST = 64
 LARGEST_INPUTS = 256 * 1024
+LARGEST_TEXTS = 4 * LARGEST_INPUTS
+"""Characters of all inputs as they were given: beyond it nothing is parsed, for that would hold up everybody."""
 SHORT_INTEGER = 18
 """Characters of an integer that fits 64 bits for certain."""
 LONGEST_TEXT = 1024
@@ -99,7 +101,10 @@ def _inputs(
     """
     both = sorted(inputs.keys() & rich.keys())
     if both:
-        raise StartInvalid("input_twice", f"{', '.join(both)}: given in both inputs and inputs_json; give each once")
+        raise StartInvalid("input_twice", f"{_few(both)}: given in both inputs and inputs_json; give each once")
+    given = sum(len(name) + len(text) for name, text in inputs.items())
+    if given > LARGEST_TEXTS:
+        raise StartInvalid(INPUTS_TOO_LARGE, f"inputs are {given} characters, at most {LARGEST_TEXTS} are read")
     values = {name: parse_input(name, text) for name, text in inputs.items()}
     values.update({name: _rich(name, value) for name, value in rich.items()})
     for name, value in own.items():
@@ -109,9 +114,15 @@ def _inputs(
         raise StartInvalid(INPUT_MISSING, f"{definition.name} requires {', '.join(missing)}")
     declared = KNOWN_INPUTS.union(definition.required_inputs, definition.optional_inputs)
     if unknown := sorted(values.keys() - declared):
-        names = ", ".join(name[:64] for name in unknown[:10])
-        raise StartInvalid(INPUT_UNKNOWN, f"{definition.name} declares no input {names}; add it to its `inputs`")
+        raise StartInvalid(
+            INPUT_UNKNOWN, f"{definition.name} declares no input {_few(unknown)}; add it to its `inputs`"
+        )
     return values
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first of a client's names; there may be ten thousand, of any length."""
+    return ", ".join(name[:64] for name in names[:10]) + (f" and {len(names) - 10} more" if names[10:] else "")
 
 
 def parse_input(name: str, text: str) -> Any:
@@ -188,5 +199,5 @@ def _selected(definition: Definition, step_ids: Sequence[str]) -> tuple[str, ...
     wanted = set(step_ids)
     if unknown := sorted(wanted - definition.steps.keys()):
         known = ", ".join(definition.steps)
-        raise StartInvalid(STEP_UNKNOWN, f"{definition.name} has no step {', '.join(unknown)}; it has: {known}")
+        raise StartInvalid(STEP_UNKNOWN, f"{definition.name} has no step {_few(unknown)}; it has: {known}")
     return tuple(step_id for step_id in definition.steps if step_id in wanted)

@@ -32,6 +32,8 @@ FOLD_SECONDS = 2.0
 """How long the front waits for the fold (contract §3)."""
 WRITE_SECONDS = 5.0
 """How long the front waits for the log's acknowledgement."""
+LONGEST_ID = 257
+"""Characters of an instance id; a longer one names nothing and is not even hashed."""
 MOVING = "the partition of this instance is being taken over"
 
 
@@ -103,13 +105,15 @@ class Engine:
         return await self._append(partition, start, start.correlation_id, patient=True)
 
     async def operate(self, command: Operation) -> Answer:
-        partition = self._partition(command.instance_id)
         row = self.get(command.instance_id)
         if row is None:
-            return Answer("unknown_instance", f"there is no ceremony {command.instance_id!r}")
+            return Answer("unknown_instance", f"there is no ceremony {command.instance_id[:LONGEST_ID]!r}")
+        partition = self._partition(command.instance_id)
         return await self._append(partition, command, row.correlation_id, patient=False)
 
     def get(self, instance_id: str) -> Instance | None:
+        if len(instance_id) > LONGEST_ID:
+            return None
         view = self._view(self._log.partition_of(instance_id.encode(), self._partitions))
         row: Instance | None = view.rows(CEREMONIES).get(instance_id.encode())
         return row

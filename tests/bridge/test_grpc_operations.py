@@ -56,6 +56,22 @@ def trigger(instance_id: str, name: str, **more: Any) -> pb.TriggerTransitionReq
     )
 
 
+async def test_ids_of_any_length_name_nothing(world: World) -> None:
+    """A megabyte as an instance id is an unknown instance, told in a message of ordinary length."""
+    for huge in ("x" * 1_000_000, "😀" * 2000):
+        with refused("NOT_FOUND", "unknown_instance"):
+            await world.stub.DecideGate(decision(huge))
+        with refused("NOT_FOUND", "unknown_instance"):
+            await world.stub.TriggerTransition(trigger(huge, "shut"))
+        found = await world.stub.GetPlanningCeremonyInstance(pb.GetPlanningCeremonyInstanceRequest(instance_id=huge))
+        assert not found.success and len(found.message) < 1000
+
+
+async def test_a_gate_of_any_length_is_refused(world: World) -> None:
+    with refused("INVALID_ARGUMENT", "field_too_long"):
+        await world.stub.DecideGate(decision(await opened(world), step_id="x" * 100_000))
+
+
 # -- gates
 
 

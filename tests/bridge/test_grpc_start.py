@@ -237,8 +237,9 @@ async def test_inputs_are_parsed_where_they_are_objects_or_arrays(world: World) 
         ({"payload": "{}", "ceremony_id": "another"}, "inputs_invalid"),
         ({"payload": "[" * 65 + "]" * 65}, "inputs_too_deep"),
         ({"payload": json.dumps({"a": "x" * (256 * 1024)})}, "inputs_too_large"),
+        ({"payload": "[" + "[]," * (1024 * 1024) + "1]"}, "inputs_too_large"),
     ],
-    ids=["missing", "unknown", "story_id", "ceremony_id", "deep", "large"],
+    ids=["missing", "unknown", "story_id", "ceremony_id", "deep", "large", "huge"],
 )
 async def test_inputs_that_are_refused(world: World, inputs: dict[str, str], code: str) -> None:
     with refused("INVALID_ARGUMENT", code):
@@ -278,6 +279,14 @@ async def test_a_request_that_cannot_be_decoded_is_refused(world: World) -> None
             raise AssertionError("an answer to nothing")
 
 
+async def test_an_undecodable_message_of_a_stream_is_refused(world: World) -> None:
+    """Reflection is a stream of requests: by itself grpc.aio would answer with the text of protobuf's exception."""
+    call: Any = world.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+    with refused("INVALID_ARGUMENT", "request_undecodable"):
+        async for _ in call(iter([b"\xff\xff\xff"])):
+            raise AssertionError("an answer to nothing")
+
+
 async def test_a_name_in_both_kinds_of_inputs_is_refused(world: World) -> None:
     with refused("INVALID_ARGUMENT", "input_twice"):
         await world.stub.StartPlanningCeremony(request(inputs_json={"payload": {"a": 1}}))
@@ -287,6 +296,15 @@ async def test_an_unknown_step_is_refused(world: World) -> None:
     with refused("INVALID_ARGUMENT", "step_unknown") as seen:
         await world.stub.StartPlanningCeremony(request(step_ids=["one", "three"]))
     assert "three" in seen.details and "one, two, hold" in seen.details
+
+
+@pytest.mark.parametrize("names", [["x" * 100_000], [f"s{n}" for n in range(10_000)], ["é" * 50] * 30, ["😀" * 3000]])
+async def test_a_refusal_can_always_be_received(world: World, names: list[str]) -> None:
+    """However much a client sends, the message about it fits the trailers: else it would read RESOURCE_EXHAUSTED."""
+    with refused("INVALID_ARGUMENT", "step_unknown"):
+        await world.stub.StartPlanningCeremony(request(step_ids=names))
+    with refused("NOT_FOUND", "definition_unknown"):
+        await world.stub.StartPlanningCeremony(request(definition_name="".join(names)))
 
 
 async def test_only_selected_steps_run(world: World) -> None:

@@ -23,7 +23,7 @@ class Origin(NamedTuple):
     timestamp: int
 
 
-class Command(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="type"):
+class Command(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="type", gc=False):
     """Base of all commands."""
 
     format: int = COMMAND_FORMAT

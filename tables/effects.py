@@ -16,7 +16,7 @@ FOLD = 1
 REQUEST_FORMAT = 1
 
 
-class StepRequested(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class StepRequested(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """Ask the agent of a step kind to perform one attempt; a record of the topic `steps.<kind>`."""
 
     format: int = REQUEST_FORMAT
@@ -34,7 +34,7 @@ class StepRequested(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     """What the kind asks: shape as the kind's `request` says."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Something the outside may hear; `subject` is also its event_type."""
 
     id: str
@@ -46,7 +46,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     payload: dict[str, Any]
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True):
+class Refused(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An answer to who waits: the command made no sense now."""
 
     id: str
@@ -56,7 +56,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
+class Ended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The ceremony has come to a terminal status."""
 
     id: str

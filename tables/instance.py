@@ -1,6 +1,7 @@
 """A ceremony instance: one immutable row of the table `ceremonies`.
 
 Only the builder (tables/builder.py) makes or replaces one. Times are milliseconds since the epoch, of the log's clock.
+Its parts are JSON values, which hold no cycles: `gc=False` spares the collector all rows of the table.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Phase(StrEnum):
     """A person is awaited."""
 
 
-class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The result of one agent of an attempt."""
 
     role: str = ""
@@ -70,7 +71,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """Bytes of the encoded value."""
 
 
-class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
+class Approval(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One decision of one actor."""
 
     actor: str
@@ -79,7 +80,7 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
     comment: str = ""
 
 
-class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
+class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One step of one instance."""
 
     status: StepStatus = StepStatus.PENDING
@@ -109,7 +110,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
     """A publish that happened after the step had ended was announced (`late: true`)."""
 
 
-class Timer(msgspec.Struct, frozen=True, omit_defaults=True):
+class Timer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A deadline. Ids: `timeout/<step>`, `retry/<step>`, `ask/<step>`, `gate/<step>`, `ceremony_max`, `expire`."""
 
     due: int
@@ -117,7 +118,7 @@ class Timer(msgspec.Struct, frozen=True, omit_defaults=True):
     attempt: int = 0
 
 
-class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
+class Instance(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One ceremony."""
 
     instance_id: str

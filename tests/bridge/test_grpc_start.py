@@ -317,6 +317,14 @@ async def test_only_selected_steps_run(world: World) -> None:
     )
 
 
+async def test_a_burst_of_one_start_is_answered_to_everybody(world: World) -> None:
+    """By itself gRPC bounds the calls that wait, and ends some of a burst as CANCELLED, by lot."""
+    ceremony_id = fresh()
+    starts = [world.stub.StartPlanningCeremony(request(ceremony_id)) for _ in range(2500)]
+    answers = await asyncio.gather(*starts)
+    assert {(answer.instance_id, answer.status) for answer in answers} == {(f"{ceremony_id}:S1", "accepted")}
+
+
 @pytest.mark.parametrize("field", ["requested_by", "correlation_id"])
 async def test_long_texts_are_refused(world: World, field: str) -> None:
     made = request()

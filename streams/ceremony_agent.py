@@ -21,12 +21,24 @@ from tables.definition import Definition
 from tables.effects import FOLD, Event, Refused, StepRequested, encode_request
 from tables.errors import CeremonyError, Undecodable
 from tables.fold import Decision, decide
-from tables.instance import Instance
+from tables.instance import Instance, StepStatus
 from tables.kinds import Kinds
 from tables.loader import content_hash, load_pinned
 
 log = structlog.get_logger(__name__)
 
+NOTABLE = frozenset(
+    {
+        "ceremony.step.retrying",
+        "ceremony.failed",
+        "ceremony.timed_out",
+        "ceremony.cancelled",
+        "ceremony.paused",
+        "ceremony.resumed",
+        "ceremony.start.refused",
+    }
+)
+"""Events that are also logged; so is a step that failed for good."""
 ENGINE_ACTOR = "ceremony-engine"
 FOLD_FAILED = Folded("fold_failed", "the engine failed on this command and has put it aside; see the dead letters")
 
@@ -152,8 +164,13 @@ class CeremonyAgent:
 
     def _count(self, tally: BatchTally, event: Event) -> None:
         tally.events[event.subject] += 1
-        if event.subject == "ceremony.step.executed":
-            tally.steps[event.payload["status"]] += 1
+        if event.subject in NOTABLE:
+            _tell(event)
+        elif event.subject == "ceremony.step.executed":
+            status = event.payload["status"]
+            tally.steps[status] += 1
+            if status == StepStatus.FAILED:
+                _tell(event)
         elif event.subject == "ceremony.publish.completed":
             tally.published[str(event.payload["duplicate"]).lower()] += 1
 
@@ -171,6 +188,20 @@ class CeremonyAgent:
             else:
                 folding.tally.ended[effect.status] += 1
         return refusal
+
+
+def _tell(event: Event) -> None:
+    """One log line for what an operator looks for; what goes well is counted only."""
+    payload = event.payload
+    log.warning(
+        event.subject,
+        instance=event.instance_id,
+        step=payload.get("step_id"),
+        attempt=payload.get("attempt"),
+        correlation_id=event.correlation_id,
+        code=payload.get("error_code") or payload.get("code"),
+        reason=payload.get("error_message") or payload.get("message") or payload.get("reason"),
+    )
 
 
 def origin_of(record: Record) -> Origin:

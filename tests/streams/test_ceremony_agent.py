@@ -251,3 +251,19 @@ def test_a_noop_changes_nothing_but_teaches_the_logs_clock() -> None:
 
 def test_a_batch_without_a_note_of_ours_counts_nothing() -> None:
     assert applied_rows(None) == Folding(tally=mock.ANY)
+
+
+def test_a_step_that_failed_is_one_log_line_with_its_ids_and_success_is_none() -> None:
+    failed = StepOutcome(
+        instance_id="c1:s1", step_id="one", attempt=1, outcome="failed", error_code="broken", error_message="no luck"
+    )
+    partition = Partition()
+    with structlog.testing.capture_logs() as quiet:
+        partition.begin("c1", "c2")
+        partition.fold(command_record(7, outcome("c2")))
+    with structlog.testing.capture_logs() as lines:
+        partition.fold(command_record(8, failed))
+    assert quiet == []
+    assert [line["event"] for line in lines] == ["ceremony.step.executed", "ceremony.failed"]
+    told = {"instance": "c1:s1", "step": "one", "attempt": 1, "correlation_id": "corr-1", "code": "broken"}
+    assert told.items() <= lines[0].items()

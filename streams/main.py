@@ -51,7 +51,11 @@ def _addresses(found: Settings) -> Iterator[str]:
 
 def problem(found: Any) -> str:
     """`VARIABLE: what is wrong, and what it is now`."""
-    name = ".".join(map(str, found["loc"])) or "settings"
+    from streams.settings import Settings
+
+    # What an option told is known by the field's name; a person knows the variable.
+    field = Settings.model_fields.get(str(found["loc"][0])) if found["loc"] else None
+    name = (field.alias if field else None) or ".".join(map(str, found["loc"])) or "settings"
     message = str(found["msg"]).removeprefix("Value error, ")
     return f"{name}: {message} (it is {found.get('input')!r})"
 

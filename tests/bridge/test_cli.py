@@ -215,7 +215,7 @@ def test_wrong_settings_are_one_line_for_each_variable(
     [
         (["--grpc-addr", "here"], "setting_invalid: PLANNING_CEREMONY_GRPC_ADDR: host:port is wanted"),
         (["--http-addr", "1.2.3.4:99999"], "setting_invalid: CEREMONY_HTTP_ADDR: host:port is wanted"),
-        (["--log", "redis://x"], "log_url_invalid: 'redis://x' is neither kafka://"),
+        (["--log", "redis://x"], "setting_invalid: CEREMONY_LOG: kafka://"),
     ],
 )
 def test_a_worker_that_cannot_start_says_why(options: list[str], line: str, capfd: pytest.CaptureFixture[str]) -> None:

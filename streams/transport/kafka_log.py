@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.partitioner import murmur2
 
 from steps.ports import Clock
@@ -18,14 +17,14 @@ from streams.transport.batch import weigh
 from streams.transport.contract import (
     Follower,
     Header,
-    LogFailed,
     LogUnavailable,
     Position,
     Record,
     RecordTooLarge,
     TopicSpec,
 )
-from streams.transport.kafka_client import FETCH_BYTES, FETCH_WAIT_MS, new_producer, new_reader, stop_reader, to_records
+from streams.transport.kafka_client import new_producer, new_reader, stop_reader, to_records
+from streams.transport.kafka_follower import GroupFollower, Handle
 from streams.transport.kafka_topics import ensure_topics
 
 logger = logging.getLogger(__name__)
@@ -34,8 +33,6 @@ APPEND_SECONDS = 10.0
 """How long `append` waits for the acknowledgement before it says LogUnavailable."""
 WATCH_SECONDS = 1.0
 """Seconds between two looks whether Kafka answers."""
-
-Handle = Callable[[Sequence[Record]], Awaitable[None]]
 
 
 class KafkaLog:
@@ -81,10 +78,13 @@ class KafkaLog:
         try:
             await producer.start()
             await reader.start()
-        except KafkaError as error:
+        except BaseException as error:  # also a start that is called off while it waits
             await producer.stop()
             await reader.stop()
-            raise LogUnavailable(f"log_unavailable: no Kafka at {','.join(self._servers)}") from error
+            if not isinstance(error, KafkaError):
+                raise
+            self._state = f"no Kafka at {','.join(self._servers)}"
+            raise LogUnavailable(f"log_unavailable: {self._state}") from error
         self._producer, self._reader = producer, reader
         self._state = "ok"
         self._watcher = self._clock.spawn(self._watch(), name="kafka is watched")
@@ -182,96 +182,16 @@ class KafkaLog:
 
     async def _watch(self) -> None:
         reader = self._connected()
+        answered = True
         while True:
             await self._clock.sleep(WATCH_SECONDS)
+            before = answered
             try:
                 async with self._clock.timeout(WATCH_SECONDS * 2):
                     answered = await reader._client._metadata_update(reader._client.cluster, [])
-                self._state = "ok" if answered else "no answer"
             except (KafkaError, TimeoutError):
-                self._state = "no answer"
-
-
-class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Fulfils `contract.Follower`: one batch in hand at a time, its offset committed after `handle` returned."""
-
-    def __init__(
-        self,
-        servers: Sequence[str],
-        clock: Clock,
-        group: str,
-        topic: str,
-        handle: Handle,
-        batch: int,
-        fail: Callable[[BaseException], None] | None,
-    ) -> None:
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=list(servers),
-            group_id=group,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-            max_partition_fetch_bytes=FETCH_BYTES,
-            session_timeout_ms=6_000,
-            heartbeat_interval_ms=1_000,
-            max_poll_interval_ms=600_000,
-            partition_assignment_strategy=[RangePartitionAssignor],
-        )
-        self._topic = topic
-        self._handle = handle
-        self._batch = batch
-        self._clock = clock
-        self._fail = fail
-        self._in_hand = asyncio.Lock()
-        self._stopping = False
-        self._idle = False
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        await self._consumer.start()
-        self._consumer.subscribe([self._topic], listener=self)
-        self._task = self._clock.spawn(self._run(), name=f"{self._topic} is followed")
-
-    async def stop(self) -> None:
-        self._stopping = True
-        if self._task is not None:
-            if self._idle:
-                self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        await self._consumer.stop()
-
-    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
-        async with self._in_hand:  # the batch in hand is committed while the partition is still ours
-            pass
-
-    async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
-        """Reading goes on at the committed offsets."""
-
-    async def _run(self) -> None:
-        try:
-            while not self._stopping:
-                self._idle = True
-                fetched = await self._consumer.getmany(timeout_ms=1000, max_records=self._batch)
-                self._idle = False
-                async with self._in_hand:
-                    for tp, records in fetched.items():
-                        await self._one(tp, to_records(records))
-        except Exception as failure:
-            if self._fail is not None:
-                self._fail(failure)
-            else:
-                raise
-
-    async def _one(self, tp: TopicPartition, records: Sequence[Record]) -> None:
-        if tp not in self._consumer.assignment():
-            return  # revoked while an earlier batch was handled: its new owner reads it
-        await self._handle(records)
-        try:
-            await self._consumer.commit({tp: records[-1].offset + 1})
-        except (CommitFailedError, IllegalStateError):
-            logger.info("%s[%d] has moved: its new owner gets this batch again", tp.topic, tp.partition)
-        except KafkaError as error:
-            if not error.retriable:
-                raise LogFailed(f"commit_refused: {tp.topic}[{tp.partition}] ({type(error).__name__})") from error
+                answered = False
+            self._state = "ok" if answered else "no answer"
+            if answered != before:
+                where = ",".join(self._servers)
+                logger.warning("Kafka at %s %s", where, "answers again" if answered else "does not answer; waiting")

@@ -1,0 +1,142 @@
+"""Following a topic on a real Kafka: what waits in one partition, and what is committed when."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+
+from bridge.clock import HostClock
+from streams.transport.contract import Follower, Record, TopicSpec
+from streams.transport.kafka_log import KafkaLog
+from tests.services import KafkaServer
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+async def log(kafka: KafkaServer) -> AsyncIterator[KafkaLog]:
+    log = KafkaLog([kafka.bootstrap], HostClock())
+    await log.start()
+    yield log
+    await log.stop()
+
+
+@pytest.fixture
+async def topic(log: KafkaLog) -> str:
+    """A topic of two partitions, with one record in each."""
+    name = f"follow-{uuid.uuid4().hex[:8]}"
+    await log.create([TopicSpec(name, 2, 3_600_000)])
+    for partition in range(2):
+        await log.append(name, partition, b"k", b"%d" % partition)
+    return name
+
+
+class Reader:
+    """Notes what it was handed; holds back what it is told to."""
+
+    def __init__(self, log: KafkaLog, topic: str) -> None:
+        self._log = log
+        self._topic = topic
+        self.begun: list[Record] = []
+        self.seen: list[bytes | None] = []
+        self.let_go = asyncio.Event()
+        self.held_partition: int | None = None
+
+    async def follow(self) -> Follower:
+        return await self._log.follow(f"{self._topic}-group", self._topic, self._handle)
+
+    async def _handle(self, records: Sequence[Record]) -> None:
+        self.begun.extend(records)
+        if records[0].partition == self.held_partition:
+            await self.let_go.wait()
+        self.seen.extend(record.value for record in records)
+
+
+async def until(holds: Callable[[], object], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_partition_that_waits_holds_up_no_other(log: KafkaLog, topic: str) -> None:
+    reader = Reader(log, topic)
+    reader.held_partition = 0
+    follower = await reader.follow()
+    await until(lambda: len(reader.begun) == 2)
+    for number in range(3):
+        await log.append(topic, 1, b"k", b"more %d" % number)
+        await until(lambda: len(reader.seen) == number + 2)  # noqa: B023 - called before `number` changes
+    assert reader.seen == [b"1", b"more 0", b"more 1", b"more 2"]
+    reader.let_go.set()
+    await until(lambda: b"0" in reader.seen)
+    await follower.stop()
+
+
+async def test_of_one_partition_one_batch_is_in_hand(log: KafkaLog, topic: str) -> None:
+    reader = Reader(log, topic)
+    reader.held_partition = 0
+    follower = await reader.follow()
+    await until(lambda: len(reader.begun) == 2)
+    await log.append(topic, 0, b"k", b"later")
+    await log.append(topic, 1, b"k", b"a sign that time has passed")
+    await until(lambda: b"a sign that time has passed" in reader.seen)
+    assert b"later" not in [record.value for record in reader.begun]
+    reader.let_go.set()
+    await until(lambda: b"later" in reader.seen)
+    await follower.stop()
+
+
+async def test_a_stop_waits_for_what_is_in_hand_and_commits_it(log: KafkaLog, topic: str) -> None:
+    first = Reader(log, topic)
+    first.held_partition = 0
+    follower = await first.follow()
+    await until(lambda: len(first.begun) == 2)
+    stopping = asyncio.create_task(follower.stop())
+    await asyncio.sleep(0.1)
+    assert not stopping.done()
+    first.let_go.set()
+    await stopping
+    assert sorted(value or b"" for value in first.seen) == [b"0", b"1"]
+    await log.append(topic, 0, b"k", b"next")
+    second = Reader(log, topic)
+    follower = await second.follow()
+    await until(lambda: second.seen)
+    await follower.stop()
+    assert second.seen == [b"next"]
+
+
+async def test_a_batch_that_was_not_handled_comes_again(log: KafkaLog, topic: str) -> None:
+    first = Reader(log, topic)
+    first.held_partition = 0
+    follower = await first.follow()
+    await until(lambda: len(first.begun) == 2)
+    stopping = asyncio.create_task(follower.stop())
+    await asyncio.sleep(0.1)
+    for task in [task for task in asyncio.all_tasks() if task.get_name() == f"{topic}[0] is handled"]:
+        task.cancel()
+    await stopping
+    second = Reader(log, topic)
+    follower = await second.follow()
+    await until(lambda: second.seen)
+    await follower.stop()
+    assert second.seen == [b"0"]
+
+
+async def test_a_second_follower_takes_its_share_and_nothing_is_lost(log: KafkaLog, topic: str) -> None:
+    first, second = Reader(log, topic), Reader(log, topic)
+    followers = [await first.follow()]
+    await until(lambda: len(first.seen) == 2)
+    followers.append(await second.follow())
+    number = 0
+    while not second.begun and number < 200:
+        for partition in range(2):
+            await log.append(topic, partition, b"k", b"n%d.%d" % (number, partition))
+        number += 1
+        await asyncio.sleep(0.05)
+    await until(lambda: len({*first.seen, *second.seen}) == 2 + 2 * number)
+    for follower in followers:
+        await follower.stop()
+    assert second.begun

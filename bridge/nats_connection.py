@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.js import JetStreamContext
@@ -30,6 +31,7 @@ class NatsConnection:
         self._clock = clock
         self._name = name
         self._up = asyncio.Event()
+        self._closed = asyncio.Event()
         self._client: Client | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._state = "connecting"
@@ -71,9 +73,22 @@ class NatsConnection:
         return (await self.connected()).jetstream(timeout=API_TIMEOUT_SECONDS)
 
     async def _dial(self) -> None:
-        # nats-py tries for ever by itself, at the start and after each loss.
-        client = Client()
-        self._client = client
+        # nats-py tries for ever by itself, at the start and after each loss. But it closes for good when the server has
+        # said an error, as for credentials that were changed or a protocol line too long: then a new client begins.
+        while True:
+            self._closed.clear()
+            self._client = Client()
+            try:
+                await self._connect(self._client)
+                await self._on_connected()
+                await self._closed.wait()
+            except (nats.errors.Error, OSError, TimeoutError) as error:
+                await self._on_error(error)
+                with contextlib.suppress(nats.errors.Error, OSError):
+                    await self._client.close()
+            await self._clock.sleep(RECONNECT_SECONDS)
+
+    async def _connect(self, client: Client) -> None:
         await client.connect(
             servers=self._urls,
             name=self._name,
@@ -88,7 +103,6 @@ class NatsConnection:
             reconnected_cb=self._on_connected,
             closed_cb=self._on_closed,
         )
-        await self._on_connected()
 
     async def _on_connected(self) -> None:
         log.info("nats_connected")
@@ -101,12 +115,15 @@ class NatsConnection:
         self._down("disconnected")
 
     async def _on_closed(self) -> None:
-        self._down("closed")
+        if self._up.is_set():
+            log.warning("nats_closed", hint="the server ended the connection with an error; its log says which")
+        self._down("closed by the server")
+        self._closed.set()
 
     async def _on_error(self, error: Exception) -> None:
         # Without a callback nats-py prints a traceback for each failed attempt to connect.
         reason = "authorization refused" if "authorization" in str(error).lower() else type(error).__name__
-        if not self._up.is_set() and self._state != "closed":
+        if not self._up.is_set():
             self._state = f"unreachable: {reason}"
         log.debug("nats_error", reason=reason)
 

@@ -25,6 +25,9 @@ from streams.transport.contract import Follower, Log, Record
 BATCH = 2000
 STOP_SECONDS = 3.0
 
+OURS = b"ceremony."
+"""How every subject of an event begins."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -94,7 +97,7 @@ class EventsBridge:
             message = outgoing(record)
             if message is None:
                 await self._set_aside(
-                    record, Nack("event_undecodable", "a record without subject, id or value", final=True)
+                    record, Nack("event_undecodable", "no subject of ours, no id or no value", final=True)
                 )
             else:
                 messages.append((record.key or message.id.encode(), message))
@@ -175,6 +178,8 @@ def outgoing(record: Record) -> Outgoing | None:
     headers = dict(record.headers)
     subject, effect_id = headers.get(topics.SUBJECT), headers.get(topics.EFFECT_ID)
     if not subject or not effect_id or not record.value:
+        return None
+    if not subject.startswith(OURS):  # what no stream of ours takes would be waited for without end
         return None
     try:
         return Outgoing(effect_id.decode(), subject.decode(), record.value, record)

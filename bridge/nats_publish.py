@@ -20,8 +20,11 @@ SERVER_TROUBLE = 500
 """From this code on it is JetStream that is in trouble, not the message."""
 SUBJECT = re.compile(r"[^\s.*>\x00]+(\.[^\s.*>\x00]+)*")
 """A subject one can publish to: tokens without white space or wildcards."""
+LONGEST_SUBJECT = 1024
+"""Bytes. The server closes the connection on a protocol line above 4 KiB."""
 TOO_LARGE_FOR_STREAM = 10054
 """JetStream's error number for a message above the stream's `max_msg_size`."""
+_BREAKS_LINE = re.compile(r"[\r\n\x00]")
 _HEADER_FRAME = len("NATS/1.0\r\n\r\n")
 _HEADER_LINE = len(": \r\n")
 
@@ -30,7 +33,7 @@ class Nack(NamedTuple):
     """NATS said no."""
 
     code: str
-    """`no_stream`, `message_too_large`, `refused_by_nats` or `stream_unavailable`."""
+    """`subject_invalid`, `header_invalid`, `message_too_large`, `refused_by_nats`, `no_stream`, `stream_unavailable`"""
     message: str
     final: bool
     """Asking again does not help."""
@@ -61,6 +64,7 @@ class JetStreamPublisher:
 
     def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
+        self._subscribed: Client | None = None
         self._inbox = ""
         self._prefix = 0
         self._subscribing = asyncio.Lock()
@@ -71,12 +75,12 @@ class JetStreamPublisher:
         """The connected client, with the inbox in place; waits for the server."""
         client = await self._connection.connected()
         async with self._subscribing:
-            if not self._inbox:
+            if self._subscribed is not client:
                 inbox = client.new_inbox()
                 # One connection keeps the order: the subscription is there before the first publish. nats-py renews it
                 # after a reconnect. Acknowledgements are few bytes, and bounded by what the senders have in flight.
                 await client.subscribe(f"{inbox}.*", cb=self._on_answer, pending_msgs_limit=-1, pending_bytes_limit=-1)
-                self._inbox, self._prefix = inbox, len(inbox) + 1
+                self._inbox, self._prefix, self._subscribed = inbox, len(inbox) + 1, client
         return client
 
     async def send(
@@ -123,8 +127,10 @@ def read_answer(data: bytes, headers: Mapping[str, str] | None) -> Answer:
 
 def refusal(client: Client, subject: str, data: bytes, headers: Mapping[str, str]) -> Nack | None:
     """Why this message must not even be sent: the server would close the connection on it."""
-    if not SUBJECT.fullmatch(subject):
+    if len(subject.encode()) > LONGEST_SUBJECT or not SUBJECT.fullmatch(subject):
         return Nack("subject_invalid", f"`{subject[:100]}` is no subject to publish to", final=True)
+    if any(_BREAKS_LINE.search(value) for value in headers.values()):
+        return Nack("header_invalid", "a line break in a header would begin another one", final=True)
     block = _HEADER_FRAME + sum(len(k.encode()) + len(v.encode()) + _HEADER_LINE for k, v in headers.items())
     size = len(data) + block
     if size > client.max_payload:

@@ -244,6 +244,49 @@ async def test_a_stream_that_is_deleted_is_made_again(log: SqliteLog, server: Na
     assert [json.loads(m.data)["payload"]["number"] for m in await stored(server.url)] == [1]
 
 
+@pytest.mark.parametrize("subject", [b"$JS.API.STREAM.DELETE.CEREMONY", b"elsewhere.x", b"ceremony"])
+def test_a_record_for_a_subject_that_is_not_ours_is_none_of_ours(subject: bytes) -> None:
+    """What no stream takes would be waited for, and every event behind it too."""
+    assert (
+        outgoing(Record("t.events", 0, 0, 0, b"k", b"v", [(topics.SUBJECT, subject), (topics.EFFECT_ID, b"i")])) is None
+    )
+
+
+async def test_an_id_that_would_write_headers_of_its_own_is_set_aside(log: SqliteLog, server: NatsServer) -> None:
+    """And the event behind it is published."""
+    headers = [(topics.SUBJECT, b"ceremony.x"), (topics.EFFECT_ID, b"i\r\nNats-Rollup: all")]
+    await log.append("t.events", 0, b"c-9:s-1", b"{}", headers)
+    await append_events(log, [event(9, 0)])
+    async with connection(server.url) as link, bridge(log, link):
+        await arrives(server, 2)
+    (record,) = await records(log, topics.DEADLETTERS)
+    assert decode_dead_letter(record.key, record.value, record.headers).code == "header_invalid"
+
+
+async def test_a_subject_that_would_end_the_connection_is_set_aside(log: SqliteLog, server: NatsServer) -> None:
+    headers = [(topics.SUBJECT, b"ceremony." + b"x" * 5000), (topics.EFFECT_ID, b"i")]
+    await log.append("t.events", 0, b"c-9:s-1", b"{}", headers)
+    await append_events(log, [event(9, 0)])
+    async with connection(server.url) as link, bridge(log, link):
+        await arrives(server, 2)
+    (record,) = await records(log, topics.DEADLETTERS)
+    assert decode_dead_letter(record.key, record.value, record.headers).code == "subject_invalid"
+
+
+async def test_a_connection_that_the_server_ended_with_an_error_is_made_anew(
+    log: SqliteLog, server: NatsServer
+) -> None:
+    """nats-py closes for good then; the bridge goes on with a new client."""
+    async with connection(server.url) as link, bridge(log, link):
+        await append_events(log, [event(1, 0)])
+        await arrives(server, 1)
+        await (await link.connected()).publish("x" * 5000, b"")
+        await eventually(lambda: link.generation > 1, "the connection is made anew")
+        await append_events(log, [event(2, 0)])
+        await arrives(server, 2)
+        assert link.state == "ok"
+
+
 def test_a_record_with_undecodable_headers_is_none_of_ours() -> None:
     record = Record("t.events", 0, 0, 0, b"k", b"v", [(topics.SUBJECT, b"\xff"), (topics.EFFECT_ID, b"i")])
     assert outgoing(record) is None

@@ -23,6 +23,8 @@ ERROR_MESSAGE_LIMIT = 4096
 """Characters of a dead letter's message."""
 OUTSIDE_MESSAGE_LIMIT = 500
 """Characters of the message of an announced dead letter."""
+SHORT = 18
+"""Digits of a number that fits 64 bits for certain; of a partition, half of that fits 32."""
 VALUE_SIZE = "value-size"
 """Header of a dead letter by reference: bytes of the original value, which was left out."""
 
@@ -164,7 +166,7 @@ def decode_dead_letter(
         code=found.get(topics.ERROR_CODE, b"unknown").decode(errors="replace"),
         message=found.get(topics.ERROR_MESSAGE, b"").decode(errors="replace"),
         timestamp=timestamp,
-        size=int(referred) if referred.isdigit() else len(value or b""),
+        size=int(referred) if referred.isdigit() and len(referred) <= SHORT else len(value or b""),
         key=key,
         value=None if referred else value,
         headers=tuple(header for header in headers if header[0] not in _OURS),
@@ -195,6 +197,6 @@ def _for_outside(message: str) -> str:
 def _split_origin(origin: str) -> tuple[str, int, int]:
     topic, _, rest = origin.partition("/")
     partition, _, offset = rest.partition("/")
-    if partition.isdecimal() and offset.isdecimal():
+    if partition.isdecimal() and offset.isdecimal() and len(partition) < SHORT // 2 and len(offset) <= SHORT:
         return topic, int(partition), int(offset)
     return origin or "unknown", -1, -1

@@ -119,6 +119,14 @@ def test_a_traceback_stays_with_the_dead_letter(message: str, announced: str) ->
     assert json.loads(data)["payload"]["message"] == announced
 
 
+@pytest.mark.parametrize("digits", ["9" * 19, "9" * 5000])
+def test_numbers_beyond_64_bits_in_a_dead_letter_are_none(digits: str) -> None:
+    """Whoever wrote them: the letter is listed and announced, and nobody trips over them."""
+    headers = [(topics.ORIGIN, f"t/1/{digits}".encode()), (codecs.VALUE_SIZE, digits.encode())]
+    letter = codecs.decode_dead_letter(None, b"?", headers, 0)
+    assert (letter.partition, letter.offset, letter.size) == (-1, -1, 1)
+
+
 def test_a_dead_letter_without_headers_is_still_read() -> None:
     """What others wrote to the topic is listed, not a crash."""
     letter = codecs.decode_dead_letter(None, b"?", [], 0)

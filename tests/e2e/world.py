@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -316,8 +316,13 @@ class WorkerProcess:
     async def ready(self) -> None:
         await until(self._answers_ready, f"worker ready; its last words: {self.last_words()}")
 
+    def must_live(self) -> None:
+        """Fails with the last words of a worker that has ended by itself."""
+        assert self._process is not None
+        assert self._process.poll() is None, f"the worker ended by itself: {self.last_words()}"
+
     async def _answers_ready(self) -> bool:
-        assert self._process is not None and self._process.poll() is None, f"worker ended: {self.last_words()}"
+        self.must_live()
         try:
             status, _ = await asyncio.to_thread(http_get, f"http://127.0.0.1:{self.http_port}/readyz")
         except OSError:
@@ -340,15 +345,3 @@ class WorkerProcess:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(seconds)
-
-
-@contextlib.asynccontextmanager
-async def worker_process(folder: Path, settings: Mapping[str, Any]) -> AsyncIterator[WorkerProcess]:
-    """A worker process that is ready; killed at the end if it still runs."""
-    process = WorkerProcess(folder, settings)
-    process.start()
-    try:
-        await process.ready()
-        yield process
-    finally:
-        process.kill()

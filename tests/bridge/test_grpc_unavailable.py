@@ -1,0 +1,135 @@
+"""When the engine cannot answer: UNAVAILABLE with a hint when to ask again, soon, and never an old or default value."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc.aio
+import pytest
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
+
+from bridge.clock import HostClock, new_id
+from bridge.definitions_dir import DefinitionsDir
+from bridge.grpc_server import GrpcServer
+from steps.registry import all_kinds
+from streams.engine import Engine
+from streams.log_clock import LogClock
+from streams.metrics import process_metrics
+from streams.transport.sqlite_log import SqliteLog
+from tests.bridge.front_world import Refusal, refused
+from tests.e2e.world import NO_RETRIES, SPECS, World, until
+from tests.services import KafkaServer, running
+
+SOON = 7.0
+"""Seconds in which an answer must have come: the front waits 5 s for an acknowledgement of the log."""
+
+
+def start_request() -> pb.StartPlanningCeremonyRequest:
+    return pb.StartPlanningCeremonyRequest(
+        ceremony_id=f"c-{uuid4().hex[:8]}", story_id="S1", definition_name="approval", requested_by="anna"
+    )
+
+
+def retry_hint(seen: Refusal) -> int:
+    return int(seen.trailing["retry-after-ms"])
+
+
+@contextlib.asynccontextmanager
+async def front_without_tables(folder: Path) -> AsyncIterator[Any]:
+    """The real front on the real engine, before any partition was recovered."""
+    clock, kinds = HostClock(), all_kinds()
+    log = SqliteLog(folder / "log.db", clock)
+    await log.start()
+    engine = Engine(
+        log=log,
+        unserved=dict,
+        clock=clock,
+        log_clock=LogClock(clock),
+        kinds=kinds,
+        prefix="t",
+        partitions=3,
+        metrics=process_metrics(),
+    )
+    server = GrpcServer(engine, DefinitionsDir(SPECS, kinds), "127.0.0.1:0", new_id)
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=NO_RETRIES) as channel:
+            yield PlanningCeremonyProcessorStub(channel)
+    finally:
+        await server.stop(0)
+        await log.stop()
+
+
+async def watched(stub: Any, request: Any) -> None:
+    async for _ in stub.WatchPlanningCeremony(request):
+        raise AssertionError("an answer without tables")
+
+
+CALLS: list[Callable[[Any], Awaitable[Any]]] = [
+    lambda stub: stub.StartPlanningCeremony(start_request()),
+    lambda stub: stub.GetPlanningCeremonyInstance(pb.GetPlanningCeremonyInstanceRequest(instance_id="c:s")),
+    lambda stub: stub.ListPlanningCeremonyInstances(pb.ListPlanningCeremonyInstancesRequest()),
+    lambda stub: stub.DecideGate(
+        pb.DecideGateRequest(instance_id="c:s", step_id="ask", approved=True, actor="a", role="R")
+    ),
+    lambda stub: stub.TriggerTransition(pb.TriggerTransitionRequest(instance_id="c:s", trigger="t", actor="a")),
+    lambda stub: watched(stub, pb.WatchPlanningCeremonyRequest(instance_id="c:s")),
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=["start", "get", "list", "decide", "trigger", "watch"])
+async def test_before_the_tables_are_recovered(tmp_path: Path, call: Callable[[Any], Awaitable[Any]]) -> None:
+    """An unknown instance would be a guess: nobody has looked yet."""
+    async with front_without_tables(tmp_path) as stub:
+        with refused("UNAVAILABLE", "unavailable") as seen:
+            await call(stub)
+        assert retry_hint(seen) > 0
+
+
+async def test_a_stopped_kafka_is_unavailable_and_all_goes_on_when_it_is_back(tmp_path: Path) -> None:
+    """Answers come within seconds while it is down; what was refused then can be asked again, and works."""
+    with contextlib.ExitStack() as stack:
+        kafka = stack.enter_context(running(KafkaServer(tmp_path / "kafka")))
+        async with World(tmp_path, f"kafka://{kafka.bootstrap}") as world:
+            instance_id = await world.start("approval", "C-before")
+            kafka.kill()
+            decision = pb.DecideGateRequest(
+                instance_id=instance_id, step_id="ask", approved=True, actor="a", role="APPROVER", request_id="again-1"
+            )
+            began = time.monotonic()
+            calls: list[Any] = [world.stub.StartPlanningCeremony(start_request()), world.stub.DecideGate(decision)]
+            for call in calls:
+                with refused("UNAVAILABLE", "unavailable") as seen:
+                    await call
+                assert retry_hint(seen) > 0
+            assert time.monotonic() - began < SOON
+            await until(lambda: not world.ok("log"), "readiness says that the log is down")
+            await asyncio.to_thread(kafka.start)
+            await until(lambda: world.ok("log", "tables"), "the log is back")
+            await until(
+                lambda: accepted(world.stub.StartPlanningCeremony(start_request())), "starts are accepted again"
+            )
+            await until(
+                lambda: accepted(world.stub.DecideGate(decision)), "the decision is accepted when it is repeated"
+            )
+            answer = await world.stub.DecideGate(decision)
+            assert (answer.ceremony.status, answer.ceremony.current_state) == ("COMPLETED", "APPROVED")
+            assert world.worker.failure is None
+
+
+async def accepted(call: Awaitable[Any]) -> bool:
+    """Whether it is OK now; what is not may only be UNAVAILABLE."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        return False
+    return True

@@ -28,6 +28,9 @@ REQUEST_TIMEOUT_MS = 120_000
 """How long a write is tried before it has failed for good, which ends the worker."""
 FETCH_WAIT_MS = 20
 """How long a broker holds an empty fetch: aiokafka has one in flight per broker, so others wait as long."""
+DRAIN_SECONDS = 0.002
+"""How long the next fetch waits for what the last one brought to be taken. None at all, and it is sent without those
+partitions, whose next records then wait for `FETCH_WAIT_MS`; as long as aiokafka's 0.1 s, and a busy one holds all."""
 FETCH_BYTES = 5 * 1024 * 1024
 """Bytes fetched of one partition at a time; a record of LARGEST_RECORD fits."""
 TRANSACTION_TIMEOUT_MS = 10_000
@@ -193,7 +196,7 @@ class Reader:
     async def start(self, tps: Sequence[TopicPartition]) -> None:
         self._client = new_reader(self._servers)
         await self._consumer.start()
-        self._consumer._fetcher._prefetch_backoff = 0.0  # else one busy partition holds the fetches of all
+        self._consumer._fetcher._prefetch_backoff = DRAIN_SECONDS
         self._consumer.assign(list(tps))
         for tp in tps:
             self._consumer.seek(tp, 0)

@@ -14,7 +14,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from steps.ports import Clock
 from streams.transport.contract import LogFailed, Record
-from streams.transport.kafka_client import FETCH_BYTES, FETCH_WAIT_MS, to_records
+from streams.transport.kafka_client import DRAIN_SECONDS, FETCH_BYTES, FETCH_WAIT_MS, to_records
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def start(self) -> None:
         await self._consumer.start()
-        self._consumer._fetcher._prefetch_backoff = 0.0  # else one busy partition holds the fetches of all
+        self._consumer._fetcher._prefetch_backoff = DRAIN_SECONDS
         self._consumer.subscribe([self._topic], listener=self)
         self._task = self._clock.spawn(self._run(), name=f"{self._topic} is followed")
 

@@ -13,10 +13,8 @@ import msgspec
 from tables.commands import Start
 from tables.definition import Definition
 from tables.errors import CeremonyError
-from tables.fold_start import KNOWN_INPUTS
 from tables.refusals import (
     INPUT_MISSING,
-    INPUT_UNKNOWN,
     INPUTS_INVALID,
     INPUTS_TOO_DEEP,
     INPUTS_TOO_LARGE,
@@ -112,11 +110,6 @@ def _inputs(
             raise StartInvalid(INPUTS_INVALID, f"{name} is an input by itself and cannot be overridden")
     if missing := [name for name in definition.required_inputs if name not in values]:
         raise StartInvalid(INPUT_MISSING, f"{definition.name} requires {', '.join(missing)}")
-    declared = KNOWN_INPUTS.union(definition.required_inputs, definition.optional_inputs)
-    if unknown := sorted(values.keys() - declared):
-        raise StartInvalid(
-            INPUT_UNKNOWN, f"{definition.name} declares no input {_few(unknown)}; add it to its `inputs`"
-        )
     return values
 
 

@@ -24,8 +24,6 @@ from tables.turn import Decision, Turn, refused
 START_REFUSED = "ceremony.start.refused"
 ALWAYS_INPUTS = frozenset({"story_id", "ceremony_id"})
 """Among the inputs of every ceremony; nobody overrides them."""
-KNOWN_INPUTS = ALWAYS_INPUTS | {"publish_data", "agent_deliberations"}
-"""Inputs with a meaning of their own, which no definition need declare."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _sorted = msgspec.json.Encoder(order="sorted").encode
 
@@ -116,10 +114,6 @@ def _names_problem(command: Start, definition: Definition) -> tuple[str, str] | 
     missing = [n for n in definition.required_inputs if n not in inputs and n not in ALWAYS_INPUTS]
     if missing:
         return refusals.INPUT_MISSING, f"{definition.name} requires the inputs {', '.join(missing)}"
-    declared = KNOWN_INPUTS.union(definition.required_inputs, definition.optional_inputs)
-    unknown = [name for name in inputs if name not in declared]
-    if unknown:
-        return refusals.INPUT_UNKNOWN, f"{definition.name} has no input {', '.join(clip(n, 64) for n in unknown[:10])}"
     return None
 
 

@@ -24,7 +24,6 @@ INPUTS_INVALID = "inputs_invalid"
 INPUTS_TOO_LARGE = "inputs_too_large"
 INPUTS_TOO_DEEP = "inputs_too_deep"
 INPUT_MISSING = "input_missing"
-INPUT_UNKNOWN = "input_unknown"
 STEP_UNKNOWN = "step_unknown"
 MALFORMED_COMMAND = "malformed_command"
 ACTOR_REQUIRED = "actor_required"
@@ -55,7 +54,6 @@ CLASS_OF: Mapping[str, Refusal] = {
     INPUTS_TOO_LARGE: Refusal.INVALID_ARGUMENT,
     INPUTS_TOO_DEEP: Refusal.INVALID_ARGUMENT,
     INPUT_MISSING: Refusal.INVALID_ARGUMENT,
-    INPUT_UNKNOWN: Refusal.INVALID_ARGUMENT,
     STEP_UNKNOWN: Refusal.INVALID_ARGUMENT,
     MALFORMED_COMMAND: Refusal.INVALID_ARGUMENT,
     ACTOR_REQUIRED: Refusal.INVALID_ARGUMENT,

@@ -228,18 +228,23 @@ async def test_inputs_are_parsed_where_they_are_objects_or_arrays(world: World) 
     assert found == {"payload": [1, {}], "more": '"text"', "ceremony_id": ceremony_id, "story_id": "S1"}
 
 
+async def test_an_input_that_no_definition_declares_is_kept(world: World) -> None:
+    ceremony_id = fresh()
+    await world.stub.StartPlanningCeremony(request(ceremony_id, inputs={"payload": "{}", "unheard_of": "[1]"}))
+    assert (await stored_inputs(world, ceremony_id))["unheard_of"] == [1]
+
+
 @pytest.mark.parametrize(
     ("inputs", "code"),
     [
         ({}, "input_missing"),
-        ({"payload": "{}", "unheard_of": "1"}, "input_unknown"),
         ({"payload": "{}", "story_id": "S2"}, "inputs_invalid"),
         ({"payload": "{}", "ceremony_id": "another"}, "inputs_invalid"),
         ({"payload": "[" * 65 + "]" * 65}, "inputs_too_deep"),
         ({"payload": json.dumps({"a": "x" * (256 * 1024)})}, "inputs_too_large"),
         ({"payload": "[" + "[]," * (1024 * 1024) + "1]"}, "inputs_too_large"),
     ],
-    ids=["missing", "unknown", "story_id", "ceremony_id", "deep", "large", "huge"],
+    ids=["missing", "story_id", "ceremony_id", "deep", "large", "huge"],
 )
 async def test_inputs_that_are_refused(world: World, inputs: dict[str, str], code: str) -> None:
     with refused("INVALID_ARGUMENT", code):

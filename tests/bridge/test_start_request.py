@@ -167,10 +167,10 @@ def test_the_ids_are_inputs_that_cannot_be_overridden(name: str) -> None:
     assert command(inputs={"a": "", name: same}).inputs[name] == same
 
 
-def test_required_inputs_and_no_others_than_declared() -> None:
+def test_required_inputs_are_required_and_undeclared_ones_are_kept() -> None:
+    """What no definition declares is an input like any other (docs/decisions/0002)."""
     assert code_of(inputs={}) == "input_missing"
-    assert code_of(inputs={"a": "", "zzz": ""}) == "input_unknown"
-    assert command(inputs={"a": "", "b": "", "publish_data": "{}", "agent_deliberations": "[]"}).inputs["b"] == ""
+    assert command(inputs={"a": "", "zzz": "[1]"}).inputs["zzz"] == [1]
 
 
 def test_rich_inputs_mean_the_same_as_texts() -> None:

@@ -79,7 +79,6 @@ def test_other_step_ids_are_other_content(world: World) -> None:
         ({"definition_name": "another"}, "definition_unknown"),
         ({"step_ids": ("one", "three")}, "step_unknown"),
         ({"inputs": {}}, "input_missing"),
-        ({"inputs": {"a": 1, "zzz": 1}}, "input_unknown"),
         ({"inputs": {"a": 1, "story_id": "s2"}}, "inputs_invalid"),
         ({"inputs_size": 256 * 1024 + 1}, "inputs_too_large"),
         ({"inputs": {"a": "x" * 256 * 1024}}, "inputs_too_large"),
@@ -103,6 +102,12 @@ def test_a_start_whose_definition_this_partition_does_not_have_is_refused(world:
     decision = decide(None, world.start_command(a=1), Origin(3, 9, BEGIN), None, KINDS)
     assert refusal(decision) == "definition_unknown"
     assert [effect.id for effect in decision.effects] == ["3/9/0", "3/9/1"]
+
+
+def test_an_input_that_no_definition_declares_is_kept(world: World) -> None:
+    """Callers of the older engine send such inputs (docs/decisions/0002)."""
+    assert refusal(world.start(a=1, zzz={"b": 2})) == ""
+    assert world.live.inputs["zzz"] == {"b": 2}
 
 
 def test_the_ids_are_always_among_the_inputs(world: World) -> None:

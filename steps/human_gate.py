@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -16,6 +15,7 @@ from steps.outcome import Outcome
 from steps.reading import Wiring
 from tables.instance import Answer, StepStatus
 from tables.kinds import Completed, Decided, Failed, StepContext, Verdict
+from tables.timers import iso
 
 TEN_YEARS = 10 * 366 * 86400
 
@@ -65,11 +65,6 @@ def _output(config: HumanGateConfig, decision: Decided) -> dict[str, Any]:
         "decided_at": iso(max((approval.at for approval in decision.by), default=0)),
         "comment": "\n".join(approval.comment for approval in decision.by if approval.comment),
     }
-
-
-def iso(milliseconds: int) -> str:
-    """ISO-8601 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 class GateBody(msgspec.Struct, frozen=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from cel_expr_python import cel as cel_library
@@ -14,6 +13,7 @@ from tables.definition import Definition, Guard, GuardType
 from tables.errors import CeremonyError
 from tables.instance import Approval, Instance, StepStatus
 from tables.paths import MISSING, dig
+from tables.timers import iso
 
 FORMS = "all_steps_completed, step_status:<step>:<STATUS>, threshold:<step>.<path> or cel:<expression>"
 _STEP = re.compile(r"[a-z0-9_]+")
@@ -65,7 +65,6 @@ class GuardView:
     def _variables(self) -> dict[str, Any]:
         instance = self.instance
         outputs = {step: self.output(step) for step in self.definition.steps}
-        started = datetime.fromtimestamp(instance.created_at / 1000, UTC)
         return {
             "inputs": instance.inputs,
             "outputs": {step: value for step, value in outputs.items() if value is not MISSING},
@@ -76,7 +75,7 @@ class GuardView:
                 "ceremony_id": instance.ceremony_id,
                 "story_id": instance.story_id,
                 "version": instance.version,
-                "started_at": started.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+                "started_at": iso(instance.created_at),
             },
         }
 

@@ -18,7 +18,7 @@ from tables.instance import Approval, Phase, StepState, StepStatus
 from tables.invariants import REJECTED
 from tables.kinds import Completed, Failed, Pending, Verdict
 from tables.limits import MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
-from tables.timers import ASK, GATE, RETRY, TIMEOUT, ask_pause, millis, retry_pause
+from tables.timers import ASK, GATE, RETRY, TIMEOUT, ask_pause, iso, millis, retry_pause
 from tables.turn import Turn
 
 STEP_EXECUTED = "ceremony.step.executed"
@@ -135,7 +135,7 @@ def open_gate(turn: Turn, step: Step, output: Any) -> None:
             "role": getattr(step.config, "role", ""),
             "message": getattr(step.config, "message", ""),
             "quorum": getattr(step.config, "quorum", 1),
-            "deadline": None if deadline is None else turn.now + millis(deadline),
+            "deadline": None if deadline is None else iso(turn.now + millis(deadline)),
         },
     )
     _executed(turn, step, waiting)
@@ -214,7 +214,7 @@ def _retry_later(turn: Turn, step: Step, state: StepState, failure: Failed) -> N
             "instance_id": row.base.instance_id,
             "step_id": step.id,
             "attempt": state.attempt,
-            "next_attempt_at": turn.now + pause,
+            "next_attempt_at": iso(turn.now + pause),
             "error_code": clip(failure.code, MAX_ID),
             "error_message": clip(failure.message, MAX_TEXT),
         },

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from tables.definition import RetryPolicy
 from tables.instance import Phase
@@ -30,6 +32,18 @@ UNTIL_TOMBSTONE = 365 * DAY
 ASK_FIRST, ASK_LONGEST = 1_000, 30_000
 _LONGEST = 36_525 * DAY
 """A hundred years: what a definition may ask for stays a number the row can hold."""
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = 253_402_300_799_999
+"""The last millisecond of the year 9999: ISO-8601 has four digits for a year."""
+
+
+@lru_cache(maxsize=256)  # the log gives a whole batch one time
+def iso(at: int) -> str:
+    """Milliseconds since the epoch as every time outside is written: ISO-8601 in UTC, `2026-01-31T12:00:00.123Z`."""
+    moment = _EPOCH + timedelta(milliseconds=min(max(at, 0), _LATEST))
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def millis(seconds: float) -> int:

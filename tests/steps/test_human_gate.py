@@ -43,7 +43,7 @@ def test_an_approval_completes_it() -> None:
             "message": "Release?",
             "approved": True,
             "decided_by": "ana",
-            "decided_at": "2023-11-14T22:13:20.123+00:00",
+            "decided_at": "2023-11-14T22:13:20.123Z",
             "comment": "fine",
         }
     )
@@ -53,7 +53,7 @@ def test_a_quorum_is_named_together_and_dated_by_the_last() -> None:
     verdict = KIND.decided(ASKED, Decided(approved=True, by=(ANA, BEN)))
     assert isinstance(verdict, Completed)
     assert (verdict.output["decided_by"], verdict.output["comment"]) == ("ana, ben", "fine")
-    assert verdict.output["decided_at"] == "2023-11-14T22:13:21.000+00:00"
+    assert verdict.output["decided_at"] == "2023-11-14T22:13:21.000Z"
 
 
 def test_a_rejection_fails_it_for_good_and_keeps_its_output() -> None:

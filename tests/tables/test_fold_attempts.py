@@ -8,7 +8,7 @@ import pytest
 
 from tables.definition import Definition, RetryPolicy
 from tables.limits import MAX_OUTPUT
-from tables.timers import ask_pause, retry_pause
+from tables.timers import ask_pause, iso, retry_pause
 from tests.tables.world import BEGIN, World, definition_of
 
 
@@ -62,7 +62,7 @@ def test_a_failed_attempt_is_retried_after_its_pause_under_a_new_number(world: W
         "instance_id": "c1:s1",
         "step_id": "one",
         "attempt": 1,
-        "next_attempt_at": BEGIN + 2000,
+        "next_attempt_at": "2023-11-14T22:13:22.000Z",
         "error_code": "boom",
         "error_message": "boom happened",
     }
@@ -115,6 +115,20 @@ def test_an_answer_to_an_older_attempt_is_counted_and_ignored(world: World) -> N
     assert world.failed("one", attempt=3).note == "stale_attempt"
     world.done("one")
     assert world.live.status == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("at", "written"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1_769_860_800_007, "2026-01-31T12:00:00.007Z"),
+        (-1, "1970-01-01T00:00:00.000Z"),
+        (10**18, "9999-12-31T23:59:59.999Z"),
+    ],
+)
+def test_times_outside_are_iso_8601_in_utc_with_milliseconds(at: int, written: str) -> None:
+    """Whatever the log's clock says: a fold must not raise."""
+    assert iso(at) == written
 
 
 def test_backoff_is_linear_or_doubles_and_jitter_only_shortens_it() -> None:

@@ -148,9 +148,10 @@ def check_story(row: pb.PlanningCeremonyInstance, told: list[Message]) -> None:
 
 
 async def test_a_restart_in_order_keeps_reads_and_pinned_definitions(site: Site) -> None:
-    """SIGTERM ends with 0, and Get and List answer as before. A definition edited meanwhile does not touch what has
+    """SIGTERM ends with 0, and Get and List answer as before.
 
-    begun, although nobody remembers the former file; what starts afterwards has the new one.
+    A definition edited meanwhile does not touch what has begun, although nobody remembers the former file; what starts
+    afterwards has the new one.
     """
     old = await site.start("approval", "edit-old")
     await until(lambda: waits(site, old), "the gate is open")

@@ -98,6 +98,7 @@ class NatsConnection:
             ping_interval=PING_SECONDS,
             max_outstanding_pings=2,
             pending_size=PENDING_BYTES,
+            skip_subject_validation=True,  # nats_publish.refusal has looked at every subject
             error_cb=self._on_error,
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_connected,

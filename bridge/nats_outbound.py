@@ -62,7 +62,7 @@ class NatsOutbound:
         except (nats.errors.Error, OSError):
             raise Unreachable(NEIGHBOUR, "the connection broke") from None
 
-    async def _ask(self, client: Client, subject: str, data: bytes, headers: Mapping[str, str]) -> Answer:
+    async def _ask(self, client: Client, subject: str, data: bytes, headers: dict[str, str]) -> Answer:
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def on_answer(answer: Answer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -27,6 +28,8 @@ TOO_LARGE_FOR_STREAM = 10054
 _BREAKS_LINE = re.compile(r"[\r\n\x00]")
 _HEADER_FRAME = len("NATS/1.0\r\n\r\n")
 _HEADER_LINE = len(": \r\n")
+_SMALL_HEADERS, _ROOM_FOR_HEADERS = 2048, 16 * 1024
+"""Values of so few characters surely fit into this room, with their names and however they are encoded."""
 
 
 class Nack(NamedTuple):
@@ -84,14 +87,14 @@ class JetStreamPublisher:
         return client
 
     async def send(
-        self, client: Client, subject: str, data: bytes, headers: Mapping[str, str], on_answer: OnAnswer
+        self, client: Client, subject: str, data: bytes, headers: dict[str, str], on_answer: OnAnswer
     ) -> str:
         """Send one message; returns the token that `forget` takes. May raise what nats-py raises when it is cut off."""
         self._next += 1
         token = str(self._next)
         self._waiting[token] = on_answer
         try:
-            await client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=dict(headers))
+            await client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
         except BaseException:
             self.forget(token)
             raise
@@ -125,12 +128,19 @@ def read_answer(data: bytes, headers: Mapping[str, str] | None) -> Answer:
     return Nack("refused_by_nats", text, final=True)
 
 
+@lru_cache(maxsize=1024)
+def _is_subject(subject: str) -> bool:
+    return len(subject.encode()) <= LONGEST_SUBJECT and SUBJECT.fullmatch(subject) is not None
+
+
 def refusal(client: Client, subject: str, data: bytes, headers: Mapping[str, str]) -> Nack | None:
     """Why this message must not even be sent: the server would close the connection on it."""
-    if len(subject.encode()) > LONGEST_SUBJECT or not SUBJECT.fullmatch(subject):
+    if not _is_subject(subject):
         return Nack("subject_invalid", f"`{subject[:100]}` is no subject to publish to", final=True)
     if any(_BREAKS_LINE.search(value) for value in headers.values()):
         return Nack("header_invalid", "a line break in a header would begin another one", final=True)
+    if len(data) + _ROOM_FOR_HEADERS <= client.max_payload and sum(map(len, headers.values())) < _SMALL_HEADERS:
+        return None
     block = _HEADER_FRAME + sum(len(k.encode()) + len(v.encode()) + _HEADER_LINE for k, v in headers.items())
     size = len(data) + block
     if size > client.max_payload:

@@ -1,0 +1,192 @@
+"""The engine as the front sees it, on a real log that nobody folds: what is answered, and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.clock import HostClock
+from steps.registry import all_kinds
+from streams import engine as engine_module
+from streams.answers import ACCEPTED, Folded
+from streams.ceremony_agent import Folding
+from streams.engine import Engine
+from streams.front import Unavailable
+from streams.log_clock import LogClock
+from streams.metrics import process_metrics
+from streams.topics import DEFINITIONS
+from streams.transport.contract import TopicSpec
+from streams.transport.sqlite_log import SqliteLog
+from tables.commands import Cancel, PutDefinition, Start, decode_command
+from tests.streams.fakes import MemoryBatch, MemoryView, settle
+from tests.streams.test_ceremony_agent import PROBE, start
+from tests.streams.test_timers import row
+
+PARTITIONS = 3
+
+
+class Site:
+    """An engine whose partitions are served, over a log that keeps what it is given."""
+
+    def __init__(self, log: SqliteLog) -> None:
+        self.log = log
+        self.unserved: dict[int, tuple[str, str]] = {}
+        self.clock = HostClock()
+        self.log_clock = LogClock(self.clock)
+        self.engine = Engine(
+            log=log,
+            unserved=lambda: self.unserved,
+            clock=self.clock,
+            log_clock=self.log_clock,
+            kinds=all_kinds(),
+            prefix="t",
+            partitions=PARTITIONS,
+            metrics=process_metrics(),
+        )
+        self.views = [MemoryView(number) for number in range(PARTITIONS)]
+
+    def home(self, instance_id: str = "c1:s1") -> MemoryView:
+        return self.views[self.log.partition_of(instance_id.encode(), PARTITIONS)]
+
+    async def serve(self) -> None:
+        for view in self.views:
+            await self.engine.taken(view)
+
+    async def commands(self) -> list[Any]:
+        found = []
+        for partition, (begin, end) in enumerate(await self.log.ends("t.commands")):
+            async for records in self.log.read("t.commands", partition, begin, end):
+                found += [decode_command(record.value) for record in records]
+        return found
+
+    def fold(self, answers: dict[str, Folded]) -> None:
+        """As if the owner had folded the commands of these ids."""
+        batch = MemoryBatch(self.home(), [])
+        batch.note = Folding(answers=answers)
+        self.engine.applied(batch)
+
+
+@pytest.fixture
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    monkeypatch.setattr(engine_module, "FOLD_SECONDS", 0.1)
+    log = SqliteLog(tmp_path / "log.db", HostClock())
+    await log.start()
+    await log.create([TopicSpec("t.commands", PARTITIONS), TopicSpec("t.deadletters", PARTITIONS)])
+    made = Site(log)
+    await made.serve()
+    yield made
+    await log.stop()
+
+
+async def test_a_start_that_is_durable_but_not_folded_is_accepted(site: Site) -> None:
+    """It tells where it stands, and that nobody has come to it yet."""
+    answer = await site.engine.start(PROBE, start())
+    assert (answer.code, answer.folded) == ("", False)
+    assert answer.partition == site.home().number and answer.offset >= 0
+    assert [type(command) for command in await site.commands()] == [PutDefinition, Start]
+    assert site.log_clock.now() > 0
+
+
+async def test_an_operation_that_is_not_folded_is_unavailable_by_its_id(site: Site) -> None:
+    """Repeating it with that request id gives the answer."""
+    site.home().put(row())
+    with pytest.raises(Unavailable, match="request_id 'mine'"):
+        await site.engine.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
+    assert not site.engine.answers.waits("mine")
+
+
+@pytest.mark.parametrize("said", [ACCEPTED, Folded("paused", "resume it first")])
+async def test_an_operation_is_answered_by_its_fold(site: Site, said: Folded) -> None:
+    site.home().put(row())
+    asked = asyncio.create_task(
+        site.engine.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna")),
+    )
+    while not await site.commands():
+        await settle()
+    site.fold({"mine": said})
+    answer = await asked
+    assert (answer.code, answer.message, answer.folded) == (said.code, said.message, True)
+
+
+async def test_an_operation_on_nobody_is_not_appended(site: Site) -> None:
+    answer = await site.engine.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
+    assert answer.code == "unknown_instance"
+    assert await site.commands() == []
+
+
+async def test_a_definition_is_sent_once_per_partition(site: Site) -> None:
+    """Also by starts that come at once; and again after the partition was away."""
+    names = [f"c{n}" for n in range(12)]
+    await asyncio.gather(*(site.engine.start(PROBE, start(name)) for name in names))
+    partitions = {site.home(f"{name}:s1").number for name in names}
+    puts = [command for command in await site.commands() if isinstance(command, PutDefinition)]
+    assert len(puts) == len(partitions)
+    site.engine.lost(site.home().number)
+    await site.engine.taken(site.home())
+    await site.engine.start(PROBE, start("c1"))
+    puts = [command for command in await site.commands() if isinstance(command, PutDefinition)]
+    assert len(puts) == len(partitions) + 1
+
+
+async def test_a_partition_that_is_being_taken_over_is_not_served(site: Site) -> None:
+    """Nothing is appended, and nothing read, before it has folded to the end seen at the take-over."""
+    site.home().put(row())
+    site.home().end_at_take_over = 5
+    with pytest.raises(Unavailable, match="moving"):
+        site.engine.get("c1:s1")
+    with pytest.raises(Unavailable, match="moving"):
+        await site.engine.start(PROBE, start())
+    with pytest.raises(Unavailable, match="moving"):
+        site.engine.instances()
+    assert await site.commands() == []
+    assert site.engine.readiness()["tables"] == "1 of 3 partitions not recovered yet"
+    site.home().position = 5
+    found = site.engine.get("c1:s1")
+    assert found is not None and found.instance_id == "c1:s1"
+    assert site.engine.readiness() == {"log": "ok", "tables": "ok"}
+
+
+async def test_a_partition_that_must_not_be_served_says_why(site: Site) -> None:
+    site.engine.lost(site.home().number)
+    site.unserved[site.home().number] = ("log_truncated", "the log begins above the position")
+    with pytest.raises(Unavailable, match="log_truncated"):
+        site.engine.get("c1:s1")
+    assert "log_truncated: the log begins above the position" in site.engine.readiness()["tables"]
+
+
+async def test_a_watcher_hears_that_the_partition_was_lost(site: Site) -> None:
+    site.home().put(row())
+    watching = site.engine.watch("c1:s1")
+    assert (await anext(watching)).instance_id == "c1:s1"
+    waiting = asyncio.ensure_future(anext(watching))
+    await settle()
+    site.engine.lost(site.home().number)
+    with pytest.raises(Unavailable):
+        await waiting
+
+
+async def test_a_pinned_definition_that_is_refused_now_leaves_its_ceremony_readable(site: Site) -> None:
+    """Without gates and without what it waits for, for nobody can tell."""
+    found = row()
+    site.home().put(found)
+    site.home().tables[DEFINITIONS][b"h"] = "states: []"
+    assert site.engine.definition_of(found) is None
+    assert list(site.engine.waiting_for(found)) == []
+
+
+async def test_dead_letters_that_are_no_records_of_ours_are_shown_all_the_same(site: Site) -> None:
+    await site.log.append("t.deadletters", 0, None, b"what is this")
+    (letter,), total = await site.engine.dead_letters(10, 0)
+    assert (letter.topic, letter.code, letter.size, total) == ("unknown", "unknown", 12, 1)
+
+
+async def test_a_log_that_was_stopped_is_unavailable(site: Site) -> None:
+    await site.log.stop()
+    with pytest.raises(Unavailable, match="repeating the call is safe"):
+        await site.engine.start(PROBE, start())
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await site.engine.dead_letters(10, 0)

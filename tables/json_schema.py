@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from referencing.jsonschema import DRAFT202012
 
 from tables.definition import Output
 from tables.problems import clipped, listed
+from tables.schema_bounds import MOST_WORK, PatternInvalid, TooMuchWork, bounded, budget, pattern
 
 MARKS = ("$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum")
 """A schema with one of these at its top is JSON Schema, else a flat map (contract §8)."""
@@ -73,7 +73,7 @@ def _json_schema_problems(schema: Mapping[str, Any]) -> list[tuple[_Path, str, s
     if checker is None:
         return [(("$schema",), "bad_json_schema", ": `$schema` names no JSON Schema draft that is known here")]
     try:
-        meta: Any = validator_for(checker.META_SCHEMA, default=Draft202012Validator)
+        meta: Any = bounded(validator_for(checker.META_SCHEMA, default=Draft202012Validator))
         errors = sorted(meta(checker.META_SCHEMA).iter_errors(schema), key=_place)
         found = [(tuple(e.absolute_path), "bad_json_schema", f"{_at(e.absolute_path)}: {_said(e)}") for e in errors]
     except RecursionError:
@@ -101,8 +101,12 @@ def _unsound(resolver: Any, schema: Any, path: _Path) -> Iterator[tuple[_Path, s
         for key, value in schema.items():
             if key in {"$ref", "$dynamicRef"} and isinstance(value, str) and not _leads_inside(resolver, value):
                 yield (*path, key), ": must lead to a place inside this schema (`#/…`)"
-            elif key == "pattern" and isinstance(value, str) and not _is_pattern(value):
-                yield (*path, key), ": is no regular expression"
+            elif key == "pattern" and isinstance(value, str) and (wrong := _wrong_pattern(value)):
+                yield (*path, key), wrong
+            elif key == "patternProperties" and isinstance(value, Mapping):
+                yield from _unsound_patterns(resolver, value, (*path, key))
+            elif key == "unevaluatedProperties" and "patternProperties" in schema:
+                yield (*path, key), ": cannot stand beside `patternProperties`; use `additionalProperties`"
             elif key not in _PLAIN:
                 yield from _unsound(resolver, value, (*path, key))
     elif isinstance(schema, list):
@@ -120,12 +124,20 @@ def _leads_inside(resolver: Any, reference: str) -> bool:
         return False
 
 
-def _is_pattern(text: str) -> bool:
+def _unsound_patterns(resolver: Any, patterns: Mapping[Any, Any], path: _Path) -> Iterator[tuple[_Path, str]]:
+    for text, inner in patterns.items():
+        if wrong := _wrong_pattern(str(text)):
+            yield (*path, text), wrong
+        yield from _unsound(resolver, inner, (*path, text))
+
+
+def _wrong_pattern(text: str) -> str:
+    """What is wrong with a pattern, or nothing."""
     try:
-        re.compile(text)
-    except (re.error, OverflowError, RecursionError):
-        return False
-    return True
+        pattern(text)
+    except PatternInvalid as error:
+        return f": is no regular expression that can be matched in linear time: {error}"
+    return ""
 
 
 def check_value(value: Any, output: Output) -> list[str]:
@@ -160,11 +172,13 @@ def _check_json_schema(value: Any, schema: Mapping[str, Any]) -> list[str]:
         return ["$: the schema cannot be applied; its `$schema` is not known"]
     try:
         errors = []
-        for error in checker(dict(schema), registry=Registry()).iter_errors(value):
+        for error in bounded(checker)(dict(schema), registry=Registry(), format_checker=budget()).iter_errors(value):
             errors.append(error)
             if len(errors) >= MAX_PROBLEMS:
                 break
         return [f"${_at(error.absolute_path)}: {_said(error)}" for error in sorted(errors, key=_place)]
+    except TooMuchWork:
+        return [f"$: applying the schema takes more than {MOST_WORK} steps; simplify it, or send less"]
     except RecursionError:
         return ["$: the schema or the value is nested too deeply"]
     except Exception:  # noqa: BLE001 - jsonschema lets whatever an odd schema makes of it through as it is

@@ -103,6 +103,9 @@ def test_sound_schemas_are_accepted_and_enforced(schema: dict[str, Any]) -> None
         ({"$schema": 3, "required": []}, ("$schema",)),
         ({"$schema": "http://nowhere"}, ("$schema",)),
         ({"properties": {"a": {"pattern": "("}}}, ("properties", "a", "pattern")),
+        ({"properties": {"a": {"pattern": "(?=a)b"}}}, ("properties", "a", "pattern")),
+        ({"patternProperties": {"(": {}}, "required": []}, ("patternProperties", "(")),
+        ({"patternProperties": {}, "unevaluatedProperties": False, "required": []}, ("unevaluatedProperties",)),
         ({"allOf": [{"$ref": "#/nowhere"}]}, ("allOf", 0, "$ref")),
         ({"allOf": [{"$ref": "#/allOf/x"}]}, ("allOf", 0, "$ref")),
         ({"allOf": [{"$ref": "#/title/a"}], "title": "t"}, ("allOf", 0, "$ref")),
@@ -127,6 +130,69 @@ def test_a_schema_that_cannot_be_applied_is_a_problem_and_no_exception() -> None
     assert problems({}, {"allOf": [{"$ref": "#"}]}) != []
     assert problems({}, {"allOf": [{"$ref": "#/properties"}], "properties": {"type": {"type": "string"}}}) != []
     assert problems({}, {"$schema": "http://nowhere"}) != []
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"x": value}
+    return value
+
+
+BRANCHING = {
+    "$defs": {
+        "a": {
+            "anyOf": [
+                {"properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["y"]},
+                {"properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["z"]},
+            ]
+        }
+    },
+    "allOf": [{"$ref": "#/$defs/a"}],
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"properties": {"a": {"pattern": "^(a+)+$"}}}, {"a": "a" * 100_000 + "!"}),
+        (
+            {"patternProperties": {"^(a+)+$": True}, "additionalProperties": False, "anyOf": [True]},
+            {"a" * 999 + "!": 1},
+        ),
+        ({"properties": {"a": {"uniqueItems": True}}}, {"a": [{"n": n} for n in range(20_000)] + [{"n": 7.0}]}),
+        (BRANCHING, nested(40)),
+        ({"properties": {"a": {"items": {"enum": list(range(20_000))}}}}, {"a": [19_999] * 20_000}),
+    ],
+    ids=["pattern", "patternProperties", "uniqueItems", "branching", "enum"],
+)
+def test_no_schema_takes_long(schema: dict[str, Any], value: Any) -> None:
+    """The fold applies them: a partition would stand still, under every owner."""
+    assert schema_problems(Output("o", "object", schema)) == []
+    assert problems(value, schema) != []
+
+
+def test_unique_items_are_those_of_json() -> None:
+    schema = {"properties": {"a": {"uniqueItems": True}}}
+    assert problems({"a": [1, True, "1", [1], {"1": 1}, None, 0, False]}, schema) == []
+    for same in ([1, 1.0], [{"a": 1, "b": [2]}, {"b": [2.0], "a": 1}], [[], []]):
+        assert problems({"a": same}, schema) == ["$.a: breaks `uniqueItems`"]
+
+
+def test_properties_beside_patterns() -> None:
+    schema = {"properties": {"a": {}}, "patternProperties": {"^x_": {"type": "string"}}, "additionalProperties": False}
+    assert problems({"a": 1, "x_b": "t"}, schema) == []
+    assert problems({"x_b": 1, "y": 1}, schema) == ["$: breaks `additionalProperties`", "$.x_b: must be of type string"]
+    rest = {"properties": {"a": {}}, "additionalProperties": {"type": "number"}}
+    assert problems({"a": "t", "b": "t"}, rest) == ["$.b: must be of type number"]
+
+
+def test_a_large_value_is_well_within_the_bound() -> None:
+    fields = {name: {"type": "string"} for name in ("title", "description", "priority")}
+    schema = {"properties": {"tasks": {"items": {"required": list(fields), "properties": fields}}}}
+    task = dict.fromkeys(fields, "some text")
+    assert problems({"tasks": [task] * 5000}, schema) == []
 
 
 def test_the_list_of_problems_is_bounded() -> None:

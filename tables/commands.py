@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import msgspec
 
 from tables.errors import FormatTooNew, Undecodable
+from tables.formats import refuse_newer
 
 COMMAND_FORMAT = 1
 
@@ -189,12 +190,7 @@ AnyCommand = (
 )
 
 
-class _Head(msgspec.Struct):
-    format: int
-
-
 _decoder: msgspec.json.Decoder[AnyCommand] = msgspec.json.Decoder(AnyCommand)
-_head = msgspec.json.Decoder(_Head)
 _encoder = msgspec.json.Encoder()
 
 
@@ -208,18 +204,9 @@ def decode_command(value: bytes | None) -> AnyCommand:
         raise Undecodable("command_undecodable", "the record has no value")
     try:
         command = _decoder.decode(value)
-    except (msgspec.DecodeError, RecursionError) as error:
-        _refuse_newer(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        refuse_newer(value, "a command", COMMAND_FORMAT)
         raise Undecodable("command_undecodable", f"no command of ours: {error}") from None
     if command.format > COMMAND_FORMAT:
         raise FormatTooNew("a command", command.format, COMMAND_FORMAT)
     return command
-
-
-def _refuse_newer(value: bytes) -> None:
-    try:
-        found = _head.decode(value).format
-    except (msgspec.DecodeError, RecursionError):
-        return
-    if found > COMMAND_FORMAT:
-        raise FormatTooNew("a command", found, COMMAND_FORMAT)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tables.errors import FormatTooNew, Undecodable
+from tables.formats import refuse_newer
 
 FOLD = 1
 """Goes up whenever what `decide` returns changes; the golden log notices."""
@@ -80,7 +81,8 @@ def decode_request(value: bytes | None) -> StepRequested:
         raise Undecodable("request_undecodable", "the record has no value")
     try:
         request = _requests.decode(value)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        refuse_newer(value, "a step request", REQUEST_FORMAT)
         raise Undecodable("request_undecodable", f"no step request of ours: {error}") from None
     if request.format > REQUEST_FORMAT:
         raise FormatTooNew("a step request", request.format, REQUEST_FORMAT)

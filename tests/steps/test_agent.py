@@ -60,14 +60,17 @@ def numbers(*each: int) -> list[bytes]:
 
 
 async def test_a_broken_record_is_put_aside_and_the_rest_flows_on() -> None:
-    batch = MemoryBatch(None, b"{", b'{"id":"x"}', request({"n": "text"}), request(None), *numbers(7))
+    broken = (None, b"{", b'{"id":"x"}', b'{"id":"\xff"}', request({"n": "text"}), request(None))
+    batch = MemoryBatch(*broken, *numbers(7))
     await run(echo(), batch)
-    assert batch.dead == [(offset, "request_undecodable") for offset in range(5)]
+    assert batch.dead == [(offset, "request_undecodable") for offset in range(len(broken))]
     assert [outcome.output for outcome in batch.outcomes] == [7]
 
 
-async def test_a_record_of_a_newer_release_ends_the_agent() -> None:
-    newer = msgspec.json.decode(request({"n": 1})) | {"format": REQUEST_FORMAT + 1}
+@pytest.mark.parametrize("change", [{}, {"attempt": "a word"}, {"id": None}])
+async def test_a_record_of_a_newer_release_ends_the_agent(change: dict[str, Any]) -> None:
+    """Also one that can no longer be read in any other respect."""
+    newer = msgspec.json.decode(request({"n": 1})) | {"format": REQUEST_FORMAT + 1} | change
     batch = MemoryBatch(msgspec.json.encode(newer), *numbers(2))
     with pytest.raises(FormatTooNew):
         await run(echo(), batch)

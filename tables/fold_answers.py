@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -10,7 +11,7 @@ from tables import roles, steps_life
 from tables.builder import answer_weight
 from tables.commands import AgentResult, StepOutcome
 from tables.definition import SYSTEM_ROLE, Step, Transition
-from tables.instance import Answer, Phase, StepState, StepStatus
+from tables.instance import Answer, Phase, StepState
 from tables.kinds import Failed
 from tables.limits import MAX_ANSWERS, MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
 from tables.timers import ASK
@@ -49,20 +50,30 @@ def _stale(state: StepState, attempt: int) -> str:
 
 def _published_late(turn: Turn, step: Step, state: StepState, command: StepOutcome) -> None:
     """A publish that happened is announced although its attempt was over, once a visit (design §6)."""
-    of_this_visit = state.attempt - max(state.tries, 1) < command.attempt <= state.attempt
     if turn.kind(step).name != steps_life.PUBLISH or command.outcome != "completed" or not command.published:
         return
-    if not of_this_visit or state.announced or state.status is StepStatus.COMPLETED:
-        return
-    turn.row.set_step(step.id, replace(state, announced=True))
-    steps_life.published(turn, step, command.published, late=True)
-    turn.note = ""
+    visit = _visit_published(turn, step, command.output)
+    if state.announced < visit and command.attempt <= state.attempt:
+        steps_life.published(turn, step, command.published, visit, late=True)
+        turn.note = ""
+
+
+def _visit_published(turn: Turn, step: Step, output: Any) -> int:
+    """The visit whose message an output speaks of, by its key: the state may have been entered again since. Or 0."""
+    key = output.get("idempotency_key") if isinstance(output, dict) else None
+    number = str(key).rpartition("/")[2]
+    if not number.isascii() or not number.isdecimal() or len(number) > len(str(turn.row.visits.get(step.state, 0))):
+        return 0
+    visit = int(number)
+    known = visit <= turn.row.visits.get(step.state, 0)
+    return visit if known and key == steps_life.publication_key(turn, step, visit) else 0
 
 
 def _completed(turn: Turn, step: Step, command: StepOutcome) -> None:
     kind = turn.kind(step)
-    if kind.name == steps_life.PUBLISH and not turn.row.steps[step.id].announced:
-        steps_life.published(turn, step, command.published)
+    visit = turn.row.visits.get(step.state, 0)
+    if kind.name == steps_life.PUBLISH and turn.row.steps[step.id].announced < visit:
+        steps_life.published(turn, step, command.published, visit)
     verdict = kind.completed(turn.context(step), command.output)
     same = getattr(verdict, "output", None) is command.output
     if steps_life.conclude(turn, step, verdict, command.size if same else 0):

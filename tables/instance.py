@@ -106,8 +106,8 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Bytes of the encoded output."""
     gathered: int = 0
     """Bytes of what was gathered for it: answers of agents with their names, approvals of a gate."""
-    announced: bool = False
-    """A publish that happened after the step had ended was announced (`late: true`)."""
+    announced: int = 0
+    """Of a publish step: the newest visit whose message was announced as published."""
 
 
 class Timer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -77,7 +77,7 @@ def _request(turn: Turn, step: Step) -> None:
         return
     base = row.base
     if kind.name == PUBLISH and state.asks == 1:
-        turn.event(PUBLISH_REQUESTED, _publication(turn, step))
+        turn.event(PUBLISH_REQUESTED, _publication(turn, step, row.visits.get(step.state, 0)))
     turn.effects.append(
         StepRequested(
             id=turn.effect_id(),
@@ -270,12 +270,13 @@ def reset(turn: Turn, step: Step) -> None:
     """The step's state is entered: it is PENDING, with nothing of an earlier visit but the attempt number."""
     state = turn.row.steps[step.id]
     if state.attempt or state.status is not StepStatus.PENDING:
-        turn.row.set_step(step.id, StepState(attempt=state.attempt))
+        turn.row.set_step(step.id, StepState(attempt=state.attempt, announced=state.announced))
 
 
-def published(turn: Turn, step: Step, receipt: Mapping[str, Any], *, late: bool = False) -> None:
-    """Announce that a publish step's message is on its stream."""
-    payload = _publication(turn, step) | {
+def published(turn: Turn, step: Step, receipt: Mapping[str, Any], visit: int, *, late: bool = False) -> None:
+    """Announce that a publish step's message of this visit is on its stream."""
+    turn.row.set_step(step.id, replace(turn.row.steps[step.id], announced=visit))
+    payload = _publication(turn, step, visit) | {
         "stream": receipt.get("stream", ""),
         "sequence": receipt.get("sequence", 0),
         "duplicate": receipt.get("duplicate") is True,
@@ -285,15 +286,19 @@ def published(turn: Turn, step: Step, receipt: Mapping[str, Any], *, late: bool 
     turn.event(PUBLISH_COMPLETED, payload)
 
 
-def _publication(turn: Turn, step: Step) -> dict[str, Any]:
-    """Which message is meant; its key is the same for every attempt of a visit (contract §5)."""
-    instance_id = turn.row.base.instance_id
+def publication_key(turn: Turn, step: Step, visit: int) -> str:
+    """Key of a publish step's message: the same for every attempt of a visit (contract §5)."""
+    return f"publish/{turn.row.base.instance_id}/{step.id}/{visit}"
+
+
+def _publication(turn: Turn, step: Step, visit: int) -> dict[str, Any]:
+    """Which message is meant."""
     return {
-        "instance_id": instance_id,
+        "instance_id": turn.row.base.instance_id,
         "step_id": step.id,
         "subject": getattr(step.config, "subject", ""),
         "event_type": getattr(step.config, "event_type", ""),
-        "idempotency_key": f"publish/{instance_id}/{step.id}/{turn.row.visits.get(step.state, 0)}",
+        "idempotency_key": publication_key(turn, step, visit),
     }
 
 

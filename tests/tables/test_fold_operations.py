@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tables.instance import KEPT_COMMAND_IDS
@@ -201,12 +203,60 @@ def test_a_publish_that_happened_is_announced_once_although_the_ceremony_was_can
     world.start()
     world.cancel()
     before = world.live
-    world.done("publish_it", {"published": True}, published=RECEIPT)
+    world.done("publish_it", receipt(1), published=RECEIPT)
     late = world.events("ceremony.publish.completed")
     assert [event.payload["late"] for event in late] == [True]
     assert (world.live.status, world.step("publish_it").status) == ("CANCELLED", "CANCELLED")
     assert world.live.version == before.version + 1
-    assert world.done("publish_it", {"published": True}, published=RECEIPT).effects == ()
+    assert world.done("publish_it", receipt(1), published=RECEIPT).effects == ()
+
+
+BACK_AND_FORTH = (
+    PUBLISH.replace(
+        "steps:",
+        "  - {from: RUN, to: BACK, trigger: back, description: d}\n"
+        "  - {from: BACK, to: RUN, trigger: again, description: d}\nsteps:",
+    )
+    .replace("transitions:", "  - {id: BACK, description: b}\ntransitions:")
+    .replace("steps:", "steps:\n  - {id: first, state: RUN, handler: human_gate_step, config: {role: R, message: m}}")
+)
+
+
+def test_a_late_publish_is_announced_under_the_key_of_its_own_visit_and_does_not_swallow_the_next() -> None:
+    """Its state was entered again meanwhile: the message of this visit is still to come."""
+    world = World(definition_of(BACK_AND_FORTH))
+    world.start()
+    approve(world)
+    world.trigger("back")
+    assert (world.path(), world.step("publish_it").status) == (["BACK", "RUN"], "PENDING")
+    world.done("publish_it", receipt(1), published=RECEIPT)
+    assert world.done("publish_it", receipt(1), published=RECEIPT).effects == ()
+    approve(world)
+    world.done("publish_it", receipt(2), published=RECEIPT)
+    told = [event.payload for event in world.events("ceremony.publish.completed")]
+    assert [(payload["idempotency_key"][-2:], payload.get("late")) for payload in told] == [("/1", True), ("/2", None)]
+
+
+@pytest.mark.parametrize(
+    "key", ["publish/c1:s1/publish_it/2", "publish/c1:s1/other/1", "publish/c1:s1/publish_it/01", 1]
+)
+def test_a_late_publish_of_a_message_that_was_never_asked_for_is_not_announced(key: Any) -> None:
+    world = World(definition_of(PUBLISH))
+    world.start()
+    world.cancel()
+    assert world.done("publish_it", {"idempotency_key": key}, published=RECEIPT).note == "finished_step"
+    assert world.done("publish_it", receipt(1), published=RECEIPT, attempt=2).note == "stale_attempt"
+    assert world.events("ceremony.publish.completed") == []
+
+
+def approve(world: World) -> None:
+    world.opened("first")
+    world.decide("first")
+
+
+def receipt(visit: int) -> dict[str, Any]:
+    """What the agent of a publish step says of its message."""
+    return {"published": True, "idempotency_key": f"publish/c1:s1/publish_it/{visit}"}
 
 
 # -- an agent's trigger
@@ -248,7 +298,7 @@ def test_a_publish_of_an_attempt_that_timed_out_is_announced_once_though_the_nex
     )
     world.start()
     world.fire("timeout/publish_it")
-    world.done("publish_it", {"published": True}, published=RECEIPT)
+    world.done("publish_it", receipt(1), published=RECEIPT, attempt=1)
     assert [event.payload.get("late") for event in world.events("ceremony.publish.completed")] == [True]
     world.fire("retry/publish_it")
     world.done("publish_it", {"published": True}, published=RECEIPT | {"duplicate": True})

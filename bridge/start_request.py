@@ -13,6 +13,7 @@ import msgspec
 from tables.commands import Start
 from tables.definition import Definition
 from tables.errors import CeremonyError
+from tables.limits import MAX_ID
 from tables.refusals import (
     INPUT_MISSING,
     INPUTS_INVALID,
@@ -29,8 +30,8 @@ LARGEST_TEXTS = 4 * LARGEST_INPUTS
 """Characters of all inputs as they were given: beyond it nothing is parsed, for that would hold up everybody."""
 SHORT_INTEGER = 18
 """Characters of an integer that fits 64 bits for certain."""
-LONGEST_TEXT = 1024
-"""Characters of correlation_id, requested_by and request_id."""
+LONGEST_TEXT = MAX_ID
+"""Characters of correlation_id and requested_by: what a row keeps, so that none is shortened."""
 
 
 class StartInvalid(CeremonyError):

@@ -96,7 +96,7 @@ def _actor_problem(turn: Turn, command: GateDecision, step: Step) -> tuple[str, 
 
 def _said_before(command: GateDecision, state: StepState) -> bool:
     """Whether this actor's same word has been taken already, in this visit."""
-    if not any(approval.actor == command.actor for approval in state.approvals):
+    if not any(approval.actor == clip(command.actor, MAX_ID) for approval in state.approvals):
         return False
     rejected = state.status is StepStatus.FAILED and state.error_code == REJECTED
     return command.approved is not rejected
@@ -145,10 +145,10 @@ def _on_guard(turn: Turn, command: GateDecision, guard: Guard) -> None:
         turn.refuse(command.command_id, *problem)
         return
     known = turn.row.guard_approvals.get(guard.name, ())
-    if command.approved and any(a.actor == command.actor and a.role == command.role for a in known):
+    approval = _approval(turn, command)
+    if command.approved and any(a.actor == approval.actor and a.role == approval.role for a in known):
         turn.note = "duplicate"
         return
-    approval = _approval(turn, command)
     if command.approved:
         turn.row.approve_guard(guard.name, approval)
     else:

@@ -88,6 +88,12 @@ def test_a_quorum_of_distinct_actors_approves(world: World) -> None:
     ]
 
 
+def test_an_actor_with_a_name_too_long_to_be_kept_is_still_one_actor(world: World) -> None:
+    world.decide("gate", actor="p" * 300, role="PO")
+    assert world.decide("gate", actor="p" * 300, role="PO").note == "duplicate"
+    assert world.live.status == "WAITING_FOR_HUMAN"
+
+
 def test_a_rejection_fails_the_step_with_its_output_kept_and_takes_on_failure(world: World) -> None:
     world.decide("gate", approved=False, role="PO", comment="no")
     failed = world.events("ceremony.step.executed")[1].payload

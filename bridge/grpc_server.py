@@ -25,8 +25,10 @@ from bridge.start_request import StartInvalid, check_ids, start_command
 from streams.front import Answer, Engine, Operation, Unavailable
 from streams.transport.contract import RecordTooLarge
 from tables.commands import GateDecision, Trigger
+from tables.definition import Definition
 from tables.errors import DefinitionInvalid
 from tables.instance import Instance
+from tables.limits import MAX_ID
 from tables.refusals import CLASS_OF
 
 log = structlog.get_logger(__name__)
@@ -40,6 +42,9 @@ PENDING_CALLS = 20_000
 """Calls that may wait to be taken up. gRPC's own bound of 1,000 ends some of a burst as CANCELLED, by lot."""
 DEFAULT_LIMIT, LARGEST_LIMIT = 100, 1000
 LONGEST_TEXT = 4096
+"""Characters of a comment, and of a gate or trigger that is looked up only."""
+LONGEST_NAME = MAX_ID
+"""Characters of who asks, in which role, under which request id: what a row keeps, so that none is shortened."""
 LONGEST_DETAILS = 6000
 """Bytes of a status message as it travels, percent-encoded: clients refuse trailers above 8 KiB."""
 SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
@@ -131,7 +136,7 @@ class Front(PlanningCeremonyProcessorServicer):
             requested_by=request.requested_by,
             correlation_id=correlation_id,
         )
-        definition = self._definitions.get(request.definition_name)
+        definition = self._begun_with(request) or self._definitions.get(request.definition_name)
         command = start_command(
             definition,
             ceremony_id=request.ceremony_id,
@@ -175,9 +180,8 @@ class Front(PlanningCeremonyProcessorServicer):
     async def DecideGate(self, request: pb.DecideGateRequest, context: Context[Any, Any]) -> pb.DecideGateResponse:
         gate = request.step_id or request.guard
         required(instance_id=request.instance_id, actor=request.actor, gate=gate)
-        bounded(
-            gate=gate, comment=request.comment, actor=request.actor, role=request.role, request_id=request.request_id
-        )
+        bounded(LONGEST_TEXT, gate=gate, comment=request.comment)
+        bounded(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
         command = GateDecision(
             instance_id=request.instance_id,
             command_id=request.request_id or self._new_id(),
@@ -196,7 +200,8 @@ class Front(PlanningCeremonyProcessorServicer):
         self, request: pb.TriggerTransitionRequest, context: Context[Any, Any]
     ) -> pb.TriggerTransitionResponse:
         required(instance_id=request.instance_id, actor=request.actor, trigger=request.trigger)
-        bounded(trigger=request.trigger, actor=request.actor, role=request.role, request_id=request.request_id)
+        bounded(LONGEST_TEXT, trigger=request.trigger)
+        bounded(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
         command = Trigger(
             instance_id=request.instance_id,
             command_id=request.request_id or self._new_id(),
@@ -250,6 +255,13 @@ class Front(PlanningCeremonyProcessorServicer):
 
     # -- beneath
 
+    def _begun_with(self, request: pb.StartPlanningCeremonyRequest) -> Definition | None:
+        """What a ceremony of this id is pinned to: the same start is judged by it, whatever became of the file."""
+        row = self._engine.get(f"{request.ceremony_id}:{request.story_id}")
+        if row is None or row.definition_name != request.definition_name:
+            return None
+        return self._engine.definition_of(row)
+
     async def _operate(self, command: Operation) -> Instance:
         accepted(await self._engine.operate(command))
         row = self._engine.get(command.instance_id)
@@ -292,10 +304,10 @@ def required(**fields: str) -> None:
             raise invalid("field_required", f"{name} is required")
 
 
-def bounded(**fields: str) -> None:
+def bounded(longest: int, **fields: str) -> None:
     for name, value in fields.items():
-        if len(value) > LONGEST_TEXT:
-            raise invalid("field_too_long", f"{name} has {len(value)} characters, at most {LONGEST_TEXT} are taken")
+        if len(value) > longest:
+            raise invalid("field_too_long", f"{name} has {len(value)} characters, at most {longest} are taken")
 
 
 def page(limit: int, offset: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ def test_every_code_of_the_fold_has_its_status() -> None:
         ("already_exists", "ALREADY_EXISTS"),
         ("role_required", "PERMISSION_DENIED"),
         ("role_not_allowed", "PERMISSION_DENIED"),
-        ("gate_unknown", "INVALID_ARGUMENT"),
+        ("gate_unknown", "NOT_FOUND"),
         ("step_unknown", "INVALID_ARGUMENT"),
         ("trigger_unknown", "FAILED_PRECONDITION"),
         ("stale_visit", "FAILED_PRECONDITION"),

@@ -160,6 +160,32 @@ async def test_an_edit_of_the_file_does_not_make_another_start(world: World) -> 
     assert (await world.get("c-edited-2:S1")).definition_hash != before.definition_hash
 
 
+@pytest.mark.parametrize(
+    "edit", ["required", "step", "broken", "gone"], ids=["another input", "another step id", "invalid", "deleted"]
+)
+async def test_the_same_start_is_answered_alike_whatever_became_of_the_file(world: World, edit: str) -> None:
+    """It is judged by the definition that the ceremony is pinned to; another ceremony is judged by the file."""
+    folder, name = world.worker.definitions.folder, f"edited_{edit}"
+    text = (folder / "selecting.yaml").read_text().replace("name: selecting", f"name: {name}")
+    file = folder / f"{name}.yaml"
+    file.write_text(text)
+    made = request(f"c-{edit}", definition_name=name, step_ids=["one"])
+    await world.stub.StartPlanningCeremony(made)
+    match edit:
+        case "required":
+            file.write_text(text.replace("required: [payload]", "required: [payload, more_of_it]"))
+        case "step":
+            file.write_text(text.replace("id: one,", "id: first,"))
+        case "broken":
+            file.write_text("states: []\n")
+        case "gone":
+            file.unlink()
+    assert (await world.stub.StartPlanningCeremony(made)).status == "accepted"
+    made.ceremony_id = fresh()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await world.stub.StartPlanningCeremony(made)
+
+
 async def test_racing_starts_are_settled_by_the_log(world: World) -> None:
     """Of many different starts with one id exactly one is accepted; the others are ALREADY_EXISTS."""
     ceremony_id = fresh()
@@ -333,7 +359,7 @@ async def test_a_burst_of_one_start_is_answered_to_everybody(world: World) -> No
 @pytest.mark.parametrize("field", ["requested_by", "correlation_id"])
 async def test_long_texts_are_refused(world: World, field: str) -> None:
     made = request()
-    setattr(made, field, "x" * 1025)
+    setattr(made, field, "x" * 257)
     with refused("INVALID_ARGUMENT", "field_too_long"):
         await world.stub.StartPlanningCeremony(made)
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
-from pydantic import BaseModel, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field
 
 from steps.agent import AgentFunction, answering
 from steps.config import Config, Text, config_of
@@ -31,13 +30,6 @@ class AggregationConfig(Config):
     """Names of steps or inputs; dotted paths reach inside."""
     aggregation_type: AggregationType
 
-    @field_validator("sources")
-    @classmethod
-    def _each_once(cls, sources: list[str]) -> list[str]:
-        if len(set(sources)) < len(sources):
-            raise PydanticCustomError("duplicate_source", "each source must be named once")
-        return sources
-
 
 class AggregationFailed(CeremonyError):
     """The sources do not fit the type of aggregation; each way has its own code, and the message names both."""
@@ -60,12 +52,18 @@ class Aggregation(Kind):
                 error = _failed("source_missing", config.aggregation_type, _missing(source))
                 return Failed(error.code, error.message, retryable=False)
             values[source] = value
-        if len(values) > _UNMEASURED and len(msgspec.json.encode(values)) > LARGEST_REQUEST:
+        if len(config.sources) > _UNMEASURED and _size(config.sources, values) > LARGEST_REQUEST:
             return Failed("request_too_large", f"the sources exceed {LARGEST_REQUEST} bytes together", retryable=False)
         return {"aggregation_type": config.aggregation_type, "sources": config.sources, "values": values}
 
     def completed(self, context: StepContext, output: Any) -> Verdict:
         return Completed(output)
+
+
+def _size(sources: Sequence[str], values: Mapping[str, Any]) -> int:
+    """Bytes of all sources together; one named twice counts twice, as in the result."""
+    sizes = {name: len(msgspec.json.encode(value)) for name, value in values.items()}
+    return sum(sizes[source] for source in sources)
 
 
 def aggregate(aggregation_type: str, sources: Any, values: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from steps.aggregation import AggregationFailed, agent, aggregate
+from steps.aggregation import Aggregation, AggregationFailed, agent, aggregate
 from steps.registry import all_kinds
 from tables.kinds import Completed, Failed
 from tests.steps.fakes import MemoryBatch, body_of, context, request, run, step, wiring, wrong
@@ -116,13 +116,20 @@ def config(*sources: str, aggregation_type: str = "merge") -> dict[str, Any]:
         ({"sources": [], "aggregation_type": "merge"}, "sources:too_short"),
         ({"sources": "a", "aggregation_type": "merge"}, "sources:list_type"),
         ({"sources": [" "], "aggregation_type": "merge"}, "sources.0:blank"),
-        ({"sources": ["a", "a"], "aggregation_type": "merge"}, "sources:duplicate_source"),
         ({"sources": ["a"], "aggregation_type": "sum"}, "aggregation_type:literal_error"),
         ({"sources": ["a"], "aggregation_type": "merge", "more": 1}, "more:extra_forbidden"),
     ],
 )
 def test_a_wrong_config_is_found_at_load(given: dict[str, Any], error: str) -> None:
     assert error in wrong("aggregation_step", given)
+
+
+def test_a_source_may_be_named_twice_and_counts_twice() -> None:
+    """The contract asks for a non-empty list of names only; what comes of it stays bounded."""
+    assert aggregate("concat", ["a", "b", "a"], {"a": "x", "b": "-"}) == "x-x"
+    asked = context(step("aggregation_step", config(*["a"] * 9, aggregation_type="list")), inputs={"a": "x" * 256_000})
+    refused = Aggregation().request(asked)
+    assert isinstance(refused, Failed) and refused.code == "request_too_large"
 
 
 def test_a_source_is_a_steps_output_first_then_an_input_and_dots_reach_inside() -> None:

@@ -103,6 +103,8 @@ class CeremonyAgent:
             answer = FOLD_FAILED
             decision = self._fold_failed(batch, record, row, command)
         self._apply(batch, folding, key, row, decision)
+        if decision.unjudged:
+            _tell_unjudged(command.instance_id, decision)
         refusal = self._emit(batch, folding, record, decision)
         if command.command_id and self._waits(command.command_id):
             folding.answers[command.command_id] = refusal or answer
@@ -202,6 +204,13 @@ def _tell(event: Event) -> None:
         code=payload.get("error_code") or payload.get("code"),
         reason=payload.get("error_message") or payload.get("message") or payload.get("reason"),
     )
+
+
+def _tell_unjudged(instance_id: str, decision: Decision) -> None:
+    """One log line for each guard whose expression could not be judged (contract §8)."""
+    correlation_id = instance_id if decision.row is None else decision.row.correlation_id
+    for guard, reason in decision.unjudged.items():
+        log.warning("guard_unjudged", instance=instance_id, guard=guard, reason=reason, correlation_id=correlation_id)
 
 
 def origin_of(record: Record) -> Origin:

@@ -48,6 +48,10 @@ def compiled(source: str) -> cel.Expression:
         raise CeremonyError("bad_expression", f"no CEL expression over {_VARIABLES}: {_short(error)}") from None
 
 
+TRUE, FALSE = "the expression is true", "the expression is false"
+"""Every other reason says that the expression could not be judged, or is not boolean."""
+
+
 def evaluate(program: cel.Expression, data: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether the expression is true, and why not. Never raises."""
     try:
@@ -57,9 +61,9 @@ def evaluate(program: cel.Expression, data: Mapping[str, Any]) -> tuple[bool, st
     except _RAISED as error:  # a guard that cannot be judged does not hold
         return False, _short(error)
     if value is True:
-        return True, "the expression is true"
+        return True, TRUE
     if value is False:
-        return False, "the expression is false"
+        return False, FALSE
     if kind in _ERRORS:
         return False, _short(value)
     return False, f"the expression is not boolean but {kind}"

@@ -209,6 +209,11 @@ def _approved(guard: Guard, view: GuardView) -> tuple[bool, str]:
     return False, f"waits for an approval by {who}"
 
 
+def is_unjudged(guard: Guard, reason: str) -> bool:
+    """Whether a guard does not hold because its expression failed, or is not boolean; `reason` as `holds` gave it."""
+    return isinstance(guard.expression, Cel) and reason not in (cel.TRUE, cel.FALSE)
+
+
 def is_human(guard: Guard) -> bool:
     return guard.type is GuardType.HUMAN
 

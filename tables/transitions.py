@@ -8,7 +8,7 @@ from tables import steps_life
 from tables.builder import IN_FLIGHT
 from tables.definition import Definition, Step, Transition
 from tables.effects import Ended
-from tables.guards import guard_steps, holds, is_human
+from tables.guards import guard_steps, holds, is_human, is_unjudged
 from tables.instance import CeremonyStatus, Instance, StepStatus
 from tables.limits import MAX_TRANSITIONS, clip
 from tables.timers import UNTIL_STUB
@@ -57,8 +57,11 @@ def failing_guard(turn: Turn, transition: Transition) -> tuple[str, str] | None:
     """The first guard that does not hold, with the reason; None when all do."""
     view = turn.view()
     for name in transition.guards:
-        held, reason = holds(turn.definition.guards[name], view)
+        guard = turn.definition.guards[name]
+        held, reason = holds(guard, view)
         if not held:
+            if is_unjudged(guard, reason):
+                turn.unjudged[name] = reason
             return name, reason
     return None
 
@@ -210,7 +213,7 @@ def finish(turn: Turn) -> Decision:
     """The decision of a turn; the status of a live ceremony follows from its row."""
     row = turn.row
     if not row.changed:
-        return Decision(row.base, tuple(turn.effects), turn.note)
+        return Decision(row.base, tuple(turn.effects), turn.note, turn.unjudged)
     if not row.ended and not row.paused:
         row.set_status(live_status(row.peek(), turn.definition))
-    return Decision(row.build(), tuple(turn.effects), turn.note)
+    return Decision(row.build(), tuple(turn.effects), turn.note, turn.unjudged)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tables.builder import Builder
@@ -24,12 +26,14 @@ class Decision(NamedTuple):
     note: str = ""
     """Why nothing changed, as a stable word for a metric (`stale_attempt`, `duplicate`, `early_timer`, …, or the code
     of the refusal); else empty."""
+    unjudged: Mapping[str, str] = MappingProxyType({})
+    """Guards whose expression failed or is not boolean, with the reason: they do not hold, and are logged."""
 
 
 class Turn:
     """The handlers' working place. A handler either refuses or notes and changes nothing, or changes the row."""
 
-    __slots__ = ("_stem", "applied", "definition", "effects", "kinds", "note", "now", "origin", "row")
+    __slots__ = ("_stem", "applied", "definition", "effects", "kinds", "note", "now", "origin", "row", "unjudged")
 
     def __init__(self, row: Builder, definition: Definition, kinds: Kinds, origin: Origin) -> None:
         self.row = row
@@ -41,6 +45,7 @@ class Turn:
         self.applied = 0
         """Transitions applied by this command."""
         self.note = ""
+        self.unjudged: dict[str, str] = {}
         self._stem = f"{row.base.instance_id}/{row.version}/"
 
     def effect_id(self) -> str:

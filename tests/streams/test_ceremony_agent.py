@@ -253,6 +253,32 @@ def test_a_batch_without_a_note_of_ours_counts_nothing() -> None:
     assert applied_rows(None) == Folding(tally=mock.ANY)
 
 
+def test_an_expression_that_fails_or_is_not_boolean_is_logged_with_its_reason_and_one_that_is_false_is_not() -> None:
+    guards = "".join(
+        f"  {name}: {{check: 'cel:{check}'}}\n"
+        for name, check in {"untrue": "1 > 2", "number": "1 + 1", "absent": "inputs.b == 1"}.items()
+    )
+    ways = "".join(
+        f"  - {{from: RUN, to: DONE, trigger: {name}, guards: [{name}], description: d}}\n"
+        for name in ("untrue", "number", "absent")
+    )
+    text = TEXT.replace("steps:\n", ways + "guards:\n" + guards + "steps:\n")
+    definition = load(text, "probe.yaml", KINDS)
+    partition = Partition()
+    with structlog.testing.capture_logs() as lines:
+        partition.fold(
+            command_record(0, PutDefinition(hash=definition.hash, text=text)),
+            command_record(1, start(definition_hash=definition.hash)),
+        )
+    assert partition.row("c1").state == "RUN"
+    assert {line["guard"]: line["reason"] for line in lines} == {
+        "number": "the expression is not boolean but INT",
+        "absent": 'Key not found in map : "b"',
+    }
+    told = {"event": "guard_unjudged", "instance": "c1:s1", "correlation_id": "corr-1"}
+    assert all(told.items() <= line.items() for line in lines)
+
+
 def test_a_step_that_failed_is_one_log_line_with_its_ids_and_success_is_none() -> None:
     failed = StepOutcome(
         instance_id="c1:s1", step_id="one", attempt=1, outcome="failed", error_code="broken", error_message="no luck"

@@ -61,6 +61,7 @@ class Outbox:
     def __init__(self, connection: Client, clock: Clock, *, in_flight: int = IN_FLIGHT) -> None:
         self._clock = clock
         self._in_flight = in_flight
+        self._connection = connection
         self._js = JetStreamContext(connection, publish_async_max_pending=2 * in_flight)
         self._due: list[tuple[float, int, Letter]] = []
         self._numbers = count()
@@ -121,6 +122,10 @@ class Outbox:
             letter.delivered()
             return
         subject, body = content
+        if not self._connection.is_connected:
+            # nats-py would never give back the place of a publish that its full buffer refuses; there are only so many.
+            self.put(now + AGAIN_SECONDS, letter)
+            return
         try:
             future = await self._js.publish_async(subject, body)
         except (nats.errors.Error, OSError) as error:

@@ -26,6 +26,8 @@ from nats.aio.client import Client
 from bridge.clock import HostClock
 from bridge.ray_executor import RayExecutorClient
 from bridge.ray_simulation import KnobError, Knobs, RaySimulation, SimulationError
+from bridge.ray_simulation import outbox as outbox_module
+from bridge.ray_simulation.outbox import Outbox, connect
 from steps.ports import RayAgent, RayTask, Unreachable
 from tests.services import NatsServer, free_port, running
 
@@ -335,6 +337,49 @@ async def test_memory_is_bounded(broker: NatsServer) -> None:
             while ray.book.active:
                 await asyncio.sleep(0.01)
         assert [ray.book.find(review(number).task_id) is not None for number in range(5)].count(True) == 3
+
+
+class Large:
+    """A letter that a few of fill the buffer which nats-py keeps while its server is away."""
+
+    def __init__(self) -> None:
+        self.done = asyncio.Event()
+
+    def compose(self) -> tuple[str, bytes]:
+        return "agent.response.completed", b"x" * 900_000
+
+    def delivered(self) -> None:
+        self.done.set()
+
+
+async def test_more_answers_than_the_client_can_buffer_wait_for_nats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each publish that nats-py's full buffer refuses would take one of its few places for good."""
+    monkeypatch.setattr(outbox_module, "ACK_SECONDS", 0.5)
+    server = NatsServer(tmp_path / "nats")
+    await asyncio.to_thread(server.start)
+    clock = HostClock()
+    client = await connect(server.url, clock, name="outbox")
+    try:
+        outbox = Outbox(client, clock, in_flight=4)
+        await outbox.start()
+        await asyncio.to_thread(server.kill)
+        async with asyncio.timeout(10):
+            while client.is_connected:
+                await asyncio.sleep(0.01)
+        letters = [Large() for _ in range(3)]
+        for letter in letters:
+            outbox.put(clock.monotonic(), letter)
+        await asyncio.sleep(5)
+        await asyncio.to_thread(server.start)
+        async with asyncio.timeout(20):
+            for letter in letters:
+                await letter.done.wait()
+        await outbox.stop()
+    finally:
+        await client.close()
+        await asyncio.to_thread(server.kill)
 
 
 async def test_answers_survive_a_nats_that_is_killed(tmp_path: Path) -> None:

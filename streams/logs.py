@@ -11,6 +11,8 @@ NOISY = ("aiokafka", "faust", "mode", "aiohttp", "asyncio", "grpc", "nats", "str
 """Libraries, and Faust's services of ours, that report each start and stop: from WARNING up only."""
 FALSE_ALARMS = ("aiokafka.consumer.group_coordinator",)
 """Says ERROR while a young broker looks for its coordinator; readiness tells when that lasts."""
+REPEATED = "Unable connect to"
+"""aiokafka at each of many attempts while a broker is away: we say once that it went, and once that it is back."""
 
 
 def configure(level: str, style: str) -> None:
@@ -46,3 +48,8 @@ def configure(level: str, style: str) -> None:
         )
     for name in FALSE_ALARMS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("aiokafka").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(REPEATED)

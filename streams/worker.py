@@ -38,6 +38,7 @@ from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, prefixed
 from streams.topology import AgentFunction, Owner, agents, topics
 from streams.transport.app import CeremonyApp, create_app
+from streams.transport.contract import LogUnavailable
 from tables.definition import Definition
 from tables.errors import Problem
 
@@ -45,6 +46,8 @@ log = structlog.get_logger(__name__)
 
 PROBE_SECONDS = 2.0
 """Between looks at the neighbours for readiness."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 4.0
+"""Between attempts to reach a log that is not there yet."""
 
 
 class Worker:
@@ -165,15 +168,16 @@ class Worker:
         self.definitions.report()
         self.app.on_crash = self._fail
         start = self._started
+        await start(self.http.stop, self.http.start)  # first: readiness tells what the others wait for
         await start(self.ray.close)
         await start(self.nats.stop, self.nats.start)
+        await start(self.app.driver.log.stop, self._connect_log)
         await start(self.app.stop, self.app.start)
         await start(self.nats_out.stop, self.nats_out.start)
         await start(self.nats_in.stop, self.nats_in.start)
         self._spawn(self.timers.run(), "timers")
         self._spawn(self._probe(), "probe")
         self._stack.push_async_callback(self._stop_tasks)
-        await start(self.http.stop, self.http.start)
         await start(self.grpc.stop, self.grpc.start)
         log.info("serving", grpc=self.grpc.port, http=self.http.port, log=self.settings.log.partition("?")[0])
 
@@ -184,6 +188,19 @@ class Worker:
         self._stack.push_async_callback(stop)
         if start is not None:
             await start()
+
+    async def _connect_log(self) -> None:
+        """Wait for the log as long as it takes: a worker that started before it needs nobody to start it again."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self.app.driver.log.start()
+                return
+            except LogUnavailable as error:
+                if pause == FIRST_PAUSE_SECONDS:
+                    log.warning("waiting_for_log", reason=str(error))
+            await self.clock.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def _spawn(self, coroutine: Any, name: str) -> None:
         task = self.clock.spawn(coroutine, name=name)

@@ -82,8 +82,9 @@ def serve_verb(root: Root) -> Callable[..., None]:
 
 async def _serve(root: Root, settings: Any) -> None:
     stop = Stop()
-    async with root.worker(settings) as worker:
-        await run_until(stop, worker)
+    async with started(stop, root.worker(settings)) as worker:
+        if worker is not None:
+            await run_until(stop, worker)
 
 
 async def run_until(stop: Stop, worker: RunningWorker) -> None:

@@ -35,7 +35,7 @@ from streams.transport.sqlite_shard import Reader, Shard, fail, wake
 from streams.transport.sqlite_window import Progress, Window
 
 WINDOW_SECONDS = 0.002
-"""How long a commit window gathers before it is committed."""
+"""How long a commit window gathers after the last commit before it is committed."""
 SWEEP_SECONDS = 1.0
 """How often consumed queue records and expired records are deleted."""
 TOMBSTONE_MS = 24 * 3600 * 1000
@@ -277,11 +277,14 @@ class SqliteLog:
     # -- the commit
 
     async def _commits(self) -> None:
+        ended = self._clock.monotonic() - self._window_seconds
         while True:
             await self._dirty.wait()
-            await self._clock.sleep(self._window_seconds)
+            # Since the last commit, so that an idle log commits at once.
+            await self._clock.sleep(max(0.0, ended + self._window_seconds - self._clock.monotonic()))
             async with self._writing:
                 await self._commit()
+            ended = self._clock.monotonic()
 
     async def _commit(self) -> None:
         self._dirty.clear()

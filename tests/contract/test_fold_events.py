@@ -1,4 +1,4 @@
-"""What the fold tells the outside in many random ceremonies: payloads as `specs/asyncapi.yaml` says, and their order."""
+"""What the fold tells the outside in many random ceremonies: payloads as the document says, and their order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def worlds() -> tuple[World, ...]:
 
 @pytest.fixture(params=range(RUNS))
 def world(request: pytest.FixtureRequest) -> World:
-    return worlds()[request.param]
+    seed: int = request.param
+    return worlds()[seed]
 
 
 def envelopes(world: World) -> Iterator[tuple[str, dict[str, object]]]:

@@ -22,7 +22,6 @@ from steps.tasks import (
     succeeded,
     task_body,
     task_id,
-    too_large,
     unrendered,
 )
 from tables.definition import Definition, Step
@@ -112,8 +111,6 @@ class Deliberation(Kind):
         """Settled when every agent has answered: with enough proposals COMPLETED, else `agents_failed`."""
         config = config_of(context.step, DeliberationConfig)
         agents = config.agent_ids
-        if (refused := too_large(answers)) is not None:
-            return refused
         if not all(agent in answers for agent in agents):
             return Pending()
         output = _output(context, answers)

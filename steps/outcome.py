@@ -38,7 +38,7 @@ def encode_outcome(request: StepRequested, outcome: Outcome) -> bytes:
     output = b"null" if outcome.output is None else _encoder.encode(outcome.output)
     if len(output) > MAX_OUTPUT:
         message = f"the output has {len(output)} bytes, at most {MAX_OUTPUT} are allowed"
-        return encode_outcome(request, failed("output_too_large", message, retryable=False))
+        return encode_outcome(request, failed("output_too_large", message))
     return encode_command(
         StepOutcome(
             instance_id=request.instance_id,

@@ -21,7 +21,6 @@ from steps.tasks import (
     succeeded,
     task_body,
     task_id,
-    too_large,
     unrendered,
 )
 from tables.definition import Definition, Step
@@ -105,8 +104,6 @@ class TaskExtraction(Kind):
 
     def gathered(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
         """The one agent's list of tasks; an empty list is a result too."""
-        if (refused := too_large(answers)) is not None:
-            return refused
         answer = answers.get(AGENT)
         if answer is None:
             return Pending()

@@ -118,15 +118,6 @@ def succeeded(answer: Answer | None) -> bool:
     return answer is not None and not answer.error_code and answer.value not in (None, "")
 
 
-def too_large(answers: Mapping[str, Answer]) -> Failed | None:
-    """An answer that was too large to be kept fails the attempt at once, not retried (contract §8)."""
-    for agent, answer in answers.items():
-        if answer.error_code == "output_too_large":
-            message = answer.error_message or f"the result of {agent} has {answer.size} bytes"
-            return Failed("output_too_large", message, retryable=False)
-    return None
-
-
 def _reason(answer: Answer | None) -> str:
     if answer is None:
         return "no answer"

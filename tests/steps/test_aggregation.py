@@ -180,7 +180,12 @@ async def test_the_agent_answers_a_whole_batch_through_the_batch() -> None:
         "aggregated_result": {"x": 1, "y": 2},
     }
     assert (bad.outcome, bad.error_code, bad.retryable) == ("failed", "source_wrong_type", False)
-    assert (large.outcome, large.error_code, large.output) == ("failed", "output_too_large", None)
+    assert (large.outcome, large.error_code, large.output, large.retryable) == (
+        "failed",
+        "output_too_large",
+        None,
+        True,  # an output too large fails the attempt, a row too large the step (design §2)
+    )
 
 
 async def test_an_outcome_goes_to_the_commands_partition_of_its_request_with_its_correlation_id() -> None:

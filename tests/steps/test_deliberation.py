@@ -193,13 +193,6 @@ def test_when_the_time_is_up_enough_proposals_complete_it_and_fewer_are_a_timeou
     assert f"{FIRST}: no answer" in verdict.message
 
 
-def test_a_result_that_was_too_large_fails_the_attempt_at_once_and_for_good() -> None:
-    verdict = KIND.gathered(asked(), {FIRST: Answer(error_code="output_too_large", size=300_000)})
-    assert isinstance(verdict, Failed)
-    assert (verdict.code, verdict.retryable) == ("output_too_large", False)
-    assert "300000" in verdict.message
-
-
 def test_outcomes_that_do_not_concern_it_are_refused() -> None:
     completed = KIND.completed(asked(), {"forged": True})
     decided = KIND.decided(asked(), Decided(approved=True, by=()))

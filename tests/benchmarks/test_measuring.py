@@ -1,0 +1,69 @@
+"""What the benchmark makes of its measurements."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from streams.transport.contract import Record
+from tests.benchmarks import report
+from tests.benchmarks.processes import CpuMeter, cpu_seconds
+from tests.benchmarks.profiler import read_profile
+from tests.benchmarks.serial import percentile
+from tests.benchmarks.sizes import size_of
+
+LOOP = "run (uvloop/__init__.py:92);Runner.run (asyncio/runners.py:118)"
+
+
+@pytest.mark.parametrize(("count", "percent", "expected"), [(1, 99, 1), (100, 99, 99), (100, 50, 50), (200, 99, 198)])
+def test_a_percentile_is_the_value_of_the_nearest_rank(count: int, percent: int, expected: int) -> None:
+    assert percentile([float(value) for value in range(count, 0, -1)], percent) == expected
+
+
+def test_a_spread_has_the_median_and_both_ends() -> None:
+    assert report.spread([3.0, 9.0, 4.0]) == (4.0, 3.0, 9.0, 3)
+    assert str(report.spread([3000.0, 9000.0, 4000.0])) == "4,000  (3,000 to 9,000, 3 runs)"
+    assert str(report.spread([4000.0])) == "4,000  (1 run)"
+
+
+def test_a_profile_counts_the_event_loop_by_function_and_by_owner(tmp_path: Path) -> None:
+    file = tmp_path / "profile.raw"
+    file.write_text(
+        f"main (x.py:1);{LOOP};decide (tables/fold.py:60);settle (tables/transitions.py:33) 3\n"
+        f"main (x.py:1);{LOOP};decide (tables/fold.py:61) 1\n"
+        f"main (x.py:1);{LOOP};send (aiokafka/client.py:474);write (asyncio/streams.py:3) 4\n"
+        f"main (x.py:1);{LOOP} 2\n"
+        "Thread._bootstrap (threading.py:1002);Thread.run (threading.py:982) 90\n"
+    )
+    profile = read_profile(file)
+    assert profile.samples == 10
+    assert profile.by_owner == {
+        "tables (the fold)": 0.4,
+        "asyncio": 0.4,
+        "uvloop and the kernel: sockets, callbacks": 0.2,
+    }
+    assert profile.self_time["settle (tables/transitions.py)"] == 0.3
+    assert profile.total_time["decide (tables/fold.py)"] == 0.4
+
+
+def test_the_size_of_a_record_is_what_it_carries() -> None:
+    record = Record("t", 0, 1, 2, b"key", b"value", [("fold", b"12")])
+    assert size_of(record) == (3, 5, (("fold", 2),))
+    assert size_of(Record("t", 0, 1, 2, None, None)) == (0, 0, ())
+
+
+def test_the_meter_tells_the_cpu_time_of_a_span() -> None:
+    with CpuMeter({"us": os.getpid()}).running() as meter:
+        idle = time.time()
+        time.sleep(0.2)
+        began = time.time()
+        busy_until = cpu_seconds(os.getpid()) + 0.3
+        while cpu_seconds(os.getpid()) < busy_until:
+            pass
+        ended = time.time()
+        time.sleep(0.1)
+    assert meter.between(began, ended)["us"] == pytest.approx(0.3, abs=0.15)
+    assert meter.between(idle, began)["us"] < 0.15

@@ -11,8 +11,14 @@ NOISY = ("aiokafka", "faust", "mode", "aiohttp", "asyncio", "grpc", "nats", "str
 """Libraries, and Faust's services of ours, that report each start and stop: from WARNING up only."""
 FALSE_ALARMS = ("aiokafka.consumer.group_coordinator",)
 """Says ERROR while a young broker looks for its coordinator; readiness tells when that lasts."""
-REPEATED = "Unable connect to"
-"""aiokafka at each of many attempts while a broker is away: we say once that it went, and once that it is back."""
+REPEATED = (
+    "Unable connect to",
+    "Unable to update metadata",
+    "Failed fetch messages",
+    "Got error produce response",
+    "Cannot send <class",
+)
+"""aiokafka while a broker is away, some hundred times a second: we say once that it went, and once that it is back."""
 
 
 def configure(level: str, style: str) -> None:
@@ -48,8 +54,8 @@ def configure(level: str, style: str) -> None:
         )
     for name in FALSE_ALARMS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger("aiokafka").addFilter(_is_news)
+    handler.addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(REPEATED)
+    return not (record.name.startswith("aiokafka") and record.getMessage().startswith(REPEATED))

@@ -1,0 +1,77 @@
+"""How much is broken, how hard, and under what load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    """What is done to the running system."""
+
+    KILL = "worker killed (-9)"
+    TERM = "worker ended (SIGTERM)"
+    NATS = "NATS down"
+    RAY = "Ray executor down"
+    KAFKA = "Kafka broker killed (-9)"
+    ZOMBIE = "worker frozen, replaced, woken"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run of the faults; seconds throughout."""
+
+    kills: int
+    terms: int
+    nats_down: float
+    ray_down: float
+    kafka_down: float
+    """0: the broker is left alone."""
+    frozen: float
+    """Past the group's session timeout of 6 s, so that another worker takes over."""
+    starts_per_second: float
+    steady: float
+    """Load before a fault and after it, beside the random part."""
+    look: float
+    """The longest until somebody looks again at a ceremony that waits for people."""
+    step_timeout: float
+    """An answer that died with the Ray executor is asked for again after this."""
+    seed: int = 0
+
+    @property
+    def faults(self) -> list[Fault]:
+        wanted = {
+            Fault.KILL: self.kills,
+            Fault.TERM: self.terms,
+            Fault.NATS: self.nats_down,
+            Fault.RAY: self.ray_down,
+            Fault.KAFKA: self.kafka_down,
+            Fault.ZOMBIE: self.frozen,
+        }
+        return [fault for fault, size in wanted.items() if size]
+
+
+FULL = Plan(
+    kills=5,
+    terms=3,
+    nats_down=20,
+    ray_down=20,
+    kafka_down=5,
+    frozen=12,
+    starts_per_second=25,
+    steady=5,
+    look=3,
+    step_timeout=40,
+)
+SHORT = Plan(
+    kills=2,
+    terms=1,
+    nats_down=4,
+    ray_down=4,
+    kafka_down=0,
+    frozen=8,
+    starts_per_second=12,
+    steady=1,
+    look=1.2,
+    step_timeout=8,
+)

@@ -1,0 +1,258 @@
+"""Everything that runs: a real Kafka, a real nats-server, the simulated Ray executor, workers and the load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import grpc
+import yaml
+
+from tests.checker.collect import read_definitions
+from tests.faults.plan import Plan
+from tests.services import KafkaServer, NatsServer, Server, free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+SPECS = ROOT / "specs" / "ceremonies"
+CEREMONY = Path(sys.executable).with_name("ceremony")
+PARTITIONS = 4
+TERM_SECONDS = 10.0
+"""A worker that is asked to end has ended within this time."""
+DRAIN_SECONDS = 180.0
+"""The longest until all that was started has ended, on a loaded machine."""
+
+
+class FaultRunFailed(Exception):
+    """A process did not do what the run needs of it; the message says which, and its last words."""
+
+
+class Program(Server):
+    """A program of ours as a child with an environment of its own."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, object] | None = None) -> None:
+        super().__init__(folder)
+        self._environment = {"PYTHONPATH": ROOT, **(environment or {})}
+
+    def _run(self, *command: object) -> list[str]:
+        # env(1) replaces itself by the program: the process is the program's own.
+        return ["env", *(f"{name}={value}" for name, value in self._environment.items()), *map(str, command)]
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs, or was ended by `kill` or `stop`."""
+        return None if self._process is None else self._process.poll()
+
+    def terminate(self, seconds: float) -> tuple[int | None, float]:
+        """SIGTERM; (exit code, seconds it took). No exit code: it did not end in time, and was killed."""
+        if self._process is None:
+            raise FaultRunFailed(f"{self.name} does not run")
+        began = time.monotonic()
+        self._process.send_signal(signal.SIGTERM)
+        code: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(seconds)
+        took = time.monotonic() - began
+        self.kill()
+        return code, took
+
+
+class RayExecutor(Program):
+    """`python -m bridge.ray_simulation`: quick, and not always well-behaved."""
+
+    name = "ray"
+
+    def __init__(self, folder: Path, nats: NatsServer, seed: int) -> None:
+        super().__init__(folder)
+        self._nats = nats
+        self._seed = seed
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def _command(self) -> Sequence[str]:
+        knobs = {"latency": 0.5, "jitter": 0.4, "failure-rate": 0.01, "duplicate-rate": 0.05, "reorder-rate": 0.1}
+        told = [word for name, value in knobs.items() for word in (f"--{name}", value)]
+        served = ("--grpc", self.address, "--nats", self._nats.url, "--seed", self._seed)
+        return self._run(sys.executable, "-m", "bridge.ray_simulation", *served, *told)
+
+    def _answers(self) -> bool:
+        channel = grpc.insecure_channel(self.address)
+        try:
+            grpc.channel_ready_future(channel).result(timeout=0.5)
+            return True
+        except grpc.FutureTimeoutError:
+            return False
+        finally:
+            channel.close()
+
+
+class WorkerServer(Program):
+    """`ceremony serve` on fixed ports."""
+
+    name = "worker"
+
+    def __init__(self, folder: Path, environment: Mapping[str, object]) -> None:
+        self._http = free_port()
+        super().__init__(folder, {**environment, "CEREMONY_HTTP_ADDR": f"127.0.0.1:{self._http}"})
+        self._environment["PLANNING_CEREMONY_GRPC_ADDR"] = self.address
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def _command(self) -> Sequence[str]:
+        return self._run(CEREMONY, "serve")
+
+    def _answers(self) -> bool:
+        status, _ = self.readiness()
+        return status == 200
+
+    def readiness(self) -> tuple[int, str]:
+        """Status and body of /readyz; 0 where nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._http}/readyz", timeout=2) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        return self._last_words()
+
+
+class LoadProcess:
+    """`python -m tests.faults.load`; ends by itself some time after `finish`."""
+
+    def __init__(
+        self, addresses: Sequence[str], starts: Path, *, rate: float, look: float, seed: int, name: str, log: IO[Any]
+    ) -> None:
+        told: list[object] = [word for address in addresses for word in ("--address", address)]
+        told += [
+            "--starts",
+            starts,
+            "--rate",
+            rate,
+            "--look",
+            look,
+            "--seed",
+            seed,
+            "--name",
+            name,
+            "--drain",
+            DRAIN_SECONDS,
+        ]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.load", *map(str, told)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Start no more, wait until all that was started has ended; its summary."""
+        said, _ = self._process.communicate(timeout=DRAIN_SECONDS + 30)
+        if self._process.returncode or not said:
+            raise FaultRunFailed(f"the load ended with {self._process.returncode}; see its log")
+        return dict(json.loads(said.splitlines()[-1]))
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class World:
+    """`with World(...)`: all of it is up; everything is ended at the end."""
+
+    def __init__(self, folder: Path, plan: Plan, kafka: KafkaServer) -> None:
+        self.folder = folder.absolute()
+        self.plan = plan
+        self.kafka = kafka
+        self.nats = NatsServer(self.folder / "nats")
+        self.ray = RayExecutor(self.folder / "ray", self.nats, plan.seed)
+        self.starts = self.folder / "starts.jsonl"
+        self._definitions = self.folder / "ceremonies"
+        environment = {
+            "CEREMONY_LOG": f"kafka://{kafka.bootstrap}",
+            "CEREMONY_TOPIC_PREFIX": f"faults-{self.folder.name}-{os.getpid()}",
+            "CEREMONY_PARTITIONS": PARTITIONS,
+            "CEREMONY_TAKE_OVER_GRACE_SECONDS": 2,
+            "CEREMONIES_DIR": self._definitions,
+            "NATS_URL": self.nats.url,
+            "RAY_EXECUTOR_URL": self.ray.address,
+            "RAY_CALL_TIMEOUT_SECONDS": 3,
+        }
+        self.workers = [WorkerServer(self.folder / f"worker-{n}", environment) for n in (1, 2)]
+        self.worker = self.workers[0]
+        """The one that serves now."""
+        self._loads: list[LoadProcess] = []
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.starts.touch()
+        write_definitions(self._definitions, self.plan.step_timeout)
+        try:
+            for server in (self.nats, self.ray, self.worker):
+                server.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for load in self._loads:
+            load.kill()
+        for server in (*self.workers, self.ray, self.nats):
+            server.kill()
+
+    def definitions(self) -> dict[str, str]:
+        return read_definitions(self._definitions)
+
+    def load(self, name: str) -> LoadProcess:
+        """Begin to load all workers there are."""
+        with (self.folder / "load.log").open("a") as log:
+            load = LoadProcess(
+                [worker.address for worker in self.workers],
+                self.starts,
+                rate=self.plan.starts_per_second,
+                look=self.plan.look,
+                seed=self.plan.seed,
+                name=name,
+                log=log,
+            )
+        self._loads.append(load)
+        return load
+
+
+def write_definitions(folder: Path, step_timeout: float) -> None:
+    """The example ceremonies with shorter step timeouts: what died with a neighbour is asked for again in time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in SPECS.glob("*.yaml"):
+        data = yaml.safe_load(path.read_text())
+        data["timeouts"] = {**data.get("timeouts", {}), "step_default": int(step_timeout)}
+        for step in data["steps"]:
+            if "timeout_seconds" in step:
+                step["timeout_seconds"] = int(step_timeout)
+        (folder / path.name).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))

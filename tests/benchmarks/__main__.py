@@ -171,6 +171,7 @@ def summary(found: Found, plan: Plan, load_before: Sequence[float]) -> dict[str,
         "cpu_us_per_step": spread([r.cpu_us_per_step for r in found.engine]).median,
         "kafka_cpu_us_per_step": spread([r.kafka_cpu_us_per_step for r in found.engine]).median,
         "nats_cpu_us_per_step": spread([r.nats_cpu_us_per_step for r in found.engine]).median,
+        "other_work_cores": [run.others_cores for run in found.engine],
         "bare_loop_cpu_us_per_step": spread(found.sends_cpu).median,
         "serial_p99_ms": kafka.p99_ms,
         "serial_start_p50_ms": kafka.start_p50_ms,
@@ -218,6 +219,11 @@ def rows(found: dict[str, Any]) -> list[Row]:
             f"{found['cpu_us_per_step']:.0f}",
             f"beside it Kafka {found['kafka_cpu_us_per_step']:.0f}, NATS {found['nats_cpu_us_per_step']:.0f};"
             f" the bare loop {found['bare_loop_cpu_us_per_step']:.0f}",
+        ),
+        Row(
+            "other work on the machine, cores",
+            " ".join(f"{cores:.1f}" for cores in found["other_work_cores"]),
+            f"during each run of the engine; {found['cores']} cores in all",
         ),
         Row(
             "serial, Kafka: ms p50 / p99",

@@ -25,6 +25,8 @@ SPECS = ROOT / "specs" / "ceremonies"
 READY_SECONDS = 60.0
 STOP_SECONDS = 30.0
 SAMPLE_SECONDS = 0.02
+MACHINE = "machine"
+"""What `CpuMeter.between` calls the whole machine."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SYNC_ALWAYS = ", sync_interval: always"
 
@@ -151,7 +153,7 @@ class CpuMeter:
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._pids = pids
         self._at: list[float] = []
-        self._used: dict[str, list[float]] = {name: [] for name in pids}
+        self._used: dict[str, list[float]] = {name: [] for name in (*pids, MACHINE)}
         self._stop = threading.Event()
 
     @contextlib.contextmanager
@@ -167,16 +169,23 @@ class CpuMeter:
     def _sample(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
             with contextlib.suppress(OSError):  # it has ended: nothing more is asked of it
-                used = {name: cpu_seconds(pid) for name, pid in self._pids.items()}
+                used = {name: cpu_seconds(pid) for name, pid in self._pids.items()} | {MACHINE: machine_seconds()}
                 self._at.append(time.time())
                 for name, seconds in used.items():
                     self._used[name].append(seconds)
 
     def between(self, began: float, ended: float) -> dict[str, float]:
-        """CPU seconds of each process between two wall-clock times."""
+        """CPU seconds of each process, and of the whole machine, between two wall-clock times."""
         first, last = bisect.bisect_left(self._at, began), bisect.bisect_left(self._at, ended)
         last = min(last, len(self._at) - 1)
         return {name: used[last] - used[min(first, last)] for name, used in self._used.items()}
+
+
+def machine_seconds() -> float:
+    """What all processes have used of all cores so far, and what the host has taken from them (steal)."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _idle, _waiting, hard, soft, steal = map(int, fields)
+    return (user + nice + system + hard + soft + steal) / _TICKS
 
 
 def cpu_seconds(pid: int) -> float:

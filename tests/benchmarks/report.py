@@ -44,12 +44,14 @@ class Row(NamedTuple):
 def line(found: dict[str, Any]) -> str:
     """The one line a human reads."""
     load = found["load_average_before"][0]
+    others = statistics.median(found["other_work_cores"])
+    machine = f"{found['cores']} cores, of which other work took {others:.1f}; load average {load:.1f} before"
     return (
         f"{found['steps_per_s']:,.0f} steps/s until all events are on NATS"
         f" ({found['steps_per_s_log']:,.0f} in the log, {found['ratio_to_bare_loop']:.2f} of a bare aiokafka loop,"
         f" {found['cpu_us_per_step']:.0f} µs of CPU a step); one ceremony of five steps alone"
         f" {found['serial_p50_ms']:.1f} ms p50, {found['serial_p99_ms']:.1f} ms p99 on Kafka,"
-        f" {found['serial_embedded_p50_ms']:.1f} ms embedded; {found['cores']} cores, load {load:.1f} before"
+        f" {found['serial_embedded_p50_ms']:.1f} ms embedded; {machine}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class EngineRun:
     """Of the worker, until then."""
     kafka_cpu_us_per_step: float
     nats_cpu_us_per_step: float
+    others_cores: float
+    """Cores that all other work on the machine took meanwhile: what it costs when it is not 0."""
     records: StepRecords
     profile: Profile | None = None
 
@@ -74,7 +77,9 @@ async def measure(kafka: KafkaServer, folder: Path, name: str, load: Load, progr
             }
             async with processes.worker(folder, settings) as worker:
                 profiler = Profiler(worker.pid, load.profile_to)
-                meter = CpuMeter({"worker": worker.pid, "kafka": kafka.pid or 0, "nats": server.pid or 0})
+                meter = CpuMeter(
+                    {"worker": worker.pid, "kafka": kafka.pid or 0, "nats": server.pid or 0, "bench": os.getpid()}
+                )
                 with meter.running():
                     ended = await _until_stored(server.url, worker, load.ceremonies, profiler, progress)
                 profile = await profiler.finish()
@@ -82,7 +87,9 @@ async def measure(kafka: KafkaServer, folder: Path, name: str, load: Load, progr
     finally:
         await log.stop()
     steps = load.ceremonies * preload.STEPS
-    cpu = {who: 1e6 * seconds / steps for who, seconds in meter.between(began, ended).items()}
+    used = meter.between(began, ended)
+    others = used.pop(processes.MACHINE) - sum(used.values())
+    cpu = {who: 1e6 * seconds / steps for who, seconds in used.items()}
     return EngineRun(
         steps,
         steps / (last - began),
@@ -90,6 +97,7 @@ async def measure(kafka: KafkaServer, folder: Path, name: str, load: Load, progr
         cpu["worker"],
         cpu["kafka"],
         cpu["nats"],
+        max(0.0, others / (ended - began)),
         records,
         profile,
     )

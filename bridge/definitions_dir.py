@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +76,11 @@ class DefinitionsDir:
             return None
         path = self.folder / f"{name}.yaml"
         try:
-            stat = path.stat()
+            found = path.stat()
         except OSError:
             self._read.pop(name, None)
             return None
-        stamp = (stat.st_mtime_ns, stat.st_size)
+        stamp = (found.st_mtime_ns, found.st_size)
         loaded = self._read.get(name)
         if loaded is None or loaded.stamp != stamp:
             loaded = self._read[name] = self._load(name, path, stamp)
@@ -87,13 +88,22 @@ class DefinitionsDir:
 
     def _load(self, name: str, path: Path, stamp: tuple[int, int]) -> Loaded:
         try:
-            with path.open("rb") as file:
-                text = file.read(LARGEST_FILE + 1)
+            text = _read(path)
             definition = load(text, path.name, self._kinds)
         except DefinitionInvalid as error:
             return Loaded(name, None, error.problems, stamp)
         except OSError:
-            problem = Problem(path.name, 1, "file_unreadable", "the file cannot be read; check its permissions")
+            problem = Problem(
+                path.name, 1, "file_unreadable", "the file cannot be read: is it a file, and may we read it?"
+            )
             return Loaded(name, None, (problem,), stamp)
         problems = tuple(problem for rule in self._rules for problem in rule(definition, path.name))
         return Loaded(name, None if problems else definition, problems, stamp)
+
+
+def _read(path: Path) -> bytes:
+    """The file, or a little more of it than may be. Raises OSError, also for what is no file: a pipe would block us."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("no regular file")
+    with path.open("rb") as file:
+        return file.read(LARGEST_FILE + 1)

@@ -139,3 +139,20 @@ def test_a_missing_folder_is_reported_and_holds_nothing(tmp_path: Path) -> None:
     assert [line["event"] for line in logs] == ["definitions_missing"]
     with pytest.raises(DefinitionUnknown, match="none"):
         found.get("good")
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_file_is_unreadable_and_holds_nobody_up(tmp_path: Path) -> None:
+    """To open a pipe that nobody writes would stop the whole worker, and a device has no end."""
+    folder = folder_with(tmp_path, good=SELECTING)
+    os.mkfifo(folder / "pipe.yaml")
+    (folder / "endless.yaml").symlink_to("/dev/zero")
+    (folder / "folder.yaml").mkdir()
+    (folder / "loop.yaml").symlink_to("loop.yaml")
+    found = definitions(folder)
+    for name in ("pipe", "endless", "folder"):
+        with pytest.raises(DefinitionInvalid, match="file_unreadable"):
+            found.get(name)
+    with pytest.raises(DefinitionUnknown):
+        found.get("loop")
+    assert found.get("good").name == "good"

@@ -7,6 +7,7 @@ Evaluation errors come back as values that are truthy, so only a result that `is
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -17,10 +18,15 @@ from tables.errors import CeremonyError
 
 MAX_SOURCE_BYTES = 4096
 MAX_REASON = 200
+MAX_MAPS = 2
+MAX_LIST = 2000
+"""Entries. `map` and `filter` copy what they have so far at each element: with 10,000 they take seconds of a fold."""
 
 _RAISED = (RuntimeError, TypeError, ValueError)  # RecursionError is a RuntimeError
 """What the binding raises: RuntimeError for its own errors, the others for data that it cannot convert."""
 
+_MAP = re.compile(r"\bmap\s*\(")
+_BUILDS = re.compile(r"\b(?:map|filter)\s*\(")
 _ERRORS = {"ERROR", "*error*"}
 _DOUBLE_BITS = 1023
 _by_name = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
@@ -42,6 +48,13 @@ def compiled(source: str) -> cel.Expression:
         raise CeremonyError("bad_expression", f"a CEL expression has at most {MAX_SOURCE_BYTES} bytes")
     if not source.strip():
         raise CeremonyError("bad_expression", "a CEL expression stands after `cel:`")
+    maps = len(_MAP.findall(source))
+    if maps > MAX_MAPS or (maps and "+" in source):
+        raise CeremonyError(
+            "bad_expression",
+            f"a CEL expression may use `map` at most {MAX_MAPS} times, and not together with `+`: what it makes could "
+            "double at each",
+        )
     try:
         return _environment.compile(source)
     except _RAISED as error:
@@ -50,6 +63,24 @@ def compiled(source: str) -> cel.Expression:
 
 TRUE, FALSE = "the expression is true", "the expression is false"
 """Every other reason says that the expression could not be judged, or is not boolean."""
+
+
+def builds_lists(source: str) -> bool:
+    """Whether the expression may make new lists, element by element."""
+    return _BUILDS.search(source) is not None
+
+
+def longer_than(data: Any, limit: int) -> bool:
+    """Whether a list or map in the data has more entries than `limit`."""
+    left = [data]
+    while left:
+        value = left.pop()
+        if len(value) > limit:
+            return True
+        left += [
+            item for item in (value.values() if isinstance(value, dict) else value) if isinstance(item, dict | list)
+        ]
+    return False
 
 
 def evaluate(program: cel.Expression, data: Mapping[str, Any]) -> tuple[bool, str]:

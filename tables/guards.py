@@ -146,6 +146,8 @@ class Cel:
     program: cel_library.Expression
 
     def holds(self, guard: Guard, view: GuardView) -> tuple[bool, str]:
+        if cel.builds_lists(self.source) and cel.longer_than(view.cel(), cel.MAX_LIST):
+            return False, f"with `map` or `filter`, no list or map it could see may have over {cel.MAX_LIST} entries"
         return cel.evaluate(self.program, view.cel())
 
     def steps(self, known: tuple[str, ...]) -> frozenset[str]:

@@ -71,6 +71,8 @@ def with_output(output: Any, status: StepStatus = DONE) -> Instance:
         ("cel:", "bad_expression"),
         ("cel:1 +", "bad_expression"),
         ("cel:unknown == 1", "bad_expression"),
+        ("cel:['x'].map(a, a + a).size() > 0", "bad_expression"),
+        ("cel:[1].map(a, [a, a]).map(b, [b, b]).map(c, [c, c]).size() > 0", "bad_expression"),
         ("cel:" + "1" * 4097, "bad_expression"),
         ("cel:" + "(" * 100 + "true" + ")" * 100, "bad_expression"),
         ("status == 1", "bad_check"),
@@ -172,6 +174,16 @@ def test_a_number_beyond_64_bits_does_not_spoil_the_other_data() -> None:
     instance = row({"n": 3, "huge": [2**70, -(10**400)]})
     assert judged("cel:inputs.n == 3", instance)[0]
     assert judged("cel:inputs.huge[0] > 1.0e21 && inputs.huge[1] < -1.0e300", instance)[0]
+
+
+@pytest.mark.timeout(20)
+def test_new_lists_are_made_of_short_ones_only() -> None:
+    """`map` copies its result at each element: ten thousand took the fold seconds, whatever the iteration limit."""
+    check = "cel:inputs.many.map(x, inputs.many.filter(y, y == x)).size() > 0"
+    assert judged(check, row({"many": [1] * 50}))[0]
+    held, why = judged(check, row({"many": [1] * 20_000}))
+    assert not held and "2000 entries" in why
+    assert judged("cel:inputs.many.exists(x, x == 1)", row({"many": [1] * 5_000}))[0]
 
 
 def test_an_expression_of_hostile_data_never_raises() -> None:

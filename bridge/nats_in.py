@@ -108,16 +108,27 @@ class AgentResponses:
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _ready(self) -> bool:
-        """Whether the durable is there, made where it is missing; False while the stream is missing: others make it."""
+        """Whether the durable is there and listens as it should; False while the stream is missing: others make it.
+
+        It is made where it is missing, and given its four subjects where an older engine left it with another filter.
+        """
         jetstream = await self._connection.jetstream()
         if not await stream_exists(jetstream, AGENT_RESPONSES):
             self._say(f"waiting for the stream {AGENT_RESPONSES}")
             return False
         try:
-            await jetstream.consumer_info(AGENT_RESPONSES, DURABLE)
+            found = (await jetstream.consumer_info(AGENT_RESPONSES, DURABLE)).config
         except NotFoundError:
             await jetstream.add_consumer(AGENT_RESPONSES, durable())
             log.info("durable_made", stream=AGENT_RESPONSES, durable=DURABLE)
+            return True
+        if found.deliver_subject or found.ack_policy != AckPolicy.EXPLICIT:
+            self._say(f"the durable {DURABLE} pushes or needs no acknowledgement, which cannot be changed: delete it")
+            return False
+        if set(found.filter_subjects or [found.filter_subject or ""]) != set(SUBJECTS):
+            wanted = found.evolve(filter_subject=None, filter_subjects=list(SUBJECTS))
+            await jetstream.add_consumer(AGENT_RESPONSES, wanted)
+            log.info("durable_changed", stream=AGENT_RESPONSES, durable=DURABLE)
         return True
 
     async def _pull(self) -> None:

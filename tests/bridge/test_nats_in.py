@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
-from nats.js.api import StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
 
 from bridge import nats_metrics
 from bridge.nats_connection import NatsConnection
 from bridge.nats_in import DURABLE, AgentResponses
-from bridge.nats_in_messages import COMPLETED, FAILED
+from bridge.nats_in_messages import COMPLETED, FAILED, SUBJECTS
 from streams import topics
 from streams.codecs import decode_dead_letter
 from streams.transport.contract import Header, LogUnavailable, Position, RecordTooLarge
@@ -269,3 +269,50 @@ async def test_it_makes_a_deleted_durable_again(log: SqliteLog, server: NatsServ
         await publish(server, [(COMPLETED, response(2))])
         await settled(server, 2)
     assert {c.instance_id for c in await commands(log)} == {"c-1:s-1", "c-2:s-1"}
+
+
+async def test_the_durable_is_that_of_the_contract(log: SqliteLog, server: NatsServer) -> None:
+    """Its name, its four subjects, explicit acknowledgements, from the beginning of the stream."""
+    await publish(server, [(COMPLETED, response(1))])
+    async with connection(server.url) as link, responses(log, link):
+        await settled(server, 1)
+        async with client(server.url) as other:
+            (info,) = await other.jetstream().consumers_info("AGENT_RESPONSES")
+    assert info.name == "planning-ceremony-processor-agent-response-completed-v1"
+    assert info.config.filter_subjects == [
+        "agent.response.completed",
+        "agent.response.completed.backlog-review.role",
+        "agent.response.completed.task-extraction",
+        "agent.response.failed",
+    ]
+    assert (info.config.ack_policy, info.config.deliver_policy) == (AckPolicy.EXPLICIT, DeliverPolicy.ALL)
+
+
+async def test_a_durable_that_an_older_engine_left_gets_the_four_subjects(log: SqliteLog, server: NatsServer) -> None:
+    """It bears the same name, and heard of one subject only; what it has acknowledged stays acknowledged."""
+    await publish(server, [(COMPLETED, response(1))])
+    async with client(server.url) as other:
+        older = ConsumerConfig(durable_name=DURABLE, filter_subject=COMPLETED, ack_policy=AckPolicy.EXPLICIT)
+        await other.jetstream().add_consumer("AGENT_RESPONSES", older)
+        subscription = await other.jetstream().pull_subscribe_bind(DURABLE, "AGENT_RESPONSES")
+        (message,) = await subscription.fetch(1, timeout=5)
+        await message.ack_sync()
+        async with connection(server.url) as link, responses(log, link):
+            await publish(server, [(FAILED, response(2, status="failed", error="no"))])
+            await settled(server, 2)
+        found = (await other.jetstream().consumer_info("AGENT_RESPONSES", DURABLE)).config
+    assert found.filter_subjects == list(SUBJECTS)
+    assert {c.instance_id for c in await commands(log)} == {"c-2:s-1"}
+
+
+async def test_a_durable_that_cannot_be_changed_is_told_in_readiness(log: SqliteLog, server: NatsServer) -> None:
+    """One that pushes cannot be made one to pull from."""
+    await publish(server, [(COMPLETED, response(1))])
+    async with client(server.url) as other:
+        pushing = ConsumerConfig(durable_name=DURABLE, deliver_subject="elsewhere", ack_policy=AckPolicy.EXPLICIT)
+        await other.jetstream().add_consumer("AGENT_RESPONSES", pushing)
+        async with connection(server.url) as link, responses(log, link) as started:
+            await eventually(lambda: "delete it" in started.state, "it says what to do")
+            await other.jetstream().delete_consumer("AGENT_RESPONSES", DURABLE)
+            await settled(server, 1)
+            assert started.state == "ok"

@@ -107,6 +107,18 @@ def test_without_a_policy_there_is_one_attempt() -> None:
     assert world.live.status == "FAILED"
 
 
+def test_the_policy_named_default_serves_steps_without_one_and_no_others() -> None:
+    policies = "retry_policies:\n  default: {max_attempts: 2, backoff_seconds: 7}\n  none: {max_attempts: 1}\n"
+    of_default = World(one_step(MERGE.rstrip(", ") + "}", policies))
+    of_default.start(a={})
+    of_default.failed("one")
+    assert of_default.live.timers["retry/one"].due == BEGIN + 7000
+    of_its_own = World(one_step(MERGE + "retry: none}", policies))
+    of_its_own.start(a={})
+    of_its_own.failed("one")
+    assert of_its_own.live.status == "FAILED"
+
+
 def test_an_answer_to_an_older_attempt_is_counted_and_ignored(world: World) -> None:
     world.failed("one")
     assert world.done("one", attempt=1).note == "stale_attempt"

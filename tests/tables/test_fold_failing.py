@@ -161,6 +161,19 @@ def test_a_failed_unselected_step_fails_the_ceremony_too() -> None:
     assert world.live.status == "FAILED"
 
 
+def test_a_guardless_transition_never_fires_past_a_failed_step_that_an_operator_ran() -> None:
+    """All selected steps are COMPLETED, and yet it does not go on."""
+    world = started(
+        definition([FINISH, MEND, MENDED], agg("x", ", after: []"), agg("y", ", after: []")),
+        "x",
+    )
+    world.run("y")
+    world.failed("y")
+    assert world.live.status == "RUNNING"
+    world.done("x")
+    assert (world.live.status, world.live.error_code, world.path()) == ("FAILED", "boom", [])
+
+
 def test_more_than_a_hundred_transitions_from_one_command_fail_the_ceremony() -> None:
     world = started(
         definition(

@@ -211,6 +211,16 @@ def test_a_publish_that_happened_is_announced_once_although_the_ceremony_was_can
     assert world.done("publish_it", receipt(1), published=RECEIPT).effects == ()
 
 
+def test_a_publish_is_asked_for_once_an_attempt_however_often_nats_is_asked() -> None:
+    """`unreachable` sends nothing (contract §8); each asking carries the same key."""
+    world = World(definition_of(PUBLISH))
+    world.start()
+    world.outcome("publish_it", "unreachable", error_code="nats_unreachable")
+    world.fire("ask/publish_it")
+    assert world.subjects() == ["ceremony.started", "ceremony.publish.requested"]
+    assert [request.body["idempotency_key"][-2:] for request in world.requests()] == ["/1", "/1"]
+
+
 BACK_AND_FORTH = (
     PUBLISH.replace(
         "steps:",
@@ -290,6 +300,33 @@ def test_an_agents_trigger_acts_as_role_system(roles: str, end: str) -> None:
     world.outcome("talk", "submitted", deliberation_id="d")
     world.result("talk", "agent-dev-001", trigger="bad", command_id="task/agent")
     assert world.live.state == end
+
+
+def test_an_agents_trigger_moves_nothing_while_paused() -> None:
+    """Its result is recorded: at the resume the step counts, the trigger does not come back."""
+    world = World(definition_of(TALK))
+    world.start()
+    world.outcome("talk", "submitted", deliberation_id="d")
+    world.pause()
+    world.result("talk", "agent-dev-001", trigger="bad", command_id="task/agent")
+    assert (world.live.state, world.step("talk").status) == ("RUN", "COMPLETED")
+    world.resume()
+    assert world.live.state == "GOOD"
+
+
+def test_a_trigger_of_an_older_attempt_or_of_a_message_that_came_before_moves_nothing() -> None:
+    more = "num_agents: 1}, retry: {max_attempts: 2}}"
+    talk = TALK.replace("num_agents: 1}}", more).replace("{from: RUN, to: BAD", "{from: RUN, to: RUN")
+    world = World(definition_of(talk.replace("  - {id: BAD, description: b, terminal: true}\n", "")))
+    world.start()
+    world.outcome("talk", "submitted", deliberation_id="d")
+    world.fire("timeout/talk")
+    world.fire("retry/talk")
+    assert world.result("talk", "agent-dev-001", attempt=1, trigger="bad", command_id="one").note == "stale_attempt"
+    assert world.path() == []
+    world.result("talk", "agent-dev-001", trigger="bad", command_id="two")
+    world.result("talk", "agent-dev-001", attempt=2, trigger="bad", command_id="two")
+    assert world.path() == ["RUN"]
 
 
 def test_a_publish_of_an_attempt_that_timed_out_is_announced_once_though_the_next_one_succeeds() -> None:

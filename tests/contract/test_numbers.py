@@ -1,0 +1,99 @@
+"""The numbers of the contract and of the design, written out: a change of one of them is a change of the contract."""
+
+from __future__ import annotations
+
+from bridge import grpc_server, nats_in_messages, nats_streams, ray_executor, start_request
+from steps import tasks
+from steps.config import Constraints
+from steps.registry import all_kinds
+from streams import engine, timers, topology
+from streams.settings import Settings
+from streams.topics import STEP_KINDS
+from streams.transport import contract, owner, part
+from tables import instance, limits, yaml_source
+from tables import timers as fold_timers
+from tables.definition import RetryPolicy, Timeouts
+from tables.loader import load
+
+KIB = 1024
+DAY = 24 * 60 * 60 * 1000
+BARE = """version: "1.0"
+name: bare
+description: What a file need not say.
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: DONE, trigger: finish, guards: [ready], description: f}
+steps:
+  - {id: one, state: RUN, handler: aggregation_step, config: {sources: [a], aggregation_type: merge}}
+  - {id: two, state: RUN, handler: aggregation_step, retry: named, config: {sources: [a], aggregation_type: merge}}
+guards:
+  ready: {check: all_steps_completed}
+retry_policies:
+  named: {max_attempts: 3}
+"""
+
+
+def test_defaults_of_a_definition() -> None:
+    """Contract §1: time limits in seconds, back-off 5 s, no retry without a policy, guards automated."""
+    definition = load(BARE, "bare.yaml", all_kinds())
+    assert definition.timeouts == Timeouts(step_default=3600, step_max=86400, ceremony_max=604800)
+    assert (definition.required_inputs, definition.optional_inputs, definition.outputs, definition.roles) == (
+        (),
+        (),
+        {},
+        {},
+    )
+    one, two = definition.steps.values()
+    assert (one.timeout_seconds, one.after, two.after, one.on_failure) == (3600, (), ("one",), None)
+    assert one.retry == RetryPolicy(max_attempts=1)
+    assert two.retry == RetryPolicy(
+        3, 5, exponential_backoff=False, max_backoff_seconds=None, jitter=0.0, non_retryable=()
+    )
+    assert definition.guards["ready"].type == "automated"
+    assert not definition.states["RUN"].terminal and not definition.states["DONE"].initial
+
+
+def test_defaults_of_constraints() -> None:
+    """Contract §4: 300 s, 3 retries."""
+    assert (Constraints().timeout_seconds, Constraints().max_retries) == (300, 3)
+
+
+def test_sizes() -> None:
+    """Contract §1, §8, design §2, §3."""
+    assert yaml_source.MAX_BYTES == 256 * KIB
+    assert limits.MAX_INPUTS == start_request.LARGEST_INPUTS == 256 * KIB
+    assert limits.MAX_OUTPUT == nats_in_messages.LARGEST_VALUE == 256 * KIB
+    assert tasks.LARGEST_DESCRIPTION == 256 * KIB
+    assert limits.MAX_ROW == 768 * KIB
+    assert limits.MAX_INPUT_DEPTH == start_request.DEEPEST == 64
+    assert grpc_server.LARGEST_ANSWER == 3 * KIB * KIB
+    assert (contract.LARGEST_RECORD, contract.LARGEST_BATCH) == (4 * KIB * KIB, KIB * KIB)
+
+
+def test_counts() -> None:
+    """Contract §3, §8, design §2."""
+    assert limits.MAX_TRANSITIONS == 100
+    assert instance.KEPT_COMMAND_IDS == 64
+    assert (grpc_server.DEFAULT_LIMIT, grpc_server.LARGEST_LIMIT) == (100, 1000)
+
+
+def test_times() -> None:
+    """Contract §3, §4, §5, §8, design §3."""
+    assert engine.FOLD_SECONDS == 2
+    assert (fold_timers.ASK_FIRST, fold_timers.ASK_LONGEST) == (1_000, 30_000)
+    assert (timers.AGAIN_MS, timers.LEARN_SECONDS) == (1_000, 60)
+    assert ray_executor.CALL_TIMEOUT_SECONDS == Settings.model_fields["ray_call_timeout_seconds"].default == 10
+    assert Settings.model_fields["take_over_grace_seconds"].default == 30
+    assert (nats_streams.DUPLICATE_WINDOW_SECONDS, nats_streams.MAX_AGE_SECONDS) == (10 * 60, 30 * 24 * 60 * 60)
+    assert (owner.SHORTEST_INTERVAL, owner.INTERVAL_PER_PARTITION) == (0.5, 0.040)
+    assert (part.Limits().commands, part.Limits().bytes) == (5_000, 8 * KIB * KIB)
+
+
+def test_retention() -> None:
+    """Contract §8: a stub after 30 days, and a year later nothing; commands and requests 7 days, events 30 days."""
+    assert (fold_timers.UNTIL_STUB, fold_timers.UNTIL_TOMBSTONE) == (30 * DAY, 365 * DAY)
+    kept = {topic.name: topic.retention_ms for topic in topology.topics("x", 3)}
+    requests = {f"x.steps.{kind}": 7 * DAY for kind in STEP_KINDS}
+    assert kept == {"x.commands": 7 * DAY, **requests, "x.events": 30 * DAY, "x.deadletters": -1}

@@ -167,6 +167,10 @@ class Engine:
         found.sort(key=lambda letter: letter.timestamp, reverse=True)
         return found[offset : offset + limit], len(found)
 
+    def owned(self) -> Sequence[Instance]:
+        """All rows of the partitions owned now."""
+        return list(itertools.chain.from_iterable(view.rows(CEREMONIES).values() for view in self._views.values()))
+
     def owned_rows(self) -> int:
         """Rows of the partitions owned now, for the metric."""
         return sum(len(view.rows(CEREMONIES)) for view in self._views.values())

@@ -35,6 +35,9 @@ class Metrics:
             registry=self.registry,
         )
         self.partitions = Gauge("ceremony_partitions_owned", "Partitions this worker owns.", registry=self.registry)
+        self.stuck = Gauge(
+            "ceremony_stuck", "Ceremonies that have not ended and wait for nothing: a bug.", registry=self.registry
+        )
         self.live = Gauge("ceremony_instances", "Rows in the table of the partitions owned.", registry=self.registry)
 
     @staticmethod

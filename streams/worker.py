@@ -24,6 +24,7 @@ from bridge.nats_out import EventsBridge
 from bridge.nats_outbound import NatsOutbound
 from bridge.ray_executor import RayExecutorClient
 from steps import aggregation, deliberation, human_gate, publish, task_extraction
+from steps.agent import BACKSTOP_SECONDS
 from steps.ports import Clock, Unreachable
 from steps.ray import Model
 from steps.reading import Wiring
@@ -34,6 +35,7 @@ from streams.engine import Engine
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.settings import Settings
+from streams.sweep import Sweep
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, prefixed
 from streams.topology import AgentFunction, Owner, agents, topics
@@ -46,6 +48,8 @@ log = structlog.get_logger(__name__)
 
 PROBE_SECONDS = 2.0
 """Between looks at the neighbours for readiness."""
+STOP_SECONDS = 8.0
+"""For a stop in good order, which takes less than one as long as the neighbours answer."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 4.0
 """Between attempts to reach a log that is not there yet."""
 
@@ -59,6 +63,7 @@ class Worker:
         self.kinds = all_kinds()
         self.metrics = process_metrics()
         self.failure: BaseException | None = None
+        self.halfway = False
         self._log_clock = LogClock(self.clock)
         self._ended = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -124,9 +129,15 @@ class Worker:
         wiring = Wiring(prefixed(settings.topic_prefix, COMMANDS), CORRELATION_ID, self._log_clock.now)
         model = Model(settings.vllm_url, settings.vllm_model)
         calls = settings.agent_concurrency
+        # The executor's own deadline ends a call; this one stands behind it, however long that is.
+        backstop = settings.ray_call_timeout_seconds + BACKSTOP_SECONDS
         return {
-            "deliberation": deliberation.agent(wiring, self.clock, self.ray, model, concurrency=calls),
-            "task_extraction": task_extraction.agent(wiring, self.clock, self.ray, model, concurrency=calls),
+            "deliberation": deliberation.agent(
+                wiring, self.clock, self.ray, model, concurrency=calls, call_seconds=backstop
+            ),
+            "task_extraction": task_extraction.agent(
+                wiring, self.clock, self.ray, model, concurrency=calls, call_seconds=backstop
+            ),
             "aggregation": aggregation.agent(wiring),
             "human_gate": human_gate.agent(wiring),
             "publish": publish.agent(
@@ -144,7 +155,7 @@ class Worker:
         try:
             await self._start()
         except BaseException:
-            await self._stack.aclose()
+            await self._close()
             raise
         return self
 
@@ -152,8 +163,24 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         log.info("stopping")
-        await self._stack.aclose()
-        log.info("stopped")
+        await self._close()
+
+    async def _close(self) -> None:
+        """Stop every part in good order, in bounded time; `halfway` says that it was not enough.
+
+        With Kafka away a last checkpoint would wait for it. Ending without one is what kill -9 does: the log folds it
+        again.
+        """
+        closing = self.clock.spawn(self._stack.aclose(), name="stop")
+        try:
+            async with self.clock.timeout(STOP_SECONDS):
+                await asyncio.shield(closing)
+        except TimeoutError:
+            self.halfway = True
+            closing.cancel()
+            log.warning("stopped_halfway", seconds=STOP_SECONDS, reason="what was not saved is folded again next time")
+        else:
+            log.info("stopped")
 
     async def ended(self) -> None:
         """Returns when a part has failed for good; `failure` says why. The program then ends with an error."""
@@ -176,6 +203,7 @@ class Worker:
         await start(self.nats_out.stop, self.nats_out.start)
         await start(self.nats_in.stop, self.nats_in.start)
         self._spawn(self.timers.run(), "timers")
+        self._spawn(Sweep(self.engine, self.clock, self.metrics.stuck).run(), "sweep")
         self._spawn(self._probe(), "probe")
         self._stack.push_async_callback(self._stop_tasks)
         await start(self.grpc.stop, self.grpc.start)

@@ -117,6 +117,15 @@ def test_the_deadline_of_a_gate_serves_like_a_rejection_but_keeps_no_output(worl
     assert world.path() == ["BACK", "RUN"]
 
 
+def test_a_gate_whose_deadline_has_passed_is_not_asked_again_whatever_its_retry_policy() -> None:
+    world = World(definition_of(GATE.replace("on_failure: back,", "on_failure: back, retry: {max_attempts: 3},")))
+    world.start()
+    world.opened("gate")
+    world.fire("gate/gate")
+    assert world.events("ceremony.step.retrying") == []
+    assert world.path() == ["BACK", "RUN"]
+
+
 def test_approving_one_visit_never_approves_the_next(world: World) -> None:
     world.decide("gate", actor="petra", role="PO")
     world.fire("gate/gate")

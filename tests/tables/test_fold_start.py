@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from tables.commands import Origin, TimerFired
 from tables.fold import decide
+from tables.fold_start import start_digest
 from tables.timers import UNTIL_STUB, UNTIL_TOMBSTONE
 from tests.tables.world import BEGIN, ID, KINDS, World, definition_of, refusal
 
@@ -42,6 +43,16 @@ def test_the_same_start_again_is_accepted_and_changes_nothing(world: World) -> N
 def test_all_step_ids_are_as_good_as_none_and_a_repeated_one_counts_once(world: World) -> None:
     world.start(a=1)
     assert world.start("two", "one", "two", a=1).note == "duplicate"
+
+
+def test_a_repeated_step_id_and_their_order_do_not_make_another_start(world: World) -> None:
+    world.start("one", "one", a=1)
+    assert world.start("one", a=1).note == "duplicate"
+    three = ("b", "a", "b")
+    command = world.start_command(*three, a=1)
+    assert start_digest(command, ("a", "b", "c")) == start_digest(
+        replace(command, step_ids=("a", "b")), ("a", "b", "c")
+    )
 
 
 def test_correlation_id_and_requested_by_do_not_make_another_start(world: World) -> None:

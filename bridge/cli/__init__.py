@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -51,6 +52,8 @@ def build(root: Root) -> typer.Typer:
 
 def run(root: Root, arguments: Sequence[str]) -> int:
     """Run the program with these arguments and return its exit code; errors are lines on stderr."""
+    if sys.stdout is None:  # closed by who started us
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - it is the program's own until it ends
     try:
         return _run(root, arguments)
     except BrokenPipeError:
@@ -61,6 +64,7 @@ def run(root: Root, arguments: Sequence[str]) -> int:
 
 def _run(root: Root, arguments: Sequence[str]) -> int:
     try:
+        _check_text(arguments)
         typer.main.get_command(build(root)).main(list(arguments), prog_name="ceremony")
     except SystemExit as end:
         sys.stdout.flush()
@@ -75,9 +79,27 @@ def _run(root: Root, arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - the last one who can keep a traceback from a person
-        if os.environ.get("CEREMONY_DEBUG"):
-            traceback.print_exc()
-        text = " ".join(str(error).split())
-        say(f"internal_error: {type(error).__name__}: {text} (CEREMONY_DEBUG=1 shows where)", err=True)
-        return Exit.FAILED
+        return _unexpected(error)
     return Exit.OK
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Raises CommandFailed for an argument that is no text in this locale: no engine and no file could take it."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = argument.encode(errors="replace").decode()
+            raise CommandFailed("argument_not_utf8", f"{shown} is no UTF-8 text", Exit.USAGE) from None
+
+
+def _unexpected(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        say("no_space: the disk is full", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is in the buffer would fail again
+        return Exit.FAILED
+    if os.environ.get("CEREMONY_DEBUG"):
+        traceback.print_exc()
+    text = " ".join(str(error).split())
+    say(f"internal_error: {type(error).__name__}: {text} (CEREMONY_DEBUG=1 shows where)", err=True)
+    return Exit.FAILED

@@ -32,6 +32,10 @@ STYLES = {
 }
 
 
+NARROWEST = 60
+"""Columns. On a terminal with fewer, lines that wrap are easier to read than columns of one letter."""
+
+
 class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
@@ -45,6 +49,8 @@ def console(file: IO[str] | None = None) -> Console:
     """A console on stdout (or `file`): colours on a terminal unless NO_COLOR is set, plain wide lines elsewhere."""
     file = file or sys.stdout
     width = None if file.isatty() or "COLUMNS" in os.environ else WIDE
+    if width is None and Console(file=file).width < NARROWEST:
+        width = NARROWEST
     return Console(file=file, width=width, highlight=False, soft_wrap=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import yaml
 from bridge.cli import run
 from bridge.cli.connection import server
 from bridge.cli.errors import Exit, refused
+from bridge.cli.output import NARROWEST, console
 from bridge.cli.views import said
 from streams.main import ROOT, settings
-from tests.dev_process import CEREMONIES, ceremony
+from tests.dev_process import CEREMONIES, ROOT_FOLDER, ceremony
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -338,3 +340,24 @@ def test_serve_ends_cleanly_by_a_signal(number: signal.Signals, tmp_path: Path) 
 def test_outputs_are_shown_in_words(output: dict[str, object], words: str) -> None:
     """What a person wants to know of a step at a glance; what is unknown is shown as it is."""
     assert said(json.dumps(output)) == words
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+def test_a_stdout_that_takes_nothing_is_no_internal_error(redirection: str) -> None:
+    """Closed, or on a full disk: one line at most, and the exit code says whether anything was lost."""
+    command = f"{shlex.join(ROOT.program)} validate -o json specs/ceremonies {redirection}"
+    done = subprocess.run(
+        ["sh", "-c", command], check=False, cwd=ROOT_FOLDER, capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == ((0, "") if "&" in redirection else (1, "no_space: the disk is full\n"))
+
+
+def test_an_argument_that_is_no_text_is_a_mistake_of_the_caller(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(ROOT, ["get", "a\udcff:b"]) == Exit.USAGE
+    assert capsys.readouterr().err == "argument_not_utf8: a?:b is no UTF-8 text\n"
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "20"])
+def test_a_terminal_of_few_columns_gets_lines_that_can_be_read(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert console().width == NARROWEST

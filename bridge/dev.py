@@ -125,6 +125,7 @@ class Dev:
             candidates: Iterable[int] = [self.options.nats_port]
         else:
             candidates = [port for port in (port_of(before.get("nats", "")),) if port] + list(NATS_PORTS)
+        await NatsServer(self.folder / "nats", 0, 0, self._clock).end_left_over()
         attempts = 0
         async for port in free_ports(candidates):
             server = NatsServer(self.folder / "nats", port, await any_port(), self._clock)

@@ -103,7 +103,7 @@ class NatsServer:
         config = write_config(self.folder, self.port, self.monitor_port)
         try:
             async with self._clock.timeout(READY_SECONDS):
-                await self._end_left_over()
+                await self.end_left_over()
                 # A session of its own: Ctrl-C reaches us first, and we stop the server after its clients.
                 self._process = await asyncio.create_subprocess_exec(
                     program(),
@@ -146,7 +146,8 @@ class NatsServer:
             await self._process.wait()
             self._process = None
 
-    async def _end_left_over(self) -> None:
+    async def end_left_over(self) -> None:
+        """End the server that an earlier run left behind: it holds the folder, and the port that was ours."""
         while (pid := left_over(self.folder)) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -144,13 +144,14 @@ def wait_for(path: Path, seconds: float = 60) -> None:
 
 def test_dev_forgets_nothing_when_it_is_killed(dev: DevProcess) -> None:
     """Kill -9 in the middle of everything, start again: every ceremony that was accepted comes to its end."""
-    dev.start()
+    first = dev.start()
     asyncio.run(start_many(dev.server))
-    nats = dev.running["nats_pid"]
+    nats = first["nats_pid"]
     dev.kill()
     assert alive(nats), "the test wants the nats-server to be left over"
-    dev.start()
+    second = dev.start()
     assert not alive(nats), "two servers would share one store"
+    assert second["nats"] == first["nats"], "who subscribed finds it again"
     assert asyncio.run(ends(dev.server)) == {f"k{number}:s": "COMPLETED" for number in range(12)}
     assert dev.stop() == 0, dev.said
     assert children(dev.folder) == []

@@ -16,7 +16,9 @@ REPEATED = (
     "Unable to update metadata",
     "Failed fetch messages",
     "Got error produce response",
+    "Unable to request metadata",
     "Cannot send <class",
+    "Could not send <class",
 )
 """aiokafka while a broker is away, some hundred times a second: we say once that it went, and once that it is back."""
 

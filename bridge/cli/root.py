@@ -37,6 +37,10 @@ class RunningWorker(Protocol):
     def failure(self) -> BaseException | None:
         """Why a part has failed for good."""
 
+    @property
+    def halfway(self) -> bool:
+        """Whether it has ended without waiting for all of its parts: they took too long, for a neighbour is away."""
+
     def states(self) -> Mapping[str, str]:
         """State of each neighbour: `ok`, or what is wrong."""
 

@@ -82,9 +82,16 @@ def serve_verb(root: Root) -> Callable[..., None]:
 
 async def _serve(root: Root, settings: Any) -> None:
     stop = Stop()
-    async with started(stop, root.worker(settings)) as worker:
-        if worker is not None:
-            await run_until(stop, worker)
+    running: RunningWorker | None = None
+    try:
+        async with started(stop, root.worker(settings)) as worker:
+            if worker is not None:
+                running = worker
+                await run_until(stop, worker)
+    finally:
+        if running is not None and running.halfway:
+            # What still waits for its neighbours could only report, at length, that it was called off.
+            os._exit(Exit.FAILED if running.failure else Exit.OK)
 
 
 async def run_until(stop: Stop, worker: RunningWorker) -> None:

@@ -289,6 +289,7 @@ class FailingWorker:
     """A worker of which a part has failed for good."""
 
     failure = RuntimeError("fenced:\nanother worker has taken over")
+    halfway = False
 
     async def __aenter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
@@ -21,10 +22,11 @@ from grpc_reflection.v1alpha import reflection
 from bridge import grpc_messages
 from bridge.definitions_dir import DefinitionsDir, DefinitionUnknown
 from bridge.grpc_decoding import Undecodable
+from bridge.grpc_metadata import correlation_in, correlation_metadata
 from bridge.start_request import StartInvalid, check_ids, start_command
 from streams.front import Answer, Engine, Operation, Unavailable
 from streams.transport.contract import RecordTooLarge
-from tables.commands import GateDecision, Trigger
+from tables.commands import GateDecision, Start, Trigger
 from tables.definition import Definition
 from tables.errors import DefinitionInvalid
 from tables.instance import Instance
@@ -33,7 +35,6 @@ from tables.refusals import CLASS_OF
 
 log = structlog.get_logger(__name__)
 
-CORRELATION_KEY = "x-correlation-id"
 RETRY_KEY = "retry-after-ms"
 """Trailing metadata of UNAVAILABLE: when asking again makes sense."""
 LARGEST_ANSWER = 3 * 1024 * 1024
@@ -128,7 +129,7 @@ class Front(PlanningCeremonyProcessorServicer):
     async def StartPlanningCeremony(
         self, request: pb.StartPlanningCeremonyRequest, context: Context[Any, Any]
     ) -> pb.StartPlanningCeremonyResponse:
-        correlation_id = request.correlation_id.strip() or correlation_of(context)
+        correlation_id = request.correlation_id.strip() or correlation_in(context.invocation_metadata() or ())
         check_ids(
             ceremony_id=request.ceremony_id,
             story_id=request.story_id,
@@ -150,6 +151,7 @@ class Front(PlanningCeremonyProcessorServicer):
         )
         answer = await self._engine.start(definition, command)
         accepted(answer)
+        await tell(context, self._correlation_of(command))
         message = "" if answer.folded else "durable; the fold has not come to it yet"
         return pb.StartPlanningCeremonyResponse(instance_id=command.instance_id, status="accepted", message=message)
 
@@ -162,6 +164,7 @@ class Front(PlanningCeremonyProcessorServicer):
         row = self._engine.get(request.instance_id)
         if row is None:
             return pb.GetPlanningCeremonyInstanceResponse(success=False, message=unknown(request.instance_id))
+        await tell(context, row.correlation_id)
         return pb.GetPlanningCeremonyInstanceResponse(ceremony=self._message(row), success=True)
 
     @answers_errors
@@ -193,6 +196,7 @@ class Front(PlanningCeremonyProcessorServicer):
             visit=request.visit,
         )
         row = await self._operate(command)
+        await tell(context, row.correlation_id)
         return pb.DecideGateResponse(ceremony=self._message(row), request_id=command.command_id, message="recorded")
 
     @answers_errors
@@ -210,6 +214,7 @@ class Front(PlanningCeremonyProcessorServicer):
             role=request.role,
         )
         row = await self._operate(command)
+        await tell(context, row.correlation_id)
         return pb.TriggerTransitionResponse(
             ceremony=self._message(row), request_id=command.command_id, message="recorded"
         )
@@ -245,7 +250,7 @@ class Front(PlanningCeremonyProcessorServicer):
         self, request: pb.WatchPlanningCeremonyRequest, context: Context[Any, Any]
     ) -> AsyncIterator[pb.WatchPlanningCeremonyResponse]:
         try:
-            self._known(request.instance_id)
+            await tell(context, self._known(request.instance_id).correlation_id)
             async for row in self._engine.watch(request.instance_id):
                 yield pb.WatchPlanningCeremonyResponse(ceremony=self._message(row))
         except grpc.aio.AbortError:
@@ -262,6 +267,13 @@ class Front(PlanningCeremonyProcessorServicer):
             return None
         return self._engine.definition_of(row)
 
+    def _correlation_of(self, command: Start) -> str:
+        """The ceremony's, which a repeated start does not change; its own where the row cannot be read now."""
+        with contextlib.suppress(Unavailable):
+            if (row := self._engine.get(command.instance_id)) is not None:
+                return row.correlation_id
+        return command.correlation_id
+
     async def _operate(self, command: Operation) -> Instance:
         accepted(await self._engine.operate(command))
         row = self._engine.get(command.instance_id)
@@ -269,22 +281,21 @@ class Front(PlanningCeremonyProcessorServicer):
             raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(command.instance_id))
         return row
 
-    def _known(self, instance_id: str) -> None:
+    def _known(self, instance_id: str) -> Instance:
         required(instance_id=instance_id)
-        if self._engine.get(instance_id) is None:
+        row = self._engine.get(instance_id)
+        if row is None:
             raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(instance_id))
+        return row
 
     def _message(self, row: Instance) -> pb.PlanningCeremonyInstance:
         definition = self._engine.definition_of(row)
         return grpc_messages.ceremony(row, definition, self._engine.waiting_for(row))
 
 
-def correlation_of(context: Context[Any, Any]) -> str:
-    """The correlation id in the call's metadata, or an empty string."""
-    for key, value in context.invocation_metadata() or ():
-        if key == CORRELATION_KEY:
-            return (value if isinstance(value, str) else value.decode(errors="replace")).strip()
-    return ""
+async def tell(context: Context[Any, Any], correlation_id: str) -> None:
+    """The ceremony's correlation id travels with the answer, before its body."""
+    await context.send_initial_metadata(correlation_metadata(correlation_id))
 
 
 def unknown(instance_id: str) -> str:

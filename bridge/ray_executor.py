@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -12,6 +11,7 @@ import structlog
 from fleet.ray_executor.v1 import ray_executor_pb2 as pb
 from fleet.ray_executor.v1.ray_executor_pb2_grpc import RayExecutorServiceStub
 
+from bridge.grpc_metadata import correlation_metadata
 from steps.ports import RayAnswer, RayTask, Unreachable
 
 NEIGHBOUR = "ray_executor"
@@ -58,7 +58,7 @@ class RayExecutorClient:
 
         Codes: `ray_refused` (the executor said `failed`), `ray_unknown_status`, `ray_<gRPC status in lower case>`.
         """
-        metadata = (("x-correlation-id", ascii_value(task.correlation_id)),) if task.correlation_id else ()
+        metadata = correlation_metadata(task.correlation_id)
         try:
             if task.backlog_review:
                 response = await self._stub.ExecuteBacklogReviewDeliberation(
@@ -170,11 +170,6 @@ def agents(task: RayTask) -> list[pb.Agent]:
         pb.Agent(id=agent.id, role=agent.role, model=agent.model, prompt_template=agent.prompt_template)
         for agent in task.agents
     ]
-
-
-def ascii_value(text: str) -> str:
-    """`text` as a gRPC metadata value, which holds printable ASCII only: everything else is percent-encoded."""
-    return text if text.isascii() and text.isprintable() else quote(text, safe=" :/@+,;=()[]", errors="replace")
 
 
 def one_line(text: str) -> str:

@@ -247,6 +247,22 @@ async def test_a_blank_correlation_id_counts_as_not_given(world: World) -> None:
     assert (await world.get("c-blank:S1")).correlation_id == "c-blank:S1"
 
 
+async def test_the_correlation_id_travels_with_each_answer(world: World) -> None:
+    """As gRPC metadata; a repeated start is answered with the first one's, for that is the ceremony's."""
+    made = request("c-told", correlation_id="größe", definition_name="selecting")
+    get = pb.GetPlanningCeremonyInstanceRequest(instance_id="c-told:S1")
+    first = world.stub.StartPlanningCeremony(made)
+    await first
+    again = world.stub.StartPlanningCeremony(request("c-told", correlation_id="another"))
+    await again
+    read = world.stub.GetPlanningCeremonyInstance(get)
+    await read
+    watched = world.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id="c-told:S1"))
+    for call in (first, again, read, watched):
+        assert dict(await call.initial_metadata())["x-correlation-id"] == "gr%C3%B6%C3%9Fe"
+    watched.cancel()
+
+
 async def test_inputs_are_parsed_where_they_are_objects_or_arrays(world: World) -> None:
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id, inputs={"payload": "[1, {}]", "more": '"text"'}))

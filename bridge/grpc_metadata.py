@@ -1,0 +1,27 @@
+"""The correlation id in gRPC metadata: read from a call, sent with an answer and with calls of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import quote
+
+CORRELATION_KEY = "x-correlation-id"
+"""Contract §8."""
+
+
+def correlation_metadata(correlation_id: str) -> tuple[tuple[str, str], ...]:
+    """Metadata that carries it; none where there is none."""
+    return ((CORRELATION_KEY, ascii_value(correlation_id)),) if correlation_id else ()
+
+
+def correlation_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The correlation id in a call's metadata, or an empty string."""
+    for key, value in metadata:
+        if key == CORRELATION_KEY:
+            return (value if isinstance(value, str) else value.decode(errors="replace")).strip()
+    return ""
+
+
+def ascii_value(text: str) -> str:
+    """`text` as a gRPC metadata value, which holds printable ASCII only: everything else is percent-encoded."""
+    return text if text.isascii() and text.isprintable() else quote(text, safe=" :/@+,;=()[]", errors="replace")

@@ -14,11 +14,11 @@ from tables.builder import Builder
 from tables.commands import Origin, Start
 from tables.definition import Definition
 from tables.effects import Effect, Event
-from tables.instance import Instance
+from tables.instance import CeremonyStatus, Instance
 from tables.kinds import Kinds
 from tables.limits import MAX_ID, MAX_INPUT_DEPTH, MAX_INPUTS, clip, deeper_than
 from tables.timers import CEREMONY_MAX, millis
-from tables.transitions import finish, settle
+from tables.transitions import end, finish, settle
 from tables.turn import Decision, Turn, refused
 
 START_REFUSED = "ceremony.start.refused"
@@ -157,5 +157,7 @@ def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds)
             "requested_by": clip(command.requested_by, MAX_ID),
         },
     )
+    if definition.states[definition.initial].terminal:
+        end(turn, CeremonyStatus.COMPLETED)
     settle(turn)
     return finish(turn)

@@ -167,6 +167,14 @@ transitions:
     assert (world.live.status, world.path(), world.live.version) == ("COMPLETED", ["B", "C"], 1)
 
 
+def test_a_definition_whose_one_state_is_beginning_and_end_is_completed_at_once() -> None:
+    """Exactly one state is initial, one at least terminal: nothing says that they are not the same."""
+    world = World(definition_of("states: [{id: A, description: a, initial: true, terminal: true}]\ntransitions: []\n"))
+    world.start()
+    assert (world.live.status, world.live.state) == ("COMPLETED", "A")
+    assert world.subjects() == ["ceremony.started", "ceremony.completed"]
+
+
 def test_retention_leaves_a_stub_that_answers_a_repeated_start_and_later_a_tombstone(world: World) -> None:
     start = world.start_command("one", a=1)
     world.fold(start)

@@ -171,6 +171,17 @@ def test_a_step_in_flight_or_completed_is_not_retried(world: World) -> None:
     assert refusal(world.retry("nothing")) == "step_unknown"
 
 
+def test_an_unselected_step_is_run_once_and_only_while_it_is_pending() -> None:
+    two = "  - {id: two, state: RUN, handler: aggregation_step, config: {sources: [a], aggregation_type: list}}\n"
+    world = World(definition_of(BODY + two))
+    world.start("one", a=1)
+    assert refusal(world.run("late")) == "wrong_state"
+    assert refusal(world.run("nothing")) == "step_unknown"
+    assert refusal(world.run("two")) == ""
+    assert world.step("two").status == "IN_PROGRESS"
+    assert refusal(world.run("two")) == "step_not_pending"
+
+
 # -- publishing
 
 

@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft7Validator
 
 from bridge.nats_in_messages import SUBJECTS
+from steps.subjects import own
 from streams import codecs
 from tables.effects import Event
 from tests.contract.asyncapi import MessageInvalid, document, validate_message, validator
@@ -115,6 +116,11 @@ def test_every_subject_of_the_contract_is_there_in_its_direction() -> None:
     for operation in document()["operations"].values():
         found[operation["action"]].add(resolve(operation["channel"]["$ref"])["address"])
     assert found == {"send": OUT | {"{subject}"}, "receive": set(SUBJECTS)}
+
+
+def test_no_publish_step_may_use_a_subject_of_the_document() -> None:
+    for subject in OUT:
+        assert own(subject), subject
 
 
 def test_an_event_type_is_its_subject() -> None:

@@ -35,8 +35,8 @@ LONGEST_ERROR = 4096
 
 _ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 TASK_ID = re.compile(
-    rf"ceremony-(?P<ceremony>{_ID}):story-(?P<story>{_ID}):(?:role-.{{1,256}}|(?P<extraction>task-extraction))"
-    r":step-(?P<step>[a-z0-9_]{1,128}):attempt-(?P<attempt>[0-9]{1,9})",
+    rf"ceremony-(?P<ceremony>{_ID}):story-(?P<story>{_ID}):(?:role-[^:]{{1,128}}|(?P<extraction>task-extraction))"
+    r":step-(?P<step>[a-z0-9_]+):attempt-(?P<attempt>[0-9]{1,9})",
     re.DOTALL,
 )
 INSTANCE_ID = re.compile(rf"{_ID}:{_ID}")

@@ -67,6 +67,11 @@ def test_a_completed_agent_is_a_result_of_its_attempt(subject: str) -> None:
     assert b"random-of-the-sender" not in encode_command(found)
 
 
+def test_the_id_of_a_step_and_its_role_have_any_length_that_a_definition_gives_them() -> None:
+    long = TASK.replace("review_dev", "r" * 500).replace("DEV", "D" * 128)
+    assert command(COMPLETED, completed(task_id=long)).step_id == "r" * 500
+
+
 def test_a_proposal_may_be_an_object() -> None:
     assert command(COMPLETED, completed(proposal={"content": "x", "n": [1]})).value == {"content": "x", "n": [1]}
 
@@ -132,6 +137,7 @@ def test_a_shortened_task_id_is_routed_by_metadata() -> None:
         (COMPLETED, completed(task_id=12), "no_task"),
         (COMPLETED, completed(task_id="ceremony-c:story-s:role-DEV"), "unroutable"),
         (COMPLETED, completed(task_id=TASK + ":more"), "unroutable"),
+        (COMPLETED, completed(task_id=TASK + ":step-other:attempt-1"), "unroutable"),
         (COMPLETED, completed(task_id="ceremony-../x:story-s:role-DEV:step-a:attempt-1"), "unroutable"),
         (COMPLETED, completed(task_id=EXTRACTION), "other_kind"),
         (TASK_EXTRACTION, {"task_id": TASK, "tasks": []}, "other_kind"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -101,6 +102,12 @@ class Tally:
         return self.events.total()
 
 
+def swallowed_cancel() -> bool:
+    """Whether this task was cancelled and a library went on: nats-py's `fetch` does on Python 3.11 (`wait_for`)."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class StreamReader:
     """Reads the stream from its first message on and hands over each once, in order."""
 
@@ -114,7 +121,7 @@ class StreamReader:
         """Until it is cancelled. Raises nats' errors when the stream is gone."""
         jetstream = await self._connection.jetstream()
         subscription = await jetstream.pull_subscribe(CEREMONY_SUBJECTS, stream=CEREMONY)
-        while True:
+        while not swallowed_cancel():
             with suppress(TimeoutError):
                 for message in await subscription.fetch(BATCH, timeout=WAIT_SECONDS):
                     self._take(message)

@@ -59,7 +59,7 @@ class DefinitionsDir:
     def all(self) -> list[Loaded]:
         """Every file, by name; invalid ones with their problems."""
         names = sorted(file.stem for file in self.folder.glob("*.yaml"))
-        return [loaded for name in names if (loaded := self._look(name)) is not None]
+        return [loaded for name in names if (loaded := self._look(name) or _misnamed(name)) is not None]
 
     def report(self) -> None:
         """Log every invalid file in full, as a server does at its start."""
@@ -99,6 +99,14 @@ class DefinitionsDir:
             return Loaded(name, None, (problem,), stamp)
         problems = tuple(problem for rule in self._rules for problem in rule(definition, path.name))
         return Loaded(name, None if problems else definition, problems, stamp)
+
+
+def _misnamed(name: str) -> Loaded | None:
+    """A file that no start can ever name; None where it was only gone again."""
+    if NAME.fullmatch(name) is not None:
+        return None
+    problem = Problem(f"{name}.yaml", 1, "file_name_invalid", "a definition's file is named A-Z a-z 0-9 _ and .yaml")
+    return Loaded(name, None, (problem,), (0, 0))
 
 
 def _read(path: Path) -> bytes:

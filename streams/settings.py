@@ -21,7 +21,7 @@ class Settings(BaseSettings):
 
     nats_url: str = Field("nats://nats:4222", alias="NATS_URL")
     ray_executor_url: str = Field("ray-executor:50056", alias="RAY_EXECUTOR_URL")
-    ray_call_timeout_seconds: float = Field(10.0, gt=0, alias="RAY_CALL_TIMEOUT_SECONDS")
+    ray_call_timeout_seconds: float = Field(10.0, gt=0, le=3600, alias="RAY_CALL_TIMEOUT_SECONDS")
     vllm_url: str = Field("http://vllm-server:8000", alias="VLLM_URL")
     vllm_model: str = Field("meta-llama/Llama-3.1-8B-Instruct", alias="VLLM_MODEL")
     ceremonies_dir: Path = Field(Path("specs/ceremonies"), alias="CEREMONIES_DIR")
@@ -41,11 +41,11 @@ class Settings(BaseSettings):
     """`flush.messages` of the topics this worker creates: 1 has the broker fsync every append."""
     http_addr: str = Field("0.0.0.0:8080", alias="CEREMONY_HTTP_ADDR")
     log_format: str = Field("console", pattern="^(console|json)$", alias="CEREMONY_LOG_FORMAT")
-    agent_concurrency: int = Field(256, ge=1, alias="CEREMONY_AGENT_CONCURRENCY")
+    agent_concurrency: int = Field(256, ge=1, le=65_536, alias="CEREMONY_AGENT_CONCURRENCY")
     """Calls to neighbours in flight, per step kind."""
-    nats_in_flight: int = Field(512, ge=1, alias="CEREMONY_NATS_IN_FLIGHT")
+    nats_in_flight: int = Field(512, ge=1, le=65_536, alias="CEREMONY_NATS_IN_FLIGHT")
     """Events of a partition that the bridge has published and not yet seen acknowledged."""
-    take_over_grace_seconds: float = Field(30.0, ge=0, alias="CEREMONY_TAKE_OVER_GRACE_SECONDS")
+    take_over_grace_seconds: float = Field(30.0, ge=0, le=3600, alias="CEREMONY_TAKE_OVER_GRACE_SECONDS")
     """After a take-over, step timeouts wait this long past the log end seen, so that answers that waited come first."""
 
     @field_validator("publish_subjects", "readiness_requires", mode="before")

@@ -156,3 +156,11 @@ def test_what_is_no_file_is_unreadable_and_holds_nobody_up(tmp_path: Path) -> No
     with pytest.raises(DefinitionUnknown):
         found.get("loop")
     assert found.get("good").name == "good"
+
+
+def test_a_file_that_no_start_can_name_is_reported(tmp_path: Path) -> None:
+    """It would be silently without effect: its author hears which names are right."""
+    (tmp_path / "odd-name.yaml").write_text("version: '1.0'\n")
+    (loaded,) = definitions(tmp_path).all()
+    assert loaded.definition is None
+    assert [problem.rule for problem in loaded.problems] == ["file_name_invalid"]

@@ -164,6 +164,7 @@ class Engine:
                     found += [letter for letter in letters if topic in ("", letter.topic)]
         except LogUnavailable as error:
             raise Unavailable("the log cannot be reached") from error
+        found.reverse()  # many have one time: of those, too, the last in the log comes first
         found.sort(key=lambda letter: letter.timestamp, reverse=True)
         return found[offset : offset + limit], len(found)
 

@@ -178,6 +178,16 @@ async def test_a_pinned_definition_that_is_refused_now_leaves_its_ceremony_reada
     assert list(site.engine.waiting_for(found)) == []
 
 
+async def test_dead_letters_of_one_millisecond_are_listed_newest_first_too(site: Site) -> None:
+    """What one batch sets aside has one time."""
+    appends = [site.log.append("t.deadletters", 1, None, b"%d" % n, (("origin", b"t/1/%d" % n),)) for n in range(30)]
+    await asyncio.gather(*appends)
+    letters, total = await site.engine.dead_letters(100, 0)
+    assert total == 30
+    assert [letter.offset for letter in letters] == list(reversed(range(30)))
+    assert len({letter.timestamp for letter in letters}) < 30
+
+
 async def test_dead_letters_that_are_no_records_of_ours_are_shown_all_the_same(site: Site) -> None:
     await site.log.append("t.deadletters", 0, None, b"what is this")
     (letter,), total = await site.engine.dead_letters(10, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bridge.nats_connection import NatsConnection
+from bridge.nats_connection import NatsConnection, swallowed_cancel
 from bridge.nats_streams import CEREMONY, CEREMONY_SUBJECTS
 from steps.ports import Clock
 
@@ -100,12 +99,6 @@ class Tally:
     @property
     def total(self) -> int:
         return self.events.total()
-
-
-def swallowed_cancel() -> bool:
-    """Whether this task was cancelled and a library went on: nats-py's `fetch` does on Python 3.11 (`wait_for`)."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 class StreamReader:

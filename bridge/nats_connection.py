@@ -131,3 +131,9 @@ class NatsConnection:
     def _down(self, state: str) -> None:
         self._up.clear()
         self._state = state
+
+
+def swallowed_cancel() -> bool:
+    """Whether this task was cancelled and a library went on: nats-py's `fetch` does on Python 3.11 (`wait_for`)."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -6,13 +6,14 @@ may have been stored by the last one: then its id is read back from the stream.
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import structlog
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from bridge.nats_connection import API_TIMEOUT_SECONDS, NatsConnection
+from bridge.nats_connection import API_TIMEOUT_SECONDS, NatsConnection, swallowed_cancel
 from bridge.nats_publish import MESSAGE_ID
 from bridge.nats_streams import CEREMONY
 
@@ -86,6 +87,8 @@ async def _read_back(connection: NatsConnection, since: datetime) -> set[str]:
         left = (await subscription.consumer_info()).num_pending or 0
         while left > 0:
             messages = await subscription.fetch(min(left, BATCH), timeout=API_TIMEOUT_SECONDS)
+            if swallowed_cancel():
+                raise asyncio.CancelledError
             left -= len(messages)
             found.update(message_id for m in messages if (message_id := (m.headers or {}).get(MESSAGE_ID)))
     finally:

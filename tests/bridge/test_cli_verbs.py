@@ -157,7 +157,7 @@ def test_what_cannot_be_decided_says_why(ceremony: Ceremony, capsys: Said) -> No
     assert ceremony("approve", "none:s") == Exit.FAILED
     assert capsys.readouterr().err.startswith("gate_not_open: none:s has no open gate: it is COMPLETED")
     ceremony("start", "approval", "--ceremony-id", "open", "--story-id", "s")
-    assert ceremony("approve", "open:s", "other_gate") == Exit.FAILED
+    assert ceremony("approve", "open:s", "other_gate") == Exit.NOT_FOUND
     assert ceremony("approve", "open:s", "--role", "STRANGER") == Exit.FAILED
     assert ceremony("approve", "open:s", "--visit", "7") == Exit.FAILED
     assert ceremony("trigger", "open:s", "nonsense", "--actor", "ana") == Exit.FAILED

@@ -103,7 +103,8 @@ class PlanningCeremonyProcessorServicer:
 
     def DecideGate(self, request, context):
         """Approves or rejects a human gate or a human guard. Answers after its own fold: PERMISSION_DENIED where the role may
-        not decide it, FAILED_PRECONDITION where it is not open (any more), NOT_FOUND where the instance is unknown.
+        not decide it, FAILED_PRECONDITION where it is not open (any more), NOT_FOUND where the instance or the gate is
+        unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,8 @@ class PlanningCeremonyProcessorStub:
     """Lists ceremonies, newest first by created_at, then by instance id."""
     DecideGate: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.DecideGateRequest, _planning_ceremony_pb2.DecideGateResponse]
     """Approves or rejects a human gate or a human guard. Answers after its own fold: PERMISSION_DENIED where the role may
-    not decide it, FAILED_PRECONDITION where it is not open (any more), NOT_FOUND where the instance is unknown.
+    not decide it, FAILED_PRECONDITION where it is not open (any more), NOT_FOUND where the instance or the gate is
+    unknown.
     """
     TriggerTransition: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.TriggerTransitionRequest, _planning_ceremony_pb2.TriggerTransitionResponse]
     """Asks for a transition out of the current state by its trigger. Errors as for DecideGate."""
@@ -72,7 +73,8 @@ class PlanningCeremonyProcessorAsyncStub(PlanningCeremonyProcessorStub):
     """Lists ceremonies, newest first by created_at, then by instance id."""
     DecideGate: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.DecideGateRequest, _planning_ceremony_pb2.DecideGateResponse]  # type: ignore[assignment]
     """Approves or rejects a human gate or a human guard. Answers after its own fold: PERMISSION_DENIED where the role may
-    not decide it, FAILED_PRECONDITION where it is not open (any more), NOT_FOUND where the instance is unknown.
+    not decide it, FAILED_PRECONDITION where it is not open (any more), NOT_FOUND where the instance or the gate is
+    unknown.
     """
     TriggerTransition: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.TriggerTransitionRequest, _planning_ceremony_pb2.TriggerTransitionResponse]  # type: ignore[assignment]
     """Asks for a transition out of the current state by its trigger. Errors as for DecideGate."""
@@ -119,7 +121,8 @@ class PlanningCeremonyProcessorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_planning_ceremony_pb2.DecideGateResponse, _abc.Awaitable[_planning_ceremony_pb2.DecideGateResponse]]:
         """Approves or rejects a human gate or a human guard. Answers after its own fold: PERMISSION_DENIED where the role may
-        not decide it, FAILED_PRECONDITION where it is not open (any more), NOT_FOUND where the instance is unknown.
+        not decide it, FAILED_PRECONDITION where it is not open (any more), NOT_FOUND where the instance or the gate is
+        unknown.
         """
 
     @_abc_1.abstractmethod

@@ -165,23 +165,22 @@ class Load:
             await asyncio.sleep(pause * self._dice.uniform(0.7, 1.3))
             pause = min(1.5 * pause, self._look)
             found = await self._get(instance_id)
-            while found.open_gates and found.status not in ENDED:
+            while found is not None and found.open_gates and found.status not in ENDED:
                 if triggered:
                     await self._trigger(found)
                     triggered = False
                 else:
                     await self._decide(found, found.open_gates[0])
                 found = await self._get(instance_id)
-            if found.status in ENDED:
+            if found is not None and found.status in ENDED:
                 self.ended[found.status] += 1
                 return
 
-    async def _get(self, instance_id: str) -> pb.PlanningCeremonyInstance:
+    async def _get(self, instance_id: str) -> pb.PlanningCeremonyInstance | None:
+        """None while a start that was accepted as durable is not yet folded; the checker judges those that stay."""
         request = pb.GetPlanningCeremonyInstanceRequest(instance_id=instance_id)
         answer = await self._fleet.call("GetPlanningCeremonyInstance", request)
-        if not answer.success:  # accepted, and the engine does not know it: the checker has its word on that, too
-            raise LookupError(f"{instance_id} was accepted and is unknown")
-        return answer.ceremony  # type: ignore[no-any-return]
+        return answer.ceremony if answer.success else None
 
     async def _decide(self, found: pb.PlanningCeremonyInstance, gate: pb.OpenGate) -> None:
         request = pb.DecideGateRequest(

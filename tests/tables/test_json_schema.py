@@ -176,7 +176,8 @@ def test_no_schema_takes_long(schema: dict[str, Any], value: Any) -> None:
 def test_unique_items_are_those_of_json() -> None:
     schema = {"properties": {"a": {"uniqueItems": True}}}
     assert problems({"a": [1, True, "1", [1], {"1": 1}, None, 0, False]}, schema) == []
-    for same in ([1, 1.0], [{"a": 1, "b": [2]}, {"b": [2.0], "a": 1}], [[], []]):
+    repeated: list[list[Any]] = [[1, 1.0], [{"a": 1, "b": [2]}, {"b": [2.0], "a": 1}], [[], []]]
+    for same in repeated:
         assert problems({"a": same}, schema) == ["$.a: breaks `uniqueItems`"]
 
 

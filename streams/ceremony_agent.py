@@ -127,6 +127,7 @@ class CeremonyAgent:
             command_id=f"fold_failed/{record.partition}/{record.offset}",
             actor=ENGINE_ACTOR,
             reason="the fold failed on a command; see the dead letters",
+            by_engine=True,
         )
         try:
             if row is not None:

@@ -18,6 +18,7 @@ from tables.instance import (
     Approval,
     CeremonyStatus,
     Instance,
+    Pauser,
     Phase,
     StepState,
     StepStatus,
@@ -52,6 +53,7 @@ class Builder:
         "guard_approvals",
         "now",
         "paused_at",
+        "paused_by",
         "size",
         "state",
         "status",
@@ -74,6 +76,7 @@ class Builder:
         self.guard_approvals = base.guard_approvals
         self.timers = base.timers
         self.paused_at = base.paused_at
+        self.paused_by = base.paused_by
         self.command_ids = base.command_ids
         self.error_code = base.error_code
         self.error_message = base.error_message
@@ -221,6 +224,7 @@ class Builder:
         self.status = status
         self.ended_at = max(self.now, 1)
         self.paused_at = 0
+        self.paused_by = None
         self.error_code = code
         self.error_message = message
         self.timers = {EXPIRE: Timer(self.now + expire_in)}
@@ -236,9 +240,10 @@ class Builder:
         self._own_timers = True
         self._change()
 
-    def pause(self) -> None:
+    def pause(self, by: Pauser) -> None:
         """Stop step and gate timers: each keeps the rest that remains."""
         self.status = CeremonyStatus.PAUSED
+        self.paused_by = by
         self.paused_at = max(self.now, 1)
         self._shift({i: t for i, t in self.timers.items() if i not in RUN_ON}, -self.now)
 
@@ -246,6 +251,7 @@ class Builder:
         """Let the stopped timers go on with their rest."""
         self.status = CeremonyStatus.RUNNING
         self.paused_at = 0
+        self.paused_by = None
         self._shift({i: t for i, t in self.timers.items() if i not in RUN_ON}, self.now)
 
     def _shift(self, stopped: dict[str, Timer], by: int) -> None:
@@ -299,6 +305,7 @@ class Builder:
             guard_approvals=self.guard_approvals,
             timers=self.timers,
             paused_at=self.paused_at,
+            paused_by=self.paused_by,
             command_ids=self.command_ids,
             error_code=self.error_code,
             error_message=self.error_message,

@@ -138,6 +138,8 @@ class Pause(Command, frozen=True, tag="pause", kw_only=True):
     actor: str
     role: str = ""
     reason: str = ""
+    by_engine: bool = False
+    """Made by the owner itself, where the fold failed: never in the log, and no role is asked for."""
 
 
 class Resume(Command, frozen=True, tag="resume", kw_only=True):

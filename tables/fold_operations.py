@@ -6,7 +6,7 @@ from tables import refusals, roles, steps_life
 from tables.builder import IN_FLIGHT
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep, Trigger
 from tables.definition import Step
-from tables.instance import CeremonyStatus, StepStatus
+from tables.instance import CeremonyStatus, Pauser, StepStatus
 from tables.limits import MAX_ID, MAX_TEXT, clip
 from tables.timers import millis
 from tables.transitions import apply, by_trigger, end, failing_guard, settle
@@ -15,8 +15,27 @@ from tables.turn import Turn
 Operation = Cancel | Pause | Resume | RetryStep | RunStep | Trigger
 
 
+STEP_ORDERED = "ceremony.step.ordered"
+"""An operator has a step run again, or run at all."""
+
+
 def _who(command: Operation) -> dict[str, str]:
-    return {"actor": clip(command.actor, MAX_ID), "reason": clip(command.reason, MAX_TEXT)}
+    return {
+        "actor": clip(command.actor, MAX_ID),
+        "role": clip(command.role, MAX_ID),
+        "reason": clip(command.reason, MAX_TEXT),
+    }
+
+
+def _may(turn: Turn, command: Operation, action: str) -> bool:
+    """Whether an actor is named and its role allows `action`: a step id, a trigger, or cancel, pause, resume."""
+    if not command.actor.strip():
+        turn.refuse(command.command_id, refusals.ACTOR_REQUIRED, "an operation needs an actor")
+        return False
+    refusal = roles.refusal(turn.definition, command.role, action)
+    if refusal is not None:
+        turn.refuse(command.command_id, *refusal)
+    return refusal is None
 
 
 def _refused_when(turn: Turn, command: Operation, *, paused: bool = False) -> bool:
@@ -33,14 +52,7 @@ def _refused_when(turn: Turn, command: Operation, *, paused: bool = False) -> bo
 
 def trigger(turn: Turn, command: Trigger) -> None:
     """Move by the transition of this name, where its guards hold and the actor's role allows it."""
-    if not command.actor.strip():
-        turn.refuse(command.command_id, refusals.ACTOR_REQUIRED, "a trigger needs an actor")
-        return
-    refusal = roles.refusal(turn.definition, command.role, command.trigger)
-    if refusal is not None:
-        turn.refuse(command.command_id, *refusal)
-        return
-    if _refused_when(turn, command, paused=True):
+    if not _may(turn, command, command.trigger) or _refused_when(turn, command, paused=True):
         return
     transition = by_trigger(turn, command.trigger)
     if transition is None:
@@ -56,6 +68,9 @@ def trigger(turn: Turn, command: Trigger) -> None:
 
 
 def cancel(turn: Turn, command: Cancel) -> None:
+    """End the ceremony as CANCELLED."""
+    if not _may(turn, command, roles.CANCEL):
+        return
     if turn.row.status is CeremonyStatus.CANCELLED:
         turn.note = "duplicate"
     elif not _refused_when(turn, command):
@@ -64,16 +79,19 @@ def cancel(turn: Turn, command: Cancel) -> None:
 
 def pause(turn: Turn, command: Pause) -> None:
     """Stop step and gate timers; from now on answers are recorded, and nothing starts."""
+    if not command.by_engine and not _may(turn, command, roles.PAUSE):
+        return
     if turn.row.paused:
         turn.note = "duplicate"
     elif not _refused_when(turn, command):
-        turn.row.pause()
-        turn.lifecycle("paused", _who(command))
+        who = _who(command)
+        turn.row.pause(Pauser(**who))
+        turn.lifecycle("paused", who)
 
 
 def resume(turn: Turn, command: Resume) -> None:
     """Timers go on with their rest, and what the answers of the pause call for happens now."""
-    if _refused_when(turn, command):
+    if not _may(turn, command, roles.RESUME) or _refused_when(turn, command):
         return
     if not turn.row.paused:
         turn.refuse(command.command_id, refusals.NOT_PAUSED, "the ceremony is not PAUSED")
@@ -101,8 +119,7 @@ def retry_step(turn: Turn, command: RetryStep) -> None:
     else:
         if turn.row.ended:
             _reopen(turn, command, step)
-        steps_life.start(turn, step, new_budget=True)
-        settle(turn)
+        _order(turn, command, step, "retry")
 
 
 def _reopen(turn: Turn, command: RetryStep, step: Step) -> None:
@@ -125,16 +142,32 @@ def run_step(turn: Turn, command: RunStep) -> None:
     elif status is not StepStatus.PENDING:
         turn.refuse(command.command_id, refusals.STEP_NOT_PENDING, f"step {step.id} is {status}")
     else:
-        steps_life.start(turn, step, new_budget=True)
-        settle(turn)
+        _order(turn, command, step, "run")
+
+
+def _order(turn: Turn, command: RetryStep | RunStep, step: Step, operation: str) -> None:
+    """Say who wants the step to run, and let it run."""
+    turn.event(
+        STEP_ORDERED,
+        {
+            "instance_id": turn.row.base.instance_id,
+            "step_id": step.id,
+            "current_state": turn.row.state,
+            "operation": operation,
+            "attempt": turn.row.steps[step.id].attempt + 1,
+            **_who(command),
+        },
+    )
+    steps_life.start(turn, step, new_budget=True)
+    settle(turn)
 
 
 def _step_here(turn: Turn, command: RetryStep | RunStep) -> Step | None:
-    """The step, when it belongs to the present state; else the command is refused."""
+    """The step, when the actor may use it and it belongs to the present state; else the command is refused."""
     step = turn.definition.steps.get(command.step_id)
-    if not command.actor.strip():
-        turn.refuse(command.command_id, refusals.ACTOR_REQUIRED, "an operation needs an actor")
-    elif step is None:
+    if not _may(turn, command, command.step_id):
+        return None
+    if step is None:
         message = f"{turn.definition.name} has no step {clip(command.step_id, 64)!r}"
         turn.refuse(command.command_id, refusals.STEP_UNKNOWN, message)
     elif step.state != turn.row.state:

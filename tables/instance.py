@@ -110,6 +110,14 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Of a publish step: the newest visit whose message was announced as published."""
 
 
+class Pauser(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """Who paused the ceremony, and why."""
+
+    actor: str
+    role: str = ""
+    reason: str = ""
+
+
 class Timer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A deadline. Ids: `timeout/<step>`, `retry/<step>`, `ask/<step>`, `gate/<step>`, `ceremony_max`, `expire`."""
 
@@ -149,6 +157,7 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     timers: dict[str, Timer] = {}
     paused_at: int = 0
     """0 unless PAUSED."""
+    paused_by: Pauser | None = None
     command_ids: tuple[str, ...] = ()
     """The last 64 ids of commands that have no other meaning by which to know them again."""
     error_code: str = ""

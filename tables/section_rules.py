@@ -8,6 +8,7 @@ from tables.errors import CeremonyError
 from tables.guards import Expression, StepStatusIs, Threshold, parse_check
 from tables.json_schema import schema_problems
 from tables.problems import clipped
+from tables.roles import OPERATIONS
 from tables.shapes import Fields, Item
 from tables.yaml_source import Node
 
@@ -88,12 +89,12 @@ def _expression(draft: Draft, name: str, fields: Fields) -> Expression | None:
 
 
 def roles(draft: Draft) -> None:
-    """Each allowed action is a step or a trigger."""
-    actions = {**draft.step_ids, **draft.triggers}
+    """Each allowed action is a step, a trigger, or what may be asked of the ceremony as a whole."""
+    actions = {**draft.step_ids, **draft.triggers, **dict.fromkeys(OPERATIONS)}
     for role in draft.roles:
         where = f"role `{clipped(role.get('id', '?'))}`"
         for item in role.get("allowed_actions", ()):
             if item.value is not None and item.value not in actions:
                 hint = draft.report.suggest(item.value, actions)
-                says = f"{where} lists `{clipped(item.value)}`, which is neither a step id nor a trigger{hint}"
+                says = f"{where} lists `{clipped(item.value)}`, which is neither a step id nor a trigger, nor cancel, pause or resume{hint}"
                 draft.report.add(item.line, "unknown_action", says)

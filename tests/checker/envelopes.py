@@ -30,6 +30,7 @@ OF_CEREMONIES = frozenset(
         "ceremony.gate.decided",
         "ceremony.step.executed",
         "ceremony.step.retrying",
+        "ceremony.step.ordered",
         "ceremony.transition.applied",
         "ceremony.publish.requested",
         "ceremony.publish.completed",

@@ -107,7 +107,7 @@ class Path:
                 self._found("step_concluded_twice", event, f"attempt {attempt} of {step} was concluded before")
             self._concluded.add((step, attempt))
 
-    def _retrying(self, event: Event) -> None:
+    def _attempted(self, event: Event) -> None:
         step = self._step(event)
         if step is not None:
             self._attempt(event, step, event.payload.get("attempt"))
@@ -172,7 +172,8 @@ _RULES: dict[str, Callable[[Path, Event], None]] = {
     "ceremony.started": Path._started,
     "ceremony.transition.applied": Path._transition,
     "ceremony.step.executed": Path._executed,
-    "ceremony.step.retrying": Path._retrying,
+    "ceremony.step.retrying": Path._attempted,
+    "ceremony.step.ordered": Path._attempted,
     "ceremony.gate.opened": Path._gate_opened,
     "ceremony.gate.decided": Path._gate_decided,
     "ceremony.publish.requested": Path._publish_requested,

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from tables.commands import Origin, TimerFired
+from tables.effects import FOLD
 from tables.fold import decide
 from tables.fold_start import start_digest
 from tables.timers import UNTIL_STUB, UNTIL_TOMBSTONE
@@ -133,7 +134,7 @@ def test_a_blank_correlation_id_becomes_the_instance_id(world: World) -> None:
 
 def test_effect_ids_are_derived_from_instance_version_and_ordinal(world: World) -> None:
     world.start(a=1)
-    assert [effect.id for effect in world.effects] == ["c1:s1/1/0@1", "c1:s1/1/1@1"]
+    assert [effect.id for effect in world.effects] == [f"c1:s1/1/0@{FOLD}", f"c1:s1/1/1@{FOLD}"]
 
 
 def test_an_unselected_step_counts_as_satisfied_and_stays_pending(world: World) -> None:

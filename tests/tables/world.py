@@ -132,19 +132,21 @@ class World:
 
     def cancel(self, **more: Any) -> Decision:
         more.setdefault("command_id", self._id("cancel"))
-        return self.fold(Cancel(instance_id=ID, actor="petra", **more))
+        return self.fold(Cancel(instance_id=ID, **{"actor": "petra", **more}))
 
-    def pause(self) -> Decision:
-        return self.fold(Pause(instance_id=ID, command_id=self._id("pause"), actor="petra"))
+    def pause(self, **more: Any) -> Decision:
+        return self.fold(Pause(instance_id=ID, command_id=self._id("pause"), **{"actor": "petra", **more}))
 
-    def resume(self) -> Decision:
-        return self.fold(Resume(instance_id=ID, command_id=self._id("resume"), actor="petra"))
+    def resume(self, **more: Any) -> Decision:
+        return self.fold(Resume(instance_id=ID, command_id=self._id("resume"), **{"actor": "petra", **more}))
 
-    def retry(self, step_id: str) -> Decision:
-        return self.fold(RetryStep(instance_id=ID, command_id=self._id("retry"), step_id=step_id, actor="petra"))
+    def retry(self, step_id: str, **more: Any) -> Decision:
+        fields = {"command_id": self._id("retry"), "actor": "petra", **more}
+        return self.fold(RetryStep(instance_id=ID, step_id=step_id, **fields))
 
-    def run(self, step_id: str) -> Decision:
-        return self.fold(RunStep(instance_id=ID, command_id=self._id("run"), step_id=step_id, actor="petra"))
+    def run(self, step_id: str, **more: Any) -> Decision:
+        fields = {"command_id": self._id("run"), "actor": "petra", **more}
+        return self.fold(RunStep(instance_id=ID, step_id=step_id, **fields))
 
     def fire(self, timer_id: str, attempt: int | None = None) -> Decision:
         """The timer, at its due time where that is still to come."""

@@ -160,7 +160,9 @@ class Honest:
         ]
         if not idle:
             return None
-        return RunStep(instance_id=ID, command_id=f"u{self.world.offset}", step_id=self.rng.choice(idle), actor="o")
+        step_id = self.rng.choice(idle)
+        role = role_for(self.world, step_id)
+        return RunStep(instance_id=ID, command_id=f"u{self.world.offset}", step_id=step_id, actor="o", role=role)
 
 
 class Hostile:
@@ -262,6 +264,7 @@ class Hostile:
             kind = Resume
         if kind in (RetryStep, RunStep):
             more["step_id"] = self._step()
+            more["role"] = self.rng.choice((role_for(self.world, more["step_id"]), "", "SYSTEM"))
         if kind is Trigger:
             triggers = [transition.trigger for transition in self.world.definition.transitions]
             more["trigger"] = self.rng.choice([*triggers, "nothing"])
@@ -304,6 +307,11 @@ class Hostile:
                 nested(200),
             )
         )
+
+
+def role_for(world: World, action: str) -> str:
+    """A role that may use the action; none where nobody names it."""
+    return next((role.id for role in world.definition.roles.values() if action in role.allowed_actions), "")
 
 
 def nested(depth: int) -> Any:

@@ -1,0 +1,113 @@
+"""Who may cancel, pause, resume, retry and run; what is recorded of them, and what the outside hears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tables.commands import Cancel, Pause
+from tables.fold import Decision
+from tables.instance import Pauser
+from tests.tables.test_fold_operations import BODY
+from tests.tables.world import ID, World, definition_of, refusal
+
+ROLES = """
+roles:
+  - {id: OPERATOR, description: operates, allowed_actions: [one, late, cancel, pause, resume]}
+  - {id: WATCHER, description: looks on, allowed_actions: [hold]}
+"""
+Operation = Callable[..., Decision]
+OPERATIONS: dict[str, Callable[[World], Operation]] = {
+    "cancel": lambda world: world.cancel,
+    "pause": lambda world: world.pause,
+    "resume": lambda world: world.resume,
+    "retry": lambda world: lambda **more: world.retry("one", **more),
+    "run": lambda world: lambda **more: world.run("one", **more),
+}
+
+
+def failed() -> World:
+    world = World(definition_of(BODY + ROLES))
+    world.start(a=1)
+    world.failed("one", retryable=False)
+    return world
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_needs_an_actor_and_a_role_that_allows_it(name: str) -> None:
+    """Where a role names the action; the refusal comes before anything is said of the ceremony's state."""
+    world = failed()
+    operation = OPERATIONS[name](world)
+    assert refusal(operation(actor=" ")) == "actor_required"
+    assert refusal(operation()) == "role_required"
+    assert refusal(operation(role="WATCHER")) == "role_not_allowed"
+    assert refusal(operation(role="SYSTEM")) == "role_not_allowed"
+    assert refusal(operation(role="OPERATOR")) not in ("actor_required", "role_required", "role_not_allowed")
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_where_no_role_names_it_whoever_names_himself_may(name: str) -> None:
+    world = World(definition_of(BODY + "roles:\n  - {id: WATCHER, description: d, allowed_actions: [hold]}\n"))
+    world.start(a=1)
+    operation = OPERATIONS[name](world)
+    assert refusal(operation(actor="")) == "actor_required"
+    assert refusal(operation()) not in ("role_required", "role_not_allowed")
+
+
+def test_actor_role_and_reason_are_announced() -> None:
+    world = failed()
+    who = {"actor": "ana", "role": "OPERATOR", "reason": "the vendor is back"}
+    world.retry("one", **who)
+    world.pause(**who)
+    world.resume(**who)
+    world.cancel(**who)
+    for word in ("resumed", "step.ordered", "paused", "cancelled"):
+        payload = world.events(f"ceremony.{word}")[-1].payload
+        assert {key: payload[key] for key in who} == who
+    ordered = world.events("ceremony.step.ordered")[0].payload
+    assert (ordered["operation"], ordered["step_id"], ordered["attempt"]) == ("retry", "one", 2)
+
+
+def test_a_retry_is_announced_after_the_resumption_and_before_its_attempt_begins() -> None:
+    world = failed()
+    world.retry("one", role="OPERATOR")
+    subjects = [event.subject for event in world.events()]
+    assert subjects[-2:] == ["ceremony.resumed", "ceremony.step.ordered"]
+    assert world.requests()[-1].attempt == 2
+
+
+def test_a_run_of_an_unselected_step_is_announced() -> None:
+    world = World(definition_of(BODY))
+    world.start("one", a=1)
+    world.done("one")
+    world.run("late", reason="now it is wanted")
+    payload = world.events("ceremony.step.ordered")[0].payload
+    assert (payload["operation"], payload["reason"], payload["current_state"]) == ("run", "now it is wanted", "HELD")
+
+
+def test_a_paused_ceremony_remembers_who_paused_it_and_a_resumed_one_forgets() -> None:
+    world = failed()
+    world.retry("one", role="OPERATOR")
+    world.pause(actor="ana", role="OPERATOR", reason="wait for the vendor")
+    assert world.live.paused_by == Pauser("ana", "OPERATOR", "wait for the vendor")
+    world.resume(role="OPERATOR")
+    assert world.live.paused_by is None
+    world.pause(role="OPERATOR")
+    world.fold(Cancel(instance_id=ID, command_id="c", actor="ana", role="OPERATOR"))
+    assert world.live.paused_by is None
+
+
+def test_the_engines_own_pause_asks_for_no_role() -> None:
+    """A ceremony whose fold failed must stand still, whatever its definition says of roles."""
+    world = failed()
+    world.retry("one", role="OPERATOR")
+    world.fold(Pause(instance_id=ID, command_id="p", actor="ceremony-engine", by_engine=True))
+    assert world.live.status == "PAUSED"
+
+
+def test_the_same_request_again_retries_nothing_twice() -> None:
+    world = failed()
+    world.retry("one", role="OPERATOR", command_id="r-1")
+    assert world.retry("one", role="OPERATOR", command_id="r-1").note == "duplicate"
+    assert len(world.events("ceremony.step.ordered")) == 1

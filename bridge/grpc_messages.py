@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from google.protobuf.struct_pb2 import Struct, Value
 
+from bridge.dead_letter_office import Replay, Shown
+from streams import codecs
 from streams.codecs import iso
-from streams.front import DeadLetter
+from streams.front import DeadLetter, History, HistoryEvent
 from tables.definition import Definition, GuardType
 from tables.instance import CeremonyStatus, Instance, Phase
+
+LARGEST_ANSWER = 3 * 1024 * 1024
+"""Bytes of messages in one answer."""
+
+
+def within(messages: Iterable[Any], largest: int = LARGEST_ANSWER) -> list[Any]:
+    """As many as fit `largest` bytes; always the first, so that a page is never empty for size."""
+    taken: list[Any] = []
+    size = 0
+    for message in messages:
+        size += message.ByteSize() + 8
+        if taken and size > largest:
+            break
+        taken.append(message)
+    return taken
 
 
 def text_of(value: Any) -> str:
@@ -117,7 +134,7 @@ def _human_guards(instance: Instance, definition: Definition) -> Iterator[pb.Ope
             )
 
 
-def dead_letter(letter: DeadLetter) -> pb.DeadLetter:
+def dead_letter(letter: DeadLetter | codecs.DeadLetter) -> pb.DeadLetter:
     return pb.DeadLetter(
         origin=letter.topic,
         partition=letter.partition,
@@ -127,4 +144,45 @@ def dead_letter(letter: DeadLetter) -> pb.DeadLetter:
         timestamp=iso(letter.timestamp),
         size=letter.size,
         key=(letter.key or b"").decode(errors="backslashreplace"),
+    )
+
+
+def history(found: History) -> pb.GetHistoryResponse:
+    return pb.GetHistoryResponse(
+        events=map(_event, found.events),
+        stopped_at=pb.LogPosition(partition=found.partition, offset=found.stopped_at),
+        complete=found.complete,
+        message=found.message,
+    )
+
+
+def _event(event: HistoryEvent) -> pb.HistoryEvent:
+    return pb.HistoryEvent(
+        subject=event.subject,
+        at=event.at,
+        effect_id=event.effect_id,
+        correlation_id=event.correlation_id,
+        payload=event.payload,
+        command=pb.LogPosition(partition=event.partition, offset=event.command_offset),
+    )
+
+
+def shown(found: Shown) -> pb.ShowDeadLetterResponse:
+    letter = found.letter
+    return pb.ShowDeadLetterResponse(
+        dead_letter=dead_letter(letter),
+        headers=[pb.RecordHeader(name=name, value=value) for name, value in letter.headers],
+        body=found.body,
+        body_from=found.body_from,
+        replays=map(replay, found.replays),
+    )
+
+
+def replay(done: Replay) -> pb.Replay:
+    return pb.Replay(
+        at=iso(done.at),
+        actor=done.entry.actor,
+        reason=done.entry.reason,
+        request_id=done.entry.request_id,
+        sent_to=done.sent_to,
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 from urllib.parse import quote
+
+import grpc.aio
 
 CORRELATION_KEY = "x-correlation-id"
 """Contract §8."""
@@ -20,6 +23,11 @@ def correlation_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
         if key == CORRELATION_KEY:
             return (value if isinstance(value, str) else value.decode(errors="replace")).strip()
     return ""
+
+
+async def tell(context: grpc.aio.ServicerContext[Any, Any], correlation_id: str) -> None:
+    """The ceremony's correlation id travels with the answer, before its body."""
+    await context.send_initial_metadata(correlation_metadata(correlation_id))
 
 
 def ascii_value(text: str) -> str:

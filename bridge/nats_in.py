@@ -18,10 +18,11 @@ from bridge import nats_metrics as metrics
 from bridge.nats_connection import NatsConnection
 from bridge.nats_in_messages import SUBJECTS, Foreign, Malformed, to_command
 from bridge.nats_pull import PullBroken, Puller
-from bridge.nats_streams import AGENT_RESPONSES, stream_exists
+from bridge.nats_streams import AGENT_RESPONSES, stored_message, stream_exists
 from steps.ports import Clock
 from streams import topics
 from streams.codecs import dead_letter_record
+from streams.front import Unavailable
 from streams.transport.contract import Log, LogFailed, LogUnavailable, RecordTooLarge
 from tables.commands import AgentResult, encode_command
 
@@ -185,6 +186,15 @@ class AgentResponses:
         key = command.instance_id.encode()
         partition = self._log.partition_of(key, self._partitions)
         await self._log.append(topics.prefixed(self._prefix, topics.COMMANDS), partition, key, encode_command(command))
+
+    async def stored(self, sequence: int) -> bytes | None:
+        """A message of the stream by its sequence; None where it has it no more. Raises Unavailable."""
+        if not self._connection.is_connected:
+            raise Unavailable(f"NATS cannot be reached: {self._connection.state}")
+        try:
+            return await stored_message(await self._connection.jetstream(), AGENT_RESPONSES, sequence)
+        except (nats.errors.Error, OSError, TimeoutError):
+            raise Unavailable("JetStream does not answer") from None
 
     async def _refuse(self, message: Msg, sequence: int, malformed: Malformed) -> None:
         """Set it aside where an operator finds it, then tell JetStream never to send it again."""

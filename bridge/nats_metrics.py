@@ -9,6 +9,7 @@ DUPLICATES = Counter("ceremony_nats_duplicates", "Of those, the ones JetStream a
 RESENT = Counter("ceremony_nats_resent", "Messages the events bridge sent again for want of an acknowledgement")
 REJECTED = Counter("ceremony_nats_rejected", "Events that NATS refused for good, now dead letters")
 DEAD_LETTERS = Counter("ceremony_dead_letters", "Records and messages set aside, as announced", ["code"])
+REPLAYED = Counter("ceremony_dead_letters_replayed", "Dead letters that operators sent back, by origin", ["origin"])
 IN_FLIGHT = Gauge("ceremony_nats_in_flight", "Messages sent and not yet acknowledged")
 
 RECEIVED = Counter("ceremony_nats_received", "Messages of AGENT_RESPONSES by what became of them", ["result"])

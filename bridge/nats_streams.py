@@ -62,6 +62,14 @@ async def stream_exists(jetstream: JetStreamContext, name: str) -> bool:
     return True
 
 
+async def stored_message(jetstream: JetStreamContext, name: str, sequence: int) -> bytes | None:
+    """The body of a message of a stream, or None where it has it no more. Raises nats.errors.Error, TimeoutError."""
+    try:
+        return (await jetstream.get_msg(name, sequence)).data
+    except NotFoundError:
+        return None
+
+
 def _judge(config: StreamConfig) -> str:
     taken = config.subjects or []
     if not {CEREMONY_SUBJECTS, ">"} & set(taken):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import structlog
@@ -12,11 +13,14 @@ from steps.ports import Clock
 from streams.answers import Answers, Folded, Watchers
 from streams.ceremony_agent import applied_rows
 from streams.codecs import decode_dead_letter
-from streams.front import Answer, DeadLetter, Operation, Unavailable
+from streams.doctor import Doctor
+from streams.front import Answer, DeadLetter, Diagnosis, History, Operation, PartitionState, Unavailable
+from streams.history import HistoryReader
 from streams.log_clock import LogClock
 from streams.metrics import Metrics
+from streams.sweep import Sweep
 from streams.timers import Timers
-from streams.topics import CEREMONIES, COMMANDS, CORRELATION_ID, DEADLETTERS, DEFINITIONS, prefixed
+from streams.topics import CEREMONIES, COMMANDS, CORRELATION_ID, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
 from streams.transport.contract import Batch, Header, Log, LogUnavailable, PartitionView, Position, Record
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
@@ -68,6 +72,8 @@ class Engine:
         self._views: dict[int, PartitionView] = {}
         self._put: dict[tuple[int, str], asyncio.Lock | None] = {}
         self._watchers = Watchers()
+        self._history = HistoryReader(log, clock, prefixed(prefix, EVENTS))
+        self.sweep = Sweep(clock, metrics, self._pinned)
         self.timers: Timers | None = None
 
     # -- what the ceremony agent's partitions tell
@@ -76,6 +82,7 @@ class Engine:
         """A partition was recovered; until it has folded to the end seen at take-over it is not served."""
         self._views[view.number] = view
         self.metrics.partitions.set(len(self._views))
+        self.sweep.taken(view)
         if self.timers is not None:
             self.timers.taken(view)
 
@@ -83,6 +90,7 @@ class Engine:
         self._views.pop(number, None)
         self.metrics.partitions.set(len(self._views))
         self._put = {key: lock for key, lock in self._put.items() if key[0] != number}
+        self.sweep.lost(number)
         if self.timers is not None:
             self.timers.lost(number)
         self._watchers.lost()
@@ -91,6 +99,7 @@ class Engine:
         """A batch is visible: wake who waited for it."""
         folding = applied_rows(batch.note)
         folding.tally.add_to(self.metrics)
+        self.sweep.changed(batch.partition, folding.rows)
         if self.timers is not None and folding.rows:
             self.timers.changed(batch.partition, folding.rows)
         if folding.answers:
@@ -124,6 +133,9 @@ class Engine:
 
     def definition_of(self, instance: Instance) -> Definition | None:
         view = self._view(self._log.partition_of(instance.instance_id.encode(), self._partitions))
+        return self._pinned(view, instance)
+
+    def _pinned(self, view: PartitionView, instance: Instance) -> Definition | None:
         text = view.rows(DEFINITIONS).get(instance.definition_hash.encode())
         try:
             return None if text is None else load_pinned(text, instance.definition_hash, self._kinds)
@@ -168,9 +180,32 @@ class Engine:
         found.sort(key=lambda letter: letter.timestamp, reverse=True)
         return found[offset : offset + limit], len(found)
 
-    def owned(self) -> Sequence[Instance]:
-        """All rows of the partitions owned now."""
-        return list(itertools.chain.from_iterable(view.rows(CEREMONIES).values() for view in self._views.values()))
+    async def history(self, instance_id: str, limit: int) -> History | None:
+        row = self.get(instance_id)
+        if row is None:
+            return None
+        return await self._history.read(self._partition(instance_id), instance_id, limit, row.created_at)
+
+    async def diagnose(self, instance_id: str = "") -> Diagnosis:
+        doctor = Doctor(self._clock, self._pinned, self._log_clock.now())
+        states = [self._state(number) for number in range(self._partitions)]
+        if not instance_id:
+            return await doctor.all([view for number, view in self._views.items() if self._serves(number)], states)
+        row = self.get(instance_id)
+        found = [] if row is None else [doctor.one(self._views[self._partition(instance_id)], row)]
+        statuses = Counter(str(one.row.status) for one in found)
+        return Diagnosis(self._log_clock.now(), found, Counter(one.verdict for one in found), statuses, states)
+
+    def _state(self, number: int) -> PartitionState:
+        view = self._views.get(number)
+        if unserved := self._unserved().get(number):
+            return PartitionState(number, "not_served", *unserved)
+        if view is None:
+            return PartitionState(number, "elsewhere", message="another worker has it, or nobody has it yet")
+        if not self._serves(number):
+            left = view.end_at_take_over - view.position
+            return PartitionState(number, "recovering", "moving", f"{left} commands are still to be folded")
+        return PartitionState(number, "served", ceremonies=len(view.rows(CEREMONIES)))
 
     def owned_rows(self) -> int:
         """Rows of the partitions owned now, for the metric."""

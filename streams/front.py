@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tables.commands import Cancel, GateDecision, Pause, Resume, RetryStep, RunStep, Start, Trigger
 from tables.definition import Definition
+from tables.diagnosis import CeremonyDiagnosis
 from tables.instance import Instance
 
 Operation = Trigger | GateDecision | Cancel | Pause | Resume | RetryStep | RunStep
@@ -54,6 +55,62 @@ class DeadLetter:
     key: bytes | None
 
 
+class HistoryEvent(NamedTuple):
+    """One event of a ceremony, as it went to NATS."""
+
+    subject: str
+    at: str
+    """ISO-8601."""
+    effect_id: str
+    correlation_id: str
+    payload: str
+    """JSON."""
+    partition: int
+    command_offset: int
+    """Of the command that caused it; -1 where its record does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The newest events of a ceremony, oldest first."""
+
+    events: Sequence[HistoryEvent]
+    partition: int
+    stopped_at: int
+    """Offset in the partition of `events`: nothing before it was looked at, or is shown."""
+    complete: bool
+    """These are all that the log has."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionState:
+    """A partition of `commands` as this worker sees it."""
+
+    number: int
+    state: str
+    """served, recovering, not_served, or elsewhere (another worker's, or nobody's)."""
+    code: str = ""
+    """Why it is not served."""
+    message: str = ""
+    ceremonies: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What is stuck or waiting among the ceremonies of this worker."""
+
+    at: int
+    """Milliseconds of the log's clock."""
+    ceremonies: Sequence[CeremonyDiagnosis]
+    """The gravest first, of each verdict the oldest."""
+    verdicts: Mapping[str, int]
+    statuses: Mapping[str, int]
+    partitions: Sequence[PartitionState]
+    incomplete: str = ""
+    """What was not looked at, and why."""
+
+
 class Engine(Protocol):
     async def start(self, definition: Definition, start: Start) -> Answer:
         """Durable when it returns, and folded unless `folded` is False. Raises Unavailable, RecordTooLarge."""
@@ -78,6 +135,12 @@ class Engine(Protocol):
 
     async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetter], int]:
         """Newest first, with the total; `topic`: only what came from it. Raises Unavailable."""
+
+    async def history(self, instance_id: str, limit: int) -> History | None:
+        """The newest events of a ceremony, at most `limit`; None where there is no such one. Raises Unavailable."""
+
+    async def diagnose(self, instance_id: str = "") -> Diagnosis:
+        """One ceremony (none in the answer where there is no such one), or all of this worker. Raises Unavailable."""
 
     def readiness(self) -> dict[str, str]:
         """State of `kafka` (the log) and `tables`: `ok`, or what is wrong."""

@@ -36,7 +36,13 @@ class Metrics:
         )
         self.partitions = Gauge("ceremony_partitions_owned", "Partitions this worker owns.", registry=self.registry)
         self.stuck = Gauge(
-            "ceremony_stuck", "Ceremonies that have not ended and wait for nothing: a bug.", registry=self.registry
+            "ceremony_stuck", "Ceremonies of the partitions owned that wait for nothing: a bug.", registry=self.registry
+        )
+        self.by_status = Gauge(
+            "ceremony_instances_by_status",
+            "Ceremonies of the partitions owned, by status.",
+            ["status"],
+            registry=self.registry,
         )
         self.live = Gauge("ceremony_instances", "Rows in the table of the partitions owned.", registry=self.registry)
 

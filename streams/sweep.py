@@ -1,68 +1,143 @@
-"""Looks through the owned rows for ceremonies that wait for nothing: liveness is an invariant (design §2).
+"""The sweep: counts ceremonies by status, and those that wait for nothing, in the background and at a bounded cost.
 
-A stuck ceremony means a bug of the fold: it is counted in `ceremony_stuck`, and named in the log.
+Only rows that have changed are judged again, for what a row waits for changes with the row alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import structlog
-from prometheus_client import Gauge
 
 from steps.ports import Clock
-from streams.front import Unavailable
+from streams.metrics import Metrics
+from streams.topics import CEREMONIES
+from streams.transport.contract import PartitionView
 from tables.definition import Definition
-from tables.instance import TERMINAL, Instance
+from tables.instance import TERMINAL, CeremonyStatus, Instance
 from tables.liveness import waiting_for
 
 log = structlog.get_logger(__name__)
 
-SWEEP_SECONDS = 60.0
-SLICE = 200
-"""Rows looked at before the loop gets its turn: two milliseconds or so."""
-NAMED = 20
-"""Stuck ceremonies named in the log, of each sweep."""
+EVERY_SECONDS = 2.0
+BUDGET_SECONDS = 0.04
+"""CPU per turn: two per cent. What is left waits for the next turn; a row that changes meanwhile waits once."""
+SLICE = 100
+"""Rows judged before others get the loop."""
+TOLD = 10
+"""Stuck ceremonies named in the log per turn; `ceremony doctor` names them all."""
 
 
-class Owned(Protocol):
-    """What the sweep needs of the engine."""
+Lookup = Callable[[PartitionView, Instance], Definition | None]
+"""The pinned definition of a row of this partition."""
 
-    def owned(self) -> Sequence[Instance]: ...
 
-    def definition_of(self, instance: Instance) -> Definition | None: ...
+class PartitionSweep:
+    """What is known of one partition: the status of each row, who is stuck, and which rows are to be judged."""
+
+    def __init__(self, view: PartitionView) -> None:
+        self.view = view
+        self.dirty: set[bytes] = set(view.rows(CEREMONIES))
+        self.statuses: dict[bytes, CeremonyStatus] = {}
+        self.stuck: set[bytes] = set()
 
 
 class Sweep:
-    """Goes through all owned rows once a minute."""
+    """Told of partitions and changed rows by their owner; `run` judges."""
 
-    def __init__(self, engine: Owned, clock: Clock, stuck: Gauge) -> None:
-        self._engine = engine
+    def __init__(self, clock: Clock, metrics: Metrics, definition_of: Lookup) -> None:
         self._clock = clock
-        self._stuck = stuck
+        self._metrics = metrics
+        self._definition_of = definition_of
+        self._partitions: dict[int, PartitionSweep] = {}
+        self.counts: Counter[CeremonyStatus] = Counter()
+        """Rows by status, as far as they were judged."""
+
+    def taken(self, view: PartitionView) -> None:
+        self.lost(view.number)
+        self._partitions[view.number] = PartitionSweep(view)
+
+    def lost(self, number: int) -> None:
+        gone = self._partitions.pop(number, None)
+        if gone is not None:
+            self.counts.subtract(gone.statuses.values())
+
+    def changed(self, number: int, keys: Iterable[bytes]) -> None:
+        """Rows of this partition are new; called for each batch."""
+        partition = self._partitions.get(number)
+        if partition is not None:
+            partition.dirty.update(keys)
+
+    @property
+    def stuck(self) -> list[str]:
+        """Ids of the ceremonies that wait for nothing."""
+        return sorted(key.decode() for partition in self._partitions.values() for key in partition.stuck)
 
     async def run(self) -> None:
-        """For ever; ends by being cancelled."""
         while True:
-            await self._clock.sleep(SWEEP_SECONDS)
-            self._stuck.set(await self.count())
+            await self.turn()
+            await self._clock.sleep(EVERY_SECONDS)
 
-    async def count(self) -> int:
-        """How many ceremonies are stuck. A row is immutable: that it may be replaced meanwhile does no harm."""
-        found = 0
-        for number, row in enumerate(self._engine.owned(), start=1):
-            if number % SLICE == 0:
+    async def turn(self) -> None:
+        """Judge what has changed, as far as the budget reaches, and set the metrics."""
+        until = self._clock.monotonic() + BUDGET_SECONDS
+        told = 0
+        for partition in list(self._partitions.values()):
+            while partition.dirty and self._clock.monotonic() < until:
+                for row in self._judge(partition):
+                    told += 1
+                    if told <= TOLD:
+                        _tell(row)
                 await self._clock.sleep(0)
-            if row.status not in TERMINAL and self._is_stuck(row):
-                found += 1
-                if found <= NAMED:
-                    log.error("ceremony_stuck", instance=row.instance_id, state=row.state, version=row.version)
+        self._show()
+
+    def _judge(self, partition: PartitionSweep) -> list[Instance]:
+        """Judge a slice; returns rows found stuck that were not before."""
+        rows = partition.view.rows(CEREMONIES)
+        found = []
+        for _ in range(min(SLICE, len(partition.dirty))):
+            key = partition.dirty.pop()
+            row = rows.get(key)
+            self._count(partition, key, row)
+            if row is None or not self._is_stuck(partition.view, row):
+                partition.stuck.discard(key)
+            elif key not in partition.stuck:
+                partition.stuck.add(key)
+                found.append(row)
         return found
 
-    def _is_stuck(self, row: Instance) -> bool:
-        try:
-            definition = self._engine.definition_of(row)
-        except Unavailable:  # its partition went to another worker
+    def _count(self, partition: PartitionSweep, key: bytes, row: Instance | None) -> None:
+        if self._partitions.get(partition.view.number) is not partition:
+            return  # lost meanwhile: its rows are counted no more
+        before = partition.statuses.get(key)
+        if before is not None:
+            self.counts[before] -= 1
+        if row is None:
+            partition.statuses.pop(key, None)
+        else:
+            partition.statuses[key] = row.status
+            self.counts[row.status] += 1
+
+    def _is_stuck(self, view: PartitionView, row: Instance) -> bool:
+        if row.status in TERMINAL:
             return False
+        definition = self._definition_of(view, row)
         return definition is not None and not waiting_for(row, definition)
+
+    def _show(self) -> None:
+        for status in CeremonyStatus:
+            self._metrics.by_status.labels(status.value).set(self.counts[status])
+        self._metrics.stuck.set(sum(len(partition.stuck) for partition in self._partitions.values()))
+
+
+def _tell(row: Instance) -> None:
+    log.error(
+        "ceremony_is_stuck",
+        instance=row.instance_id,
+        state=row.state,
+        status=row.status.value,
+        version=row.version,
+        correlation_id=row.correlation_id,
+        todo=f"ceremony doctor {row.instance_id}",
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streams.topics import (
+    AUDIT,
     CEREMONIES,
     COMMANDS,
     DEADLETTERS,
@@ -44,6 +45,7 @@ def topics(prefix: str, partitions: int) -> list[TopicSpec]:
         *(topic(step_topic(kind), COMMANDS_KEPT_MS, queue=True) for kind in STEP_KINDS),
         topic(EVENTS, EVENTS_KEPT_MS),
         topic(DEADLETTERS, -1),
+        topic(AUDIT, -1),
     ]
 
 

@@ -15,8 +15,9 @@ from typing import Any, Self
 import structlog
 
 from bridge.clock import HostClock, new_id
+from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
-from bridge.grpc_server import GrpcServer
+from bridge.grpc_server import Front, GrpcServer
 from bridge.http_server import HttpServer
 from bridge.nats_connection import NatsConnection
 from bridge.nats_in import AgentResponses
@@ -35,7 +36,6 @@ from streams.engine import Engine
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.settings import Settings
-from streams.sweep import Sweep
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, prefixed
 from streams.topology import AgentFunction, Owner, agents, topics
@@ -99,7 +99,15 @@ class Worker:
         self.nats_in = AgentResponses(
             self.app.driver.log, self.nats, self.clock, prefix=settings.topic_prefix, partitions=settings.partitions
         )
-        self.grpc = GrpcServer(self.engine, self.definitions, settings.grpc_addr, new_id)
+        self.office = DeadLetterOffice(
+            self.app.driver.log,
+            self.clock,
+            prefix=settings.topic_prefix,
+            partitions=settings.partitions,
+            stored=self.nats_in.stored,
+        )
+        front = Front(self.engine, self.definitions, self.office, self.states, new_id)
+        self.grpc = GrpcServer(front, settings.grpc_addr)
         self.http = HttpServer(settings.http_addr, self.states, settings.readiness_requires, self.metrics.registry)
 
     # -- building
@@ -203,7 +211,7 @@ class Worker:
         await start(self.nats_out.stop, self.nats_out.start)
         await start(self.nats_in.stop, self.nats_in.start)
         self._spawn(self.timers.run(), "timers")
-        self._spawn(Sweep(self.engine, self.clock, self.metrics.stuck).run(), "sweep")
+        self._spawn(self.engine.sweep.run(), "sweep")
         self._spawn(self._probe(), "probe")
         self._stack.push_async_callback(self._stop_tasks)
         await start(self.grpc.stop, self.grpc.start)

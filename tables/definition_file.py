@@ -93,7 +93,7 @@ ROLE = Record(
     {
         "id": Key(_upper, "upper case, unique", required=True),
         "description": Key(TEXT, "who acts in this role", required=True),
-        "allowed_actions": Key(ListOf(TEXT), "step ids and triggers that this role may use; also cancel, pause and resume", default=[]),
+        "allowed_actions": Key(ListOf(TEXT), "step ids, triggers, cancel, pause or resume", default=[]),
     }
 )
 TIMEOUTS = Record(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from tables.definition import SYSTEM_ROLE, Definition, Guard, Step
 
-
 CANCEL, PAUSE, RESUME = "cancel", "pause", "resume"
 OPERATIONS = (CANCEL, PAUSE, RESUME)
 """What is asked of a ceremony as a whole; a role may list them beside step ids and triggers."""
 
 
 def refusal(definition: Definition, role: str, action: str) -> tuple[str, str] | None:
-    """Why an actor in `role` ("" for none given) may not use `action` (a step id, a trigger, or one of OPERATIONS): (code, message).
+    """Why an actor in `role` ("" for none given) may not use `action`: (code, message).
 
-    An action that no declared role names is open to all; the role SYSTEM must always be declared with the action,
-    where any role is declared.
+    `action` is a step id, a trigger, or one of OPERATIONS. One that no declared role names is open to all; the role
+    SYSTEM must always be declared with the action, where any role is declared.
     """
     if not definition.roles:
         return None

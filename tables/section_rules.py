@@ -96,5 +96,6 @@ def roles(draft: Draft) -> None:
         for item in role.get("allowed_actions", ()):
             if item.value is not None and item.value not in actions:
                 hint = draft.report.suggest(item.value, actions)
-                says = f"{where} lists `{clipped(item.value)}`, which is neither a step id nor a trigger, nor cancel, pause or resume{hint}"
+                what = "no step id, no trigger, and not cancel, pause or resume"
+                says = f"{where} lists `{clipped(item.value)}`, which is {what}{hint}"
                 draft.report.add(item.line, "unknown_action", says)

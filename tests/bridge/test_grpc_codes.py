@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from bridge.grpc_server import STATUS_OF, page, refusal_of
+from bridge.grpc_refusals import STATUS_OF, page, refusal_of
 from streams.front import Unavailable
 from streams.transport.contract import RecordTooLarge
 from tables import refusals

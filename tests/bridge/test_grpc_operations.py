@@ -16,7 +16,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from bridge.grpc_server import LARGEST_ANSWER, SERVICE
+from bridge.grpc_messages import LARGEST_ANSWER
+from bridge.grpc_server import SERVICE
 from tests.bridge.front_world import definitions_folder, refused
 from tests.e2e.world import World, until
 

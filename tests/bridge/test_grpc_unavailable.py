@@ -16,8 +16,11 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
 
 from bridge.clock import HostClock, new_id
+from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
-from bridge.grpc_server import GrpcServer
+from bridge.grpc_server import Front, GrpcServer
+from bridge.nats_connection import NatsConnection
+from bridge.nats_in import AgentResponses
 from steps.registry import all_kinds
 from streams.engine import Engine
 from streams.log_clock import LogClock
@@ -57,7 +60,10 @@ async def front_without_tables(folder: Path) -> AsyncIterator[Any]:
         partitions=3,
         metrics=process_metrics(),
     )
-    server = GrpcServer(engine, DefinitionsDir(SPECS, kinds), "127.0.0.1:0", new_id)
+    nats_in = AgentResponses(log, NatsConnection("nats://127.0.0.1:1", clock), clock, prefix="t", partitions=3)
+    office = DeadLetterOffice(log, clock, prefix="t", partitions=3, stored=nats_in.stored)
+    front = Front(engine, DefinitionsDir(SPECS, kinds), office, engine.readiness, new_id)
+    server = GrpcServer(front, "127.0.0.1:0")
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=NO_RETRIES) as channel:
@@ -80,11 +86,15 @@ CALLS: list[Callable[[Any], Awaitable[Any]]] = [
         pb.DecideGateRequest(instance_id="c:s", step_id="ask", approved=True, actor="a", role="R")
     ),
     lambda stub: stub.TriggerTransition(pb.TriggerTransitionRequest(instance_id="c:s", trigger="t", actor="a")),
+    lambda stub: stub.CancelCeremony(pb.CancelCeremonyRequest(instance_id="c:s", actor="a")),
+    lambda stub: stub.RetryStep(pb.RetryStepRequest(instance_id="c:s", step_id="ask", actor="a")),
+    lambda stub: stub.GetHistory(pb.GetHistoryRequest(instance_id="c:s")),
+    lambda stub: stub.Diagnose(pb.DiagnoseRequest(instance_id="c:s")),
     lambda stub: watched(stub, pb.WatchPlanningCeremonyRequest(instance_id="c:s")),
 ]
 
 
-@pytest.mark.parametrize("call", CALLS, ids=["start", "get", "list", "decide", "trigger", "watch"])
+@pytest.mark.parametrize("call", CALLS, ids=NAMES)
 async def test_before_the_tables_are_recovered(tmp_path: Path, call: Callable[[Any], Awaitable[Any]]) -> None:
     """An unknown instance would be a guess: nobody has looked yet."""
     async with front_without_tables(tmp_path) as stub:

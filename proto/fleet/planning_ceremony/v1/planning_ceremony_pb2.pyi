@@ -190,6 +190,7 @@ class ListPlanningCeremonyInstancesRequest(_message.Message):
     STORY_ID_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    STATUS_FILTER_FIELD_NUMBER: _builtins.int
     state_filter: _builtins.str
     """A `current_state`."""
     definition_filter: _builtins.str
@@ -199,6 +200,8 @@ class ListPlanningCeremonyInstancesRequest(_message.Message):
     """0 or less means 100; the most is 1000."""
     offset: _builtins.int
     """Less than 0 means 0."""
+    status_filter: _builtins.str
+    """A `status`, as RUNNING."""
     def __init__(
         self,
         *,
@@ -207,21 +210,26 @@ class ListPlanningCeremonyInstancesRequest(_message.Message):
         story_id: _builtins.str | None = ...,
         limit: _builtins.int = ...,
         offset: _builtins.int = ...,
+        status_filter: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_definition_filter", b"_definition_filter", "_state_filter", b"_state_filter", "_story_id", b"_story_id", "definition_filter", b"definition_filter", "state_filter", b"state_filter", "story_id", b"story_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_definition_filter", b"_definition_filter", "_state_filter", b"_state_filter", "_status_filter", b"_status_filter", "_story_id", b"_story_id", "definition_filter", b"definition_filter", "state_filter", b"state_filter", "status_filter", b"status_filter", "story_id", b"story_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_definition_filter", b"_definition_filter", "_state_filter", b"_state_filter", "_story_id", b"_story_id", "definition_filter", b"definition_filter", "limit", b"limit", "offset", b"offset", "state_filter", b"state_filter", "story_id", b"story_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_definition_filter", b"_definition_filter", "_state_filter", b"_state_filter", "_status_filter", b"_status_filter", "_story_id", b"_story_id", "definition_filter", b"definition_filter", "limit", b"limit", "offset", b"offset", "state_filter", b"state_filter", "status_filter", b"status_filter", "story_id", b"story_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__definition_filter: _TypeAlias = _typing.Literal["definition_filter"]  # noqa: Y015
     _WhichOneofArgType__definition_filter: _TypeAlias = _typing.Literal["_definition_filter", b"_definition_filter"]  # noqa: Y015
     _WhichOneofReturnType__state_filter: _TypeAlias = _typing.Literal["state_filter"]  # noqa: Y015
     _WhichOneofArgType__state_filter: _TypeAlias = _typing.Literal["_state_filter", b"_state_filter"]  # noqa: Y015
+    _WhichOneofReturnType__status_filter: _TypeAlias = _typing.Literal["status_filter"]  # noqa: Y015
+    _WhichOneofArgType__status_filter: _TypeAlias = _typing.Literal["_status_filter", b"_status_filter"]  # noqa: Y015
     _WhichOneofReturnType__story_id: _TypeAlias = _typing.Literal["story_id"]  # noqa: Y015
     _WhichOneofArgType__story_id: _TypeAlias = _typing.Literal["_story_id", b"_story_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__definition_filter) -> _WhichOneofReturnType__definition_filter | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__state_filter) -> _WhichOneofReturnType__state_filter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__status_filter) -> _WhichOneofReturnType__status_filter | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__story_id) -> _WhichOneofReturnType__story_id | None: ...
 
@@ -875,3 +883,1014 @@ class DefinitionSummary(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DefinitionSummary: _TypeAlias = DefinitionSummary  # noqa: Y015
+
+@_typing.final
+class CancelCeremonyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    actor: _builtins.str
+    """Who asks."""
+    role: _builtins.str
+    """The role in which the actor asks; where the definition's roles name the action, it must be allowed to."""
+    reason: _builtins.str
+    """Why; kept with the events."""
+    request_id: _builtins.str
+    """The same id again is the same operation: it changes nothing more and is answered alike."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        role: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "actor", b"actor", "instance_id", b"instance_id", "reason", b"reason", "request_id", b"request_id", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___CancelCeremonyRequest: _TypeAlias = CancelCeremonyRequest  # noqa: Y015
+
+@_typing.final
+class CancelCeremonyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CEREMONY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request's id, else the one it was given."""
+    message: _builtins.str
+    @_builtins.property
+    def ceremony(self) -> Global___PlanningCeremonyInstance:
+        """The ceremony after the cancellation."""
+
+    def __init__(
+        self,
+        *,
+        ceremony: Global___PlanningCeremonyInstance | None = ...,
+        request_id: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony", "message", b"message", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelCeremonyResponse: _TypeAlias = CancelCeremonyResponse  # noqa: Y015
+
+@_typing.final
+class PauseCeremonyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    actor: _builtins.str
+    """Who asks."""
+    role: _builtins.str
+    """The role in which the actor asks; where the definition's roles name the action, it must be allowed to."""
+    reason: _builtins.str
+    """Why; kept with the events."""
+    request_id: _builtins.str
+    """The same id again is the same operation: it changes nothing more and is answered alike."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        role: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "actor", b"actor", "instance_id", b"instance_id", "reason", b"reason", "request_id", b"request_id", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___PauseCeremonyRequest: _TypeAlias = PauseCeremonyRequest  # noqa: Y015
+
+@_typing.final
+class PauseCeremonyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CEREMONY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request's id, else the one it was given."""
+    message: _builtins.str
+    @_builtins.property
+    def ceremony(self) -> Global___PlanningCeremonyInstance:
+        """The ceremony after the pause."""
+
+    def __init__(
+        self,
+        *,
+        ceremony: Global___PlanningCeremonyInstance | None = ...,
+        request_id: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony", "message", b"message", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseCeremonyResponse: _TypeAlias = PauseCeremonyResponse  # noqa: Y015
+
+@_typing.final
+class ResumeCeremonyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    actor: _builtins.str
+    """Who asks."""
+    role: _builtins.str
+    """The role in which the actor asks; where the definition's roles name the action, it must be allowed to."""
+    reason: _builtins.str
+    """Why; kept with the events."""
+    request_id: _builtins.str
+    """The same id again is the same operation: it changes nothing more and is answered alike."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        role: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "actor", b"actor", "instance_id", b"instance_id", "reason", b"reason", "request_id", b"request_id", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___ResumeCeremonyRequest: _TypeAlias = ResumeCeremonyRequest  # noqa: Y015
+
+@_typing.final
+class ResumeCeremonyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CEREMONY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request's id, else the one it was given."""
+    message: _builtins.str
+    @_builtins.property
+    def ceremony(self) -> Global___PlanningCeremonyInstance:
+        """The ceremony after the resumption, and after what it let happen."""
+
+    def __init__(
+        self,
+        *,
+        ceremony: Global___PlanningCeremonyInstance | None = ...,
+        request_id: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony", "message", b"message", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeCeremonyResponse: _TypeAlias = ResumeCeremonyResponse  # noqa: Y015
+
+@_typing.final
+class RetryStepRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    STEP_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    step_id: _builtins.str
+    """A step of the current state."""
+    actor: _builtins.str
+    """Who asks."""
+    role: _builtins.str
+    """The role in which the actor asks; where the definition's roles name the action, it must be allowed to."""
+    reason: _builtins.str
+    """Why; kept with the events."""
+    request_id: _builtins.str
+    """The same id again is the same operation: it changes nothing more and is answered alike."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        step_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        role: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "actor", b"actor", "instance_id", b"instance_id", "reason", b"reason", "request_id", b"request_id", "role", b"role", "step_id", b"step_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___RetryStepRequest: _TypeAlias = RetryStepRequest  # noqa: Y015
+
+@_typing.final
+class RetryStepResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CEREMONY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request's id, else the one it was given."""
+    message: _builtins.str
+    @_builtins.property
+    def ceremony(self) -> Global___PlanningCeremonyInstance:
+        """The ceremony after the retry began."""
+
+    def __init__(
+        self,
+        *,
+        ceremony: Global___PlanningCeremonyInstance | None = ...,
+        request_id: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony", "message", b"message", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryStepResponse: _TypeAlias = RetryStepResponse  # noqa: Y015
+
+@_typing.final
+class RunStepRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    STEP_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    step_id: _builtins.str
+    """A step of the current state."""
+    actor: _builtins.str
+    """Who asks."""
+    role: _builtins.str
+    """The role in which the actor asks; where the definition's roles name the action, it must be allowed to."""
+    reason: _builtins.str
+    """Why; kept with the events."""
+    request_id: _builtins.str
+    """The same id again is the same operation: it changes nothing more and is answered alike."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        step_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        role: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "actor", b"actor", "instance_id", b"instance_id", "reason", b"reason", "request_id", b"request_id", "role", b"role", "step_id", b"step_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___RunStepRequest: _TypeAlias = RunStepRequest  # noqa: Y015
+
+@_typing.final
+class RunStepResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CEREMONY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request's id, else the one it was given."""
+    message: _builtins.str
+    @_builtins.property
+    def ceremony(self) -> Global___PlanningCeremonyInstance:
+        """The ceremony after the run began."""
+
+    def __init__(
+        self,
+        *,
+        ceremony: Global___PlanningCeremonyInstance | None = ...,
+        request_id: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony", "message", b"message", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunStepResponse: _TypeAlias = RunStepResponse  # noqa: Y015
+
+@_typing.final
+class GetHistoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    limit: _builtins.int
+    """0 or less means 200, which is the most."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHistoryRequest: _TypeAlias = GetHistoryRequest  # noqa: Y015
+
+@_typing.final
+class GetHistoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    STOPPED_AT_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    complete: _builtins.bool
+    """Whether these are all events that the log has of this ceremony."""
+    message: _builtins.str
+    """Why the reading stopped."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistoryEvent]:
+        """Oldest first; an event that a crash wrote twice is there once."""
+
+    @_builtins.property
+    def stopped_at(self) -> Global___LogPosition:
+        """Where in the events the reading stopped: nothing before it was read."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___HistoryEvent] | None = ...,
+        stopped_at: Global___LogPosition | None = ...,
+        complete: _builtins.bool = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stopped_at", b"stopped_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "events", b"events", "message", b"message", "stopped_at", b"stopped_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHistoryResponse: _TypeAlias = GetHistoryResponse  # noqa: Y015
+
+@_typing.final
+class HistoryEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    EFFECT_ID_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """Its NATS subject, as `ceremony.step.executed`."""
+    at: _builtins.str
+    """When it happened."""
+    effect_id: _builtins.str
+    """Its idempotency key, which is its id."""
+    correlation_id: _builtins.str
+    payload: _builtins.str
+    """As JSON, as it went to NATS."""
+    @_builtins.property
+    def command(self) -> Global___LogPosition:
+        """Where in the commands stands what caused it."""
+
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        at: _builtins.str = ...,
+        effect_id: _builtins.str = ...,
+        correlation_id: _builtins.str = ...,
+        payload: _builtins.str = ...,
+        command: Global___LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "command", b"command", "correlation_id", b"correlation_id", "effect_id", b"effect_id", "payload", b"payload", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HistoryEvent: _TypeAlias = HistoryEvent  # noqa: Y015
+
+@_typing.final
+class ShowDeadLetterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    origin: _builtins.str
+    """The topic or NATS stream that it came from."""
+    partition: _builtins.int
+    """0 for a NATS stream."""
+    offset: _builtins.int
+    """The offset in the partition, or the sequence in the stream."""
+    def __init__(
+        self,
+        *,
+        origin: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "origin", b"origin", "partition", b"partition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowDeadLetterRequest: _TypeAlias = ShowDeadLetterRequest  # noqa: Y015
+
+@_typing.final
+class ShowDeadLetterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEAD_LETTER_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    BODY_FROM_FIELD_NUMBER: _builtins.int
+    REPLAYS_FIELD_NUMBER: _builtins.int
+    body: _builtins.bytes
+    """The original's value; empty where it is in nobody's hands any more."""
+    body_from: _builtins.str
+    """Where the body comes from: `dead_letter`, `origin`, or `gone`."""
+    @_builtins.property
+    def dead_letter(self) -> Global___DeadLetter: ...
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordHeader]:
+        """Of the original, in order."""
+
+    @_builtins.property
+    def replays(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replay]:
+        """How often it was sent back."""
+
+    def __init__(
+        self,
+        *,
+        dead_letter: Global___DeadLetter | None = ...,
+        headers: _abc.Iterable[Global___RecordHeader] | None = ...,
+        body: _builtins.bytes = ...,
+        body_from: _builtins.str = ...,
+        replays: _abc.Iterable[Global___Replay] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "body_from", b"body_from", "dead_letter", b"dead_letter", "headers", b"headers", "replays", b"replays"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowDeadLetterResponse: _TypeAlias = ShowDeadLetterResponse  # noqa: Y015
+
+@_typing.final
+class RecordHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordHeader: _TypeAlias = RecordHeader  # noqa: Y015
+
+@_typing.final
+class Replay(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SENT_TO_FIELD_NUMBER: _builtins.int
+    at: _builtins.str
+    actor: _builtins.str
+    reason: _builtins.str
+    request_id: _builtins.str
+    sent_to: _builtins.str
+    """Where it went: `topic/partition/offset`."""
+    def __init__(
+        self,
+        *,
+        at: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        sent_to: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at", b"at", "reason", b"reason", "request_id", b"request_id", "sent_to", b"sent_to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replay: _TypeAlias = Replay  # noqa: Y015
+
+@_typing.final
+class ReplayDeadLetterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    origin: _builtins.str
+    """The topic or NATS stream that it came from."""
+    partition: _builtins.int
+    """0 for a NATS stream."""
+    offset: _builtins.int
+    """The offset in the partition, or the sequence in the stream."""
+    actor: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    request_id: _builtins.str
+    """The same id again is the same replay: it sends nothing more and is answered alike."""
+    def __init__(
+        self,
+        *,
+        origin: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "actor", b"actor", "offset", b"offset", "origin", b"origin", "partition", b"partition", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___ReplayDeadLetterRequest: _TypeAlias = ReplayDeadLetterRequest  # noqa: Y015
+
+@_typing.final
+class ReplayDeadLetterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLAY_FIELD_NUMBER: _builtins.int
+    REPEATED_REQUEST_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    repeated_request: _builtins.bool
+    """Whether it had been sent already under this request id."""
+    message: _builtins.str
+    @_builtins.property
+    def replay(self) -> Global___Replay: ...
+    def __init__(
+        self,
+        *,
+        replay: Global___Replay | None = ...,
+        repeated_request: _builtins.bool = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replay", b"replay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "repeated_request", b"repeated_request", "replay", b"replay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayDeadLetterResponse: _TypeAlias = ReplayDeadLetterResponse  # noqa: Y015
+
+@_typing.final
+class DiagnoseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """One ceremony; without it all of them, and the engine itself."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_instance_id", b"_instance_id", "instance_id", b"instance_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_instance_id", b"_instance_id", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__instance_id: _TypeAlias = _typing.Literal["instance_id"]  # noqa: Y015
+    _WhichOneofArgType__instance_id: _TypeAlias = _typing.Literal["_instance_id", b"_instance_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__instance_id) -> _WhichOneofReturnType__instance_id | None: ...
+
+Global___DiagnoseRequest: _TypeAlias = DiagnoseRequest  # noqa: Y015
+
+@_typing.final
+class DiagnoseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class VerdictsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class StatusesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class DeadLettersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HEALTHY_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    CEREMONIES_FIELD_NUMBER: _builtins.int
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    DEAD_LETTERS_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
+    healthy: _builtins.bool
+    """Nothing is stuck, overdue or not served."""
+    at: _builtins.str
+    """When, by the log's clock."""
+    incomplete: _builtins.str
+    """What was not looked at, and why; empty where all was."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """What is wrong with the engine and its neighbours, the gravest first."""
+
+    @_builtins.property
+    def ceremonies(self) -> _containers.RepeatedCompositeFieldContainer[Global___CeremonyDiagnosis]:
+        """The ceremony asked for, else those that are worth a look, the gravest first and of each verdict the oldest."""
+
+    @_builtins.property
+    def verdicts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """How many ceremonies have each verdict, those that are not listed too."""
+
+    @_builtins.property
+    def statuses(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """How many ceremonies have each status."""
+
+    @_builtins.property
+    def neighbours(self) -> _containers.RepeatedCompositeFieldContainer[Global___NeighbourState]: ...
+    @_builtins.property
+    def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionState]: ...
+    @_builtins.property
+    def dead_letters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """By code."""
+
+    def __init__(
+        self,
+        *,
+        healthy: _builtins.bool = ...,
+        at: _builtins.str = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        ceremonies: _abc.Iterable[Global___CeremonyDiagnosis] | None = ...,
+        verdicts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        statuses: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        neighbours: _abc.Iterable[Global___NeighbourState] | None = ...,
+        partitions: _abc.Iterable[Global___PartitionState] | None = ...,
+        dead_letters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        incomplete: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "ceremonies", b"ceremonies", "dead_letters", b"dead_letters", "findings", b"findings", "healthy", b"healthy", "incomplete", b"incomplete", "neighbours", b"neighbours", "partitions", b"partitions", "statuses", b"statuses", "verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnoseResponse: _TypeAlias = DiagnoseResponse  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    TODO_FIELD_NUMBER: _builtins.int
+    severity: _builtins.str
+    """`error`: something stands still; `warning`: look at it."""
+    code: _builtins.str
+    """A stable snake_case code."""
+    subject: _builtins.str
+    """A neighbour, a partition, a definition."""
+    message: _builtins.str
+    todo: _builtins.str
+    def __init__(
+        self,
+        *,
+        severity: _builtins.str = ...,
+        code: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        message: _builtins.str = ...,
+        todo: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "severity", b"severity", "subject", b"subject", "todo", b"todo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
+
+@_typing.final
+class CeremonyDiagnosis(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    DEFINITION_NAME_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CURRENT_STATE_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    TODO_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
+    WAYS_OUT_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    definition_name: _builtins.str
+    status: _builtins.str
+    current_state: _builtins.str
+    verdict: _builtins.str
+    """stuck, overdue, failed, paused, waiting_for_human, moving or ended."""
+    since: _builtins.str
+    """Since when it is so."""
+    message: _builtins.str
+    @_builtins.property
+    def todo(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Commands to copy, or what else to do."""
+
+    @_builtins.property
+    def waits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Wait]: ...
+    @_builtins.property
+    def ways_out(self) -> _containers.RepeatedCompositeFieldContainer[Global___WayOut]:
+        """The ways out of the current state."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        definition_name: _builtins.str = ...,
+        status: _builtins.str = ...,
+        current_state: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        since: _builtins.str = ...,
+        message: _builtins.str = ...,
+        todo: _abc.Iterable[_builtins.str] | None = ...,
+        waits: _abc.Iterable[Global___Wait] | None = ...,
+        ways_out: _abc.Iterable[Global___WayOut] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_state", b"current_state", "definition_name", b"definition_name", "instance_id", b"instance_id", "message", b"message", "since", b"since", "status", b"status", "todo", b"todo", "verdict", b"verdict", "waits", b"waits", "ways_out", b"ways_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CeremonyDiagnosis: _TypeAlias = CeremonyDiagnosis  # noqa: Y015
+
+@_typing.final
+class Wait(_message.Message):
+    """One thing that a ceremony waits for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    DUE_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """pause, attempt, gate, guard or timer."""
+    subject: _builtins.str
+    """The step, the guard or the timer."""
+    message: _builtins.str
+    since: _builtins.str
+    """Empty where nobody knows."""
+    due: _builtins.str
+    """When its time is up; empty where it has none, or while it stands still."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        message: _builtins.str = ...,
+        since: _builtins.str = ...,
+        due: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due", b"due", "kind", b"kind", "message", b"message", "since", b"since", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Wait: _TypeAlias = Wait  # noqa: Y015
+
+@_typing.final
+class WayOut(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    TO_STATE_FIELD_NUMBER: _builtins.int
+    GUARDS_FIELD_NUMBER: _builtins.int
+    trigger: _builtins.str
+    to_state: _builtins.str
+    @_builtins.property
+    def guards(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuardState]: ...
+    def __init__(
+        self,
+        *,
+        trigger: _builtins.str = ...,
+        to_state: _builtins.str = ...,
+        guards: _abc.Iterable[Global___GuardState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guards", b"guards", "to_state", b"to_state", "trigger", b"trigger"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WayOut: _TypeAlias = WayOut  # noqa: Y015
+
+@_typing.final
+class GuardState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GUARD_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    guard: _builtins.str
+    holds: _builtins.bool
+    reason: _builtins.str
+    """Why (not)."""
+    def __init__(
+        self,
+        *,
+        guard: _builtins.str = ...,
+        holds: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guard", b"guard", "holds", b"holds", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuardState: _TypeAlias = GuardState  # noqa: Y015
+
+@_typing.final
+class NeighbourState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    state: _builtins.str
+    """`ok`, or what is wrong."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NeighbourState: _TypeAlias = NeighbourState  # noqa: Y015
+
+@_typing.final
+class PartitionState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    CEREMONIES_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    state: _builtins.str
+    """served, recovering, not_served, or elsewhere."""
+    code: _builtins.str
+    """Why it is not served: a stable snake_case code."""
+    message: _builtins.str
+    ceremonies: _builtins.int
+    """Ceremonies in it."""
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        state: _builtins.str = ...,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+        ceremonies: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremonies", b"ceremonies", "code", b"code", "message", b"message", "partition", b"partition", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartitionState: _TypeAlias = PartitionState  # noqa: Y015

@@ -74,6 +74,51 @@ class PlanningCeremonyProcessorStub:
                 request_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ListDefinitionsRequest.SerializeToString,
                 response_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ListDefinitionsResponse.FromString,
                 _registered_method=True)
+        self.CancelCeremony = channel.unary_unary(
+                '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/CancelCeremony',
+                request_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.CancelCeremonyRequest.SerializeToString,
+                response_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.CancelCeremonyResponse.FromString,
+                _registered_method=True)
+        self.PauseCeremony = channel.unary_unary(
+                '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/PauseCeremony',
+                request_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.PauseCeremonyRequest.SerializeToString,
+                response_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.PauseCeremonyResponse.FromString,
+                _registered_method=True)
+        self.ResumeCeremony = channel.unary_unary(
+                '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/ResumeCeremony',
+                request_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ResumeCeremonyRequest.SerializeToString,
+                response_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ResumeCeremonyResponse.FromString,
+                _registered_method=True)
+        self.RetryStep = channel.unary_unary(
+                '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/RetryStep',
+                request_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RetryStepRequest.SerializeToString,
+                response_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RetryStepResponse.FromString,
+                _registered_method=True)
+        self.RunStep = channel.unary_unary(
+                '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/RunStep',
+                request_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RunStepRequest.SerializeToString,
+                response_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RunStepResponse.FromString,
+                _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/GetHistory',
+                request_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.GetHistoryRequest.SerializeToString,
+                response_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.GetHistoryResponse.FromString,
+                _registered_method=True)
+        self.ShowDeadLetter = channel.unary_unary(
+                '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/ShowDeadLetter',
+                request_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ShowDeadLetterRequest.SerializeToString,
+                response_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ShowDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.ReplayDeadLetter = channel.unary_unary(
+                '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/ReplayDeadLetter',
+                request_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ReplayDeadLetterRequest.SerializeToString,
+                response_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ReplayDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.Diagnose = channel.unary_unary(
+                '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/Diagnose',
+                request_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.DiagnoseResponse.FromString,
+                _registered_method=True)
 
 
 class PlanningCeremonyProcessorServicer:
@@ -139,6 +184,71 @@ class PlanningCeremonyProcessorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelCeremony(self, request, context):
+        """Ends a ceremony as CANCELLED; steps in flight are CANCELLED first. Errors as for DecideGate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseCeremony(self, request, context):
+        """Pauses a ceremony: answers are recorded, nothing starts, the timers of steps and gates stop. Errors as for DecideGate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeCeremony(self, request, context):
+        """Lets a paused ceremony go on. Errors as for DecideGate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryStep(self, request, context):
+        """Gives a FAILED step a new budget of attempts; opens a FAILED ceremony again. Errors as for DecideGate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunStep(self, request, context):
+        """Runs a step that the start did not select. Errors as for DecideGate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHistory(self, request, context):
+        """The newest events of a ceremony, oldest first. Reads at most 10 s and 3 MiB, and says where it stopped. NOT_FOUND
+        where the instance is unknown.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowDeadLetter(self, request, context):
+        """A dead letter with its headers and its body. NOT_FOUND where there is none of this origin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayDeadLetter(self, request, context):
+        """Sends the original of a dead letter back to where it came from, once for each request id.
+        FAILED_PRECONDITION where it cannot be sent back: its origin is none of ours, its body is gone, or it is still wrong.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diagnose(self, request, context):
+        """What is stuck or waiting, why, and what to do: of one ceremony, or of the engine as a whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PlanningCeremonyProcessorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -181,6 +291,51 @@ def add_PlanningCeremonyProcessorServicer_to_server(servicer, server):
                     servicer.ListDefinitions,
                     request_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ListDefinitionsRequest.FromString,
                     response_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ListDefinitionsResponse.SerializeToString,
+            ),
+            'CancelCeremony': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelCeremony,
+                    request_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.CancelCeremonyRequest.FromString,
+                    response_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.CancelCeremonyResponse.SerializeToString,
+            ),
+            'PauseCeremony': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseCeremony,
+                    request_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.PauseCeremonyRequest.FromString,
+                    response_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.PauseCeremonyResponse.SerializeToString,
+            ),
+            'ResumeCeremony': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeCeremony,
+                    request_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ResumeCeremonyRequest.FromString,
+                    response_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ResumeCeremonyResponse.SerializeToString,
+            ),
+            'RetryStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryStep,
+                    request_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RetryStepRequest.FromString,
+                    response_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RetryStepResponse.SerializeToString,
+            ),
+            'RunStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunStep,
+                    request_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RunStepRequest.FromString,
+                    response_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RunStepResponse.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.GetHistoryRequest.FromString,
+                    response_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.GetHistoryResponse.SerializeToString,
+            ),
+            'ShowDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowDeadLetter,
+                    request_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ShowDeadLetterRequest.FromString,
+                    response_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ShowDeadLetterResponse.SerializeToString,
+            ),
+            'ReplayDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayDeadLetter,
+                    request_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ReplayDeadLetterRequest.FromString,
+                    response_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ReplayDeadLetterResponse.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.DiagnoseRequest.FromString,
+                    response_serializer=fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.DiagnoseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -399,6 +554,249 @@ class PlanningCeremonyProcessor:
             '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/ListDefinitions',
             fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ListDefinitionsRequest.SerializeToString,
             fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ListDefinitionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelCeremony(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/CancelCeremony',
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.CancelCeremonyRequest.SerializeToString,
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.CancelCeremonyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseCeremony(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/PauseCeremony',
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.PauseCeremonyRequest.SerializeToString,
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.PauseCeremonyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeCeremony(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/ResumeCeremony',
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ResumeCeremonyRequest.SerializeToString,
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ResumeCeremonyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/RetryStep',
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RetryStepRequest.SerializeToString,
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RetryStepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/RunStep',
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RunStepRequest.SerializeToString,
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.RunStepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/GetHistory',
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.GetHistoryRequest.SerializeToString,
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.GetHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/ShowDeadLetter',
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ShowDeadLetterRequest.SerializeToString,
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ShowDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/ReplayDeadLetter',
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ReplayDeadLetterRequest.SerializeToString,
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.ReplayDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/Diagnose',
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.DiagnoseRequest.SerializeToString,
+            fleet_dot_planning__ceremony_dot_v1_dot_planning__ceremony__pb2.DiagnoseResponse.FromString,
             options,
             channel_credentials,
             insecure,

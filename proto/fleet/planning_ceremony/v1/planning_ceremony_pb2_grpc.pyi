@@ -59,6 +59,28 @@ class PlanningCeremonyProcessorStub:
     """
     ListDefinitions: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ListDefinitionsRequest, _planning_ceremony_pb2.ListDefinitionsResponse]
     """Lists the definitions that the engine sees now, the invalid ones with their problems."""
+    CancelCeremony: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.CancelCeremonyRequest, _planning_ceremony_pb2.CancelCeremonyResponse]
+    """Ends a ceremony as CANCELLED; steps in flight are CANCELLED first. Errors as for DecideGate."""
+    PauseCeremony: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.PauseCeremonyRequest, _planning_ceremony_pb2.PauseCeremonyResponse]
+    """Pauses a ceremony: answers are recorded, nothing starts, the timers of steps and gates stop. Errors as for DecideGate."""
+    ResumeCeremony: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ResumeCeremonyRequest, _planning_ceremony_pb2.ResumeCeremonyResponse]
+    """Lets a paused ceremony go on. Errors as for DecideGate."""
+    RetryStep: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.RetryStepRequest, _planning_ceremony_pb2.RetryStepResponse]
+    """Gives a FAILED step a new budget of attempts; opens a FAILED ceremony again. Errors as for DecideGate."""
+    RunStep: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.RunStepRequest, _planning_ceremony_pb2.RunStepResponse]
+    """Runs a step that the start did not select. Errors as for DecideGate."""
+    GetHistory: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.GetHistoryRequest, _planning_ceremony_pb2.GetHistoryResponse]
+    """The newest events of a ceremony, oldest first. Reads at most 10 s and 3 MiB, and says where it stopped. NOT_FOUND
+    where the instance is unknown.
+    """
+    ShowDeadLetter: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ShowDeadLetterRequest, _planning_ceremony_pb2.ShowDeadLetterResponse]
+    """A dead letter with its headers and its body. NOT_FOUND where there is none of this origin."""
+    ReplayDeadLetter: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ReplayDeadLetterRequest, _planning_ceremony_pb2.ReplayDeadLetterResponse]
+    """Sends the original of a dead letter back to where it came from, once for each request id.
+    FAILED_PRECONDITION where it cannot be sent back: its origin is none of ours, its body is gone, or it is still wrong.
+    """
+    Diagnose: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.DiagnoseRequest, _planning_ceremony_pb2.DiagnoseResponse]
+    """What is stuck or waiting, why, and what to do: of one ceremony, or of the engine as a whole."""
 
 @_typing.type_check_only
 class PlanningCeremonyProcessorAsyncStub(PlanningCeremonyProcessorStub):
@@ -86,6 +108,28 @@ class PlanningCeremonyProcessorAsyncStub(PlanningCeremonyProcessorStub):
     """
     ListDefinitions: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ListDefinitionsRequest, _planning_ceremony_pb2.ListDefinitionsResponse]  # type: ignore[assignment]
     """Lists the definitions that the engine sees now, the invalid ones with their problems."""
+    CancelCeremony: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.CancelCeremonyRequest, _planning_ceremony_pb2.CancelCeremonyResponse]  # type: ignore[assignment]
+    """Ends a ceremony as CANCELLED; steps in flight are CANCELLED first. Errors as for DecideGate."""
+    PauseCeremony: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.PauseCeremonyRequest, _planning_ceremony_pb2.PauseCeremonyResponse]  # type: ignore[assignment]
+    """Pauses a ceremony: answers are recorded, nothing starts, the timers of steps and gates stop. Errors as for DecideGate."""
+    ResumeCeremony: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ResumeCeremonyRequest, _planning_ceremony_pb2.ResumeCeremonyResponse]  # type: ignore[assignment]
+    """Lets a paused ceremony go on. Errors as for DecideGate."""
+    RetryStep: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.RetryStepRequest, _planning_ceremony_pb2.RetryStepResponse]  # type: ignore[assignment]
+    """Gives a FAILED step a new budget of attempts; opens a FAILED ceremony again. Errors as for DecideGate."""
+    RunStep: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.RunStepRequest, _planning_ceremony_pb2.RunStepResponse]  # type: ignore[assignment]
+    """Runs a step that the start did not select. Errors as for DecideGate."""
+    GetHistory: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.GetHistoryRequest, _planning_ceremony_pb2.GetHistoryResponse]  # type: ignore[assignment]
+    """The newest events of a ceremony, oldest first. Reads at most 10 s and 3 MiB, and says where it stopped. NOT_FOUND
+    where the instance is unknown.
+    """
+    ShowDeadLetter: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ShowDeadLetterRequest, _planning_ceremony_pb2.ShowDeadLetterResponse]  # type: ignore[assignment]
+    """A dead letter with its headers and its body. NOT_FOUND where there is none of this origin."""
+    ReplayDeadLetter: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ReplayDeadLetterRequest, _planning_ceremony_pb2.ReplayDeadLetterResponse]  # type: ignore[assignment]
+    """Sends the original of a dead letter back to where it came from, once for each request id.
+    FAILED_PRECONDITION where it cannot be sent back: its origin is none of ours, its body is gone, or it is still wrong.
+    """
+    Diagnose: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.DiagnoseRequest, _planning_ceremony_pb2.DiagnoseResponse]  # type: ignore[assignment]
+    """What is stuck or waiting, why, and what to do: of one ceremony, or of the engine as a whole."""
 
 class PlanningCeremonyProcessorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -158,5 +202,81 @@ class PlanningCeremonyProcessorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_planning_ceremony_pb2.ListDefinitionsResponse, _abc.Awaitable[_planning_ceremony_pb2.ListDefinitionsResponse]]:
         """Lists the definitions that the engine sees now, the invalid ones with their problems."""
+
+    @_abc_1.abstractmethod
+    def CancelCeremony(
+        self,
+        request: _planning_ceremony_pb2.CancelCeremonyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_planning_ceremony_pb2.CancelCeremonyResponse, _abc.Awaitable[_planning_ceremony_pb2.CancelCeremonyResponse]]:
+        """Ends a ceremony as CANCELLED; steps in flight are CANCELLED first. Errors as for DecideGate."""
+
+    @_abc_1.abstractmethod
+    def PauseCeremony(
+        self,
+        request: _planning_ceremony_pb2.PauseCeremonyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_planning_ceremony_pb2.PauseCeremonyResponse, _abc.Awaitable[_planning_ceremony_pb2.PauseCeremonyResponse]]:
+        """Pauses a ceremony: answers are recorded, nothing starts, the timers of steps and gates stop. Errors as for DecideGate."""
+
+    @_abc_1.abstractmethod
+    def ResumeCeremony(
+        self,
+        request: _planning_ceremony_pb2.ResumeCeremonyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_planning_ceremony_pb2.ResumeCeremonyResponse, _abc.Awaitable[_planning_ceremony_pb2.ResumeCeremonyResponse]]:
+        """Lets a paused ceremony go on. Errors as for DecideGate."""
+
+    @_abc_1.abstractmethod
+    def RetryStep(
+        self,
+        request: _planning_ceremony_pb2.RetryStepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_planning_ceremony_pb2.RetryStepResponse, _abc.Awaitable[_planning_ceremony_pb2.RetryStepResponse]]:
+        """Gives a FAILED step a new budget of attempts; opens a FAILED ceremony again. Errors as for DecideGate."""
+
+    @_abc_1.abstractmethod
+    def RunStep(
+        self,
+        request: _planning_ceremony_pb2.RunStepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_planning_ceremony_pb2.RunStepResponse, _abc.Awaitable[_planning_ceremony_pb2.RunStepResponse]]:
+        """Runs a step that the start did not select. Errors as for DecideGate."""
+
+    @_abc_1.abstractmethod
+    def GetHistory(
+        self,
+        request: _planning_ceremony_pb2.GetHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_planning_ceremony_pb2.GetHistoryResponse, _abc.Awaitable[_planning_ceremony_pb2.GetHistoryResponse]]:
+        """The newest events of a ceremony, oldest first. Reads at most 10 s and 3 MiB, and says where it stopped. NOT_FOUND
+        where the instance is unknown.
+        """
+
+    @_abc_1.abstractmethod
+    def ShowDeadLetter(
+        self,
+        request: _planning_ceremony_pb2.ShowDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_planning_ceremony_pb2.ShowDeadLetterResponse, _abc.Awaitable[_planning_ceremony_pb2.ShowDeadLetterResponse]]:
+        """A dead letter with its headers and its body. NOT_FOUND where there is none of this origin."""
+
+    @_abc_1.abstractmethod
+    def ReplayDeadLetter(
+        self,
+        request: _planning_ceremony_pb2.ReplayDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_planning_ceremony_pb2.ReplayDeadLetterResponse, _abc.Awaitable[_planning_ceremony_pb2.ReplayDeadLetterResponse]]:
+        """Sends the original of a dead letter back to where it came from, once for each request id.
+        FAILED_PRECONDITION where it cannot be sent back: its origin is none of ours, its body is gone, or it is still wrong.
+        """
+
+    @_abc_1.abstractmethod
+    def Diagnose(
+        self,
+        request: _planning_ceremony_pb2.DiagnoseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_planning_ceremony_pb2.DiagnoseResponse, _abc.Awaitable[_planning_ceremony_pb2.DiagnoseResponse]]:
+        """What is stuck or waiting, why, and what to do: of one ceremony, or of the engine as a whole."""
 
 def add_PlanningCeremonyProcessorServicer_to_server(servicer: PlanningCeremonyProcessorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,264 @@
+"""Dead letters for operators: shows one whole, and sends its original back to where it came from, once per request id.
+
+What was sent back is written down in the topic `audit`: the intention before, the deed after it. A replay that was cut
+short between the two is looked for where it would have gone, by the header that names its request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from bridge import nats_metrics as metrics
+from bridge.nats_in_messages import Foreign, Malformed, to_command
+from bridge.nats_streams import AGENT_RESPONSES
+from steps.ports import Clock
+from streams import topics
+from streams.codecs import DeadLetter, decode_dead_letter
+from streams.front import Unavailable
+from streams.transport.contract import Header, Log, LogUnavailable, Record
+from tables.commands import encode_command
+from tables.errors import CeremonyError
+
+log = structlog.get_logger(__name__)
+
+Stored = Callable[[int], Awaitable[bytes | None]]
+"""The message of AGENT_RESPONSES with this sequence; None where the stream has it no more. Raises Unavailable."""
+FROM_LETTER, FROM_ORIGIN, GONE = "dead_letter", "origin", "gone"
+
+
+class DeadLetterUnknown(CeremonyError):
+    """No dead letter has this origin."""
+
+
+class NotReplayable(CeremonyError):
+    """The original cannot be sent back."""
+
+
+class Origin(NamedTuple):
+    """Where the original stood: topic or stream, partition (0 of a stream), offset or sequence."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+class AuditEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The value of a record of `audit`, keyed by the dead letter's origin."""
+
+    operation: str
+    """replay_intended or replay_done."""
+    actor: str
+    reason: str
+    request_id: str
+    topic: str
+    """Where the original goes."""
+    partition: int
+    offset: int
+    """Of an intention: the end of that partition then, so that the deed is found behind it. Of a deed: where it is."""
+    format: int = 1
+
+
+class Replay(NamedTuple):
+    """One replay that was done."""
+
+    at: int
+    """Milliseconds, when it was written down."""
+    entry: AuditEntry
+
+    @property
+    def sent_to(self) -> str:
+        return f"{self.entry.topic}/{self.entry.partition}/{self.entry.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A dead letter with everything that is still known of it."""
+
+    letter: DeadLetter
+    body: bytes
+    body_from: str
+    """dead_letter, origin or gone."""
+    replays: tuple[Replay, ...]
+
+
+class Target(NamedTuple):
+    """What is sent back, and where to."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes
+    headers: tuple[Header, ...]
+
+
+_decode_entry = msgspec.json.Decoder(AuditEntry).decode
+_encode = msgspec.json.Encoder().encode
+INTENDED, DONE = "replay_intended", "replay_done"
+
+
+class DeadLetterOffice:
+    """Works on the topics `deadletters` and `audit`; any worker may, for both belong to nobody."""
+
+    def __init__(self, log: Log, clock: Clock, *, prefix: str, partitions: int, stored: Stored) -> None:
+        self._log = log
+        self._clock = clock
+        self._partitions = partitions
+        self._stored = stored
+        self._letters = topics.prefixed(prefix, topics.DEADLETTERS)
+        self._audit = topics.prefixed(prefix, topics.AUDIT)
+        self._commands = topics.prefixed(prefix, topics.COMMANDS)
+        steps = (topics.prefixed(prefix, topics.step_topic(kind)) for kind in topics.STEP_KINDS)
+        self._ours = frozenset((self._commands, *steps))
+        self._one_at_a_time = asyncio.Lock()
+
+    async def show(self, origin: Origin) -> Shown:
+        """The newest dead letter of this origin. Raises DeadLetterUnknown, Unavailable."""
+        try:
+            letter = await self._letter(origin)
+            body, body_from = await self._body(letter)
+            done = [replay for replay in await self._entries(origin) if replay.entry.operation == DONE]
+        except LogUnavailable as error:
+            raise Unavailable("the log cannot be reached") from error
+        return Shown(letter, body, body_from, tuple(done))
+
+    async def replay(self, origin: Origin, actor: str, reason: str, request_id: str) -> tuple[Replay, bool]:
+        """Send the original back; True where this request had done so already.
+
+        Raises DeadLetterUnknown, NotReplayable, Unavailable, RecordTooLarge.
+        """
+        try:
+            async with self._one_at_a_time:
+                return await self._replay(origin, actor, reason, request_id)
+        except LogUnavailable as error:
+            raise Unavailable("the log cannot be reached; repeating the call is safe") from error
+
+    async def _replay(self, origin: Origin, actor: str, reason: str, request_id: str) -> tuple[Replay, bool]:
+        letter = await self._letter(origin)
+        mine = [one for one in await self._entries(origin) if one.entry.request_id == request_id]
+        for one in mine:
+            if one.entry.operation == DONE:
+                return one, True
+        for one in mine:
+            offset = await self._sent(one.entry)
+            if offset is not None:
+                return await self._done(origin, msgspec.structs.replace(one.entry, operation=DONE, offset=offset)), True
+        target = await self._target(letter)
+        (_, end) = (await self._log.ends(target.topic))[target.partition]
+        entry = AuditEntry(INTENDED, actor, reason, request_id, target.topic, target.partition, end)
+        await self._write(origin, entry)
+        headers = (*target.headers, (topics.REPLAY, request_id.encode()))
+        position = await self._log.append(target.topic, target.partition, target.key, target.value, headers)
+        metrics.REPLAYED.labels(letter.topic).inc()
+        done = msgspec.structs.replace(entry, operation=DONE, offset=position.offset)
+        return await self._done(origin, done), False
+
+    async def _done(self, origin: Origin, entry: AuditEntry) -> Replay:
+        replay = Replay(await self._write(origin, entry), entry)
+        log.warning(
+            "dead_letter_replayed",
+            origin=str(origin),
+            sent_to=replay.sent_to,
+            actor=entry.actor,
+            reason=entry.reason,
+            request_id=entry.request_id,
+        )
+        return replay
+
+    # -- what is written down
+
+    async def _write(self, origin: Origin, entry: AuditEntry) -> int:
+        partition = origin.partition % self._partitions
+        position = await self._log.append(self._audit, partition, str(origin).encode(), _encode(entry))
+        return position.timestamp
+
+    async def _entries(self, origin: Origin) -> list[Replay]:
+        key = str(origin).encode()
+        return [
+            Replay(record.timestamp, _decode_entry(record.value))
+            async for record in self._records(self._audit, origin.partition % self._partitions)
+            if record.key == key and record.value
+        ]
+
+    async def _sent(self, intended: AuditEntry) -> int | None:
+        """Offset of what an intention sent, where it came to that."""
+        wanted = (topics.REPLAY, intended.request_id.encode())
+        async for record in self._records(intended.topic, intended.partition, intended.offset):
+            if wanted in record.headers:
+                return record.offset
+        return None
+
+    # -- the letter and its original
+
+    async def _letter(self, origin: Origin) -> DeadLetter:
+        found = None
+        async for record in self._records(self._letters, origin.partition % self._partitions):
+            letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
+            if letter.origin == str(origin):
+                found = letter
+        if found is None:
+            raise DeadLetterUnknown("dead_letter_unknown", f"there is no dead letter of {str(origin)[:300]!r}")
+        return found
+
+    async def _body(self, letter: DeadLetter) -> tuple[bytes, str]:
+        if letter.value is not None:
+            return letter.value, FROM_LETTER
+        body = await self._original(letter)
+        return (b"", GONE) if body is None else (body, FROM_ORIGIN)
+
+    async def _original(self, letter: DeadLetter) -> bytes | None:
+        """The value where it stood, of a dead letter that only refers to it."""
+        if letter.topic == AGENT_RESPONSES:
+            return await self._stored(letter.offset)
+        if letter.topic not in self._ours:
+            return None
+        async for record in self._records(letter.topic, letter.partition, letter.offset, letter.offset + 1):
+            if record.offset == letter.offset:
+                return record.value
+        return None
+
+    async def _target(self, letter: DeadLetter) -> Target:
+        """Where the original goes. Raises NotReplayable."""
+        body, body_from = await self._body(letter)
+        if body_from == GONE:
+            text = f"the original of {letter.origin} is kept nowhere any more; only who made it can make it again"
+            raise NotReplayable("body_gone", text)
+        if letter.topic == AGENT_RESPONSES:
+            return self._command(letter, body)
+        if letter.topic not in self._ours or not 0 <= letter.partition < self._partitions:
+            places = f"{AGENT_RESPONSES}, {', '.join(sorted(self._ours))}"
+            raise NotReplayable("not_replayable", f"{letter.origin} is none of the places to send back to: {places}")
+        headers = tuple(header for header in letter.headers if header[0] != topics.REPLAY)
+        return Target(letter.topic, letter.partition, letter.key, body, headers)
+
+    def _command(self, letter: DeadLetter, body: bytes) -> Target:
+        """A message of NATS goes the way it would have gone: it becomes a command."""
+        subject = dict(letter.headers).get(topics.SUBJECT, b"").decode(errors="replace")
+        verdict = to_command(subject, body, AGENT_RESPONSES, letter.offset)
+        if isinstance(verdict, Malformed):
+            raise NotReplayable("still_malformed", f"{letter.origin}: {verdict.code}: {verdict.message}")
+        if isinstance(verdict, Foreign):
+            text = f"{letter.origin} belongs to no ceremony ({verdict.reason}); there is nothing to send"
+            raise NotReplayable("not_ours", text)
+        key = verdict.instance_id.encode()
+        return Target(self._commands, self._log.partition_of(key, self._partitions), key, encode_command(verdict), ())
+
+    async def _records(
+        self, topic: str, partition: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[Record]:
+        """Records of a partition from `start` on, as far as the log has them, up to its present end."""
+        begin, last = (await self._log.ends(topic))[partition]
+        async for records in self._log.read(
+            topic, partition, max(start, begin), last if end is None else min(end, last)
+        ):
+            for record in records:
+                yield record
+            await self._clock.sleep(0)  # others want the loop too

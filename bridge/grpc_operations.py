@@ -1,0 +1,178 @@
+"""What an operator asks of the gRPC front: cancel, pause, resume, retry, run; history, dead letters, diagnosis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+
+from bridge import grpc_diagnosis, grpc_messages
+from bridge.dead_letter_office import DeadLetterOffice, Origin
+from bridge.definitions_dir import DefinitionsDir
+from bridge.grpc_metadata import tell
+from bridge.grpc_refusals import (
+    LONGEST_NAME,
+    LONGEST_TEXT,
+    Refusal,
+    accepted,
+    answers_errors,
+    bounded,
+    page,
+    required,
+    unknown,
+)
+from streams.front import Engine, Operation
+from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep
+from tables.instance import Instance
+from tables.limits import MAX_TEXT
+
+LONGEST_HISTORY = 200
+"""Events in one answer."""
+LONGEST_REASON = MAX_TEXT
+"""Characters of a reason: what an event keeps, so that none is shortened."""
+
+Context = grpc.aio.ServicerContext
+WholeRequest = pb.CancelCeremonyRequest | pb.PauseCeremonyRequest | pb.ResumeCeremonyRequest
+StepRequest = pb.RetryStepRequest | pb.RunStepRequest
+States = Callable[[], Mapping[str, str]]
+"""State of each neighbour: `ok`, or what is wrong."""
+
+
+class OperatorCalls:
+    """Half of the servicer; the other half, `Front`, sets these."""
+
+    _engine: Engine
+    _definitions: DefinitionsDir
+    _new_id: Callable[[], str]
+    _office: DeadLetterOffice
+    _states: States
+
+    # -- operations
+
+    @answers_errors
+    async def CancelCeremony(
+        self, request: pb.CancelCeremonyRequest, context: Context[Any, Any]
+    ) -> pb.CancelCeremonyResponse:
+        command = Cancel(**self._asked(request))
+        return pb.CancelCeremonyResponse(**await self._answered(command, context))
+
+    @answers_errors
+    async def PauseCeremony(
+        self, request: pb.PauseCeremonyRequest, context: Context[Any, Any]
+    ) -> pb.PauseCeremonyResponse:
+        command = Pause(**self._asked(request))
+        return pb.PauseCeremonyResponse(**await self._answered(command, context))
+
+    @answers_errors
+    async def ResumeCeremony(
+        self, request: pb.ResumeCeremonyRequest, context: Context[Any, Any]
+    ) -> pb.ResumeCeremonyResponse:
+        command = Resume(**self._asked(request))
+        return pb.ResumeCeremonyResponse(**await self._answered(command, context))
+
+    @answers_errors
+    async def RetryStep(self, request: pb.RetryStepRequest, context: Context[Any, Any]) -> pb.RetryStepResponse:
+        command = RetryStep(step_id=_step(request), **self._asked(request))
+        return pb.RetryStepResponse(**await self._answered(command, context))
+
+    @answers_errors
+    async def RunStep(self, request: pb.RunStepRequest, context: Context[Any, Any]) -> pb.RunStepResponse:
+        command = RunStep(step_id=_step(request), **self._asked(request))
+        return pb.RunStepResponse(**await self._answered(command, context))
+
+    # -- what an operator looks at
+
+    @answers_errors
+    async def GetHistory(self, request: pb.GetHistoryRequest, context: Context[Any, Any]) -> pb.GetHistoryResponse:
+        required(instance_id=request.instance_id)
+        limit = min(request.limit, LONGEST_HISTORY) if request.limit > 0 else LONGEST_HISTORY
+        history = await self._engine.history(request.instance_id, limit)
+        if history is None:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
+        return grpc_messages.history(history)
+
+    @answers_errors
+    async def ListDeadLetters(
+        self, request: pb.ListDeadLettersRequest, context: Context[Any, Any]
+    ) -> pb.ListDeadLettersResponse:
+        limit, offset = page(request.limit, request.offset)
+        letters, total = await self._engine.dead_letters(limit, offset, request.topic_filter)
+        return pb.ListDeadLettersResponse(
+            dead_letters=grpc_messages.within(map(grpc_messages.dead_letter, letters)), total_count=total
+        )
+
+    @answers_errors
+    async def ShowDeadLetter(
+        self, request: pb.ShowDeadLetterRequest, context: Context[Any, Any]
+    ) -> pb.ShowDeadLetterResponse:
+        return grpc_messages.shown(await self._office.show(_origin(request)))
+
+    @answers_errors
+    async def ReplayDeadLetter(
+        self, request: pb.ReplayDeadLetterRequest, context: Context[Any, Any]
+    ) -> pb.ReplayDeadLetterResponse:
+        origin = _origin(request)
+        required(actor=request.actor)
+        bounded(LONGEST_NAME, actor=request.actor, request_id=request.request_id)
+        bounded(LONGEST_REASON, reason=request.reason)
+        request_id = request.request_id or self._new_id()
+        replay, before = await self._office.replay(origin, request.actor, request.reason, request_id)
+        return pb.ReplayDeadLetterResponse(
+            replay=grpc_messages.replay(replay),
+            repeated_request=before,
+            message=f"sent to {replay.sent_to}; what is still wrong with it comes back as a new dead letter",
+        )
+
+    @answers_errors
+    async def Diagnose(self, request: pb.DiagnoseRequest, context: Context[Any, Any]) -> pb.DiagnoseResponse:
+        if request.instance_id:
+            found = await self._engine.diagnose(request.instance_id)
+            if not found.ceremonies:
+                raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
+            return grpc_diagnosis.of_ceremony(found)
+        return await grpc_diagnosis.of_engine(self._engine, self._definitions, self._states())
+
+    # -- beneath
+
+    def _asked(self, request: WholeRequest | StepRequest) -> dict[str, Any]:
+        """The fields that every operation has. Raises the refusal of a request that lacks one."""
+        required(instance_id=request.instance_id, actor=request.actor)
+        bounded(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
+        bounded(LONGEST_REASON, reason=request.reason)
+        return {
+            "instance_id": request.instance_id,
+            "command_id": request.request_id or self._new_id(),
+            "actor": request.actor,
+            "role": request.role,
+            "reason": request.reason,
+        }
+
+    async def _answered(self, command: Operation, context: Context[Any, Any]) -> dict[str, Any]:
+        row = await self._operate(command)
+        await tell(context, row.correlation_id)
+        return {"ceremony": self._message(row), "request_id": command.command_id, "message": "recorded"}
+
+    async def _operate(self, command: Operation) -> Instance:
+        accepted(await self._engine.operate(command))
+        row = self._engine.get(command.instance_id)
+        if row is None:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(command.instance_id))
+        return row
+
+    def _message(self, row: Instance) -> pb.PlanningCeremonyInstance:
+        definition = self._engine.definition_of(row)
+        return grpc_messages.ceremony(row, definition, self._engine.waiting_for(row))
+
+
+def _step(request: StepRequest) -> str:
+    required(step_id=request.step_id)
+    bounded(LONGEST_TEXT, step_id=request.step_id)
+    return request.step_id
+
+
+def _origin(request: pb.ShowDeadLetterRequest | pb.ReplayDeadLetterRequest) -> Origin:
+    required(origin=request.origin)
+    return Origin(request.origin, request.partition, request.offset)

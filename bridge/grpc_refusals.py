@@ -1,0 +1,131 @@
+"""Refusals of the gRPC front: what may be in a request, and how an error becomes a status with a stable code."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import wraps
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote
+
+import grpc
+import grpc.aio
+import structlog
+
+from bridge.dead_letter_office import DeadLetterUnknown, NotReplayable
+from bridge.definitions_dir import DefinitionUnknown
+from bridge.start_request import StartInvalid
+from streams.front import Answer, Unavailable
+from streams.transport.contract import RecordTooLarge
+from tables.errors import CeremonyError, DefinitionInvalid
+from tables.limits import MAX_ID
+from tables.refusals import CLASS_OF
+
+log = structlog.get_logger(__name__)
+
+RETRY_KEY = "retry-after-ms"
+"""Trailing metadata of UNAVAILABLE: when asking again makes sense."""
+DEFAULT_LIMIT, LARGEST_LIMIT = 100, 1000
+LONGEST_TEXT = 4096
+"""Characters of a comment, and of a gate or trigger that is looked up only."""
+LONGEST_NAME = MAX_ID
+"""Characters of who asks, in which role, under which request id: what a row keeps, so that none is shortened."""
+LONGEST_DETAILS = 6000
+"""Bytes of a status message as it travels, percent-encoded: clients refuse trailers above 8 KiB."""
+STATUS_OF = {code: grpc.StatusCode[kind] for code, kind in CLASS_OF.items()} | {"fold_failed": grpc.StatusCode.INTERNAL}
+"""Status of each code of the fold; `fold_failed` is what the ceremony agent says where the fold raised."""
+
+Context = grpc.aio.ServicerContext
+Call = TypeVar("Call", bound=Callable[..., Awaitable[Any]])
+
+
+class Refusal(Exception):
+    """Ends a call with this status; `code` is stable."""
+
+    def __init__(self, status: grpc.StatusCode, code: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
+
+
+STATUS_OF_ERROR: Mapping[type[CeremonyError], grpc.StatusCode] = {
+    DefinitionUnknown: grpc.StatusCode.NOT_FOUND,
+    DefinitionInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    StartInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    DeadLetterUnknown: grpc.StatusCode.NOT_FOUND,
+    NotReplayable: grpc.StatusCode.FAILED_PRECONDITION,
+}
+"""Errors with a code and a text for clients; any other is ours."""
+
+
+def invalid(code: str, message: str) -> Refusal:
+    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, code, message)
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """The refusal an error means to a client; what is unexpected is logged and says nothing of itself."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, CeremonyError) and type(error) in STATUS_OF_ERROR:
+        return Refusal(STATUS_OF_ERROR[type(error)], error.code, error.message)
+    if isinstance(error, RecordTooLarge):
+        return invalid("request_too_large", "the request is larger than a record of the log may be")
+    if isinstance(error, Unavailable):
+        return Refusal(grpc.StatusCode.UNAVAILABLE, "unavailable", error.message, error.retry_after_seconds)
+    log.error("grpc_internal_error", exc_info=error)
+    return Refusal(grpc.StatusCode.INTERNAL, "internal", "an error of ours; the engine's log has the details")
+
+
+def details(text: str) -> str:
+    """A status message that every client can receive: a longer one would reach it as RESOURCE_EXHAUSTED."""
+    clean = text.encode(errors="replace").decode()
+    kept = clean[:LONGEST_DETAILS]
+    while len(quote(kept)) > LONGEST_DETAILS:
+        kept = kept[: len(kept) * 3 // 4]
+    return kept if len(kept) == len(clean) else f"{kept}…"
+
+
+async def abort(context: Context[Any, Any], error: Exception) -> NoReturn:
+    refusal = refusal_of(error)
+    trailing = () if refusal.retry_after is None else ((RETRY_KEY, str(int(refusal.retry_after * 1000))),)
+    await context.abort(refusal.status, details(f"{refusal.code}: {refusal.message}"), trailing)
+
+
+def answers_errors(call: Call) -> Call:
+    """Every error of the wrapped call becomes a status with a stable code."""
+
+    @wraps(call)
+    async def wrapped(self: Any, request: Any, context: Context[Any, Any]) -> Any:
+        try:
+            return await call(self, request, context)
+        except (grpc.aio.AbortError, grpc.aio.UsageError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status with a code
+            await abort(context, error)
+
+    return wrapped  # type: ignore[return-value]  # a decorator that keeps the signature
+
+
+def unknown(instance_id: str) -> str:
+    return f"there is no ceremony {instance_id[:300]!r}"
+
+
+def accepted(answer: Answer) -> None:
+    """Raises the refusal the fold gave."""
+    if answer.code:
+        status = STATUS_OF.get(answer.code, grpc.StatusCode.FAILED_PRECONDITION)
+        raise Refusal(status, answer.code, answer.message)
+
+
+def required(**fields: str) -> None:
+    for name, value in fields.items():
+        if not value.strip():
+            raise invalid("field_required", f"{name} is required")
+
+
+def bounded(longest: int, **fields: str) -> None:
+    for name, value in fields.items():
+        if len(value) > longest:
+            raise invalid("field_too_long", f"{name} has {len(value)} characters, at most {longest} are taken")
+
+
+def page(limit: int, offset: int) -> tuple[int, int]:
+    return min(limit, LARGEST_LIMIT) if limit > 0 else DEFAULT_LIMIT, max(offset, 0)

@@ -1,0 +1,78 @@
+"""Looks at all ceremonies of this worker for `ceremony doctor`: verdicts of all, details of the gravest."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from steps.ports import Clock
+from streams.front import Diagnosis, PartitionState
+from streams.topics import CEREMONIES
+from streams.transport.contract import PartitionView
+from tables.definition import Definition
+from tables.diagnosis import CeremonyDiagnosis, Verdict, diagnose, since_when, verdict_of
+from tables.instance import Instance
+
+SECONDS = 5.0
+"""How long the look at all ceremonies may take."""
+SLICE = 100
+"""Rows judged before others get the loop."""
+SHOWN = 20
+"""Ceremonies of each verdict that are told in full."""
+WORTH = tuple(verdict for verdict in Verdict if verdict is not Verdict.ENDED)
+
+Lookup = Callable[[PartitionView, Instance], Definition | None]
+"""The pinned definition of a row of this partition."""
+
+
+class Doctor:
+    """One examination; `now` is the log's clock in milliseconds, 0 where it is not known yet."""
+
+    def __init__(self, clock: Clock, definition_of: Lookup, now: int) -> None:
+        self._clock = clock
+        self._definition_of = definition_of
+        self._now = now
+        self._verdicts: Counter[str] = Counter()
+        self._statuses: Counter[str] = Counter()
+        self._oldest: dict[Verdict, list[tuple[int, str, PartitionView, Instance]]] = {verdict: [] for verdict in WORTH}
+        """Of each verdict a heap of the oldest; the youngest of them is on top."""
+
+    def one(self, view: PartitionView, row: Instance) -> CeremonyDiagnosis:
+        """Everything about one ceremony of this partition."""
+        return diagnose(row, self._definition_of(view, row), self._now)
+
+    async def all(self, views: Iterable[PartitionView], states: Sequence[PartitionState]) -> Diagnosis:
+        """Every row, as far as the time reaches."""
+        until = self._clock.monotonic() + SECONDS
+        left = 0
+        for view in views:
+            rows: Mapping[bytes, Instance] = view.rows(CEREMONIES)
+            keys = list(rows)
+            for first in range(0, len(keys), SLICE):
+                if self._clock.monotonic() > until:
+                    left += len(keys) - first
+                    break
+                self._look(view, filter(None, map(rows.get, keys[first : first + SLICE])))
+                await self._clock.sleep(0)
+        incomplete = f"{left} ceremonies were not looked at: {SECONDS:g} s were up" if left else ""
+        return Diagnosis(self._now, self._gravest(), self._verdicts, self._statuses, states, incomplete)
+
+    def _look(self, view: PartitionView, rows: Iterable[Instance]) -> None:
+        for row in rows:
+            verdict = verdict_of(row, self._definition_of(view, row), self._now)
+            self._verdicts[verdict] += 1
+            self._statuses[row.status] += 1
+            oldest = self._oldest.get(verdict)
+            if oldest is None:
+                continue
+            item = (-since_when(row, verdict, self._now), row.instance_id, view, row)
+            if len(oldest) < SHOWN:
+                heapq.heappush(oldest, item)
+            elif item > oldest[0]:
+                heapq.heapreplace(oldest, item)
+
+    def _gravest(self) -> list[CeremonyDiagnosis]:
+        return [
+            self.one(view, row) for verdict in WORTH for _, _, view, row in sorted(self._oldest[verdict], reverse=True)
+        ]

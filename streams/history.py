@@ -1,0 +1,128 @@
+"""Reads the newest events of one ceremony back out of the topic `events`, in bounded pieces from the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from steps.ports import Clock
+from streams import topics
+from streams.front import History, HistoryEvent, Unavailable
+from streams.transport.contract import Log, LogUnavailable, Record
+
+SECONDS = 10.0
+LARGEST = 3 * 1024 * 1024
+"""Bytes of envelopes that an answer carries."""
+FIRST_PIECE, LARGEST_PIECE = 1_000, 32_000
+"""Records of the first piece, and of the largest: a ceremony of now is found at once, an old one in few reads."""
+SLACK_MS = 60_000
+"""Events of a ceremony are not written before it began; brokers' clocks may differ by so much."""
+STARTED = b"ceremony.started"
+
+
+class _Envelope(msgspec.Struct):
+    timestamp: str = ""
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+_decode = msgspec.json.Decoder(_Envelope).decode
+
+
+class _Found:
+    """What was found so far, newest piece first; full when the limit or the size is reached."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._seen: dict[str, Record] = {}
+        self.begun = False
+        """The ceremony's first event is among them."""
+
+    def add(self, piece: Sequence[Record]) -> bool:
+        """Take the events of an older piece; False when not all of them were taken."""
+        for record in reversed(piece):
+            effect_id = header(record, topics.EFFECT_ID)
+            # Written twice by a crash: the older one stands where it happened first.
+            known = self._seen.pop(effect_id, None)
+            self._size += len(record.value or b"") - len((known.value if known else None) or b"")
+            if known is None and (len(self._seen) >= self._limit or (self._seen and self._size > LARGEST)):
+                return False
+            self._seen[effect_id] = record
+            self.begun = self.begun or header(record, topics.SUBJECT).encode() == STARTED
+        return True
+
+    @property
+    def oldest(self) -> int:
+        """Offset of the oldest event taken."""
+        return next(reversed(self._seen.values())).offset
+
+    def events(self) -> list[HistoryEvent]:
+        return [event_of(record) for record in reversed(self._seen.values())]
+
+
+class HistoryReader:
+    """Reads histories of one topic."""
+
+    def __init__(self, log: Log, clock: Clock, topic: str) -> None:
+        self._log = log
+        self._clock = clock
+        self._topic = topic
+
+    async def read(self, partition: int, instance_id: str, limit: int, begun_at: int) -> History:
+        """The newest `limit` events of the ceremony, which began at `begun_at` (ms). Raises Unavailable."""
+        try:
+            start, end = (await self._log.ends(self._topic))[partition]
+            found, stopped = _Found(limit), end
+            try:
+                async with self._clock.timeout(SECONDS):
+                    piece = FIRST_PIECE
+                    while stopped > start:
+                        first = max(start, stopped - piece)
+                        records, oldest = await self._piece(partition, first, stopped, instance_id.encode())
+                        if not found.add(records):
+                            message = f"there are older ones: at most {limit} are shown, and 3 MiB"
+                            return History(found.events(), partition, found.oldest, complete=False, message=message)
+                        stopped = first
+                        if found.begun or oldest < begun_at - SLACK_MS:
+                            break
+                        piece = min(piece * 2, LARGEST_PIECE)
+            except TimeoutError:
+                message = f"the time was up after {SECONDS:g} s; what is older was not looked at"
+                return History(found.events(), partition, stopped, complete=False, message=message)
+        except LogUnavailable as error:
+            raise Unavailable("the log cannot be reached") from error
+        return History(found.events(), partition, stopped, complete=True, message="all that the log has of it")
+
+    async def _piece(self, partition: int, start: int, end: int, key: bytes) -> tuple[list[Record], int]:
+        """The ceremony's records of [start, end), and the time of the oldest record of any."""
+        found: list[Record] = []
+        oldest = 0
+        async for records in self._log.read(self._topic, partition, start, end):
+            oldest = oldest or records[0].timestamp
+            found += [record for record in records if record.key == key and header(record, topics.EFFECT_ID)]
+            await self._clock.sleep(0)  # others want the loop too
+        return found, oldest
+
+
+def header(record: Record, name: str) -> str:
+    """The value of a header, "" where there is none."""
+    return next((value.decode(errors="replace") for key, value in record.headers if key == name), "")
+
+
+def event_of(record: Record) -> HistoryEvent:
+    """An event as it is shown; one that cannot be read shows what its headers say."""
+    try:
+        envelope = _decode(record.value or b"{}")
+    except msgspec.DecodeError:
+        envelope = _Envelope()
+    offset = header(record, topics.COMMAND_OFFSET)
+    return HistoryEvent(
+        subject=header(record, topics.SUBJECT),
+        at=envelope.timestamp,
+        effect_id=header(record, topics.EFFECT_ID),
+        correlation_id=header(record, topics.CORRELATION_ID),
+        payload=bytes(envelope.payload).decode(errors="replace"),
+        partition=record.partition,
+        command_offset=int(offset) if offset.isdigit() else -1,
+    )

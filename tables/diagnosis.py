@@ -1,0 +1,291 @@
+"""What is wrong with a ceremony, or what it waits for, in words for people: verdict, reasons, and what to do.
+
+Pure: it looks at a row, its pinned definition and the log's present time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+from tables.definition import Definition, Step
+from tables.guards import GuardView, holds, is_human
+from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase, StepState, StepStatus
+from tables.liveness import waiting_for
+from tables.timers import ASK, GATE, RETRY, RUN_ON, TIMEOUT, iso
+from tables.transitions import open_guards
+
+OVERDUE_MS = 60_000
+"""A timer that should have fired so long ago means that nobody fires timers."""
+
+
+class Verdict(StrEnum):
+    """The gravest first."""
+
+    STUCK = "stuck"
+    """It waits for nothing: a bug of ours."""
+    OVERDUE = "overdue"
+    """A timer's time is long past: nobody fires timers."""
+    FAILED = "failed"
+    PAUSED = "paused"
+    WAITING_FOR_HUMAN = "waiting_for_human"
+    MOVING = "moving"
+    ENDED = "ended"
+
+
+URGENT = frozenset({Verdict.STUCK, Verdict.OVERDUE})
+
+
+class Wait(NamedTuple):
+    """One thing that a ceremony waits for."""
+
+    kind: str
+    """pause, attempt, gate, guard or timer."""
+    subject: str
+    message: str
+    since: int = 0
+    """Milliseconds; 0: unknown."""
+    due: int = 0
+    """When its time is up; 0: it has none, or stands still."""
+
+
+class GuardState(NamedTuple):
+    guard: str
+    holds: bool
+    reason: str
+
+
+class WayOut(NamedTuple):
+    """A transition that leaves the present state."""
+
+    trigger: str
+    to_state: str
+    guards: tuple[GuardState, ...]
+
+
+class CeremonyDiagnosis(NamedTuple):
+    """One ceremony, looked at."""
+
+    row: Instance
+    verdict: Verdict
+    since: int
+    """Milliseconds; since when it is so."""
+    message: str
+    todo: tuple[str, ...] = ()
+    waits: tuple[Wait, ...] = ()
+    ways_out: tuple[WayOut, ...] = ()
+
+
+def verdict_of(row: Instance, definition: Definition | None, now: int) -> Verdict:
+    """The verdict alone: cheap, for all rows of a table. `now`: the log's clock; 0 where it is not known yet.
+
+    A row whose definition cannot be read is judged by what the row itself says.
+    """
+    if row.status in TERMINAL:
+        return Verdict.FAILED if row.status is CeremonyStatus.FAILED else Verdict.ENDED
+    if definition is not None and not waiting_for(row, definition):
+        return Verdict.STUCK
+    if now and _overdue(row, now):
+        return Verdict.OVERDUE
+    if row.status is CeremonyStatus.PAUSED:
+        return Verdict.PAUSED
+    return Verdict.WAITING_FOR_HUMAN if row.status is CeremonyStatus.WAITING_FOR_HUMAN else Verdict.MOVING
+
+
+def since_when(row: Instance, verdict: Verdict, now: int) -> int:
+    """Since when the verdict holds, in milliseconds."""
+    if verdict is Verdict.PAUSED:
+        return row.paused_at
+    if verdict in (Verdict.FAILED, Verdict.ENDED):
+        return row.ended_at
+    if verdict is Verdict.OVERDUE:
+        return min(due for _, due in _overdue(row, now))
+    return row.updated_at
+
+
+def diagnose(row: Instance, definition: Definition | None, now: int) -> CeremonyDiagnosis:
+    """Everything there is to say of one ceremony."""
+    verdict = verdict_of(row, definition, now)
+    return CeremonyDiagnosis(
+        row,
+        verdict,
+        since_when(row, verdict, now),
+        _message(row, verdict, now),
+        tuple(_todo(row, definition, verdict)),
+        tuple(_waits(row, definition)) if row.status not in TERMINAL else (),
+        tuple(_ways_out(row, definition)) if definition is not None and row.status not in TERMINAL else (),
+    )
+
+
+def _overdue(row: Instance, now: int) -> list[tuple[str, int]]:
+    """Timers that run and should have fired long ago, with their due times."""
+    stopped = row.status is CeremonyStatus.PAUSED
+    return [
+        (timer_id, timer.due)
+        for timer_id, timer in row.timers.items()
+        if timer.due < now - OVERDUE_MS and not (stopped and timer_id not in RUN_ON)
+    ]
+
+
+_SIMPLE = {Verdict.WAITING_FOR_HUMAN: "people are awaited", Verdict.MOVING: "agents or timers are awaited"}
+
+
+def _message(row: Instance, verdict: Verdict, now: int) -> str:
+    if verdict is Verdict.STUCK:
+        return f"it is {row.status} in {row.state} and waits for nothing: no event can move it any more"
+    if verdict is Verdict.OVERDUE:
+        names = ", ".join(f"{timer_id} (due {iso(due)})" for timer_id, due in _overdue(row, now))
+        return f"timers have not fired: {names}"
+    if verdict is Verdict.PAUSED:
+        return _paused(row)
+    if row.error_code:
+        return f"{row.error_code}: {row.error_message}"
+    return _SIMPLE.get(verdict, f"it has ended {row.status} in {row.state}")
+
+
+def _paused(row: Instance) -> str:
+    by = row.paused_by
+    if by is None:
+        return "it is PAUSED"
+    role = f" ({by.role})" if by.role else ""
+    return f"paused by {by.actor}{role}" + (f": {by.reason}" if by.reason else "")
+
+
+# -- what to do
+
+
+def _todo(row: Instance, definition: Definition | None, verdict: Verdict) -> Iterator[str]:
+    """Commands to copy where there are some."""
+    name = row.instance_id
+    if definition is None and not row.expired:
+        yield "its pinned definition cannot be read by this release: look for pinned_definition_invalid in the log"
+    match verdict:
+        case Verdict.STUCK:
+            yield f"report it, with what `ceremony history {name}` and `ceremony get {name} -o json` say: a bug"
+            yield f"ceremony cancel {name}"
+        case Verdict.OVERDUE:
+            yield "see that the log takes writes: /readyz, and timers_wait in the worker's log"
+        case Verdict.PAUSED:
+            yield f"ceremony resume {name}"
+        case Verdict.FAILED:
+            yield from _retries(row, definition)
+        case Verdict.WAITING_FOR_HUMAN if definition is not None:
+            yield from _decisions(row, definition)
+        case _:
+            pass
+
+
+def _retries(row: Instance, definition: Definition | None) -> Iterator[str]:
+    if definition is None:
+        return
+    for step in definition.steps_by_state.get(row.state, ()):
+        if row.steps[step.id].status is StepStatus.FAILED:
+            yield f"ceremony retry {row.instance_id} {step.id}" + _role_for(definition, step.id)
+
+
+def _decisions(row: Instance, definition: Definition) -> Iterator[str]:
+    for step in definition.steps_by_state.get(row.state, ()):
+        state = row.steps[step.id]
+        if state.phase is Phase.GATE:
+            yield f"ceremony approve {row.instance_id} {step.id} --role {_gate_role(definition, step)}"
+        elif state.status is StepStatus.PENDING and row.selected and step.id not in row.selected:
+            yield f"ceremony run {row.instance_id} {step.id}" + _role_for(definition, step.id)
+    for name in open_guards(row, definition):
+        guard = definition.guards[name]
+        if is_human(guard) and not row.guard_approvals.get(name):
+            role = f" --role {guard.role}" if guard.role else ""
+            yield f"ceremony approve {row.instance_id} {name}{role}"
+
+
+def _gate_role(definition: Definition, step: Step) -> str:
+    return _role(definition, step.id) or str(getattr(step.config, "role", ""))
+
+
+def _role(definition: Definition, action: str) -> str:
+    """The first role that names the action."""
+    return next((role.id for role in definition.roles.values() if action in role.allowed_actions), "")
+
+
+def _role_for(definition: Definition, action: str) -> str:
+    role = _role(definition, action)
+    return f" --role {role}" if role else ""
+
+
+# -- what is awaited
+
+
+def _waits(row: Instance, definition: Definition | None) -> Iterator[Wait]:
+    if row.status is CeremonyStatus.PAUSED:
+        yield Wait("pause", row.instance_id, _paused(row), row.paused_at)
+    stopped = row.status is CeremonyStatus.PAUSED
+    for step_id, state in row.steps.items():
+        if state.phase is not Phase.NONE:
+            step = None if definition is None else definition.steps.get(step_id)
+            yield _attempt(row, step_id, step, state, stopped=stopped)
+    if definition is not None:
+        view = GuardView(row, definition)
+        for name in open_guards(row, definition):
+            met, reason = holds(definition.guards[name], view)
+            if not met:
+                yield Wait("guard", name, reason, row.updated_at)
+    for timer_id, timer in row.timers.items():
+        running = not stopped or timer_id in RUN_ON
+        message = "fires then" if running else f"stands still; {timer.due / 1000:g} s remain"
+        yield Wait("timer", timer_id, message, 0, timer.due if running else 0)
+
+
+_TIMER_OF = {
+    Phase.ASKED: TIMEOUT,
+    Phase.SUBMITTED: TIMEOUT,
+    Phase.UNREACHABLE: ASK,
+    Phase.BACKOFF: RETRY,
+    Phase.GATE: GATE,
+}
+"""Which timer says when the wait of a phase is over at the latest."""
+
+
+def _attempt(row: Instance, step_id: str, step: Step | None, state: StepState, *, stopped: bool) -> Wait:
+    timer = row.timers.get(_TIMER_OF[state.phase] + step_id)
+    due = 0 if timer is None or stopped else timer.due
+    kind = "gate" if state.phase is Phase.GATE else "attempt"
+    return Wait(kind, step_id, f"attempt {state.attempt}: {_awaited(step, state)}", state.started_at, due)
+
+
+def _awaited(step: Step | None, state: StepState) -> str:
+    match state.phase:
+        case Phase.ASKED:
+            handler = "agent" if step is None else f"agent of {step.handler}"
+            return f"requested of the {handler}; its first word is awaited"
+        case Phase.SUBMITTED:
+            return f"the Ray executor has it as {state.deliberation_id or '(no id)'}; {_answered(step, state)}"
+        case Phase.UNREACHABLE:
+            return f"its neighbour is out of reach, asked {state.asks} times; it is asked again then, until its timeout"
+        case Phase.BACKOFF:
+            return f"failed ({state.error_code}: {state.error_message}); the next attempt begins then"
+        case _:
+            return _gate(step, state)
+
+
+def _answered(step: Step | None, state: StepState) -> str:
+    agents = getattr(None if step is None else step.config, "agent_ids", ())
+    if not agents:
+        return "its result on NATS is awaited"
+    missing = [agent for agent in agents if agent not in state.answers]
+    shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")  # noqa: PLR2004 - a line has an end
+    return f"{len(state.answers)} of {len(agents)} agents have answered on NATS; awaited: {shown}"
+
+
+def _gate(step: Step | None, state: StepState) -> str:
+    config = None if step is None else step.config
+    quorum = getattr(config, "quorum", 1) or 1
+    approvals = len({approval.actor for approval in state.approvals})
+    counted = f", {approvals} of {quorum} approvals" if quorum > 1 else ""
+    return f"the role {getattr(config, 'role', '?')} decides: {getattr(config, 'message', '')}{counted}"
+
+
+def _ways_out(row: Instance, definition: Definition) -> Iterator[WayOut]:
+    view = GuardView(row, definition)
+    for transition in definition.transitions_from.get(row.state, ()):
+        guards = tuple(GuardState(name, *holds(definition.guards[name], view)) for name in transition.guards)
+        yield WayOut(transition.trigger, transition.to_state, guards)

@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 NOTABLE = frozenset(
     {
         "ceremony.step.retrying",
+        "ceremony.step.ordered",
         "ceremony.failed",
         "ceremony.timed_out",
         "ceremony.cancelled",
@@ -201,6 +202,7 @@ def _tell(event: Event) -> None:
         instance=event.instance_id,
         step=payload.get("step_id"),
         attempt=payload.get("attempt"),
+        actor=payload.get("actor"),
         correlation_id=event.correlation_id,
         code=payload.get("error_code") or payload.get("code"),
         reason=payload.get("error_message") or payload.get("message") or payload.get("reason"),

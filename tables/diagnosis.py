@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
-from tables.definition import Definition, Step
+from tables.definition import Definition, Step, Transition
 from tables.guards import GuardView, holds, is_human
 from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.liveness import waiting_for
@@ -52,6 +52,7 @@ class Wait(NamedTuple):
 
 class GuardState(NamedTuple):
     guard: str
+    """Empty for what a transition without guards waits for."""
     holds: bool
     reason: str
 
@@ -287,5 +288,20 @@ def _gate(step: Step | None, state: StepState) -> str:
 def _ways_out(row: Instance, definition: Definition) -> Iterator[WayOut]:
     view = GuardView(row, definition)
     for transition in definition.transitions_from.get(row.state, ()):
-        guards = tuple(GuardState(name, *holds(definition.guards[name], view)) for name in transition.guards)
-        yield WayOut(transition.trigger, transition.to_state, guards)
+        guards = [GuardState(name, *holds(definition.guards[name], view)) for name in transition.guards]
+        yield WayOut(
+            transition.trigger, transition.to_state, tuple(guards or [_unguarded(row, definition, transition)])
+        )
+
+
+def _unguarded(row: Instance, definition: Definition, transition: Transition) -> GuardState:
+    """A transition without guards waits for the selected steps of its state, or belongs to a step's failure."""
+    here = definition.steps_by_state.get(row.state, ())
+    failing = [step.id for step in here if step.on_failure == transition.trigger]
+    if failing:
+        return GuardState("", False, f"taken when {' or '.join(failing)} fails for good")
+    for step in here:
+        status = row.steps[step.id].status
+        if status is not StepStatus.COMPLETED and (not row.selected or step.id in row.selected):
+            return GuardState("", False, f"step `{step.id}` is {status}")
+    return GuardState("", True, "all selected steps of the state are COMPLETED")

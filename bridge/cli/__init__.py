@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from bridge.cli import ceremonies, decisions, files, operator, running, watching
+from bridge.cli import ceremonies, decisions, doctor, files, looking, operations, operator, running, watching
 from bridge.cli.errors import EPILOG, CommandFailed, Exit
 from bridge.cli.output import say
 from bridge.cli.root import Root
@@ -36,12 +36,19 @@ def build(root: Root) -> typer.Typer:
         ("approve", decisions.approve),
         ("reject", decisions.reject),
         ("trigger", decisions.trigger),
+        ("cancel", operations.cancel),
+        ("pause", operations.pause),
+        ("resume", operations.resume),
+        ("retry", operations.retry),
+        ("run", operations.run),
     ):
         app.command(name, rich_help_panel=CEREMONIES)(verb)
     for name, look in (
         ("get", ceremonies.get),
         ("list", ceremonies.list_),
         ("watch", watching.watch),
+        ("history", looking.history),
+        ("doctor", doctor.doctor),
         ("definitions", operator.definitions),
     ):
         app.command(name, rich_help_panel=LOOK)(look)

@@ -120,15 +120,15 @@ def list_(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """List ceremonies, newest first."""
-    filters = {"state": state, "definition_name": definition, "story_id": story}
+    filters = {
+        "state": state,
+        "definition_name": definition,
+        "story_id": story,
+        "status": None if status is None else status.upper(),
+    }
 
     async def work(client: PlanningCeremonyClient) -> tuple[Sequence[pb.PlanningCeremonyInstance], int]:
-        if status is None:
-            return await _pages(client, filters, limit, offset)
-        # The engine filters by state, not by status: read all pages, and cut here.
-        found, _ = await _pages(client, filters, sys.maxsize, 0)
-        matching = [one for one in found if one.status == status.upper()]
-        return matching[offset : offset + limit], len(matching)
+        return await pages(client, filters, limit, offset)
 
     found, total = call(server, work)
     if output is Format.TABLE:
@@ -147,7 +147,7 @@ def _print_list(found: Sequence[pb.PlanningCeremonyInstance], total: int, offset
         say("no ceremonies", err=True)
 
 
-async def _pages(
+async def pages(
     client: PlanningCeremonyClient, filters: Mapping[str, Any], limit: int, offset: int
 ) -> tuple[list[pb.PlanningCeremonyInstance], int]:
     """Pages one after the other: one ends early where its ceremonies are large."""

@@ -87,7 +87,7 @@ def trigger(
     async def work(client: PlanningCeremonyClient) -> pb.PlanningCeremonyInstance:
         return await client.trigger(instance_id, name, actor=actor or login(), role=role)
 
-    _show(name, call(server, work), output)
+    show(name, call(server, work), output)
 
 
 def _decide(decision: Decision, server: str | None, output: Format) -> None:
@@ -106,7 +106,7 @@ def _decide(decision: Decision, server: str | None, output: Format) -> None:
         return gate.step_id or gate.guard, after
 
     name, after = call(server, work)
-    _show(f"{'approved' if decision.approved else 'rejected'} {name}", after, output)
+    show(f"{'approved' if decision.approved else 'rejected'} {name}", after, output)
 
 
 async def open_gate(client: PlanningCeremonyClient, decision: Decision) -> pb.OpenGate:
@@ -128,7 +128,8 @@ async def open_gate(client: PlanningCeremonyClient, decision: Decision) -> pb.Op
     raise CommandFailed("gate_not_open", f"{found.instance_id} has no open gate: {waits}")
 
 
-def _show(done: str, after: pb.PlanningCeremonyInstance, output: Format) -> None:
+def show(done: str, after: pb.PlanningCeremonyInstance, output: Format) -> None:
+    """What became of the ceremony."""
     if output is Format.TABLE:
         say(f"{done}: {after.instance_id} is {after.status} in {after.current_state}")
     else:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import typer
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
-from bridge.cli import views
+from bridge.cli import bulk, views
+from bridge.cli.ceremonies import LARGEST_PAGE, login
 from bridge.cli.connection import ServerOption, call
+from bridge.cli.decisions import ActorOption
+from bridge.cli.operations import ReasonOption
 from bridge.cli.output import Format, OutputOption, console, emit_data, say
 
 deadletters = typer.Typer(help="What could not be processed and was set aside.", no_args_is_help=True)
@@ -40,3 +45,81 @@ def definitions(server: ServerOption = None, output: OutputOption = Format.TABLE
         console().print(views.definitions_view(found))
     else:
         emit_data([views.definition_data(one) for one in found], output)
+
+
+OriginArgument = Annotated[str, typer.Argument(metavar="ORIGIN", help="TOPIC/PARTITION/OFFSET, as `list` shows it.")]
+
+
+@deadletters.command("show")
+def show(origin: OriginArgument, server: ServerOption = None, output: OutputOption = Format.TABLE) -> None:
+    """Show one dead letter whole: why, its headers, its body, and whether it was sent back."""
+    where = parsed(origin)
+    found = call(server, lambda client: client.dead_letter(*where))
+    if output is Format.TABLE:
+        console().print(views.dead_letter_view(found))
+    else:
+        emit_data(views.shown_data(found), output)
+
+
+@deadletters.command("replay")
+def replay(
+    origins: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ORIGIN]...", help="TOPIC/PARTITION/OFFSET, as `list` shows it.", show_default=False),
+    ] = None,
+    actor: ActorOption = None,
+    reason: ReasonOption = "",
+    everything: Annotated[bool, typer.Option("--all", help="All that match; asks before, unless --yes.")] = False,  # noqa: FBT002 - typer makes flags of them
+    topic: Annotated[str | None, typer.Option(help="With --all: only from this topic or NATS stream.")] = None,
+    code: Annotated[str | None, typer.Option(help="With --all: only with this code.")] = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,  # noqa: FBT002 - as above
+    request_id: Annotated[
+        str | None, typer.Option(help="The same id again sends nothing more.", show_default=False)
+    ] = None,
+    server: ServerOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Send originals back to where they came from; what is still wrong with one comes back as a new dead letter."""
+    if bool(origins) == everything:
+        raise typer.BadParameter("name dead letters, or say --all, and not both", param_hint="ORIGIN")
+    named = origins or _matching(server, topic, code)
+    who: dict[str, Any] = {"actor": actor or login(), "reason": reason, "request_id": request_id}
+    if len(named) == 1 and not everything:
+        where = parsed(named[0])
+        done = call(server, lambda client: client.replay_dead_letter(*where, **who))
+        if output is Format.TABLE:
+            say(("already " if done.repeated_request else "") + done.message)
+        else:
+            emit_data(views.replay_data(done.replay) | {"repeated_request": done.repeated_request}, output)
+        return
+    if everything:
+        bulk.confirmed("replay", "dead letters", len(named), yes=yes)
+    items = [bulk.Item(name, _replaying(parsed(name), who)) for name in dict.fromkeys(named)]
+    bulk.run(server, "replay", items, output)
+
+
+def parsed(origin: str) -> tuple[str, int, int]:
+    """Topic, partition and offset. Raises BadParameter."""
+    match origin.rsplit("/", 2):
+        case [topic, partition, offset] if topic and partition.isdecimal() and offset.isdecimal():
+            return topic, int(partition), int(offset)
+    raise typer.BadParameter(f"{origin!r} is no TOPIC/PARTITION/OFFSET", param_hint="ORIGIN")
+
+
+def _replaying(where: tuple[str, int, int], who: Mapping[str, Any]) -> Callable[[PlanningCeremonyClient], Any]:
+    return lambda client: client.replay_dead_letter(*where, **who)
+
+
+def _matching(server: str | None, topic: str | None, code: str | None) -> list[str]:
+    """Origins of all dead letters that are meant, the oldest first: so their order is kept as far as it can be."""
+
+    async def work(client: PlanningCeremonyClient) -> list[str]:
+        found: list[pb.DeadLetter] = []
+        while True:
+            page = await client.dead_letters(topic=topic, limit=LARGEST_PAGE, offset=len(found))
+            found += page.dead_letters
+            if not page.dead_letters or len(found) >= page.total_count:
+                break
+        return [f"{one.origin}/{one.partition}/{one.offset}" for one in reversed(found) if code in (None, one.code)]
+
+    return call(server, work)

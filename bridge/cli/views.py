@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -176,6 +177,62 @@ def dead_letters_view(letters: Sequence[pb.DeadLetter]) -> RenderableType:
         for letter in letters
     ]
     return table(("origin", "set aside", "code", "message", "key", "bytes"), rows, right=("bytes",))
+
+
+def shown_data(found: pb.ShowDeadLetterResponse) -> dict[str, Any]:
+    """All of a dead letter; bytes that are no UTF-8 as base64, under a name that says so."""
+    return {
+        **dead_letter_data(found.dead_letter),
+        "headers": [{"name": header.name, **readable("value", header.value)} for header in found.headers],
+        **readable("body", found.body),
+        "body_from": found.body_from,
+        "replays": [replay_data(one) for one in found.replays],
+    }
+
+
+def readable(name: str, value: bytes) -> dict[str, str]:
+    try:
+        return {name: value.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(value).decode()}
+
+
+def replay_data(one: pb.Replay) -> dict[str, Any]:
+    return {
+        "at": one.at,
+        "actor": one.actor,
+        "reason": one.reason,
+        "request_id": one.request_id,
+        "sent_to": one.sent_to,
+    }
+
+
+def dead_letter_view(found: pb.ShowDeadLetterResponse) -> RenderableType:
+    """A dead letter for people; JSON bodies are laid out."""
+    letter = found.dead_letter
+    head = pairs(
+        {
+            "origin": f"{letter.origin}/{letter.partition}/{letter.offset}",
+            "set aside": local(letter.timestamp),
+            "code": Text(clean(letter.code), style="bold red"),
+            "message": letter.message,
+            "key": letter.key,
+            "bytes": f"{letter.size} (body from: {found.body_from})",
+            "headers": "\n".join(f"{one.name}: {one.value.decode(errors='backslashreplace')}" for one in found.headers),
+            "sent back": "\n".join(
+                f"{local(one.at)} by {one.actor} to {one.sent_to}" + (f": {one.reason}" if one.reason else "")
+                for one in found.replays
+            ),
+        }
+    )
+    return Group(head, "", Text(clean(_body(found.body))))
+
+
+def _body(body: bytes) -> str:
+    try:
+        return json.dumps(json.loads(body), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return body.decode(errors="backslashreplace")
 
 
 def definition_data(one: pb.DefinitionSummary) -> dict[str, Any]:

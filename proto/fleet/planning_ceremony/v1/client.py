@@ -109,12 +109,18 @@ class PlanningCeremonyClient:
         state: str | None = None,
         definition_name: str | None = None,
         story_id: str | None = None,
+        status: str | None = None,
         limit: int = 100,
         offset: int = 0,
     ) -> pb.ListPlanningCeremonyInstancesResponse:
         """A page, newest first: `ceremonies`, and `total_count` of all that match."""
         request = pb.ListPlanningCeremonyInstancesRequest(
-            state_filter=state, definition_filter=definition_name, story_id=story_id, limit=limit, offset=offset
+            state_filter=state,
+            definition_filter=definition_name,
+            story_id=story_id,
+            status_filter=status,
+            limit=limit,
+            offset=offset,
         )
         return await self._call(self._stub.ListPlanningCeremonyInstances, request)
 
@@ -155,6 +161,78 @@ class PlanningCeremonyClient:
             instance_id=instance_id, trigger=trigger, actor=actor, role=role, request_id=_request_id()
         )
         return (await self._call(self._stub.TriggerTransition, request)).ceremony
+
+    async def cancel(
+        self, instance_id: str, *, actor: str, role: str = "", reason: str = ""
+    ) -> pb.PlanningCeremonyInstance:
+        """End a ceremony as CANCELLED; returns it as it ended."""
+        request = pb.CancelCeremonyRequest(
+            instance_id=instance_id, actor=actor, role=role, reason=reason, request_id=_request_id()
+        )
+        return (await self._call(self._stub.CancelCeremony, request)).ceremony
+
+    async def pause(
+        self, instance_id: str, *, actor: str, role: str = "", reason: str = ""
+    ) -> pb.PlanningCeremonyInstance:
+        """Pause a ceremony: answers are recorded, nothing starts."""
+        request = pb.PauseCeremonyRequest(
+            instance_id=instance_id, actor=actor, role=role, reason=reason, request_id=_request_id()
+        )
+        return (await self._call(self._stub.PauseCeremony, request)).ceremony
+
+    async def resume(
+        self, instance_id: str, *, actor: str, role: str = "", reason: str = ""
+    ) -> pb.PlanningCeremonyInstance:
+        """Let a paused ceremony go on; returns it after what followed at once."""
+        request = pb.ResumeCeremonyRequest(
+            instance_id=instance_id, actor=actor, role=role, reason=reason, request_id=_request_id()
+        )
+        return (await self._call(self._stub.ResumeCeremony, request)).ceremony
+
+    async def retry_step(
+        self, instance_id: str, step_id: str, *, actor: str, role: str = "", reason: str = ""
+    ) -> pb.PlanningCeremonyInstance:
+        """Give a FAILED step a new budget of attempts; opens a FAILED ceremony again."""
+        request = pb.RetryStepRequest(
+            instance_id=instance_id, step_id=step_id, actor=actor, role=role, reason=reason, request_id=_request_id()
+        )
+        return (await self._call(self._stub.RetryStep, request)).ceremony
+
+    async def run_step(
+        self, instance_id: str, step_id: str, *, actor: str, role: str = "", reason: str = ""
+    ) -> pb.PlanningCeremonyInstance:
+        """Run a step that the start did not select."""
+        request = pb.RunStepRequest(
+            instance_id=instance_id, step_id=step_id, actor=actor, role=role, reason=reason, request_id=_request_id()
+        )
+        return (await self._call(self._stub.RunStep, request)).ceremony
+
+    async def history(self, instance_id: str, *, limit: int = 200) -> pb.GetHistoryResponse:
+        """The newest events of a ceremony, oldest first, at most 200; the answer says whether these are all."""
+        return await self._call(self._stub.GetHistory, pb.GetHistoryRequest(instance_id=instance_id, limit=limit))
+
+    async def dead_letter(self, origin: str, partition: int, offset: int) -> pb.ShowDeadLetterResponse:
+        """One dead letter with headers and body, by where its original stood."""
+        request = pb.ShowDeadLetterRequest(origin=origin, partition=partition, offset=offset)
+        return await self._call(self._stub.ShowDeadLetter, request)
+
+    async def replay_dead_letter(
+        self, origin: str, partition: int, offset: int, *, actor: str, reason: str = "", request_id: str | None = None
+    ) -> pb.ReplayDeadLetterResponse:
+        """Send a dead letter's original back to where it came from; once for each request id (default: a new one)."""
+        request = pb.ReplayDeadLetterRequest(
+            origin=origin,
+            partition=partition,
+            offset=offset,
+            actor=actor,
+            reason=reason,
+            request_id=request_id or _request_id(),
+        )
+        return await self._call(self._stub.ReplayDeadLetter, request)
+
+    async def diagnose(self, instance_id: str | None = None) -> pb.DiagnoseResponse:
+        """What is stuck or waiting, why, and what to do: of one ceremony, or of the engine as a whole."""
+        return await self._call(self._stub.Diagnose, pb.DiagnoseRequest(instance_id=instance_id))
 
     async def watch(self, instance_id: str) -> AsyncIterator[pb.PlanningCeremonyInstance]:
         """The ceremony now and after each change, until it has ended."""

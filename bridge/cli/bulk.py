@@ -1,0 +1,102 @@
+"""One operation on many things: which ones, a question before, progress meanwhile, a summary and each error after."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import typer
+from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bridge.cli.connection import call
+from bridge.cli.errors import CommandFailed, refused
+from bridge.cli.output import Format, console, emit_data, say
+
+LANES = 16
+"""Calls in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to be done: its name for people, and the call."""
+
+    name: str
+    work: Callable[[PlanningCeremonyClient], Awaitable[Any]]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of all of them."""
+
+    done: list[str] = field(default_factory=list)
+    failed: list[tuple[str, CommandFailed]] = field(default_factory=list)
+
+    def data(self) -> dict[str, Any]:
+        return {
+            "total": len(self.done) + len(self.failed),
+            "done": self.done,
+            "failed": [{"item": name, "code": why.code, "message": why.text} for name, why in self.failed],
+        }
+
+
+def confirmed(verb: str, what: str, count: int, *, yes: bool) -> None:
+    """Ask before many are touched. Raises BadParameter where nobody can be asked, Abort where the answer is no."""
+    if yes or not count:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter(f"{verb} {count} {what}? Say --yes where nobody can be asked", param_hint="--yes")
+    typer.confirm(f"{verb} {count} {what}?", abort=True, err=True)
+
+
+def run(server: str | None, verb: str, items: Sequence[Item], output: Format) -> None:
+    """Do them all, at most 16 at a time; a refused one stops none of the others. Raises CommandFailed if any failed."""
+    outcome = call(server, lambda client: _all(client, verb, items))
+    for name, why in outcome.failed:
+        say(f"{name}: {why}", err=True)
+    if output is Format.TABLE:
+        say(summary(verb, outcome))
+    else:
+        emit_data(outcome.data(), output)
+    if outcome.failed:
+        raise CommandFailed
+
+
+def summary(verb: str, outcome: Outcome) -> str:
+    """One line: how many went well, and the rest by code."""
+    codes = Counter(why.code for _, why in outcome.failed)
+    wrong = ", ".join(f"{count} {code}" for code, count in codes.most_common())
+    total = len(outcome.done) + len(outcome.failed)
+    return f"{verb}: {len(outcome.done)} of {total} done" + (f"; refused or failed: {wrong}" if wrong else "")
+
+
+async def _all(client: PlanningCeremonyClient, verb: str, items: Sequence[Item]) -> Outcome:
+    outcome = Outcome()
+    with _progress() as progress:
+        bar = progress.add_task(verb, total=len(items))
+        waiting = iter(items)
+        await asyncio.gather(*(_lane(client, waiting, outcome, lambda: progress.advance(bar)) for _ in range(LANES)))
+    return outcome
+
+
+async def _lane(
+    client: PlanningCeremonyClient, items: Iterator[Item], outcome: Outcome, tick: Callable[[], None]
+) -> None:
+    for item in items:
+        try:
+            await item.work(client)
+            outcome.done.append(item.name)
+        except PlanningCeremonyError as error:
+            outcome.failed.append((item.name, refused(error.status.name, error.message)))
+        except CommandFailed as error:
+            outcome.failed.append((item.name, error))
+        tick()
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=console(sys.stderr), transient=True, disable=not sys.stderr.isatty())

@@ -1,0 +1,74 @@
+"""The verb `history`: what has happened to one ceremony, event by event."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from rich.text import Text
+
+from bridge.cli.ceremonies import InstanceArgument
+from bridge.cli.connection import ServerOption, call
+from bridge.cli.output import STYLES, Format, OutputOption, clean, console, emit_data, local, say, table
+from bridge.cli.views import summary
+
+TOLD_ELSEWHERE = frozenset({"instance_id", "definition_name", "output"})
+"""Fields of a payload that a line of the table leaves out."""
+
+
+def history(
+    instance_id: InstanceArgument,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=200, help="The newest so many.")] = 200,
+    server: ServerOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Show the newest events of a ceremony, oldest first."""
+    found = call(server, lambda client: client.history(instance_id, limit=limit))
+    if output is not Format.TABLE:
+        emit_data(history_data(found), output)
+        return
+    if found.events:
+        rows = [(local(event.at), event.subject, version(event), said(event)) for event in found.events]
+        console().print(table(("at", "event", "version", "what"), rows, right=("version",)))
+    if not found.complete:
+        where = f"partition {found.stopped_at.partition}, offset {found.stopped_at.offset}"
+        say(f"not all: {found.message} (stopped at {where})", err=True)
+
+
+def history_data(found: pb.GetHistoryResponse) -> dict[str, Any]:
+    """All of it; payloads as values."""
+    return {
+        "events": [
+            {
+                "subject": event.subject,
+                "at": event.at,
+                "effect_id": event.effect_id,
+                "correlation_id": event.correlation_id,
+                "payload": json.loads(event.payload or "{}"),
+                "command": {"partition": event.command.partition, "offset": event.command.offset},
+            }
+            for event in found.events
+        ],
+        "complete": found.complete,
+        "stopped_at": {"partition": found.stopped_at.partition, "offset": found.stopped_at.offset},
+        "message": found.message,
+    }
+
+
+def version(event: pb.HistoryEvent) -> str:
+    """The ceremony's version that came with it, out of `<instance>/<version>/<ordinal>@<fold>`."""
+    return event.effect_id.rpartition("/")[0].rpartition("/")[2]
+
+
+def said(event: pb.HistoryEvent) -> Text:
+    """What the payload says, on one line."""
+    payload = json.loads(event.payload or "{}")
+    parts = [
+        f"{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in payload.items()
+        if name not in TOLD_ELSEWHERE and value not in ("", None)
+    ]
+    style = STYLES.get(str(payload.get("status")), "")
+    return Text(clean(summary(" ".join(parts))), style=style, no_wrap=True, overflow="ellipsis")

@@ -289,19 +289,18 @@ def _ways_out(row: Instance, definition: Definition) -> Iterator[WayOut]:
     view = GuardView(row, definition)
     for transition in definition.transitions_from.get(row.state, ()):
         guards = [GuardState(name, *holds(definition.guards[name], view)) for name in transition.guards]
-        yield WayOut(
-            transition.trigger, transition.to_state, tuple(guards or [_unguarded(row, definition, transition)])
-        )
+        guards = guards or [GuardState("", *_unguarded(row, definition, transition))]
+        yield WayOut(transition.trigger, transition.to_state, tuple(guards))
 
 
-def _unguarded(row: Instance, definition: Definition, transition: Transition) -> GuardState:
+def _unguarded(row: Instance, definition: Definition, transition: Transition) -> tuple[bool, str]:
     """A transition without guards waits for the selected steps of its state, or belongs to a step's failure."""
     here = definition.steps_by_state.get(row.state, ())
     failing = [step.id for step in here if step.on_failure == transition.trigger]
     if failing:
-        return GuardState("", False, f"taken when {' or '.join(failing)} fails for good")
+        return False, f"taken when {' or '.join(failing)} fails for good"
     for step in here:
         status = row.steps[step.id].status
         if status is not StepStatus.COMPLETED and (not row.selected or step.id in row.selected):
-            return GuardState("", False, f"step `{step.id}` is {status}")
-    return GuardState("", True, "all selected steps of the state are COMPLETED")
+            return False, f"step `{step.id}` is {status}"
+    return True, "all selected steps of the state are COMPLETED"

@@ -36,7 +36,7 @@ IN_FULL = frozenset({"stuck", "overdue"})
 def doctor(
     instance_id: Annotated[
         str | None,
-        typer.Argument(metavar="[ID]", help="One ceremony; else all, and the engine.", show_default=False),
+        typer.Argument(metavar="ID", help="One ceremony; else all, and the engine.", show_default=False),
     ] = None,
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
@@ -147,18 +147,10 @@ def ceremony_report(one: pb.CeremonyDiagnosis) -> Iterator[RenderableType]:
 
 def _ways(one: pb.CeremonyDiagnosis) -> Iterator[tuple[str | Text, ...]]:
     for way in one.ways_out:
-        if not way.guards:
-            yield (
-                way.trigger,
-                way.to_state,
-                "(none)",
-                "",
-                "when every selected step is COMPLETED",
-            )
         for number, guard in enumerate(way.guards):
             head = (way.trigger, way.to_state) if number == 0 else ("", "")
             holds = Text("holds", style="green") if guard.holds else Text("does not hold", style="yellow")
-            yield *head, guard.guard, holds, guard.reason
+            yield *head, guard.guard or "(its steps)", holds, guard.reason
 
 
 def _todo(one: pb.CeremonyDiagnosis) -> str:

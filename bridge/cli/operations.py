@@ -23,10 +23,10 @@ LIVE = frozenset({RUNNING, WAITING, PAUSED})
 
 IdsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[ID]...", help="Instance ids, CEREMONY:STORY; or --all with filters.", show_default=False),
+    typer.Argument(metavar="ID", help="Instance ids, CEREMONY:STORY; or --all with filters.", show_default=False),
 ]
 IdArgument = Annotated[
-    str | None, typer.Argument(metavar="[ID]", help="Instance id, CEREMONY:STORY.", show_default=False)
+    str | None, typer.Argument(metavar="ID", help="Instance id, CEREMONY:STORY.", show_default=False)
 ]
 RoleOption = Annotated[str, typer.Option(help="In which role; wanted where the definition's roles name the action.")]
 ReasonOption = Annotated[str, typer.Option("-m", "--reason", help="Why; kept with the ceremony's events.")]

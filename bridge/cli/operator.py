@@ -65,7 +65,7 @@ def show(origin: OriginArgument, server: ServerOption = None, output: OutputOpti
 def replay(
     origins: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ORIGIN]...", help="TOPIC/PARTITION/OFFSET, as `list` shows it.", show_default=False),
+        typer.Argument(metavar="ORIGIN", help="TOPIC/PARTITION/OFFSET, as `list` shows it.", show_default=False),
     ] = None,
     actor: ActorOption = None,
     reason: ReasonOption = "",

@@ -1820,6 +1820,7 @@ class GuardState(_message.Message):
     HOLDS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     guard: _builtins.str
+    """Empty for what a transition without guards waits for."""
     holds: _builtins.bool
     reason: _builtins.str
     """Why (not)."""

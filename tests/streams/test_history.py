@@ -1,0 +1,153 @@
+"""Reading a ceremony's events back from a real log: the newest first, in pieces, bounded, and honest about it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bridge.clock import HostClock
+from streams import history as history_module
+from streams.codecs import event_record
+from streams.front import Unavailable
+from streams.history import HistoryReader
+from streams.transport.contract import LogUnavailable, Record, TopicSpec
+from streams.transport.sqlite_log import SqliteLog
+from tables.effects import Event
+
+TOPIC = "t.events"
+MINE = "c:s"
+
+
+class Site:
+    """A log with events of two ceremonies, and a reader that notes which pieces it read."""
+
+    def __init__(self, log: SqliteLog) -> None:
+        self.log = log
+        self.pieces: list[tuple[int, int]] = []
+        self.stall_below = -1
+        self.reader = HistoryReader(self, HostClock(), TOPIC)  # type: ignore[arg-type]  # all it reads with
+
+    async def ends(self, topic: str) -> Sequence[tuple[int, int]]:
+        return await self.log.ends(topic)
+
+    async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        self.pieces.append((start, end))
+        if start < self.stall_below:
+            await asyncio.sleep(60)
+        async for records in self.log.read(topic, partition, start, end):
+            yield records
+
+    async def put(self, instance_id: str, number: int, subject: str = "ceremony.step.executed", size: int = 0) -> None:
+        event = Event(
+            id=f"{instance_id}/{number}/0@2",
+            subject=subject,
+            instance_id=instance_id,
+            correlation_id="corr",
+            at=1_700_000_000_000 + number,
+            payload={"number": number, "pad": "x" * size},
+        )
+        key, value, headers = event_record(event, 100 + number, 0, 2)
+        await self.log.append(TOPIC, 0, key, value, headers)
+
+
+@pytest.fixture
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    monkeypatch.setattr(history_module, "FIRST_PIECE", 4)
+    monkeypatch.setattr(history_module, "LARGEST_PIECE", 8)
+    log = SqliteLog(tmp_path / "log.db", HostClock())
+    await log.start()
+    await log.create([TopicSpec(TOPIC, 1)])
+    yield Site(log)
+    await log.stop()
+
+
+async def fill(site: Site, mine: Sequence[int], others: int) -> None:
+    """Events of ours with these numbers, each followed by so many of others."""
+    for number in mine:
+        await site.put(MINE, number, "ceremony.started" if number == 1 else "ceremony.step.executed")
+        for other in range(others):
+            await site.put("d:s", number * 1000 + other)
+
+
+async def test_the_newest_come_oldest_first_and_only_of_this_ceremony(site: Site) -> None:
+    await fill(site, range(1, 6), others=3)
+    found = await site.reader.read(0, MINE, 200, 0)
+    assert [json.loads(event.payload)["number"] for event in found.events] == [1, 2, 3, 4, 5]
+    first = found.events[0]
+    assert (first.subject, first.effect_id, first.correlation_id) == ("ceremony.started", "c:s/1/0@2", "corr")
+    assert (first.at, first.partition, first.command_offset) == ("2023-11-14T22:13:20.001Z", 0, 101)
+    assert found.complete
+
+
+async def test_pieces_grow_and_reading_ends_with_the_beginning_of_the_ceremony(site: Site) -> None:
+    """What was before `ceremony.started` is never read."""
+    await fill(site, [0], others=40)
+    await fill(site, [1, 2], others=4)
+    found = await site.reader.read(0, MINE, 200, 0)
+    assert found.complete and len(found.events) == 2
+    assert site.pieces == [(47, 51), (39, 47)]
+    assert found.stopped_at == 39
+
+
+async def test_what_is_older_than_the_ceremony_is_not_read_either(site: Site) -> None:
+    """Of a ceremony whose beginning the log has lost, or that never spoke."""
+    await fill(site, [0], others=40)
+    found = await site.reader.read(0, "never:spoke", 200, 2**53)
+    assert (found.events, found.complete) == ([], True)
+    assert len(site.pieces) == 1
+
+
+async def test_the_limit_leaves_out_older_ones_and_says_where_it_stopped(site: Site) -> None:
+    await fill(site, range(1, 6), others=0)
+    found = await site.reader.read(0, MINE, 2, 0)
+    assert [event.effect_id for event in found.events] == ["c:s/4/0@2", "c:s/5/0@2"]
+    assert (found.complete, found.stopped_at) == (False, 3)
+    assert "older" in found.message
+
+
+async def test_the_size_leaves_out_older_ones_too_but_never_the_newest(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_module, "LARGEST", 1000)
+    for number in (1, 2):
+        await site.put(MINE, number, size=2000)
+    found = await site.reader.read(0, MINE, 200, 0)
+    assert [event.effect_id for event in found.events] == ["c:s/2/0@2"]
+    assert not found.complete
+
+
+async def test_what_a_crash_wrote_twice_is_shown_once_where_it_happened_first(site: Site) -> None:
+    await fill(site, [1, 2, 3], others=0)
+    await fill(site, [2, 3, 4], others=0)
+    found = await site.reader.read(0, MINE, 200, 0)
+    assert [event.effect_id for event in found.events] == [f"c:s/{number}/0@2" for number in (1, 2, 3, 4)]
+
+
+async def test_when_the_time_is_up_it_says_where_it_stopped(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The piece that was not finished counts for nothing: what is shown has no gap."""
+    monkeypatch.setattr(history_module, "SECONDS", 0.3)
+    await fill(site, range(1, 21), others=0)
+    site.stall_below = 10
+    found = await site.reader.read(0, MINE, 200, 0)
+    assert [event.effect_id for event in found.events] == [f"c:s/{number}/0@2" for number in (17, 18, 19, 20)]
+    assert (found.complete, found.stopped_at) == (False, 16)
+    assert "0.3 s" in found.message
+
+
+async def test_an_event_that_cannot_be_read_still_shows_its_headers(site: Site) -> None:
+    await site.log.append(TOPIC, 0, MINE.encode(), b"\xff", [("effect-id", b"c:s/1/0@2"), ("subject", b"ceremony.x")])
+    (event,) = (await site.reader.read(0, MINE, 200, 0)).events
+    assert (event.subject, event.payload, event.command_offset) == ("ceremony.x", "{}", -1)
+
+
+async def test_a_log_that_is_away_is_unavailable(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(topic: str) -> Sequence[tuple[int, int]]:
+        raise LogUnavailable("away")
+
+    monkeypatch.setattr(site, "ends", away)
+    with pytest.raises(Unavailable):
+        await site.reader.read(0, MINE, 200, 0)

@@ -1,0 +1,156 @@
+"""What the doctor says of one ceremony: verdict, what it waits for with the reasons, and the command that moves it."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from tables.diagnosis import OVERDUE_MS, CeremonyDiagnosis, Verdict, diagnose, verdict_of
+from tables.instance import Instance, Phase, Timer
+from tests.tables.world import BEGIN, World, definition_of
+
+BODY = """
+inputs: {required: [a]}
+states:
+  - {id: TALK, description: t, initial: true}
+  - {id: ASK, description: a}
+  - {id: DONE, description: d, terminal: true}
+  - {id: LOST, description: l, terminal: true}
+transitions:
+  - {from: TALK, to: ASK, trigger: talked, guards: [good], description: d}
+  - {from: ASK, to: DONE, trigger: finish, guards: [agreed], description: d}
+  - {from: ASK, to: LOST, trigger: lose, description: d}
+guards:
+  good: {check: "step_status:talk:COMPLETED"}
+  agreed: {type: human, check: the owner agrees, role: OWNER}
+steps:
+  - {id: talk, state: TALK, handler: deliberation_step, config: {prompt: talk, role: DEV, num_agents: 2},
+     retry: {max_attempts: 2, backoff_seconds: 10}}
+  - {id: gate, state: ASK, handler: human_gate_step, config: {role: OWNER, message: Good?, quorum: 2},
+     on_failure: lose}
+"""
+OWNER = """
+roles:
+  - {id: OWNER, description: o, allowed_actions: [gate]}
+  - {id: DEV, description: d, allowed_actions: [talk]}
+"""
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(definition_of(BODY + OWNER))
+    world.start(a=1)
+    return world
+
+
+def look(world: World, row: Instance | None = None) -> CeremonyDiagnosis:
+    return diagnose(row or world.live, world.definition, world.now)
+
+
+def attempt(found: CeremonyDiagnosis) -> str:
+    (wait,) = [wait for wait in found.waits if wait.kind in ("attempt", "gate")]
+    assert (wait.since, wait.due) != (0, 0)
+    return wait.message
+
+
+def test_an_attempt_says_whose_word_is_awaited(world: World) -> None:
+    found = look(world)
+    assert found.verdict is Verdict.MOVING
+    assert attempt(found) == "attempt 1: requested of the agent of deliberation_step; its first word is awaited"
+    world.outcome("talk", "submitted", deliberation_id="d-1")
+    world.result("talk", "agent-dev-001")
+    assert attempt(look(world)) == (
+        "attempt 1: the Ray executor has it as d-1; 1 of 2 agents have answered on NATS; awaited: agent-dev-002"
+    )
+
+
+def test_a_neighbour_out_of_reach_and_a_back_off_say_when_it_goes_on(world: World) -> None:
+    world.outcome("talk", "unreachable")
+    found = look(world)
+    assert "out of reach, asked 1 times" in attempt(found)
+    assert {wait.subject: wait.due for wait in found.waits}["talk"] == BEGIN + 1000
+    world.failed("talk")
+    found = look(world)
+    assert attempt(found) == "attempt 1: failed (boom: boom happened); the next attempt begins then"
+    assert {wait.subject: wait.due for wait in found.waits}["retry/talk"] == BEGIN + 10_000
+
+
+def test_each_way_out_tells_why_each_guard_does_not_hold(world: World) -> None:
+    (way,) = look(world).ways_out
+    (guard,) = way.guards
+    assert (way.trigger, guard.guard, guard.holds) == ("talked", "good", False)
+    assert guard.reason == "step `talk` is IN_PROGRESS"
+
+
+def test_people_are_told_which_command_decides(world: World) -> None:
+    world.outcome("talk", "submitted")
+    world.result("talk", "agent-dev-001")
+    world.result("talk", "agent-dev-002")
+    world.opened("gate")
+    found = look(world)
+    assert found.verdict is Verdict.WAITING_FOR_HUMAN
+    assert "the role OWNER decides: Good?, 0 of 2 approvals" in attempt(found)
+    assert found.todo == ("ceremony approve c1:s1 gate --role OWNER", "ceremony approve c1:s1 agreed --role OWNER")
+    agreed, lose = (way.guards[0].reason for way in found.ways_out)
+    assert (agreed, lose) == ("waits for an approval by the role OWNER", "taken when gate fails for good")
+
+
+def test_a_paused_one_says_who_paused_it_and_how_long_its_timers_have_left(world: World) -> None:
+    world.wait(5)
+    world.pause(actor="ana", reason="lunch")
+    world.wait(100)
+    found = look(world)
+    assert (found.verdict, found.message, found.todo) == (
+        Verdict.PAUSED,
+        "paused by ana: lunch",
+        ("ceremony resume c1:s1",),
+    )
+    assert found.since == BEGIN + 5000
+    timers = {wait.subject: wait for wait in found.waits if wait.kind == "timer"}
+    assert (timers["timeout/talk"].due, timers["timeout/talk"].message) == (0, "stands still; 3595 s remain")
+    assert timers["ceremony_max"].due > 0
+
+
+def test_a_failed_one_says_which_step_to_retry_and_in_which_role() -> None:
+    world = World(definition_of(BODY + OWNER.replace("[gate]", "[gate, talk]")))
+    world.start(a=1)
+    world.failed("talk", retryable=False)
+    found = look(world)
+    assert found.verdict is Verdict.FAILED
+    assert found.todo == ("ceremony retry c1:s1 talk --role OWNER",)
+    assert found.waits == ()
+
+
+def test_a_timer_long_past_is_overdue(world: World) -> None:
+    world.now = world.live.timers["timeout/talk"].due + OVERDUE_MS
+    assert look(world).verdict is Verdict.MOVING
+    world.now += 1
+    found = look(world)
+    assert (found.verdict, found.since) == (Verdict.OVERDUE, world.live.timers["timeout/talk"].due)
+    assert "timeout/talk" in found.message
+    world.pause()
+    world.now += 10_000_000
+    assert look(world).verdict is Verdict.PAUSED
+
+
+def test_one_that_waits_for_nothing_is_stuck(world: World) -> None:
+    """The fold makes no such row: it is made by hand."""
+    steps = {step_id: replace(step, phase=Phase.NONE) for step_id, step in world.live.steps.items()}
+    row = replace(world.live, steps=steps, timers={"ceremony_max": Timer(2**50)})
+    found = look(world, row)
+    assert found.verdict is Verdict.STUCK
+    assert "ceremony cancel c1:s1" in found.todo
+
+
+def test_where_the_definition_cannot_be_read_the_row_still_speaks(world: World) -> None:
+    found = diagnose(world.live, None, world.now)
+    assert (found.verdict, found.ways_out) == (Verdict.MOVING, ())
+    assert "definition" in found.todo[0]
+    assert [wait.kind for wait in found.waits] == ["attempt", "timer", "timer"]
+
+
+def test_an_ended_one_waits_for_nothing(world: World) -> None:
+    world.cancel()
+    found = look(world)
+    assert (found.verdict, found.waits, found.ways_out, found.todo) == (Verdict.ENDED, (), (), ())
+    assert verdict_of(world.live, world.definition, 0) is Verdict.ENDED

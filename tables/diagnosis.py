@@ -84,7 +84,8 @@ def verdict_of(row: Instance, definition: Definition | None, now: int) -> Verdic
     A row whose definition cannot be read is judged by what the row itself says.
     """
     if row.status in TERMINAL:
-        return Verdict.FAILED if row.status is CeremonyStatus.FAILED else Verdict.ENDED
+        # Of a stub, what retention left of it, nothing can be retried.
+        return Verdict.FAILED if row.status is CeremonyStatus.FAILED and not row.expired else Verdict.ENDED
     if definition is not None and not waiting_for(row, definition):
         return Verdict.STUCK
     if now and _overdue(row, now):

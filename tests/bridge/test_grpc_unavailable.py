@@ -92,6 +92,7 @@ CALLS: list[Callable[[Any], Awaitable[Any]]] = [
     lambda stub: stub.Diagnose(pb.DiagnoseRequest(instance_id="c:s")),
     lambda stub: watched(stub, pb.WatchPlanningCeremonyRequest(instance_id="c:s")),
 ]
+NAMES = ["start", "get", "list", "decide", "trigger", "cancel", "retry", "history", "diagnose", "watch"]
 
 
 @pytest.mark.parametrize("call", CALLS, ids=NAMES)

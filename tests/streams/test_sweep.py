@@ -1,120 +1,163 @@
-"""The sweep finds ceremonies that wait for nothing, counts them and names them."""
+"""The sweep: it judges what has changed, finds what waits for nothing, and never takes more than its share."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Iterator, MutableMapping
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import structlog
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
-from streams.front import Unavailable
+from streams import sweep as sweep_module
+from streams.doctor import SHOWN, Doctor
+from streams.front import PartitionState
 from streams.metrics import Metrics
-from streams.sweep import NAMED, SLICE, SWEEP_SECONDS, Sweep
+from streams.sweep import SLICE, Sweep
+from streams.topics import CEREMONIES
 from tables.definition import Definition
-from tables.instance import Instance, Phase, StepState, StepStatus
-from tests.streams.fakes import HandClock, settle
+from tables.instance import CeremonyStatus, Instance, Phase
+from tests.streams.fakes import HandClock, MemoryView
+from tests.tables.test_fold_operations import BODY
 from tests.tables.world import World, definition_of
 
-PROBE = definition_of(
-    """
-inputs: {optional: [a]}
-states:
-  - {id: RUN, description: r, initial: true}
-  - {id: DONE, description: d, terminal: true}
-transitions:
-  - {from: RUN, to: DONE, trigger: finish, description: f}
-steps:
-  - {id: one, state: RUN, handler: aggregation_step, config: {sources: [a], aggregation_type: list}}
-"""
-)
+DEFINITION = definition_of(BODY)
 
 
-class Rows:
-    """Stands for the engine: rows of the probe, but those of `moved` are gone when they are looked at."""
-
-    def __init__(self, *rows: Instance) -> None:
-        self.rows = list(rows)
-        self.moved: set[str] = set()
-
-    def owned(self) -> list[Instance]:
-        return self.rows
-
-    def definition_of(self, instance: Instance) -> Definition | None:
-        if instance.instance_id in self.moved:
-            raise Unavailable("moved")
-        return PROBE if instance.definition_hash == PROBE.hash else None
+def pinned(*_: object) -> Definition:
+    return DEFINITION
 
 
-def live() -> Instance:
-    world = World(PROBE)
-    world.start(a=1)
-    return world.live
+class BusyClock(HandClock):
+    """Every look at it takes a tenth of the sweep's budget."""
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds:
+            await super().sleep(seconds)
+        self.seconds += sweep_module.BUDGET_SECONDS / 10
 
 
-def stuck(name: str = "c1:s1") -> Instance:
-    """As no fold leaves one: RUNNING, and its only step asks for nothing."""
-    row = live()
-    timers = {"ceremony_max": row.timers["ceremony_max"]}
-    steps = {"one": StepState(status=StepStatus.COMPLETED, phase=Phase.NONE, attempt=1)}
-    return replace(row, instance_id=name, steps=steps, timers=timers)
+class Site:
+    def __init__(self) -> None:
+        self.clock = BusyClock()
+        self.metrics = Metrics(CollectorRegistry())
+        self.sweep = Sweep(self.clock, self.metrics, pinned)
+        self.view = MemoryView()
+        world = World(DEFINITION)
+        world.start(a=1)
+        self.sound = world.live
+        world.cancel()
+        self.ended = world.live
+        idle = {name: replace(step, phase=Phase.NONE) for name, step in self.sound.steps.items()}
+        self.stuck = replace(self.sound, steps=idle, timers={})
+
+    def put(self, row: Instance, *names: str) -> None:
+        for name in names:
+            self.view.put(replace(row, instance_id=name))
+
+    def gauge(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
 
 
-async def counted(rows: Rows) -> int:
-    clock = HandClock()
-    counting = asyncio.create_task(Sweep(rows, clock, Metrics(CollectorRegistry()).stuck).count())
-    while not counting.done():
-        await clock.advance(0)
-    return counting.result()
+@pytest.fixture
+def site() -> Site:
+    return Site()
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[list[MutableMapping[str, Any]]]:
-    """What was logged."""
+def logs() -> Iterator[list[dict[str, object]]]:
     with structlog.testing.capture_logs() as lines:
-        yield lines
+        yield lines  # type: ignore[misc]  # structlog's own type of a line
 
 
-async def test_a_ceremony_that_waits_for_something_or_has_ended_is_not_stuck() -> None:
-    world = World(PROBE)
-    world.start(a=1)
-    world.done("one")
-    assert await counted(Rows(live(), world.live)) == 0
+async def test_a_partition_that_is_taken_is_judged_whole(site: Site, logs: list[dict[str, object]]) -> None:
+    site.put(site.sound, "a:s", "b:s")
+    site.put(site.ended, "c:s")
+    site.put(site.stuck, "d:s")
+    site.sweep.taken(site.view)
+    await site.sweep.turn()
+    assert site.sweep.stuck == ["d:s"]
+    assert site.gauge("ceremony_stuck") == 1
+    by_status = {status: site.gauge("ceremony_instances_by_status", status=status) for status in CeremonyStatus}
+    assert {status: count for status, count in by_status.items() if count} == {"RUNNING": 3, "CANCELLED": 1}
+    assert [(line["event"], line["instance"]) for line in logs] == [("ceremony_is_stuck", "d:s")]
 
 
-async def test_one_that_waits_for_nothing_is_counted_and_named(quiet: list[MutableMapping[str, Any]]) -> None:
-    assert await counted(Rows(live(), stuck())) == 1
-    assert [(line["event"], line["instance"]) for line in quiet] == [("ceremony_stuck", "c1:s1")]
+async def test_a_row_that_changes_is_judged_again_and_others_are_left_alone(site: Site) -> None:
+    site.put(site.sound, "a:s")
+    site.put(site.stuck, "b:s")
+    site.sweep.taken(site.view)
+    await site.sweep.turn()
+    site.put(site.stuck, "a:s")
+    site.put(site.ended, "b:s")
+    site.sweep.changed(0, [b"a:s"])
+    await site.sweep.turn()
+    assert site.sweep.stuck == ["a:s", "b:s"]
+    site.sweep.changed(0, [b"b:s"])
+    await site.sweep.turn()
+    assert site.sweep.stuck == ["a:s"]
+    assert site.gauge("ceremony_instances_by_status", status="CANCELLED") == 1
 
 
-async def test_of_many_the_first_are_named(quiet: list[MutableMapping[str, Any]]) -> None:
-    """The loop gets its turn in between, however many rows there are."""
-    assert await counted(Rows(*(stuck(f"c{n}:s1") for n in range(2 * SLICE)))) == 2 * SLICE
-    assert len(quiet) == NAMED
+async def test_a_row_that_is_deleted_is_counted_no_more(site: Site) -> None:
+    site.put(site.stuck, "a:s")
+    site.sweep.taken(site.view)
+    await site.sweep.turn()
+    del site.view.tables[CEREMONIES][b"a:s"]
+    site.sweep.changed(0, [b"a:s"])
+    await site.sweep.turn()
+    assert (site.gauge("ceremony_stuck"), site.gauge("ceremony_instances_by_status", status="RUNNING")) == (0, 0)
 
 
-async def test_what_cannot_be_judged_is_not_counted() -> None:
-    """Its partition went to another worker, or its definition is not to be had."""
-    rows = Rows(stuck("gone:s1"), replace(stuck(), definition_hash="unknown"))
-    rows.moved.add("gone:s1")
-    assert await counted(rows) == 0
+async def test_a_partition_that_is_lost_is_counted_no_more(site: Site) -> None:
+    site.put(site.stuck, "a:s", "b:s")
+    site.sweep.taken(site.view)
+    await site.sweep.turn()
+    site.sweep.lost(0)
+    site.sweep.changed(0, [b"a:s"])
+    await site.sweep.turn()
+    assert (site.gauge("ceremony_stuck"), site.gauge("ceremony_instances_by_status", status="RUNNING")) == (0, 0)
 
 
-async def test_the_metric_follows_each_sweep() -> None:
-    rows, clock, metrics = Rows(stuck()), HandClock(), Metrics(CollectorRegistry())
-    sweeping = asyncio.create_task(Sweep(rows, clock, metrics.stuck).run())
-    try:
-        for expected in (0, 1, 0):
-            await settle()
-            assert metrics.registry.get_sample_value("ceremony_stuck") == expected
-            if expected:
-                rows.rows.clear()
-            await clock.advance(SWEEP_SECONDS)
-    finally:
-        sweeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await sweeping
+async def test_what_is_over_the_budget_waits_for_the_next_turn(site: Site) -> None:
+    """A turn ends when its time is up; in the end every row was judged."""
+    total = 25 * SLICE
+    site.put(site.sound, *(f"c{number}:s" for number in range(total)))
+    site.sweep.taken(site.view)
+    turns = 0
+    while site.sweep.counts[CeremonyStatus.RUNNING] < total:
+        before = site.sweep.counts[CeremonyStatus.RUNNING]
+        await site.sweep.turn()
+        turns += 1
+        assert site.sweep.counts[CeremonyStatus.RUNNING] - before <= 10 * SLICE
+    assert turns == 3
+
+
+# -- the doctor, who looks at all of them when asked
+
+
+def doctor(site: Site, now: int = 0) -> Doctor:
+    return Doctor(site.clock, pinned, now)
+
+
+async def test_the_doctor_counts_all_and_tells_the_gravest_first_and_the_oldest_of_each(site: Site) -> None:
+    site.put(site.ended, "e:s")
+    site.put(site.stuck, "x:s")
+    for number in range(SHOWN + 5):
+        site.put(replace(site.sound, updated_at=site.sound.updated_at + number), f"m{number:02}:s")
+    found = await doctor(site).all([site.view], [PartitionState(0, "served")])
+    assert found.verdicts == {"ended": 1, "stuck": 1, "moving": SHOWN + 5}
+    assert found.statuses == {"CANCELLED": 1, "RUNNING": SHOWN + 6}
+    told = [one.row.instance_id for one in found.ceremonies]
+    assert told == ["x:s", *(f"m{number:02}:s" for number in range(SHOWN))]
+    assert not found.incomplete
+
+
+async def test_the_doctor_says_what_he_had_no_time_for(site: Site) -> None:
+    site.put(site.sound, *(f"c{number}:s" for number in range(5 * SLICE)))
+    site.clock.seconds = 0.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_module, "BUDGET_SECONDS", 20.0)  # each slice takes two seconds by this clock
+        found = await doctor(site).all([site.view], [])
+    assert found.verdicts == {"moving": 3 * SLICE}
+    assert found.incomplete.startswith(f"{2 * SLICE} ceremonies were not looked at")

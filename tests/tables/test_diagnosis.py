@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from tables.builder import stub_of
 from tables.diagnosis import OVERDUE_MS, CeremonyDiagnosis, Verdict, diagnose, verdict_of
 from tables.instance import Instance, Phase, Timer
 from tests.tables.world import BEGIN, World, definition_of
@@ -147,6 +148,13 @@ def test_where_the_definition_cannot_be_read_the_row_still_speaks(world: World) 
     assert (found.verdict, found.ways_out) == (Verdict.MOVING, ())
     assert "definition" in found.todo[0]
     assert [wait.kind for wait in found.waits] == ["attempt", "timer", "timer"]
+
+
+def test_a_stub_of_a_failed_one_has_ended(world: World) -> None:
+    world.failed("talk", retryable=False)
+    found = look(world, stub_of(world.live, world.now, 0))
+    assert (found.verdict, found.todo) == (Verdict.ENDED, ())
+    assert diagnose(stub_of(world.live, world.now, 0), None, world.now).todo == ()
 
 
 def test_an_ended_one_waits_for_nothing(world: World) -> None:

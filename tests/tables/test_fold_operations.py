@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tables.fold import Decision
 from tables.instance import KEPT_COMMAND_IDS
 from tests.tables.world import BEGIN, World, definition_of, refusal
 
@@ -154,7 +156,8 @@ def test_cancel_announces_the_cancelled_steps_first(world: World) -> None:
 def test_only_a_retry_of_the_step_opens_a_failed_ceremony_again(world: World) -> None:
     world.failed("one", retryable=False)
     assert world.live.status == "FAILED"
-    for operation in (world.cancel, world.pause, world.resume, lambda: world.trigger("hold")):
+    operations: list[Callable[[], Decision]] = [world.cancel, world.pause, world.resume, lambda: world.trigger("hold")]
+    for operation in operations:
         assert refusal(operation()) == "already_ended"
     assert refusal(world.retry("late")) == "wrong_state"
     world.wait(9000)

@@ -27,6 +27,10 @@ OPERATIONS: dict[str, Callable[[World], Operation]] = {
 }
 
 
+def paused_by(world: World) -> Pauser | None:
+    return world.live.paused_by
+
+
 def failed() -> World:
     world = World(definition_of(BODY + ROLES))
     world.start(a=1)
@@ -90,12 +94,12 @@ def test_a_paused_ceremony_remembers_who_paused_it_and_a_resumed_one_forgets() -
     world = failed()
     world.retry("one", role="OPERATOR")
     world.pause(actor="ana", role="OPERATOR", reason="wait for the vendor")
-    assert world.live.paused_by == Pauser("ana", "OPERATOR", "wait for the vendor")
+    assert paused_by(world) == Pauser("ana", "OPERATOR", "wait for the vendor")
     world.resume(role="OPERATOR")
-    assert world.live.paused_by is None
+    assert paused_by(world) is None
     world.pause(role="OPERATOR")
     world.fold(Cancel(instance_id=ID, command_id="c", actor="ana", role="OPERATOR"))
-    assert world.live.paused_by is None
+    assert paused_by(world) is None
 
 
 def test_the_engines_own_pause_asks_for_no_role() -> None:

@@ -1,0 +1,213 @@
+"""Dead letters shown whole and sent back, on a real log: once for each request id, and only to places of ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.clock import HostClock
+from bridge.dead_letter_office import DeadLetterOffice, DeadLetterUnknown, NotReplayable, Origin
+from bridge.nats_metrics import REPLAYED
+from bridge.nats_streams import AGENT_RESPONSES
+from streams.codecs import DEADLETTER_BODY_LIMIT, dead_letter_record
+from streams.front import Unavailable
+from streams.topology import topics
+from streams.transport.contract import LogUnavailable, Record
+from streams.transport.sqlite_log import SqliteLog
+from tables.commands import AgentResult, decode_command
+
+PARTITIONS = 3
+RESPONSE = {
+    "event_type": "agent.response.completed",
+    "payload": {
+        "task_id": "ceremony-c1:story-s1:role-DEV:step-talk:attempt-1",
+        "agent_id": "agent-dev-001",
+        "role": "DEV",
+        "status": "completed",
+        "proposal": "let us",
+    },
+    "idempotency_key": "k",
+    "correlation_id": "x",
+    "timestamp": "2026-01-31T12:00:00Z",
+    "producer": "ray",
+}
+OF_OTHERS = {"task_id": "of-others", "agent_id": "a", "status": "completed"}
+
+
+class Site:
+    def __init__(self, log: SqliteLog) -> None:
+        self.log = log
+        self.stream: dict[int, bytes] = {}
+        self.office = DeadLetterOffice(log, HostClock(), prefix="t", partitions=PARTITIONS, stored=self.stored)
+
+    async def stored(self, sequence: int) -> bytes | None:
+        return self.stream.get(sequence)
+
+    async def put(self, topic: str, partition: int, offset: int, value: bytes | None, **more: Any) -> Origin:
+        fields: dict[str, Any] = {"key": b"c1:s1", "headers": [("correlation-id", b"corr")], **more}
+        key, body, headers = dead_letter_record(topic, partition, offset, "boom", "it broke", value=value, **fields)
+        await self.log.append("t.deadletters", partition % PARTITIONS, key, body, headers)
+        return Origin(topic, partition, offset)
+
+    async def records(self, topic: str, partition: int) -> list[Record]:
+        start, end = (await self.log.ends(topic))[partition]
+        return [record async for records in self.log.read(topic, partition, start, end) for record in records]
+
+    async def replay(self, origin: Origin, request_id: str = "r-1") -> Any:
+        return await self.office.replay(origin, "ana", "it is mended", request_id)
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    log = SqliteLog(tmp_path / "log.db", HostClock())
+    await log.start()
+    await log.create(topics("t", PARTITIONS))
+    yield Site(log)
+    await log.stop()
+
+
+async def test_it_is_shown_with_headers_and_body(site: Site) -> None:
+    origin = await site.put("t.commands", 2, 7, b'{"type": "nonsense"}')
+    found = await site.office.show(origin)
+    assert (found.letter.code, found.letter.message, found.letter.key) == ("boom", "it broke", b"c1:s1")
+    assert found.letter.headers == (("correlation-id", b"corr"),)
+    assert (found.body, found.body_from, found.replays) == (b'{"type": "nonsense"}', "dead_letter", ())
+
+
+async def test_of_several_with_one_origin_the_newest_is_shown(site: Site) -> None:
+    await site.put("t.commands", 2, 7, b"first")
+    origin = await site.put("t.commands", 2, 7, b"second")
+    assert (await site.office.show(origin)).body == b"second"
+
+
+@pytest.mark.parametrize(
+    "origin", [("t.commands", 2, 8), ("t.commands", -1, 7), ("other", 0, 0), ("t.events", 99, 2**60)]
+)
+async def test_an_origin_without_a_dead_letter_is_unknown(site: Site, origin: tuple[str, int, int]) -> None:
+    await site.put("t.commands", 2, 7, b"x")
+    with pytest.raises(DeadLetterUnknown, match="dead_letter_unknown"):
+        await site.office.show(Origin(*origin))
+    with pytest.raises(DeadLetterUnknown):
+        await site.replay(Origin(*origin))
+
+
+@pytest.mark.parametrize("topic", ["t.commands", "t.steps.aggregation"])
+async def test_a_record_goes_back_with_its_key_headers_and_partition(site: Site, topic: str) -> None:
+    origin = await site.put(topic, 2, 7, b"body")
+    before = REPLAYED.labels(topic)._value.get()
+    replay, repeated = await site.replay(origin)
+    (record,) = await site.records(topic, 2)
+    assert (record.key, record.value) == (b"c1:s1", b"body")
+    assert list(record.headers) == [("correlation-id", b"corr"), ("replay", b"r-1")]
+    assert (replay.sent_to, repeated) == (f"{topic}/2/{record.offset}", False)
+    assert REPLAYED.labels(topic)._value.get() == before + 1
+    (done,) = (await site.office.show(origin)).replays
+    assert (done.entry.actor, done.entry.reason, done.sent_to) == ("ana", "it is mended", replay.sent_to)
+
+
+async def test_the_same_request_again_sends_nothing_and_another_one_sends_again(site: Site) -> None:
+    origin = await site.put("t.commands", 1, 7, b"body")
+    first, _ = await site.replay(origin)
+    again, repeated = await site.replay(origin)
+    assert (again.sent_to, repeated) == (first.sent_to, True)
+    assert len(await site.records("t.commands", 1)) == 1
+    await site.replay(origin, "r-2")
+    found = await site.records("t.commands", 1)
+    assert [dict(record.headers)["replay"] for record in found] == [b"r-1", b"r-2"]
+    assert len((await site.office.show(origin)).replays) == 2
+
+
+@pytest.mark.parametrize("cut_after", [1, 2])
+async def test_a_replay_that_was_cut_short_is_finished_by_the_same_request(
+    site: Site, monkeypatch: pytest.MonkeyPatch, cut_after: int
+) -> None:
+    """After the intention it is sent now; after the deed it is found, and only written down."""
+    origin = await site.put("t.commands", 1, 7, b"body")
+    appends = 0
+    real = site.log.append
+
+    async def cut(*arguments: Any) -> Any:
+        nonlocal appends
+        appends += 1
+        if appends > cut_after:
+            raise LogUnavailable("gone")
+        return await real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.log, "append", cut)
+        with pytest.raises(Unavailable):
+            await site.replay(origin)
+    assert len(await site.records("t.commands", 1)) == cut_after - 1
+    _, repeated = await site.replay(origin)
+    assert repeated is (cut_after == 2)
+    assert len(await site.records("t.commands", 1)) == 1
+    assert len((await site.office.show(origin)).replays) == 1
+
+
+async def test_a_large_body_is_read_where_it_stood(site: Site) -> None:
+    """A dead letter refers to what is above 256 KiB."""
+    body = b"x" * (DEADLETTER_BODY_LIMIT + 1)
+    position = await site.log.append("t.commands", 1, b"c1:s1", body)
+    origin = await site.put("t.commands", 1, position.offset, body)
+    found = await site.office.show(origin)
+    assert (found.body, found.body_from, found.letter.size) == (body, "origin", len(body))
+    await site.replay(origin)
+    assert [record.value for record in await site.records("t.commands", 1)] == [body, body]
+
+
+async def test_a_body_that_nobody_has_any_more_cannot_be_sent(site: Site) -> None:
+    origin = await site.put("t.commands", 1, 7, b"x" * (DEADLETTER_BODY_LIMIT + 1))
+    assert (await site.office.show(origin)).body_from == "gone"
+    with pytest.raises(NotReplayable, match="body_gone"):
+        await site.replay(origin)
+    assert await site.records("t.audit", 1) == []
+
+
+@pytest.mark.parametrize("origin", [("t.events", 1, 7), ("elsewhere", 1, 7), ("t.commands", 4, 7)])
+async def test_only_commands_and_step_requests_of_ours_are_sent_back(site: Site, origin: tuple[str, int, int]) -> None:
+    where = await site.put(*origin, b"body")
+    with pytest.raises(NotReplayable, match="not_replayable"):
+        await site.replay(where)
+
+
+async def test_a_message_of_nats_becomes_the_command_it_would_have_become(site: Site) -> None:
+    subject = [("subject", b"agent.response.completed")]
+    origin = await site.put(AGENT_RESPONSES, 0, 12, json.dumps(RESPONSE).encode(), key=None, headers=subject)
+    replay, _ = await site.replay(origin)
+    home = site.log.partition_of(b"c1:s1", PARTITIONS)
+    (record,) = await site.records("t.commands", home)
+    command = decode_command(record.value)
+    assert isinstance(command, AgentResult)
+    assert (record.key, command.step_id, command.agent_id) == (b"c1:s1", "talk", "agent-dev-001")
+    assert replay.sent_to == f"t.commands/{home}/{record.offset}"
+
+
+async def test_a_large_message_of_nats_is_read_from_its_stream(site: Site) -> None:
+    site.stream[12] = json.dumps(RESPONSE).encode()
+    large = b"x" * (DEADLETTER_BODY_LIMIT + 1)
+    origin = await site.put(AGENT_RESPONSES, 0, 12, large, key=None, headers=[("subject", b"agent.response.completed")])
+    assert (await site.office.show(origin)).body_from == "origin"
+    await site.replay(origin)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{", "still_malformed: AGENT_RESPONSES/0/12: message_undecodable"),
+        (
+            json.dumps({**RESPONSE, "payload": {"task_id": "of-others", "agent_id": "a", "status": "completed"}}),
+            "not_ours",
+        ),
+    ],
+    ids=["malformed", "foreign"],
+)
+async def test_a_message_of_nats_that_is_still_wrong_is_refused(site: Site, body: bytes | str, code: str) -> None:
+    value = body if isinstance(body, bytes) else body.encode()
+    subject = [("subject", b"agent.response.completed")]
+    origin = await site.put(AGENT_RESPONSES, 0, 12, value, key=None, headers=subject)
+    with pytest.raises(NotReplayable, match=code):
+        await site.replay(origin)

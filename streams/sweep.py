@@ -133,7 +133,7 @@ class Sweep:
 
 def _tell(row: Instance) -> None:
     log.error(
-        "ceremony_is_stuck",
+        "ceremony_stuck",
         instance=row.instance_id,
         state=row.state,
         status=row.status.value,

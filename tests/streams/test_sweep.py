@@ -80,7 +80,7 @@ async def test_a_partition_that_is_taken_is_judged_whole(site: Site, logs: list[
     assert site.gauge("ceremony_stuck") == 1
     by_status = {status: site.gauge("ceremony_instances_by_status", status=status) for status in CeremonyStatus}
     assert {status: count for status, count in by_status.items() if count} == {"RUNNING": 3, "CANCELLED": 1}
-    assert [(line["event"], line["instance"]) for line in logs] == [("ceremony_is_stuck", "d:s")]
+    assert [(line["event"], line["instance"]) for line in logs] == [("ceremony_stuck", "d:s")]
 
 
 async def test_a_row_that_changes_is_judged_again_and_others_are_left_alone(site: Site) -> None:

@@ -1,0 +1,290 @@
+"""The operators' verbs against a real engine: one, many, by filter; history, dead letters and doctor."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import yaml
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+
+from bridge.cli import doctor, operator, run
+from bridge.cli.errors import Exit
+from streams.main import ROOT
+from tests.bridge.test_cli_verbs import FAILS, data
+from tests.dev_process import CEREMONIES, DevProcess, dev_on
+
+pytestmark = pytest.mark.timeout(120)
+
+Ceremony = Callable[..., int]
+Said = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevProcess]:
+    folder = tmp_path_factory.mktemp("dev-operations")
+    definitions = folder / "definitions"
+    shutil.copytree(CEREMONIES, definitions)
+    (definitions / "fails.yaml").write_text(FAILS)
+    options = ("--latency", "0.02", "--jitter", "0", "--ceremonies-dir", str(definitions), "--log-level", "ERROR")
+    with dev_on(folder, *options) as running:
+        yield running
+
+
+@pytest.fixture
+def ceremony(dev: DevProcess, monkeypatch: pytest.MonkeyPatch) -> Ceremony:
+    """Runs the program against that engine and returns its exit code."""
+    monkeypatch.setenv("CEREMONY_SERVER", dev.server)
+    monkeypatch.setenv("CEREMONY_ACTOR", "ana")
+    return lambda *arguments: run(ROOT, arguments)
+
+
+def begun(ceremony: Ceremony, capsys: Said, *names: str, definition: str = "approval", story: str = "s") -> list[str]:
+    """Ceremonies whose gate is open (or that have failed, of `fails`)."""
+    for name in names:
+        more = ("--wait", "--input", "payload={}") if definition == "fails" else ()
+        ceremony("start", definition, "--ceremony-id", name, "--story-id", story, *more)
+    ids = [f"{name}:{story}" for name in names]
+    for instance_id in ids:
+        for _ in range(100):
+            capsys.readouterr()
+            ceremony("get", instance_id, "-o", "json")
+            if data(capsys)["status"] in ("WAITING_FOR_HUMAN", "FAILED"):
+                break
+    return ids
+
+
+def status(ceremony: Ceremony, capsys: Said, instance_id: str) -> str:
+    capsys.readouterr()
+    ceremony("get", instance_id, "-o", "json")
+    return str(data(capsys)["status"])
+
+
+def test_one_is_paused_resumed_and_cancelled(ceremony: Ceremony, capsys: Said) -> None:
+    (one,) = begun(ceremony, capsys, "one")
+    assert ceremony("pause", one, "-m", "lunch") == Exit.OK
+    assert capsys.readouterr().out == "pause: one:s is PAUSED in ASKED\n"
+    assert ceremony("resume", one, "--actor", "ben", "-o", "json") == Exit.OK
+    assert data(capsys)["status"] == "WAITING_FOR_HUMAN"
+    assert ceremony("cancel", one) == Exit.OK
+    assert ceremony("resume", one) == Exit.FAILED
+    assert "already_ended: " in capsys.readouterr().err
+
+
+def test_several_are_done_each_and_each_refusal_is_told(ceremony: Ceremony, capsys: Said) -> None:
+    ids = begun(ceremony, capsys, "several-1", "several-2")
+    assert ceremony("cancel", *ids, "no:body") == Exit.FAILED
+    said = capsys.readouterr()
+    assert said.out == "cancel: 2 of 3 done; refused or failed: 1 unknown_instance\n"
+    assert said.err == "no:body: unknown_instance: there is no ceremony 'no:body'\n"
+    assert {status(ceremony, capsys, name) for name in ids} == {"CANCELLED"}
+
+
+def test_all_that_match_the_filters_and_no_others(ceremony: Ceremony, capsys: Said) -> None:
+    mine = begun(ceremony, capsys, *(f"all-{number}" for number in range(20)), story="mine")
+    (other,) = begun(ceremony, capsys, "all-other", story="other")
+    filters = ("--all", "--story", "mine", "--definition", "approval", "--state", "ASKED", "--yes")
+    assert ceremony("pause", *filters, "-o", "json") == Exit.OK
+    found = data(capsys)
+    assert (found["total"], sorted(found["done"]), found["failed"]) == (20, sorted(mine), [])
+    assert {status(ceremony, capsys, name) for name in mine} == {"PAUSED"}
+    assert status(ceremony, capsys, other) == "WAITING_FOR_HUMAN"
+    assert ceremony("resume", *filters, "--status", "running") == Exit.OK
+    assert capsys.readouterr().out == "resume: 0 of 0 done\n"
+    assert ceremony("cancel", *filters) == Exit.OK
+    assert capsys.readouterr().out == "cancel: 20 of 20 done\n"
+
+
+def test_nothing_is_touched_unasked(ceremony: Ceremony, capsys: Said) -> None:
+    """Where nobody can be asked --yes is wanted; filters need --all; names and --all exclude each other."""
+    (one,) = begun(ceremony, capsys, "unasked")
+    for arguments in (
+        ("--all", "--story", "s"),
+        ("--story", "s"),
+        (one, "--all", "--yes"),
+        (),
+    ):
+        assert ceremony("cancel", *arguments) == Exit.USAGE
+    assert ceremony("run", "--all", "--yes") == Exit.USAGE
+    assert status(ceremony, capsys, one) == "WAITING_FOR_HUMAN"
+
+
+def test_a_failed_step_is_retried_by_name_or_because_it_is_the_one(ceremony: Ceremony, capsys: Said) -> None:
+    ids = begun(ceremony, capsys, "retry-1", "retry-2", definition="fails")
+    capsys.readouterr()
+    assert ceremony("retry", ids[0], "join", "-m", "again") == Exit.OK
+    assert capsys.readouterr().out.startswith("retry join: retry-1:s is ")
+    assert ceremony("retry", ids[1]) == Exit.OK
+    for name in ids:
+        ceremony("watch", name)
+    capsys.readouterr()
+    assert ceremony("retry", "--all", "--definition", "fails", "--yes", "-o", "json") == Exit.OK
+    assert sorted(data(capsys)["done"]) == [f"{name} join" for name in ids]
+    for name in ids:
+        ceremony("watch", name)
+    capsys.readouterr()
+    ceremony("get", ids[0], "-o", "json")
+    assert data(capsys)["steps"]["join"]["attempt"] == 3
+    (waiting,) = begun(ceremony, capsys, "retry-nothing")
+    assert ceremony("retry", waiting) == Exit.FAILED
+    assert "step_not_failed: " in capsys.readouterr().err
+    assert ceremony("retry", "no:body") == Exit.NOT_FOUND
+
+
+def test_an_unselected_step_is_run(ceremony: Ceremony, capsys: Said) -> None:
+    """After it the guard holds that speaks of it; a step that runs by itself is refused."""
+    (one,) = begun(ceremony, capsys, "run")
+    capsys.readouterr()
+    assert ceremony("run", one, "ask") == Exit.FAILED
+    assert "step_selected: " in capsys.readouterr().err
+    assert ceremony("run", one) == Exit.USAGE
+    assert ceremony("run", "--all", "--step", "nothing", "--yes") == Exit.OK
+
+
+def test_history_tells_who_did_what(ceremony: Ceremony, capsys: Said) -> None:
+    (one,) = begun(ceremony, capsys, "told")
+    ceremony("pause", one, "-m", "lunch")
+    capsys.readouterr()
+    assert ceremony("history", one) == Exit.OK
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert "ceremony.started" in lines[2] and "ceremony.paused" in lines[-1]
+    assert "actor=ana" in lines[-1] and "reason=lunch" in lines[-1]
+    assert said.err == ""
+    assert ceremony("history", one, "-n", "1", "-o", "yaml") == Exit.OK
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert [event["subject"] for event in found["events"]] == ["ceremony.paused"]
+    assert (found["complete"], found["events"][0]["payload"]["reason"]) == (False, "lunch")
+    assert ceremony("history", one, "-n", "1") == Exit.OK
+    assert "not all: " in capsys.readouterr().err
+    assert ceremony("history", "no:body") == Exit.NOT_FOUND
+
+
+def test_doctor_of_one_shows_what_it_waits_for_and_what_to_do(ceremony: Ceremony, capsys: Said) -> None:
+    (one,) = begun(ceremony, capsys, "patient")
+    capsys.readouterr()
+    assert ceremony("doctor", one) == Exit.OK
+    said = capsys.readouterr().out
+    for part in ("waiting_for_human", "the role APPROVER decides", "gate/ask", "step `ask` is WAITING_FOR_HUMAN"):
+        assert part in said
+    assert said.rstrip().endswith("→ ceremony approve patient:s ask --role APPROVER")
+    assert ceremony("doctor", "no:body") == Exit.NOT_FOUND
+
+
+def test_doctor_of_all_is_data_too(ceremony: Ceremony, capsys: Said) -> None:
+    (one,) = begun(ceremony, capsys, "for-the-doctor")
+    ceremony("pause", one, "-m", "lunch")
+    capsys.readouterr()
+    assert ceremony("doctor", "-o", "json") == Exit.OK
+    found = data(capsys)
+    assert found["healthy"] and found["statuses"]["PAUSED"] >= 1
+    assert one in [told["instance_id"] for told in found["ceremonies"] if told["verdict"] == "paused"]
+    assert ceremony("doctor") == Exit.OK
+    said = capsys.readouterr().out
+    assert "nothing is stuck" in said and "paused by ana: lunch" in said and f"ceremony resume {one}" in said
+
+
+def test_doctor_fails_where_something_stands_still(capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report says what, where and what to do; a stuck ceremony is told in full."""
+    found = pb.DiagnoseResponse(
+        findings=[
+            pb.Finding(
+                severity="error", code="log_differs", subject="partition 1", message="it differs", todo="restore"
+            ),
+            pb.Finding(severity="warning", code="dead_letters", subject="boom", message="3 set aside", todo="replay"),
+        ],
+        ceremonies=[
+            pb.CeremonyDiagnosis(
+                instance_id="c:s",
+                verdict="stuck",
+                message="it waits for nothing",
+                todo=["ceremony cancel c:s"],
+                ways_out=[
+                    pb.WayOut(
+                        trigger="go", to_state="DONE", guards=[pb.GuardState(guard="good", reason="score is 0.1")]
+                    )
+                ],
+            )
+        ],
+        partitions=[pb.PartitionState(partition=0, state="served"), pb.PartitionState(partition=1, state="not_served")],
+        neighbours=[pb.NeighbourState(name="nats", state="connecting")],
+        verdicts={"stuck": 1},
+        incomplete="dead letters: the log cannot be reached",
+    )
+    monkeypatch.setattr(doctor, "call", lambda *_: found)
+    assert run(ROOT, ("doctor",)) == Exit.FAILED
+    said = capsys.readouterr().out
+    assert said.startswith("1 things stand still\n")
+    for part in (
+        "error log_differs  partition 1: it differs",
+        "→ restore",
+        "1 served, 1 not_served",
+        "nats connecting",
+        "it waits for nothing",
+        "score is 0.1",
+        "→ ceremony cancel c:s",
+        "dead letters: the log cannot be reached",
+    ):
+        assert part in said
+    assert run(ROOT, ("doctor", "-o", "json")) == Exit.FAILED
+    assert json.loads(capsys.readouterr().out)["findings"][0]["code"] == "log_differs"
+
+
+@pytest.mark.parametrize("origin", ["nonsense", "a/b/c", "/1/2", "a/1/-2", "a/1"])
+def test_an_origin_is_topic_partition_and_offset(ceremony: Ceremony, origin: str) -> None:
+    assert ceremony("deadletters", "show", origin) == Exit.USAGE
+    assert ceremony("deadletters", "replay", origin) == Exit.USAGE
+
+
+def test_an_origin_may_have_slashes_in_its_topic() -> None:
+    assert operator.parsed("a/b/1/2") == ("a/b", 1, 2)
+
+
+def test_a_dead_letter_is_shown_and_sent_back_by_the_command_line(
+    ceremony: Ceremony, capsys: Said, dev: DevProcess
+) -> None:
+    """A message that is no envelope: it is still wrong when it is sent back, and says so."""
+    origin = malformed(ceremony, capsys, dev)
+    assert ceremony("deadletters", "show", origin) == Exit.OK
+    said = capsys.readouterr().out
+    assert "message_undecodable" in said and '{"nonsense": ' in said
+    assert ceremony("deadletters", "show", origin, "-o", "json") == Exit.OK
+    found = data(capsys)
+    assert (found["body"], found["body_from"]) == ('{"nonsense": ', "dead_letter")
+    assert found["headers"] == [{"name": "subject", "value": "agent.response.completed"}]
+    assert ceremony("deadletters", "replay", origin) == Exit.FAILED
+    assert capsys.readouterr().err.startswith("still_malformed: ")
+    assert ceremony("deadletters", "replay", "--all", "--code", "message_undecodable", "--yes") == Exit.FAILED
+    assert "refused or failed: 1 still_malformed" in capsys.readouterr().out
+    assert ceremony("deadletters", "replay", "--all", "--code", "none", "--yes") == Exit.OK
+    assert ceremony("deadletters", "replay", origin, "--all") == Exit.USAGE
+    assert ceremony("deadletters", "replay") == Exit.USAGE
+    assert ceremony("doctor") == Exit.OK
+    assert "warning dead_letters" in capsys.readouterr().out
+
+
+def malformed(ceremony: Ceremony, capsys: Said, dev: DevProcess) -> str:
+    """Have an agent's response set aside; returns its origin."""
+    publish(str(dev.running["nats"]), "agent.response.completed", b'{"nonsense": ')
+    for _ in range(200):
+        capsys.readouterr()
+        ceremony("deadletters", "list", "-o", "json")
+        for one in data(capsys)["dead_letters"]:
+            return f"{one['origin']}/{one['partition']}/{one['offset']}"
+    raise AssertionError("nothing was set aside")
+
+
+def publish(url: str, subject: str, body: bytes) -> None:
+    """Into the stream that takes the subject, acknowledged."""
+    import asyncio  # noqa: PLC0415 - the only test here that speaks NATS
+
+    import nats  # noqa: PLC0415 - as above
+
+    async def work() -> Any:
+        client = await nats.connect(url)
+        await client.jetstream().publish(subject, body)
+        await client.close()
+
+    asyncio.run(work())

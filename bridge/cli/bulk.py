@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bridge.cli.connection import call
 from bridge.cli.errors import CommandFailed, refused
 from bridge.cli.output import Format, console, emit_data, say
+from bridge.clock import HostClock
 
 LANES = 16
 """Calls in flight."""
@@ -79,7 +80,12 @@ async def _all(client: PlanningCeremonyClient, verb: str, items: Sequence[Item])
     with _progress() as progress:
         bar = progress.add_task(verb, total=len(items))
         waiting = iter(items)
-        await asyncio.gather(*(_lane(client, waiting, outcome, lambda: progress.advance(bar)) for _ in range(LANES)))
+        clock = HostClock()
+        lanes = [
+            clock.spawn(_lane(client, waiting, outcome, lambda: progress.advance(bar)), name=f"{verb} {number}")
+            for number in range(LANES)
+        ]
+        await asyncio.gather(*lanes)
     return outcome
 
 

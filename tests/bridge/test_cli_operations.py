@@ -229,7 +229,7 @@ def test_doctor_fails_where_something_stands_still(capsys: Said, monkeypatch: py
     ):
         assert part in said
     assert run(ROOT, ("doctor", "-o", "json")) == Exit.FAILED
-    assert json.loads(capsys.readouterr().out)["findings"][0]["code"] == "log_differs"
+    assert data(capsys)["findings"][0]["code"] == "log_differs"
 
 
 @pytest.mark.parametrize("origin", ["nonsense", "a/b/c", "/1/2", "a/1/-2", "a/1"])

@@ -15,6 +15,7 @@ from bridge.grpc_refusals import LONGEST_NAME
 from tables.limits import MAX_TEXT
 from tests.bridge.front_world import HEAD, definitions_folder, refused
 from tests.e2e.world import World, until
+from tests.services import KafkaServer, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -81,13 +82,14 @@ OPERATIONS = ("cancel", "pause", "resume", "retry", "run")
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_an_operation_is_refused_where_a_field_or_a_role_is_missing(world: World, name: str) -> None:
     instance_id = await failed(world)
-    for who, status, code in (
+    wrong: list[tuple[dict[str, str], str, str]] = [
         ({}, "INVALID_ARGUMENT", "field_required"),
         ({"actor": "a" * (LONGEST_NAME + 1)}, "INVALID_ARGUMENT", "field_too_long"),
         ({"actor": "ana", "reason": "r" * (MAX_TEXT + 1)}, "INVALID_ARGUMENT", "field_too_long"),
         ({"actor": "ana"}, "PERMISSION_DENIED", "role_required"),
         ({"actor": "ana", "role": "GUARD"}, "PERMISSION_DENIED", "role_not_allowed"),
-    ):
+    ]
+    for who, status, code in wrong:
         with refused(status, code):
             await calls(world, instance_id, **who)[name]()
     with refused("NOT_FOUND", "unknown_instance"):
@@ -96,10 +98,11 @@ async def test_an_operation_is_refused_where_a_field_or_a_role_is_missing(world:
 
 @pytest.mark.parametrize("name", ["retry", "run"])
 async def test_a_step_is_named_and_known(world: World, name: str) -> None:
-    request, call = {
+    kinds: dict[str, tuple[Any, Any]] = {
         "retry": (pb.RetryStepRequest, world.stub.RetryStep),
         "run": (pb.RunStepRequest, world.stub.RunStep),
-    }[name]
+    }
+    request, call = kinds[name]
     instance_id = await opened(world)
     with refused("INVALID_ARGUMENT", "field_required"):
         await call(request(instance_id=instance_id, actor="ana"))
@@ -192,7 +195,7 @@ async def test_a_dead_letter_is_shown_and_sent_back(world: World) -> None:
     body = b'{"type": "nonsense"}'
     log = world.worker.app.driver.log
     position = await log.append("ceremony.commands", 1, b"c:s", body, [("correlation-id", b"corr")])
-    origin = {"origin": "ceremony.commands", "partition": 1, "offset": position.offset}
+    origin: dict[str, Any] = {"origin": "ceremony.commands", "partition": 1, "offset": position.offset}
 
     async def set_aside() -> bool:
         return any(one.offset == position.offset for one in await world.dead_letters("command_undecodable"))
@@ -290,3 +293,30 @@ async def test_the_metrics_count_stuck_ceremonies_and_those_of_each_status(world
         return "ceremony_stuck 0.0" in text and 'status="PAUSED"} 0.0' not in text
 
     await until(counted, "the sweep has come by")
+
+
+async def test_on_kafka_history_and_replay_work_alike(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Reading back and sending back go through the log's protocol: on Kafka the same calls give the same answers."""
+    folder = tmp_path_factory.mktemp("operators-kafka")
+    with running(KafkaServer(folder / "kafka")) as kafka:
+        async with World(folder, f"kafka://{kafka.bootstrap}") as world:
+            instance_id = await world.start("approval", fresh())
+            await until(lambda: at(world, instance_id, "WAITING_FOR_HUMAN"), "its gate is open")
+            await world.client.cancel(instance_id, actor="ana", reason="enough")
+            found = await world.client.history(instance_id)
+            subjects = [event.subject for event in found.events]
+            assert (subjects[0], subjects[-1], found.complete) == ("ceremony.started", "ceremony.cancelled", True)
+            newest = await world.client.history(instance_id, limit=1)
+            assert ([event.subject for event in newest.events], newest.complete) == (["ceremony.cancelled"], False)
+            position = await world.worker.app.driver.log.append("ceremony.commands", 1, b"c:s", b"rubbish")
+
+            async def letters() -> int:
+                return len(await world.dead_letters("command_undecodable"))
+
+            await until(letters, "it is set aside")
+            for repeated in (False, True):
+                answer = await world.client.replay_dead_letter(
+                    "ceremony.commands", 1, position.offset, actor="ana", request_id="once"
+                )
+                assert answer.repeated_request is repeated
+            assert (await world.client.diagnose()).healthy

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from bridge import grpc_server, nats_in_messages, nats_streams, ray_executor, start_request
+from bridge import (
+    grpc_messages,
+    grpc_operations,
+    grpc_refusals,
+    nats_in_messages,
+    nats_streams,
+    ray_executor,
+    start_request,
+)
 from steps import tasks
 from steps.config import Constraints
 from steps.registry import all_kinds
-from streams import engine, timers, topology
+from streams import engine, history, timers, topology
 from streams.settings import Settings
 from streams.topics import STEP_KINDS
 from streams.transport import contract, owner, part
@@ -68,7 +76,7 @@ def test_sizes() -> None:
     assert tasks.LARGEST_DESCRIPTION == 256 * KIB
     assert limits.MAX_ROW == 768 * KIB
     assert limits.MAX_INPUT_DEPTH == start_request.DEEPEST == 64
-    assert grpc_server.LARGEST_ANSWER == 3 * KIB * KIB
+    assert grpc_messages.LARGEST_ANSWER == 3 * KIB * KIB
     assert (contract.LARGEST_RECORD, contract.LARGEST_BATCH) == (4 * KIB * KIB, KIB * KIB)
 
 
@@ -76,12 +84,14 @@ def test_counts() -> None:
     """Contract §3, §8, design §2."""
     assert limits.MAX_TRANSITIONS == 100
     assert instance.KEPT_COMMAND_IDS == 64
-    assert (grpc_server.DEFAULT_LIMIT, grpc_server.LARGEST_LIMIT) == (100, 1000)
+    assert (grpc_refusals.DEFAULT_LIMIT, grpc_refusals.LARGEST_LIMIT) == (100, 1000)
+    assert grpc_operations.LONGEST_HISTORY == 200
 
 
 def test_times() -> None:
     """Contract §3, §4, §5, §8, design §3."""
     assert engine.FOLD_SECONDS == 2
+    assert history.SECONDS == 10
     assert (fold_timers.ASK_FIRST, fold_timers.ASK_LONGEST) == (1_000, 30_000)
     assert (timers.AGAIN_MS, timers.LEARN_SECONDS) == (1_000, 60)
     assert ray_executor.CALL_TIMEOUT_SECONDS == Settings.model_fields["ray_call_timeout_seconds"].default == 10
@@ -96,4 +106,5 @@ def test_retention() -> None:
     assert (fold_timers.UNTIL_STUB, fold_timers.UNTIL_TOMBSTONE) == (30 * DAY, 365 * DAY)
     kept = {topic.name: topic.retention_ms for topic in topology.topics("x", 3)}
     requests = {f"x.steps.{kind}": 7 * DAY for kind in STEP_KINDS}
-    assert kept == {"x.commands": 7 * DAY, **requests, "x.events": 30 * DAY, "x.deadletters": -1}
+    ours = {"x.deadletters": -1, "x.audit": -1}
+    assert kept == {"x.commands": 7 * DAY, **requests, "x.events": 30 * DAY, **ours}

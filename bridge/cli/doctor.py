@@ -66,9 +66,10 @@ def engine_report(found: pb.DiagnoseResponse) -> Iterator[RenderableType]:
     errors = sum(finding.severity == "error" for finding in found.findings)
     warnings = len(found.findings) - errors
     if errors:
-        yield Text(f"{errors} things stand still", style="bold red")
+        yield Text(f"{errors} thing{'s stand' if errors > 1 else ' stands'} still", style="bold red")
     else:
-        yield Text("nothing is stuck" + (f"; {warnings} warnings" if warnings else ""), style="bold green")
+        more = f"; {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+        yield Text(f"nothing is stuck{more}", style="bold green")
     yield ""
     yield pairs(
         {

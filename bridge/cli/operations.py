@@ -132,7 +132,7 @@ def retry(
     instance_id: IdArgument = None,
     step: Annotated[
         str | None,
-        typer.Argument(help="The step; may be left out where only one has failed.", show_default=False),
+        typer.Argument(metavar="STEP", help="The step; may be left out where only one has failed.", show_default=False),
     ] = None,
     only: Annotated[str | None, typer.Option("--step", help="With --all: this step. Default: what has failed.")] = None,
     actor: ActorOption = None,
@@ -164,7 +164,8 @@ def retry(
 def run(
     instance_id: IdArgument = None,
     step: Annotated[
-        str | None, typer.Argument(help="A step of the present state that the start left out.", show_default=False)
+        str | None,
+        typer.Argument(metavar="STEP", help="A step that the start left out.", show_default=False),
     ] = None,
     only: Annotated[str | None, typer.Option("--step", help="With --all: this step.")] = None,
     actor: ActorOption = None,

@@ -216,7 +216,7 @@ def test_doctor_fails_where_something_stands_still(capsys: Said, monkeypatch: py
     monkeypatch.setattr(doctor, "call", lambda *_: found)
     assert run(ROOT, ("doctor",)) == Exit.FAILED
     said = capsys.readouterr().out
-    assert said.startswith("1 things stand still\n")
+    assert said.startswith("1 thing stands still\n")
     for part in (
         "error log_differs  partition 1: it differs",
         "→ restore",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import nats.errors
 import structlog
@@ -25,11 +26,14 @@ log = structlog.get_logger(__name__)
 class NatsConnection:
     """Connects in the background and for ever; whoever needs the server waits for `connected()`."""
 
-    def __init__(self, url: str, clock: Clock, *, name: str = "ceremony-engine") -> None:
-        """`url`: one server, or several with commas between."""
+    def __init__(
+        self, url: str, clock: Clock, *, name: str = "ceremony-engine", new_client: Callable[[], Client] = Client
+    ) -> None:
+        """`url`: one server, or several with commas between. `new_client`: one for each time the last was closed."""
         self._urls = [part.strip() for part in url.split(",") if part.strip()]
         self._clock = clock
         self._name = name
+        self._new_client = new_client
         self._up = asyncio.Event()
         self._closed = asyncio.Event()
         self._client: Client | None = None
@@ -77,7 +81,7 @@ class NatsConnection:
         # said an error, as for credentials that were changed or a protocol line too long: then a new client begins.
         while True:
             self._closed.clear()
-            self._client = Client()
+            self._client = self._new_client()
             try:
                 await self._connect(self._client)
                 await self._on_connected()

@@ -8,6 +8,7 @@ is older than its duplicate window is read back from the stream first.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 
 import structlog
@@ -15,12 +16,20 @@ import structlog
 from bridge import nats_metrics as metrics
 from bridge.nats_connection import NatsConnection
 from bridge.nats_publish import JetStreamPublisher, Nack
+from bridge.nats_recent import Recent, published_before
 from bridge.nats_streams import ensure_ceremony_stream
-from bridge.nats_window import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDOW, Outgoing, Window
+from bridge.nats_window import (
+    FIRST_PAUSE_SECONDS,
+    FRESH_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    WINDOW,
+    Outgoing,
+    Window,
+)
 from steps.ports import Clock
 from streams import topics
 from streams.codecs import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_record, decode_dead_letter
-from streams.transport.contract import Follower, Log, Record
+from streams.transport.contract import Follower, Log, LogUnavailable, Record
 
 BATCH = 2000
 STOP_SECONDS = 3.0
@@ -58,6 +67,9 @@ class EventsBridge:
         self._sending: set[asyncio.Task[None]] = set()
         self._next: dict[tuple[str, int], int] = {}
         """By topic and partition the offset that follows what we sent: another one means that we took it over."""
+        self._recent: dict[tuple[str, int], Recent] = {}
+        self._began: dict[tuple[str, int], float] = {}
+        """By topic and partition when the last batch was begun: after a long pause it may not be ours any more."""
 
     @property
     def state(self) -> str:
@@ -126,6 +138,14 @@ class EventsBridge:
 
     async def _send(self, first: Record, messages: Sequence[tuple[bytes, Outgoing]]) -> None:
         await self._opened.wait()
+        key = (first.topic, first.partition)
+        if self._next.get(key) != first.offset:
+            self._recent[key] = await self._published_before(first)
+        recent = self._recent[key]
+        messages = [(lane, message) for lane, message in messages if message.id not in recent]
+        now = self._clock.monotonic()
+        goes_on = self._next.get(key) == first.offset and now - self._began.get(key, -math.inf) <= FRESH_SECONDS
+        self._began[key] = now
         window = Window(
             messages,
             self._connection,
@@ -133,9 +153,19 @@ class EventsBridge:
             self._clock,
             self._rejected,
             self._window,
-            taken_over=self._next.get((first.topic, first.partition)) != first.offset,
+            taken_over=not goes_on,
         )
         await window.run()
+        recent.add(message.id for _, message in messages)
+
+    async def _published_before(self, first: Record) -> Recent:
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return await published_before(self._log, first.topic, first.partition, first.offset)
+            except LogUnavailable:
+                await self._clock.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _rejected(self, message: Outgoing, nack: Nack) -> None:
         metrics.REJECTED.inc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ WINDOW = 512
 ACK_SECONDS = 5.0
 """A window that made no progress for so long is sent again."""
 LOOK_SECONDS = 0.5
+FRESH_SECONDS = 60.0
+"""Who did not get to publish for so long may have been stopped and replaced, and the messages be stored long ago: the
+stream is looked at first. Shorter than what `sent_since` leaves of the duplicate window."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 log = structlog.get_logger(__name__)
@@ -85,7 +89,8 @@ class Window:
         self._trouble: Nack | None = None
         self._left = len(messages)
         self._oldest = min((message.record.timestamp for _, message in messages), default=0)
-        self._taken_over = taken_over
+        self._looked = -math.inf if taken_over else clock.monotonic()
+        """When it was known last that what the stream has of this batch is in `_stored` or in the duplicate window."""
         self._stored: set[str] = set()
         """Ids that the stream has, read back where its duplicate window may not know them any more."""
         self._pause = FIRST_PAUSE_SECONDS
@@ -93,18 +98,22 @@ class Window:
     async def run(self) -> None:
         """Returns when every message is acknowledged or set aside."""
         try:
-            if self._taken_over and self._left:
-                await self._look_back()
             while self._left:
+                if self._stale:
+                    await self._look_back()
                 await self._send_ready()
                 await self._settle()
         finally:
             self._recall()
 
+    @property
+    def _stale(self) -> bool:
+        return self._clock.monotonic() - self._looked > FRESH_SECONDS
+
     async def _send_ready(self) -> None:
         client = await self._publisher.client()
         self._generation = self._connection.generation
-        while self._ready and len(self._flying) < self._limit:
+        while self._ready and len(self._flying) < self._limit and not self._stale:
             lane = self._ready.popleft()
             message = lane.queue[0]
             if message.id in self._stored:
@@ -149,7 +158,7 @@ class Window:
 
     async def _settle(self) -> None:
         """Wait until something happened, and deal with what went wrong."""
-        if self._left and not self._refused and not self._trouble:
+        if self._left and not self._refused and not self._trouble and not (self._ready and self._stale):
             await self._wait()
         self._wake.clear()
         for lane, refused in self._refused:
@@ -188,14 +197,17 @@ class Window:
     async def _look_back(self) -> None:
         """Learn what is stored of this batch, before anything of it is sent (again); the stream is made if missing."""
         while True:
+            began = self._clock.monotonic()
             try:
                 await ensure_ceremony_stream(await self._connection.jetstream())
                 self._stored |= await sent_since(self._connection, self._oldest)
-                return
             except StreamGone:
-                return
+                pass
             except (nats.errors.Error, OSError, TimeoutError):
                 await self._rest()
+                continue
+            self._looked = began
+            return
 
     def _recall(self) -> None:
         """Forget what is in flight; its lanes are to be sent again."""

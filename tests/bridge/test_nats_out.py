@@ -232,6 +232,30 @@ async def test_a_message_stored_before_a_long_outage_is_not_sent_again(log: Sqli
     assert numbers == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_an_event_written_again_after_the_duplicate_window_is_not_sent_again(
+    log: SqliteLog, server: NatsServer, *, restarted: bool
+) -> None:
+    """A worker that folds again after a long outage writes the same effects, which then look as if they were new."""
+    async with client(server.url) as other:
+        await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"], duplicate_window=0.1))
+    again = [event(1, 0), event(1, 1), event(1, 2)]
+    async with connection(server.url) as link, bridge(log, link):
+        await append_events(log, again[:2])
+        await arrives(server, 2)
+        if not restarted:
+            await asyncio.sleep(0.3)
+            await append_events(log, again)
+            await arrives(server, 3)
+    if restarted:
+        await asyncio.sleep(0.3)
+        await append_events(log, again)
+        async with connection(server.url) as link, bridge(log, link):
+            await arrives(server, 3)
+    numbers = [json.loads(message.data)["payload"]["number"] for message in await stored(server.url)]
+    assert numbers == [0, 1, 2]
+
+
 async def test_a_stream_that_is_deleted_is_made_again(log: SqliteLog, server: NatsServer) -> None:
     """An operator's slip does not end the flow."""
     async with connection(server.url) as link, bridge(log, link):

@@ -1,0 +1,174 @@
+"""Defects planted into the engine, each of a kind that the order of writes (design §3) is there to prevent.
+
+The suite must find every one of them: a proof that cannot fail proves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from nats.aio.msg import Msg
+
+from bridge import nats_out, nats_window
+from bridge.nats_in import AgentResponses
+from bridge.nats_in_messages import to_command
+from bridge.nats_out import EventsBridge
+from bridge.nats_publish import JetStreamPublisher
+from bridge.nats_recent import Recent
+from bridge.nats_streams import AGENT_RESPONSES
+from bridge.nats_window import Outgoing
+from steps.reading import Served
+from streams.engine import Engine
+from streams.front import Answer
+from streams.timers import PartitionTimers, Timers
+from streams.transport.contract import Record
+from streams.transport.part import Part
+from streams.transport.rows import Rows
+from tables.commands import AgentResult
+
+Plant = Callable[[], Any]
+DEFECTS: dict[str, Plant] = {}
+"""By what is wrong, a patch that makes it so."""
+
+
+def defect(name: str) -> Callable[[Plant], Plant]:
+    def add(plant: Plant) -> Plant:
+        DEFECTS[name] = plant
+        return plant
+
+    return add
+
+
+ZOMBIES = frozenset({"a bridge takes what was written again for new", "a bridge that was stopped goes on where it was"})
+"""Defects that only a process shows which was stopped and woke up."""
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    with DEFECTS[name]():
+        yield
+
+
+@contextmanager
+def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
+    with one, other:
+        yield
+
+
+@defect("a checkpoint does not wait for its effects")
+def _no_wait() -> Any:
+    async def acknowledged(self: Part, pending: Sequence[Any]) -> None: ...
+
+    return patch.object(Part, "_acknowledged", acknowledged)
+
+
+@defect("the position row is written before the effects are acknowledged")
+def _position_first() -> Any:
+    async def save(self: Part, snapshot: Any) -> None:
+        if self.stateful:
+            await self._write(snapshot)
+        await self._acknowledged(snapshot.pending)
+        self._backend.commit(snapshot.commit)
+        self._saved = snapshot.commit
+
+    return patch.object(Part, "_save_snapshot", save)
+
+
+@defect("the offset of a held record is committed")
+def _held_committed() -> Any:
+    return patch.object(Part, "_committable", lambda self: self._next)
+
+
+@defect("the position is written without the rows")
+def _no_rows() -> Any:
+    def some(self: Rows) -> dict[str, dict[bytes, Any]]:
+        dirty, self._dirty = self._dirty, {name: {} for name in self.tables}
+        return {name: {} for name in dirty}
+
+    return patch.object(Rows, "take_dirty", some)
+
+
+@defect("the timers of a partition that was taken are not rebuilt")
+def _no_timers() -> Any:
+    def taken(self: Timers, view: Any) -> None:
+        part = self._parts[view.number] = PartitionTimers(view)
+        part._heap.clear()
+        part._due.clear()
+
+    return patch.object(Timers, "taken", taken)
+
+
+@defect("an answer from NATS is acknowledged before its command is durable")
+def _ack_first() -> Any:
+    async def handle(self: AgentResponses, message: Msg) -> None:
+        await message.ack()
+        verdict = to_command(message.subject, message.data, AGENT_RESPONSES, message.metadata.sequence.stream)
+        if isinstance(verdict, AgentResult):
+            await self._append(verdict)
+
+    return patch.object(AgentResponses, "_handle", handle)
+
+
+@defect("the bridge hands a batch back before JetStream has acknowledged it")
+def _bridge_hurries() -> Any:
+    async def publish(
+        self: EventsBridge, records: Sequence[Record], messages: Sequence[tuple[bytes, Outgoing]]
+    ) -> None:
+        task = self._clock.spawn(self._send(records[0], messages), name="hurried")
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+        self._next[records[0].topic, records[0].partition] = records[-1].offset + 1
+        await asyncio.sleep(0)
+
+    return patch.object(EventsBridge, "_publish", publish)
+
+
+@defect("events are published without their id")
+def _no_message_id() -> Any:
+    send = JetStreamPublisher.send
+
+    async def bare(self: Any, client: Any, subject: str, data: bytes, _: Mapping[str, str], heard: Any) -> str:
+        return await send(self, client, subject, data, {}, heard)
+
+    return patch.object(JetStreamPublisher, "send", bare)
+
+
+@defect("a bridge takes what was written again for new")
+def _not_remembered() -> Any:
+    return patch.object(Recent, "__contains__", lambda *_: False)
+
+
+@defect("a bridge that was stopped goes on where it was")
+def _never_stale() -> Any:
+    windows = patch.object(nats_window, "FRESH_SECONDS", math.inf)
+    batches = patch.object(nats_out, "FRESH_SECONDS", math.inf)
+    return _both(windows, batches)
+
+
+@defect("a client is answered, and nothing was appended")
+def _answered_early() -> Any:
+    append = Engine._append
+
+    async def hasty(self: Engine, partition: int, command: Any, correlation_id: str, *, patient: bool) -> Any:
+        self._clock.spawn(append(self, partition, command, correlation_id, patient=patient), name="later")
+        return Answer()
+
+    return patch.object(Engine, "_append", hasty)
+
+
+@defect("an agent takes a request that it reads again for one it has served")
+def _served_for_ever() -> Any:
+    seen: set[str] = set()
+
+    def repeats(_: Served, effect_id: str, __: int) -> bool:
+        if effect_id in seen:
+            return True
+        seen.add(effect_id)
+        return False
+
+    return patch.object(Served, "repeats", repeats)

@@ -1,0 +1,273 @@
+"""The log in memory: a broker that outlives the processes, and their ways to it. Real offsets, transactions, fencing.
+
+What a process sends lies in its own buffer for a while; killed before, it is lost. An acknowledgement comes later than
+what it acknowledges; killed in between, the record is there and nobody was told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from aiokafka.partitioner import murmur2
+
+from steps.ports import Clock
+from streams.transport.batch import weigh
+from streams.transport.contract import (
+    AgentSpec,
+    Fenced,
+    Follower,
+    Header,
+    Out,
+    Position,
+    PositionRow,
+    Record,
+    Recovered,
+    TopicSpec,
+)
+from streams.transport.owner import Still
+from tests.crash.world import Host, World
+
+SEND_SECONDS = 0.5
+"""An effect lies in its producer's buffer for so long at most: as long as checkpoints are apart."""
+APPEND_SECONDS = 0.2
+TRANSACTION_SECONDS = 0.1
+COMMIT_SECONDS = 0.3
+FETCH_SECONDS = 0.004
+
+Key = tuple[str, int]
+
+
+class Broker:
+    """All that is durable: records, changelogs, positions and offsets of groups."""
+
+    def __init__(self, world: World, partitions: int) -> None:
+        self.world = world
+        self.partitions = partitions
+        self.records: dict[Key, list[Record]] = defaultdict(list)
+        self.rows: dict[Key, dict[bytes, bytes]] = defaultdict(dict)
+        self.positions: dict[Key, PositionRow] = {}
+        self.committed: dict[tuple[str, str, int], int] = {}
+        """By group, topic and partition."""
+        self.epochs: dict[Key, int] = defaultdict(int)
+        self.members: dict[str, Host] = {}
+        """Of each group the process that joined last: every partition is its own."""
+        self._waiting: dict[Key, list[tuple[Host, asyncio.Future[None]]]] = defaultdict(list)
+
+    def append(self, topic: str, partition: int, out: Out) -> Position:
+        log = self.records[topic, partition]
+        timestamp = self.world.log_time()
+        log.append(Record(topic, partition, len(log), timestamp, out.key, out.value, tuple(out.headers)))
+        waiting = self._waiting.pop((topic, partition), [])
+        for host, arrived in waiting:
+            host.after(self.world.latency(FETCH_SECONDS), lambda arrived=arrived: _wake(arrived))  # type: ignore[misc]
+        return Position(partition, len(log) - 1, timestamp)
+
+    def end(self, topic: str, partition: int) -> int:
+        return len(self.records[topic, partition])
+
+    async def fetch(self, host: Host, topic: str, partition: int, offset: int, limit: int) -> Sequence[Record]:
+        """Wait for a record at `offset`; cancelling it loses nothing."""
+        while offset >= self.end(topic, partition):
+            arrived = host.future()
+            self._waiting[topic, partition].append((host, arrived))
+            await arrived
+        return self.records[topic, partition][offset : offset + limit]
+
+    def write(self, key: Key, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
+        """The transaction itself: all of it in one step."""
+        for table, changed in rows.items():
+            stored = self.rows[table, key[1]]
+            for name, row in changed.items():
+                if row is None:
+                    stored.pop(name, None)
+                else:
+                    stored[name] = row
+        self.positions[key] = position
+
+    def commit(self, host: Host, group: str, topic: str, partition: int, offset: int) -> None:
+        """Refused, as a group refuses it, where another member has joined since."""
+        if self.members.get(group) is host:
+            self.committed[group, topic, partition] = offset
+
+
+def _wake(arrived: asyncio.Future[None]) -> None:
+    if not arrived.done():
+        arrived.set_result(None)
+
+
+class CrashBackend:
+    """Fulfils `contract.Backend` for one partition of one agent in one process."""
+
+    def __init__(self, broker: Broker, host: Host, group: str, spec: AgentSpec, partition: int, still: Still) -> None:
+        self._broker = broker
+        self._host = host
+        self._group = group
+        self._spec = spec
+        self._partition = partition
+        self._still = still
+        self._next = 0
+        self._epoch = 0
+        self._commit: int | None = None
+
+    @property
+    def _key(self) -> Key:
+        return self._spec.topic, self._partition
+
+    async def take(self) -> Recovered:
+        if self._spec.tables:
+            self._epoch = await self._host.call(APPEND_SECONDS, self._fence)
+        return await self._host.call(APPEND_SECONDS, self._read)
+
+    def _fence(self) -> int:
+        self._broker.epochs[self._key] += 1
+        return self._broker.epochs[self._key]
+
+    def _read(self) -> Recovered:
+        broker = self._broker
+        return Recovered(
+            rows={table.name: dict(broker.rows[table.name, self._partition]) for table in self._spec.tables},
+            position=broker.positions.get(self._key),
+            start=0,
+            end=broker.end(*self._key),
+            committed=broker.committed.get((self._group, *self._key)),
+        )
+
+    def seek(self, offset: int) -> None:
+        self._next = offset
+
+    async def fetch(self, limit: int) -> Sequence[Record]:
+        records = await self._broker.fetch(self._host, *self._key, self._next, limit)
+        self._next = records[-1].offset + 1
+        return records
+
+    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[Awaitable[Any]]:
+        def store() -> None:
+            for record in records:
+                self._broker.append(topic, partition, record)
+
+        return [self._host.call(SEND_SECONDS, store, lane=(topic, partition))]
+
+    async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
+        await self._host.call(TRANSACTION_SECONDS, lambda: self._write(rows, position))
+
+    def _write(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
+        if self._epoch != self._broker.epochs[self._key]:
+            raise Fenced(f"fenced: {self._spec.topic}[{self._partition}] has another owner")
+        self._broker.write(self._key, rows, position)
+
+    def commit(self, offset: int) -> None:
+        self._commit = offset
+        self._host.after(self._host.world.latency(COMMIT_SECONDS), lambda: self._committed(offset), lane=self)
+
+    def _committed(self, offset: int) -> None:
+        self._broker.commit(self._host, self._group, *self._key, offset)
+
+    async def close(self) -> None:
+        if self._commit is not None:
+            offset = self._commit
+            await self._host.call(APPEND_SECONDS, lambda: self._committed(offset), lane=self)
+
+
+class CrashLog:
+    """Fulfils `contract.Log` in one process."""
+
+    state = "ok"
+
+    def __init__(self, broker: Broker, host: Host, clock: Clock) -> None:
+        self._broker = broker
+        self._host = host
+        self._clock = clock
+
+    def partition_of(self, key: bytes, partitions: int) -> int:
+        return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def create(self, topics: Sequence[TopicSpec]) -> None: ...
+
+    async def append(
+        self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
+    ) -> Position:
+        weigh(topic, key, value, headers)
+        out = Out(key, value, headers)
+        return await self._host.call(
+            APPEND_SECONDS, lambda: self._broker.append(topic, partition, out), lane=(topic, partition, "append")
+        )
+
+    async def ends(self, topic: str) -> Sequence[tuple[int, int]]:
+        return [(0, self._broker.end(topic, number)) for number in range(self._broker.partitions)]
+
+    async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        yield await self._host.call(APPEND_SECONDS, lambda: self._broker.records[topic, partition][start:end])
+
+    async def follow(
+        self, group: str, topic: str, handle: Callable[[Sequence[Record]], Awaitable[None]], *, batch: int = 500
+    ) -> Follower:
+        follower = CrashFollower(self._broker, self._host, self._clock, group, topic, handle, batch)
+        await follower.start()
+        return follower
+
+
+class CrashFollower:
+    """Fulfils `contract.Follower`: one batch of each partition in hand, committed some time after it was handled."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        host: Host,
+        clock: Clock,
+        group: str,
+        topic: str,
+        handle: Callable[[Sequence[Record]], Awaitable[None]],
+        batch: int,
+    ) -> None:
+        self._broker = broker
+        self._host = host
+        self._clock = clock
+        self._group = group
+        self._topic = topic
+        self._handle = handle
+        self._batch = batch
+        self._stopping = False
+        self._idle: set[int] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        await self._host.call(APPEND_SECONDS, self._join)
+        for partition in range(self._broker.partitions):
+            reading = self._follow(partition)
+            self._tasks[partition] = self._clock.spawn(reading, name=f"{self._topic}[{partition}] is followed")
+
+    def _join(self) -> None:
+        self._broker.members[self._group] = self._host
+
+    async def stop(self) -> None:
+        self._stopping = True
+        for partition in self._idle:
+            self._tasks[partition].cancel()
+        await asyncio.wait(self._tasks.values())
+
+    async def _follow(self, partition: int) -> None:
+        key = (self._group, self._topic, partition)
+        offset = self._broker.committed.get(key, 0)
+        while not self._stopping:
+            self._idle.add(partition)
+            records = await self._broker.fetch(self._host, self._topic, partition, offset, self._batch)
+            self._idle.discard(partition)
+            if self._broker.members.get(self._group) is not self._host:
+                return  # revoked since
+            await self._handle(records)
+            offset = records[-1].offset + 1
+            self._commit(partition, offset)
+
+    def _commit(self, partition: int, offset: int) -> None:
+        self._host.after(
+            self._host.world.latency(COMMIT_SECONDS),
+            lambda: self._broker.commit(self._host, self._group, self._topic, partition, offset),
+            lane=(self, partition),
+        )

@@ -1,0 +1,127 @@
+"""What is proved: every play, however its processes die, ends as the uninterrupted one does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+from streams.topics import COMMANDS, prefixed
+from tables.commands import StepOutcome, decode_command
+from tests.crash.lives import Play, Stuck, killed, overtaken, uninterrupted
+from tests.crash.outcome import Outcome, outcome, violations
+from tests.crash.process import PREFIX
+from tests.crash.script import completed
+from tests.crash.tracing import Traced, traced
+
+Plays = Iterator[tuple[str, list[str]]]
+"""How the processes of a play died, and what was wrong at its end."""
+LONG_OUTAGE = 900.0
+"""Seconds: longer than CEREMONY's duplicate window, shorter than a tick."""
+
+
+@dataclass
+class Report:
+    """What came of a number of plays."""
+
+    plays: int = 0
+    found: dict[str, list[str]] = field(default_factory=dict)
+    """By how the processes died, what was not as it should be."""
+
+    def __str__(self) -> str:
+        lines = [f"  {where}: {what}" for where, problems in self.found.items() for what in problems]
+        return "\n".join([f"{self.plays} plays, {len(self.found)} wrong", *lines[:20]])
+
+
+class Proof:
+    """All plays of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._chance = random.Random(f"points of {seed}")
+
+    @cached_property
+    def whole(self) -> Play:
+        """The uninterrupted play."""
+        return uninterrupted(self.seed)
+
+    @cached_property
+    def wanted(self) -> Outcome:
+        return outcome(self.whole.around)
+
+    @property
+    def points(self) -> int:
+        """Awaits at which the one process of the uninterrupted play waited."""
+        return self.whole.awaits[0]
+
+    def trace(self) -> Traced:
+        """The uninterrupted play under Python's tracing, its loop counting nothing."""
+        return traced(lambda: uninterrupted(self.seed, counted=False))
+
+    def every(self, stride: int = 1, offset: int = 0, outage: float = 0.0) -> Plays:
+        """Killed once, at every await, or at every `stride`-th."""
+        for fuse in range(1 + offset % stride, self.points + 1, stride):
+            yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse], outage))
+
+    def shuffled(self) -> Plays:
+        """Killed once, at every await, in no order: for finding something soon."""
+        for fuse in self._chance.sample(range(1, self.points + 1), self.points):
+            yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse]))
+
+    def pairs(self, count: int) -> Plays:
+        """Killed twice, at random."""
+        for _ in range(count):
+            fuses = [self._chance.randint(1, self.points), self._chance.randint(1, self.points)]
+            yield f"killed at {fuses}", self._judged(partial(killed, self.seed, fuses))
+
+    def zombies(self, count: int, *, patient_only: bool = False) -> Plays:
+        """Frozen at random, overtaken, and woken when its successor has come some way, or to the end.
+
+        Of every second one NATS keeps the connection, or of all.
+        """
+        for number in range(count):
+            fuse = self._chance.randint(1, self.points - 1)
+            lead = self._chance.randint(1, self.points - fuse + 100)
+            patient = patient_only or bool(number % 2)
+            name = f"frozen at {fuse}, woken after {lead}{', its connection kept' if patient else ''}"
+            yield name, self._judged(partial(overtaken, self.seed, fuse, lead, patient=patient), may_differ=True)
+
+    def _judged(self, play: Callable[[], Play], *, may_differ: bool = False) -> list[str]:
+        try:
+            played = play()
+        except Stuck as stuck:
+            return [f"stuck: {stuck}"]
+        problems = violations(played)
+        if may_differ and unreachable(played):
+            return problems if completed(played.around) else [*problems, "it did not come to its end"]
+        return problems + outcome(played.around).differences(self.wanted)
+
+
+def unreachable(play: Play) -> bool:
+    """Whether a neighbour could not be reached by a woken zombie: an outcome of its own, so the log is another one."""
+    around = play.around
+    return any(
+        isinstance(command, StepOutcome) and command.outcome == "unreachable"
+        for number in range(around.broker.partitions)
+        for record in around.broker.records[prefixed(PREFIX, COMMANDS), number]
+        for command in [decode_command(record.value)]
+    )
+
+
+def report(plays: Plays, *, enough: int = 0) -> Report:
+    """Play them all, or until `enough` went wrong."""
+    done = Report()
+    for name, problems in plays:
+        done.plays += 1
+        if problems:
+            done.found[name] = problems
+            if enough and len(done.found) >= enough:
+                break
+    return done
+
+
+def strided(seed: int, points: int, budget: int) -> tuple[int, int]:
+    """Stride and offset for at most `budget` of so many points; another seed takes other points."""
+    stride = max(1, -(-points // budget))
+    return stride, seed % stride

@@ -1,0 +1,32 @@
+"""The Ray executor in memory: takes each task id once, and leaves its results to whoever plays the agents."""
+
+from __future__ import annotations
+
+from steps.ports import RayAnswer, RayTask
+from tests.crash.world import Host
+
+CALL_SECONDS = 1.5
+"""Longer than a checkpoint and the commit of its offset: what is asked for is held meanwhile."""
+
+
+class Executor:
+    """What outlives the processes."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, RayTask] = {}
+
+    def take(self, task: RayTask) -> RayAnswer:
+        """A task id that is known already is no new task."""
+        self.tasks.setdefault(task.task_id, task)
+        return RayAnswer("submitted", deliberation_id=f"d-{list(self.tasks).index(task.task_id) + 1}")
+
+
+class RayPort:
+    """Fulfils `steps.ports.RayExecutor` in one process."""
+
+    def __init__(self, executor: Executor, host: Host) -> None:
+        self._executor = executor
+        self._host = host
+
+    async def execute(self, task: RayTask) -> RayAnswer:
+        return await self._host.call(CALL_SECONDS, lambda: self._executor.take(task))

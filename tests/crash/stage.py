@@ -1,0 +1,39 @@
+"""What every play needs of the process it is played in: silence, and the one seam that is no port."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+from unittest.mock import patch
+
+import structlog
+
+from bridge import nats_sent
+from bridge.nats_connection import NatsConnection
+from bridge.nats_streams import CEREMONY
+
+
+async def _read_back(connection: NatsConnection, since: datetime) -> set[str]:
+    client: Any = await connection.connected()
+    found: set[str] = await client.ids_since(CEREMONY, since)
+    return found
+
+
+@contextmanager
+def stage() -> Iterator[None]:
+    """Plays write no logs: thousands of processes die here. What is wrong at the end of one is reported by itself."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.disable(logging.CRITICAL)
+    gc.freeze()
+    try:
+        with patch.object(nats_sent, "_read_back", _read_back):
+            yield
+    finally:
+        gc.unfreeze()
+        logging.disable(logging.NOTSET)
+        structlog.configure(**before)

@@ -1,0 +1,95 @@
+"""One ceremony with every kind of step, a retry, a timeout and a gate, whose processes die at every await."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.crash.defects import DEFECTS, ZOMBIES, planted
+from tests.crash.proof import LONG_OUTAGE, Proof, report, strided
+from tests.crash.stage import stage
+
+pytestmark = pytest.mark.timeout(300)
+SEED = int(os.environ.get("CEREMONY_CRASH_SEED", "1"))
+BUDGET = int(os.environ.get("CEREMONY_CRASH_POINTS", "220"))
+"""Points of the enumeration that are taken here; `python -m tests.crash --all` takes all."""
+
+
+@pytest.fixture(autouse=True)
+def on_stage() -> Iterator[None]:
+    with stage():
+        yield
+
+
+@pytest.fixture(scope="module")
+def proof() -> Proof:
+    print(f"seed {SEED}")
+    with stage():
+        made = Proof(SEED)
+        assert made.wanted is not None
+    return made
+
+
+def test_the_uninterrupted_play_is_sound(proof: Proof) -> None:
+    """All five kinds of step ran, one failed once, timed out once, and was asked three times."""
+    subjects = [subject for _, subject, _ in proof.wanted.told]
+    assert subjects.count("ceremony.step.retrying") == 2
+    assert subjects.count("ceremony.step.executed") == 6, "five steps, and the gate that opened"
+    assert subjects[-1] == "ceremony.completed"
+    assert len(proof.wanted.tasks) == 4
+    assert len(proof.wanted.published) == 1
+
+
+def test_it_is_deterministic(proof: Proof) -> None:
+    """The same seed gives the same play, to the number of its awaits and the bytes of its log."""
+    again = Proof(proof.seed)
+    assert again.points == proof.points
+    assert again.whole.around.broker.records == proof.whole.around.broker.records
+
+
+def test_every_await_that_tracing_counts_is_a_point(proof: Proof) -> None:
+    trace = proof.trace()
+    print(f"{proof.points} points; tracing counts {trace.awaits} awaits at {len(trace.sites)} lines")
+    assert proof.points == trace.awaits
+    assert proof.points > 500
+    waited = {site.rpartition(":")[0] for site in trace.sites}
+    assert {"streams/transport/part.py", "streams/timers.py", "bridge/nats_out.py", "steps/agent.py"} <= waited
+
+
+def test_killed_at_every_await(proof: Proof) -> None:
+    """Rows, effects and messages are the same, to the byte."""
+    stride, offset = strided(SEED, proof.points, BUDGET)
+    done = report(proof.every(stride, offset))
+    print(f"{done.plays} of {proof.points} points, every {stride}. from {offset + 1}")
+    assert done.plays >= min(proof.points, BUDGET) // 2
+    assert not done.found, str(done)
+
+
+def test_killed_and_away_for_longer_than_the_duplicate_window(proof: Proof) -> None:
+    """JetStream has forgotten what it was sent: what it holds is read back."""
+    stride, offset = strided(SEED, proof.points, BUDGET // 4)
+    done = report(proof.every(stride, offset, LONG_OUTAGE))
+    assert not done.found, str(done)
+
+
+def test_killed_twice(proof: Proof) -> None:
+    done = report(proof.pairs(60))
+    assert not done.found, str(done)
+
+
+def test_a_zombie_does_no_harm(proof: Proof) -> None:
+    """It goes on when another has taken over, beside it, until both are told to stop."""
+    done = report(proof.zombies(60))
+    assert not done.found, str(done)
+
+
+@pytest.mark.parametrize("defect", sorted(DEFECTS))
+def test_a_planted_defect_is_found(proof: Proof, defect: str) -> None:
+    """The proof can fail, and does for each order of writes that is not the right one."""
+    with planted(defect):
+        plays = proof.zombies(400, patient_only=True) if defect in ZOMBIES else proof.shuffled()
+        done = report(plays, enough=1)
+    print(f"found after {done.plays} plays: {done}")
+    assert done.found, f"not found by {done.plays} plays"

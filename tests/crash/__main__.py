@@ -44,7 +44,7 @@ def defects(proof: Proof) -> bool:
     found = []
     for name in DEFECTS:
         with planted(name):
-            done = report(proof.zombies(400, patient_only=True) if name in ZOMBIES else proof.shuffled(), enough=1)
+            done = report(proof.zombies(400, publishing=True) if name in ZOMBIES else proof.shuffled(), enough=1)
         print(f"{'found' if done.found else 'NOT FOUND'} by play {done.plays}: {name}")
         found.append(bool(done.found))
     return all(found)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from bridge.nats_streams import CEREMONY
 from tests.crash.process import Process, Surroundings
 from tests.crash.script import PATIENCE_SECONDS, SCRIPT, asks, at_rest
 
@@ -26,6 +27,8 @@ class Play:
     awaits: list[int] = field(default_factory=list)
     """Of each process that ended, the awaits it came to."""
     problems: list[str] = field(default_factory=list)
+    told_at: list[int] = field(default_factory=list)
+    """Awaits of the process when CEREMONY got a message: its acknowledgement is under way."""
     away: float = 0.0
     """Seconds for which there was no process, or one stood still."""
 
@@ -60,6 +63,9 @@ class Play:
             self._next(processes)
         if not self.around.world.step():
             raise Stuck(f"{self.name}: nothing will ever happen any more")
+        stream = self.around.nats.streams.get(CEREMONY)
+        if stream is not None and len(stream.messages) > len(self.told_at):
+            self.told_at.append(processes[0].host.loop.awaits)
         if self.around.world.now - self.begun_at > PATIENCE_SECONDS:
             raise Stuck(f"{self.name}: not within {PATIENCE_SECONDS:g} s; {self.problems}")
 

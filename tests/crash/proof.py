@@ -75,15 +75,15 @@ class Proof:
             fuses = [self._chance.randint(1, self.points), self._chance.randint(1, self.points)]
             yield f"killed at {fuses}", self._judged(partial(killed, self.seed, fuses))
 
-    def zombies(self, count: int, *, patient_only: bool = False) -> Plays:
+    def zombies(self, count: int, *, publishing: bool = False) -> Plays:
         """Frozen at random, overtaken, and woken when its successor has come some way, or to the end.
 
-        Of every second one NATS keeps the connection, or of all.
+        Of every second one NATS keeps the connection. `publishing`: of all, and they are frozen while they publish.
         """
         for number in range(count):
-            fuse = self._chance.randint(1, self.points - 1)
+            fuse = self._chance.choice(self.whole.told_at) if publishing else self._chance.randint(1, self.points - 1)
             lead = self._chance.randint(1, self.points - fuse + 100)
-            patient = patient_only or bool(number % 2)
+            patient = publishing or bool(number % 2)
             name = f"frozen at {fuse}, woken after {lead}{', its connection kept' if patient else ''}"
             yield name, self._judged(partial(overtaken, self.seed, fuse, lead, patient=patient), may_differ=True)
 

@@ -182,11 +182,13 @@ class Worker:
         closing = self.clock.spawn(self._stack.aclose(), name="stop")
         try:
             async with self.clock.timeout(STOP_SECONDS):
-                await asyncio.shield(closing)
+                await asyncio.wait({closing})
         except TimeoutError:
-            self.halfway = True
             closing.cancel()
-            log.warning("stopped_halfway", seconds=STOP_SECONDS, reason="what was not saved is folded again next time")
+        # A part of a library that was cut off in its own stop ends `closing` as cancelled, though nobody cancelled us.
+        self.halfway = not closing.done() or closing.cancelled() or closing.exception() is not None
+        if self.halfway:
+            log.warning("stopped_halfway", reason="what was not saved is folded again next time")
         else:
             log.info("stopped")
 

@@ -132,6 +132,17 @@ class CeremonyApp(faust.App):
         """An assignment has come, and each of its partitions is served or in `unserved`."""
         return self._assignment is not None and not self.rebalancing and self.owner.settled
 
+    def held(self, agent: str) -> frozenset[int] | None:
+        """Partitions of an agent that the group gave this worker, served or not; None while that is being settled."""
+        if self._assignment is None or self.rebalancing:
+            return None
+        return frozenset(number for name, number in self.owner.assigned if name == agent)
+
+    @property
+    def fresh(self) -> bool:
+        """False once another worker may own what is served here: after a freeze, or cut off from the group."""
+        return self._consumer is not None and cast("Membership", self._consumer).fresh
+
     # ---- running
 
     async def on_first_start(self) -> None:

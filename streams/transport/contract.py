@@ -216,6 +216,23 @@ class Backend(Protocol):
     async def close(self) -> None: ...
 
 
+class Committed(NamedTuple):
+    """What a group had committed of a partition when a follower was given it."""
+
+    partition: int
+    offset: int | None
+    """Of the first record not dealt with; None where nothing was committed, or nothing that is in the log."""
+    note: str
+    """What `handle` returned for the records before it."""
+    end: int
+    """Log end of the partition; what is behind it no former owner can have seen."""
+
+
+Handle = Callable[[Sequence[Record]], Awaitable[str | None]]
+"""Deals with one batch; may return a note (at most 4 KiB of UTF-8) to be committed with its offset."""
+Taken = Callable[[Committed], Awaitable[None]]
+
+
 class Log(Protocol):
     """The log beside the agents: appending from outside, following for bridges, reading for operators."""
 
@@ -242,12 +259,13 @@ class Log(Protocol):
         """Records of [start, end), in batches."""
 
     async def follow(
-        self, group: str, topic: str, handle: Callable[[Sequence[Record]], Awaitable[None]], *, batch: int = 500
+        self, group: str, topic: str, handle: Handle, *, batch: int = 500, taken: Taken | None = None
     ) -> Follower:
         """Read a topic in a consumer group of its own, from the committed offset or the log start.
 
-        `handle` gets batches of one partition in order; their offset is committed after it returned. An exception ends
-        the worker.
+        `handle` gets batches of one partition in order; their offset is committed after it returned, with the note that
+        it returned. Where a partition moves it may be cancelled after some seconds: the next owner gets the batch. An
+        exception ends the worker. `taken` hears of each assignment of a partition before its first batch.
         """
 
     @property
@@ -255,7 +273,18 @@ class Log(Protocol):
         """`ok`, or what is wrong, for readiness."""
 
 
+class TailedLog(Log, Protocol):
+    """A log that several workers share."""
+
+    def tail(self, topic: str, partition: int, start: int) -> AsyncIterator[Sequence[Record]]:
+        """Records from `start` on, without a group and without an end. Raises LogUnavailable."""
+
+
 class Follower(Protocol):
+    @property
+    def fresh(self) -> bool:
+        """False once another follower of the group may have what is handled here: what reaches outside must wait."""
+
     async def stop(self) -> None:
         """Finish the batch in hand, commit, leave the group."""
 

@@ -32,6 +32,7 @@ from streams.transport.kafka_client import (
     append_batches,
 )
 from streams.transport.kafka_log import KafkaLog
+from streams.transport.kafka_session import GroupSession
 from streams.transport.owner import Still, Superseded
 from streams.transport.positions import decode_position, encode_position
 
@@ -65,6 +66,7 @@ class Consumer(membership.Membership):
     """A member of the consumer group. It never polls: what is assigned is read by the parts' own reader."""
 
     _group: AIOKafkaConsumer | None = None
+    _session: GroupSession | None = None
     _lost: tuple[float, ...] = ()
 
     async def on_start(self) -> None:
@@ -85,10 +87,15 @@ class Consumer(membership.Membership):
             retry_backoff_ms=50,
         )
         await self._group.start()
+        self._session = GroupSession(self._group, self.app.clock, conf.broker_session_timeout)
         await super().on_start()
 
     async def subscribe(self, topics: Iterable[str]) -> None:
         self.group.subscribe(list(topics), listener=Listener(self))
+
+    @property
+    def fresh(self) -> bool:
+        return self._session is not None and self._session.fresh
 
     @property
     def group(self) -> AIOKafkaConsumer:
@@ -118,6 +125,8 @@ class Consumer(membership.Membership):
     async def assigned(self, tps: set[TopicPartition]) -> None:
         self.app.consumer_generation_id = self.group._coordinator.generation
         self._tps = {TP(*tp) for tp in tps}
+        if self._session is not None:
+            self._session.joined()
         try:
             await self.on_partitions_assigned(set(self._tps), self.app.consumer_generation_id)
         finally:
@@ -169,6 +178,10 @@ class Transport(membership.Transport):
 
     @property
     def log(self) -> KafkaLog:
+        return self._log
+
+    @property
+    def shared(self) -> KafkaLog:
         return self._log
 
     def backend(self, spec: AgentSpec, number: int, still: Still) -> KafkaBackend:

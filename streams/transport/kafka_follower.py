@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
 
 from steps.ports import Clock
-from streams.transport.contract import LogFailed, Record
+from streams.transport.contract import Committed, Handle, LogFailed, Record, Taken
 from streams.transport.kafka_client import DRAIN_SECONDS, FETCH_BYTES, FETCH_WAIT_MS, to_records
+from streams.transport.kafka_session import SESSION_SECONDS, GroupSession
 
 logger = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 0.5
 """Seconds between two commits: one after every batch would cost the broker more than the batch."""
 POLL_MS = 1000
-
-Handle = Callable[[Sequence[Record]], Awaitable[None]]
+GIVE_UP_SECONDS = 3.0
+"""How long a hand-over waits for batches in hand: the whole group waits with it."""
+REBALANCE_MS = 15_000
+AGAIN_SECONDS = 0.2
 
 
 class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -40,6 +44,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         handle: Handle,
         batch: int,
         fail: Callable[[BaseException], None] | None,
+        taken: Taken | None = None,
     ) -> None:
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=list(servers),
@@ -49,7 +54,8 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
             isolation_level="read_committed",
             fetch_max_wait_ms=FETCH_WAIT_MS,
             max_partition_fetch_bytes=FETCH_BYTES,
-            session_timeout_ms=6_000,
+            session_timeout_ms=int(SESSION_SECONDS * 1000),
+            rebalance_timeout_ms=REBALANCE_MS,
             heartbeat_interval_ms=1_000,
             max_poll_interval_ms=600_000,
             partition_assignment_strategy=[RangePartitionAssignor],
@@ -59,9 +65,18 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         self._batch = batch
         self._clock = clock
         self._fail = fail
+        self._taken = taken
+        self._untold: set[TopicPartition] = set()
+        """Assigned, and `taken` has not heard of it yet."""
+        self._session: GroupSession | None = None
+        self._epoch = 0
+        """Goes up as partitions move: what was fetched before is fetched again by its owner."""
+        self._moving = False
+        self._dropped: set[asyncio.Task[None]] = set()
+        """Batches that were still in hand when their partition had to go."""
         self._in_hand: dict[TopicPartition, asyncio.Task[None]] = {}
-        self._handled: dict[TopicPartition, int] = {}
-        """Offsets behind what was handled and is not committed yet."""
+        self._handled: dict[TopicPartition, OffsetAndMetadata] = {}
+        """Offsets behind what was handled and is not committed yet, with the handler's notes."""
         self._committing = asyncio.Lock()
         self._stopping = False
         self._poll: asyncio.Task[Any] | None = None
@@ -70,8 +85,13 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
     async def start(self) -> None:
         await self._consumer.start()
         self._consumer._fetcher._prefetch_backoff = DRAIN_SECONDS
+        self._session = GroupSession(self._consumer, self._clock)
         self._consumer.subscribe([self._topic], listener=self)
         self._task = self._clock.spawn(self._run(), name=f"{self._topic} is followed")
+
+    @property
+    def fresh(self) -> bool:
+        return self._session is not None and self._session.fresh
 
     async def stop(self) -> None:
         """Finish the batches in hand and commit. One whose handling is cancelled is left to the next owner."""
@@ -83,12 +103,33 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._consumer.stop()
 
     async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
-        """What is in hand is finished and committed while its partition is still ours."""
-        await self._finished()
+        """What is in hand is finished and committed while its partition is still ours, within some seconds."""
+        self._moving = True
+        self._epoch += 1
+        try:
+            async with self._clock.timeout(GIVE_UP_SECONDS):
+                await self._finished()
+        except TimeoutError:
+            await self._drop()
         await self._commit()
+        self._handled.clear()
+
+    async def _drop(self) -> None:
+        """What waits for somebody who does not answer is left to the next owner."""
+        late = {task for task in self._in_hand.values() if not task.done()}
+        logger.warning("%s: %d batches in hand are left to their next owner", self._topic, len(late))
+        self._dropped |= late
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
     async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         """Reading goes on at the committed offsets."""
+        if self._session is not None:
+            self._session.joined()
+        self._untold = set(assigned)
+        self._moving = False
         self._poll_anew()
 
     async def _run(self) -> None:
@@ -108,6 +149,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _turn(self, committer: asyncio.Task[None]) -> None:
         """Hand out what has come of partitions without a batch in hand, or take back batches that are handled."""
+        epoch = self._epoch
         assigned = self._consumer.assignment()
         free = assigned - self._in_hand.keys()
         if free or not assigned:
@@ -118,10 +160,19 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         if committer.done():
             committer.result()
         for tp in [tp for tp, task in self._in_hand.items() if task.done()]:
-            self._in_hand.pop(tp).result()
+            self._take_back(self._in_hand.pop(tp))
+        if self._moving or epoch != self._epoch:
+            return
         for tp, records in fetched.items():
             work = self._one(tp, to_records(records))
             self._in_hand[tp] = self._clock.spawn(work, name=f"{self._topic}[{tp.partition}] is handled")
+
+    def _take_back(self, task: asyncio.Task[None]) -> None:
+        if task in self._dropped:
+            self._dropped.discard(task)
+            if task.cancelled():
+                return
+        task.result()
 
     async def _next(self, free: Iterable[TopicPartition]) -> dict[TopicPartition, list[Any]]:
         fetched: dict[TopicPartition, list[Any]] = await self._consumer.getmany(
@@ -149,10 +200,34 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
             await asyncio.wait(set(self._in_hand.values()))
 
     async def _one(self, tp: TopicPartition, records: Sequence[Record]) -> None:
-        if tp not in self._consumer.assignment():
+        if self._moving or tp not in self._consumer.assignment():
             return  # revoked since it was fetched: its new owner reads it
-        await self._handle(records)
-        self._handled[tp] = records[-1].offset + 1
+        if tp in self._untold:
+            await self._tell(tp)
+        note = await self._handle(records)
+        self._handled[tp] = OffsetAndMetadata(records[-1].offset + 1, note or "")
+
+    async def _tell(self, tp: TopicPartition) -> None:
+        """Tell `taken` what the group had committed, before the first batch of this assignment."""
+        self._untold.discard(tp)
+        if self._taken is None:
+            return
+        while (committed := await self._committed(tp)) is None:
+            await self._clock.sleep(AGAIN_SECONDS)
+        await self._taken(committed)
+
+    async def _committed(self, tp: TopicPartition) -> Committed | None:
+        """None while Kafka does not say."""
+        try:
+            known = (await self._consumer._coordinator.fetch_committed_offsets([tp])).get(tp)
+            starts = await self._consumer.beginning_offsets([tp])
+            ends = await self._consumer.end_offsets([tp])
+        except KafkaError as error:
+            logger.info("%s[%d]: committed offset not known yet (%s)", self._topic, tp.partition, error)
+            return None
+        if known is None or not starts[tp] <= known.offset <= ends[tp]:  # of another topic of this name
+            return Committed(tp.partition, None, "", ends[tp])
+        return Committed(tp.partition, known.offset, known.metadata, ends[tp])
 
     async def _commit_often(self) -> None:
         while True:

@@ -16,21 +16,25 @@ from steps.ports import Clock
 from streams.transport.batch import weigh
 from streams.transport.contract import (
     Follower,
+    Handle,
     Header,
     LogUnavailable,
     Position,
     Record,
     RecordTooLarge,
+    Taken,
     TopicSpec,
 )
 from streams.transport.kafka_client import new_producer, new_reader, stop_reader, to_records
-from streams.transport.kafka_follower import GroupFollower, Handle
+from streams.transport.kafka_follower import GroupFollower
 from streams.transport.kafka_topics import ensure_topics
 
 logger = logging.getLogger(__name__)
 
 APPEND_SECONDS = 10.0
 """How long `append` waits for the acknowledgement before it says LogUnavailable."""
+TAIL_WAIT_MS = 500
+"""How long a broker holds an empty fetch of who follows the end of a topic: a record ends the wait."""
 WATCH_SECONDS = 1.0
 """Seconds between two looks whether Kafka answers."""
 
@@ -166,8 +170,26 @@ class KafkaLog:
         finally:
             await stop_reader(reader, self._clock)
 
-    async def follow(self, group: str, topic: str, handle: Handle, *, batch: int = 500) -> Follower:
-        follower = GroupFollower(self._servers, self._clock, group, topic, handle, batch, self._fail)
+    async def tail(self, topic: str, partition: int, start: int) -> AsyncIterator[Sequence[Record]]:
+        tp = TopicPartition(topic, partition)
+        reader = new_reader(self._servers, wait_ms=TAIL_WAIT_MS)
+        try:
+            await reader.start()
+            reader.assign([tp])
+            reader.seek(tp, start)
+            while True:
+                fetched = await reader.getmany(tp, timeout_ms=1000, max_records=1000)
+                if records := to_records(fetched.get(tp, ())):
+                    yield records
+        except KafkaError as error:
+            raise LogUnavailable(f"log_unavailable: {topic}[{partition}] ({type(error).__name__})") from error
+        finally:
+            await stop_reader(reader, self._clock)
+
+    async def follow(
+        self, group: str, topic: str, handle: Handle, *, batch: int = 500, taken: Taken | None = None
+    ) -> Follower:
+        follower = GroupFollower(self._servers, self._clock, group, topic, handle, batch, self._fail, taken)
         try:
             await follower.start()
         except KafkaError as error:

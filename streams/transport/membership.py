@@ -15,7 +15,7 @@ from faust.transport.consumer import Consumer as FaustConsumer
 from faust.types import TP, ConsumerMessage
 
 from streams.transport.batch import PartBatch
-from streams.transport.contract import AgentSpec, Backend, Log
+from streams.transport.contract import AgentSpec, Backend, Log, TailedLog
 from streams.transport.owner import Still
 
 GIVE_UP_SECONDS = 10.0
@@ -33,6 +33,11 @@ class Membership(FaustConsumer):
         self._tps: set[TP] = set()
 
     # ---- assignment
+
+    @property
+    def fresh(self) -> bool:
+        """Whether what is assigned is surely still ours; a group's member may have been replaced unawares."""
+        return True
 
     async def subscribe(self, topics: Iterable[str]) -> None:
         """Everything is ours at once: there is no one to share it with."""
@@ -201,6 +206,11 @@ class Transport(base.Transport):
     @abstractmethod
     def log(self) -> Log:
         """The log beside the agents; started and stopped by the app."""
+
+    @property
+    def shared(self) -> TailedLog | None:
+        """The log where several workers share it; None where there is one worker only."""
+        return None
 
     @abstractmethod
     def backend(self, spec: AgentSpec, number: int, still: Still) -> Backend:

@@ -60,6 +60,12 @@ CREATE TABLE offsets(
     PRIMARY KEY(reader, topic, partition)) WITHOUT ROWID;
 INSERT INTO meta VALUES('epoch', 0), ('timestamp', 0);
 """
+ADDED = """
+CREATE TABLE IF NOT EXISTS notes(
+    reader TEXT, topic INTEGER, partition INTEGER, note TEXT NOT NULL,
+    PRIMARY KEY(reader, topic, partition)) WITHOUT ROWID;
+"""
+"""What files of this format gained later: an older release reads and writes them without it."""
 
 Stored = tuple[int, int, bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]
 _decode = msgspec.msgpack.Decoder(list[Stored]).decode
@@ -94,6 +100,8 @@ class Transaction:
     """reader, topic, partition, and the fields of PositionRow."""
     offsets: list[tuple[str, int, int, int]] = field(default_factory=list)
     """reader, topic, partition, offset of the next record to be read."""
+    notes: list[tuple[str, int, int, str]] = field(default_factory=list)
+    """reader, topic, partition, what the reader noted with its offset."""
     trims: list[tuple[int, int, int]] = field(default_factory=list)
     """topic, partition, the new log start: whole batches below it are deleted."""
     tombstones: list[tuple[int]] = field(default_factory=list)
@@ -110,6 +118,7 @@ STATEMENTS: Sequence[tuple[str, str]] = (
     ("rows", UPSERT),
     ("positions", "INSERT OR REPLACE INTO positions VALUES(?,?,?,?,?,?,?)"),
     ("offsets", "INSERT OR REPLACE INTO offsets VALUES(?,?,?,?)"),
+    ("notes", "INSERT OR REPLACE INTO notes VALUES(?,?,?,?)"),
     ("trims", "DELETE FROM batches WHERE topic=? AND partition=? AND next<=?"),
     ("tombstones", "DELETE FROM rows WHERE value IS NULL AND timestamp<?"),
 )
@@ -194,6 +203,7 @@ class LogFile:
                     f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id={APPLICATION};"
                     f" PRAGMA user_version={FORMAT}; COMMIT;"
                 )
+            self._writer.executescript(ADDED)
 
     def _raise_epoch(self) -> int:
         with self._final():
@@ -277,6 +287,13 @@ class LogFile:
     def offsets(self) -> dict[tuple[str, int, int], int]:
         """Committed offset by (reader, topic id, partition)."""
         return {(r, t, p): n for r, t, p, n in self._select("SELECT reader, topic, partition, next FROM offsets")}
+
+    def note(self, reader: str, topic: StoredTopic, partition: int) -> str:
+        """What a reader noted with its committed offset."""
+        found = self._select(
+            "SELECT note FROM notes WHERE reader=? AND topic=? AND partition=?", (reader, topic.id, partition)
+        )
+        return str(found[0][0]) if found else ""
 
     def positions(self) -> dict[tuple[str, int, int], PositionRow]:
         """Position row by (reader, topic id, partition)."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from steps.ports import Clock
-from streams.transport.contract import Record
+from streams.transport.contract import Committed, Handle, Taken
 
 if TYPE_CHECKING:
     from streams.transport.sqlite_log import SqliteLog
@@ -22,8 +21,9 @@ class SqliteFollower:
         clock: Clock,
         group: str,
         topic: str,
-        handle: Callable[[Sequence[Record]], Awaitable[None]],
+        handle: Handle,
         batch: int,
+        taken: Taken | None = None,
     ) -> None:
         self._log = log
         self._clock = clock
@@ -31,6 +31,7 @@ class SqliteFollower:
         self._topic = topic
         self._handle = handle
         self._batch = batch
+        self._taken = taken
         self._stopping = False
         self._busy: set[int] = set()
         self._tasks = [
@@ -41,12 +42,15 @@ class SqliteFollower:
     async def _run(self, partition: int) -> None:
         reader = self._log.reader(self._topic, partition, committed_only=True)
         try:
-            reader.seek(self._log.attach(self._group, self._topic, partition) or 0)
+            committed = self._log.attach(self._group, self._topic, partition)
+            reader.seek(committed or 0)
+            if self._taken is not None:
+                await self._taken(await self._committed(partition, committed))
             while not self._stopping:
                 records = await reader.fetch(self._batch)
                 self._busy.add(partition)
-                await self._handle(records)
-                self._log.put_offset(self._group, self._topic, partition, records[-1].offset + 1)
+                note = await self._handle(records)
+                self._log.put_offset(self._group, self._topic, partition, records[-1].offset + 1, note)
                 self._busy.discard(partition)
         except Exception as error:  # noqa: BLE001 whatever a handler raises ends the worker, unless the log did already
             if self._log.state == "ok":
@@ -54,6 +58,15 @@ class SqliteFollower:
         finally:
             self._busy.discard(partition)
             reader.close()
+
+    async def _committed(self, partition: int, offset: int | None) -> Committed:
+        _, end = (await self._log.ends(self._topic))[partition]
+        return Committed(partition, offset, self._log.note(self._group, self._topic, partition), end)
+
+    @property
+    def fresh(self) -> bool:
+        """Always: one process has the file."""
+        return True
 
     async def stop(self) -> None:
         """Finish the batch in hand, commit, and end."""

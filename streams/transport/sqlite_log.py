@@ -10,7 +10,7 @@ in meanwhile forms the next window.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from aiokafka.partitioner import murmur2
 from steps.ports import Clock
 from streams.transport.batch import weigh
 from streams.transport.contract import (
+    Handle,
     Header,
     LogFailed,
     LogUnavailable,
@@ -26,6 +27,7 @@ from streams.transport.contract import (
     Position,
     PositionRow,
     Record,
+    Taken,
     TopicSpec,
 )
 from streams.transport.sqlite_clock import LogClock
@@ -235,10 +237,13 @@ class SqliteLog:
         self._window.positions[reader, self.shard(topic, partition).topic.id, partition] = position
         self._dirty.set()
 
-    def put_offset(self, reader: str, topic: str, partition: int, offset: int) -> None:
-        """Set the committed offset of a reader."""
+    def put_offset(self, reader: str, topic: str, partition: int, offset: int, note: str | None = None) -> None:
+        """Set the committed offset of a reader, and what it notes with it."""
         self.check()
-        self._window.offsets[reader, self.shard(topic, partition).topic.id, partition] = offset
+        key = (reader, self.shard(topic, partition).topic.id, partition)
+        self._window.offsets[key] = offset
+        if note is not None:
+            self._window.notes[key] = note
         self._dirty.set()
 
     def _touch(self, shard: Shard) -> None:
@@ -361,6 +366,10 @@ class SqliteLog:
             self._progress.note(reader, shard.topic.id, partition, shard.start)
         return committed
 
+    def note(self, reader: str, topic: str, partition: int) -> str:
+        """What a reader noted with its committed offset; an empty string where it did not."""
+        return self.check().note(reader, self.shard(topic, partition).topic, partition)
+
     def rows(self, topic: str, partition: int) -> dict[bytes, bytes]:
         """Committed rows of a compacted topic, by key."""
         return self.check().rows(self.shard(topic, partition).topic, partition)
@@ -387,12 +396,13 @@ class SqliteLog:
         self,
         group: str,
         topic: str,
-        handle: Callable[[Sequence[Record]], Awaitable[None]],
+        handle: Handle,
         *,
         batch: int = 500,
+        taken: Taken | None = None,
     ) -> SqliteFollower:
         """Read what is committed, from the group's committed offset or the log start; see Log.follow."""
         self.check()
-        follower = SqliteFollower(self, self._clock, group, topic, handle, batch)
+        follower = SqliteFollower(self, self._clock, group, topic, handle, batch, taken)
         self._followers.add(follower)
         return follower

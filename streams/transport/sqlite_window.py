@@ -38,6 +38,7 @@ class Window:
         self.rows: dict[tuple[int, int, bytes], tuple[int, int, bytes | None]] = {}
         self.positions: dict[tuple[str, int, int], PositionRow] = {}
         self.offsets: dict[tuple[str, int, int], int] = {}
+        self.notes: dict[tuple[str, int, int], str] = {}
         self.trims: dict[Shard, int] = {}
         self.tombstones: list[tuple[int]] = []
         self.waiting: list[asyncio.Future[None]] = []
@@ -58,6 +59,7 @@ class Window:
         transaction.rows = [(*key, *row) for key, row in self.rows.items()]
         transaction.positions = [(*key, *row) for key, row in self.positions.items()]
         transaction.offsets = [(*key, offset) for key, offset in self.offsets.items()]
+        transaction.notes = [(*key, note) for key, note in self.notes.items()]
         return transaction, [(shard, shard.end) for shard in self.shards]
 
 

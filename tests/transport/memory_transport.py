@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from aiokafka.partitioner import murmur2
@@ -10,7 +10,7 @@ from yarl import URL
 
 from bridge.clock import HostClock
 from streams.transport.app import CeremonyApp
-from streams.transport.contract import AgentSpec, Follower, Header, Position, Record, TopicSpec
+from streams.transport.contract import AgentSpec, Follower, Handle, Header, Position, Record, Taken, TopicSpec
 from streams.transport.membership import Transport
 from streams.transport.owner import Still
 from streams.transport.part import Limits
@@ -50,7 +50,7 @@ class MemoryCommitLog:
         yield [record for record in self.memory.records[topic, partition] if start <= record.offset < end]
 
     async def follow(
-        self, group: str, topic: str, handle: Callable[[Sequence[Record]], Awaitable[None]], *, batch: int = 500
+        self, group: str, topic: str, handle: Handle, *, batch: int = 500, taken: Taken | None = None
     ) -> Follower:
         raise NotImplementedError("nothing follows the memory log")
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from bridge.clock import HostClock
-from streams.transport.contract import Follower, Record, TopicSpec
+from streams.transport.contract import Committed, Follower, Record, TopicSpec
 from streams.transport.kafka_log import KafkaLog
 from tests.services import KafkaServer
 
@@ -140,3 +140,61 @@ async def test_a_second_follower_takes_its_share_and_nothing_is_lost(log: KafkaL
     for follower in followers:
         await follower.stop()
     assert second.begun
+
+
+async def test_a_note_is_committed_with_its_offset_and_told_to_the_next_owner(log: KafkaLog, topic: str) -> None:
+    """With the log end seen then; each assignment is told before its first batch."""
+    told: list[Committed] = []
+    handled: list[Record] = []
+
+    async def handle(records: Sequence[Record]) -> str:
+        assert {one.partition for one in told} >= {records[0].partition}
+        handled.extend(records)
+        return f"up to {records[-1].offset}"
+
+    async def taken(committed: Committed) -> None:
+        told.append(committed)
+
+    async def follow_until(count: int) -> None:
+        told.clear()
+        follower = await log.follow(f"{topic}-group", topic, handle, taken=taken)
+        await until(lambda: follower.fresh and len(handled) == count)
+        await follower.stop()
+
+    await follow_until(2)
+    assert sorted(told) == [Committed(0, None, "", 1), Committed(1, None, "", 1)]
+    for partition in range(2):
+        await log.append(topic, partition, b"k", b"more")
+    await follow_until(4)
+    assert sorted(told) == [Committed(0, 1, "up to 0", 2), Committed(1, 1, "up to 0", 2)]
+
+
+async def test_a_hand_over_does_not_wait_for_a_batch_without_end(log: KafkaLog, topic: str) -> None:
+    """It is left to the next owner, and the group goes on: a bridge may wait for its neighbour for hours."""
+    first, second = Reader(log, topic), Reader(log, topic)
+    first.held_partition = 0
+    followers = [await first.follow()]
+    await until(lambda: len(first.begun) == 2)
+    second.held_partition = 0
+    followers.append(await second.follow())
+    await until(lambda: sum(r.partition == 0 for r in [*first.begun, *second.begun]) == 2, 20)
+    first.let_go.set()
+    second.let_go.set()
+    await until(lambda: {b"0", b"1"} <= {*first.seen, *second.seen})
+    for follower in followers:
+        await follower.stop()
+
+
+async def test_a_tail_is_read_without_an_end(log: KafkaLog, topic: str) -> None:
+    seen: list[bytes | None] = []
+
+    async def read() -> None:
+        async for records in log.tail(topic, 0, 0):
+            seen.extend(record.value for record in records)
+
+    reading = asyncio.create_task(read())
+    await until(lambda: seen == [b"0"])
+    await log.append(topic, 0, b"k", b"next")
+    await until(lambda: seen == [b"0", b"next"])
+    reading.cancel()
+    await asyncio.wait([reading])

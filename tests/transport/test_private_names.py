@@ -47,6 +47,7 @@ def test_the_versions_are_the_pinned_ones() -> None:
         (Consumer, "track_message"),
         (Collection, "_changelog_topic_name"),
         (Fetcher, "_create_fetch_waiter"),
+        (GroupCoordinator, "_do_heartbeat"),
         (MessageAccumulator, "_append_batch"),
     ],
 )
@@ -71,6 +72,7 @@ def test_methods_overridden_or_called_exist(owner: type, name: str) -> None:
         (AIOKafkaProducer, "_message_accumulator"),
         (Fetcher, "_prefetch_backoff"),
         (Fetcher, "_records"),
+        (GroupCoordinator, "_rejoin_needed_fut"),
         (MessageAccumulator, "_exception"),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 from bridge.clock import HostClock
 from streams.transport.contract import (
     LARGEST_RECORD,
+    Committed,
     Fenced,
     LogFailed,
     LogUnavailable,
@@ -433,3 +434,30 @@ async def test_keys_have_the_partition_that_kafka_gives_them(tmp_path: Path) -> 
         (-790332482 & 0x7FFFFFFF) % 1000,
         (-985981536 & 0x7FFFFFFF) % 1000,
     ]
+
+
+async def test_a_note_is_kept_with_its_followers_offset(path: Path) -> None:
+    """And told with the log end before the first batch, after a restart too."""
+    told: list[Committed] = []
+    seen: list[bytes | None] = []
+
+    async def handle(records: Sequence[Record]) -> str:
+        seen.extend(r.value for r in records)
+        return f"up to {records[-1].offset}"
+
+    async def taken(committed: Committed) -> None:
+        told.append(committed)
+
+    async with opened(path) as log:
+        await log.append("in", 0, None, b"0")
+        follower = await log.follow("g", "in", handle, taken=taken)
+        assert follower.fresh
+        await eventually(lambda: seen)
+        await follower.stop()
+        await log.append("in", 0, None, b"1")
+    assert min(told) == Committed(0, None, "", 1)
+    told.clear()
+    async with opened(path) as log:
+        await log.follow("g", "in", handle, taken=taken)
+        await eventually(lambda: len(seen) == 2)
+    assert min(told) == Committed(0, 1, "up to 0", 2)

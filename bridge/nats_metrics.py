@@ -7,6 +7,7 @@ from prometheus_client import Counter, Gauge
 PUBLISHED = Counter("ceremony_nats_published", "Messages that JetStream acknowledged to the events bridge")
 DUPLICATES = Counter("ceremony_nats_duplicates", "Of those, the ones JetStream already had")
 RESENT = Counter("ceremony_nats_resent", "Messages the events bridge sent again for want of an acknowledgement")
+SKIPPED = Counter("ceremony_nats_skipped", "Events that stood in the log again and had been sent already")
 REJECTED = Counter("ceremony_nats_rejected", "Events that NATS refused for good, now dead letters")
 DEAD_LETTERS = Counter("ceremony_dead_letters", "Records and messages set aside, as announced", ["code"])
 REPLAYED = Counter("ceremony_dead_letters_replayed", "Dead letters that operators sent back, by origin", ["origin"])

@@ -1,27 +1,27 @@
 """The events bridge: publishes the topic `events` to JetStream, each message once, in order per ceremony.
 
-A batch is handed over by the log and its offset is committed after `publish_batch` has returned, which is after every
-acknowledgement. After a crash a batch is sent again; `Nats-Msg-Id` lets JetStream drop what it has already, and what
-is older than its duplicate window is read back from the stream first.
+A batch is handed over by the log and its offset is committed after every acknowledgement, with a note of how far the
+effects of its partition have been sent. Bridges share the partitions: whoever is given one skips what the note says was
+sent, and reads back from the stream what its former owner sent after that. It sends only while its membership is fresh.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
 from bridge import nats_metrics as metrics
 from bridge.nats_connection import NatsConnection
+from bridge.nats_progress import Share
 from bridge.nats_publish import JetStreamPublisher, Nack
-from bridge.nats_recent import Recent, published_before
 from bridge.nats_streams import ensure_ceremony_stream
 from bridge.nats_window import (
     FIRST_PAUSE_SECONDS,
-    FRESH_SECONDS,
     LONGEST_PAUSE_SECONDS,
+    STALE_SECONDS,
     WINDOW,
     Outgoing,
     Window,
@@ -29,7 +29,7 @@ from bridge.nats_window import (
 from steps.ports import Clock
 from streams import topics
 from streams.codecs import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_record, decode_dead_letter
-from streams.transport.contract import Follower, Log, LogUnavailable, Record
+from streams.transport.contract import Committed, Follower, Log, Record
 
 BATCH = 2000
 STOP_SECONDS = 3.0
@@ -60,16 +60,13 @@ class EventsBridge:
         self._window = window
         self._batch = batch
         self._publisher = JetStreamPublisher(connection)
-        self._followers: list[Follower] = []
+        self._followers: dict[str, Follower] = {}
         self._stream_state = "waiting for NATS"
         self._opened = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
-        self._next: dict[tuple[str, int], int] = {}
-        """By topic and partition the offset that follows what we sent: another one means that we took it over."""
-        self._recent: dict[tuple[str, int], Recent] = {}
-        self._began: dict[tuple[str, int], float] = {}
-        """By topic and partition when the last batch was begun: after a long pause it may not be ours any more."""
+        self._shares: dict[tuple[str, int], Share] = {}
+        """By topic and partition, since it was given to us."""
 
     @property
     def state(self) -> str:
@@ -82,7 +79,12 @@ class EventsBridge:
         for topic, handle in ((topics.EVENTS, self.publish_events), (topics.DEADLETTERS, self.announce)):
             name = topics.prefixed(self._prefix, topic)
             group = topics.prefixed(self._prefix, f"nats-out.{topic}")
-            self._followers.append(await self._log.follow(group, name, handle, batch=self._batch))
+            self._followers[name] = await self._log.follow(
+                group, name, handle, batch=self._batch, taken=partial(self._taken, name)
+            )
+
+    async def _taken(self, topic: str, committed: Committed) -> None:
+        self._shares[topic, committed.partition] = Share.taken(committed)
 
     async def stop(self) -> None:
         """Finish the batches in hand where NATS answers, else give them up uncommitted; leave the groups."""
@@ -98,14 +100,19 @@ class EventsBridge:
             await leaving
 
     async def _leave(self) -> None:
-        for follower in self._followers:
+        for follower in self._followers.values():
             await follower.stop()
         self._followers.clear()
 
-    async def publish_events(self, records: Sequence[Record]) -> None:
-        """Publish a batch of `events` of one partition."""
+    async def publish_events(self, records: Sequence[Record]) -> str:
+        """Publish a batch of `events` of one partition; returns the note of how far it is sent."""
+        share = self._shares[records[0].topic, records[0].partition]
+        marks = share.marks.copy()
         messages: list[tuple[bytes, Outgoing]] = []
         for record in records:
+            if marks.passed(record):
+                metrics.SKIPPED.inc()
+                continue
             message = outgoing(record)
             if message is None:
                 await self._set_aside(
@@ -114,6 +121,8 @@ class EventsBridge:
             else:
                 messages.append((record.key or message.id.encode(), message))
         await self._publish(records, messages)
+        share.marks = marks
+        return marks.note
 
     async def announce(self, records: Sequence[Record]) -> None:
         """Publish `ceremony.deadletter` for each record of `deadletters`."""
@@ -134,18 +143,14 @@ class EventsBridge:
         finally:
             task.cancel()
             self._sending.discard(task)
-        self._next[records[0].topic, records[0].partition] = records[-1].offset + 1
 
     async def _send(self, first: Record, messages: Sequence[tuple[bytes, Outgoing]]) -> None:
         await self._opened.wait()
-        key = (first.topic, first.partition)
-        if self._next.get(key) != first.offset:
-            self._recent[key] = await self._published_before(first)
-        recent = self._recent[key]
-        messages = [(lane, message) for lane, message in messages if message.id not in recent]
+        share = self._shares[first.topic, first.partition]
+        share.begin(first)
         now = self._clock.monotonic()
-        goes_on = self._next.get(key) == first.offset and now - self._began.get(key, -math.inf) <= FRESH_SECONDS
-        self._began[key] = now
+        goes_on = not share.look_back and now - share.began <= STALE_SECONDS
+        share.began = now
         window = Window(
             messages,
             self._connection,
@@ -153,19 +158,16 @@ class EventsBridge:
             self._clock,
             self._rejected,
             self._window,
-            taken_over=not goes_on,
+            share=share,
+            goes_on=goes_on,
+            fresh=partial(self._fresh, first.topic),
         )
         await window.run()
-        recent.add(message.id for _, message in messages)
 
-    async def _published_before(self, first: Record) -> Recent:
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                return await published_before(self._log, first.topic, first.partition, first.offset)
-            except LogUnavailable:
-                await self._clock.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+    def _fresh(self, topic: str) -> bool:
+        """Whether what we have of the topic is surely ours."""
+        follower = self._followers.get(topic)
+        return follower is not None and follower.fresh
 
     async def _rejected(self, message: Outgoing, nack: Nack) -> None:
         metrics.REJECTED.inc()

@@ -14,6 +14,7 @@ import structlog
 
 from bridge import nats_metrics as metrics
 from bridge.nats_connection import NatsConnection
+from bridge.nats_progress import Share
 from bridge.nats_publish import MESSAGE_ID, Answer, JetStreamPublisher, Nack, refusal
 from bridge.nats_sent import StreamGone, sent_since
 from bridge.nats_streams import ensure_ceremony_stream
@@ -25,9 +26,11 @@ WINDOW = 512
 ACK_SECONDS = 5.0
 """A window that made no progress for so long is sent again."""
 LOOK_SECONDS = 0.5
-FRESH_SECONDS = 60.0
+STALE_SECONDS = 60.0
 """Who did not get to publish for so long may have been stopped and replaced, and the messages be stored long ago: the
 stream is looked at first. Shorter than what `sent_since` leaves of the duplicate window."""
+FRESH_SECONDS = 0.1
+"""Between two looks whether the group has confirmed our membership."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 log = structlog.get_logger(__name__)
@@ -68,11 +71,14 @@ class Window:
         reject: Reject,
         limit: int = WINDOW,
         *,
-        taken_over: bool = False,
+        share: Share,
+        goes_on: bool,
+        fresh: Callable[[], bool],
     ) -> None:
         """`messages`: (key whose order holds, message).
 
-        `taken_over`: another run may have sent some of them.
+        `share`: of their partition. `goes_on`: the batch before was ours, and not long ago; else another run may have
+        sent some of them. `fresh`: whether the partition is surely ours still; while it is not, nothing is sent.
         """
         self._connection = connection
         self._publisher = publisher
@@ -89,10 +95,10 @@ class Window:
         self._trouble: Nack | None = None
         self._left = len(messages)
         self._oldest = min((message.record.timestamp for _, message in messages), default=0)
-        self._looked = -math.inf if taken_over else clock.monotonic()
-        """When it was known last that what the stream has of this batch is in `_stored` or in the duplicate window."""
-        self._stored: set[str] = set()
-        """Ids that the stream has, read back where its duplicate window may not know them any more."""
+        self._share = share
+        self._fresh = fresh
+        self._looked = clock.monotonic() if goes_on else -math.inf
+        """When it was known last that what the stream has of this batch is in the share or in the duplicate window."""
         self._pause = FIRST_PAUSE_SECONDS
 
     async def run(self) -> None:
@@ -108,15 +114,20 @@ class Window:
 
     @property
     def _stale(self) -> bool:
-        return self._clock.monotonic() - self._looked > FRESH_SECONDS
+        return self._clock.monotonic() - self._looked > STALE_SECONDS
 
     async def _send_ready(self) -> None:
+        while not self._fresh():
+            await self._clock.sleep(FRESH_SECONDS)
         client = await self._publisher.client()
         self._generation = self._connection.generation
         while self._ready and len(self._flying) < self._limit and not self._stale:
+            if not self._fresh():
+                self._wake.set()
+                return
             lane = self._ready.popleft()
             message = lane.queue[0]
-            if message.id in self._stored:
+            if message.id in self._share.stored:
                 self._next(lane)
                 continue
             headers = {MESSAGE_ID: message.id}
@@ -200,13 +211,14 @@ class Window:
             began = self._clock.monotonic()
             try:
                 await ensure_ceremony_stream(await self._connection.jetstream())
-                self._stored |= await sent_since(self._connection, self._oldest)
+                self._share.stored |= await sent_since(self._connection, self._oldest)
             except StreamGone:
                 pass
             except (nats.errors.Error, OSError, TimeoutError):
                 await self._rest()
                 continue
             self._looked = began
+            self._share.look_back = False
             return
 
     def _recall(self) -> None:

@@ -88,8 +88,9 @@ def event(ceremony: int, number: int, size: int = 0) -> Event:
 
 
 async def append_events(log: SqliteLog, events: Sequence[Event]) -> None:
-    """As the ceremony agent does it."""
-    for offset, one in enumerate(events):
+    """As the ceremony agent does it; the same event is always of the same command."""
+    for one in events:
+        offset = int(one.payload["number"]) * 1000 + int(one.correlation_id.removeprefix("corr-"))
         key, value, headers = event_record(one, offset, 0, 1)
         partition = log.partition_of(key, PARTITIONS)
         await log.append(f"{PREFIX}.{topics.EVENTS}", partition, key, value, headers)

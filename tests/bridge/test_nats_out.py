@@ -66,6 +66,20 @@ async def committed(log: SqliteLog) -> bool:
     return all((log.attach(group, topic, n) or 0) >= end for n, (_, end) in enumerate(ends))
 
 
+async def settled(log: SqliteLog) -> None:
+    for _ in range(400):
+        if await committed(log):
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail("the bridge has not dealt with every event within 20 s")
+
+
+def forget_commits(log: SqliteLog) -> None:
+    """As if the last bridge had been killed before it committed anything."""
+    for partition in range(PARTITIONS):
+        log.put_offset(f"{PREFIX}.nats-out.{topics.EVENTS}", f"{PREFIX}.{topics.EVENTS}", partition, 0, "")
+
+
 async def arrives(server: NatsServer, count: int, seconds: float = 30.0) -> None:
     async with client(server.url) as link:
         for _ in range(int(seconds / 0.05)):
@@ -107,11 +121,28 @@ async def test_what_is_sent_again_is_stored_once(log: SqliteLog, server: NatsSer
     async with connection(server.url) as link, bridge(log, link):
         await arrives(server, len(events))
     async with connection(server.url) as link:
-        again = EventsBridge(log, link, CLOCK, prefix=PREFIX)
-        await again.start()
-        await again.publish_events(await records(log, topics.EVENTS))
-        await again.stop()
+        forget_commits(log)
+        async with bridge(log, link):
+            await settled(log)
     assert len(await stored(server.url)) == len(events)
+
+
+async def test_effects_that_stand_in_the_log_again_are_sent_once(log: SqliteLog, server: NatsServer) -> None:
+    """As after a crash of the engine, and a bridge that was started anew: the note says how far it was sent."""
+    async with client(server.url) as other:
+        await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"], duplicate_window=0.1))
+    events = [event(ceremony, number) for number in range(5) for ceremony in range(20)]
+    await append_events(log, events[:60])
+    async with connection(server.url) as link, bridge(log, link):
+        await arrives(server, 60)
+        await settled(log)
+    await asyncio.sleep(0.3)
+    await append_events(log, events)
+    async with connection(server.url) as link, bridge(log, link):
+        await arrives(server, len(events))
+        await settled(log)
+    ids = [message.headers["Nats-Msg-Id"] for message in await stored(server.url) if message.headers]
+    assert sorted(ids) == sorted(one.id for one in events)
 
 
 async def test_a_server_that_is_killed_under_load_loses_nothing(log: SqliteLog, server: NatsServer) -> None:
@@ -205,12 +236,9 @@ async def test_after_the_duplicate_window_what_is_stored_is_read_back(log: Sqlit
     late = [event(ceremony, 5) for ceremony in range(20)]
     await append_events(log, late)
     async with connection(server.url) as link:
-        again = EventsBridge(log, link, CLOCK, prefix=PREFIX)
-        await again.start()
-        for partition in range(PARTITIONS):
-            batch = [record for record in await records(log, topics.EVENTS) if record.partition == partition]
-            await again.publish_events(batch)
-        await again.stop()
+        forget_commits(log)
+        async with bridge(log, link, batch=30):
+            await settled(log)
     ids = [message.headers["Nats-Msg-Id"] for message in await stored(server.url) if message.headers]
     assert sorted(ids) == sorted(one.id for one in events + late)
 

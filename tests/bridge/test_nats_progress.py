@@ -1,0 +1,61 @@
+"""How far a partition's events were sent: what a note keeps, and what is passed over."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.nats_progress import FOLDS_KEPT, Marks, place_of
+from streams import topics
+from streams.transport.contract import Record
+
+
+def record(offset: int, ordinal: int = 0, fold: int = 1) -> Record:
+    headers = [
+        (topics.FOLD, b"%d" % fold),
+        (topics.COMMAND_OFFSET, b"%d" % offset),
+        (topics.ORDINAL, b"%d" % ordinal),
+    ]
+    return Record("t.events", 0, 0, 0, b"k", b"v", headers)
+
+
+def test_what_is_not_above_the_highest_of_its_fold_was_sent() -> None:
+    """A new fold begins anew: after an upgrade an effect may come twice, never be swallowed."""
+    marks = Marks()
+    assert [marks.passed(record(*place)) for place in ((3, 0), (3, 1), (3, 0), (2, 9), (4, 0))] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert not marks.passed(record(1, fold=2))
+
+
+def test_a_note_is_read_as_it_was_written() -> None:
+    marks = Marks()
+    for fold in range(FOLDS_KEPT + 5):
+        marks.passed(record(10 + fold, 2, fold))
+    again = Marks.of(marks.note)
+    assert again.passed(record(10 + FOLDS_KEPT, 2, FOLDS_KEPT))
+    assert not again.passed(record(11 + FOLDS_KEPT, 0, FOLDS_KEPT))
+    assert not again.passed(record(10, 2, 0)), "folds that old are not kept"
+    assert len(marks.note) < 4096
+
+
+def test_a_copy_stands_for_itself() -> None:
+    marks = Marks()
+    marks.copy().passed(record(1))
+    assert not marks.passed(record(1))
+
+
+@pytest.mark.parametrize("note", ["", "junk", '{"a": 1}', "[]", '{"1": [1]}'])
+def test_a_note_that_is_not_ours_says_nothing(note: str) -> None:
+    assert not Marks.of(note).passed(record(0))
+
+
+@pytest.mark.parametrize("value", [b"", b"-1", b"x", b"9" * 30])
+def test_a_record_without_its_place_is_never_passed_over(value: bytes) -> None:
+    one = record(1)._replace(headers=[(topics.FOLD, b"1"), (topics.COMMAND_OFFSET, value), (topics.ORDINAL, b"0")])
+    assert place_of(one) is None
+    marks = Marks()
+    assert not marks.passed(one) and not marks.passed(one)

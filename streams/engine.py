@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 import structlog
 
@@ -14,7 +14,16 @@ from streams.answers import Answers, Folded, Watchers
 from streams.ceremony_agent import applied_rows
 from streams.codecs import decode_dead_letter
 from streams.doctor import Doctor
-from streams.front import Answer, DeadLetter, Diagnosis, History, Operation, PartitionState, Unavailable
+from streams.front import (
+    Answer,
+    DeadLetter,
+    Diagnosis,
+    History,
+    Operation,
+    PartitionDiffers,
+    PartitionState,
+    Unavailable,
+)
 from streams.history import HistoryReader
 from streams.log_clock import LogClock
 from streams.metrics import Metrics
@@ -39,12 +48,14 @@ WRITE_SECONDS = 5.0
 LONGEST_ID = 257
 """Characters of an instance id; a longer one names nothing and is not even hashed."""
 MOVING = "the partition of this instance is being taken over"
+NOT_FRESH = "the group has not confirmed for some seconds that this worker still owns it"
 
 
 class Engine:
     """Fulfils `streams.front.Engine` for the partitions this worker owns.
 
-    `unserved` tells which partitions the driver refused to serve, each with a code and what to do.
+    `unserved` tells which partitions the driver refused to serve, each with a code and what to do; `held` which it was
+    given, None while that is being settled; `fresh` is false once another worker may have them.
     """
 
     def __init__(
@@ -58,8 +69,14 @@ class Engine:
         prefix: str,
         partitions: int,
         metrics: Metrics,
+        held: Callable[[], Collection[int] | None] | None = None,
+        fresh: Callable[[], bool] = lambda: True,
     ) -> None:
         self._log = log
+        self._held = held or (lambda: range(partitions))
+        self._fresh = fresh
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when what is owned here has changed."""
         self._unserved = unserved
         self.answers = Answers()
         self.metrics = metrics
@@ -85,6 +102,7 @@ class Engine:
         self.sweep.taken(view)
         if self.timers is not None:
             self.timers.taken(view)
+        self.on_change()
 
     def lost(self, number: int) -> None:
         self._views.pop(number, None)
@@ -94,6 +112,11 @@ class Engine:
         if self.timers is not None:
             self.timers.lost(number)
         self._watchers.lost()
+        self.on_change()
+
+    def mine(self) -> Collection[int]:
+        """Partitions that this worker answers for, be it that they are not served."""
+        return self._views.keys() | self._unserved().keys()
 
     def applied(self, batch: Batch) -> None:
         """A batch is visible: wake who waited for it."""
@@ -127,8 +150,27 @@ class Engine:
         row: Instance | None = view.rows(CEREMONIES).get(instance_id.encode())
         return row
 
-    def instances(self) -> Sequence[Instance]:
-        rows = (self._view(number).rows(CEREMONIES).values() for number in range(self._partitions))
+    def position_of(self, instance_id: str) -> tuple[int, int]:
+        view = self._view(self._log.partition_of(instance_id.encode(), self._partitions))
+        return view.number, view.position
+
+    async def reached(self, instance_id: str, partition: int, offset: int) -> None:
+        view = self._view(self._log.partition_of(instance_id[:LONGEST_ID].encode(), self._partitions))
+        if view.number != partition:
+            raise PartitionDiffers(partition, view.number)
+        if view.position >= offset:
+            return
+        try:
+            async with self._clock.timeout(FOLD_SECONDS):
+                await view.folded(offset - 1)
+        except TimeoutError:
+            raise Unavailable(f"partition {partition} is not folded up to {offset} yet") from None
+        except LogUnavailable:
+            raise Unavailable(f"partition {partition} is not served: moving: {MOVING}") from None
+
+    def instances(self, partitions: Collection[int] | None = None) -> Sequence[Instance]:
+        numbers = range(self._partitions) if partitions is None else partitions
+        rows = (self._view(number).rows(CEREMONIES).values() for number in numbers)
         return list(itertools.chain.from_iterable(rows))
 
     def definition_of(self, instance: Instance) -> Definition | None:
@@ -219,8 +261,13 @@ class Engine:
     def _tables_state(self) -> str:
         if unserved := self._unserved():
             return "; ".join(f"partition {n}: {code}: {text}" for n, (code, text) in sorted(unserved.items()))
-        missing = [n for n in range(self._partitions) if not self._serves(n)]
-        return "ok" if not missing else f"{len(missing)} of {self._partitions} partitions not recovered yet"
+        held = self._held()
+        if held is None:
+            return "the partitions of this worker are being settled"
+        if not self._fresh():
+            return f"membership not confirmed: {NOT_FRESH}"
+        missing = [n for n in held if not self._serves(n)]
+        return "ok" if not missing else f"{len(missing)} of {len(held)} partitions not recovered yet"
 
     def _serves(self, number: int) -> bool:
         view = self._views.get(number)
@@ -230,12 +277,16 @@ class Engine:
         if not self._serves(number):
             code, text = self._unserved().get(number, ("moving", MOVING))
             raise Unavailable(f"partition {number} is not served: {code}: {text}")
+        if not self._fresh():
+            raise Unavailable(f"partition {number} is not served: membership_not_confirmed: {NOT_FRESH}")
         return self._views[number]
 
     def _partition(self, instance_id: str) -> int:
-        """The instance's partition; refused before anything is appended when it is not served now."""
+        """The instance's partition; refused before anything is appended when it is not served, or about to move."""
         number = self._log.partition_of(instance_id.encode(), self._partitions)
         self._view(number)
+        if self._held() is None:
+            raise Unavailable(f"partition {number} is not served: moving: {MOVING}")
         return number
 
     async def _put_definition(self, partition: int, definition: Definition) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -34,6 +34,13 @@ class Unavailable(Exception):
         super().__init__(message)
         self.message = message
         self.retry_after_seconds = retry_after_seconds
+
+
+class PartitionDiffers(Exception):
+    """A position was brought that stands in another partition than the instance."""
+
+    def __init__(self, asked: int, home: int) -> None:
+        super().__init__(f"the position is of partition {asked}, this ceremony lives in {home}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,27 @@ class Diagnosis:
     """What was not looked at, and why."""
 
 
+HERE = ""
+"""The address of this worker, as a directory says it."""
+
+
+class Directory(Protocol):
+    """Which worker answers for a partition."""
+
+    partitions: int
+
+    def partition_of(self, instance_id: str) -> int: ...
+
+    def where(self, partition: int) -> str:
+        """HERE, or the `host:port` of its owner's gRPC. Raises Unavailable while it is not known to have one."""
+
+    def everywhere(self) -> Mapping[str, Collection[int]]:
+        """All partitions by the address that answers for them. Raises Unavailable where one has no owner."""
+
+    def addresses(self) -> Collection[str]:
+        """Of all workers that are heard of, but this one."""
+
+
 class Engine(Protocol):
     async def start(self, definition: Definition, start: Start) -> Answer:
         """Durable when it returns, and folded unless `folded` is False. Raises Unavailable, RecordTooLarge."""
@@ -121,8 +149,17 @@ class Engine(Protocol):
     def get(self, instance_id: str) -> Instance | None:
         """The present row. Raises Unavailable where its partition is not served."""
 
-    def instances(self) -> Sequence[Instance]:
-        """All rows, in no order. Raises Unavailable where a partition is not served."""
+    def position_of(self, instance_id: str) -> tuple[int, int]:
+        """Its partition, and the offset up to which it is folded: everything before is in the row."""
+
+    async def reached(self, instance_id: str, partition: int, offset: int) -> None:
+        """Returns once everything before `offset` is folded. Raises Unavailable where that takes more than 2 s.
+
+        Raises PartitionDiffers where the instance lives in another partition.
+        """
+
+    def instances(self, partitions: Collection[int] | None = None) -> Sequence[Instance]:
+        """The rows of these partitions or of all, in no order. Raises Unavailable where one is not served here."""
 
     def definition_of(self, instance: Instance) -> Definition | None:
         """The pinned definition."""

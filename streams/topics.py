@@ -5,6 +5,8 @@ from __future__ import annotations
 COMMANDS = "commands"
 EVENTS = "events"
 DEADLETTERS = "deadletters"
+OWNERS = "owners"
+"""Heartbeats of the workers, in one partition: who owns what, and where it answers."""
 AUDIT = "audit"
 """What operators did beside the commands: dead letters sent back."""
 STEP_KINDS = ("deliberation", "task_extraction", "aggregation", "human_gate", "publish")

@@ -18,6 +18,7 @@ from streams.topics import (
     DEADLETTERS,
     DEFINITIONS,
     EVENTS,
+    OWNERS,
     STEP_KINDS,
     prefixed,
     step_topic,
@@ -28,6 +29,10 @@ from tables.instance import decode_instance, encode_instance
 DAY_MS = 24 * 60 * 60 * 1000
 COMMANDS_KEPT_MS = 7 * DAY_MS
 EVENTS_KEPT_MS = 30 * DAY_MS
+OWNERS_KEPT_MS = 60 * 60 * 1000
+"""Only the last seconds matter; the rest is for people who look for what happened."""
+CEREMONY = "ceremony"
+"""The agent that folds."""
 FETCH = 500
 """Records of a partition handed over at once."""
 
@@ -45,6 +50,7 @@ def topics(prefix: str, partitions: int) -> list[TopicSpec]:
         *(topic(step_topic(kind), COMMANDS_KEPT_MS, queue=True) for kind in STEP_KINDS),
         topic(EVENTS, EVENTS_KEPT_MS),
         topic(DEADLETTERS, -1),
+        TopicSpec(prefixed(prefix, OWNERS), 1, OWNERS_KEPT_MS),
         topic(AUDIT, -1),
     ]
 
@@ -69,7 +75,7 @@ def agents(
 ) -> list[tuple[AgentSpec, AgentFunction]]:
     """Every agent with its attachment; `steps` maps the short name of a kind to its agent."""
     ceremony_spec = AgentSpec(
-        "ceremony",
+        CEREMONY,
         prefixed(prefix, COMMANDS),
         tables=TABLES,
         batch=FETCH,

@@ -15,7 +15,7 @@ from streams import engine as engine_module
 from streams.answers import ACCEPTED, Folded
 from streams.ceremony_agent import Folding
 from streams.engine import Engine
-from streams.front import Unavailable
+from streams.front import PartitionDiffers, Unavailable
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.topics import DEFINITIONS
@@ -200,3 +200,53 @@ async def test_a_log_that_was_stopped_is_unavailable(site: Site) -> None:
         await site.engine.start(PROBE, start())
     with pytest.raises(Unavailable, match="cannot be reached"):
         await site.engine.dead_letters(10, 0)
+
+
+async def test_who_may_have_been_replaced_answers_nothing(tmp_path: Path) -> None:
+    """No old value, and nothing appended; readiness says why."""
+    log = SqliteLog(tmp_path / "log.db", HostClock())
+    await log.start()
+    await log.create([TopicSpec("t.commands", PARTITIONS)])
+    site = Site(log)
+    await site.serve()
+    site.home().put(row())
+    site.engine._fresh = lambda: False
+    with pytest.raises(Unavailable, match="membership_not_confirmed"):
+        site.engine.get("c1:s1")
+    with pytest.raises(Unavailable, match="membership_not_confirmed"):
+        await site.engine.start(PROBE, start())
+    assert await site.commands() == []
+    assert site.engine.readiness()["tables"].startswith("membership not confirmed")
+    await log.stop()
+
+
+async def test_while_partitions_move_nothing_is_appended(site: Site) -> None:
+    """What is there may be read: its owner has not given it up yet."""
+    site.home().put(row())
+    site.engine._held = lambda: None
+    with pytest.raises(Unavailable, match="moving"):
+        await site.engine.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
+    assert await site.commands() == []
+    assert site.engine.get("c1:s1") is not None
+    assert site.engine.readiness()["tables"] == "the partitions of this worker are being settled"
+
+
+async def test_a_read_waits_until_what_it_brings_is_folded(site: Site) -> None:
+    """Everything before the position: the one that follows the last record needs no waiting."""
+    home = site.home()
+    home.position = 7
+    await site.engine.reached("c1:s1", home.number, 7)
+    assert site.engine.position_of("c1:s1") == (home.number, 7)
+    with pytest.raises(PartitionDiffers):
+        await site.engine.reached("c1:s1", home.number + 1, 1)
+
+
+async def test_rows_of_some_partitions_are_asked_for_by_number(site: Site) -> None:
+    """What is not served here is refused, never left out."""
+    site.home().put(row())
+    assert [one.instance_id for one in site.engine.instances([site.home().number])] == ["c1:s1"]
+    other = (site.home().number + 1) % PARTITIONS
+    assert list(site.engine.instances([other])) == []
+    site.engine.lost(other)
+    with pytest.raises(Unavailable):
+        site.engine.instances([other])

@@ -1,0 +1,171 @@
+"""The directory of owners: what is believed of the others, for how long, and what is said of oneself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from streams.front import HERE, Unavailable
+from streams.log_clock import LogClock
+from streams.owners import Heartbeat, Owners
+from streams.transport.contract import Header, LogUnavailable, Position, Record
+from tests.streams.fakes import HandClock, settle
+
+NOW = 1_700_000_000_000
+
+
+class Topic:
+    """The topic `owners`: keeps what is appended, and hands it to whoever tails it."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.away = False
+
+    def partition_of(self, key: bytes, partitions: int) -> int:
+        return len(key) % partitions
+
+    async def append(
+        self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
+    ) -> Position:
+        if self.away:
+            raise LogUnavailable("log_unavailable: away")
+        self.records.append(Record(topic, partition, len(self.records), NOW + len(self.records), key, value))
+        return Position(partition, len(self.records) - 1, self.records[-1].timestamp)
+
+    async def ends(self, topic: str) -> Sequence[tuple[int, int]]:
+        return [(0, len(self.records))]
+
+    async def tail(self, topic: str, partition: int, start: int) -> AsyncIterator[Sequence[Record]]:
+        yield self.records[start:]
+        raise LogUnavailable("log_unavailable: the reader is lost")
+
+    def heartbeats(self) -> Iterator[Heartbeat]:
+        for record in self.records:
+            yield msgspec.json.decode(record.value or b"", type=Heartbeat)
+
+
+class Site:
+    def __init__(self) -> None:
+        self.clock = HandClock()
+        self.log_clock = LogClock(self.clock)
+        self.log_clock.acknowledged(NOW)
+        self.topic = Topic()
+        self.mine: set[int] = {0}
+        log: Any = self.topic
+        self.owners = Owners(
+            log,
+            self.clock,
+            self.log_clock,
+            prefix="t",
+            partitions=3,
+            worker="me",
+            address=lambda: "me:1",
+            mine=lambda: self.mine,
+            generation=lambda: 7,
+        )
+        self._offset = 0
+
+    def hear(self, worker: str, partitions: list[int], generation: int = 1, at: int = NOW) -> None:
+        value = msgspec.json.encode(Heartbeat(worker, f"{worker}:1", partitions, generation))
+        self._offset += 1
+        self.owners.hear(Record("t.owners", 0, self._offset, at, worker.encode(), value))
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def test_what_is_mine_is_here_and_the_rest_where_its_owner_says(site: Site) -> None:
+    site.hear("a", [1])
+    site.hear("b", [2])
+    assert [site.owners.where(number) for number in range(3)] == [HERE, "a:1", "b:1"]
+    assert site.owners.everywhere() == {HERE: [0], "a:1": [1], "b:1": [2]}
+    assert set(site.owners.addresses()) == {"a:1", "b:1"}
+
+
+def test_what_nobody_claims_is_unavailable(site: Site) -> None:
+    site.hear("a", [1])
+    with pytest.raises(Unavailable, match="partition 2"):
+        site.owners.where(2)
+    with pytest.raises(Unavailable):
+        site.owners.everywhere()
+
+
+async def test_a_silent_worker_is_believed_for_a_session_timeout_by_the_logs_clock(site: Site) -> None:
+    site.hear("a", [1])
+    await site.clock.advance(5.9)
+    assert site.owners.where(1) == "a:1"
+    await site.clock.advance(0.2)
+    with pytest.raises(Unavailable) as refused:
+        site.owners.where(1)
+    assert refused.value.retry_after_seconds > 0
+    assert set(site.owners.addresses()) == set()
+
+
+def test_who_gives_a_partition_up_says_so(site: Site) -> None:
+    site.hear("a", [1, 2])
+    site.hear("a", [2])
+    assert site.owners.where(2) == "a:1"
+    with pytest.raises(Unavailable):
+        site.owners.where(1)
+
+
+def test_of_two_that_claim_a_partition_the_one_of_the_later_generation_has_it(site: Site) -> None:
+    """A frozen worker that wakes still claims what the group has given to another."""
+    site.hear("new", [1], generation=5)
+    site.hear("zombie", [1], generation=4)
+    assert site.owners.where(1) == "new:1"
+
+
+def test_our_own_heartbeats_send_nobody_to_ourselves(site: Site) -> None:
+    """A partition that we had until a moment ago is not forwarded to our own address."""
+    site.hear("me", [1])
+    with pytest.raises(Unavailable):
+        site.owners.where(1)
+
+
+def test_what_is_no_heartbeat_says_nothing(site: Site) -> None:
+    site.hear("a", [1])
+    site.owners.hear(Record("t.owners", 0, 99, NOW, b"a", b'{"worker": 3}'))
+    site.owners.hear(Record("t.owners", 0, 100, NOW, b"a", None))
+    assert site.owners.where(1) == "a:1"
+
+
+async def test_it_says_every_second_and_at_once_when_something_changes(site: Site) -> None:
+    """And learns the log's time by it; a log that is away is tried again."""
+    beating = asyncio.create_task(site.owners.beat())
+    await settle()
+    assert [one.partitions for one in site.topic.heartbeats()] == [[0]]
+    site.mine = {0, 2}
+    site.owners.changed()
+    await settle()
+    site.topic.away = True
+    await site.clock.advance(1.0)
+    site.topic.away = False
+    await site.clock.advance(1.0)
+    said = list(site.topic.heartbeats())
+    assert [one.partitions for one in said] == [[0], [0, 2], [0, 2]]
+    assert {(one.worker, one.address, one.generation) for one in said} == {("me", "me:1", 7)}
+    beating.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await beating
+
+
+async def test_it_hears_what_was_said_lately_and_goes_on_after_the_reader_was_lost(site: Site) -> None:
+    value = msgspec.json.encode(Heartbeat("a", "a:1", [1], 1))
+    await site.topic.append("t.owners", 0, b"a", value)
+    listening = asyncio.create_task(site.owners.listen())
+    await settle()
+    assert site.owners.where(1) == "a:1"
+    await site.topic.append("t.owners", 0, b"b", msgspec.json.encode(Heartbeat("b", "b:1", [2], 1)))
+    await site.clock.advance(1.0)
+    assert site.owners.where(2) == "b:1"
+    listening.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await listening

@@ -152,8 +152,9 @@ class OperatorCalls:
 
     async def _answered(self, command: Operation, context: Context[Any, Any]) -> dict[str, Any]:
         row = await self._operate(command)
+        message = self._message(row)
         await tell(context, row.correlation_id)
-        return {"ceremony": self._message(row), "request_id": command.command_id, "message": "recorded"}
+        return {"ceremony": message, "request_id": command.command_id, "message": "recorded"}
 
     async def _operate(self, command: Operation) -> Instance:
         accepted(await self._engine.operate(command))
@@ -164,7 +165,8 @@ class OperatorCalls:
 
     def _message(self, row: Instance) -> pb.PlanningCeremonyInstance:
         definition = self._engine.definition_of(row)
-        return grpc_messages.ceremony(row, definition, self._engine.waiting_for(row))
+        position = self._engine.position_of(row.instance_id)
+        return grpc_messages.ceremony(row, definition, self._engine.waiting_for(row), position)
 
 
 def _step(request: StepRequest) -> str:

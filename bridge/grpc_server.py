@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -20,8 +21,11 @@ from bridge import grpc_messages
 from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
 from bridge.grpc_decoding import Undecodable
+from bridge.grpc_forwarding import Forwarding
+from bridge.grpc_listing import Listing, ListingHandler, Own, matches, sort_key
 from bridge.grpc_metadata import correlation_in, tell
 from bridge.grpc_operations import OperatorCalls, States
+from bridge.grpc_peers import Peers
 from bridge.grpc_refusals import (
     LONGEST_NAME,
     LONGEST_TEXT,
@@ -36,7 +40,8 @@ from bridge.grpc_refusals import (
     unknown,
 )
 from bridge.start_request import check_ids, start_command
-from streams.front import Engine, Unavailable
+from steps.ports import Clock
+from streams.front import Directory, Engine, PartitionDiffers, Unavailable
 from tables.commands import GateDecision, Start, Trigger
 from tables.definition import Definition
 from tables.instance import Instance
@@ -49,7 +54,7 @@ Context = grpc.aio.ServicerContext
 
 
 class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
-    """The service of contract §3."""
+    """The service of contract §3, for the partitions of this worker; lists are of all where there is a `listing`."""
 
     def __init__(
         self,
@@ -60,6 +65,9 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
         new_id: Callable[[], str],
     ) -> None:
         """`states`: of the neighbours; `new_id` draws a command id for a client that gave none."""
+        self.own = Own(engine, self._message)
+        """What other workers ask of this one."""
+        self.listing: Listing | None = None
         self._engine = engine
         self._definitions = definitions
         self._office = office
@@ -96,7 +104,12 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
         accepted(answer)
         await tell(context, self._correlation_of(command))
         message = "" if answer.folded else "durable; the fold has not come to it yet"
-        return pb.StartPlanningCeremonyResponse(instance_id=command.instance_id, status="accepted", message=message)
+        return pb.StartPlanningCeremonyResponse(
+            instance_id=command.instance_id,
+            status="accepted",
+            message=message,
+            position=pb.LogPosition(partition=answer.partition, offset=answer.offset + 1),
+        )
 
     @answers_errors
     async def GetPlanningCeremonyInstance(
@@ -104,18 +117,23 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
     ) -> pb.GetPlanningCeremonyInstanceResponse:
         if not request.instance_id:
             raise invalid("field_required", "instance_id is required")
+        if request.HasField("at_least"):
+            await self._reach(request.instance_id, request.at_least)
         row = self._engine.get(request.instance_id)
         if row is None:
             return pb.GetPlanningCeremonyInstanceResponse(success=False, message=unknown(request.instance_id))
+        message = self._message(row)
         await tell(context, row.correlation_id)
-        return pb.GetPlanningCeremonyInstanceResponse(ceremony=self._message(row), success=True)
+        return pb.GetPlanningCeremonyInstanceResponse(ceremony=message, success=True)
 
     @answers_errors
     async def ListPlanningCeremonyInstances(
         self, request: pb.ListPlanningCeremonyInstancesRequest, context: Context[Any, Any]
     ) -> pb.ListPlanningCeremonyInstancesResponse:
+        if self.listing is not None:
+            return await self.listing.answer(request)
         rows = [row for row in self._engine.instances() if matches(row, request)]
-        rows.sort(key=lambda row: (-row.created_at, row.instance_id))
+        rows.sort(key=sort_key)
         limit, offset = page(request.limit, request.offset)
         found = grpc_messages.within(map(self._message, rows[offset : offset + limit]))
         return pb.ListPlanningCeremonyInstancesResponse(ceremonies=found, total_count=len(rows), success=True)
@@ -139,8 +157,9 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
             visit=request.visit,
         )
         row = await self._operate(command)
+        message = self._message(row)
         await tell(context, row.correlation_id)
-        return pb.DecideGateResponse(ceremony=self._message(row), request_id=command.command_id, message="recorded")
+        return pb.DecideGateResponse(ceremony=message, request_id=command.command_id, message="recorded")
 
     @answers_errors
     async def TriggerTransition(
@@ -157,10 +176,9 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
             role=request.role,
         )
         row = await self._operate(command)
+        message = self._message(row)
         await tell(context, row.correlation_id)
-        return pb.TriggerTransitionResponse(
-            ceremony=self._message(row), request_id=command.command_id, message="recorded"
-        )
+        return pb.TriggerTransitionResponse(ceremony=message, request_id=command.command_id, message="recorded")
 
     # -- what else there is to see
 
@@ -214,34 +232,51 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
             raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(instance_id))
         return row
 
+    async def _reach(self, instance_id: str, position: pb.LogPosition) -> None:
+        """Wait until everything before the position is folded."""
+        try:
+            await self._engine.reached(instance_id, position.partition, position.offset)
+        except PartitionDiffers as error:
+            raise invalid("position_differs", f"at_least: {error}") from None
 
-def matches(row: Instance, request: pb.ListPlanningCeremonyInstancesRequest) -> bool:
-    return (
-        (not request.state_filter or row.state == request.state_filter)
-        and (not request.definition_filter or row.definition_name == request.definition_filter)
-        and (not request.story_id or row.story_id == request.story_id)
-        and (not request.status_filter or row.status == request.status_filter)
-    )
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Other workers own some of the ceremonies: calls about those go to them."""
+
+    directory: Directory
+    clock: Clock
+    new_id: Callable[[], str]
+    """Draws a request id for a forwarded operation that brings none."""
 
 
 class GrpcServer:
     """The server with health and reflection; `start` binds, `stop` lets calls in flight end."""
 
-    def __init__(self, front: Front, address: str) -> None:
+    def __init__(self, front: Front, address: str, sharing: Sharing | None = None) -> None:
         self._address = address
+        interceptors: list[grpc.aio.ServerInterceptor] = [Undecodable()]
+        self.peers: Peers | None = None
+        if sharing is not None:
+            self.peers = Peers(sharing.directory.addresses)
+            front.listing = Listing(sharing.directory, self.peers, sharing.clock, front.own)
+            interceptors.append(Forwarding(SERVICE, sharing.directory, self.peers, sharing.new_id))
         self.port = 0
         self.health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[Undecodable()],
+            interceptors=interceptors,
             options=[
                 ("grpc.max_receive_message_length", LARGEST_MESSAGE),
                 ("grpc.max_send_message_length", 2 * LARGEST_MESSAGE),
                 ("grpc.so_reuseport", 0),
+                ("grpc.http2.max_ping_strikes", 0),  # other workers ping to see that we live
                 ("grpc.server.max_pending_requests", PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
             ],
         )
         add_PlanningCeremonyProcessorServicer_to_server(front, self._server)
+        if self.peers is not None:
+            self._server.add_generic_rpc_handlers((ListingHandler(front.own),))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
@@ -258,6 +293,10 @@ class GrpcServer:
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         await self.health.set("", status)
         await self.health.set(SERVICE, status)
+        if self.peers is not None:
+            await self.peers.prune()
 
     async def stop(self, grace: float = 2.0) -> None:
         await self._server.stop(grace)
+        if self.peers is not None:
+            await self.peers.close()

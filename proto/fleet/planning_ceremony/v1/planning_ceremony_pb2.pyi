@@ -115,20 +115,26 @@ class StartPlanningCeremonyResponse(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     status: _builtins.str
     """`accepted`"""
     message: _builtins.str
+    @_builtins.property
+    def position(self) -> Global___LogPosition:
+        """A read that brings it as `at_least` sees this start."""
+
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         status: _builtins.str = ...,
         message: _builtins.str = ...,
+        position: Global___LogPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "message", b"message", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "message", b"message", "position", b"position", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -139,15 +145,23 @@ class GetPlanningCeremonyInstanceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
+    @_builtins.property
+    def at_least(self) -> Global___LogPosition:
+        """Read your own writes: the answer waits, 2 s at most, until everything before this position is in it, else it is
+        UNAVAILABLE. A position of another partition than the ceremony's is INVALID_ARGUMENT.
+        """
+
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
+        at_least: Global___LogPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "instance_id", b"instance_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,201 @@
+"""The forwarder between a client and an owner that is a server of the test's own: what travels, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
+    PlanningCeremonyProcessorServicer,
+    PlanningCeremonyProcessorStub,
+    add_PlanningCeremonyProcessorServicer_to_server,
+)
+
+from bridge.grpc_forwarding import ANYWHERE, FORWARDED, METHODS, Forwarding, instance_of
+from bridge.grpc_peers import Peers
+from bridge.grpc_server import SERVICE
+from streams.front import HERE, Unavailable
+from tests.bridge.front_world import refused
+from tests.e2e.world import NO_RETRIES
+from tests.services import free_port
+
+Answer = Callable[[Any, Any], Awaitable[Any]]
+
+
+class Servicer(PlanningCeremonyProcessorServicer):
+    """Answers as it is told, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, dict[str, Any], float | None]] = []
+        self.answer: Answer = self._found
+
+    async def _found(self, request: Any, context: Any) -> Any:
+        context.set_trailing_metadata((("x-tail", "1"),))
+        await context.send_initial_metadata((("x-head", "2"),))
+        return pb.GetPlanningCeremonyInstanceResponse(success=True, message=request.instance_id)
+
+    async def _note(self, request: Any, context: Any) -> Any:
+        self.asked.append((request, dict(context.invocation_metadata()), context.time_remaining()))
+        return await self.answer(request, context)
+
+    GetPlanningCeremonyInstance = DecideGate = _note
+
+    async def WatchPlanningCeremony(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - gRPC's name
+        for number in range(3):
+            yield pb.WatchPlanningCeremonyResponse(ceremony=pb.PlanningCeremonyInstance(version=number))
+        context.set_trailing_metadata((("x-tail", "1"),))
+        if request.instance_id == "gone":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "unavailable: moving", (("retry-after-ms", "1000"),))
+
+
+class OneElsewhere:
+    """The directory: every instance is at one address, or nowhere."""
+
+    partitions = 1
+
+    def __init__(self) -> None:
+        self.address = HERE
+
+    def partition_of(self, instance_id: str) -> int:
+        return 0
+
+    def where(self, partition: int) -> str:
+        if self.address == "nowhere":
+            raise Unavailable("partition 0 is not served: moving", 1.5)
+        return self.address
+
+    def everywhere(self) -> Mapping[str, Collection[int]]:
+        return {self.address: [0]}
+
+    def addresses(self) -> Collection[str]:
+        return {self.address}
+
+
+class Site:
+    def __init__(self, directory: OneElsewhere, near: Servicer, far: Servicer, stub: Any, peers: Peers) -> None:
+        self.directory, self.near, self.far, self.stub, self.peers = directory, near, far, stub, peers
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    """`near` is asked; `far` owns every instance."""
+    directory = OneElsewhere()
+    near, far = Servicer(), Servicer()  # type: ignore[abstract]  # the other calls are not made
+    peers = Peers(directory.addresses)
+    forwarding = Forwarding(SERVICE, directory, peers, lambda: "drawn")
+    async with contextlib.AsyncExitStack() as stack:
+        ports = []
+        for servicer, interceptors in ((near, [forwarding]), (far, [])):
+            server = grpc.aio.server(interceptors=interceptors)
+            add_PlanningCeremonyProcessorServicer_to_server(servicer, server)
+            ports.append(server.add_insecure_port("127.0.0.1:0"))
+            await server.start()
+            stack.push_async_callback(server.stop, 0)
+        directory.address = f"127.0.0.1:{ports[1]}"
+        stack.push_async_callback(peers.close)
+        channel = await stack.enter_async_context(
+            grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}", options=NO_RETRIES)
+        )
+        yield Site(directory, near, far, PlanningCeremonyProcessorStub(channel), peers)
+
+
+GET = pb.GetPlanningCeremonyInstanceRequest(instance_id="c:s")
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.name))
+def test_every_method_is_about_an_instance_or_known_not_to_be(method: Any) -> None:
+    """A new one must say which: a call that no one forwards would be answered from a part of the rows."""
+    about_one = "instance_id" in method.input_type.fields_by_name or method.name == "StartPlanningCeremony"
+    assert about_one != (method.name in ANYWHERE)
+
+
+def test_a_start_is_about_the_instance_that_it_makes() -> None:
+    request = pb.StartPlanningCeremonyRequest(ceremony_id="c1", story_id="s1")
+    assert instance_of("StartPlanningCeremony", request) == "c1:s1"
+
+
+async def test_a_call_travels_with_its_metadata_and_its_deadline_and_comes_back_whole(site: Site) -> None:
+    call = site.stub.GetPlanningCeremonyInstance(GET, timeout=5, metadata=(("x-correlation-id", "k"),))
+    assert (await call).message == "c:s"
+    assert ("x-head", "2") in tuple(await call.initial_metadata())
+    assert ("x-tail", "1") in tuple(await call.trailing_metadata())
+    ((request, metadata, left),) = site.far.asked
+    assert request == GET
+    assert (metadata["x-correlation-id"], metadata[FORWARDED]) == ("k", "1")
+    assert left is not None and 3 < left < 5.1
+    assert site.near.asked == []
+
+
+async def test_what_is_here_or_was_forwarded_is_answered_here(site: Site) -> None:
+    await site.stub.GetPlanningCeremonyInstance(GET, metadata=((FORWARDED, "1"),))
+    site.directory.address = HERE
+    await site.stub.GetPlanningCeremonyInstance(GET)
+    assert (len(site.near.asked), len(site.far.asked)) == (2, 0)
+
+
+async def test_without_an_owner_it_is_unavailable_with_a_hint(site: Site) -> None:
+    site.directory.address = "nowhere"
+    with refused("UNAVAILABLE", "unavailable") as seen:
+        await site.stub.GetPlanningCeremonyInstance(GET)
+    assert seen.trailing["retry-after-ms"] == "1500"
+
+
+async def test_the_owners_refusal_comes_back_as_it_was_said(site: Site) -> None:
+    async def refuse(_: Any, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "gate_closed: not open any more", (("x-why", "z"),))
+
+    site.far.answer = refuse
+    with refused("FAILED_PRECONDITION", "gate_closed") as seen:
+        await site.stub.GetPlanningCeremonyInstance(GET)
+    assert seen.trailing["x-why"] == "z"
+
+
+async def test_an_owner_that_cannot_be_reached_is_unavailable_and_names_the_request(site: Site) -> None:
+    """The id that the front drew: with it the client may ask whether its operation was recorded."""
+    site.directory.address = f"127.0.0.1:{free_port()}"
+    with refused("UNAVAILABLE", "unavailable") as seen:
+        await site.stub.DecideGate(pb.DecideGateRequest(instance_id="c:s", step_id="ask", actor="a"))
+    assert "request_id 'drawn'" in seen.details and int(seen.trailing["retry-after-ms"]) > 0
+
+
+async def test_a_client_that_gives_up_ends_the_call_at_the_owner(site: Site) -> None:
+    ended = asyncio.Event()
+
+    async def hang(*_: Any) -> Any:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.set()
+
+    site.far.answer = hang
+    call = site.stub.GetPlanningCeremonyInstance(GET)
+    while not site.far.asked:
+        await asyncio.sleep(0.01)
+    call.cancel()
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_a_stream_is_passed_on_to_its_end(site: Site) -> None:
+    call = site.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id="c:s"))
+    assert [one.ceremony.version async for one in call] == [0, 1, 2]
+    assert ("x-tail", "1") in tuple(await call.trailing_metadata())
+    with refused("UNAVAILABLE", "unavailable") as seen:
+        async for _ in site.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id="gone")):
+            pass
+    assert seen.trailing["retry-after-ms"] == "1000"
+
+
+async def test_one_channel_is_kept_for_each_worker_and_closed_once_it_is_gone(site: Site) -> None:
+    await site.stub.GetPlanningCeremonyInstance(GET)
+    first = dict(site.peers._channels)
+    await site.stub.GetPlanningCeremonyInstance(GET)
+    assert site.peers._channels == first and len(first) == 1
+    site.directory.address = "nowhere"
+    await site.peers.prune()
+    assert site.peers._channels == {}

@@ -43,7 +43,10 @@ def _levels(level: str) -> Iterator[str]:
 
 def _addresses(found: Settings) -> Iterator[str]:
     """What would otherwise be found out half-way through the start, by a library, in its own words."""
-    for name, address in (("PLANNING_CEREMONY_GRPC_ADDR", found.grpc_addr), ("CEREMONY_HTTP_ADDR", found.http_addr)):
+    given = [("PLANNING_CEREMONY_GRPC_ADDR", found.grpc_addr), ("CEREMONY_HTTP_ADDR", found.http_addr)]
+    if found.advertised_addr is not None:
+        given.append(("CEREMONY_ADVERTISED_ADDR", found.advertised_addr))
+    for name, address in given:
         host, _, port = address.rpartition(":")
         if not host or not (port.isascii() and port.isdigit()) or int(port) > LAST_PORT:
             yield f"{name}: host:port is wanted, for example 0.0.0.0:50057 (it is {address!r})"

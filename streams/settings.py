@@ -11,6 +11,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from steps.subjects import parse_allowlist
 
+ROLES = ("engine", "bridge")
+LATER_ROLES = ("projector",)
+"""Named in the design, and not built yet."""
+READINESS_OF = {"engine": ("log", "tables", "nats", "ray_executor"), "bridge": ("log", "nats")}
+"""The neighbours that a role needs."""
 READINESS_NAMES = ("log", "tables", "nats", "ray_executor")
 
 
@@ -39,6 +44,10 @@ class Settings(BaseSettings):
     replication_factor: int = Field(1, ge=1, alias="CEREMONY_REPLICATION_FACTOR")
     flush_messages: int | None = Field(None, ge=1, alias="CEREMONY_FLUSH_MESSAGES")
     """`flush.messages` of the topics this worker creates: 1 has the broker fsync every append."""
+    advertised_addr: str | None = Field(None, alias="CEREMONY_ADVERTISED_ADDR")
+    """`host:port` where the other workers reach this one's gRPC; default: where it listens, by its host's name."""
+    roles: Annotated[tuple[str, ...], NoDecode] = Field(ROLES, alias="CEREMONY_ROLE")
+    """The parts that run here: `engine` (agents, timers, front), `bridge` (NATS in and out)."""
     http_addr: str = Field("0.0.0.0:8080", alias="CEREMONY_HTTP_ADDR")
     log_format: str = Field("console", pattern="^(console|json)$", alias="CEREMONY_LOG_FORMAT")
     agent_concurrency: int = Field(256, ge=1, le=65_536, alias="CEREMONY_AGENT_CONCURRENCY")
@@ -48,11 +57,28 @@ class Settings(BaseSettings):
     take_over_grace_seconds: float = Field(30.0, ge=0, le=3600, alias="CEREMONY_TAKE_OVER_GRACE_SECONDS")
     """After a take-over, step timeouts wait this long past the log end seen, so that answers that waited come first."""
 
-    @field_validator("publish_subjects", "readiness_requires", mode="before")
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The neighbours that decide readiness: of those asked for, the ones that a role of this worker needs."""
+        needed = {name for role in self.roles for name in READINESS_OF[role]}
+        return tuple(name for name in self.readiness_requires if name in needed)
+
+    @field_validator("publish_subjects", "readiness_requires", "roles", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("roles")
+    @classmethod
+    def _roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if later := sorted(set(value) & set(LATER_ROLES)):
+            raise ValueError(f"{', '.join(later)} is not built yet in this release; one or more of {', '.join(ROLES)}")
+        if unknown := sorted(set(value) - set(ROLES)):
+            raise ValueError(f"unknown: {', '.join(unknown)}; one or more of {', '.join(ROLES)}")
+        if not value:
+            raise ValueError(f"one or more of {', '.join(ROLES)} is wanted")
         return value
 
     @field_validator("publish_subjects")

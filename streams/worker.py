@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import platform
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,7 @@ import structlog
 from bridge.clock import HostClock, new_id
 from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
-from bridge.grpc_server import Front, GrpcServer
+from bridge.grpc_server import Front, GrpcServer, Sharing
 from bridge.http_server import HttpServer
 from bridge.nats_connection import NatsConnection
 from bridge.nats_in import AgentResponses
@@ -35,10 +36,11 @@ from streams.ceremony_agent import CeremonyAgent
 from streams.engine import Engine
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
+from streams.owners import Owners
 from streams.settings import Settings
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, prefixed
-from streams.topology import AgentFunction, Owner, agents, topics
+from streams.topology import CEREMONY, AgentFunction, Owner, agents, topics
 from streams.transport.app import CeremonyApp, create_app
 from streams.transport.contract import LogUnavailable
 from tables.definition import Definition
@@ -50,6 +52,7 @@ PROBE_SECONDS = 2.0
 """Between looks at the neighbours for readiness."""
 STOP_SECONDS = 8.0
 """For a stop in good order, which takes less than one as long as the neighbours answer."""
+EVERY_INTERFACE = frozenset({"0.0.0.0", "[::]", "::", "*", ""})  # noqa: S104 - where nobody can be reached
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 4.0
 """Between attempts to reach a log that is not there yet."""
 
@@ -66,7 +69,7 @@ class Worker:
         self.halfway = False
         self._log_clock = LogClock(self.clock)
         self._ended = asyncio.Event()
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._telling: list[asyncio.Task[Any]] = []
         self._stack = contextlib.AsyncExitStack()
         self._ray_state = "not asked yet"
         self.definitions = DefinitionsDir(settings.ceremonies_dir, self.kinds, [self._server_rule])
@@ -77,6 +80,8 @@ class Worker:
         self.engine = Engine(
             log=self.app.driver.log,
             unserved=lambda: self.app.unserved,
+            held=lambda: self.app.held(CEREMONY),
+            fresh=lambda: self.app.fresh,
             clock=self.clock,
             log_clock=self._log_clock,
             kinds=self.kinds,
@@ -106,9 +111,11 @@ class Worker:
             partitions=settings.partitions,
             stored=self.nats_in.stored,
         )
+        self.owners = self._new_owners()
         front = Front(self.engine, self.definitions, self.office, self.states, new_id)
-        self.grpc = GrpcServer(front, settings.grpc_addr)
-        self.http = HttpServer(settings.http_addr, self.states, settings.readiness_requires, self.metrics.registry)
+        sharing = None if self.owners is None else Sharing(self.owners, self.clock, new_id)
+        self.grpc = GrpcServer(front, settings.grpc_addr, sharing)
+        self.http = HttpServer(settings.http_addr, self.states, settings.required, self.metrics.registry)
 
     # -- building
 
@@ -125,6 +132,31 @@ class Worker:
             replication=settings.replication_factor,
             topic_config={} if settings.flush_messages is None else {"flush.messages": str(settings.flush_messages)},
         )
+
+    def _new_owners(self) -> Owners | None:
+        """The directory of the workers that share the log; None where there is only this one."""
+        if self.app.driver.shared is None or "engine" not in self.settings.roles:
+            return None
+        owners = Owners(
+            self.app.driver.shared,
+            self.clock,
+            self._log_clock,
+            prefix=self.settings.topic_prefix,
+            partitions=self.settings.partitions,
+            worker=self.settings.worker_id or new_id(),
+            address=self.advertised,
+            mine=self.engine.mine,
+            generation=lambda: self.app.consumer_generation_id,
+        )
+        self.engine.on_change = owners.changed
+        return owners
+
+    def advertised(self) -> str:
+        """Where the other workers reach our gRPC."""
+        if self.settings.advertised_addr is not None:
+            return self.settings.advertised_addr
+        host = self.settings.grpc_addr.rpartition(":")[0]
+        return f"{platform.node() if host in EVERY_INTERFACE else host}:{self.grpc.port}"
 
     def _attach_agents(self) -> None:
         ceremony = CeremonyAgent(self.kinds, self.settings.topic_prefix, self._log_clock, self.engine.answers.waits)
@@ -197,27 +229,60 @@ class Worker:
         await self._ended.wait()
 
     def states(self) -> dict[str, str]:
-        """State of each neighbour for readiness: `ok`, or what is wrong."""
+        """State of each neighbour that a role of this worker needs: `ok`, or what is wrong."""
+        log = self.engine.readiness()["log"]
+        states = {"log": log, "nats": self._nats_state()}
+        if "engine" in self.settings.roles:
+            states = {**self.engine.readiness(), "nats": self._nats_state(), "ray_executor": self._ray_state}
+        return states
+
+    def _nats_state(self) -> str:
+        """Of the bridges; where there are none, of the connection that publish steps use."""
+        if "bridge" not in self.settings.roles:
+            return "ok" if self.nats.is_connected else self.nats.state
         bridges = [state for state in (self.nats_out.state, self.nats_in.state) if state != "ok"]
-        return {**self.engine.readiness(), "nats": "; ".join(bridges) or "ok", "ray_executor": self._ray_state}
+        return "; ".join(bridges) or "ok"
 
     async def _start(self) -> None:
         self.definitions.report()
         self.app.on_crash = self._fail
         start = self._started
         await start(self.http.stop, self.http.start)  # first: readiness tells what the others wait for
-        await start(self.ray.close)
+        self._stack.push_async_callback(self.ray.close)
         await start(self.nats.stop, self.nats.start)
         await start(self.app.driver.log.stop, self._connect_log)
-        await start(self.app.stop, self.app.start)
-        await start(self.nats_out.stop, self.nats_out.start)
-        await start(self.nats_in.stop, self.nats_in.start)
+        self._stack.push_async_callback(self._stop_telling)
+        if "engine" in self.settings.roles:
+            await self._start_engine()
+        else:
+            await self.app.driver.log.create(self.app.topic_specs)
+        if "bridge" in self.settings.roles:
+            await start(self.nats_out.stop, self.nats_out.start)
+            await start(self.nats_in.stop, self.nats_in.start)
+        if "engine" in self.settings.roles:
+            await start(self.grpc.stop, self._open_front)
+        log.info(
+            "serving",
+            roles=",".join(self.settings.roles),
+            grpc=self.grpc.port,
+            http=self.http.port,
+            log=self.settings.log.partition("?")[0],
+        )
+
+    async def _start_engine(self) -> None:
+        await self._started(self.app.stop, self.app.start)
         self._spawn(self.timers.run(), "timers")
         self._spawn(self.engine.sweep.run(), "sweep")
         self._spawn(self._probe(), "probe")
-        self._stack.push_async_callback(self._stop_tasks)
-        await start(self.grpc.stop, self.grpc.start)
-        log.info("serving", grpc=self.grpc.port, http=self.http.port, log=self.settings.log.partition("?")[0])
+
+    async def _open_front(self) -> None:
+        """From here on other workers may ask us."""
+        await self.grpc.start()
+        if self.owners is not None:
+            self._telling = [
+                self._begin(self.owners.listen(), "owners-listen"),
+                self._begin(self.owners.beat(), "owners-beat"),
+            ]
 
     async def _started(
         self, stop: Callable[[], Awaitable[Any]], start: Callable[[], Awaitable[Any]] | None = None
@@ -241,19 +306,27 @@ class Worker:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def _spawn(self, coroutine: Any, name: str) -> None:
+        """Start a task that ends where the parts that were started after it have been stopped."""
+        self._stack.push_async_callback(self._end, self._begin(coroutine, name))
+
+    def _begin(self, coroutine: Any, name: str) -> asyncio.Task[Any]:
         task = self.clock.spawn(coroutine, name=name)
         task.add_done_callback(self._task_ended)
-        self._tasks.append(task)
+        return task
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 
-    async def _stop_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+    async def _stop_telling(self) -> None:
+        """After the app: until its last partition has gone the others hear what is still ours."""
+        for task in self._telling:
+            await self._end(task)
+
+    async def _end(self, task: asyncio.Task[Any]) -> None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
 
     def _fail(self, failure: BaseException) -> None:
         if self.failure is None:

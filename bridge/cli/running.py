@@ -38,6 +38,14 @@ LogOption = Annotated[
     str | None,
     typer.Option("--log", help="The log: kafka://host:port or sqlite:///path.", show_default=False),
 ]
+RoleOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The parts to run, with commas between: engine (agents, timers, front), bridge (NATS in and out);"
+        " default: CEREMONY_ROLE, else both.",
+        show_default=False,
+    ),
+]
 GrpcOption = Annotated[str | None, typer.Option(help="Where gRPC listens, host:port.", show_default=False)]
 HttpOption = Annotated[str | None, typer.Option(help="Where health and metrics listen.", show_default=False)]
 CeremoniesOption = Annotated[
@@ -58,6 +66,7 @@ def add_verbs(app: typer.Typer, root: Root) -> None:
 
 def serve_verb(root: Root) -> Callable[..., None]:
     def serve(
+        role: RoleOption = None,
         log: LogOption = None,
         grpc_addr: GrpcOption = None,
         http_addr: HttpOption = None,
@@ -66,6 +75,7 @@ def serve_verb(root: Root) -> Callable[..., None]:
     ) -> None:
         """Run the engine. Settings come from the environment, options win; SIGTERM and Ctrl-C end it cleanly."""
         told = {
+            "roles": role,
             "log": log,
             "grpc_addr": grpc_addr,
             "http_addr": http_addr,

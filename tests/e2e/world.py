@@ -316,6 +316,10 @@ class WorkerProcess:
     async def ready(self) -> None:
         await until(self._answers_ready, f"worker ready; its last words: {self.last_words()}")
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def must_live(self) -> None:
         """Fails with the last words of a worker that has ended by itself."""
         assert self._process is not None
@@ -339,6 +343,17 @@ class WorkerProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP: frozen, with every connection open."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def terminate(self, seconds: float = 30) -> int:
         """SIGTERM; the exit code."""

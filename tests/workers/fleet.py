@@ -1,0 +1,163 @@
+"""Several workers on one real Kafka and one real NATS, and what tests ask them.
+
+Workers run in the test's own loop (`Fleet.start`) or as processes that can be killed (`Fleet.process`). There is no Ray
+executor: the ceremonies of these tests need none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import grpc.aio
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
+
+from streams.settings import Settings
+from streams.worker import Worker
+from tests.bridge.nats_world import client
+from tests.e2e.world import INPUTS, NO_RETRIES, WorkerProcess, until, worker_settings
+from tests.services import NatsServer
+
+PARTITIONS = 6
+
+
+def start_request(
+    ceremony_id: str, definition: str = "approval", inputs: Mapping[str, Any] | None = None
+) -> pb.StartPlanningCeremonyRequest:
+    request = pb.StartPlanningCeremonyRequest(
+        ceremony_id=ceremony_id, story_id="S1", definition_name=definition, requested_by="anna"
+    )
+    given = INPUTS.get(definition, {}) if inputs is None else inputs
+    if given:
+        request.inputs_json.update(given)
+    return request
+
+
+class Fleet:
+    """`async with Fleet(folder, bootstrap) as fleet:` gives a NATS and names of its own on the Kafka."""
+
+    def __init__(self, folder: Path, bootstrap: str, *, partitions: int = PARTITIONS, **more: Any) -> None:
+        self.folder = folder
+        self.partitions = partitions
+        self.prefix = f"w{uuid4().hex[:8]}"
+        self.nats = NatsServer(folder / "nats")
+        self.log_url = f"kafka://{bootstrap}"
+        self.workers: list[Worker] = []
+        self.processes: list[WorkerProcess] = []
+        self._more = more
+        self._stack = contextlib.AsyncExitStack()
+        self._stacks: dict[int, contextlib.AsyncExitStack] = {}
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        return worker_settings(
+            self.log_url,
+            self.nats.url,
+            "127.0.0.1:1",
+            CEREMONY_PARTITIONS=self.partitions,
+            CEREMONY_TOPIC_PREFIX=self.prefix,
+            READINESS_REQUIRES="log,tables,nats",
+            **{**self._more, **more},
+        )
+
+    async def __aenter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(self.nats.start)
+        self._stack.callback(self.nats.kill)
+        async with client(self.nats.url) as link:  # the fleet's agents make it elsewhere
+            await link.jetstream().add_stream(name="AGENT_RESPONSES", subjects=["agent.response.>"])
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self.processes:
+            process.kill()
+        await asyncio.gather(*(self.stop(worker) for worker in list(self.workers)))
+        await self._stack.aclose()
+
+    # -- workers
+
+    async def start(self, **more: Any) -> Worker:
+        """One more worker in this loop; returns before it is ready."""
+        stack = contextlib.AsyncExitStack()
+        worker = await stack.enter_async_context(Worker(Settings(**self.settings(**more))))
+        self.workers.append(worker)
+        self._stacks[id(worker)] = stack
+        return worker
+
+    async def stop(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        await self._stacks.pop(id(worker)).aclose()
+
+    async def process(self, **more: Any) -> WorkerProcess:
+        """One more worker as a process; returns before it is ready."""
+        folder = self.folder / f"worker{len(self.processes)}"
+        folder.mkdir()
+        process = WorkerProcess(folder, self.settings(**more))
+        self.processes.append(process)
+        process.start()
+        return process
+
+    async def shared(self) -> None:
+        """Every worker is ready, each owns its share, and each knows of all the others."""
+        await until(lambda: all(worker.http.ready() for worker in self.workers), "every worker is ready")
+        await until(self._shares, "every worker knows who owns what")
+
+    def _shares(self) -> bool:
+        owned = sorted(number for worker in self.workers for number in worker.engine.mine())
+        if owned != list(range(self.partitions)):
+            return False
+        try:
+            return all(
+                len(worker.owners.everywhere()) == len([one for one in self.workers if one.engine.mine()])
+                for worker in self.workers
+                if worker.owners is not None
+            )
+        except Exception:  # noqa: BLE001 - not known yet
+            return False
+
+    request = staticmethod(start_request)
+
+    # -- who owns what
+
+    def owner_of(self, instance_id: str) -> Worker:
+        partition = self.workers[0].engine._log.partition_of(instance_id.encode(), self.partitions)
+        return next(worker for worker in self.workers if partition in worker.engine.mine())
+
+    def name_in(self, partition: int) -> str:
+        """A ceremony id whose instance (story S1) lives in this partition."""
+        return next(
+            name
+            for name in (f"p-{number}" for number in range(1000))
+            if self.workers[0].engine._log.partition_of(f"{name}:S1".encode(), self.partitions) == partition
+        )
+
+    def name_owned_by(self, worker: Worker, prefix: str = "c") -> str:
+        """A ceremony id whose instance (story S1) lives at this worker."""
+        return next(
+            name
+            for name in (f"{prefix}-{uuid4().hex[:8]}" for _ in range(1000))
+            if self.owner_of(f"{name}:S1") is worker
+        )
+
+
+@contextlib.asynccontextmanager
+async def stub_at(address: str) -> AsyncIterator[Any]:
+    """Calls without retries: what the worker said is what a test sees."""
+    async with grpc.aio.insecure_channel(address, options=NO_RETRIES) as channel:
+        yield PlanningCeremonyProcessorStub(channel)
+
+
+def stub_of(worker: Worker) -> contextlib.AbstractAsyncContextManager[Any]:
+    return stub_at(f"127.0.0.1:{worker.grpc.port}")
+
+
+def client_of(worker: Worker) -> PlanningCeremonyClient:
+    return PlanningCeremonyClient(f"127.0.0.1:{worker.grpc.port}")

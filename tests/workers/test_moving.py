@@ -1,0 +1,101 @@
+"""Workers that stop, die, freeze and come back: short pauses, nothing lost, nothing twice, no old answer."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+
+from tests.bridge.front_world import refused
+from tests.e2e.world import http_get, until
+from tests.services import KafkaServer
+from tests.workers.fleet import Fleet, stub_at, stub_of
+from tests.workers.load import Load, accounted, measured
+
+pytestmark = pytest.mark.timeout(110)
+
+
+async def test_workers_that_stop_and_die_under_load(kafka: KafkaServer, tmp_path: Path) -> None:
+    """SIGTERM: no partition stands still for 5 s. Kill -9: for the session timeout and a recovery. Nothing is lost."""
+    async with Fleet(tmp_path, kafka.bootstrap, partitions=4) as fleet:
+        first, second, third = [await fleet.process() for _ in range(3)]
+        for process in (first, second, third):
+            await process.ready()
+        load = Load(fleet)
+        async with load.running():
+            stopping = asyncio.create_task(asyncio.to_thread(first.terminate))
+            stopped = await measured(fleet, 5)
+            assert await stopping == 0
+            second.kill()
+            killed = await measured(fleet, 11)
+            third.must_live()
+        assert max(stopped) < 5.0, stopped
+        assert max(killed) < 10.9, killed
+        assert await accounted(fleet, load.started) == {}
+
+
+async def test_a_restart_in_place_keeps_its_partitions(kafka: KafkaServer, tmp_path: Path) -> None:
+    """With a worker id the group waits for it: nobody else takes what it had."""
+    async with Fleet(tmp_path, kafka.bootstrap, partitions=4) as fleet:
+        named, other = await fleet.process(WORKER_ID="a"), await fleet.start(WORKER_ID="b")
+        await named.ready()
+        await until(lambda: len(other.engine.mine()) == 2, "the partitions are shared")
+        mine = sorted(other.engine.mine())
+        await asyncio.to_thread(named.terminate)
+        named.start()
+        await named.ready()
+        await until(lambda: other.owners is not None and len(other.owners.everywhere()) == 2, "both are known")
+        assert sorted(other.engine.mine()) == mine
+
+
+async def test_a_worker_that_was_frozen_gives_no_old_answer(kafka: KafkaServer, tmp_path: Path) -> None:
+    """Its partitions have moved meanwhile. Awake again it does not know, but it knows that it may not: UNAVAILABLE."""
+    async with Fleet(tmp_path, kafka.bootstrap, partitions=2) as fleet:
+        zombie, other = await fleet.process(), await fleet.start()
+        await zombie.ready()
+        await until(lambda: len(other.engine.mine()) == 1, "the partitions are shared")
+        partition = next(number for number in range(2) if number not in other.engine.mine())
+        name = fleet.name_in(partition)
+        async with stub_of(other) as asked, stub_at(zombie.address) as frozen:
+            await asked.StartPlanningCeremony(fleet.request(name))
+            request = pb.GetPlanningCeremonyInstanceRequest(instance_id=f"{name}:S1")
+
+            async def waits() -> bool:
+                found = await frozen.GetPlanningCeremonyInstance(request)
+                return bool(found.ceremony.status == "WAITING_FOR_HUMAN")
+
+            await until(waits, "the gate is open")
+            zombie.pause()
+            await until(lambda: len(other.engine.mine()) == 2, "its partition has moved")
+            await until(lambda: other.engine.readiness()["tables"] == "ok", "it is served again")
+            await asked.DecideGate(
+                pb.DecideGateRequest(
+                    instance_id=f"{name}:S1", step_id="ask", approved=True, actor="anna", role="APPROVER"
+                )
+            )
+            moved = (await asked.GetPlanningCeremonyInstance(request)).ceremony.version
+            asking = frozen.GetPlanningCeremonyInstance(request, timeout=10)  # waits in the frozen process' socket
+            await asyncio.sleep(0.2)
+            zombie.resume()
+            with refused("UNAVAILABLE", "unavailable") as seen:
+                await asking
+            assert int(seen.trailing["retry-after-ms"]) > 0
+            await zombie.ready()
+            assert (await frozen.GetPlanningCeremonyInstance(request)).ceremony.version >= moved
+
+
+async def test_each_role_runs_alone_and_both_make_the_whole(kafka: KafkaServer, tmp_path: Path) -> None:
+    """An engine and a bridge in processes of their own: each is ready with what its role needs, and events come out."""
+    async with Fleet(tmp_path, kafka.bootstrap, partitions=2) as fleet:
+        bridge = await fleet.process(CEREMONY_ROLE="bridge")
+        await bridge.ready()
+        engine = await fleet.process(CEREMONY_ROLE="engine")
+        await engine.ready()
+        _, body = await asyncio.to_thread(http_get, f"http://127.0.0.1:{bridge.http_port}/readyz")
+        assert '"tables"' not in body and '"nats": "ok"' in body
+        async with stub_at(engine.address) as stub:
+            started = await stub.StartPlanningCeremony(fleet.request("alone", "merge_chain"))
+        assert await accounted(fleet, [started.instance_id]) == {}
+        bridge.must_live()

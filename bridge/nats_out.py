@@ -21,7 +21,6 @@ from bridge.nats_streams import ensure_ceremony_stream
 from bridge.nats_window import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
-    STALE_SECONDS,
     WINDOW,
     Outgoing,
     Window,
@@ -148,9 +147,6 @@ class EventsBridge:
         await self._opened.wait()
         share = self._shares[first.topic, first.partition]
         share.begin(first)
-        now = self._clock.monotonic()
-        goes_on = not share.look_back and now - share.began <= STALE_SECONDS
-        share.began = now
         window = Window(
             messages,
             self._connection,
@@ -159,7 +155,6 @@ class EventsBridge:
             self._rejected,
             self._window,
             share=share,
-            goes_on=goes_on,
             fresh=partial(self._fresh, first.topic),
         )
         await window.run()

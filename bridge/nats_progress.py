@@ -6,7 +6,6 @@ of each fold they rise, so what is not above the highest that was sent has been 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -85,8 +84,6 @@ class Share:
     """Log end when it was given: what is behind it no former owner can have sent."""
     look_back: bool = True
     """What the stream holds of it has not been read back yet."""
-    began: float = -math.inf
-    """Monotonic seconds when its last batch was begun: after a long pause it may not be ours any more."""
     stored: set[str] = field(default_factory=set)
     """Ids that the stream was seen to hold."""
 

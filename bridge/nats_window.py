@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,9 +25,6 @@ WINDOW = 512
 ACK_SECONDS = 5.0
 """A window that made no progress for so long is sent again."""
 LOOK_SECONDS = 0.5
-STALE_SECONDS = 60.0
-"""Who did not get to publish for so long may have been stopped and replaced, and the messages be stored long ago: the
-stream is looked at first. Shorter than what `sent_since` leaves of the duplicate window."""
 FRESH_SECONDS = 0.1
 """Between two looks whether the group has confirmed our membership."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
@@ -72,13 +68,12 @@ class Window:
         limit: int = WINDOW,
         *,
         share: Share,
-        goes_on: bool,
         fresh: Callable[[], bool],
     ) -> None:
         """`messages`: (key whose order holds, message).
 
-        `share`: of their partition. `goes_on`: the batch before was ours, and not long ago; else another run may have
-        sent some of them. `fresh`: whether the partition is surely ours still; while it is not, nothing is sent.
+        `share`: of their partition; another run may have sent some of them. `fresh`: whether it is surely ours still;
+        while it is not, nothing is sent.
         """
         self._connection = connection
         self._publisher = publisher
@@ -97,31 +92,26 @@ class Window:
         self._oldest = min((message.record.timestamp for _, message in messages), default=0)
         self._share = share
         self._fresh = fresh
-        self._looked = clock.monotonic() if goes_on else -math.inf
-        """When it was known last that what the stream has of this batch is in the share or in the duplicate window."""
         self._pause = FIRST_PAUSE_SECONDS
 
     async def run(self) -> None:
         """Returns when every message is acknowledged or set aside."""
         try:
+            if self._share.look_back and self._left:
+                await self._look_back()
+                self._share.look_back = False
             while self._left:
-                if self._stale:
-                    await self._look_back()
                 await self._send_ready()
                 await self._settle()
         finally:
             self._recall()
-
-    @property
-    def _stale(self) -> bool:
-        return self._clock.monotonic() - self._looked > STALE_SECONDS
 
     async def _send_ready(self) -> None:
         while not self._fresh():
             await self._clock.sleep(FRESH_SECONDS)
         client = await self._publisher.client()
         self._generation = self._connection.generation
-        while self._ready and len(self._flying) < self._limit and not self._stale:
+        while self._ready and len(self._flying) < self._limit:
             if not self._fresh():
                 self._wake.set()
                 return
@@ -169,7 +159,7 @@ class Window:
 
     async def _settle(self) -> None:
         """Wait until something happened, and deal with what went wrong."""
-        if self._left and not self._refused and not self._trouble and not (self._ready and self._stale):
+        if self._left and not self._refused and not self._trouble:
             await self._wait()
         self._wake.clear()
         for lane, refused in self._refused:
@@ -208,18 +198,14 @@ class Window:
     async def _look_back(self) -> None:
         """Learn what is stored of this batch, before anything of it is sent (again); the stream is made if missing."""
         while True:
-            began = self._clock.monotonic()
             try:
                 await ensure_ceremony_stream(await self._connection.jetstream())
                 self._share.stored |= await sent_since(self._connection, self._oldest)
+                return
             except StreamGone:
-                pass
+                return
             except (nats.errors.Error, OSError, TimeoutError):
                 await self._rest()
-                continue
-            self._looked = began
-            self._share.look_back = False
-            return
 
     def _recall(self) -> None:
         """Forget what is in flight; its lanes are to be sent again."""

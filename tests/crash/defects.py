@@ -6,7 +6,6 @@ The suite must find every one of them: a proof that cannot fail proves nothing.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -14,12 +13,11 @@ from unittest.mock import patch
 
 from nats.aio.msg import Msg
 
-from bridge import nats_out, nats_window
 from bridge.nats_in import AgentResponses
 from bridge.nats_in_messages import to_command
 from bridge.nats_out import EventsBridge
+from bridge.nats_progress import Marks
 from bridge.nats_publish import JetStreamPublisher
-from bridge.nats_recent import Recent
 from bridge.nats_streams import AGENT_RESPONSES
 from bridge.nats_window import Outgoing
 from steps.reading import Served
@@ -122,7 +120,6 @@ def _bridge_hurries() -> Any:
         task = self._clock.spawn(self._send(records[0], messages), name="hurried")
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
-        self._next[records[0].topic, records[0].partition] = records[-1].offset + 1
         await asyncio.sleep(0)
 
     return patch.object(EventsBridge, "_publish", publish)
@@ -140,14 +137,12 @@ def _no_message_id() -> Any:
 
 @defect("a bridge takes what was written again for new")
 def _not_remembered() -> Any:
-    return patch.object(Recent, "__contains__", lambda *_: False)
+    return patch.object(Marks, "passed", lambda *_: False)
 
 
 @defect("a bridge that was stopped goes on where it was")
-def _never_stale() -> Any:
-    windows = patch.object(nats_window, "FRESH_SECONDS", math.inf)
-    batches = patch.object(nats_out, "FRESH_SECONDS", math.inf)
-    return _both(windows, batches)
+def _always_fresh() -> Any:
+    return patch.object(EventsBridge, "_fresh", lambda *_: True)
 
 
 @defect("a client is answered, and nothing was appended")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any
 
 from aiokafka.partitioner import murmur2
@@ -17,14 +17,17 @@ from steps.ports import Clock
 from streams.transport.batch import weigh
 from streams.transport.contract import (
     AgentSpec,
+    Committed,
     Fenced,
     Follower,
+    Handle,
     Header,
     Out,
     Position,
     PositionRow,
     Record,
     Recovered,
+    Taken,
     TopicSpec,
 )
 from streams.transport.owner import Still
@@ -51,6 +54,8 @@ class Broker:
         self.positions: dict[Key, PositionRow] = {}
         self.committed: dict[tuple[str, str, int], int] = {}
         """By group, topic and partition."""
+        self.notes: dict[tuple[str, str, int], str] = {}
+        """Committed with the offsets."""
         self.epochs: dict[Key, int] = defaultdict(int)
         self.members: dict[str, Host] = {}
         """Of each group the process that joined last: every partition is its own."""
@@ -87,10 +92,11 @@ class Broker:
                     stored[name] = row
         self.positions[key] = position
 
-    def commit(self, host: Host, group: str, topic: str, partition: int, offset: int) -> None:
+    def commit(self, host: Host, group: str, topic: str, partition: int, offset: int, note: str = "") -> None:
         """Refused, as a group refuses it, where another member has joined since."""
         if self.members.get(group) is host:
             self.committed[group, topic, partition] = offset
+            self.notes[group, topic, partition] = note
 
 
 def _wake(arrived: asyncio.Future[None]) -> None:
@@ -206,9 +212,9 @@ class CrashLog:
         yield await self._host.call(APPEND_SECONDS, lambda: self._broker.records[topic, partition][start:end])
 
     async def follow(
-        self, group: str, topic: str, handle: Callable[[Sequence[Record]], Awaitable[None]], *, batch: int = 500
+        self, group: str, topic: str, handle: Handle, *, batch: int = 500, taken: Taken | None = None
     ) -> Follower:
-        follower = CrashFollower(self._broker, self._host, self._clock, group, topic, handle, batch)
+        follower = CrashFollower(self._broker, self._host, self._clock, group, topic, handle, batch, taken)
         await follower.start()
         return follower
 
@@ -223,8 +229,9 @@ class CrashFollower:
         clock: Clock,
         group: str,
         topic: str,
-        handle: Callable[[Sequence[Record]], Awaitable[None]],
+        handle: Handle,
         batch: int,
+        taken: Taken | None,
     ) -> None:
         self._broker = broker
         self._host = host
@@ -233,6 +240,7 @@ class CrashFollower:
         self._topic = topic
         self._handle = handle
         self._batch = batch
+        self._taken = taken
         self._stopping = False
         self._idle: set[int] = set()
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -254,20 +262,29 @@ class CrashFollower:
 
     async def _follow(self, partition: int) -> None:
         key = (self._group, self._topic, partition)
-        offset = self._broker.committed.get(key, 0)
+        committed = self._broker.committed.get(key)
+        if self._taken is not None:
+            end = self._broker.end(self._topic, partition)
+            await self._taken(Committed(partition, committed, self._broker.notes.get(key, ""), end))
+        offset = committed or 0
         while not self._stopping:
             self._idle.add(partition)
             records = await self._broker.fetch(self._host, self._topic, partition, offset, self._batch)
             self._idle.discard(partition)
-            if self._broker.members.get(self._group) is not self._host:
+            if not self.fresh:
                 return  # revoked since
-            await self._handle(records)
+            note = await self._handle(records)
             offset = records[-1].offset + 1
-            self._commit(partition, offset)
+            self._commit(partition, offset, note or "")
 
-    def _commit(self, partition: int, offset: int) -> None:
+    @property
+    def fresh(self) -> bool:
+        """Known at once here; on Kafka a member that was frozen is not fresh until the group has answered it again."""
+        return self._broker.members.get(self._group) is self._host
+
+    def _commit(self, partition: int, offset: int, note: str) -> None:
         self._host.after(
             self._host.world.latency(COMMIT_SECONDS),
-            lambda: self._broker.commit(self._host, self._group, self._topic, partition, offset),
+            lambda: self._broker.commit(self._host, self._group, self._topic, partition, offset, note),
             lane=(self, partition),
         )

@@ -1,4 +1,4 @@
-"""`ceremony republish` on a real nats-server and the embedded log: the stream comes back, and nothing is stored twice."""
+"""`ceremony republish` on a real nats-server and the embedded log: all comes back, and nothing is stored twice."""
 
 from __future__ import annotations
 

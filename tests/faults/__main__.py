@@ -21,6 +21,10 @@ from tests.faults.run import FaultRun, FaultRunFailed
 from tests.services import KafkaServer, ServiceError, end_orphans, running
 
 
+WIDE = 160
+"""Columns where nobody looks."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     console = Console(stderr=True)
@@ -62,7 +66,8 @@ def _long(options: argparse.Namespace, console: Console) -> int:
     found = long.read(options.results)
     if options.plot:
         long.plot(options.plot, found)
-    return 0 if long.show(Console(), found) else 1
+    wide = Console(width=None if sys.stdout.isatty() else WIDE)
+    return 0 if long.show(wide, found) else 1
 
 
 def _faults(options: argparse.Namespace) -> list[Fault]:

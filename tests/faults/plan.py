@@ -104,6 +104,8 @@ SHORT = Plan(
     steady=1,
     look=1.2,
     step_timeout=8,
+    stream_deleted=1,
+    odd_ray=5,
 )
 LONG = replace(
     FULL,

@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SPECS = ROOT / "specs" / "ceremonies"
 CEREMONY = Path(sys.executable).with_name("ceremony")
 PARTITIONS = 4
+LATE = 1.25
+"""Of the step timeout."""
 WORKERS = 3
 """At most at the same time."""
 TERM_SECONDS = 10.0
@@ -78,10 +80,8 @@ ODD = {
     "silence-rate": 0.03,
     "hang-rate": 0.05,
     "late-rate": 0.03,
-    "late-seconds": 50,
     "oversize-rate": 0.03,
 }
-"""Late is beyond every step's timeout: the answer is then one to an old attempt."""
 
 
 class RayExecutor(Program):
@@ -89,8 +89,10 @@ class RayExecutor(Program):
 
     name = "ray"
 
-    def __init__(self, folder: Path, nats: NatsServer, seed: int) -> None:
+    def __init__(self, folder: Path, nats: NatsServer, seed: int, late: float) -> None:
+        """`late`: seconds by which a late answer is late, beyond every step's timeout: it is for an old attempt."""
         super().__init__(folder)
+        self._late = late
         self._nats = nats
         self._seed = seed
         self.odd = False
@@ -101,7 +103,7 @@ class RayExecutor(Program):
         return f"127.0.0.1:{self.port}"
 
     def _command(self) -> Sequence[str]:
-        knobs = {"latency": 0.5, "jitter": 0.4, **(ODD if self.odd else USUAL)}
+        knobs = {"latency": 0.5, "jitter": 0.4, **({**ODD, "late-seconds": self._late} if self.odd else USUAL)}
         told = [word for name, value in knobs.items() for word in (f"--{name}", value)]
         served = ("--grpc", self.address, "--nats", self._nats.url, "--seed", self._seed)
         return self._run(sys.executable, "-m", "bridge.ray_simulation", *served, *told)
@@ -228,7 +230,7 @@ class World:
         self.plan = plan
         self.kafka = kafka
         self.nats = NatsServer(self.folder / "nats")
-        self.ray = RayExecutor(self.folder / "ray", self.nats, plan.seed)
+        self.ray = RayExecutor(self.folder / "ray", self.nats, plan.seed, LATE * plan.step_timeout)
         self.starts = self.folder / "starts.jsonl"
         self._definitions = self.folder / "ceremonies"
         self.prefix = f"faults-{self.folder.name}-{os.getpid()}"

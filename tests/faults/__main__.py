@@ -20,7 +20,6 @@ from tests.faults.plan import FULL, LONG, SHORT, Fault
 from tests.faults.run import FaultRun, FaultRunFailed
 from tests.services import KafkaServer, ServiceError, end_orphans, running
 
-
 WIDE = 160
 """Columns where nobody looks."""
 

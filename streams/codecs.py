@@ -181,14 +181,17 @@ def decode_dead_letter(
     )
 
 
-def letter_of(record: Record) -> DeadLetter:
-    """The dead letter in a record of `deadletters`; what is none of ours is one itself, at its own place, as `unknown`.
-
-    Its texts are bounded.
-    """
+def placed_letter(record: Record) -> DeadLetter:
+    """The dead letter in a record of `deadletters`; what is none of ours is one itself, at its own place."""
     letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
     if letter.partition < 0 or not _NAME.fullmatch(letter.topic):
         letter = letter._replace(topic=record.topic, partition=record.partition, offset=record.offset)
+    return letter
+
+
+def letter_of(record: Record) -> DeadLetter:
+    """`placed_letter` for a list or an announcement: with code and reason, and bounded texts."""
+    letter = placed_letter(record)
     return letter._replace(
         topic=letter.topic[:LONGEST_NAME],
         code=letter.code[:LONGEST_NAME] or "unknown",

@@ -19,7 +19,7 @@ from bridge.nats_in_messages import Foreign, Malformed, to_command
 from bridge.nats_streams import AGENT_RESPONSES
 from steps.ports import Clock
 from streams import topics
-from streams.codecs import DeadLetter, decode_dead_letter
+from streams.codecs import DeadLetter, placed_letter
 from streams.front import Unavailable
 from streams.transport.contract import Header, Log, LogUnavailable, Record
 from tables.commands import encode_command
@@ -201,7 +201,7 @@ class DeadLetterOffice:
     async def _letter(self, origin: Origin) -> DeadLetter:
         found = None
         async for record in self._records(self._letters, origin.partition % self._partitions):
-            letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
+            letter = placed_letter(record)
             if letter.origin == str(origin):
                 found = letter
         if found is None:

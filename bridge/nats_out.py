@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
+import msgspec
 import structlog
 
 from bridge import nats_metrics as metrics
@@ -27,7 +28,7 @@ from bridge.nats_window import (
 )
 from steps.ports import Clock
 from streams import topics
-from streams.codecs import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_record, decode_dead_letter
+from streams.codecs import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_record, letter_of
 from streams.transport.contract import Committed, Follower, Log, Record
 
 BATCH = 2000
@@ -37,6 +38,13 @@ OURS = b"ceremony."
 """How every subject of an event begins."""
 
 log = structlog.get_logger(__name__)
+
+
+class _Object(msgspec.Struct):
+    """Any JSON object: its fields are looked at and not kept."""
+
+
+_object = msgspec.json.Decoder(_Object).decode
 
 
 class EventsBridge:
@@ -127,7 +135,7 @@ class EventsBridge:
         """Publish `ceremony.deadletter` for each record of `deadletters`."""
         messages: list[tuple[bytes, Outgoing]] = []
         for record in records:
-            letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
+            letter = letter_of(record)
             metrics.DEAD_LETTERS.labels(letter.code).inc()
             key, data = dead_letter_event(letter)
             messages.append((key.encode(), Outgoing(key, DEADLETTER_SUBJECT, data, record)))
@@ -200,11 +208,23 @@ class EventsBridge:
         self._opened.set()
 
 
+def is_object(value: bytes) -> bool:
+    """Whether this is one JSON object in UTF-8."""
+    try:
+        value.decode()  # the decoder does not look into texts that it skips
+        _object(value)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
 def outgoing(record: Record) -> Outgoing | None:
     """The message of a record of `events`; None where it is none of ours."""
     headers = dict(record.headers)
     subject, effect_id = headers.get(topics.SUBJECT), headers.get(topics.EFFECT_ID)
     if not subject or not effect_id or not record.value:
+        return None
+    if not is_object(record.value):  # nobody outside could read it
         return None
     if not subject.startswith(OURS):  # what no stream of ours takes would be waited for without end
         return None

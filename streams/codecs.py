@@ -5,6 +5,7 @@ The value of an `events` record is the finished envelope, so that the NATS bridg
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streams import topics
+from streams.transport.contract import Record
+from streams.transport.dead_letters import origin_marks
 from tables.effects import Event
 
 PRODUCER = "ceremony-engine"
@@ -23,6 +26,8 @@ ERROR_MESSAGE_LIMIT = 4096
 """Characters of a dead letter's message."""
 OUTSIDE_MESSAGE_LIMIT = 500
 """Characters of the message of an announced dead letter."""
+LONGEST_NAME = 1024
+"""Characters of key, topic and code of a dead letter; another program may have written more, and a page must fit."""
 SHORT = 18
 """Digits of a number that fits 64 bits for certain; of a partition, half of that fits 32."""
 VALUE_SIZE = "value-size"
@@ -33,6 +38,8 @@ Encoded = tuple[bytes, bytes, list[Header]]
 """Key, value and headers of a record."""
 
 _OURS = frozenset({topics.ORIGIN, topics.ERROR_CODE, topics.ERROR_MESSAGE, VALUE_SIZE})
+_NAME = re.compile(r"[^\s\x00-\x1f\ufffd]{1,255}")
+"""A topic, or a NATS stream."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encode = msgspec.json.Encoder().encode
 
@@ -140,6 +147,7 @@ def dead_letter_record(
 ) -> tuple[bytes | None, bytes, list[Header]]:
     """The record of `deadletters`; the original's key and headers are kept, its value up to 256 KiB."""
     body = value or b""
+    key, headers = origin_marks(key, list(headers))
     ours = [
         (topics.ORIGIN, f"{topic}/{partition}/{offset}".encode()),
         (topics.ERROR_CODE, code.encode()),
@@ -170,6 +178,25 @@ def decode_dead_letter(
         key=key,
         value=None if referred else value,
         headers=tuple(header for header in headers if header[0] not in _OURS),
+    )
+
+
+def placed_letter(record: Record) -> DeadLetter:
+    """The dead letter in a record of `deadletters`; what is none of ours is one itself, at its own place."""
+    letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
+    if letter.partition < 0 or not _NAME.fullmatch(letter.topic):
+        letter = letter._replace(topic=record.topic, partition=record.partition, offset=record.offset)
+    return letter
+
+
+def letter_of(record: Record) -> DeadLetter:
+    """`placed_letter` for a list or an announcement: with code and reason, and bounded texts."""
+    letter = placed_letter(record)
+    return letter._replace(
+        topic=letter.topic[:LONGEST_NAME],
+        code=letter.code[:LONGEST_NAME] or "unknown",
+        message=letter.message[:ERROR_MESSAGE_LIMIT] or "no reason was given",
+        key=None if letter.key is None else letter.key[:LONGEST_NAME],
     )
 
 

@@ -12,7 +12,7 @@ import structlog
 from steps.ports import Clock
 from streams.answers import Answers, Folded, Watchers
 from streams.ceremony_agent import applied_rows
-from streams.codecs import decode_dead_letter
+from streams.codecs import letter_of
 from streams.doctor import Doctor
 from streams.front import (
     Answer,
@@ -348,7 +348,7 @@ class Engine:
 
 
 def _dead_letter(record: Record) -> DeadLetter:
-    letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
+    letter = letter_of(record)
     return DeadLetter(
         topic=letter.topic,
         partition=letter.partition,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from bridge.cli import Root, run
@@ -79,6 +79,19 @@ def _collect_seldom() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
+@asynccontextmanager
+async def log(given: Any, clock: Any) -> AsyncIterator[Any]:
+    """The log of such settings, as a program that is no worker uses it."""
+    from streams.transport.app import open_log
+
+    opened = open_log(given.log, clock)
+    await opened.start()
+    try:
+        yield opened
+    finally:
+        await opened.stop()
+
+
 def kinds() -> Kinds:
     from steps.registry import all_kinds
 
@@ -105,6 +118,7 @@ def on_loop(coroutine: Any) -> Any:
 ROOT = Root(
     settings=settings,
     worker=worker,
+    log=log,
     kinds=kinds,
     logs=logs,
     run=on_loop,

@@ -42,7 +42,7 @@ from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, prefixed
 from streams.topology import CEREMONY, AgentFunction, Owner, agents, topics
 from streams.transport.app import CeremonyApp, create_app
-from streams.transport.contract import LogUnavailable
+from streams.transport.contract import LogFailed, LogUnavailable
 from tables.definition import Definition
 from tables.errors import Problem
 
@@ -331,7 +331,9 @@ class Worker:
     def _fail(self, failure: BaseException) -> None:
         if self.failure is None:
             self.failure = failure
-            log.error("worker_failed", reason=str(failure) or type(failure).__name__, exc_info=failure)
+            # What the log refused says all there is to say, in one line.
+            trace = None if isinstance(failure, LogFailed) else failure
+            log.error("worker_failed", reason=str(failure) or type(failure).__name__, exc_info=trace)
         self._ended.set()
 
     async def _probe(self) -> None:

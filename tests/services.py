@@ -28,6 +28,7 @@ from typing import TypeVar
 
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
 
 from bridge import nats_server
 from tests.kafka_install import KafkaInstall, cache_folder, install_kafka, locked, progress
@@ -35,6 +36,8 @@ from tests.kafka_install import KafkaInstall, cache_folder, install_kafka, locke
 READY_SECONDS = 60.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.05
+CLUSTER, MIN_INSYNC = 3, 2
+"""Brokers of a cluster, and how many must have a record before it is acknowledged."""
 JVM_FLAGS = (
     "-Xmx256m",
     "-XX:+UseSerialGC",
@@ -168,7 +171,8 @@ class KafkaServer(Server):
     def __init__(self, folder: Path, port: int | None = None, flush_messages: int | None = None) -> None:
         """`flush_messages` 1 syncs every append to disk (`log.flush.interval.messages`); default: as Kafka does."""
         super().__init__(folder, port)
-        self._controller_port = free_port()
+        self.controller_port = free_port()
+        self.node_id = 1
         self._flush_messages = flush_messages
 
     @property
@@ -185,21 +189,24 @@ class KafkaServer(Server):
         return [*java(install), "kafka.Kafka", str(properties)]
 
     def _format(self, install: KafkaInstall, properties: Path) -> None:
-        tool = [*java(install), "kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties)]
+        tool = [*java(install), "kafka.tools.StorageTool", "format", "-t", self._cluster_id(), "-c", str(properties)]
         done = subprocess.run(tool, check=False, capture_output=True, text=True, timeout=READY_SECONDS)
         if done.returncode:
             raise ServiceError(f"kafka cannot format {self.folder}: {done.stdout[-500:]} {done.stderr[-500:]}")
 
+    def _cluster_id(self) -> str:
+        return new_cluster_id()
+
     def _properties(self) -> dict[str, object]:
-        controller = f"127.0.0.1:{self._controller_port}"
+        controller = f"127.0.0.1:{self.controller_port}"
         properties: dict[str, object] = {
             "process.roles": "broker,controller",
-            "node.id": 1,
+            "node.id": self.node_id,
             "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{controller}",
             "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
-            "controller.quorum.voters": f"1@{controller}",
+            "controller.quorum.voters": f"{self.node_id}@{controller}",
             "log.dirs": self.folder / "data",
             "auto.create.topics.enable": "false",
             "offsets.topic.replication.factor": 1,
@@ -230,6 +237,89 @@ class KafkaServer(Server):
             if probe.connect_ex(("127.0.0.1", self.port)):
                 return False
         return _in_thread(lambda: asyncio.run(_has_broker(self.bootstrap)))
+
+
+class KafkaNode(KafkaServer):
+    """One of the brokers of a KafkaCluster."""
+
+    def __init__(self, cluster: KafkaCluster, node_id: int) -> None:
+        super().__init__(cluster.folder / f"node-{node_id}")
+        self.node_id = node_id
+        self._cluster = cluster
+
+    def _cluster_id(self) -> str:
+        return self._cluster.id
+
+    def _properties(self) -> dict[str, object]:
+        nodes = self._cluster.nodes
+        voters = ",".join(f"{node.node_id}@127.0.0.1:{node.controller_port}" for node in nodes)
+        return {
+            **super()._properties(),
+            "controller.quorum.voters": voters,
+            "min.insync.replicas": MIN_INSYNC,
+            "offsets.topic.replication.factor": len(nodes),
+            "transaction.state.log.replication.factor": len(nodes),
+            "transaction.state.log.min.isr": MIN_INSYNC,
+            "replica.lag.time.max.ms": 4000,
+            "unclean.leader.election.enable": "false",
+        }
+
+
+class KafkaCluster:
+    """Three brokers, each with a controller: topics of replication 3 outlive one of them (min.insync.replicas 2)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.id = new_cluster_id()
+        self.nodes: list[KafkaNode] = []
+        for number in range(1, CLUSTER + 1):
+            self.nodes.append(KafkaNode(self, number))
+
+    @property
+    def bootstrap(self) -> str:
+        """The addresses for clients, with commas between."""
+        return ",".join(node.bootstrap for node in self.nodes)
+
+    def start(self) -> None:
+        """Start all and wait until each has been told of the others: a controller alone has no quorum."""
+        try:
+            for node in self.nodes:
+                node.launch()
+            for node in self.nodes:
+                node.wait_ready()
+            self._wait_whole()
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        self.kill()  # in good order each would wait for the others
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()
+
+    def pause(self) -> None:
+        for node in self.nodes:
+            node.pause()
+
+    def resume(self) -> None:
+        for node in self.nodes:
+            node.resume()
+
+    def leader(self, topic: str, partition: int) -> KafkaNode:
+        """The broker that leads a partition now. Raises ServiceError where none does."""
+        for node in self.nodes:
+            if _in_thread(lambda: asyncio.run(_leader(self.bootstrap, topic, partition)) == node.node_id):  # noqa: B023
+                return node
+        raise ServiceError(f"kafka: {topic}[{partition}] has no leader")
+
+    def _wait_whole(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while not _in_thread(lambda: asyncio.run(_has_broker(self.bootstrap, CLUSTER))):
+            if time.monotonic() > deadline:
+                raise ServiceError(f"kafka: not all of {self.bootstrap} have found each other")
+            time.sleep(POLL_SECONDS)
 
 
 class NatsServer(Server):
@@ -309,7 +399,7 @@ class _Archiving(KafkaServer):
         return [program, f"-XX:ArchiveClassesAtExit={self.made}", *rest, "kafka.Kafka", str(properties)]
 
 
-def _cluster_id() -> str:
+def new_cluster_id() -> str:
     """A cluster id as Kafka wants it: a UUID in URL-safe base64 that does not look like an option."""
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
@@ -317,11 +407,22 @@ def _cluster_id() -> str:
             return text
 
 
-async def _has_broker(bootstrap: str) -> bool:
+async def _leader(bootstrap: str, topic: str, partition: int) -> int | None:
     client = AIOKafkaClient(bootstrap_servers=bootstrap, request_timeout_ms=5000)
     try:
         await client.bootstrap()
-        return bool(client.cluster.brokers())
+        await client.set_topics([topic])
+        found: int | None = client.cluster.leader_for_partition(TopicPartition(topic, partition))
+        return found
+    finally:
+        await client.close()
+
+
+async def _has_broker(bootstrap: str, brokers: int = 1) -> bool:
+    client = AIOKafkaClient(bootstrap_servers=bootstrap, request_timeout_ms=5000)
+    try:
+        await client.bootstrap()
+        return len(client.cluster.brokers()) >= brokers
     except (KafkaError, OSError, TimeoutError):
         return False
     finally:

@@ -15,13 +15,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from bridge.clock import HostClock
 from bridge.nats_server import NatsServer as ProductNatsServer
 from bridge.nats_server import left_over
-from tests.services import KafkaServer, NatsServer, ServiceError, end_orphans, free_port, running
+from tests.services import KafkaCluster, KafkaServer, NatsServer, ServiceError, end_orphans, free_port, running
 
 
-async def _produce(bootstrap: str, topic: str, count: int) -> None:
+async def _produce(bootstrap: str, topic: str, count: int, *, copies: int = 1) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
-    await admin.create_topics([NewTopic(topic, 1, 1)])
+    await admin.create_topics([NewTopic(topic, 1, copies)])
     await admin.close()
     async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
         for number in range(count):
@@ -136,3 +136,20 @@ def _ended(pid: int) -> bool:
             return True
         asyncio.run(asyncio.sleep(0.05))
     return False
+
+
+@pytest.mark.timeout(120)
+def test_a_cluster_keeps_what_it_acknowledged_when_its_leader_is_killed(tmp_path: Path) -> None:
+    """Another broker leads then, and the killed one comes back."""
+    cluster = KafkaCluster(tmp_path)
+    cluster.start()
+    try:
+        asyncio.run(_produce(cluster.bootstrap, "kept", 20, copies=3))
+        leader = cluster.leader("kept", 0)
+        leader.kill()
+        assert asyncio.run(_read(cluster.bootstrap, "kept")) == [str(n).encode() for n in range(20)]
+        assert cluster.leader("kept", 0) is not leader
+        leader.start()
+        assert leader.pid is not None
+    finally:
+        cluster.kill()

@@ -13,6 +13,7 @@ import typer
 from bridge.cli import ceremonies, decisions, doctor, files, looking, operations, operator, running, watching
 from bridge.cli.errors import EPILOG, CommandFailed, Exit
 from bridge.cli.output import say
+from bridge.cli.republishing import republish_verb
 from bridge.cli.root import Root
 
 __all__ = ["Root", "build", "run"]
@@ -31,6 +32,7 @@ def build(root: Root) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     running.add_verbs(app, root)
+    app.command(rich_help_panel="Run")(republish_verb(root))
     for name, verb in (
         ("start", ceremonies.start),
         ("approve", decisions.approve),

@@ -73,6 +73,8 @@ class Root:
     """Settings from the environment, with these (by field name) in place of what it says. Raises SettingsInvalid."""
     worker: Callable[[Any], AbstractAsyncContextManager[RunningWorker]]
     """A worker for such settings."""
+    log: Callable[[Any, Any], AbstractAsyncContextManager[Any]]
+    """The log of such settings, beside its workers, on a clock; started and stopped. Raises LogUnavailable."""
     kinds: Callable[[], Kinds]
     """The registry of step kinds."""
     logs: Callable[[str, str], None]

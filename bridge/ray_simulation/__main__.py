@@ -35,11 +35,18 @@ def main(
     duplicate_rate: Annotated[float, typer.Option(help="Share of answers sent twice.")] = DEFAULTS.duplicate_rate,
     reorder_rate: Annotated[float, typer.Option(help="Share of answers held back.")] = DEFAULTS.reorder_rate,
     silence_rate: Annotated[float, typer.Option(help="Share of answers never sent.")] = DEFAULTS.silence_rate,
+    hang_rate: Annotated[float, typer.Option(help="Share of accepted calls that never return.")] = DEFAULTS.hang_rate,
+    late_rate: Annotated[float, typer.Option(help="Share of answers that come late.")] = DEFAULTS.late_rate,
+    late_seconds: Annotated[float, typer.Option(help="How much later those come.")] = DEFAULTS.late_seconds,
+    oversize_rate: Annotated[float, typer.Option(help="Share of proposals too large.")] = DEFAULTS.oversize_rate,
     seed: Annotated[int, typer.Option(help="Another seed, other fates.")] = DEFAULTS.seed,
 ) -> None:
     """Run a simulated Ray executor."""
     try:
-        knobs = Knobs(latency, jitter, failure_rate, rejection_rate, duplicate_rate, reorder_rate, silence_rate, seed)
+        knobs = Knobs(
+            latency, jitter, failure_rate, rejection_rate, duplicate_rate, reorder_rate, silence_rate, seed,
+            hang_rate, late_rate, late_seconds, oversize_rate,
+        )  # fmt: skip
         asyncio.run(serve(grpc, nats, knobs))
     except (KnobError, SimulationError) as error:
         typer.echo(str(error), err=True)

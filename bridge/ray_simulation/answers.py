@@ -9,11 +9,12 @@ import random
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from bridge.ray_simulation.jobs import Job
+from bridge.ray_simulation.knobs import Fate
 
 PRODUCER = "ray-executor"
 SUBJECTS = {
@@ -23,6 +24,8 @@ SUBJECTS = {
 }
 FAILED_SUBJECT = "agent.response.failed"
 
+OVERSIZE_COPIES = 2_000
+"""Of a proposal of about 200 characters: more than a row takes, less than NATS does."""
 WORDS_KEPT = 12
 WORD = re.compile(r"[A-Za-z][A-Za-z-]{4,18}")
 AGENT_ID = re.compile(r"\bagent-[A-Za-z0-9_-]+-\d{3}\b")
@@ -78,21 +81,21 @@ def tasks(job: Job, dice: random.Random) -> list[dict[str, Any]]:
     ]
 
 
-def message(
-    job: Job, agent_id: str, kind: Literal["completed", "failed"], dice: random.Random, now: float, took: float
-) -> tuple[str, bytes]:
+def message(job: Job, agent_id: str, fate: Fate, dice: random.Random, now: float, took: float) -> tuple[str, bytes]:
     """Subject and envelope of one agent's answer; `now` in seconds since the epoch, `took` in seconds.
 
     As the real executor does it, the correlation id is a random one, and all agents of a deliberation share one
     idempotency key.
     """
-    stamp = iso(now)
+    stamp, kind = iso(now), fate.kind
     if kind == "failed":
         subject, payload = FAILED_SUBJECT, failed_payload(job, agent_id, dice, stamp, took)
     elif job.kind == "task_extraction":
         subject, payload = SUBJECTS[job.kind], extraction_payload(job, dice, stamp, took)
     else:
         subject, payload = SUBJECTS[job.kind], completed_payload(job, agent_id, dice, stamp, took)
+        if fate.oversize:
+            payload = {**payload, "proposal": payload["proposal"] * OVERSIZE_COPIES}
     envelope = {
         "event_type": "agent.response.failed" if kind == "failed" else "agent.response.completed",
         "payload": payload,

@@ -6,7 +6,10 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-RATES = ("failure_rate", "rejection_rate", "duplicate_rate", "reorder_rate", "silence_rate")
+RATES = (
+    "failure_rate", "rejection_rate", "duplicate_rate", "reorder_rate", "silence_rate",
+    "hang_rate", "late_rate", "oversize_rate",
+)  # fmt: skip
 LONGEST_SECONDS = 86_400
 REORDER_FLOOR_SECONDS = 0.05
 
@@ -37,13 +40,20 @@ class Knobs:
     """Share of the answers that never come."""
     seed: int = 0
     """Another seed, other fates."""
+    hang_rate: float = 0.0
+    """Share of the tasks that are accepted while the caller never hears of it: the call hangs past every deadline."""
+    late_rate: float = 0.0
+    """Share of the answers that come only after `late_seconds`: beyond a step's timeout they are for an old attempt."""
+    late_seconds: float = 0.0
+    oversize_rate: float = 0.0
+    """Share of the completed proposals that are far larger than any row may be."""
 
     def __post_init__(self) -> None:
         for name in RATES:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise KnobError(f"{name} is {value}: a share from 0 to 1 is wanted")
-        for name in ("latency", "jitter"):
+        for name in ("latency", "jitter", "late_seconds"):
             value = getattr(self, name)
             if not 0 <= value <= LONGEST_SECONDS:
                 raise KnobError(f"{name} is {value}: seconds from 0 to {LONGEST_SECONDS} are wanted")
@@ -56,6 +66,10 @@ class Knobs:
         """Whether this task is refused at once."""
         return self.rejection_rate > 0 and self.random(task_id).random() < self.rejection_rate
 
+    def hangs(self, task_id: str) -> bool:
+        """Whether the call that brings this task hangs."""
+        return self.hang_rate > 0 and self.random(task_id, "hang").random() < self.hang_rate
+
 
 @dataclass(frozen=True, slots=True)
 class Fate:
@@ -66,6 +80,8 @@ class Fate:
     """Seconds from acceptance."""
     repeat_after: float | None
     """Seconds from acceptance to the second copy, where there is one."""
+    oversize: bool = False
+    """The proposal is too large for a row."""
 
     @classmethod
     def draw(cls, knobs: Knobs, dice: random.Random) -> Fate:
@@ -81,4 +97,7 @@ class Fate:
         elif failed < knobs.failure_rate:
             kind = "failed"
         repeat = delay + gap * max(REORDER_FLOOR_SECONDS, knobs.latency) if doubled < knobs.duplicate_rate else None
-        return cls(kind, delay, repeat)
+        # Thrown last: a seed's fates stay what they were before these knobs.
+        if dice.random() < knobs.late_rate:
+            delay, repeat = delay + knobs.late_seconds, None
+        return cls(kind, delay, repeat, oversize=dice.random() < knobs.oversize_rate)

@@ -16,6 +16,7 @@ from bridge.ray_simulation.outbox import Outbox
 from steps.ports import Clock
 
 LISTED_JOBS = 1_000
+HANG_SECONDS = 3_600.0
 AnyRequest = pb.ExecuteDeliberationRequest | pb.ExecuteBacklogReviewDeliberationRequest
 
 
@@ -38,7 +39,7 @@ class Answer:
             dice = self._service.knobs.random(self.job.task_id, f"{self._agent_id}\0text")
             clock = self._service.clock
             took = clock.monotonic() - self.job.started
-            self._body = answers.message(self.job, self._agent_id, self.fate.kind, dice, clock.wall(), took)
+            self._body = answers.message(self.job, self._agent_id, self.fate, dice, clock.wall(), took)
         return self._body
 
     def delivered(self) -> None:
@@ -121,7 +122,10 @@ class RayExecutorService(RayExecutorServiceServicer):
             return pb.ExecuteDeliberationResponse(task_id=request.task_id, status="failed", message=problem)
         if self.book.full:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many running jobs")
-        return submitted(self._accept(request, kind), f"{len(request.agents)} agents at work")
+        job = self._accept(request, kind)
+        if self.knobs.hangs(request.task_id):
+            await self.clock.sleep(HANG_SECONDS)  # ended by the caller's deadline
+        return submitted(job, f"{len(request.agents)} agents at work")
 
     def _accept(self, request: AnyRequest, kind: Kind) -> Job:
         agent_ids = tuple(agent.id for agent in request.agents)

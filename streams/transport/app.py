@@ -260,6 +260,18 @@ def _transport(url: str) -> type[Transport]:
     raise ValueError(f"log_url_invalid: {url!r} is neither kafka://host:port nor sqlite:///path")
 
 
+def open_log(url: str, clock: Clock) -> Log:
+    """The log at `url` without an app, not started yet. Raises ValueError for a URL that is not understood."""
+    if url.startswith("sqlite://"):
+        from streams.transport import sqlite  # noqa: PLC0415 - as above
+
+        return sqlite.open_log(URL(url), clock)
+    from streams.transport.kafka import servers  # noqa: PLC0415 - as above
+    from streams.transport.kafka_log import KafkaLog  # noqa: PLC0415 - as above
+
+    return KafkaLog(servers(_urls(url)), clock)
+
+
 def _urls(url: str) -> list[URL]:
     scheme, _, rest = url.partition("://")
     if scheme == "sqlite":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from streams import topics
-from streams.transport.contract import Out, Record
+from streams.transport.contract import Header, Out, Record
 
 BY_REFERENCE_ABOVE = 256 * 1024
 """Bytes of a value above which a dead letter carries its size and origin instead of the value."""
 LONGEST_MESSAGE = 4096
 """Characters of an error message (a traceback's end) kept in a header."""
+HEADER_COST = 64
+"""Bytes of memory that each header costs beside its own."""
 VALUE_SIZE = "value-size"
 """Header of a dead letter by reference: bytes of the value that stays at the origin."""
 
@@ -30,10 +33,18 @@ def origin(record: Record) -> str:
     return f"{record.topic}/{record.partition}/{record.offset}"
 
 
+def origin_marks(key: bytes | None, headers: Sequence[Header]) -> tuple[bytes | None, Sequence[Header]]:
+    """Key and headers that a dead letter takes over: what is too large or too many stays at the origin."""
+    if sum(len(name) + len(value) + HEADER_COST for name, value in headers) > BY_REFERENCE_ABOVE:
+        headers = ()
+    return (None if key is not None and len(key) > BY_REFERENCE_ABOVE else key), headers
+
+
 def dead_letter(record: Record, code: str, message: str) -> Out:
     """The record as a dead letter: its own headers first, then ours. The end of a long message is kept."""
+    key, kept = origin_marks(record.key, record.headers)
     headers = [
-        *record.headers,
+        *kept,
         (topics.ORIGIN, origin(record).encode()),
         (topics.ERROR_CODE, code.encode()),
         (topics.ERROR_MESSAGE, message[-LONGEST_MESSAGE:].encode()),
@@ -42,4 +53,4 @@ def dead_letter(record: Record, code: str, message: str) -> Out:
     if len(value) > BY_REFERENCE_ABOVE:
         headers.append((VALUE_SIZE, str(len(value)).encode()))
         value = b""
-    return Out(record.key, value, headers)
+    return Out(key, value, headers)

@@ -166,7 +166,7 @@ class Transport(membership.Transport):
 
     def __init__(self, url: Any, app: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(url, app, loop)
-        self.servers = [f"{_host(one.host)}:{one.port or DEFAULT_PORT}" for one in url]
+        self.servers = servers(url)
         self._log = KafkaLog(
             self.servers, app.clock, replication=app.replication, topic_config=app.topic_config, fail=app.fail
         )
@@ -226,6 +226,11 @@ class Transport(membership.Transport):
         while True:
             await self.app.clock.sleep(COMMIT_SECONDS)
             await self.commit_now()
+
+
+def servers(urls: Iterable[Any]) -> list[str]:
+    """The brokers of Faust's URLs as `host:port`."""
+    return [f"{_host(one.host)}:{one.port or DEFAULT_PORT}" for one in urls]
 
 
 def _host(name: str) -> str:

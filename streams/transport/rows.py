@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steps.ports import Clock
+from streams.topics import changelog
 from streams.transport.contract import LARGEST_RECORD, LogFailed, TableSpec
 
 Dirty = dict[str, dict[bytes, Any]]
@@ -15,6 +16,8 @@ SMALL_ROW = 1024
 """Bytes counted for a dirty row whose last encoding was no larger; the sizes of larger ones are remembered."""
 LARGEST_ROW = LARGEST_RECORD - 1024
 """Bytes of an encoded row; a batch that the broker refuses would break its producer."""
+LONGEST_KEY = 300
+"""Characters of a key that a message shows."""
 CHUNK = 200
 """Rows encoded before others get a turn; ten times as many are decoded."""
 
@@ -38,7 +41,10 @@ class Rows:
                 try:
                     rows[key] = decode(raw)
                 except Exception as error:
-                    raise LogFailed(f"row_unreadable: {self._row(name, key)} ({type(error).__name__})") from error
+                    raise LogFailed(
+                        f"row_unreadable: {self._row(name, key)} ({type(error).__name__}); its newest record in the"
+                        f" topic …{changelog(name)}[{self._partition}] is no row of this release, and no row is skipped"
+                    ) from error
                 if len(raw) > SMALL_ROW:
                     self._large[name, key] = len(raw)
                 if count % (10 * CHUNK) == 0:
@@ -88,4 +94,4 @@ class Rows:
             self._large.pop((name, key), None)
 
     def _row(self, name: str, key: bytes) -> str:
-        return f"{key.decode(errors='replace')!r} of table {name}[{self._partition}]"
+        return f"{key.decode(errors='replace')[:LONGEST_KEY]!r} of table {name}[{self._partition}]"

@@ -440,6 +440,42 @@ async def test_it_says_why_it_cannot_start(broker: NatsServer) -> None:
     assert raised.value.code == "grpc_address_unusable"
 
 
+async def test_a_call_hangs_while_its_task_is_accepted(broker: NatsServer) -> None:
+    """The caller's deadline ends it; the answers come all the same, and asking again shows that it is known."""
+    async with simulation(broker, Knobs(0.01, 0, hang_rate=1)) as (ray, answers):
+        async with RayExecutorClient(ray.url, call_timeout=0.5) as client:
+            with pytest.raises(Unreachable):
+                await client.execute(review())
+            assert (await client.execute(review())).status == "submitted"
+        assert len(await answers.wait(3)) == 3
+        assert ray.book.total == 1
+
+
+async def test_late_answers_come_after_all_others(broker: NatsServer) -> None:
+    """Once each, by as much later as the knob says."""
+    knobs = Knobs(0.01, 0, late_rate=0.3, late_seconds=1.5, duplicate_rate=1)
+    async with simulation(broker, knobs) as (ray, answers):
+        async with RayExecutorClient(ray.url) as client:
+            for number in range(10):
+                await client.execute(review(number))
+        async with asyncio.timeout(15):
+            while ray.book.active:
+                await asyncio.sleep(0.02)
+        took = [envelope["payload"]["duration_ms"] for _, envelope, _ in answers.messages]
+    late = [ms for ms in took if ms >= 1500]
+    assert 0 < len(late) < 30
+    assert len(took) == len(late) + 2 * (30 - len(late))
+
+
+async def test_oversize_proposals_are_larger_than_a_row(broker: NatsServer) -> None:
+    """And still a message that NATS takes."""
+    async with simulation(broker, Knobs(0.01, 0, oversize_rate=1)) as (ray, answers):
+        async with RayExecutorClient(ray.url) as client:
+            await client.execute(review())
+        sizes = [len(envelope["payload"]["proposal"]) for _, envelope, _ in await answers.wait(3)]
+    assert all(256 * 1024 < size < 1_000_000 for size in sizes)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"failure_rate": 1.5}, {"silence_rate": -0.1}, {"latency": -1}, {"jitter": float("nan")}]
 )

@@ -338,6 +338,11 @@ class WorkerProcess:
             return " | ".join(self._output.read_text(errors="replace").splitlines()[-8:])
         return "none"
 
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return None if self._process is None else self._process.poll()
+
     def kill(self) -> None:
         """SIGKILL, as a power cut."""
         if self._process is not None:

@@ -15,20 +15,28 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.faults import report
-from tests.faults.plan import FULL, SHORT, Fault
+from tests.faults import long, report
+from tests.faults.plan import FULL, LONG, SHORT, Fault
 from tests.faults.run import FaultRun, FaultRunFailed
 from tests.services import KafkaServer, ServiceError, end_orphans, running
+
+WIDE = 160
+"""Columns where nobody looks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     console = Console(stderr=True)
+    if options.long:
+        return _long(options, console)
     plan = FULL if options.full else SHORT
     plan = replace(plan, seed=random.randrange(2**31) if options.seed is None else options.seed)
     if options.rate:
         plan = replace(plan, starts_per_second=options.rate)
-    faults = [Fault[name.upper()] for name in options.fault] or plan.faults
+    faults = _faults(options) or plan.faults
+    if not set(faults) <= set(plan.faults):
+        console.print("the plan has nothing of some of these faults: use --long", style="red")
+        return 2
     before = os.getloadavg()[0]
     end_orphans()
     with contextlib.ExitStack() as stack:
@@ -48,6 +56,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if found["sound"] else 1
 
 
+def _long(options: argparse.Namespace, console: Console) -> int:
+    end_orphans()
+    faults = _faults(options) or LONG.faults
+    long.run_missing(
+        options.results, faults, options.runs, options.rate, lambda line: console.log(line, highlight=False)
+    )
+    found = long.read(options.results)
+    if options.plot:
+        long.plot(options.plot, found)
+    wide = Console(width=None if sys.stdout.isatty() else WIDE)
+    return 0 if long.show(wide, found) else 1
+
+
+def _faults(options: argparse.Namespace) -> list[Fault]:
+    return [Fault[name.upper()] for name in options.fault]
+
+
 def _keep(options: argparse.Namespace, found: dict[str, object]) -> None:
     if options.output:
         options.output.write_text(json.dumps(found, indent=1) + "\n")
@@ -60,6 +85,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--full", action="store_true", help="5 kills, 3 SIGTERMs, 20 s outages; default: the short form"
     )
+    parser.add_argument(
+        "--long",
+        action="store_true",
+        help="every fault in several runs, hours; what --results has is not done again: call it until it is complete",
+    )
+    parser.add_argument("--results", type=Path, default=Path("faults-results"), help="folder of what --long found")
+    parser.add_argument("--runs", type=int, help="of each fault in the long form; default: 3, of kills 10")
     parser.add_argument(
         "--fault", action="append", default=[], choices=[f.name.lower() for f in Fault], help="only these"
     )

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tests.faults.plan import Fault, Plan
-from tests.faults.world import TERM_SECONDS, FaultRunFailed, World
+import nats
 
+from tests.faults.measure import STREAM
+from tests.faults.plan import Fault, Plan
+from tests.faults.world import PARTITIONS, TERM_SECONDS, FaultRunFailed, WorkerServer, World
+from tests.services import KafkaCluster
+
+ADDED = 0.5
+"""Share of the changes that add a worker, where both can be done."""
 WOKEN_SECONDS = 30.0
 """How long a woken worker may take to end by itself, or to be a sound member of the group again."""
 
@@ -38,6 +46,13 @@ class Injector:
             Fault.RAY: self._ray,
             Fault.KAFKA: self._kafka,
             Fault.ZOMBIE: self._zombie,
+            Fault.STREAM: self._stream,
+            Fault.ODD_RAY: self._odd_ray,
+            Fault.CHURN: self._churn,
+            Fault.CLOCK: self._clock,
+            Fault.LEADER: self._leader,
+            Fault.BROKERS: self._brokers,
+            Fault.UNREACHABLE: self._unreachable,
         }
 
     def inject(self, fault: Fault) -> list[Blow]:
@@ -97,7 +112,7 @@ class Injector:
 
     def _zombie(self) -> Iterator[Blow]:
         """Frozen past the session timeout while another takes over; woken, both serve; then the other one alone."""
-        old, new = self._world.workers
+        old, new = self._world.workers[:2]
         if self._world.worker is new:
             old, new = new, old
         began = time.time()
@@ -115,6 +130,104 @@ class Injector:
                 blow.problems.append(f"the woken worker's exit code is {code}, after {took:.1f} s")
         yield self._back(blow)
 
+    def _stream(self) -> Iterator[Blow]:
+        """Deleted under load: the worker makes it anew. Then as an operator who wants all back, and in order."""
+        for _ in range(self._plan.stream_deleted):
+            began = time.time()
+            asyncio.run(delete_stream(self._world.nats.url))
+            yield self._back(Blow(began, began))
+            began = time.time()
+            blow = Blow(began, began)
+            code, _ = self._world.worker.terminate(TERM_SECONDS)
+            if code != 0:
+                blow.problems.append(f"SIGTERM: exit code {code}")
+            asyncio.run(delete_stream(self._world.nats.url))
+            self._world.worker.republish()
+            self._world.worker.republish()  # safe to repeat
+            blow.over = time.time()
+            self._world.worker.launch()
+            yield self._back(blow)
+
+    def _odd_ray(self) -> Iterator[Blow]:
+        began = time.time()
+        ray = self._world.ray
+        for odd, lasts in ((True, self._plan.odd_ray), (False, 0)):
+            ray.kill()
+            ray.odd = odd
+            ray.start()
+            time.sleep(lasts)
+        yield self._back(Blow(began, time.time()))
+
+    def _churn(self) -> Iterator[Blow]:
+        """One worker more or less, one to three of them; in the end one alone."""
+        began = time.time()
+        blow = Blow(began, began)
+        workers = self._world.workers
+        until = time.monotonic() + self._plan.churn
+        while time.monotonic() < until:
+            time.sleep(self._plan.churn_every)
+            up = [worker for worker in workers if worker.pid is not None]
+            away = [worker for worker in workers if worker.pid is None]
+            if away and (len(up) == 1 or self._dice.random() < ADDED):
+                self._dice.choice(away).launch()
+            else:
+                blow.problems += self._leave(self._dice.choice(up))
+        self._world.worker, *others = [worker for worker in workers if worker.pid is not None]
+        for worker in others:
+            blow.problems += self._leave(worker)
+        blow.over = time.time()
+        yield self._back(blow)
+
+    def _leave(self, worker: WorkerServer) -> list[str]:
+        code, took = worker.terminate(WOKEN_SECONDS)
+        # One that has not come to its signal handlers ends as the system has it.
+        return [] if code in (0, -signal.SIGTERM) else [f"a worker that was removed: exit code {code}, {took:.1f} s"]
+
+    def _clock(self) -> Iterator[Blow]:
+        """An hour ahead, an hour behind, and right again."""
+        worker = self._world.worker
+        for hours in (1, -1, 0):
+            wait_ready(self._world)
+            began = time.time()
+            code, _ = worker.terminate(TERM_SECONDS)
+            blow = Blow(began, time.time())
+            if code != 0:
+                blow.problems.append(f"SIGTERM: exit code {code}")
+            worker.set_clock(hours)
+            worker.launch()
+            time.sleep(self._plan.clock)
+            yield self._back(blow)
+
+    def _leader(self) -> Iterator[Blow]:
+        began = time.time()
+        leader = self._cluster.leader(f"{self._world.prefix}.commands", self._dice.randrange(PARTITIONS))
+        leader.kill()
+        time.sleep(self._plan.leader_down)
+        leader.start()
+        yield self._back(Blow(began, time.time()))
+
+    def _brokers(self) -> Iterator[Blow]:
+        began = time.time()
+        self._cluster.kill()
+        time.sleep(self._plan.brokers_down)
+        self._cluster.start()
+        yield self._back(Blow(began, time.time()))
+
+    def _unreachable(self) -> Iterator[Blow]:
+        """Frozen: connections stay open, and nobody answers."""
+        began = time.time()
+        self._cluster.pause()
+        time.sleep(self._plan.unreachable)
+        self._cluster.resume()
+        yield self._back(Blow(began, time.time()))
+
+    @property
+    def _cluster(self) -> KafkaCluster:
+        kafka = self._world.kafka
+        if not isinstance(kafka, KafkaCluster):
+            raise FaultRunFailed("this fault needs three brokers")
+        return kafka
+
     def _back(self, blow: Blow) -> Blow:
         """With load for a while: until it is ready it may be struck again."""
         self._pause()
@@ -123,6 +236,16 @@ class Injector:
             blow.problems.append(f"the worker ended with {worker.returncode}: {worker.last_words()}")
             worker.launch()
         return blow
+
+
+async def delete_stream(url: str) -> None:
+    async def quiet(_: Exception) -> None: ...
+
+    client = await nats.connect(url, error_cb=quiet)
+    try:
+        await client.jetstream(timeout=10).delete_stream(STREAM)
+    finally:
+        await client.close()
 
 
 def wait_ready(world: World) -> None:

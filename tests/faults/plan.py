@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -15,6 +15,17 @@ class Fault(StrEnum):
     RAY = "Ray executor down"
     KAFKA = "Kafka broker killed (-9)"
     ZOMBIE = "worker frozen, replaced, woken"
+    STREAM = "NATS stream deleted, republished"
+    ODD_RAY = "Ray executor misbehaves"
+    CHURN = "worker added or removed, again and again"
+    CLOCK = "worker's clock an hour off"
+    LEADER = "leading broker of three killed (-9)"
+    BROKERS = "all three brokers restarted"
+    UNREACHABLE = "all three brokers out of reach"
+
+
+CLUSTER = frozenset({Fault.LEADER, Fault.BROKERS, Fault.UNREACHABLE})
+"""Those that need three brokers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,18 @@ class Plan:
     step_timeout: float
     """An answer that died with the Ray executor is asked for again after this."""
     seed: int = 0
+    stream_deleted: int = 0
+    """How often."""
+    odd_ray: float = 0
+    """How long it misbehaves."""
+    churn: float = 0
+    """How long workers come and go, one every `churn_every`."""
+    churn_every: float = 5
+    clock: float = 0
+    """How long each of the wrong clocks lasts."""
+    leader_down: float = 0
+    brokers_down: float = 0
+    unreachable: float = 0
 
     @property
     def faults(self) -> list[Fault]:
@@ -47,6 +70,13 @@ class Plan:
             Fault.RAY: self.ray_down,
             Fault.KAFKA: self.kafka_down,
             Fault.ZOMBIE: self.frozen,
+            Fault.STREAM: self.stream_deleted,
+            Fault.ODD_RAY: self.odd_ray,
+            Fault.CHURN: self.churn,
+            Fault.CLOCK: self.clock,
+            Fault.LEADER: self.leader_down,
+            Fault.BROKERS: self.brokers_down,
+            Fault.UNREACHABLE: self.unreachable,
         }
         return [fault for fault, size in wanted.items() if size]
 
@@ -74,4 +104,18 @@ SHORT = Plan(
     steady=1,
     look=1.2,
     step_timeout=8,
+    stream_deleted=1,
+    odd_ray=5,
 )
+LONG = replace(
+    FULL,
+    stream_deleted=1,
+    odd_ray=30,
+    churn=180,
+    clock=15,
+    leader_down=10,
+    brokers_down=5,
+    unreachable=60,
+)
+RUNS = {Fault.KILL: 10}
+"""Of the long form, where it is not 3: with five kills each these are 50 moments."""

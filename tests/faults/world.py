@@ -21,12 +21,16 @@ import yaml
 
 from tests.checker.collect import read_definitions
 from tests.faults.plan import Plan
-from tests.services import KafkaServer, NatsServer, Server, free_port
+from tests.services import CLUSTER, KafkaCluster, KafkaServer, NatsServer, Server, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECS = ROOT / "specs" / "ceremonies"
 CEREMONY = Path(sys.executable).with_name("ceremony")
 PARTITIONS = 4
+LATE = 1.25
+"""Of the step timeout."""
+WORKERS = 3
+"""At most at the same time."""
 TERM_SECONDS = 10.0
 """A worker that is asked to end has ended within this time."""
 DRAIN_SECONDS = 180.0
@@ -67,22 +71,39 @@ class Program(Server):
         return code, took
 
 
+USUAL = {"failure-rate": 0.01, "duplicate-rate": 0.05, "reorder-rate": 0.1}
+ODD = {
+    "failure-rate": 0.03,
+    "rejection-rate": 0.03,
+    "duplicate-rate": 0.4,
+    "reorder-rate": 0.4,
+    "silence-rate": 0.03,
+    "hang-rate": 0.05,
+    "late-rate": 0.03,
+    "oversize-rate": 0.03,
+}
+
+
 class RayExecutor(Program):
     """`python -m bridge.ray_simulation`: quick, and not always well-behaved."""
 
     name = "ray"
 
-    def __init__(self, folder: Path, nats: NatsServer, seed: int) -> None:
+    def __init__(self, folder: Path, nats: NatsServer, seed: int, late: float) -> None:
+        """`late`: seconds by which a late answer is late, beyond every step's timeout: it is for an old attempt."""
         super().__init__(folder)
+        self._late = late
         self._nats = nats
         self._seed = seed
+        self.odd = False
+        """Set before a start: it is silent, repeats itself, answers late, refuses, hangs and says too much."""
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
     def _command(self) -> Sequence[str]:
-        knobs = {"latency": 0.5, "jitter": 0.4, "failure-rate": 0.01, "duplicate-rate": 0.05, "reorder-rate": 0.1}
+        knobs = {"latency": 0.5, "jitter": 0.4, **({**ODD, "late-seconds": self._late} if self.odd else USUAL)}
         told = [word for name, value in knobs.items() for word in (f"--{name}", value)]
         served = ("--grpc", self.address, "--nats", self._nats.url, "--seed", self._seed)
         return self._run(sys.executable, "-m", "bridge.ray_simulation", *served, *told)
@@ -98,6 +119,12 @@ class RayExecutor(Program):
             channel.close()
 
 
+def faketime() -> str | None:
+    """Path of libfaketime, where it is installed."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    return str(found[0]) if found else None
+
+
 class WorkerServer(Program):
     """`ceremony serve` on fixed ports."""
 
@@ -107,6 +134,7 @@ class WorkerServer(Program):
         self._http = free_port()
         super().__init__(folder, {**environment, "CEREMONY_HTTP_ADDR": f"127.0.0.1:{self._http}"})
         self._environment["PLANNING_CEREMONY_GRPC_ADDR"] = self.address
+        self._right = dict(self._environment)
 
     @property
     def address(self) -> str:
@@ -114,6 +142,22 @@ class WorkerServer(Program):
 
     def _command(self) -> Sequence[str]:
         return self._run(CEREMONY, "serve")
+
+    def set_clock(self, hours: int) -> None:
+        """From its next start on its clock is off by so many hours."""
+        self._environment = dict(self._right)
+        if hours:
+            told = {"LD_PRELOAD": faketime(), "FAKETIME": f"{hours:+d}h", "FAKETIME_DONT_FAKE_MONOTONIC": 1}
+            self._environment |= told
+
+    def republish(self) -> str:
+        """Run `ceremony republish` on its log; what it said. Raises FaultRunFailed."""
+        done = subprocess.run(
+            self._run(CEREMONY, "republish"), capture_output=True, text=True, timeout=DRAIN_SECONDS, check=False
+        )
+        if done.returncode:
+            raise FaultRunFailed(f"republish ended with {done.returncode}: {done.stderr[-500:]}")
+        return done.stdout.strip()
 
     def _answers(self) -> bool:
         status, _ = self.readiness()
@@ -181,17 +225,19 @@ class LoadProcess:
 class World:
     """`with World(...)`: all of it is up; everything is ended at the end."""
 
-    def __init__(self, folder: Path, plan: Plan, kafka: KafkaServer) -> None:
+    def __init__(self, folder: Path, plan: Plan, kafka: KafkaServer | KafkaCluster) -> None:
         self.folder = folder.absolute()
         self.plan = plan
         self.kafka = kafka
         self.nats = NatsServer(self.folder / "nats")
-        self.ray = RayExecutor(self.folder / "ray", self.nats, plan.seed)
+        self.ray = RayExecutor(self.folder / "ray", self.nats, plan.seed, LATE * plan.step_timeout)
         self.starts = self.folder / "starts.jsonl"
         self._definitions = self.folder / "ceremonies"
+        self.prefix = f"faults-{self.folder.name}-{os.getpid()}"
         environment = {
             "CEREMONY_LOG": f"kafka://{kafka.bootstrap}",
-            "CEREMONY_TOPIC_PREFIX": f"faults-{self.folder.name}-{os.getpid()}",
+            "CEREMONY_TOPIC_PREFIX": self.prefix,
+            "CEREMONY_REPLICATION_FACTOR": CLUSTER if isinstance(kafka, KafkaCluster) else 1,
             "CEREMONY_PARTITIONS": PARTITIONS,
             "CEREMONY_TAKE_OVER_GRACE_SECONDS": 2,
             "CEREMONIES_DIR": self._definitions,
@@ -199,7 +245,7 @@ class World:
             "RAY_EXECUTOR_URL": self.ray.address,
             "RAY_CALL_TIMEOUT_SECONDS": 3,
         }
-        self.workers = [WorkerServer(self.folder / f"worker-{n}", environment) for n in (1, 2)]
+        self.workers = [WorkerServer(self.folder / f"worker-{n}", environment) for n in range(1, WORKERS + 1)]
         self.worker = self.workers[0]
         """The one that serves now."""
         self._loads: list[LoadProcess] = []

@@ -1,0 +1,116 @@
+"""The verb `republish`: brings the stream CEREMONY back from the log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bridge.cli.errors import CommandFailed, Exit
+from bridge.cli.output import Format, OutputOption, emit_data, say
+from bridge.cli.root import Root
+from bridge.cli.running import LogOption, readable_errors
+from bridge.clock import HostClock
+
+if TYPE_CHECKING:  # it would load nats
+    from bridge.republish import Republished
+
+CONNECT_SECONDS = 10.0
+TELL_SECONDS = 2.0
+AGO = re.compile(r"([0-9]{1,9})([smhd])")
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def republish_verb(root: Root) -> Callable[..., None]:
+    def republish(
+        since: Annotated[
+            str | None,
+            typer.Option(
+                help="Only what the log took from then on: a time (2026-01-31T12:00:00Z), or 90m, 12h, 3d ago.",
+                show_default=False,
+            ),
+        ] = None,
+        log: LogOption = None,
+        nats_url: Annotated[str | None, typer.Option("--nats", help="The NATS server.", show_default=False)] = None,
+        topic_prefix: Annotated[str | None, typer.Option(help="Of the topics.", show_default=False)] = None,
+        output: OutputOption = Format.TABLE,
+    ) -> None:
+        """Publish all retained events again, with their ids: for a stream CEREMONY that was deleted or lost messages.
+
+        What the stream holds is not stored twice, so it can be repeated and broken off. Settings come from the
+        environment, as for `serve`; an embedded log must not be open elsewhere. Messages of publish steps are not in
+        the log's events and do not come back. For the order of each ceremony, too, stop the workers (or bridges)
+        before, delete the stream, and start them again afterwards.
+        """
+        since_ms = _since(since)
+        told = {"log": log, "nats_url": nats_url, "topic_prefix": topic_prefix}
+        with readable_errors():
+            settings = root.settings({name: value for name, value in told.items() if value is not None})
+            root.logs("WARNING", settings.log_format)
+            done = root.run(_republish(root, settings, since_ms))
+        if output is Format.TABLE:
+            say(
+                f"{done.sent} published, {done.present} were there, {done.refused} refused; "
+                f"{done.read} of {done.total} retained records read"
+            )
+        else:
+            emit_data(asdict(done), output)
+
+    return republish
+
+
+async def _republish(root: Root, settings: Any, since_ms: int) -> Republished:
+    from bridge.nats_connection import NatsConnection  # noqa: PLC0415 - nats is loaded by who needs it
+    from bridge.republish import Republisher  # noqa: PLC0415 - as above
+
+    clock = HostClock()
+    connection = NatsConnection(settings.nats_url, clock, name="ceremony-republish")
+    await connection.start()
+    try:
+        try:
+            async with clock.timeout(CONNECT_SECONDS):
+                await connection.connected()
+        except TimeoutError:
+            raise CommandFailed(
+                "nats_unavailable", f"{settings.nats_url}: {connection.state}", Exit.UNAVAILABLE
+            ) from None
+        async with root.log(settings, clock) as log:
+            tell = Teller(clock)
+            return await Republisher(
+                log, connection, clock, prefix=settings.topic_prefix, since_ms=since_ms, tell=tell.tell
+            ).run()
+    finally:
+        await connection.stop()
+
+
+class Teller:
+    """A line on stderr every two seconds."""
+
+    def __init__(self, clock: HostClock) -> None:
+        self._clock = clock
+        self._told = clock.monotonic()
+
+    def tell(self, progress: Republished) -> None:
+        now = self._clock.monotonic()
+        if now - self._told >= TELL_SECONDS:
+            self._told = now
+            say(f"{progress.read} of {progress.total} records read, {progress.sent} published", err=True)
+
+
+def _since(text: str | None) -> int:
+    """Milliseconds since the epoch; 0 without a limit. Raises CommandFailed."""
+    if text is None:
+        return 0
+    if ago := AGO.fullmatch(text):
+        then = datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
+        return max(0, int(then.timestamp() * 1000))
+    try:
+        then = datetime.fromisoformat(text)
+    except ValueError:
+        wanted = "a time like 2026-01-31T12:00:00Z, or 90m, 12h, 3d"
+        raise CommandFailed("since_invalid", f"--since {text!r}: {wanted} is wanted", Exit.USAGE) from None
+    return max(0, int((then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() * 1000))

@@ -1,0 +1,143 @@
+"""The long form: every fault several times, each run a world of its own; what is done is kept, and never done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.faults import report
+from tests.faults.plan import CLUSTER, LONG, RUNS, Fault
+from tests.faults.run import FaultRun, FaultRunFailed, Tell
+from tests.faults.world import faketime
+from tests.services import KafkaCluster, KafkaServer, ServiceError
+
+USUAL_RUNS = 3
+FIRST_SEED = 1000
+"""A run's seed follows from its number: what failed can be repeated by `--seed`."""
+
+
+def not_here(fault: Fault) -> str:
+    """Why a fault cannot be tried on this host; empty where it can."""
+    if fault is Fault.CLOCK and faketime() is None:
+        return "libfaketime is not installed (Debian: faketime)"
+    return ""
+
+
+def wanted(faults: Sequence[Fault], runs: int | None) -> list[tuple[Fault, int]]:
+    """Every fault once before any comes twice: a run that is broken off has seen them all."""
+    counts = {fault: runs or RUNS.get(fault, USUAL_RUNS) for fault in faults if not not_here(fault)}
+    return [(fault, n) for n in range(max(counts.values(), default=0)) for fault, count in counts.items() if n < count]
+
+
+def run_missing(results: Path, faults: Sequence[Fault], runs: int | None, rate: float | None, tell: Tell) -> None:
+    """Do what `results` has no file for; each run writes its own at its end, sound or not."""
+    results.mkdir(parents=True, exist_ok=True)
+    for fault, number in wanted(faults, runs):
+        file = results / f"{fault.name.lower()}-{number}.json"
+        if file.exists():
+            continue
+        found = one(fault, FIRST_SEED + number, rate, tell)
+        scratch = file.with_suffix(".new")
+        scratch.write_text(json.dumps(found, indent=1) + "\n")
+        scratch.rename(file)
+
+
+def one(fault: Fault, seed: int, rate: float | None, tell: Tell) -> dict[str, Any]:
+    """One run of one fault. A run that could not be finished is a result, too."""
+    plan = replace(LONG, seed=seed, starts_per_second=rate or LONG.starts_per_second)
+    before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="ceremony-faults-") as folder:
+        home = Path(folder) / "kafka"
+        kafka = KafkaCluster(home) if fault in CLUSTER else KafkaServer(home)
+        try:
+            kafka.start()
+            try:
+                verdicts = FaultRun(plan, Path(folder) / "run", kafka, tell).run([fault])
+            finally:
+                kafka.kill()
+        except (FaultRunFailed, ServiceError) as error:
+            return {**report.data(plan, [], before), "sound": False, "fault": fault.name, "failed": str(error)}
+    return {**report.data(plan, verdicts, before), "fault": fault.name}
+
+
+def read(results: Path) -> dict[Fault, list[dict[str, Any]]]:
+    """All runs there are, by fault."""
+    found: dict[Fault, list[dict[str, Any]]] = defaultdict(list)
+    for file in sorted(results.glob("*.json")):
+        run = json.loads(file.read_text())
+        found[Fault[run["fault"]]].append(run)
+    return found
+
+
+def show(console: Console, found: Mapping[Fault, Sequence[Mapping[str, Any]]]) -> bool:
+    """The table of all runs; whether all are sound."""
+    table = Table(title="faults under load, all runs kept", title_justify="left")
+    table.add_column("fault")
+    for name in ("runs", "blows", "starts", "lost", "doubled", "seconds to recover, median", "longest", "sound"):
+        table.add_column(name, justify="right")
+    for fault in Fault:
+        if reason := not_here(fault):
+            table.add_row(f"{fault}: not tried, {reason}")
+        if not (runs := found.get(fault)):
+            continue
+        recovered = recoveries(runs)
+        table.add_row(
+            str(fault),
+            str(len(runs)),
+            str(sum(len(verdict["struck"]) for run in runs for verdict in run["faults"])),
+            *(f"{sum(run[name] for run in runs):,}" for name in ("starts", "lost", "duplicated")),
+            f"{statistics.median(recovered):.1f}" if recovered else "-",
+            f"{max(recovered):.1f}" if recovered else "-",
+            f"{sum(run['sound'] for run in runs)} of {len(runs)}",
+        )
+    console.print(table)
+    for fault, runs in found.items():
+        for line in complaints(runs):
+            console.print(f"{fault}: {line}", style="red", markup=False, highlight=False)
+    return all(run["sound"] for runs in found.values() for run in runs)
+
+
+def recoveries(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Seconds from the end of each blow until starts were accepted and events came again, the later of both."""
+    blows = [blow for run in runs for verdict in run["faults"] for blow in verdict["struck"]]
+    return [max(b["first_start"], b["first_event"]) for b in blows if None not in (b["first_start"], b["first_event"])]
+
+
+def complaints(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was wrong, each with its seed."""
+    lines = [f"seed {run['plan']['seed']}: {run['failed']}" for run in runs if "failed" in run]
+    for run in runs:
+        for verdict in run["faults"]:
+            lines += [f"seed {run['plan']['seed']}: {one}" for one in (*verdict["problems"], *verdict["violations"])]
+    return lines
+
+
+def plot(file: Path, found: Mapping[Fault, Sequence[Mapping[str, Any]]]) -> None:
+    """Every recovery of every fault. The format follows from the file's suffix."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, and not everybody plots
+
+    faults = [fault for fault in Fault if found.get(fault)]
+    figure = Figure(figsize=(9, 1 + 0.4 * len(faults)), layout="constrained")
+    axes = figure.subplots()
+    for row, fault in enumerate(faults):
+        seconds = recoveries(found[fault])
+        axes.plot(seconds, [row] * len(seconds), "o", alpha=0.5, color="#4c6ef5")
+    labels = []
+    for fault in faults:
+        starts, lost, doubled = (sum(run[name] for run in found[fault]) for name in ("starts", "lost", "duplicated"))
+        labels.append(f"{fault}\n{len(found[fault])} runs, {starts:,} starts, {lost} lost, {doubled} doubled")
+    axes.set_yticks(range(len(faults)), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds to recover: from the end of the outage until starts are accepted and events come")
+    axes.set_xlim(left=0)
+    figure.savefig(file)

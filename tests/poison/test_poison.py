@@ -1,0 +1,99 @@
+"""Poison: whatever is written into a topic stops no partition and no worker, and is found in the dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+
+from streams.topics import COMMANDS, DEADLETTERS, EVENTS, STEP_KINDS, prefixed, step_topic
+from tests.e2e.world import World, until
+from tests.poison.shapes import good, shapes
+from tests.services import KafkaServer
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+TOPICS = (COMMANDS, *map(step_topic, STEP_KINDS), EVENTS, DEADLETTERS)
+CODES = {
+    COMMANDS: {"command_undecodable", "key_mismatch", "definition_refused"},
+    EVENTS: {"event_undecodable", "subject_invalid", "header_invalid", "message_too_large"},
+    DEADLETTERS: {"unknown", "\ufffd"},
+    **{step_topic(kind): {"request_undecodable"} for kind in STEP_KINDS},
+}
+PAGE = 1000
+ASIDE_SECONDS = 20
+Origin = tuple[str, int, int]
+"""Topic, partition and offset."""
+DEFINITION = "backlog_review"
+"""Uses every step kind: a good ceremony passes every topic."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "kafka"])
+async def world(
+    request: pytest.FixtureRequest, kafka: KafkaServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
+    folder = tmp_path_factory.mktemp("poison")
+    url = f"kafka://{kafka.bootstrap}" if request.param == "kafka" else f"sqlite://{folder}/log.db"
+    async with World(folder, url, CEREMONY_TOPIC_PREFIX=f"poison-{uuid4().hex[:8]}") as made:
+        yield made
+
+
+async def listed(world: World) -> list[pb.DeadLetter]:
+    """All dead letters, page by page."""
+    found: list[pb.DeadLetter] = []
+    while True:
+        page = await world.client.dead_letters(limit=PAGE, offset=len(found))
+        found += page.dead_letters
+        if not page.dead_letters or len(found) >= page.total_count:
+            return found
+
+
+def prefix(world: World) -> str:
+    return world.worker.settings.topic_prefix
+
+
+async def poison(world: World, topic: str) -> dict[str, set[Origin]]:
+    """Write every shape, into all partitions in turn; by shape the origins that its dead letter may name."""
+    name, partitions = prefixed(prefix(world), topic), world.worker.settings.partitions
+    written = {}
+    for number, shape in enumerate(shapes(topic)):
+        instance_id = f"poisoned-{number}:S1"
+        record = shape.spoil(good(topic, instance_id))
+        position = await world.worker.app.driver.log.append(name, number % partitions, *record)
+        written[shape.name] = {(name, position.partition, position.offset)}
+        if topic == DEADLETTERS:  # one whose origin can still be read is listed under it
+            written[shape.name].add((f"of-{instance_id}", 0, 0))
+    return written
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+async def test_poison_stops_nobody_and_is_found(world: World, topic: str) -> None:
+    """Thirty shapes and more in each topic, among good ceremonies: each has a dead letter with its reason."""
+    assert len(shapes(topic)) >= 30
+    before = [await world.start(DEFINITION, f"before-{topic}-{n}") for n in range(2)]
+    written = await poison(world, topic)
+    behind = [await world.start(DEFINITION, f"behind-{topic}-{n}") for n in range(6)]
+    ended = await asyncio.gather(*(world.finish(instance_id) for instance_id in (*before, *behind)))
+    assert {one.status for one in ended} == {"COMPLETED"}
+    letters: dict[Origin, pb.DeadLetter] = {}
+
+    async def all_aside() -> bool:
+        letters.update({(one.origin, one.partition, one.offset): one for one in await listed(world)})
+        return not missing()
+
+    def missing() -> list[str]:
+        return [shape for shape, origins in written.items() if not origins & letters.keys()]
+
+    try:
+        await until(all_aside, f"poison of {topic} is aside", ASIDE_SECONDS)
+    except AssertionError:
+        pytest.fail(f"not in the dead letters: {missing()}; the worker: {world.worker.failure}")
+    for shape, origins in written.items():
+        (letter,) = (letters[origin] for origin in origins & letters.keys())
+        assert letter.code in CODES[topic], (shape, letter.code)
+        assert letter.message, shape
+    assert world.worker.failure is None
+    assert world.ok("log", "tables", "nats")

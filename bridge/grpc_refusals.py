@@ -14,7 +14,7 @@ import structlog
 from bridge.dead_letter_office import DeadLetterUnknown, NotReplayable
 from bridge.definitions_dir import DefinitionUnknown
 from bridge.start_request import StartInvalid
-from streams.front import Answer, Unavailable
+from streams.front import Answer, Overloaded, Unavailable
 from streams.transport.contract import RecordTooLarge
 from tables.errors import CeremonyError, DefinitionInvalid
 from tables.limits import MAX_ID
@@ -23,7 +23,7 @@ from tables.refusals import CLASS_OF
 log = structlog.get_logger(__name__)
 
 RETRY_KEY = "retry-after-ms"
-"""Trailing metadata of UNAVAILABLE: when asking again makes sense."""
+"""Trailing metadata of UNAVAILABLE and RESOURCE_EXHAUSTED: when asking again makes sense."""
 DEFAULT_LIMIT, LARGEST_LIMIT = 100, 1000
 LONGEST_TEXT = 4096
 """Characters of a comment, and of a gate or trigger that is looked up only."""
@@ -68,8 +68,10 @@ def refusal_of(error: Exception) -> Refusal:
         return Refusal(STATUS_OF_ERROR[type(error)], error.code, error.message)
     if isinstance(error, RecordTooLarge):
         return invalid("request_too_large", "the request is larger than a record of the log may be")
-    if isinstance(error, Unavailable):
-        return Refusal(grpc.StatusCode.UNAVAILABLE, "unavailable", error.message, error.retry_after_seconds)
+    if isinstance(error, (Unavailable, Overloaded)):
+        full = isinstance(error, Overloaded)
+        status = grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.UNAVAILABLE
+        return Refusal(status, "overloaded" if full else "unavailable", error.message, error.retry_after_seconds)
     log.error("grpc_internal_error", exc_info=error)
     return Refusal(grpc.StatusCode.INTERNAL, "internal", "an error of ours; the engine's log has the details")
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 import structlog
 
 from steps.ports import Clock
+from streams.admission import Admission
 from streams.answers import Answers, Folded, Watchers
 from streams.ceremony_agent import applied_rows
 from streams.codecs import letter_of
@@ -55,7 +56,8 @@ class Engine:
     """Fulfils `streams.front.Engine` for the partitions this worker owns.
 
     `unserved` tells which partitions the driver refused to serve, each with a code and what to do; `held` which it was
-    given, None while that is being settled; `fresh` is false once another worker may have them.
+    given, None while that is being settled; `fresh` is false once another worker may have them. `max_lag`: records of
+    a partition that may wait to be folded before starts are refused; 0 sets no limit.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Engine:
         metrics: Metrics,
         held: Callable[[], Collection[int] | None] | None = None,
         fresh: Callable[[], bool] = lambda: True,
+        max_lag: int = 0,
     ) -> None:
         self._log = log
         self._held = held or (lambda: range(partitions))
@@ -79,6 +82,7 @@ class Engine:
         """Called when what is owned here has changed."""
         self._unserved = unserved
         self.answers = Answers()
+        self.admission = Admission(max_lag)
         self.metrics = metrics
         self._clock = clock
         self._log_clock = log_clock
@@ -98,6 +102,7 @@ class Engine:
     async def taken(self, view: PartitionView) -> None:
         """A partition was recovered; until it has folded to the end seen at take-over it is not served."""
         self._views[view.number] = view
+        self.admission.taken(view.number, view.end_at_take_over)
         self.metrics.partitions.set(len(self._views))
         self.sweep.taken(view)
         if self.timers is not None:
@@ -133,8 +138,9 @@ class Engine:
 
     async def start(self, definition: Definition, start: Start) -> Answer:
         partition = self._partition(start.instance_id)
-        await self._put_definition(partition, definition)
-        return await self._append(partition, start, start.correlation_id, patient=True)
+        with self.admission.start(partition, self._view(partition).position):
+            await self._put_definition(partition, definition)
+            return await self._append(partition, start, start.correlation_id, patient=True)
 
     async def operate(self, command: Operation) -> Answer:
         row = self.get(command.instance_id)
@@ -333,17 +339,20 @@ class Engine:
 
     async def _write(self, partition: int, key: bytes, value: bytes, headers: Sequence[Header] = ()) -> Position:
         try:
-            async with self._clock.timeout(WRITE_SECONDS):
-                position = await self._log.append(self._commands, partition, key, value, headers)
+            with self.admission.appending(partition):
+                async with self._clock.timeout(WRITE_SECONDS):
+                    position = await self._log.append(self._commands, partition, key, value, headers)
         except (LogUnavailable, TimeoutError) as error:
             log.warning("append_failed", reason=str(error) or f"no acknowledgement within {WRITE_SECONDS:g} s")
             raise Unavailable("the log cannot be reached; repeating the call is safe") from error
+        self.admission.appended(partition, position.offset)
         self._log_clock.acknowledged(position.timestamp)
         return position
 
     async def send(self, partition: int, key: bytes, value: bytes, headers: Sequence[Header] = ()) -> int:
         """Append a command of the timers. Raises LogUnavailable."""
         position = await self._log.append(self._commands, partition, key, value, headers)
+        self.admission.appended(partition, position.offset)
         return position.timestamp
 
 

@@ -43,6 +43,15 @@ class PartitionDiffers(Exception):
         super().__init__(f"the position is of partition {asked}, this ceremony lives in {home}")
 
 
+class Overloaded(Exception):
+    """Too much waits already for another start to be taken; nothing was appended, and the call may be repeated."""
+
+    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """One entry of the topic `deadletters`."""
@@ -141,7 +150,10 @@ class Directory(Protocol):
 
 class Engine(Protocol):
     async def start(self, definition: Definition, start: Start) -> Answer:
-        """Durable when it returns, and folded unless `folded` is False. Raises Unavailable, RecordTooLarge."""
+        """Durable when it returns, and folded unless `folded` is False.
+
+        Raises Unavailable, Overloaded, RecordTooLarge.
+        """
 
     async def operate(self, command: Operation) -> Answer:
         """Append, wait for the fold, answer from it. Raises Unavailable (not folded in time, or moving)."""

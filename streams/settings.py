@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     take_over_grace_seconds: float = Field(30.0, ge=0, le=3600, alias="CEREMONY_TAKE_OVER_GRACE_SECONDS")
     """After a take-over, step timeouts wait this long past the log end seen, so that answers that waited come first."""
 
+    max_lag: int = Field(2_000, ge=0, alias="CEREMONY_MAX_LAG")
+    """Records of a partition's commands that may wait to be folded; above it starts are refused. 0: no limit."""
+
     @property
     def required(self) -> tuple[str, ...]:
         """The neighbours that decide readiness: of those asked for, the ones that a role of this worker needs."""

@@ -88,6 +88,7 @@ class Worker:
             prefix=settings.topic_prefix,
             partitions=settings.partitions,
             metrics=self.metrics,
+            max_lag=settings.max_lag,
         )
         self.timers = Timers(
             self.clock, self._log_clock, self.engine.send, grace_seconds=settings.take_over_grace_seconds

@@ -25,6 +25,7 @@ EPILOG = (
 BY_STATUS = {
     "UNAVAILABLE": Exit.UNAVAILABLE,
     "DEADLINE_EXCEEDED": Exit.UNAVAILABLE,
+    "RESOURCE_EXHAUSTED": Exit.UNAVAILABLE,
     "NOT_FOUND": Exit.NOT_FOUND,
 }
 """By the name of a gRPC status; every other one is FAILED."""

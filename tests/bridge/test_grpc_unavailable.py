@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import grpc.aio
 import pytest
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
@@ -18,11 +19,13 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremo
 from bridge.clock import HostClock, new_id
 from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
+from bridge.grpc_refusals import refusal_of
 from bridge.grpc_server import Front, GrpcServer
 from bridge.nats_connection import NatsConnection
 from bridge.nats_in import AgentResponses
 from steps.registry import all_kinds
 from streams.engine import Engine
+from streams.front import Overloaded
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.transport.sqlite_log import SqliteLog
@@ -102,6 +105,15 @@ async def test_before_the_tables_are_recovered(tmp_path: Path, call: Callable[[A
         with refused("UNAVAILABLE", "unavailable") as seen:
             await call(stub)
         assert retry_hint(seen) > 0
+
+
+def test_too_much_waiting_is_resource_exhausted_with_a_hint() -> None:
+    refusal = refusal_of(Overloaded("partition 3 has 9 records to fold, 5 are the limit", 1.5))
+    assert (refusal.status, refusal.code, refusal.retry_after) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "overloaded",
+        1.5,
+    )
 
 
 async def test_a_stopped_kafka_is_unavailable_and_all_goes_on_when_it_is_back(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,9 +20,21 @@ SERVICE = pb.DESCRIPTOR.services_by_name["PlanningCeremonyProcessor"]
 
 
 class Engine(grpc.GenericRpcHandler):
-    """Keeps every request, is UNAVAILABLE `moving` times, then gives the answer or the error it was made with."""
+    """Keeps every request, is UNAVAILABLE `moving` times, has no room `full` times (`hint`: ms), then answers.
 
-    def __init__(self, answer: Any = None, error: grpc.StatusCode | None = None, moving: int = 0) -> None:
+    It gives the answer or the error it was made with.
+    """
+
+    def __init__(
+        self,
+        answer: Any = None,
+        error: grpc.StatusCode | None = None,
+        moving: int = 0,
+        full: int = 0,
+        hint: str = "60",
+    ) -> None:
+        self.full = full
+        self.hint = hint
         self.answers = answer if isinstance(answer, list) else [answer]
         self.error = error
         self.moving = moving
@@ -40,6 +53,10 @@ class Engine(grpc.GenericRpcHandler):
         if self.moving:
             self.moving -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "partition_moving: partition 3 has a new owner soon")
+        if self.full:
+            self.full -= 1
+            trailing = (("retry-after-ms", self.hint),)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded: no room", trailing)
         if self.error:
             await context.abort(self.error, "not_here: nothing of the kind")
         return self.answers[0]
@@ -78,6 +95,26 @@ async def test_a_start_is_repeated_with_the_same_request_id_while_the_engine_is_
     assert first.request_id
     assert dict(first.inputs) == {"text": "plain"}
     assert json.loads(json.dumps(MessageToDict(first.inputs_json))) == {"points": 5, "tags": ["a", {"b": None}]}
+
+
+async def test_a_start_is_repeated_when_the_engine_says_while_it_has_no_room() -> None:
+    """Twice RESOURCE_EXHAUSTED with a hint, then accepted: the same request each time, no sooner than half the hint."""
+    engine = Engine(pb.StartPlanningCeremonyResponse(instance_id="c1:s1"), full=2)
+    async with client_of(engine) as client:
+        began = time.monotonic()
+        assert await client.start("review", ceremony_id="c1", story_id="s1", requested_by="po") == "c1:s1"
+    assert time.monotonic() - began >= 0.06
+    first, second, third = engine.requests
+    assert first == second == third
+
+
+async def test_a_start_whose_time_is_up_before_there_is_room_raises_with_the_hint() -> None:
+    """An hour is more than the client's timeout: it does not wait for it in vain."""
+    async with client_of(Engine(full=9, hint="3600000")) as client:
+        with pytest.raises(PlanningCeremonyError, match="overloaded") as raised:
+            await client.start("review", ceremony_id="c1", story_id="s1", requested_by="po")
+    assert raised.value.status is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert raised.value.retry_after == 3600
 
 
 async def test_another_call_has_another_request_id() -> None:

@@ -35,7 +35,8 @@ CALL_SECONDS = 5.0
 AGAIN_SECONDS = 0.2
 LOOK_SECONDS = 0.5
 """To the first look at a ceremony; later ones come after growing pauses."""
-UNANSWERED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+OVERLOADED = grpc.StatusCode.RESOURCE_EXHAUSTED
+UNANSWERED = (OVERLOADED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 IN_FLIGHT = 64
 """Starts that wait for an answer: an outage holds the load up, it does not heap up."""
@@ -73,13 +74,23 @@ class Fleet:
             except grpc.aio.AioRpcError as error:
                 if error.code() not in UNANSWERED:
                     raise
+                refused = error
             self.repeated += 1
-            turn = (turn + 1) % len(self._stubs)
-            await asyncio.sleep(AGAIN_SECONDS)
+            if refused.code() is not OVERLOADED:
+                turn = (turn + 1) % len(self._stubs)
+            await asyncio.sleep(pause_after(refused))
 
     async def close(self) -> None:
         for channel in self._channels:
             await channel.close()
+
+
+def pause_after(refused: grpc.aio.AioRpcError) -> float:
+    """Seconds until a call is repeated: about what the engine asks for when it has no room, else a short while."""
+    if refused.code() is not OVERLOADED:
+        return AGAIN_SECONDS
+    hint = dict(refused.trailing_metadata() or ()).get("retry-after-ms", "500")
+    return float(hint) / 1000 * random.uniform(0.5, 1.5)
 
 
 class Load:

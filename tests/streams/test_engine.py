@@ -15,7 +15,7 @@ from streams import engine as engine_module
 from streams.answers import ACCEPTED, Folded
 from streams.ceremony_agent import Folding
 from streams.engine import Engine
-from streams.front import PartitionDiffers, Unavailable
+from streams.front import Overloaded, PartitionDiffers, Unavailable
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.topics import DEFINITIONS
@@ -46,6 +46,7 @@ class Site:
             prefix="t",
             partitions=PARTITIONS,
             metrics=process_metrics(),
+            max_lag=3,
         )
         self.views = [MemoryView(number) for number in range(PARTITIONS)]
 
@@ -89,6 +90,18 @@ async def test_a_start_that_is_durable_but_not_folded_is_accepted(site: Site) ->
     assert answer.partition == site.home().number and answer.offset >= 0
     assert [type(command) for command in await site.commands()] == [PutDefinition, Start]
     assert site.log_clock.now() > 0
+
+
+async def test_a_start_is_refused_while_its_partition_lags_and_an_operation_is_not(site: Site) -> None:
+    """Nobody folds: the definition and two starts fill it. Nothing is appended for the start that is refused."""
+    site.home().put(row())
+    for _ in range(2):
+        await site.engine.start(PROBE, start())
+    with pytest.raises(Overloaded):
+        await site.engine.start(PROBE, start())
+    with pytest.raises(Unavailable, match="durable"):
+        await site.engine.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
+    assert [type(command) for command in await site.commands()] == [PutDefinition, Start, Start, Cancel]
 
 
 async def test_an_operation_that_is_not_folded_is_unavailable_by_its_id(site: Site) -> None:

@@ -1,12 +1,16 @@
 """A thin client of the ceremony engine: `async with PlanningCeremonyClient("localhost:50057") as ceremonies: ...`.
 
 Every operation may be repeated safely: it carries a request id, and gRPC itself sends it again, with that same id,
-while the engine is UNAVAILABLE (a worker that starts, a partition that moves).
+while the engine is UNAVAILABLE (a worker that starts, a partition that moves). A start that the engine has no room for
+now (RESOURCE_EXHAUSTED) is sent again by the client, about when the engine says, until its time is up.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -21,6 +25,8 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 TIMEOUT_SECONDS = 15.0
+RETRY_KEY = "retry-after-ms"
+"""Trailing metadata: milliseconds after which asking again makes sense."""
 SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
 
 RETRY = json.dumps(
@@ -51,8 +57,10 @@ CHANNEL_OPTIONS = (
 class PlanningCeremonyError(Exception):
     """The engine said no, or could not be reached in time."""
 
-    def __init__(self, status: grpc.StatusCode, message: str) -> None:
+    def __init__(self, status: grpc.StatusCode, message: str, retry_after: float | None = None) -> None:
         super().__init__(f"{status.name}: {message}")
+        self.retry_after = retry_after
+        """Seconds after which asking again makes sense, where the engine has said so."""
         self.status = status
         """NOT_FOUND, ALREADY_EXISTS, INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE, …"""
         self.message = message
@@ -272,10 +280,28 @@ class PlanningCeremonyClient:
         await self.close()
 
     async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
-        try:
-            return await method(request, timeout=self._timeout)
-        except grpc.aio.AioRpcError as error:
-            raise PlanningCeremonyError(error.code(), error.details() or "") from None
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return await method(request, timeout=max(deadline - time.monotonic(), 0.001))
+            except grpc.aio.AioRpcError as error:
+                refused = _refused(error)
+            pause = _pause(refused)
+            if pause is None or time.monotonic() + pause >= deadline:
+                raise refused
+            await asyncio.sleep(pause)
+
+
+def _refused(error: grpc.aio.AioRpcError) -> PlanningCeremonyError:
+    hint = next((str(value) for key, value in error.trailing_metadata() or () if key == RETRY_KEY), "")
+    return PlanningCeremonyError(error.code(), error.details() or "", int(hint) / 1000 if hint.isdigit() else None)
+
+
+def _pause(refused: PlanningCeremonyError) -> float | None:
+    """Seconds until the call is worth repeating; those who were refused together do not come back together."""
+    if refused.status is not grpc.StatusCode.RESOURCE_EXHAUSTED or refused.retry_after is None:
+        return None
+    return refused.retry_after * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
 
 
 def _request_id() -> str:

@@ -1,0 +1,74 @@
+"""Admission: what is known of a partition's lag, and which starts are refused for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from streams import admission as module
+from streams.admission import LONGEST_HINT, SHORTEST_HINT, Admission
+from streams.front import Overloaded
+
+
+def lagging(limit: int, lag: int) -> Admission:
+    """Partition 3, folded up to 100, with so many records behind that."""
+    admission = Admission(limit)
+    admission.taken(3, 100)
+    if lag:
+        admission.appended(3, 100 + lag - 1)
+    return admission
+
+
+def test_below_the_limit_a_start_is_taken() -> None:
+    admission = lagging(limit=5, lag=4)
+    with admission.start(3, 100), admission.appending(3):
+        assert admission.lag(3, 100) == 5
+    assert admission.lag(3, 100) == 4
+
+
+def test_at_the_limit_a_start_is_refused_with_a_hint() -> None:
+    with pytest.raises(Overloaded, match="partition 3 has 5 records") as refused, lagging(5, 5).start(3, 100):
+        raise AssertionError("taken")
+    assert SHORTEST_HINT <= refused.value.retry_after_seconds <= LONGEST_HINT
+
+
+def test_what_is_on_its_way_to_the_log_counts() -> None:
+    """A burst is all under way before the first of it is acknowledged."""
+    admission = lagging(limit=2, lag=0)
+    with admission.appending(3), admission.appending(3), pytest.raises(Overloaded), admission.start(3, 100):
+        raise AssertionError("taken")
+    with admission.start(3, 100):
+        pass
+
+
+def test_once_it_is_folded_starts_are_taken_again_and_other_partitions_always() -> None:
+    admission = lagging(limit=5, lag=9)
+    with admission.start(2, 0), admission.start(3, 109 - 4):
+        pass
+
+
+def test_zero_sets_no_limit() -> None:
+    with lagging(0, 1_000_000).start(3, 100):
+        pass
+
+
+def test_a_partition_taken_again_is_judged_by_the_end_it_was_taken_with() -> None:
+    """A log that was made anew is shorter than the old one."""
+    admission = lagging(limit=5, lag=50)
+    admission.taken(3, 2)
+    assert admission.lag(3, 0) == 2
+
+
+def test_acknowledgements_out_of_order_do_not_shorten_the_log() -> None:
+    admission = lagging(limit=5, lag=4)
+    admission.appended(3, 101)
+    assert admission.lag(3, 100) == 4
+
+
+def test_starts_that_wait_are_bounded_whatever_the_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds a call; one that was answered makes room."""
+    monkeypatch.setattr(module, "WAITING_STARTS", 1)
+    admission = lagging(limit=0, lag=0)
+    with admission.start(3, 100), pytest.raises(Overloaded, match="1 starts wait"), admission.start(2, 0):
+        raise AssertionError("taken")
+    with admission.start(2, 0):
+        pass

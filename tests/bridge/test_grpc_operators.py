@@ -163,7 +163,12 @@ async def test_history_tells_what_nats_was_told(world: World) -> None:
     instance_id = await opened(world)
     await calls(world, instance_id, actor="ana", role="X", reason="lunch")["pause"]()
     await calls(world, instance_id, actor="ben")["cancel"]()
-    found = await world.client.history(instance_id)
+
+    async def whole() -> Any:
+        history = await world.client.history(instance_id)
+        return history if history.events and history.events[-1].subject == "ceremony.cancelled" else None
+
+    found = await until(whole, "the log has the events of the last operation")
 
     async def sent() -> list[Any]:
         messages = await world.messages(instance_id)

@@ -162,6 +162,8 @@ async def test_a_restart_in_order_keeps_reads_and_pinned_definitions(site: Site)
     await site.restart()
     after = await site.client.list(limit=1000)
     assert after.total_count == before.total_count > 0
+    for ceremony in (*after.ceremonies, *before.ceremonies):
+        ceremony.ClearField("position")  # how far the log was folded when it answered: that goes on
     assert list(after.ceremonies) == list(before.ceremonies)
     new = await site.start("approval", "edit-new")
     rows = [await attend(site, instance_id) for instance_id in (old, new)]

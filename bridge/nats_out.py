@@ -117,14 +117,13 @@ class EventsBridge:
         marks = share.marks.copy()
         messages: list[tuple[bytes, Outgoing]] = []
         for record in records:
-            if marks.passed(record):
-                metrics.SKIPPED.inc()
-                continue
             message = outgoing(record)
-            if message is None:
+            if message is None:  # before the marks are asked: its headers may be those of an event that was sent
                 await self._set_aside(
                     record, Nack("event_undecodable", "no subject of ours, no id or no value", final=True)
                 )
+            elif marks.passed(record):
+                metrics.SKIPPED.inc()
             else:
                 messages.append((record.key or message.id.encode(), message))
         await self._publish(records, messages)

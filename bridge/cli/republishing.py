@@ -17,7 +17,7 @@ from bridge.cli.running import LogOption, readable_errors
 from bridge.clock import HostClock
 
 if TYPE_CHECKING:  # it would load nats
-    from bridge.republish import Republished
+    from bridge.nats_republish import Republished
 
 CONNECT_SECONDS = 10.0
 TELL_SECONDS = 2.0
@@ -65,7 +65,7 @@ def republish_verb(root: Root) -> Callable[..., None]:
 
 async def _republish(root: Root, settings: Any, since_ms: int) -> Republished:
     from bridge.nats_connection import NatsConnection  # noqa: PLC0415 - nats is loaded by who needs it
-    from bridge.republish import Republisher  # noqa: PLC0415 - as above
+    from bridge.nats_republish import Republisher  # noqa: PLC0415 - as above
 
     clock = HostClock()
     connection = NatsConnection(settings.nats_url, clock, name="ceremony-republish")
@@ -106,7 +106,9 @@ def _since(text: str | None) -> int:
     if text is None:
         return 0
     if ago := AGO.fullmatch(text):
-        then = datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
+        from bridge.clock import HostClock  # noqa: PLC0415 - loaded by who needs it
+
+        then = datetime.fromtimestamp(HostClock().wall(), UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
         return max(0, int(then.timestamp() * 1000))
     try:
         then = datetime.fromisoformat(text)

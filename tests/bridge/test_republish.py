@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from nats.js.api import StreamConfig
 
 from bridge.cli import run
 from bridge.cli.errors import Exit
-from bridge.republish import Republished, Republisher
+from bridge.nats_republish import Republished, Republisher
 from streams import topics
 from streams.codecs import dead_letter_record
 from streams.main import ROOT
@@ -21,6 +22,8 @@ from streams.transport.sqlite_log import SqliteLog
 from tests.bridge.nats_world import CLOCK, PREFIX, append_events, client, connection, embedded_log, event, stored
 from tests.services import NatsServer, free_port
 
+QUIET = replace(ROOT, logs=lambda *_: None)
+"""The program without its log set-up, which would bind the loggers of every later test in this process."""
 EVENTS = [event(ceremony, number) for number in range(10) for ceremony in range(30)]
 
 
@@ -107,9 +110,9 @@ def test_the_verb_says_what_it_did(folder: Path, capsys: pytest.CaptureFixture[s
     server.start()
     told = ["--log", f"sqlite://{folder}/log.sqlite", "--nats", server.url, "--topic-prefix", PREFIX]
     try:
-        assert run(ROOT, ["republish", *told]) == Exit.OK
+        assert run(QUIET, ["republish", *told]) == Exit.OK
         assert capsys.readouterr().out.startswith("300 published, 0 were there, 0 refused; 300 of 300")
-        assert run(ROOT, ["republish", *told, "--since", "1d", "-o", "json"]) == Exit.OK
+        assert run(QUIET, ["republish", *told, "--since", "1d", "-o", "json"]) == Exit.OK
         assert json.loads(capsys.readouterr().out)["read"] == 300
         assert sorted(asyncio.run(ids(server))) == sorted(one.id for one in EVENTS)
     finally:
@@ -132,7 +135,7 @@ def test_what_is_wrong_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("bridge.cli.republishing.CONNECT_SECONDS", 0.5)
-    assert run(ROOT, ["republish", "--log", f"sqlite://{folder}/log.sqlite", *told]) == code
+    assert run(QUIET, ["republish", "--log", f"sqlite://{folder}/log.sqlite", *told]) == code
     error = capsys.readouterr().err
     assert error.startswith(said)
     assert error.count("\n") == 1

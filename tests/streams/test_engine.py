@@ -204,7 +204,7 @@ async def test_dead_letters_of_one_millisecond_are_listed_newest_first_too(site:
 async def test_dead_letters_that_are_no_records_of_ours_are_shown_all_the_same(site: Site) -> None:
     await site.log.append("t.deadletters", 0, None, b"what is this")
     (letter,), total = await site.engine.dead_letters(10, 0)
-    assert (letter.topic, letter.code, letter.size, total) == ("unknown", "unknown", 12, 1)
+    assert (letter.topic, letter.code, letter.size, total) == ("t.deadletters", "unknown", 12, 1)  # at its own place
 
 
 async def test_a_log_that_was_stopped_is_unavailable(site: Site) -> None:

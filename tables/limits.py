@@ -14,8 +14,6 @@ MAX_OUTPUT = 256 * KIB
 """Of one output, and of one agent's answer."""
 MAX_ROW = 768 * KIB
 """Of inputs, outputs and gathered answers together."""
-MAX_REQUEST = 256 * KIB
-"""Of what a step's agent is asked, beyond what the row itself holds."""
 MAX_INPUT_DEPTH = 64
 MAX_OUTPUT_DEPTH = 128
 """Nested containers; far below what any JSON reader on the way can take, and outputs may wrap inputs."""

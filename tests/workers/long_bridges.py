@@ -56,7 +56,7 @@ class Engine:
         await self._log.append(self._topic, partition, key, value, headers)
 
 
-async def test_bridges_that_take_each_others_partitions_send_each_effect_once(
+async def long_bridges_that_take_each_others_partitions_send_each_effect_once(
     kafka: KafkaServer, tmp_path: Path
 ) -> None:
     async with Fleet(tmp_path, kafka.bootstrap, partitions=PARTITIONS, CEREMONY_ROLE="bridge") as fleet:

@@ -70,7 +70,9 @@ install_all() {
         uv=$(pick_uv)
     fi
     if [ -n "$uv" ]; then
-        "$uv" pip sync --quiet --python .venv/bin/python --only-binary :all: --require-hashes requirements.lock >&2
+        # Compiled once, as pip does: where PYTHONDONTWRITEBYTECODE is set each start of a program would do it again.
+        "$uv" pip sync --quiet --python .venv/bin/python --only-binary :all: --require-hashes --compile-bytecode \
+            requirements.lock >&2
         "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e ./proto -e . >&2
     else
         echo "$0: uv cannot be had here, pip takes some minutes" >&2

@@ -59,14 +59,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _long(options: argparse.Namespace, console: Console) -> int:
     end_orphans()
     faults = _faults(options) or LONG.faults
-    long.run_missing(
-        options.results, faults, options.runs, options.rate, lambda line: console.log(line, highlight=False)
-    )
+    try:
+        long.run_missing(
+            options.results,
+            faults,
+            options.runs,
+            options.rate,
+            lambda line: console.log(line, highlight=False),
+            options.folder,
+        )
+    except KeyboardInterrupt:
+        console.print("interrupted: what was running is done again next time")
     found = long.read(options.results)
     if options.plot:
         long.plot(options.plot, found)
-    wide = Console(width=None if sys.stdout.isatty() else WIDE)
-    return 0 if long.show(wide, found) else 1
+    long.show(Console(width=None if sys.stdout.isatty() else WIDE), found)
+    verdict = long.verdict(found, faults, options.runs)
+    print(verdict)
+    return 0 if verdict.startswith("SOUND") else 1
 
 
 def _faults(options: argparse.Namespace) -> list[Fault]:

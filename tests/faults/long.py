@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import statistics
 import tempfile
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,34 +41,50 @@ def wanted(faults: Sequence[Fault], runs: int | None) -> list[tuple[Fault, int]]
     return [(fault, n) for n in range(max(counts.values(), default=0)) for fault, count in counts.items() if n < count]
 
 
-def run_missing(results: Path, faults: Sequence[Fault], runs: int | None, rate: float | None, tell: Tell) -> None:
-    """Do what `results` has no file for; each run writes its own at its end, sound or not."""
+def run_missing(
+    results: Path, faults: Sequence[Fault], runs: int | None, rate: float | None, tell: Tell, keep: Path | None = None
+) -> None:
+    """Do what `results` has no file for; each run writes its own at its end, sound or not.
+
+    `keep`: the folder for logs and data of each run; those of an earlier try of the same run are removed first.
+    """
     results.mkdir(parents=True, exist_ok=True)
     for fault, number in wanted(faults, runs):
         file = results / f"{fault.name.lower()}-{number}.json"
         if file.exists():
             continue
-        found = one(fault, FIRST_SEED + number, rate, tell)
+        with _home(keep, file.stem) as folder:
+            found = one(fault, FIRST_SEED + number, rate, tell, folder)
         scratch = file.with_suffix(".new")
         scratch.write_text(json.dumps(found, indent=1) + "\n")
         scratch.rename(file)
 
 
-def one(fault: Fault, seed: int, rate: float | None, tell: Tell) -> dict[str, Any]:
+@contextlib.contextmanager
+def _home(keep: Path | None, name: str) -> Iterator[Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="ceremony-faults-") as folder:
+            yield Path(folder)
+        return
+    folder = keep / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    yield folder
+
+
+def one(fault: Fault, seed: int, rate: float | None, tell: Tell, folder: Path) -> dict[str, Any]:
     """One run of one fault. A run that could not be finished is a result, too."""
     plan = replace(LONG, seed=seed, starts_per_second=rate or LONG.starts_per_second)
     before = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="ceremony-faults-") as folder:
-        home = Path(folder) / "kafka"
-        kafka = KafkaCluster(home) if fault in CLUSTER else KafkaServer(home)
+    kafka = KafkaCluster(folder / "kafka") if fault in CLUSTER else KafkaServer(folder / "kafka")
+    try:
+        kafka.start()
         try:
-            kafka.start()
-            try:
-                verdicts = FaultRun(plan, Path(folder) / "run", kafka, tell).run([fault])
-            finally:
-                kafka.kill()
-        except (FaultRunFailed, ServiceError) as error:
-            return {**report.data(plan, [], before), "sound": False, "fault": fault.name, "failed": str(error)}
+            verdicts = FaultRun(plan, folder / "run", kafka, tell).run([fault])
+        finally:
+            kafka.kill()
+    except (FaultRunFailed, ServiceError) as error:
+        return {**report.data(plan, [], before), "sound": False, "fault": fault.name, "failed": str(error)}
     return {**report.data(plan, verdicts, before), "fault": fault.name}
 
 
@@ -79,8 +97,8 @@ def read(results: Path) -> dict[Fault, list[dict[str, Any]]]:
     return found
 
 
-def show(console: Console, found: Mapping[Fault, Sequence[Mapping[str, Any]]]) -> bool:
-    """The table of all runs; whether all are sound."""
+def show(console: Console, found: Mapping[Fault, Sequence[Mapping[str, Any]]]) -> None:
+    """The table of all runs, and what was wrong with them."""
     table = Table(title="faults under load, all runs kept", title_justify="left")
     table.add_column("fault")
     for name in ("runs", "blows", "starts", "lost", "doubled", "seconds to recover, median", "longest", "sound"):
@@ -104,7 +122,23 @@ def show(console: Console, found: Mapping[Fault, Sequence[Mapping[str, Any]]]) -
     for fault, runs in found.items():
         for line in complaints(runs):
             console.print(f"{fault}: {line}", style="red", markup=False, highlight=False)
-    return all(run["sound"] for runs in found.values() for run in runs)
+
+
+def verdict(found: Mapping[Fault, Sequence[Mapping[str, Any]]], faults: Sequence[Fault], runs: int | None) -> str:
+    """One line on all of it; it begins with SOUND only when every run that is wanted is there and was sound."""
+    missing = Counter(fault for fault, number in wanted(faults, runs) if number >= len(found.get(fault, ())))
+    unsound = {fault: bad for fault, kept in found.items() if (bad := sum(not run["sound"] for run in kept))}
+    if unsound:
+        return f"NOT SOUND: {_counts(unsound)}"
+    if missing:
+        return f"NOT COMPLETE: {_counts(missing)} to be run; the same command goes on from here"
+    kept = [run for of_fault in found.values() for run in of_fault]
+    starts = sum(run["starts"] for run in kept)
+    return f"SOUND: {len(kept)} runs of {len(found)} faults, {starts:,} starts, none lost, none doubled"
+
+
+def _counts(runs: Mapping[Fault, int]) -> str:
+    return ", ".join(f"{count} of '{fault}'" for fault, count in runs.items())
 
 
 def recoveries(runs: Sequence[Mapping[str, Any]]) -> list[float]:

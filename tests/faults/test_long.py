@@ -71,7 +71,7 @@ def test_the_table_adds_up_what_was_kept(tmp_path: Path) -> None:
     found = long.read(tmp_path)
     assert long.recoveries(found[Fault.NATS]) == [3.0, 4.0, 5.0]
     console = Console(record=True, width=200)
-    assert not long.show(console, found)
+    long.show(console, found)
     said = console.export_text()
     row = next(line for line in said.splitlines() if str(Fault.NATS) in line)
     cells = [cell.strip() for cell in row.replace("│", "|").strip("| ").split("|")]
@@ -79,3 +79,34 @@ def test_the_table_adds_up_what_was_kept(tmp_path: Path) -> None:
     assert "seed 0: one was lost" in said
     long.plot(tmp_path / "plot.svg", found)
     assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def test_the_verdict_is_sound_only_when_nothing_is_missing_and_nothing_was_wrong() -> None:
+    """A run that is missing, and one that was not sound, are named with their fault."""
+    sound = [result(Fault.NATS, n) for n in range(3)]
+    assert long.verdict({Fault.NATS: sound}, [Fault.NATS], None) == (
+        "SOUND: 3 runs of 1 faults, 300 starts, none lost, none doubled"
+    )
+    assert long.verdict({}, [Fault.NATS], 2).startswith("NOT COMPLETE: 2 of 'NATS down'")
+    assert long.verdict({Fault.NATS: sound}, [Fault.NATS, Fault.RAY], None).startswith("NOT COMPLETE: 3 of 'Ray")
+    wrong = [*sound[:2], result(Fault.NATS, 2, lost=1)]
+    assert long.verdict({Fault.NATS: wrong}, [Fault.NATS], None) == "NOT SOUND: 1 of 'NATS down'"
+
+
+def test_logs_are_kept_where_a_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each run has its own part of it, without what an earlier try of the same run left there."""
+
+    def one(fault: Fault, seed: int, *rest: Any) -> dict[str, Any]:
+        folder = rest[-1]
+        assert not list(folder.iterdir())
+        (folder / "log").write_text(fault.name)
+        return result(fault, seed - long.FIRST_SEED)
+
+    monkeypatch.setattr(long, "one", one)
+    left = tmp_path / "kept" / "nats-0" / "left"
+    left.mkdir(parents=True)
+    long.run_missing(tmp_path / "results", [Fault.NATS], 2, None, print, tmp_path / "kept")
+    assert [log.relative_to(tmp_path) for log in sorted(tmp_path.rglob("log"))] == [
+        Path("kept/nats-0/log"),
+        Path("kept/nats-1/log"),
+    ]

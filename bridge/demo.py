@@ -15,7 +15,7 @@ from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCe
 
 from bridge.cli.checking import Checked, check
 from bridge.cli.root import Root
-from bridge.demo_engine import DemoError, EngineProcess, engine
+from bridge.demo_engine import DemoError, EngineProcess, engine, last_words
 from bridge.demo_people import People
 from bridge.demo_plan import PlannedStart, plan
 from bridge.demo_report import Missing, Report
@@ -27,6 +27,8 @@ from tables.definition import Definition
 
 SETTLE_SECONDS = 0.5
 LOOK_SECONDS = 0.1
+LAST_WORDS_SECONDS = 5.0
+"""For the end of an engine whose NATS has gone: it stops that before it says why."""
 NAMED_MISSING = 50
 
 
@@ -165,9 +167,12 @@ class Demo:
         tasks = [reading, starting, spawn(self._show(), name="screen"), *people.tasks()]
         try:
             async with self._clock.timeout(self.options.timeout):
-                await self._until_ended(starting, [reading, process.ended])
+                gone = await self._until_ended(starting, [reading, process.ended])
                 self._seconds = self._clock.monotonic() - started
-                await self._settled(reader, reading)
+                if gone:
+                    self._complaints += await self._epitaph(gone, process)
+                else:
+                    await self._settled(reader, reading)
         except TimeoutError:
             self._seconds = self._clock.monotonic() - started
             self._complaints.append(f"timeout: not all has ended within {self.options.timeout:g} s (--timeout)")
@@ -176,7 +181,7 @@ class Demo:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._screen.progress(self._progress())
-        await self._name_missing(client)
+        await self._name_missing(None if process.ended.done() else client)
         return people
 
     async def _start_all(self, client: PlanningCeremonyClient, planned: Sequence[PlannedStart]) -> None:
@@ -207,14 +212,24 @@ class Demo:
         else:
             self._accepted.append(start)
 
-    async def _until_ended(self, starting: asyncio.Task[None], vital: Sequence[asyncio.Task[Any]]) -> None:
-        """Returns when every accepted start has ended, or when what the run stands on has gone."""
+    async def _until_ended(
+        self, starting: asyncio.Task[None], vital: Sequence[asyncio.Task[Any]]
+    ) -> list[asyncio.Task[Any]]:
+        """Returns when every accepted start has ended, or with what the run stands on and has gone."""
         while not (starting.done() and not any(True for _ in self._live())):
-            gone = [task for task in vital if task.done()]
-            if gone:
-                self._complaints.append(f"the {' and '.join(task.get_name() for task in gone)} ended too early")
-                return
+            if gone := [task for task in vital if task.done()]:
+                return gone
             await self._clock.sleep(LOOK_SECONDS)
+        return []
+
+    async def _epitaph(self, gone: Sequence[asyncio.Task[Any]], process: EngineProcess) -> list[str]:
+        """What ended too early, and why, by the engine's own last words: it writes them as it ends."""
+        said = [f"the {' and '.join(task.get_name() for task in gone)} ended too early"]
+        with contextlib.suppress(TimeoutError):
+            async with self._clock.timeout(LAST_WORDS_SECONDS):
+                await asyncio.wait({process.ended})
+            said.append(f"the engine's last words: {last_words(process.log).splitlines()[-1]}")
+        return said
 
     async def _settled(self, reader: StreamReader, reading: asyncio.Task[None]) -> None:
         """What comes after the last end belongs to the run too: a second end would be seen."""
@@ -247,11 +262,12 @@ class Demo:
 
     # -- after
 
-    async def _name_missing(self, client: PlanningCeremonyClient) -> None:
+    async def _name_missing(self, client: PlanningCeremonyClient | None) -> None:
+        """`client`: None when nobody is left to be asked."""
         definition = {start.instance_id: start.definition for start in self._accepted}
         for number, instance_id in enumerate(self._live()):
             status, waiting_for = "not asked", []
-            if number < NAMED_MISSING:
+            if client is not None and number < NAMED_MISSING:
                 with contextlib.suppress(PlanningCeremonyError):
                     found = await client.get(instance_id)
                     status = "UNKNOWN" if found is None else found.status

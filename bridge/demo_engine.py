@@ -35,6 +35,8 @@ class EngineProcess:
     running: dict[str, Any]
     """What its `dev.json` says."""
     ended: asyncio.Task[int]
+    log: Path
+    """What it says on stderr."""
 
 
 @contextlib.asynccontextmanager
@@ -53,7 +55,7 @@ async def engine(command: Sequence[str], folder: Path, clock: Clock) -> AsyncIte
         )
     ended = clock.spawn(process.wait(), name="engine")
     try:
-        yield EngineProcess(await _first_line(process, folder / LOG), ended)
+        yield EngineProcess(await _first_line(process, folder / LOG), ended, folder / LOG)
     finally:
         await _end(process, clock)
         await ended

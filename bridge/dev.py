@@ -80,6 +80,11 @@ class Dev:
         self._root = root
         self._clock = clock
         self._stack = contextlib.AsyncExitStack()
+        self._nats: NatsServer | None = None
+
+    def children(self) -> list[int]:
+        """Process ids of what was started beside this process, also while it still starts."""
+        return [self._nats.pid] if self._nats is not None and self._nats.pid else []
 
     async def __aenter__(self) -> Self:
         """Raises DevError, NatsServerError, SimulationError, SettingsInvalid, OSError; nothing is left running then."""
@@ -96,26 +101,24 @@ class Dev:
     async def _start(self) -> None:
         self._stack.enter_context(locked(self.folder))
         before = read_file(self.folder)
-        self.nats = await self._start_nats(before)
-        self._stack.push_async_callback(self.nats.stop)
-        ray = RaySimulation(
-            grpc_address=f"{HOST}:0", nats_url=self.nats.url, clock=self._clock, knobs=self.options.knobs
-        )
+        nats = self._nats = await self._start_nats(before)
+        self._stack.push_async_callback(nats.stop)
+        ray = RaySimulation(grpc_address=f"{HOST}:0", nats_url=nats.url, clock=self._clock, knobs=self.options.knobs)
         await self._stack.enter_async_context(ray)
-        settings = self._root.settings(await self._settings(before, ray.url))
+        settings = self._root.settings(await self._settings(before, nats.url, ray.url))
         started: AbstractAsyncContextManager[RunningWorker] = self._root.worker(settings)
         self.worker = await self._stack.enter_async_context(started)
         await self._ready()
         self.running = Running(
             grpc=f"{HOST}:{self.worker.grpc.port}",
             http=f"http://{HOST}:{self.worker.http.port}",
-            nats=self.nats.url,
+            nats=nats.url,
             ray_executor=ray.url,
             log=settings.log,
             folder=str(self.folder),
             ceremonies_dir=str(settings.ceremonies_dir.absolute()),
             pid=os.getpid(),
-            nats_pid=self.nats.pid or 0,
+            nats_pid=nats.pid or 0,
         )
         write_file(self.folder, self.running)
 
@@ -139,7 +142,7 @@ class Dev:
             return server
         raise DevError("nats_port_in_use", "no port for NATS is free; name a free one with --nats-port")
 
-    async def _settings(self, before: Mapping[str, Any], ray_url: str) -> dict[str, Any]:
+    async def _settings(self, before: Mapping[str, Any], nats_url: str, ray_url: str) -> dict[str, Any]:
         """What the worker is told; the rest comes from the environment, as for `serve`."""
         options = self.options
         grpc_addr, http_addr = options.grpc_addr, options.http_addr
@@ -149,7 +152,7 @@ class Dev:
             http_addr = await listen_address(port_of(before.get("http", "")))
         told = {
             "log": options.log or f"sqlite://{quote(str(self.folder / 'log.db'))}",
-            "nats_url": self.nats.url,
+            "nats_url": nats_url,
             "ray_executor_url": ray_url,
             "grpc_addr": grpc_addr,
             "http_addr": http_addr,

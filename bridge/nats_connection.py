@@ -63,7 +63,7 @@ class NatsConnection:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._dialling
         if self._client is not None and not self._client.is_closed:
-            await self._client.close()
+            await _close(self._client)
 
     async def connected(self) -> Client:
         """The client, as soon as it has a server."""
@@ -88,8 +88,7 @@ class NatsConnection:
                 await self._closed.wait()
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 await self._on_error(error)
-                with contextlib.suppress(nats.errors.Error, OSError):
-                    await self._client.close()
+                await _close(self._client)
             await self._clock.sleep(RECONNECT_SECONDS)
 
     async def _connect(self, client: Client) -> None:
@@ -135,6 +134,12 @@ class NatsConnection:
     def _down(self, state: str) -> None:
         self._up.clear()
         self._state = state
+
+
+async def _close(client: Client) -> None:
+    """Also where the socket has gone with something still to be sent, which uvloop calls a RuntimeError."""
+    with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
+        await client.close()
 
 
 def swallowed_cancel() -> bool:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -99,9 +99,17 @@ async def _serve(root: Root, settings: Any) -> None:
                 running = worker
                 await run_until(stop, worker)
     finally:
-        if running is not None and running.halfway:
-            # What still waits for its neighbours could only report, at length, that it was called off.
-            os._exit(Exit.FAILED if running.failure else Exit.OK)
+        leave_halfway(running)
+
+
+def leave_halfway(worker: RunningWorker | None) -> None:
+    """Does not return when the worker was stopped half-way.
+
+    What still waits for its neighbours could only report, at length, that it was called off.
+    """
+    if worker is not None and worker.halfway:
+        sys.stdout.flush()
+        os._exit(Exit.FAILED if worker.failure else Exit.OK)
 
 
 async def run_until(stop: Stop, worker: RunningWorker) -> None:
@@ -121,10 +129,10 @@ async def run_until(stop: Stop, worker: RunningWorker) -> None:
 class Stop:
     """The first SIGTERM or Ctrl-C asks for a clean end; a second Ctrl-C ends the process at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, children: Callable[[], Iterable[int]] = tuple) -> None:
+        """`children`: the process ids that must not outlive us, asked for when the end is sudden."""
         self._event = asyncio.Event()
-        self.children: list[int] = []
-        """Process ids that must not outlive us."""
+        self._children = children
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._event.set)
         loop.add_signal_handler(signal.SIGINT, self._interrupted)
@@ -143,7 +151,7 @@ class Stop:
         if not self._event.is_set():
             self._event.set()
             return
-        for pid in self.children:
+        for pid in self._children():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         os._exit(Exit.INTERRUPTED)
@@ -222,21 +230,26 @@ async def _dev(root: Root, options: Any, output: Format, *, until_stdin_closes: 
     from bridge.clock import HostClock  # noqa: PLC0415 - as above
     from bridge.dev import Dev  # noqa: PLC0415 - as above
 
-    stop = Stop()
+    dev = Dev(options, root, HostClock())
+    stop = Stop(dev.children)
     if until_stdin_closes:
         end_with_stdin(stop)
-    async with started(stop, Dev(options, root, HostClock())) as dev:
-        if dev is None:
-            return
-        stop.children.append(dev.running.nats_pid)
-        if output is Format.TABLE:
-            console().print(dev_panel(dev.running.data(), options.folder))
-        else:
-            say(json.dumps(dev.running.data()))
-        sys.stdout.flush()
-        await run_until(stop, dev.worker)
-        if output is Format.TABLE:
-            say("stopping; start it again and nothing is lost")
+    running: RunningWorker | None = None
+    try:
+        async with started(stop, dev) as ready:
+            if ready is None:
+                return
+            running = dev.worker
+            if output is Format.TABLE:
+                console().print(dev_panel(dev.running.data(), options.folder))
+            else:
+                say(json.dumps(dev.running.data()))
+            sys.stdout.flush()
+            await run_until(stop, running)
+            if output is Format.TABLE:
+                say("stopping; start it again and nothing is lost")
+    finally:
+        leave_halfway(running)
 
 
 @asynccontextmanager

@@ -391,5 +391,5 @@ class _Final:
         if isinstance(error, sqlite3.Error):
             raise LogFailed(
                 f"log_io: {self.path} cannot be read or written ({error}); nothing of this window is kept:"
-                " look at the disk's space and health, then start again"
+                " look at the disk's space and health, and at the limit on file sizes (ulimit -f), then start again"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Self
 
 import pytest
@@ -20,9 +22,10 @@ from bridge.cli import run
 from bridge.cli.connection import server
 from bridge.cli.errors import Exit, refused
 from bridge.cli.output import NARROWEST, console
+from bridge.cli.running import Stop
 from bridge.cli.views import said
 from streams.main import ROOT, settings
-from tests.dev_process import CEREMONIES, ROOT_FOLDER, ceremony
+from tests.dev_process import CEREMONIES, ROOT_FOLDER, alive, ceremony
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -310,6 +313,51 @@ def test_a_worker_that_fails_for_good_is_exit_1_and_one_line(capsys: pytest.Capt
     root = replace(ROOT, worker=lambda _: FailingWorker(), logs=lambda *_: None)  # type: ignore[arg-type,return-value]
     assert run(root, ["serve"]) == Exit.FAILED
     assert capsys.readouterr().err == "worker_failed: fenced: another worker has taken over\n"
+
+
+class HalfwayWorker(FailingWorker):
+    """One that gave up its own stop: a neighbour was away, and tasks of a library still wait for it."""
+
+    failure = None  # type: ignore[assignment]
+    halfway = True
+    grpc = http = SimpleNamespace(port=1, ready=lambda: True)
+
+
+@pytest.mark.parametrize("verb", ["serve", "dev"])
+def test_a_worker_that_stopped_halfway_is_left_at_once(
+    verb: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What still waits could only complain that it was called off; NATS of `dev` has been stopped before."""
+    left: list[tuple[int, bool]] = []
+
+    def leave(code: int) -> None:
+        file = tmp_path / "dev.json"
+        left.append((code, file.exists() and alive(json.loads(file.read_text())["nats_pid"])))
+
+    monkeypatch.setattr("os._exit", leave)
+    root = replace(ROOT, worker=lambda _: HalfwayWorker(), logs=lambda *_: None)  # type: ignore[arg-type,return-value]
+    run(root, [verb, *([str(tmp_path), "--ceremonies-dir", str(CEREMONIES)] if verb == "dev" else [])])
+    assert left == [(Exit.OK, False)]
+
+
+async def test_a_second_interrupt_ends_the_process_and_its_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first asks for a clean end; whoever asks again does not want to wait for a neighbour that is away."""
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    child = await asyncio.create_subprocess_exec("sleep", "60")
+    try:
+        stop = Stop(lambda: [child.pid])
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.wait_for(stop.wait(), 5)
+        assert codes == []
+        os.kill(os.getpid(), signal.SIGINT)
+        assert await asyncio.wait_for(child.wait(), 5) == -signal.SIGKILL
+        assert codes == [Exit.INTERRUPTED]
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(number)
+        if child.returncode is None:
+            child.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ from tests.dev_process import CEREMONIES, DevProcess, alive, ceremony, until_gon
 
 pytestmark = pytest.mark.timeout(180)
 DEMO_SECONDS = 120
+FILE_BYTES = 300 * 1024
+"""The log of an engine that has just started is a third of it."""
 
 
-def demo(*arguments: str, folder: Path | None = None) -> tuple[int, dict[str, Any], str]:
+def demo(*arguments: str, folder: Path | None = None, **options: Any) -> tuple[int, dict[str, Any], str]:
     """Exit code, the object on stdout, stderr."""
     where = () if folder is None else ("--folder", str(folder))
-    process = ceremony("demo", "-o", "json", *where, *arguments)
+    process = ceremony("demo", "-o", "json", *where, *arguments, **options)
     try:
         out, err = process.communicate(timeout=DEMO_SECONDS)
     finally:
@@ -102,6 +105,20 @@ def test_a_demo_adds_up_when_agents_repeat_and_overtake_each_other(tmp_path: Pat
     assert code == 0, err
     assert found["events"]["ceremony.completed"] == 10
     assert found["message_ids_twice"] == []
+
+
+def test_a_demo_whose_log_cannot_grow_says_why_and_ends(tmp_path: Path) -> None:
+    """As on a full disk: no internal error, nobody is asked who is not there, and the limit is named."""
+    few = (FILE_BYTES, FILE_BYTES)
+    code, found, err = demo(
+        "--count", "200", folder=tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, few)
+    )
+    assert code == 1
+    assert found["complaints"][0] == "the engine ended too early"
+    assert "log_io: " in found["complaints"][1], found["complaints"]
+    assert "ulimit -f" in found["complaints"][1], found["complaints"]
+    assert err.splitlines()[-1].startswith("demo_failed: of 200: ")
+    assert children(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ def run_missing(
 @contextlib.contextmanager
 def _home(keep: Path | None, name: str) -> Iterator[Path]:
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix="ceremony-faults-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="ceremony-faults-") as scratch:
+            yield Path(scratch)
         return
     folder = keep / name
     shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ the offset, no worker hands over more than that. `Rows` then brings the messages
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import islice
@@ -22,8 +23,8 @@ from bridge.grpc_messages import LARGEST_ANSWER
 from bridge.grpc_peers import Peers
 from bridge.grpc_refusals import Context, abort, page
 from steps.ports import Clock
-from streams.front import HERE, Directory, Engine, Unavailable
-from tables.instance import Instance
+from streams.front import HERE, Directory, Engine, SortKey, Unavailable
+from tables.instance import Instance, Outline
 
 log = structlog.get_logger(__name__)
 
@@ -33,20 +34,19 @@ LIST_SECONDS = 10.0
 CHUNK = 1000
 """Keys in one message."""
 
-Key = tuple[int, str]
-"""What `sort_key` gives: it sorts a row among all rows."""
-
 
 class KeysWanted(msgspec.Struct, array_like=True):
     partitions: list[int]
     request: bytes
     """The ListPlanningCeremonyInstancesRequest, for its filters."""
+    most: int = sys.maxsize
+    """Keys that the page needs."""
 
 
 class KeysChunk(msgspec.Struct, array_like=True):
     total: int
     """How many match, whatever the page."""
-    keys: list[Key]
+    keys: list[SortKey]
 
 
 class RowsWanted(msgspec.Struct, array_like=True):
@@ -67,18 +67,13 @@ _rows_wanted = msgspec.msgpack.Decoder(RowsWanted).decode
 _rows_found = msgspec.msgpack.Decoder(RowsFound).decode
 
 
-def matches(row: Instance, request: pb.ListPlanningCeremonyInstancesRequest) -> bool:
+def matches(row: Instance | Outline, request: pb.ListPlanningCeremonyInstancesRequest) -> bool:
     return (
         (not request.state_filter or row.state == request.state_filter)
         and (not request.definition_filter or row.definition_name == request.definition_filter)
         and (not request.story_id or row.story_id == request.story_id)
         and (not request.status_filter or row.status == request.status_filter)
     )
-
-
-def sort_key(row: Instance) -> Key:
-    """Newest first by created_at, then by instance id."""
-    return -row.created_at, row.instance_id
 
 
 class Own:
@@ -88,9 +83,9 @@ class Own:
         self._engine = engine
         self._message = message
 
-    def keys(self, partitions: Collection[int], request: Any) -> list[Key]:
-        """Keys of the rows that match, in order. Raises Unavailable where a partition is not served here."""
-        return sorted(sort_key(row) for row in self._engine.instances(partitions) if matches(row, request))
+    async def keys(self, partitions: Collection[int] | None, request: Any, most: int) -> tuple[int, Sequence[SortKey]]:
+        """How many rows match, and the keys of the newest `most`. Raises Unavailable where one is not served here."""
+        return await self._engine.newest(lambda row: matches(row, request), most, partitions)
 
     def rows(self, ids: Iterable[str]) -> RowsFound:
         found: dict[str, bytes] = {}
@@ -112,10 +107,10 @@ class Sorted:
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
-        self._keys: list[Key] = []
+        self._keys: list[SortKey] = []
         self.total = 0
 
-    async def more(self) -> list[Key]:
+    async def more(self) -> list[SortKey]:
         """The next keys; none at the end."""
         data = await anext(self._chunks, None)
         if data is None:
@@ -164,21 +159,21 @@ class Listing:
 
     async def _choose(
         self, owners: Mapping[str, Collection[int]], request: Any, count: int
-    ) -> tuple[int, Sequence[Key]]:
+    ) -> tuple[int, Sequence[SortKey]]:
         """How many match, and the first `count` keys of all."""
         wanted = request.SerializeToString()
-        mine = self._own.keys(owners[HERE], request) if HERE in owners else []
+        total, mine = await self._own.keys(owners.get(HERE, ()), request, count)
         async with AsyncExitStack() as calls:
             others = []
             for address, partitions in owners.items():
                 if address != HERE:
                     call = self._peers.stream(address, KEYS)(
-                        _encode(KeysWanted(list(partitions), wanted)), timeout=LIST_SECONDS
+                        _encode(KeysWanted(list(partitions), wanted, count)), timeout=LIST_SECONDS
                     )
                     calls.callback(call.cancel)
                     others.append(Sorted(aiter(call)))
-            lists = [mine[:count], *[await _first(one, count) for one in others]]
-        total = len(mine) + sum(one.total for one in others)
+            lists = [mine, *[await _first(one, count) for one in others]]
+        total += sum(one.total for one in others)
         return total, list(islice(heapq.merge(*lists), count))
 
     # -- what
@@ -204,8 +199,8 @@ class Listing:
         return list(_page(ids, answers))
 
 
-async def _first(one: Sorted, count: int) -> list[Key]:
-    keys: list[Key] = []
+async def _first(one: Sorted, count: int) -> list[SortKey]:
+    keys: list[SortKey] = []
     while len(keys) < count and (more := await one.more()):
         keys += more
     return keys[:count]
@@ -245,11 +240,11 @@ class ListingHandler(grpc.GenericRpcHandler):
         try:
             wanted = _keys_wanted(data)
             request = pb.ListPlanningCeremonyInstancesRequest.FromString(wanted.request)
-            keys = self._own.keys(wanted.partitions, request)
+            total, keys = await self._own.keys(wanted.partitions, request, wanted.most)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other worker gets a status with a code
             await abort(context, error)
         for first in range(0, max(len(keys), 1), CHUNK):
-            yield _encode(KeysChunk(len(keys), keys[first : first + CHUNK]))
+            yield _encode(KeysChunk(total, list(keys[first : first + CHUNK])))
 
     async def _rows(self, data: bytes, context: Context[Any, Any]) -> bytes:
         try:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from streams.front import Overloaded
 
-WAITING_STARTS = 10_000
-"""Starts that may wait for their answer in one worker: each holds a call of gRPC, some 20 KiB."""
+WAITING_STARTS = 3_000
+"""Starts that may wait for their answer in one worker: each holds a call of gRPC, some 22 KiB."""
 SHORTEST_HINT, LONGEST_HINT = 0.5, 5.0
 """Seconds after which a refused start may be tried again."""
 

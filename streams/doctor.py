@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from steps.ports import Clock
 from streams.front import Diagnosis, PartitionState
@@ -47,13 +47,12 @@ class Doctor:
         until = self._clock.monotonic() + SECONDS
         left = 0
         for view in views:
-            rows: Mapping[bytes, Instance] = view.rows(CEREMONIES)
-            keys = list(rows)
+            keys = list(view.rows(CEREMONIES))
             for first in range(0, len(keys), SLICE):
                 if self._clock.monotonic() > until:
                     left += len(keys) - first
                     break
-                self._look(view, filter(None, map(rows.get, keys[first : first + SLICE])))
+                self._look(view, (row for _, row in view.scan(CEREMONIES, keys=keys[first : first + SLICE])))
                 await self._clock.sleep(0)
         incomplete = f"{left} ceremonies were not looked at: {SECONDS:g} s were up" if left else ""
         return Diagnosis(self._now, self._gravest(), self._verdicts, self._statuses, states, incomplete)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
@@ -23,11 +22,13 @@ from streams.front import (
     Operation,
     PartitionDiffers,
     PartitionState,
+    SortKey,
     Unavailable,
 )
 from streams.history import HistoryReader
 from streams.log_clock import LogClock
 from streams.metrics import Metrics
+from streams.newest import newest
 from streams.sweep import Sweep
 from streams.timers import Timers
 from streams.topics import CEREMONIES, COMMANDS, CORRELATION_ID, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
@@ -35,7 +36,7 @@ from streams.transport.contract import Batch, Header, Log, LogUnavailable, Parti
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
 from tables.errors import CeremonyError
-from tables.instance import TERMINAL, Instance
+from tables.instance import TERMINAL, Instance, Outline
 from tables.kinds import Kinds
 from tables.liveness import waiting_for
 from tables.loader import load_pinned
@@ -106,7 +107,7 @@ class Engine:
         self.metrics.partitions.set(len(self._views))
         self.sweep.taken(view)
         if self.timers is not None:
-            self.timers.taken(view)
+            await self.timers.taken(view)
         self.on_change()
 
     def lost(self, number: int) -> None:
@@ -174,10 +175,15 @@ class Engine:
         except LogUnavailable:
             raise Unavailable(f"partition {partition} is not served: moving: {MOVING}") from None
 
-    def instances(self, partitions: Collection[int] | None = None) -> Sequence[Instance]:
+    async def newest(
+        self, wanted: Callable[[Instance | Outline], bool], most: int, partitions: Collection[int] | None = None
+    ) -> tuple[int, Sequence[SortKey]]:
         numbers = range(self._partitions) if partitions is None else partitions
-        rows = (self._view(number).rows(CEREMONIES).values() for number in numbers)
-        return list(itertools.chain.from_iterable(rows))
+        views = [self._view(number) for number in numbers]
+        found = await newest(views, wanted, most, self._clock)
+        if views != [self._view(number) for number in numbers]:  # rows of one that was lost have gone under our eyes
+            raise Unavailable(f"a partition was taken over meanwhile: moving: {MOVING}")
+        return found
 
     def definition_of(self, instance: Instance) -> Definition | None:
         view = self._view(self._log.partition_of(instance.instance_id.encode(), self._partitions))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from tables.commands import Cancel, GateDecision, Pause, Resume, RetryStep, RunStep, Start, Trigger
 from tables.definition import Definition
 from tables.diagnosis import CeremonyDiagnosis
-from tables.instance import Instance
+from tables.instance import Instance, Outline
 
+SortKey = tuple[int, str]
+"""Newest first: minus created_at, then the instance id."""
 Operation = Trigger | GateDecision | Cancel | Pause | Resume | RetryStep | RunStep
 
 
@@ -170,8 +172,13 @@ class Engine(Protocol):
         Raises PartitionDiffers where the instance lives in another partition.
         """
 
-    def instances(self, partitions: Collection[int] | None = None) -> Sequence[Instance]:
-        """The rows of these partitions or of all, in no order. Raises Unavailable where one is not served here."""
+    async def newest(
+        self, wanted: Callable[[Instance | Outline], bool], most: int, partitions: Collection[int] | None = None
+    ) -> tuple[int, Sequence[SortKey]]:
+        """How many rows of these partitions or of all are wanted, and the keys of the newest `most` of them, in order.
+
+        Raises Unavailable where a partition is not served here.
+        """
 
     def definition_of(self, instance: Instance) -> Definition | None:
         """The pinned definition."""

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     max_lag: int = Field(2_000, ge=0, alias="CEREMONY_MAX_LAG")
     """Records of a partition's commands that may wait to be folded; above it starts are refused. 0: no limit."""
 
+    row_cache_mib: int = Field(32, ge=1, le=1_048_576, alias="CEREMONY_ROW_CACHE_MIB")
+    """MiB of encoded rows that are also kept decoded, which takes some four times as much again."""
+
     @property
     def required(self) -> tuple[str, ...]:
         """The neighbours that decide readiness: of those asked for, the ones that a role of this worker needs."""

@@ -94,10 +94,10 @@ class Sweep:
 
     def _judge(self, partition: PartitionSweep) -> list[Instance]:
         """Judge a slice; returns rows found stuck that were not before."""
-        rows = partition.view.rows(CEREMONIES)
+        keys = [partition.dirty.pop() for _ in range(min(SLICE, len(partition.dirty)))]
+        rows = dict(partition.view.scan(CEREMONIES, keys=keys))
         found = []
-        for _ in range(min(SLICE, len(partition.dirty))):
-            key = partition.dirty.pop()
+        for key in keys:
             row = rows.get(key)
             self._count(partition, key, row)
             if row is None or not self._is_stuck(partition.view, row):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
@@ -17,7 +17,7 @@ from streams.log_clock import LogClock
 from streams.topics import CEREMONIES, CORRELATION_ID
 from streams.transport.contract import Header, LogUnavailable
 from tables.commands import Noop, TimerFired, encode_command
-from tables.instance import CeremonyStatus, Instance, next_due
+from tables.instance import CeremonyStatus, Instance, Outline, decode_outline, next_due
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +25,8 @@ AGAIN_MS = 1000
 """A timer that was fired and is still in the row is fired again after this long."""
 LEARN_SECONDS = 60
 """The log's clock is learnt anew, by a no-op command, at least this often."""
+SLICE = 1000
+"""Rows looked at before the loop gets its turn."""
 BURST = 500
 """Timers fired before the loop looks at other partitions."""
 LONGEST_NAP = 1.0
@@ -50,6 +52,8 @@ class View(Protocol):
 
     def rows(self, table: str) -> Mapping[bytes, Instance]: ...
 
+    def scan(self, table: str, decode: Callable[[bytes], Any]) -> Iterator[tuple[bytes, Any]]: ...
+
     @property
     def position(self) -> int: ...
 
@@ -65,10 +69,15 @@ class PartitionTimers:
         self.caught_up_at: float | None = None
         self._heap: list[tuple[int, bytes]] = []
         self._due: dict[bytes, int] = {}
-        for key, row in view.rows(CEREMONIES).items():
-            self.changed(key, row)
 
-    def changed(self, key: bytes, row: Instance | None) -> None:
+    def fill(self) -> Iterator[None]:
+        """Take up the timers of all rows; pauses now and then, so that others get a turn."""
+        for number, (key, row) in enumerate(self.view.scan(CEREMONIES, decode_outline), start=1):
+            self.changed(key, row)
+            if number % SLICE == 0:
+                yield
+
+    def changed(self, key: bytes, row: Instance | Outline | None) -> None:
         """The row of this key is new. An entry that is too early stays: it is looked at when it comes up."""
         due = None if row is None else next_due(row)
         if due is not None and due < self._due.get(key, due + 1):
@@ -126,9 +135,12 @@ class Timers:
         self._parts: dict[int, PartitionTimers] = {}
         self._wake = asyncio.Event()
 
-    def taken(self, view: View) -> None:
-        """A partition was recovered: its heap is rebuilt from its rows."""
-        self._parts[view.number] = PartitionTimers(view)
+    async def taken(self, view: View) -> None:
+        """A partition was recovered, and is not folded yet: its heap is rebuilt from its rows."""
+        part = PartitionTimers(view)
+        for _ in part.fill():
+            await self._clock.sleep(0)
+        self._parts[view.number] = part
         self._wake.set()
 
     def lost(self, number: int) -> None:

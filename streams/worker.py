@@ -43,6 +43,7 @@ from streams.topics import COMMANDS, CORRELATION_ID, prefixed
 from streams.topology import CEREMONY, AgentFunction, Owner, agents, topics
 from streams.transport.app import CeremonyApp, create_app
 from streams.transport.contract import LogFailed, LogUnavailable
+from streams.transport.row_cache import RowCache
 from tables.definition import Definition
 from tables.errors import Problem
 
@@ -130,6 +131,7 @@ class Worker:
             topics=topics(settings.topic_prefix, settings.partitions),
             prefix=settings.topic_prefix,
             worker_id=settings.worker_id,
+            row_cache=RowCache(settings.row_cache_mib * 1024 * 1024),
             replication=settings.replication_factor,
             topic_config={} if settings.flush_messages is None else {"flush.messages": str(settings.flush_messages)},
         )

@@ -7,7 +7,7 @@ Its parts are JSON values, which hold no cycles: `gc=False` spares the collector
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -170,6 +170,21 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A stub: retention has taken everything but version and digest."""
 
 
+class Outline(msgspec.Struct, frozen=True, gc=False):
+    """Some fields of an Instance, under its names: what all rows are looked through for, at a fifth of the cost."""
+
+    instance_id: str
+    story_id: str
+    definition_name: str
+    state: str
+    status: CeremonyStatus
+    created_at: int
+    timers: dict[str, Timer] = {}
+    format: int = ROW_FORMAT
+
+
+R = TypeVar("R", Instance, Outline)
+_outlines = msgspec.json.Decoder(Outline)
 _decoder = msgspec.json.Decoder(Instance)
 _encoder = msgspec.json.Encoder()
 
@@ -181,16 +196,25 @@ def encode_instance(instance: Instance) -> bytes:
 
 def decode_instance(value: bytes) -> Instance:
     """The row in these bytes. Raises Undecodable, or FormatTooNew for a newer release's row."""
+    return _decoded(_decoder, value)
+
+
+def decode_outline(value: bytes) -> Outline:
+    """The outline of the row in these bytes. Raises as `decode_instance` does."""
+    return _decoded(_outlines, value)
+
+
+def _decoded(decoder: msgspec.json.Decoder[R], value: bytes) -> R:
     try:
-        instance = _decoder.decode(value)
+        row = decoder.decode(value)
     except (msgspec.DecodeError, RecursionError) as error:
         raise Undecodable("row_undecodable", f"no row of ours: {error}") from None
-    if instance.format > ROW_FORMAT:
-        raise FormatTooNew("a row", instance.format, ROW_FORMAT)
-    return instance
+    if row.format > ROW_FORMAT:
+        raise FormatTooNew("a row", row.format, ROW_FORMAT)
+    return row
 
 
-def next_due(instance: Instance) -> int | None:
+def next_due(instance: Instance | Outline) -> int | None:
     """Earliest due time of the timers that run, in milliseconds, or None."""
     if instance.status is CeremonyStatus.PAUSED:
         timer = instance.timers.get("ceremony_max")

@@ -30,6 +30,7 @@ from streams.transport.dead_letters import DeadLetters
 from streams.transport.membership import Membership, Transport
 from streams.transport.owner import Owner
 from streams.transport.part import Limits, Part
+from streams.transport.row_cache import RowCache
 
 AgentFunction = Callable[[AsyncIterable[Batch]], Awaitable[None]]
 
@@ -52,6 +53,7 @@ class CeremonyApp(faust.App):
         replication: int = 1,
         topic_config: Mapping[str, str] | None = None,
         limits: Limits | None = None,
+        row_cache: RowCache | None = None,
         **settings: Any,
     ) -> None:
         self.clock = clock
@@ -62,6 +64,7 @@ class CeremonyApp(faust.App):
         self.replication = replication
         self.topic_config = dict(topic_config or {})
         self.limits = limits
+        self.row_cache = row_cache or RowCache()
         self.specs: dict[str, AgentSpec] = {}
         self.attached_topics: set[str] = set()
         self.on_crash: Callable[[BaseException], None] | None = None
@@ -110,6 +113,7 @@ class CeremonyApp(faust.App):
                 dead_letters=self._dead_letters(),
                 fail=self.fail,
                 limits=self.limits,
+                cache=self.row_cache,
             )
         return self._owner
 
@@ -230,8 +234,8 @@ def create_app(
     """An app on the log at `url` (`kafka://host:port[,host:port]` or `sqlite:///path`); `name` is its consumer group.
 
     `topics`: those to be created, full names; changelogs are added by `attach`. `settings`: `replication` (factor),
-    `topic_config` (extra settings of every topic), `limits`, and any setting of Faust. Raises ValueError for another
-    scheme.
+    `topic_config` (extra settings of every topic), `limits`, `row_cache`, and any setting of Faust. Raises ValueError
+    for another scheme.
     """
     app = CeremonyApp(
         name,

@@ -6,7 +6,7 @@ Both drivers (`kafka://`, `sqlite://`) and the in-memory log of the tests fulfil
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -124,6 +124,19 @@ class PartitionView(Protocol):
 
     def rows(self, table: str) -> Mapping[bytes, Any]:
         """The present rows, decoded, by key."""
+
+    def scan(
+        self,
+        table: str,
+        decode: Callable[[bytes], Any] | None = None,
+        keys: Iterable[bytes] | None = None,
+    ) -> Iterator[tuple[bytes, Any]]:
+        """Every row, or those of `keys` that there are, one at a time: for readers of many rows, who keep none.
+
+        Each as it is where it is at hand decoded, else what `decode` makes of its bytes; None: the table's own. Unlike
+        `rows(table)` it puts nothing in the place of rows in use. It goes on while rows change. Raises LogFailed for a
+        row that cannot be read.
+        """
 
     @property
     def position(self) -> int:

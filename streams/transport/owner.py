@@ -11,6 +11,7 @@ from steps.ports import Clock
 from streams.transport.contract import AgentSpec, Backend, Fenced, LogFailed, PartitionView
 from streams.transport.dead_letters import DeadLetters
 from streams.transport.part import Deliver, Limits, Part
+from streams.transport.row_cache import RowCache
 from streams.transport.starting_point import Unserved
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Owner:
         dead_letters: DeadLetters,
         fail: Callable[[BaseException], None],
         limits: Limits | None = None,
+        cache: RowCache | None = None,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.unserved: dict[int, tuple[str, str]] = {}
@@ -59,6 +61,7 @@ class Owner:
         self._dead_letters = dead_letters
         self._fail = fail
         self._limits = limits
+        self._cache = cache or RowCache()
         self._parts: dict[tuple[str, int], Part] = {}
         self._serving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._assigned: set[tuple[str, int]] = set()
@@ -184,6 +187,7 @@ class Owner:
             dead_letters=self._dead_letters,
             interval=self.interval,
             limits=self._limits,
+            cache=self._cache,
         )
         key = (spec.name, number)
         try:

@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,7 +29,9 @@ from streams.transport.contract import (
 )
 from streams.transport.dead_letters import DeadLetters, dead_letter, origin
 from streams.transport.positions import checksum
-from streams.transport.rows import Dirty, Rows
+from streams.transport.row_cache import RowCache
+from streams.transport.row_store import MemoryStore
+from streams.transport.rows import Dirty, Rows, Table
 from streams.transport.starting_point import fold_point, last_folded, resume_point
 from tables.errors import FormatTooNew
 
@@ -92,6 +94,7 @@ class Part:
         dead_letters: DeadLetters,
         interval: Callable[[], float],
         limits: Limits | None = None,
+        cache: RowCache | None = None,
     ) -> None:
         self.spec = spec
         self.number = number
@@ -104,7 +107,8 @@ class Part:
         self._deliver = deliver
         self._interval = interval
         self._limits = limits or Limits()
-        self._rows = Rows(spec.tables, number, clock)
+        self._cache = cache or RowCache()
+        self._rows = self._rows_of({})
         self._next = 0
         self._last: Record | None = None
         self._saved = -1
@@ -146,7 +150,15 @@ class Part:
         """A checkpoint failed: none may follow it."""
         return self._failure is not None
 
+    def scan(
+        self, table: str, decode: Callable[[bytes], Any] | None = None, keys: Iterable[bytes] | None = None
+    ) -> Iterator[tuple[bytes, Any]]:
+        return self._table(table).scan(decode, keys)
+
     def rows(self, table: str) -> Mapping[bytes, Any]:
+        return self._table(table)
+
+    def _table(self, table: str) -> Table:
         try:
             return self._rows.tables[table]
         except KeyError:
@@ -167,10 +179,14 @@ class Part:
         """Recover rows and position. Raises Unserved, LogFailed (another partition count), what the backend raises."""
         recovered = await self._backend.take()
         self._next = self._saved = await self._begin(recovered)
-        await self._rows.decode(recovered.rows)
+        self._rows = self._rows_of(recovered.rows)
         self.end_at_take_over = recovered.end
         if self.spec.on_taken is not None:
             await self.spec.on_taken(self)
+
+    def _rows_of(self, encoded: Mapping[str, Mapping[bytes, bytes]]) -> Rows:
+        store = MemoryStore({table.name: encoded.get(table.name, {}) for table in self.spec.tables})
+        return Rows(self.spec.tables, self.number, self._clock, self._cache, store)
 
     async def _begin(self, recovered: Recovered) -> int:
         row = recovered.position
@@ -231,6 +247,7 @@ class Part:
             if isinstance(ack, asyncio.Future):
                 ack.add_done_callback(_retrieve)
         await self._backend.close()
+        self._rows.close()
         if self.spec.on_lost is not None:
             self.spec.on_lost(self.number)
 
@@ -278,6 +295,8 @@ class Part:
                 self._accept(batch)
                 return None
             self._forget(batch)
+            if isinstance(failure, LogFailed):  # a row that cannot be read is no fault of the record's
+                raise failure
             if isinstance(failure, MemoryError):
                 raise LogFailed("out_of_memory: an agent ran out of memory; the worker ends") from failure
             if isinstance(failure, FormatTooNew):  # a newer release wrote it: a dead letter would lose what is sound
@@ -451,6 +470,7 @@ class Part:
             checksum=0 if last is None else checksum(last),
         )
         await self._backend.checkpoint(encoded, position)
+        self._rows.saved(encoded, position)
         self.counters.rows_written += sum(map(len, encoded.values()))
 
     def _wake_waiters_for_good(self) -> None:

@@ -1,97 +1,257 @@
-"""The rows of one partition: decoded, in memory, and which of them the next checkpoint has to write."""
+"""The rows of one partition: the newest decoded, the others encoded in a store, and what a checkpoint has to write."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
 
 from steps.ports import Clock
 from streams.topics import changelog
-from streams.transport.contract import LARGEST_RECORD, LogFailed, TableSpec
+from streams.transport.contract import LARGEST_RECORD, LogFailed, PositionRow, TableSpec
+from streams.transport.row_cache import SMALL_ROW, RowCache
+from streams.transport.row_store import Encoded, RowStore
 
 Dirty = dict[str, dict[bytes, Any]]
 """Rows to be written, by table and key; None is a tombstone."""
 
-SMALL_ROW = 1024
-"""Bytes counted for a dirty row whose last encoding was no larger; the sizes of larger ones are remembered."""
 LARGEST_ROW = LARGEST_RECORD - 1024
 """Bytes of an encoded row; a batch that the broker refuses would break its producer."""
 LONGEST_KEY = 300
 """Characters of a key that a message shows."""
 CHUNK = 200
-"""Rows encoded before others get a turn; ten times as many are decoded."""
+"""Rows encoded before others get a turn."""
+
+
+class Table(Mapping[bytes, Any]):
+    """One table of one partition, read as a mapping from key to decoded row.
+
+    Rows of the last batches are kept decoded until the checkpoint that writes them has committed; of the others as
+    many as the worker's cache has room for. Iterating decodes one row at a time, and goes on while rows change. Raises
+    LogFailed for a row that cannot be read.
+    """
+
+    def __init__(self, spec: TableSpec, partition: int, store: RowStore, cache: RowCache) -> None:
+        self._spec = spec
+        self._partition = partition
+        self._store = store
+        self._cache = cache
+        self._held = cache.join(self._cool)
+        self._count = store.count(spec.name)
+        self.dirty: dict[bytes, Any] = {}
+        """Changed since the last checkpoint began."""
+        self.saving: dict[bytes, Any] = {}
+        """What the checkpoint under way writes."""
+
+    # ---- reading
+
+    @overload
+    def get(self, key: bytes, /) -> Any | None: ...
+    @overload
+    def get(self, key: bytes, /, default: Any) -> Any: ...
+    def get(self, key: bytes, /, default: Any = None) -> Any:
+        row = self._held.young.get(key)
+        if row is None:
+            row = self._look(key)
+        return default if row is None else row
+
+    def __getitem__(self, key: bytes) -> Any:
+        row = self.get(key)
+        if row is None:
+            raise KeyError(key)
+        return row
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and self.get(key) is not None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (key for key, _ in self.scan(_itself))
+
+    def items(self) -> Iterator[tuple[bytes, Any]]:  # type: ignore[override]  # one row at a time, no view
+        """Every row; decoded for this reader only where it is not in use."""
+        return self.scan()
+
+    def values(self) -> Iterator[Any]:  # type: ignore[override]  # as above
+        return (row for _, row in self.scan())
+
+    def scan(
+        self, decode: Callable[[bytes], Any] | None = None, keys: Iterable[bytes] | None = None
+    ) -> Iterator[tuple[bytes, Any]]:
+        """See `PartitionView.scan`."""
+        decode = decode or self._spec.decode
+        return self._scan_all(decode) if keys is None else self._scan_some(decode, keys)
+
+    def _scan_all(self, decode: Callable[[bytes], Any]) -> Iterator[tuple[bytes, Any]]:
+        changed = {**self.saving, **self.dirty}
+        for key, row in changed.items():
+            if row is not None:
+                yield key, row
+        for key, raw in self._store.items(self._spec.name):
+            if key not in changed:
+                row = self._decoded_already(key)
+                yield key, self._decoded(key, raw, decode) if row is None else row
+
+    def _scan_some(self, decode: Callable[[bytes], Any], keys: Iterable[bytes]) -> Iterator[tuple[bytes, Any]]:
+        for key in keys:
+            changed, row = self._changed(key)
+            if not changed:
+                row = self._decoded_already(key)
+                if row is None and (raw := self._store.get(self._spec.name, key)) is not None:
+                    row = self._decoded(key, raw, decode)
+            if row is not None:
+                yield key, row
+
+    def _changed(self, key: bytes) -> tuple[bool, Any | None]:
+        """Whether the store does not know of the row as it is, and that row."""
+        for pending in (self.dirty, self.saving):
+            if key in pending:
+                return True, pending[key]
+        return False, None
+
+    def _decoded_already(self, key: bytes) -> Any | None:
+        row = self._held.young.get(key)
+        return self._held.old.get(key) if row is None else row
+
+    def _look(self, key: bytes) -> Any | None:
+        """Past the young generation: rows not yet in the store, the old generation, then the store."""
+        changed, row = self._changed(key)
+        if not changed:
+            row = self._held.old.get(key)
+            if row is None:
+                row = self._from_store(key)
+        if row is not None:
+            self._keep(key, row)
+        return row
+
+    def _keep(self, key: bytes, row: Any) -> None:
+        """Have it in the young generation."""
+        held, size = self._held, self._held.size(key)
+        held.young[key] = row
+        if size > SMALL_ROW:
+            held.sizes[key] = size
+        self._cache.add(size)
+
+    def _from_store(self, key: bytes) -> Any | None:
+        raw = self._store.get(self._spec.name, key)
+        if raw is None:
+            return None
+        self.encoded(key, len(raw))
+        return self._decoded(key, raw, self._spec.decode)
+
+    def _decoded(self, key: bytes, raw: bytes, decode: Callable[[bytes], Any]) -> Any:
+        try:
+            return decode(raw)
+        except Exception as error:
+            raise LogFailed(
+                f"row_unreadable: {self._name(key)} ({type(error).__name__}); its newest record in the topic"
+                f" …{changelog(self._spec.name)}[{self._partition}] is no row of this release, and no row is skipped"
+            ) from error
+
+    # ---- changing
+
+    def apply(self, changed: Mapping[bytes, Any]) -> int:
+        """Make changes visible; returns about how many bytes more the next checkpoint has to write."""
+        held, dirty = self._held, self.dirty
+        size = 0
+        for key, row in changed.items():
+            known = key in held.young
+            self._count += (row is not None) - (known or key in self)
+            if key not in dirty:
+                size += held.size(key)
+            dirty[key] = row
+            if row is None:
+                held.young.pop(key, None)
+                held.old.pop(key, None)
+            elif known:
+                held.young[key] = row
+            else:
+                self._keep(key, row)
+        return size
+
+    def take_dirty(self) -> dict[bytes, Any]:
+        """What the checkpoint that begins now writes, each row in its present version."""
+        self.saving, self.dirty = self.dirty, {}
+        return self.saving
+
+    def saved(self) -> None:
+        """What was taken is in the store."""
+        self.saving = {}
+
+    def encoded(self, key: bytes, size: int) -> None:
+        """Remember how large a row is."""
+        if size > SMALL_ROW:
+            self._held.sizes[key] = size
+        else:
+            self._held.sizes.pop(key, None)
+
+    def _cool(self, keys: Iterable[bytes]) -> None:
+        """These have left the cache's old generation; some are young again."""
+        young = self._held.young
+        self._store.cool(self._spec.name, [key for key in keys if key not in young])
+
+    def close(self) -> None:
+        self._cache.leave(self._held)
+
+    def _name(self, key: bytes) -> str:
+        return f"{key.decode(errors='replace')[:LONGEST_KEY]!r} of table {self._spec.name}[{self._partition}]"
+
+    def encode(self, key: bytes, row: Any) -> bytes | None:
+        """Raises LogFailed for a row that cannot be encoded or is larger than LARGEST_ROW."""
+        if row is None:
+            return None
+        try:
+            raw = self._spec.encode(row)
+        except Exception as error:
+            raise LogFailed(f"row_unwritable: {self._name(key)} ({type(error).__name__})") from error
+        if len(raw) > LARGEST_ROW:
+            raise LogFailed(f"row_too_large: {self._name(key)} has {len(raw)} bytes, at most {LARGEST_ROW}")
+        self.encoded(key, len(raw))
+        return raw
+
+
+def _itself(raw: bytes) -> bytes:
+    return raw
 
 
 class Rows:
     """Tables of one partition of one agent. Rows are values: they may be encoded some time after a snapshot."""
 
-    def __init__(self, tables: Sequence[TableSpec], partition: int, clock: Clock) -> None:
-        self.tables: dict[str, dict[bytes, Any]] = {table.name: {} for table in tables}
-        self._codecs = {table.name: table for table in tables}
-        self._partition = partition
+    def __init__(
+        self, tables: Sequence[TableSpec], partition: int, clock: Clock, cache: RowCache, store: RowStore
+    ) -> None:
+        self.tables = {table.name: Table(table, partition, store, cache) for table in tables}
+        self._store = store
         self._clock = clock
-        self._large: dict[tuple[str, bytes], int] = {}
-        self._dirty: Dirty = {name: {} for name in self.tables}
-
-    async def decode(self, recovered: Mapping[str, Mapping[bytes, bytes]]) -> None:
-        """Fill the tables with what was read back. Raises LogFailed for a row that cannot be read."""
-        for name, encoded in recovered.items():
-            rows, decode = self.tables[name], self._codecs[name].decode
-            for count, (key, raw) in enumerate(encoded.items(), 1):
-                try:
-                    rows[key] = decode(raw)
-                except Exception as error:
-                    raise LogFailed(
-                        f"row_unreadable: {self._row(name, key)} ({type(error).__name__}); its newest record in the"
-                        f" topic …{changelog(name)}[{self._partition}] is no row of this release, and no row is skipped"
-                    ) from error
-                if len(raw) > SMALL_ROW:
-                    self._large[name, key] = len(raw)
-                if count % (10 * CHUNK) == 0:
-                    await self._clock.sleep(0)
 
     def apply(self, name: str, changed: Mapping[bytes, Any]) -> int:
         """Make changes of a table visible; returns about how many bytes more the next checkpoint has to write."""
-        rows, dirty, large = self.tables[name], self._dirty[name], self._large
-        size = 0
-        for key, row in changed.items():
-            if row is None:
-                rows.pop(key, None)
-            else:
-                rows[key] = row
-            if key not in dirty:
-                size += large.get((name, key), SMALL_ROW) if large else SMALL_ROW
-        dirty.update(changed)
-        return size
+        return self.tables[name].apply(changed)
 
     def take_dirty(self) -> Dirty:
-        """What changed since the last call, each row in its present version."""
-        dirty, self._dirty = self._dirty, {name: {} for name in self.tables}
-        return dirty
+        """What changed since the last call; stays at hand until `saved`."""
+        return {name: table.take_dirty() for name, table in self.tables.items()}
 
     async def encode(self, dirty: Dirty) -> dict[str, dict[bytes, bytes | None]]:
-        """Raises LogFailed for a row that cannot be encoded or is larger than LARGEST_ROW."""
-        return {name: await self._encode(name, rows) for name, rows in dirty.items()}
+        """Raises LogFailed for a row that cannot be encoded or is too large."""
+        return {name: await self._encode(self.tables[name], rows) for name, rows in dirty.items()}
 
-    async def _encode(self, name: str, rows: Mapping[bytes, Any]) -> dict[bytes, bytes | None]:
-        encode, encoded = self._codecs[name].encode, dict[bytes, bytes | None]()
+    async def _encode(self, table: Table, rows: Mapping[bytes, Any]) -> dict[bytes, bytes | None]:
+        encoded = dict[bytes, bytes | None]()
         for count, (key, row) in enumerate(rows.items(), 1):
-            try:
-                raw = encoded[key] = None if row is None else encode(row)
-            except Exception as error:
-                raise LogFailed(f"row_unwritable: {self._row(name, key)} ({type(error).__name__})") from error
-            self._remember(name, key, 0 if raw is None else len(raw))
+            encoded[key] = table.encode(key, row)
             if count % CHUNK == 0:
                 await self._clock.sleep(0)
         return encoded
 
-    def _remember(self, name: str, key: bytes, size: int) -> None:
-        if size > LARGEST_ROW:
-            raise LogFailed(f"row_too_large: {self._row(name, key)} has {size} bytes, at most {LARGEST_ROW}")
-        if size > SMALL_ROW:
-            self._large[name, key] = size
-        elif self._large:
-            self._large.pop((name, key), None)
+    def saved(self, encoded: Encoded, position: PositionRow) -> None:
+        """The checkpoint's transaction has committed: the store takes what it wrote."""
+        self._store.write(encoded, position)
+        for table in self.tables.values():
+            table.saved()
 
-    def _row(self, name: str, key: bytes) -> str:
-        return f"{key.decode(errors='replace')[:LONGEST_KEY]!r} of table {name}[{self._partition}]"
+    def close(self) -> None:
+        for table in self.tables.values():
+            table.close()
+        self._store.close()

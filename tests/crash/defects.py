@@ -85,18 +85,17 @@ def _held_committed() -> Any:
 @defect("the position is written without the rows")
 def _no_rows() -> Any:
     def some(self: Rows) -> dict[str, dict[bytes, Any]]:
-        dirty, self._dirty = self._dirty, {name: {} for name in self.tables}
-        return {name: {} for name in dirty}
+        for table in self.tables.values():
+            table.take_dirty()
+        return {name: {} for name in self.tables}
 
     return patch.object(Rows, "take_dirty", some)
 
 
 @defect("the timers of a partition that was taken are not rebuilt")
 def _no_timers() -> Any:
-    def taken(self: Timers, view: Any) -> None:
-        part = self._parts[view.number] = PartitionTimers(view)
-        part._heap.clear()
-        part._due.clear()
+    async def taken(self: Timers, view: Any) -> None:
+        self._parts[view.number] = PartitionTimers(view)
 
     return patch.object(Timers, "taken", taken)
 

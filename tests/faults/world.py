@@ -174,6 +174,11 @@ class WorkerServer(Program):
         except OSError:
             return 0, ""
 
+    def metrics(self) -> str:
+        """What /metrics says. Raises OSError."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._http}/metrics", timeout=20) as answer:
+            return str(answer.read().decode())
+
     def last_words(self) -> str:
         """The end of its log."""
         return self._last_words()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from streams.topics import CEREMONIES, DEFINITIONS
@@ -75,6 +75,10 @@ class MemoryView:
 
     def rows(self, table: str) -> Mapping[bytes, Any]:
         return self.tables[table]
+
+    def scan(self, table: str, decode: Any = None, keys: Iterable[bytes] | None = None) -> Iterator[tuple[bytes, Any]]:
+        rows = self.tables[table]
+        return ((key, rows[key]) for key in list(rows if keys is None else keys) if key in rows)
 
     async def folded(self, offset: int) -> None:
         assert offset < self.position, "nobody folds here"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bridge.clock import HostClock
@@ -154,7 +156,7 @@ async def test_a_partition_that_is_being_taken_over_is_not_served(site: Site) ->
     with pytest.raises(Unavailable, match="moving"):
         await site.engine.start(PROBE, start())
     with pytest.raises(Unavailable, match="moving"):
-        site.engine.instances()
+        await site.engine.newest(bool, 10)
     assert await site.commands() == []
     assert site.engine.readiness()["tables"] == "1 of 3 partitions not recovered yet"
     site.home().position = 5
@@ -257,9 +259,31 @@ async def test_a_read_waits_until_what_it_brings_is_folded(site: Site) -> None:
 async def test_rows_of_some_partitions_are_asked_for_by_number(site: Site) -> None:
     """What is not served here is refused, never left out."""
     site.home().put(row())
-    assert [one.instance_id for one in site.engine.instances([site.home().number])] == ["c1:s1"]
+    assert await site.engine.newest(bool, 10, [site.home().number]) == (1, [(-row().created_at, "c1:s1")])
     other = (site.home().number + 1) % PARTITIONS
-    assert list(site.engine.instances([other])) == []
+    assert await site.engine.newest(bool, 10, [other]) == (0, [])
     site.engine.lost(other)
     with pytest.raises(Unavailable):
-        site.engine.instances([other])
+        await site.engine.newest(bool, 10, [other])
+
+
+async def test_a_partition_lost_while_its_rows_are_looked_at_is_refused_not_left_out(site: Site) -> None:
+    site.home().put(row())
+
+    def lose(_row: object) -> bool:
+        site.engine.lost(site.home().number)
+        return True
+
+    with pytest.raises(Unavailable, match="moving"):
+        await site.engine.newest(lose, 10)
+
+
+async def test_of_many_rows_only_the_newest_are_kept_in_order(site: Site) -> None:
+    """However many match, all are counted."""
+    ages = random.Random(7).sample(range(10_000), 4_000)
+    for age in ages:
+        site.home().put(msgspec.structs.replace(row(), instance_id=f"c{age}:s1", created_at=age))
+    total, keys = await site.engine.newest(lambda one: one.created_at % 2 == 0, 25)
+    even = sorted((age for age in ages if age % 2 == 0), reverse=True)
+    assert total == len(even)
+    assert list(keys) == [(-age, f"c{age}:s1") for age in even[:25]]

@@ -92,7 +92,9 @@ def heap(*rows: Instance) -> tuple[MemoryView, PartitionTimers]:
     view = MemoryView()
     for one in rows:
         view.put(one)
-    return view, PartitionTimers(view)
+    timers = PartitionTimers(view)
+    assert not list(timers.fill()), "so few need no pause"
+    return view, timers
 
 
 def test_the_heap_is_rebuilt_from_the_rows() -> None:
@@ -183,7 +185,7 @@ async def test_nothing_is_due_before_the_logs_clock_is_known() -> None:
         assert owner.noops == 0
         view = MemoryView()
         view.put(row(retry__a=-1000))
-        owner.timers.taken(view)
+        await owner.timers.taken(view)
         await settle()
         assert owner.noops == 1
         assert owner.names() == ["retry/a"]
@@ -191,7 +193,7 @@ async def test_nothing_is_due_before_the_logs_clock_is_known() -> None:
 
 async def test_the_logs_clock_is_learnt_again_each_minute() -> None:
     owner = Owner()
-    owner.timers.taken(MemoryView())
+    await owner.timers.taken(MemoryView())
     async with running(owner):
         for _ in range(3 * (LEARN_SECONDS + 1)):
             await owner.clock.advance(1)
@@ -202,7 +204,7 @@ async def test_a_timer_fires_when_it_is_due_and_with_the_ceremonys_correlation_i
     owner = Owner()
     view = MemoryView(2)
     view.put(row(retry__a=1500))
-    owner.timers.taken(view)
+    await owner.timers.taken(view)
     async with running(owner):
         await owner.clock.advance(1.4)
         assert owner.fired == []
@@ -216,7 +218,7 @@ async def test_a_row_that_changed_wakes_the_timers() -> None:
     """A deadline sooner than the nap is not slept through."""
     owner = Owner()
     view = MemoryView()
-    owner.timers.taken(view)
+    await owner.timers.taken(view)
     async with running(owner):
         changed = row(retry__a=200)
         view.put(changed)
@@ -229,7 +231,7 @@ async def test_a_partition_that_was_lost_fires_no_more() -> None:
     owner = Owner()
     view = MemoryView()
     view.put(row(retry__a=500))
-    owner.timers.taken(view)
+    await owner.timers.taken(view)
     async with running(owner):
         owner.timers.lost(0)
         owner.timers.changed(0, {b"c1:s1": row(retry__a=0)})
@@ -241,7 +243,7 @@ async def test_timers_wait_for_a_log_that_is_down() -> None:
     owner = Owner()
     view = MemoryView()
     view.put(row(retry__a=500))
-    owner.timers.taken(view)
+    await owner.timers.taken(view)
     async with running(owner):
         owner.down = True
         for _ in range(5):
@@ -258,7 +260,7 @@ async def test_step_timeouts_have_a_grace_after_the_take_over() -> None:
     owner = Owner(grace=30)
     view = MemoryView(position=5, end=9)
     view.put(row(timeout__a=0, gate__b=0))
-    owner.timers.taken(view)
+    await owner.timers.taken(view)
     async with running(owner):
         for _ in range(40):
             await owner.clock.advance(1)
@@ -281,6 +283,6 @@ async def test_what_is_no_outage_ends_the_timers(error: Exception) -> None:
         raise error
 
     timers = Timers(owner.clock, owner.log_clock, failing)
-    timers.taken(MemoryView())
+    await timers.taken(MemoryView())
     with pytest.raises(type(error)):
         await timers.run()

@@ -473,8 +473,25 @@ async def test_a_row_that_cannot_be_read_ends_the_worker() -> None:
     log = MemoryLog()
     await served(log)
     log.rows["counts", 0][b"b"] = b"{"
+    commands(log, "b")
     with pytest.raises(LogFailed, match=r"row_unreadable: 'b' of table counts\[0\]"):
-        await take_again(log)
+        async with running(part_of(log, count)) as part, asyncio.timeout(5):
+            await part.folded(3)
+    assert log.records["deadletters", 0] == []  # the record is not to blame
+
+
+async def test_who_looks_at_all_rows_when_the_partition_is_taken_finds_one_that_cannot_be_read() -> None:
+    """The timers do: such a partition is never served at all."""
+    log = MemoryLog()
+    await served(log)
+    log.rows["counts", 0][b"b"] = b"{"
+
+    async def on_taken(view: Any) -> None:
+        dict(view.scan("counts", json.loads))
+
+    part = part_of(log, count, AgentSpec("counter", "commands", tables=[COUNTS], on_taken=on_taken))
+    with pytest.raises(LogFailed, match=r"row_unreadable: 'b' of table counts\[0\]"):
+        await part.take()
 
 
 async def test_a_row_that_cannot_be_written_ends_the_worker_before_the_position_moves() -> None:

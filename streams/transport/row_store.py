@@ -1,0 +1,113 @@
+"""Encoded rows of one partition as of its last checkpoint: where a table looks for what it does not hold decoded.
+
+A store changes after the checkpoint's transaction has committed, never before: what it holds stands for one position.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+from streams.transport.contract import PositionRow
+
+Encoded = Mapping[str, Mapping[bytes, bytes | None]]
+"""Encoded rows by table and key; None is a tombstone."""
+
+
+class RowStore(Protocol):
+    """What a partition's tables stand on."""
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The row's bytes as of the last checkpoint."""
+
+    def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        """All rows, in no order; goes on, in some mixture of old and new, while rows are written."""
+
+    def count(self, table: str) -> int: ...
+
+    def write(self, rows: Encoded, position: PositionRow) -> None:
+        """Rows and position of a checkpoint whose transaction has committed, all or nothing."""
+
+    def cool(self, table: str, keys: Iterable[bytes]) -> None:
+        """Nobody has asked for these rows for a while."""
+
+    def close(self) -> None:
+        """Give it up; what is asked of it afterwards finds nothing."""
+
+
+COOLED_PER_ROW = 3
+"""Rows compressed for each row written, so that no checkpoint has much of it to do."""
+WORTH_COMPRESSING = 400
+"""Bytes; of a smaller row little would be saved."""
+
+
+class MemoryStore:
+    """Rows in dicts: encoded, a row takes a third of what it takes decoded; one not asked for is compressed, too.
+
+    A finished ceremony's row stays for a month, and most rows are those: compressed, they take a third again.
+    """
+
+    def __init__(self, rows: Mapping[str, Mapping[bytes, bytes]]) -> None:
+        self._tables = {table: _MemoryTable(dict(encoded)) for table, encoded in rows.items()}
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return self._tables[table].get(key)
+
+    def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        rows = self._tables[table]
+        for key in [*rows.warm, *rows.cold]:
+            raw = rows.get(key)
+            if raw is not None:
+                yield key, raw
+
+    def count(self, table: str) -> int:
+        return len(self._tables[table].warm) + len(self._tables[table].cold)
+
+    def write(self, rows: Encoded, position: PositionRow) -> None:
+        for table, changed in rows.items():
+            self._tables[table].write(changed)
+
+    def cool(self, table: str, keys: Iterable[bytes]) -> None:
+        self._tables[table].cooling.update(dict.fromkeys(keys))
+
+    def close(self) -> None:
+        for table in self._tables:
+            self._tables[table] = _MemoryTable({})
+
+
+class _MemoryTable:
+    """One table: a key is in one of the two dicts."""
+
+    def __init__(self, warm: dict[bytes, bytes]) -> None:
+        self.warm = warm
+        self.cold: dict[bytes, bytes] = {}
+        """Compressed."""
+        self.cooling: dict[bytes, None] = {}
+        """To be compressed as time permits."""
+
+    def get(self, key: bytes) -> bytes | None:
+        raw = self.warm.get(key)
+        if raw is None and (packed := self.cold.get(key)) is not None:
+            return zlib.decompress(packed)
+        return raw
+
+    def write(self, changed: Mapping[bytes, bytes | None]) -> None:
+        warm, cold = self.warm, self.cold
+        for key, raw in changed.items():
+            if cold:
+                cold.pop(key, None)
+            if raw is None:
+                warm.pop(key, None)
+            else:
+                warm[key] = raw
+        if self.cooling:
+            self._compress(COOLED_PER_ROW * len(changed))
+
+    def _compress(self, most: int) -> None:
+        for _ in range(min(most, len(self.cooling))):
+            key, _nothing = self.cooling.popitem()
+            raw = self.warm.get(key)
+            if raw is not None and len(raw) >= WORTH_COMPRESSING:
+                self.cold[key] = zlib.compress(raw, 1)
+                del self.warm[key]

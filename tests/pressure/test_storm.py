@@ -1,0 +1,35 @@
+"""The short form of the storm, more starts at once than there is room for; `python -m tests.pressure` does more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import KafkaAddress
+from tests.pressure.storm import Storm, Weathered, weather
+from tests.services import KafkaServer
+
+pytestmark = pytest.mark.timeout(240)
+
+STORM = Storm(starts=800, at_once=800, channels=2, partitions=2, max_lag=60, patience=150.0)
+"""A limit so low that the starts run into it; on the embedded log, which folds as it appends, a lower one still."""
+PEAK_MIB = 260.0
+"""A worker that has started takes about 150, the calls of this storm some 25, and its rows a few."""
+
+
+@pytest.fixture(params=["kafka", "sqlite"])
+def weathered(request: pytest.FixtureRequest, tmp_path: Path) -> Weathered:
+    if request.param == "sqlite":
+        return weather(replace(STORM, max_lag=8), tmp_path, f"sqlite:///{tmp_path}/log.db")
+    kafka: KafkaServer | KafkaAddress = request.getfixturevalue("kafka")
+    return weather(STORM, tmp_path, f"kafka://{kafka.bootstrap}")
+
+
+def test_what_is_refused_comes_back_and_all_of_it_ends_in_bounded_memory(weathered: Weathered) -> None:
+    """RESOURCE_EXHAUSTED, always with a hint; every start is in the tables in its last state, once."""
+    assert weathered.refused > 0, "the lag never passed its limit: this proves nothing"
+    assert weathered.without_hint == 0
+    assert weathered.found == weathered.ended == STORM.starts
+    assert weathered.peak_mib < PEAK_MIB

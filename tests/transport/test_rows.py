@@ -1,0 +1,192 @@
+"""The rows of a partition: which are decoded, which are not, and that nobody can tell by reading them."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from bridge.clock import HostClock
+from streams.transport.contract import LogFailed, PositionRow, TableSpec
+from streams.transport.row_cache import SMALL_ROW, RowCache
+from streams.transport.row_store import WORTH_COMPRESSING, MemoryStore
+from streams.transport.rows import Rows, Table
+
+HERE = PositionRow(1, 1, 0, 0)
+
+
+class Counting:
+    """A table of JSON values that counts what it decodes."""
+
+    def __init__(self) -> None:
+        self.decoded = 0
+        self.spec = TableSpec("t", lambda row: json.dumps(row).encode(), self._decode)
+
+    def _decode(self, raw: bytes) -> Any:
+        self.decoded += 1
+        return json.loads(raw)
+
+    def rows(self, stored: dict[bytes, bytes], *, cached: int) -> Rows:
+        """`cached`: how many small rows have room in the cache."""
+        store = MemoryStore({"t": stored})
+        return Rows([self.spec], 0, HostClock(), RowCache(cached * SMALL_ROW), store)
+
+
+def stored(count: int) -> dict[bytes, bytes]:
+    return {b"%d" % number: b"%d" % number for number in range(1, count + 1)}
+
+
+async def checkpoint(rows: Rows) -> None:
+    rows.saved(await rows.encode(rows.take_dirty()), HERE)
+
+
+def decoded(table: Table) -> int:
+    return len(table._held.young) + len(table._held.old)
+
+
+async def test_no_more_rows_stay_decoded_than_the_cache_has_room_for() -> None:
+    counting = Counting()
+    rows = counting.rows({}, cached=10)
+    table = rows.tables["t"]
+    for number in range(1, 101):
+        rows.apply("t", {b"%d" % number: number})
+        await checkpoint(rows)
+        assert decoded(table) <= 10
+    assert len(table) == 100
+    assert [table.get(b"%d" % number) for number in range(1, 101)] == list(range(1, 101))
+    assert decoded(table) <= 10
+
+
+async def test_a_row_that_is_asked_for_again_and_again_is_decoded_once() -> None:
+    counting = Counting()
+    table = counting.rows(stored(50), cached=10).tables["t"]
+    for number in range(2, 51):
+        assert (table.get(b"1"), table.get(b"%d" % number)) == (1, number)
+    assert counting.decoded == 50
+
+
+async def test_large_rows_count_as_what_they_weigh() -> None:
+    """Ten small ones have room; of rows ten times as large, one."""
+    counting = Counting()
+    rows = counting.rows({}, cached=10)
+    for number in range(1, 21):
+        rows.apply("t", {b"%d" % number: "x" * 10 * SMALL_ROW})
+        await checkpoint(rows)
+    counting.decoded = 0
+    for number in range(1, 21):
+        rows.tables["t"].get(b"%d" % number)
+    assert counting.decoded >= 18
+    assert decoded(rows.tables["t"]) <= 2
+
+
+async def test_rows_of_the_last_batches_are_there_however_small_the_cache() -> None:
+    """Until the checkpoint has committed the store knows nothing of them."""
+    rows = Counting().rows({b"1": b"1"}, cached=1)
+    table = rows.tables["t"]
+    rows.apply("t", {b"%d" % number: number for number in range(2, 30)})
+    taken = rows.take_dirty()
+    rows.apply("t", {b"2": 20, b"1": None})
+    want = {b"2": 20, **{b"%d" % number: number for number in range(3, 30)}}
+    assert dict(table.items()) == want
+    assert (len(table), b"1" in table, table.get(b"1", 7)) == (28, False, 7)
+    rows.saved(await rows.encode(taken), HERE)
+    assert dict(table.items()) == want
+    await checkpoint(rows)
+    assert dict(table.items()) == want == {key: table[key] for key in table}
+
+
+async def test_whatever_is_changed_and_saved_the_table_reads_like_a_dict() -> None:
+    """Random puts, deletions, reads and checkpoints that begin and commit; a seed each."""
+    for seed in range(30):
+        dice = random.Random(seed)
+        rows = Counting().rows(stored(8), cached=dice.choice([1, 3, 50]))
+        table, model = rows.tables["t"], {b"%d" % number: number for number in range(1, 9)}
+        taken = None
+        for turn in range(1, 200):
+            key = b"%d" % dice.randint(1, 12)
+            what = dice.random()
+            if what < 0.4:
+                rows.apply("t", {key: turn})
+                model[key] = turn
+            elif what < 0.6:
+                rows.apply("t", {key: None})
+                model.pop(key, None)
+            elif what < 0.7 and taken is None:
+                taken = rows.take_dirty()
+            elif what < 0.8 and taken is not None:
+                rows.saved(await rows.encode(taken), HERE)
+                taken = None
+            assert table.get(key) == model.get(key), f"seed {seed}, turn {turn}"
+            assert len(table) == len(model), f"seed {seed}, turn {turn}"
+        assert dict(table.items()) == model, f"seed {seed}"
+        assert dict(table.scan(json.loads)) == model, f"seed {seed}"
+
+
+async def test_reading_all_rows_goes_on_while_they_change() -> None:
+    """None that was there all the time is missing."""
+    rows = Counting().rows(stored(10), cached=4)
+    seen = []
+    for key, _ in rows.tables["t"].scan(json.loads):
+        seen.append(key)
+        rows.apply("t", {b"new %d" % len(seen): 1, b"3": 33})
+        await checkpoint(rows)
+    assert set(stored(10)) <= set(seen)
+
+
+async def test_reading_all_rows_does_not_push_out_those_in_use() -> None:
+    counting = Counting()
+    table = counting.rows(stored(1000), cached=10).tables["t"]
+    table.get(b"7")
+    assert len(list(table.values())) == 1000
+    assert decoded(table) <= 10
+    before = counting.decoded
+    table.get(b"7")
+    assert counting.decoded == before
+
+
+async def test_tables_share_one_bound_and_one_that_is_closed_leaves_it() -> None:
+    cache, counting = RowCache(10 * SMALL_ROW), Counting()
+    one, two = (Rows([counting.spec], n, HostClock(), cache, MemoryStore({"t": stored(99)})) for n in (0, 1))
+    for number in range(1, 100):
+        one.tables["t"].get(b"%d" % number)
+        two.tables["t"].get(b"%d" % number)
+    assert decoded(one.tables["t"]) + decoded(two.tables["t"]) <= 10
+    one.close()
+    assert len(cache._members) == 1
+    assert list(one.tables["t"]._store.items("t")) == []
+
+
+def test_a_row_that_cannot_be_read_is_named() -> None:
+    table = Counting().rows({b"a": b"{"}, cached=1).tables["t"]
+    with pytest.raises(LogFailed, match=r"row_unreadable: 'a' of table t\[0\]"):
+        table.get(b"a")
+    with pytest.raises(LogFailed, match="row_unreadable"):
+        list(table.values())
+
+
+def test_rows_not_asked_for_are_compressed_a_few_at_each_write_and_read_as_ever() -> None:
+    long = {b"%d" % number: b"%d " % number + b"x" * WORTH_COMPRESSING for number in range(20)}
+    store = MemoryStore({"t": {**long, b"small": b"1"}})
+    store.cool("t", [*long, b"small", b"unknown"])
+    for number in range(10):
+        store.write({"t": {b"new %d" % number: b"1"}}, HERE)
+    table = store._tables["t"]
+    assert set(table.cold) == set(long)
+    assert sum(map(len, table.cold.values())) < sum(map(len, long.values())) / 3
+    assert {key: store.get("t", key) for key in long} == long
+    assert dict(store.items("t")).items() >= long.items()
+    assert store.count("t") == 31
+    store.write({"t": {b"3": b"changed", b"4": None}}, HERE)
+    assert (store.get("t", b"3"), store.get("t", b"4"), store.count("t")) == (b"changed", None, 30)
+
+
+async def test_a_table_larger_than_its_cache_is_compressed_and_reads_like_a_dict() -> None:
+    rows = Counting().rows({}, cached=4)
+    text = "x" * WORTH_COMPRESSING
+    for number in range(100):
+        rows.apply("t", {b"%d" % number: f"{number} {text}"})
+        await checkpoint(rows)
+    assert len(rows._store._tables["t"].cold) > 80  # type: ignore[attr-defined]
+    assert dict(rows.tables["t"].items()) == {b"%d" % number: f"{number} {text}" for number in range(100)}

@@ -19,7 +19,7 @@ from bridge.nats_in_messages import Foreign, Malformed, to_command
 from bridge.nats_streams import AGENT_RESPONSES
 from steps.ports import Clock
 from streams import topics
-from streams.codecs import DeadLetter, placed_letter
+from streams.codecs import DeadLetter, dead_letter_record, placed_letter
 from streams.front import Unavailable
 from streams.transport.contract import Header, Log, LogUnavailable, Record
 from tables.commands import encode_command
@@ -181,12 +181,51 @@ class DeadLetterOffice:
         return position.timestamp
 
     async def _entries(self, origin: Origin) -> list[Replay]:
+        """What is written down of this origin; what is no entry, of whatever origin, is set aside."""
         key = str(origin).encode()
-        return [
-            Replay(record.timestamp, _decode_entry(record.value))
-            async for record in self._records(self._audit, origin.partition % self._partitions)
-            if record.key == key and record.value
-        ]
+        found, bad = [], {}
+        async for record in self._records(self._audit, origin.partition % self._partitions):
+            try:
+                entry = self._entry(record)
+            except ValueError as error:
+                bad[f"{record.topic}/{record.partition}/{record.offset}"] = record, str(error)
+                continue
+            if record.key == key:
+                found.append(Replay(record.timestamp, entry))
+        if bad:
+            await self._set_aside(origin.partition % self._partitions, bad)
+        return found
+
+    def _entry(self, record: Record) -> AuditEntry:
+        """Raises ValueError where this is nothing that `_write` wrote."""
+        try:
+            entry = _decode_entry(record.value or b"")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"no entry of the audit: {error}") from None
+        if entry.operation not in (INTENDED, DONE):
+            raise ValueError(f"no operation of the audit: {entry.operation[:100]!r}")
+        if entry.topic not in self._ours or not 0 <= entry.partition < self._partitions or entry.offset < 0:
+            raise ValueError(f"nothing is sent to {entry.topic[:100]!r}/{entry.partition}/{entry.offset}")
+        return entry
+
+    async def _set_aside(self, partition: int, bad: dict[str, tuple[Record, str]]) -> None:
+        """Make dead letters of records of `audit`, where they are none yet."""
+        known = {placed_letter(letter).origin async for letter in self._records(self._letters, partition)}
+        for origin, (record, message) in bad.items():
+            if origin in known:
+                continue
+            log.warning("audit_entry_set_aside", origin=origin, reason=message)
+            key, value, headers = dead_letter_record(
+                record.topic,
+                record.partition,
+                record.offset,
+                "audit_undecodable",
+                message,
+                key=record.key,
+                value=record.value,
+                headers=record.headers,
+            )
+            await self._log.append(self._letters, partition, key, value, headers)
 
     async def _sent(self, intended: AuditEntry) -> int | None:
         """Offset of what an intention sent, where it came to that."""

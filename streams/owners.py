@@ -15,9 +15,10 @@ import msgspec
 import structlog
 
 from steps.ports import Clock
+from streams.codecs import dead_letter_record
 from streams.front import HERE, Unavailable
 from streams.log_clock import LogClock
-from streams.topics import OWNERS, prefixed
+from streams.topics import DEADLETTERS, OWNERS, prefixed
 from streams.transport.contract import LogUnavailable, Record, RecordTooLarge, TailedLog
 
 BEAT_SECONDS = 1.0
@@ -77,6 +78,8 @@ class Owners:
         self._clock = clock
         self._log_clock = log_clock
         self._topic = prefixed(prefix, OWNERS)
+        self._letters = prefixed(prefix, DEADLETTERS)
+        self._aside = -1
         self._worker = worker
         self._address = address
         self._mine = mine
@@ -147,20 +150,40 @@ class Owners:
                 ((start, end),) = await self._log.ends(self._topic)
                 async for records in self._log.tail(self._topic, 0, max(start, end - HISTORY)):
                     for record in records:
-                        self.hear(record)
+                        try:
+                            self.hear(record)
+                        except ValueError as error:
+                            await self._set_aside(record, str(error))
             except LogUnavailable as error:
                 log.warning("owners_not_heard", reason=str(error))
             await self._clock.sleep(AGAIN_SECONDS)
 
     def hear(self, record: Record) -> None:
-        """Take one record of the topic; what is no heartbeat says nothing."""
+        """Take one record of the topic. Raises ValueError: what is no heartbeat says nothing."""
         try:
             heartbeat = _decode(record.value or b"")
-        except msgspec.DecodeError:
-            log.warning("heartbeat_undecodable", offset=record.offset)
-            return
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"no heartbeat: {error}") from None
         self._log_clock.read(record.timestamp)
         self._said[heartbeat.worker] = Said(heartbeat, record.timestamp, record.offset)
         forgotten = self._log_clock.now() - FORGOTTEN_MS
         for worker in [worker for worker, said in self._said.items() if said.timestamp < forgotten]:
             del self._said[worker]
+
+    async def _set_aside(self, record: Record, message: str) -> None:
+        """All hear it; whoever owns partition 0 makes a dead letter of it, and a reader that comes back not again."""
+        log.warning("heartbeat_undecodable", offset=record.offset, reason=message)
+        if 0 not in self._mine() or record.offset <= self._aside:
+            return
+        letter = dead_letter_record(
+            record.topic,
+            record.partition,
+            record.offset,
+            "heartbeat_undecodable",
+            message,
+            key=record.key,
+            value=record.value,
+            headers=record.headers,
+        )
+        await self._log.append(self._letters, 0, *letter)
+        self._aside = record.offset

@@ -46,9 +46,10 @@ JVM_FLAGS = (
     "-Xlog:disable",
     "-Xlog:all=error",
 )
-FIRST_PORT, LAST_PORT = 15_000, 32_000
+FIRST_PORT, LAST_PORT = map(int, os.environ.get("CEREMONY_TEST_PORTS", "15000-32000").split("-"))
 """Below the range from which the system gives ports to clients: a client that redials a dead server on a port of that
-range can be given that very port, and is then connected to itself, and the server cannot come back."""
+range can be given that very port, and is then connected to itself, and the server cannot come back. Of test processes
+that run side by side each has a part of its own."""
 
 AServer = TypeVar("AServer", bound="Server")
 

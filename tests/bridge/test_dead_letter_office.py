@@ -13,12 +13,13 @@ from bridge.clock import HostClock
 from bridge.dead_letter_office import DeadLetterOffice, DeadLetterUnknown, NotReplayable, Origin
 from bridge.nats_metrics import REPLAYED
 from bridge.nats_streams import AGENT_RESPONSES
-from streams.codecs import DEADLETTER_BODY_LIMIT, dead_letter_record
+from streams.codecs import DEADLETTER_BODY_LIMIT, dead_letter_record, placed_letter
 from streams.front import Unavailable
 from streams.topology import topics
 from streams.transport.contract import LogUnavailable, Record
 from streams.transport.sqlite_log import SqliteLog
 from tables.commands import AgentResult, decode_command
+from tests.poison.shapes import Shape, good, shapes
 
 PARTITIONS = 3
 RESPONSE = {
@@ -211,3 +212,25 @@ async def test_a_message_of_nats_that_is_still_wrong_is_refused(site: Site, body
     origin = await site.put(AGENT_RESPONSES, 0, 12, value, key=None, headers=subject)
     with pytest.raises(NotReplayable, match=code):
         await site.replay(origin)
+
+
+@pytest.mark.parametrize("shape", shapes("audit"), ids=lambda shape: shape.name)
+async def test_what_is_no_entry_of_the_audit_hinders_nobody_and_is_set_aside_once(site: Site, shape: Shape) -> None:
+    """Also where it stands under the very origin that is asked for."""
+    origin = await site.put("t.commands", 1, 7, b"body")
+    record = shape.spoil(good("audit", "poisoned")._replace(key=str(origin).encode()))
+    assert len(shapes("audit")) >= 30
+    position = await site.log.append("t.audit", 1, *record)
+    await site.replay(origin)
+    assert len((await site.office.show(origin)).replays) == 1
+    (letter,) = [placed_letter(one) for one in await site.records("t.deadletters", 1)][1:]
+    assert (letter.origin, letter.code) == (f"t.audit/1/{position.offset}", "audit_undecodable")
+    assert letter.message
+
+
+async def test_a_good_entry_of_the_audit_is_none_to_set_aside(site: Site) -> None:
+    """What the shapes are made of is read."""
+    origin = await site.put("t.commands", 1, 7, b"body")
+    await site.log.append("t.audit", 1, *good("audit", str(origin)))
+    assert len((await site.office.show(origin)).replays) == 1
+    assert len(await site.records("t.deadletters", 1)) == 1

@@ -7,8 +7,12 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import msgspec
+
+from bridge.dead_letter_office import DONE, AuditEntry
 from streams import topics
 from streams.codecs import dead_letter_record, event_record
+from streams.owners import Heartbeat
 from streams.transport.contract import LARGEST_RECORD, Header
 from tables.commands import Cancel, encode_command
 from tables.effects import FOLD, Event, StepRequested, encode_request
@@ -54,6 +58,10 @@ def good(topic: str, instance_id: str) -> Written:
     if topic == topics.DEADLETTERS:
         letter = dead_letter_record(f"of-{instance_id}", 0, 0, "unknown", "m", key=key, value=b"{}")
         return Written(letter[0], letter[1], tuple(letter[2]))
+    if topic == topics.AUDIT:
+        return Written(key, msgspec.json.encode(AuditEntry(DONE, "a", "r", instance_id, "t.commands", 0, 0)))
+    if topic == topics.OWNERS:
+        return Written(key, msgspec.json.encode(Heartbeat(instance_id, "127.0.0.1:1", [], 0)))
     request = StepRequested(
         id=f"{instance_id}/1/0@{FOLD}",
         kind=topic.removeprefix("steps."),
@@ -193,6 +201,22 @@ DEADLETTERS = (
     _header("size_with_letters", "value-size", b"many"),
     _header("size_beyond_all", "value-size", b"9" * 4000),
 )
+AUDIT = (
+    _always("empty_object", b"{}"),
+    _json("operation_of_another", lambda good: {**good, "operation": "explode"}),
+    _json("sent_elsewhere", lambda good: {**good, "topic": "elsewhere"}),
+    _json("sent_to_no_partition", lambda good: {**good, "partition": 99}),
+    _json("sent_before_all", lambda good: {**good, "offset": -1}),
+    _json("offset_is_text", lambda good: {**good, "offset": "last"}),
+    _json("actor_is_null", lambda good: {**good, "actor": None}),
+)
+OWNERS = (
+    _always("empty_object", b"{}"),
+    _json("worker_is_a_number", lambda good: {**good, "worker": 7}),
+    _json("partitions_are_text", lambda good: {**good, "partitions": "all"}),
+    _json("partition_is_null", lambda good: {**good, "partitions": [None]}),
+    _json("generation_is_missing", lambda good: {name: value for name, value in good.items() if name != "generation"}),
+)
 LARGE = (
     Shape(
         "key_of_the_largest_size",
@@ -215,4 +239,6 @@ def shapes(topic: str) -> tuple[Shape, ...]:
         return (*VALUES, *EVENTS, *LARGE)
     if topic == topics.DEADLETTERS:
         return (*map(_bare, VALUES), *DEADLETTERS, *LARGE)
+    if topic in (topics.AUDIT, topics.OWNERS):
+        return (*VALUES, *(AUDIT if topic == topics.AUDIT else OWNERS), *LARGE)
     return (*VALUES, *FIELDS, *STEPS, *LARGE)

@@ -10,17 +10,20 @@ import pytest
 import pytest_asyncio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from streams.topics import COMMANDS, DEADLETTERS, EVENTS, STEP_KINDS, prefixed, step_topic
+from streams.codecs import dead_letter_record
+from streams.topics import AUDIT, COMMANDS, DEADLETTERS, EVENTS, STEP_KINDS, prefixed, step_topic
 from tests.e2e.world import World, until
 from tests.poison.shapes import good, shapes
 from tests.services import KafkaServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
-TOPICS = (COMMANDS, *map(step_topic, STEP_KINDS), EVENTS, DEADLETTERS)
+TOPICS = (COMMANDS, *map(step_topic, STEP_KINDS), EVENTS, DEADLETTERS, AUDIT)
+"""All but `owners`, which workers that share a log read: tests/workers has that."""
 CODES = {
     COMMANDS: {"command_undecodable", "key_mismatch", "definition_refused"},
     EVENTS: {"event_undecodable", "subject_invalid", "header_invalid", "message_too_large"},
     DEADLETTERS: {"unknown", "\ufffd"},
+    AUDIT: {"audit_undecodable"},
     **{step_topic(kind): {"request_undecodable"} for kind in STEP_KINDS},
 }
 PAGE = 1000
@@ -69,12 +72,29 @@ async def poison(world: World, topic: str) -> dict[str, set[Origin]]:
     return written
 
 
+async def audited(world: World) -> None:
+    """Ask for a dead letter of each partition: `audit` is read when an operator looks, and when one sends back."""
+    topic, there = prefixed(prefix(world), COMMANDS), 10**9
+    for partition in range(world.worker.settings.partitions):
+        letter = dead_letter_record(topic, partition, there, "unknown", "m", key=b"poisoned:S1", value=b"{}")
+        await world.worker.app.driver.log.append(prefixed(prefix(world), DEADLETTERS), partition, *letter)
+        sent = [
+            await world.client.replay_dead_letter(topic, partition, there, actor="ana", request_id="r")
+            for _ in range(2)
+        ]
+        assert [one.repeated_request for one in sent] == [False, True]
+        shown = await world.client.dead_letter(topic, partition, there)
+        assert len(shown.replays) == 1
+
+
 @pytest.mark.parametrize("topic", TOPICS)
 async def test_poison_stops_nobody_and_is_found(world: World, topic: str) -> None:
     """Thirty shapes and more in each topic, among good ceremonies: each has a dead letter with its reason."""
     assert len(shapes(topic)) >= 30
     before = [await world.start(DEFINITION, f"before-{topic}-{n}") for n in range(2)]
     written = await poison(world, topic)
+    if topic == AUDIT:
+        await audited(world)
     behind = [await world.start(DEFINITION, f"behind-{topic}-{n}") for n in range(6)]
     ended = await asyncio.gather(*(world.finish(instance_id) for instance_id in (*before, *behind)))
     assert {one.status for one in ended} == {"COMPLETED"}

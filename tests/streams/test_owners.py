@@ -10,10 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from streams.codecs import placed_letter
 from streams.front import HERE, Unavailable
 from streams.log_clock import LogClock
 from streams.owners import Heartbeat, Owners
+from streams.topics import OWNERS
 from streams.transport.contract import Header, LogUnavailable, Position, Record
+from tests.poison.shapes import good, shapes
 from tests.streams.fakes import HandClock, settle
 
 NOW = 1_700_000_000_000
@@ -34,14 +37,15 @@ class Topic:
     ) -> Position:
         if self.away:
             raise LogUnavailable("log_unavailable: away")
-        self.records.append(Record(topic, partition, len(self.records), NOW + len(self.records), key, value))
+        place = len(self.records)
+        self.records.append(Record(topic, partition, place, NOW + place, key, value, tuple(headers)))
         return Position(partition, len(self.records) - 1, self.records[-1].timestamp)
 
     async def ends(self, topic: str) -> Sequence[tuple[int, int]]:
         return [(0, len(self.records))]
 
     async def tail(self, topic: str, partition: int, start: int) -> AsyncIterator[Sequence[Record]]:
-        yield self.records[start:]
+        yield [record for record in self.records[start:] if record.topic == topic]
         raise LogUnavailable("log_unavailable: the reader is lost")
 
     def heartbeats(self) -> Iterator[Heartbeat]:
@@ -130,10 +134,11 @@ def test_our_own_heartbeats_send_nobody_to_ourselves(site: Site) -> None:
         site.owners.where(1)
 
 
-def test_what_is_no_heartbeat_says_nothing(site: Site) -> None:
+@pytest.mark.parametrize("value", [b'{"worker": 3}', b"", None])
+def test_what_is_no_heartbeat_says_nothing(site: Site, value: bytes | None) -> None:
     site.hear("a", [1])
-    site.owners.hear(Record("t.owners", 0, 99, NOW, b"a", b'{"worker": 3}'))
-    site.owners.hear(Record("t.owners", 0, 100, NOW, b"a", None))
+    with pytest.raises(ValueError, match="no heartbeat"):
+        site.owners.hear(Record("t.owners", 0, 99, NOW, b"a", value))
     assert site.owners.where(1) == "a:1"
 
 
@@ -166,6 +171,29 @@ async def test_it_hears_what_was_said_lately_and_goes_on_after_the_reader_was_lo
     await site.topic.append("t.owners", 0, b"b", msgspec.json.encode(Heartbeat("b", "b:1", [2], 1)))
     await site.clock.advance(1.0)
     assert site.owners.where(2) == "b:1"
+    listening.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await listening
+
+
+@pytest.mark.parametrize("mine", [{0}, {1}])
+async def test_poison_among_heartbeats_ends_no_worker_and_is_set_aside_by_one(site: Site, mine: set[int]) -> None:
+    """By the owner of partition 0, once, though its reader is lost and reads it again."""
+    site.mine = mine
+    bad = [shape.spoil(good(OWNERS, f"poisoned-{number}")) for number, shape in enumerate(shapes(OWNERS))]
+    assert len(bad) >= 30
+    for record in bad:
+        await site.topic.append("t.owners", 0, *record)
+    await site.topic.append("t.owners", 0, b"a", msgspec.json.encode(Heartbeat("a", "a:1", [2], 1)))
+    listening = asyncio.create_task(site.owners.listen())
+    await settle()
+    await site.clock.advance(1.0)
+    assert not listening.done()
+    assert site.owners.where(2) == "a:1"
+    aside = [placed_letter(record) for record in site.topic.records if record.topic == "t.deadletters"]
+    assert [(one.origin, one.code) for one in aside] == [
+        (f"t.owners/0/{number}", "heartbeat_undecodable") for number in range(len(bad)) if 0 in mine
+    ]
     listening.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await listening

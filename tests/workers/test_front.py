@@ -14,7 +14,10 @@ import pytest_asyncio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.grpc_forwarding import FORWARDED
+from streams.topics import OWNERS
 from tests.bridge.front_world import refused
+from tests.e2e.world import until
+from tests.poison.shapes import good, shapes
 from tests.services import KafkaServer
 from tests.workers.fleet import Fleet, client_of, start_request, stub_of
 
@@ -167,3 +170,25 @@ async def test_a_list_is_of_all_workers(fleet: Fleet, stubs: tuple[Any, Any]) ->
     assert pages == whole[0]
     nothing = await stubs[1].ListPlanningCeremonyInstances(pb.ListPlanningCeremonyInstancesRequest(story_id="NOTHING"))
     assert nothing.total_count == 0 and not nothing.ceremonies
+
+
+async def test_poison_among_the_heartbeats_ends_no_worker(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
+    """Each shape is found in the dead letters once, and calls find their owner as before."""
+    log, topic = fleet.workers[0].app.driver.log, f"{fleet.prefix}.{OWNERS}"
+    bad = [
+        await log.append(topic, 0, *shape.spoil(good(OWNERS, f"poisoned-{number}")))
+        for number, shape in enumerate(shapes(OWNERS))
+    ]
+
+    async def aside() -> list[int]:
+        found = await stubs[0].ListDeadLetters(pb.ListDeadLettersRequest(limit=100, topic_filter=topic))
+        letters = [one for one in found.dead_letters if one.code == "heartbeat_undecodable"]
+        return sorted(one.offset for one in letters) if len(letters) >= len(bad) else []
+
+    assert await until(aside, "all are aside") == [position.offset for position in bad]
+    for owner in fleet.workers:
+        assert owner.failure is None
+        started = await stubs[0].StartPlanningCeremony(start_request(fleet.name_owned_by(owner)))
+        await stubs[1].GetPlanningCeremonyInstance(
+            pb.GetPlanningCeremonyInstanceRequest(instance_id=started.instance_id)
+        )

@@ -1,0 +1,90 @@
+"""Runs all tests as two pytest processes side by side: one mostly waits, the other mostly computes.
+
+What waits for session timeouts, outages and elections leaves a core idle that the other needs. The computing one writes
+to the terminal; what the waiting one says follows when that has ended, so that no line of one is within the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+WAITING = (
+    "tests/e2e",
+    "tests/faults",
+    "tests/poison",
+    "tests/transport/conformance",
+    "tests/workers",
+)
+"""They run one after the other, so that no two of them are measured against each other's load."""
+PORTS = {"waiting": "15000-23499", "computing": "23500-32000"}
+"""A port that a killed server comes back to must not be given to a test of the other process meanwhile."""
+LOG = Path("build/tests-waiting.log")
+END_SECONDS = 60.0
+POLL_SECONDS = 0.2
+
+Process = subprocess.Popen[bytes]
+
+
+def start(part: str, arguments: tuple[str, ...], output: IO[bytes] | None) -> Process:
+    """A pytest under coverage, in a session of its own: Ctrl-C comes once, from here."""
+    command = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "--durations=5", *arguments]
+    environment = {**os.environ, "CEREMONY_TEST_PORTS": PORTS[part]}
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+
+
+def follow(process: Process, log: IO[bytes]) -> None:
+    """Print what is in the log and what comes, until the process has ended."""
+    while True:
+        ended = process.poll() is not None
+        sys.stdout.buffer.write(log.read())
+        sys.stdout.flush()
+        if ended:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def end(processes: list[Process]) -> None:
+    """Ask by SIGINT what still runs to clean up and to end, and kill what does not."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + END_SECONDS
+    for process in running:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.kill()
+            process.wait()
+
+
+def main() -> int:
+    """Exit code 0 when both processes say so, 130 when interrupted, else that of the first which does not."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    LOG.parent.mkdir(exist_ok=True)
+    processes: list[Process] = []
+    with LOG.open("wb") as written, LOG.open("rb") as read:
+        try:
+            processes.append(start("waiting", WAITING, written))
+            processes.append(start("computing", tuple(f"--ignore={folder}" for folder in WAITING), None))
+            processes[1].wait()
+            print(f"== {' '.join(WAITING)}", flush=True)
+            follow(processes[0], read)
+        except KeyboardInterrupt:
+            end(processes)
+            with contextlib.suppress(BrokenPipeError):
+                print("interrupted", file=sys.stderr)
+            return 130
+        finally:
+            end(processes)
+    return next((process.returncode for process in processes if process.returncode), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

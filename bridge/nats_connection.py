@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
+from bridge.nats_client import FencedClient
 from steps.ports import Clock
 
 RECONNECT_SECONDS = 1
@@ -27,13 +29,20 @@ class NatsConnection:
     """Connects in the background and for ever; whoever needs the server waits for `connected()`."""
 
     def __init__(
-        self, url: str, clock: Clock, *, name: str = "ceremony-engine", new_client: Callable[[], Client] = Client
+        self,
+        url: str,
+        clock: Clock,
+        *,
+        name: str = "ceremony-engine",
+        new_client: Callable[[], Client] | None = None,
     ) -> None:
         """`url`: one server, or several with commas between. `new_client`: one for each time the last was closed."""
         self._urls = [part.strip() for part in url.split(",") if part.strip()]
         self._clock = clock
         self._name = name
-        self._new_client = new_client
+        self._new_client = new_client or partial(FencedClient, self._may_write)
+        self._held: set[Callable[[], bool]] = set()
+        """What must hold when the client's buffer is written next."""
         self._up = asyncio.Event()
         self._closed = asyncio.Event()
         self._client: Client | None = None
@@ -75,6 +84,17 @@ class NatsConnection:
     async def jetstream(self) -> JetStreamContext:
         """JetStream's own interface on this connection, as soon as there is a server."""
         return (await self.connected()).jetstream(timeout=API_TIMEOUT_SECONDS)
+
+    def only_while(self, holds: Callable[[], bool]) -> None:
+        """What is published from here to the next write is written only if this holds then; else all is dropped.
+
+        To be called in the same step as `publish`, before it.
+        """
+        self._held.add(holds)
+
+    def _may_write(self) -> bool:
+        held, self._held = self._held, set()
+        return all(holds() for holds in held)
 
     async def _dial(self) -> None:
         # nats-py tries for ever by itself, at the start and after each loss. But it closes for good when the server has

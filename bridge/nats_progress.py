@@ -6,6 +6,7 @@ of each fold they rise, so what is not above the highest that was sent has been 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -82,8 +83,8 @@ class Share:
     marks: Marks
     end: int
     """Log end when it was given: what is behind it no former owner can have sent."""
-    look_back: bool = True
-    """What the stream holds of it has not been read back yet."""
+    looked: float | None = None
+    """When what the stream holds of it was read back last, by the monotonic clock; infinite: needs it no more."""
     stored: set[str] = field(default_factory=set)
     """Ids that the stream was seen to hold."""
 
@@ -94,5 +95,10 @@ class Share:
     def begin(self, first: Record) -> None:
         """A batch begins with this record; behind the former owner's reach there is nothing to remember."""
         if first.offset >= self.end:
-            self.look_back = False
+            self.looked = math.inf
             self.stored = set()
+
+    def looked_back(self, at: float) -> None:
+        """What the stream held at this time is in `stored`, or in the duplicate window."""
+        if self.looked is None or self.looked < at:
+            self.looked = at

@@ -5,6 +5,7 @@ What the stream holds already is not stored twice, so it can be repeated, broken
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -103,7 +104,7 @@ class Republisher:
             self._publisher,
             self._clock,
             self._refused,
-            share=Share(Marks(), end=0, look_back=False),  # `_stored` knows what the stream holds
+            share=Share(Marks(), end=0, looked=math.inf),  # `_stored` knows what the stream holds
             fresh=lambda: True,
         )
         await window.run()

@@ -12,7 +12,7 @@ import nats.errors
 import structlog
 
 from bridge import nats_metrics as metrics
-from bridge.nats_connection import NatsConnection
+from bridge.nats_connection import NatsConnection, swallowed_cancel
 from bridge.nats_progress import Share
 from bridge.nats_publish import MESSAGE_ID, Answer, JetStreamPublisher, Nack, refusal
 from bridge.nats_sent import StreamGone, sent_since
@@ -27,6 +27,8 @@ ACK_SECONDS = 5.0
 LOOK_SECONDS = 0.5
 FRESH_SECONDS = 0.1
 """Between two looks whether the group has confirmed our membership."""
+AGAIN_SECONDS = 60.0
+"""So long a look back at what others sent serves: far less than the duplicate window."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 log = structlog.get_logger(__name__)
@@ -97,14 +99,18 @@ class Window:
     async def run(self) -> None:
         """Returns when every message is acknowledged or set aside."""
         try:
-            if self._share.look_back and self._left:
+            if self._left and self._must_look_back:
                 await self._look_back()
-                self._share.look_back = False
             while self._left:
                 await self._send_ready()
                 await self._settle()
         finally:
             self._recall()
+
+    @property
+    def _must_look_back(self) -> bool:
+        """What another had under way may have been stored after our last look, and the duplicate window forgets it."""
+        return self._share.looked is None or self._clock.monotonic() - self._share.looked > AGAIN_SECONDS
 
     async def _send_ready(self) -> None:
         while not self._fresh():
@@ -126,6 +132,7 @@ class Window:
                 self._wake.set()
                 continue
             self._flying[id(lane)] = lane
+            self._connection.only_while(self._fresh)
             try:
                 lane.token = await self._publisher.send(
                     client, message.subject, message.data, headers, partial(self._answered, lane)
@@ -134,6 +141,7 @@ class Window:
                 self._trouble = Nack("stream_unavailable", "the connection broke", final=False)
                 self._wake.set()
                 return
+            _end_if_cancelled()
 
     def _answered(self, lane: Lane, answer: Answer) -> None:
         self._flying.pop(id(lane), None)
@@ -198,13 +206,15 @@ class Window:
     async def _look_back(self) -> None:
         """Learn what is stored of this batch, before anything of it is sent (again); the stream is made if missing."""
         while True:
+            began = self._clock.monotonic()
             try:
                 await ensure_ceremony_stream(await self._connection.jetstream())
                 self._share.stored |= await sent_since(self._connection, self._oldest)
-                return
+                return self._share.looked_back(began)
             except StreamGone:
-                return
+                return self._share.looked_back(began)
             except (nats.errors.Error, OSError, TimeoutError):
+                _end_if_cancelled()
                 await self._rest()
 
     def _recall(self) -> None:
@@ -214,3 +224,9 @@ class Window:
             self._publisher.forget(lane.token)
             self._ready.append(lane)
         self._flying.clear()
+
+
+def _end_if_cancelled() -> None:
+    """nats-py swallows a cancel in places; who goes on then holds up the group, which waits for the partition."""
+    if swallowed_cancel():
+        raise asyncio.CancelledError

@@ -72,6 +72,8 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         self._epoch = 0
         """Goes up as partitions move: what was fetched before is fetched again by its owner."""
         self._moving = False
+        self._left_behind = False
+        """Batches were dropped, so what they still have under way is another's; until the next assignment."""
         self._dropped: set[asyncio.Task[None]] = set()
         """Batches that were still in hand when their partition had to go."""
         self._in_hand: dict[TopicPartition, asyncio.Task[None]] = {}
@@ -91,7 +93,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
 
     @property
     def fresh(self) -> bool:
-        return self._session is not None and self._session.fresh
+        return not self._left_behind and self._session is not None and self._session.fresh
 
     async def stop(self) -> None:
         """Finish the batches in hand and commit. One whose handling is cancelled is left to the next owner."""
@@ -117,6 +119,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _drop(self) -> None:
         """What waits for somebody who does not answer is left to the next owner."""
         late = {task for task in self._in_hand.values() if not task.done()}
+        self._left_behind = True
         logger.warning("%s: %d batches in hand are left to their next owner", self._topic, len(late))
         self._dropped |= late
         for task in late:
@@ -129,7 +132,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._session is not None:
             self._session.joined()
         self._untold = set(assigned)
-        self._moving = False
+        self._moving = self._left_behind = False
         self._poll_anew()
 
     async def _run(self) -> None:

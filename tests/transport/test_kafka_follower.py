@@ -44,14 +44,20 @@ class Reader:
         self.seen: list[bytes | None] = []
         self.let_go = asyncio.Event()
         self.held_partition: int | None = None
+        self.fresh_when_dropped: list[bool] = []
 
     async def follow(self) -> Follower:
-        return await self._log.follow(f"{self._topic}-group", self._topic, self._handle)
+        self.follower = await self._log.follow(f"{self._topic}-group", self._topic, self._handle)
+        return self.follower
 
     async def _handle(self, records: Sequence[Record]) -> None:
         self.begun.extend(records)
         if records[0].partition == self.held_partition:
-            await self.let_go.wait()
+            try:
+                await self.let_go.wait()
+            except asyncio.CancelledError:
+                self.fresh_when_dropped.append(self.follower.fresh)
+                raise
         self.seen.extend(record.value for record in records)
 
 
@@ -178,6 +184,8 @@ async def test_a_hand_over_does_not_wait_for_a_batch_without_end(log: KafkaLog, 
     second.held_partition = 0
     followers.append(await second.follow())
     await until(lambda: sum(r.partition == 0 for r in [*first.begun, *second.begun]) == 2, 20)
+    assert first.fresh_when_dropped == [False], "what it has under way is its next owner's from here on"
+    await until(lambda: first.follower.fresh and second.follower.fresh)
     first.let_go.set()
     second.let_go.set()
     await until(lambda: {b"0", b"1"} <= {*first.seen, *second.seen})

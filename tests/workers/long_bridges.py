@@ -1,6 +1,7 @@
 """Bridges that share the partitions of `events`, killed and stopped while these move: CEREMONY has each effect id once.
 
-The stream's own duplicate window is a second: what is not sent twice is so for what the bridges know.
+The stream's own duplicate window is a second: what is not sent twice is so for what the bridges know. It takes 40 s, so
+it is not part of the test command: `scripts/test tests/workers/long_bridges.py`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Engine:
         await self._log.append(self._topic, partition, key, value, headers)
 
 
-async def long_bridges_that_take_each_others_partitions_send_each_effect_once(
+async def test_bridges_that_take_each_others_partitions_send_each_effect_once(
     kafka: KafkaServer, tmp_path: Path
 ) -> None:
     async with Fleet(tmp_path, kafka.bootstrap, partitions=PARTITIONS, CEREMONY_ROLE="bridge") as fleet:

@@ -1,0 +1,132 @@
+"""What a bridge has published and the client has not written yet, when its partition becomes another's."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from bridge.nats_connection import NatsConnection
+from bridge.nats_out import outgoing
+from bridge.nats_progress import Marks, Share
+from bridge.nats_publish import JetStreamPublisher, Nack
+from bridge.nats_streams import ceremony_stream
+from bridge.nats_window import AGAIN_SECONDS, Outgoing, Window
+from streams.codecs import event_record
+from streams.transport.contract import Record
+from tests.bridge.nats_world import CLOCK, client, connection, count, event, eventually
+from tests.services import NatsServer, running
+
+pytestmark = pytest.mark.timeout(60)
+EVENTS = 20
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """With the stream CEREMONY."""
+    with running(NatsServer(tmp_path / "nats")) as started:
+        await make_stream(started.url)
+        yield started
+
+
+async def make_stream(url: str) -> None:
+    async with client(url) as other:
+        await other.jetstream().add_stream(ceremony_stream())
+
+
+class Membership:
+    """Lost when the last of the batch has been given to the client, before the client's own task had its turn."""
+
+    def __init__(self, looks: int) -> None:
+        self.left = looks
+
+    def fresh(self) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+
+def window(
+    link: NatsConnection, membership: Membership, share: Share | None = None, numbers: Sequence[int] = range(EVENTS)
+) -> Window:
+    messages: list[tuple[bytes, Outgoing]] = []
+    for number in numbers:
+        key, value, headers = event_record(event(number, 0), number, 0, 1)
+        message = outgoing(Record("t.events", 0, number, 0, key, value, headers))
+        assert message is not None
+        messages.append((key, message))
+
+    async def reject(message: Outgoing, nack: Nack) -> None:
+        pytest.fail(f"{message.id}: {nack}")
+
+    share = share or Share(Marks(), end=0, looked=math.inf)
+    return Window(messages, link, JetStreamPublisher(link), CLOCK, reject, share=share, fresh=membership.fresh)
+
+
+async def lost_before_the_write(url: str) -> None:
+    async with connection(url) as link:
+        await link.connected()
+        membership = Membership(1 + EVENTS)
+        task = asyncio.create_task(window(link, membership).run())
+        await eventually(lambda: membership.left <= 0, "all is in the client")
+        await asyncio.sleep(0.5)
+        assert await count(url) == 0
+        await eventually(lambda: link.generation > 1 and link.is_connected, "the client connects anew")
+        membership.left = 10_000
+        await asyncio.wait_for(task, 20)
+    assert await count(url) == EVENTS
+
+
+def test_what_waits_in_the_client_does_not_leave_when_the_membership_is_lost(tmp_path: Path) -> None:
+    """As in a worker that is frozen there, replaced, and woken: all it wrote first was what its successor had sent.
+
+    On the loop of the program.
+    """
+    with running(NatsServer(tmp_path)) as started:
+        uvloop.run(make_stream(started.url))
+        uvloop.run(lost_before_the_write(started.url))
+
+
+async def test_what_is_left_to_the_next_owner_is_read_back_again_after_a_while(server: NatsServer) -> None:
+    """What the former owner had under way can be stored after the first look, and the window forgets it in time."""
+    async with connection(server.url) as link:
+        async with client(server.url) as other:
+            await other.jetstream().update_stream(replace(ceremony_stream(), duplicate_window=0.1))
+            share = Share(Marks(), end=EVENTS)
+            ours = Membership(10_000)
+            await window(link, ours, share, range(EVENTS // 2)).run()
+            late = event(EVENTS - 1, 0)
+            await other.jetstream().publish(late.subject, b"{}", headers={"Nats-Msg-Id": late.id})
+            await asyncio.sleep(0.3)
+        assert share.looked is not None
+        share.looked -= AGAIN_SECONDS
+        await window(link, ours, share, range(EVENTS // 2, EVENTS)).run()
+    assert await count(server.url) == EVENTS
+
+
+async def test_a_cancel_that_a_library_swallows_ends_the_publishing_all_the_same(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py's `publish` swallows one while it waits for room in its buffer: a partition that must go would stay."""
+    swallowed: list[bool] = []
+
+    async def swallows(*_: object) -> str:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            swallowed.append(True)
+            if len(swallowed) > 1:
+                raise
+        return "0"
+
+    monkeypatch.setattr(JetStreamPublisher, "send", swallows)
+    async with connection(server.url) as link:
+        task = asyncio.create_task(window(link, Membership(10_000)).run())
+        await asyncio.sleep(0.5)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=5)
+        assert done == {task} and task.cancelled() and swallowed == [True]

@@ -223,13 +223,18 @@ class Demo:
         return []
 
     async def _epitaph(self, gone: Sequence[asyncio.Task[Any]], process: EngineProcess) -> list[str]:
-        """What ended too early, and why, by the engine's own last words: it writes them as it ends."""
-        said = [f"the {' and '.join(task.get_name() for task in gone)} ended too early"]
+        """What ended too early, and why, by the engine's own last words: it writes them as it ends.
+
+        An engine that ends takes its NATS with it, so the stream can be seen to go first.
+        """
+        names = [task.get_name() for task in gone]
+        words: list[str] = []
         with contextlib.suppress(TimeoutError):
             async with self._clock.timeout(LAST_WORDS_SECONDS):
                 await asyncio.wait({process.ended})
-            said.append(f"the engine's last words: {last_words(process.log).splitlines()[-1]}")
-        return said
+            names = ["engine"]
+            words = [f"the engine's last words: {last_words(process.log).splitlines()[-1]}"]
+        return [f"the {' and '.join(names)} ended too early", *words]
 
     async def _settled(self, reader: StreamReader, reading: asyncio.Task[None]) -> None:
         """What comes after the last end belongs to the run too: a second end would be seen."""

@@ -26,7 +26,7 @@ class FencedClient(Client):
         await super()._connect_to_server(s)
         # nats-py keeps its transport over reconnects.
         if not isinstance(self._transport, _Fence):
-            self._transport = _Fence(self._transport, self._may_write)  # type: ignore[assignment]
+            self._transport = _Fence(self._transport, self._may_write)  # type: ignore[assignment]  # stands in for one
 
 
 class _Fence:

@@ -83,8 +83,8 @@ class Share:
     marks: Marks
     end: int
     """Log end when it was given: what is behind it no former owner can have sent."""
-    looked: float | None = None
-    """When what the stream holds of it was read back last, by the monotonic clock; infinite: needs it no more."""
+    looked: float = -math.inf
+    """When what the stream holds of it was read back last, by the monotonic clock; infinite: never, or never again."""
     stored: set[str] = field(default_factory=set)
     """Ids that the stream was seen to hold."""
 
@@ -100,5 +100,4 @@ class Share:
 
     def looked_back(self, at: float) -> None:
         """What the stream held at this time is in `stored`, or in the duplicate window."""
-        if self.looked is None or self.looked < at:
-            self.looked = at
+        self.looked = max(self.looked, at)

@@ -110,7 +110,7 @@ class Window:
     @property
     def _must_look_back(self) -> bool:
         """What another had under way may have been stored after our last look, and the duplicate window forgets it."""
-        return self._share.looked is None or self._clock.monotonic() - self._share.looked > AGAIN_SECONDS
+        return self._clock.monotonic() - self._share.looked > AGAIN_SECONDS
 
     async def _send_ready(self) -> None:
         while not self._fresh():

@@ -19,7 +19,7 @@ from bridge.nats_in_messages import Foreign, Malformed, to_command
 from bridge.nats_streams import AGENT_RESPONSES
 from steps.ports import Clock
 from streams import topics
-from streams.codecs import DeadLetter, dead_letter_record, placed_letter
+from streams.codecs import DeadLetter, dead_letter_of, placed_letter
 from streams.front import Unavailable
 from streams.transport.contract import Header, Log, LogUnavailable, Record
 from tables.commands import encode_command
@@ -215,17 +215,7 @@ class DeadLetterOffice:
             if origin in known:
                 continue
             log.warning("audit_entry_set_aside", origin=origin, reason=message)
-            key, value, headers = dead_letter_record(
-                record.topic,
-                record.partition,
-                record.offset,
-                "audit_undecodable",
-                message,
-                key=record.key,
-                value=record.value,
-                headers=record.headers,
-            )
-            await self._log.append(self._letters, partition, key, value, headers)
+            await self._log.append(self._letters, partition, *dead_letter_of(record, "audit_undecodable", message))
 
     async def _sent(self, intended: AuditEntry) -> int | None:
         """Offset of what an intention sent, where it came to that."""

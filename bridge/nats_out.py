@@ -28,7 +28,7 @@ from bridge.nats_window import (
 )
 from steps.ports import Clock
 from streams import topics
-from streams.codecs import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_record, letter_of
+from streams.codecs import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_of, letter_of
 from streams.transport.contract import Committed, Follower, Log, Record
 
 BATCH = 2000
@@ -181,18 +181,9 @@ class EventsBridge:
 
     async def _set_aside(self, record: Record, nack: Nack) -> None:
         log.error("event_set_aside", offset=record.offset, partition=record.partition, code=nack.code)
-        key, value, headers = dead_letter_record(
-            record.topic,
-            record.partition,
-            record.offset,
-            nack.code,
-            nack.message,
-            key=record.key,
-            value=record.value,
-            headers=record.headers,
-        )
+        letter = dead_letter_of(record, nack.code, nack.message)
         # One partition takes them all: dead letters are few.
-        await self._log.append(topics.prefixed(self._prefix, topics.DEADLETTERS), 0, key, value, headers)
+        await self._log.append(topics.prefixed(self._prefix, topics.DEADLETTERS), 0, *letter)
 
     async def _open(self) -> None:
         """Make the stream, for a publish without one is refused, and go on looking until it is as it should be."""

@@ -160,6 +160,20 @@ def dead_letter_record(
     return key, body, [*headers, *ours]
 
 
+def dead_letter_of(record: Record, code: str, message: str) -> tuple[bytes | None, bytes, list[Header]]:
+    """The record of `deadletters` for a record of the log."""
+    return dead_letter_record(
+        record.topic,
+        record.partition,
+        record.offset,
+        code,
+        message,
+        key=record.key,
+        value=record.value,
+        headers=record.headers,
+    )
+
+
 def decode_dead_letter(
     key: bytes | None, value: bytes | None, headers: Sequence[Header], timestamp: int = 0
 ) -> DeadLetter:

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from steps.ports import Clock
-from streams.codecs import dead_letter_record
+from streams.codecs import dead_letter_of
 from streams.front import HERE, Unavailable
 from streams.log_clock import LogClock
 from streams.topics import DEADLETTERS, OWNERS, prefixed
@@ -175,15 +175,5 @@ class Owners:
         log.warning("heartbeat_undecodable", offset=record.offset, reason=message)
         if 0 not in self._mine() or record.offset <= self._aside:
             return
-        letter = dead_letter_record(
-            record.topic,
-            record.partition,
-            record.offset,
-            "heartbeat_undecodable",
-            message,
-            key=record.key,
-            value=record.value,
-            headers=record.headers,
-        )
-        await self._log.append(self._letters, 0, *letter)
+        await self._log.append(self._letters, 0, *dead_letter_of(record, "heartbeat_undecodable", message))
         self._aside = record.offset

@@ -49,8 +49,8 @@ class Owner:
         deliver: Deliver,
         dead_letters: DeadLetters,
         fail: Callable[[BaseException], None],
+        cache: RowCache,
         limits: Limits | None = None,
-        cache: RowCache | None = None,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.unserved: dict[int, tuple[str, str]] = {}
@@ -61,7 +61,7 @@ class Owner:
         self._dead_letters = dead_letters
         self._fail = fail
         self._limits = limits
-        self._cache = cache or RowCache()
+        self._cache = cache
         self._parts: dict[tuple[str, int], Part] = {}
         self._serving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._assigned: set[tuple[str, int]] = set()

@@ -93,8 +93,8 @@ class Part:
         deliver: Deliver,
         dead_letters: DeadLetters,
         interval: Callable[[], float],
+        cache: RowCache,
         limits: Limits | None = None,
-        cache: RowCache | None = None,
     ) -> None:
         self.spec = spec
         self.number = number
@@ -107,7 +107,7 @@ class Part:
         self._deliver = deliver
         self._interval = interval
         self._limits = limits or Limits()
-        self._cache = cache or RowCache()
+        self._cache = cache
         self._rows = self._rows_of({})
         self._next = 0
         self._last: Record | None = None
@@ -179,6 +179,7 @@ class Part:
         """Recover rows and position. Raises Unserved, LogFailed (another partition count), what the backend raises."""
         recovered = await self._backend.take()
         self._next = self._saved = await self._begin(recovered)
+        self._rows.close()
         self._rows = self._rows_of(recovered.rows)
         self.end_at_take_over = recovered.end
         if self.spec.on_taken is not None:
@@ -404,6 +405,7 @@ class Part:
                 pass
             self._due.clear()
             await self.checkpoint()
+            await self._rows.tidy()
 
     async def checkpoint(self) -> None:
         """Make durable what is folded so far.

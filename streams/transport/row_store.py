@@ -6,7 +6,7 @@ A store changes after the checkpoint's transaction has committed, never before: 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from streams.transport.contract import PositionRow
@@ -24,6 +24,9 @@ class RowStore(Protocol):
     def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         """All rows, in no order; goes on, in some mixture of old and new, while rows are written."""
 
+    def keys(self, table: str) -> Sequence[bytes]:
+        """The keys of all rows, in no order; no row is read for them."""
+
     def count(self, table: str) -> int: ...
 
     def write(self, rows: Encoded, position: PositionRow) -> None:
@@ -32,12 +35,13 @@ class RowStore(Protocol):
     def cool(self, table: str, keys: Iterable[bytes]) -> None:
         """Nobody has asked for these rows for a while."""
 
+    def tidy(self, most: int) -> int:
+        """Do for at most so many rows what can wait; returns for how many, 0 when nothing is left."""
+
     def close(self) -> None:
         """Give it up; what is asked of it afterwards finds nothing."""
 
 
-COOLED_PER_ROW = 3
-"""Rows compressed for each row written, so that no checkpoint has much of it to do."""
 WORTH_COMPRESSING = 400
 """Bytes; of a smaller row little would be saved."""
 
@@ -56,10 +60,13 @@ class MemoryStore:
 
     def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         rows = self._tables[table]
-        for key in [*rows.warm, *rows.cold]:
+        for key in self.keys(table):
             raw = rows.get(key)
             if raw is not None:
                 yield key, raw
+
+    def keys(self, table: str) -> list[bytes]:
+        return self._tables[table].keys()
 
     def count(self, table: str) -> int:
         return len(self._tables[table].warm) + len(self._tables[table].cold)
@@ -70,6 +77,12 @@ class MemoryStore:
 
     def cool(self, table: str, keys: Iterable[bytes]) -> None:
         self._tables[table].cooling.update(dict.fromkeys(keys))
+
+    def tidy(self, most: int) -> int:
+        done = 0
+        for table in self._tables.values():
+            done += table.compress(most - done)
+        return done
 
     def close(self) -> None:
         for table in self._tables:
@@ -86,6 +99,9 @@ class _MemoryTable:
         self.cooling: dict[bytes, None] = {}
         """To be compressed as time permits."""
 
+    def keys(self) -> list[bytes]:
+        return [*self.warm, *self.cold]
+
     def get(self, key: bytes) -> bytes | None:
         raw = self.warm.get(key)
         if raw is None and (packed := self.cold.get(key)) is not None:
@@ -101,13 +117,14 @@ class _MemoryTable:
                 warm.pop(key, None)
             else:
                 warm[key] = raw
-        if self.cooling:
-            self._compress(COOLED_PER_ROW * len(changed))
 
-    def _compress(self, most: int) -> None:
-        for _ in range(min(most, len(self.cooling))):
+    def compress(self, most: int) -> int:
+        """Returns how many of those that cool were looked at."""
+        number = min(most, len(self.cooling))
+        for _ in range(number):
             key, _nothing = self.cooling.popitem()
             raw = self.warm.get(key)
             if raw is not None and len(raw) >= WORTH_COMPRESSING:
                 self.cold[key] = zlib.compress(raw, 1)
                 del self.warm[key]
+        return number

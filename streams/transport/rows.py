@@ -20,6 +20,10 @@ LONGEST_KEY = 300
 """Characters of a key that a message shows."""
 CHUNK = 200
 """Rows encoded before others get a turn."""
+TIDIED_PER_ROW = 3
+"""Rows that the store tidies for each row written, so that it keeps up with what leaves the cache."""
+TIDIED = 50
+"""Rows tidied before others get a turn."""
 
 
 class Table(Mapping[bytes, Any]):
@@ -67,7 +71,9 @@ class Table(Mapping[bytes, Any]):
         return self._count
 
     def __iter__(self) -> Iterator[bytes]:
-        return (key for key, _ in self.scan(_itself))
+        changed = {**self.saving, **self.dirty}
+        yield from [key for key, row in changed.items() if row is not None]
+        yield from [key for key in self._store.keys(self._spec.name) if key not in changed]
 
     def items(self) -> Iterator[tuple[bytes, Any]]:  # type: ignore[override]  # one row at a time, no view
         """Every row; decoded for this reader only where it is not in use."""
@@ -211,10 +217,6 @@ class Table(Mapping[bytes, Any]):
         return raw
 
 
-def _itself(raw: bytes) -> bytes:
-    return raw
-
-
 class Rows:
     """Tables of one partition of one agent. Rows are values: they may be encoded some time after a snapshot."""
 
@@ -224,6 +226,8 @@ class Rows:
         self.tables = {table.name: Table(table, partition, store, cache) for table in tables}
         self._store = store
         self._clock = clock
+        self._untidied = 0
+        """Rows written since the store was tidied."""
 
     def apply(self, name: str, changed: Mapping[bytes, Any]) -> int:
         """Make changes of a table visible; returns about how many bytes more the next checkpoint has to write."""
@@ -250,6 +254,14 @@ class Rows:
         self._store.write(encoded, position)
         for table in self.tables.values():
             table.saved()
+        self._untidied += sum(map(len, encoded.values()))
+
+    async def tidy(self) -> None:
+        """Let the store do what can wait, between checkpoints and with turns of the loop for others."""
+        left, self._untidied = TIDIED_PER_ROW * self._untidied, 0
+        while left > 0 and (done := self._store.tidy(min(left, TIDIED))):
+            left -= done
+            await self._clock.sleep(0)
 
     def close(self) -> None:
         for table in self.tables.values():

@@ -32,6 +32,7 @@ from streams.transport.batch import AgentGone, PartBatch
 from streams.transport.contract import AgentSpec
 from streams.transport.dead_letters import DeadLetters
 from streams.transport.owner import Owner, Still
+from streams.transport.row_cache import RowCache
 from tests.crash.log import Broker, CrashBackend, CrashLog
 from tests.crash.nats import Client, Server
 from tests.crash.ray import Executor, RayPort
@@ -167,6 +168,7 @@ class Process:
             make_backend=self._backend,
             deliver=self._deliver,
             dead_letters=DeadLetters(prefixed(PREFIX, DEADLETTERS), self.partitions),
+            cache=RowCache(),
             fail=lambda error: self.failures.append(f"worker failed: {error!r}"),
         )
 

@@ -13,6 +13,7 @@ from streams.transport.batch import PartBatch
 from streams.transport.contract import AgentSpec, Fenced, LogFailed, Recovered, TableSpec
 from streams.transport.dead_letters import DeadLetters
 from streams.transport.owner import Owner, Still, Superseded
+from streams.transport.row_cache import RowCache
 from tests.transport.memory import MemoryBackend, MemoryLog
 
 pytestmark = pytest.mark.timeout(20)
@@ -44,6 +45,7 @@ class Bench:
             make_backend=make or (lambda spec, number, _: self.memory.backend(spec, number)),
             deliver=self.deliver,
             dead_letters=DeadLetters("deadletters", 1),
+            cache=RowCache(),
             fail=self.failures.append,
         )
         self.stuck = False

@@ -25,6 +25,7 @@ from streams.transport.contract import (
 )
 from streams.transport.dead_letters import BY_REFERENCE_ABOVE, VALUE_SIZE, DeadLetters
 from streams.transport.part import Limits, Part
+from streams.transport.row_cache import RowCache
 from streams.transport.starting_point import Unserved
 from tables.errors import FormatTooNew
 from tests.transport.memory import MemoryLog
@@ -75,6 +76,7 @@ def part_of(
         clock=HostClock(),
         deliver=deliver,
         dead_letters=DeadLetters("deadletters", 4),
+        cache=RowCache(),
         interval=lambda: interval,
         limits=limits,
     )
@@ -709,3 +711,11 @@ async def test_a_record_of_a_newer_release_ends_the_worker_and_is_no_dead_letter
         await part.close()
     assert not log.records["deadletters", 0]
     assert part.position == 0
+
+
+async def test_a_part_leaves_nothing_behind_in_the_cache_it_shares() -> None:
+    part = part_of(MemoryLog(), count)
+    await part.take()
+    assert len(part._cache._members) == len(part.spec.tables)
+    await part.close()
+    assert not part._cache._members

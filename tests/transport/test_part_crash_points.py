@@ -13,6 +13,7 @@ from streams.transport.batch import PartBatch
 from streams.transport.contract import AgentSpec, Out, PositionRow, TableSpec
 from streams.transport.dead_letters import DeadLetters
 from streams.transport.part import Limits, Part
+from streams.transport.row_cache import RowCache
 from tests.transport.memory import MemoryBackend, MemoryLog
 
 pytestmark = pytest.mark.timeout(120)
@@ -131,6 +132,7 @@ async def live(log: MemoryLog, steps: int) -> bool:
         clock=clock,
         deliver=deliver,
         dead_letters=DeadLetters("deadletters", 1),
+        cache=RowCache(),
         interval=lambda: 0.0005,
         limits=Limits(commands=6),
     )

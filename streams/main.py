@@ -66,11 +66,11 @@ def problem(found: Any) -> str:
 def worker(given: Any) -> AbstractAsyncContextManager[RunningWorker]:
     from streams.worker import Worker
 
-    _collect_seldom()
+    collect_seldom()
     return Worker(given)
 
 
-def _collect_seldom() -> None:
+def collect_seldom() -> None:
     """Records and rows hold no cycles: looking for some every 700 objects took a quarter of the CPU under load."""
     import gc
 

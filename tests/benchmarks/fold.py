@@ -1,0 +1,241 @@
+"""Measures the pure path of a step by stage, in µs of CPU: ceremonies of `merge_chain` in memory, without any log.
+
+The commands pass the real ceremony agent in batches as they are fetched, the engine hears of each batch, the requests
+pass the real agent of the kind, and its outcomes are the next commands. Then the same commands are decoded, folded and
+their effects encoded once more, each by itself: what is left of the agent's time is its own. Rows are encoded once a
+batch, which is more often than checkpoints come. Of all repetitions the best of each stage counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.table import Table
+
+from bridge.clock import HostClock
+from steps import aggregation
+from steps.aggregation import Aggregation
+from steps.reading import Wiring
+from steps.registry import all_kinds
+from streams.ceremony_agent import CeremonyAgent, origin_of
+from streams.codecs import event_record
+from streams.engine import Engine
+from streams.log_clock import LogClock
+from streams.main import collect_seldom
+from streams.metrics import Metrics
+from streams.timers import Timers
+from streams.topics import CEREMONIES, COMMANDS, CORRELATION_ID, prefixed, step_topic
+from streams.topology import FETCH
+from streams.transport.contract import Header, Record
+from streams.transport.sqlite_log import SqliteLog
+from tables.commands import PutDefinition, Start, decode_command, encode_command
+from tables.definition import Definition
+from tables.effects import FOLD, Event, StepRequested, encode_request
+from tables.fold import Decision, decide
+from tables.instance import Instance, encode_instance
+from tables.loader import load
+from tests.benchmarks.preload import DEFINITION, PAYLOAD, STEPS, STORY
+from tests.benchmarks.processes import SPECS
+from tests.streams.fakes import MemoryBatch, MemoryView, Sent, command_record
+
+PREFIX = "bench"
+BEGAN = 1_700_000_000_000
+"""Append time of the first records, in milliseconds; as from a broker, those of a batch have one time."""
+STAGES = {
+    "decode": "a command out of its record",
+    "decide": "the fold",
+    "encode": "events and requests into records",
+    "agent": "what else the ceremony agent does",
+    "applied": "metrics, timers and sweep hear of the batch",
+    "steps": "the step's agent, from request to outcome",
+    "rows": "each changed row of a batch encoded once",
+}
+
+
+class Meter:
+    """CPU seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.process_time() - began
+
+
+class Chain:
+    """One run of so many ceremonies, and the batches of commands that it took."""
+
+    def __init__(self, definition: Definition, meter: Meter) -> None:
+        self._meter = meter
+        self._view = MemoryView()
+        self._offsets = itertools.count()
+        self._kinds = all_kinds()
+        clock = HostClock()
+        log_clock = LogClock(clock)
+        self._engine = Engine(
+            log=SqliteLog(Path("never-opened.db"), clock),
+            unserved=dict,
+            clock=clock,
+            log_clock=log_clock,
+            kinds=self._kinds,
+            prefix=PREFIX,
+            partitions=1,
+            metrics=Metrics(CollectorRegistry()),
+        )
+        self._engine.timers = Timers(clock, log_clock, _nobody)
+        self._agent = CeremonyAgent(self._kinds, PREFIX, log_clock, self._engine.answers.waits)
+        self._commands = prefixed(PREFIX, COMMANDS)
+        self._step_agent = aggregation.agent(Wiring(self._commands, CORRELATION_ID, log_clock.now))
+        self._requests = prefixed(PREFIX, step_topic(Aggregation.name))
+        self._definition = definition
+        self.batches: list[Sequence[Record]] = []
+
+    async def run(self, ceremonies: int) -> None:
+        """Start them all, and go on until nobody asks for a step any more."""
+        await self._engine.taken(self._view)
+        put = PutDefinition(hash=self._definition.hash, text=self._definition.text)
+        self._agent.fold(MemoryBatch(self._view, [command_record(next(self._offsets), put)]))
+        commands = [self._start(number) for number in range(ceremonies)]
+        while commands:
+            outcomes: list[Record] = []
+            for records in _batched(commands, FETCH):
+                outcomes += await self._serve(self._fold(records))
+            commands = outcomes
+        ended = sum(row.ended_at > 0 for row in self._view.rows(CEREMONIES).values())
+        if ended < ceremonies:
+            raise AssertionError(f"{ended} of {ceremonies} ceremonies have ended")
+
+    def _start(self, number: int) -> Record:
+        ceremony_id = f"{PREFIX}-{number}"
+        instance_id = f"{ceremony_id}:{STORY}"
+        start = Start(
+            instance_id=instance_id,
+            command_id=f"start-{number}",
+            ceremony_id=ceremony_id,
+            story_id=STORY,
+            definition_name=self._definition.name,
+            definition_hash=self._definition.hash,
+            correlation_id=instance_id,
+            requested_by="benchmark",
+            inputs={"payload": PAYLOAD, "ceremony_id": ceremony_id, "story_id": STORY},
+            inputs_size=150,
+        )
+        return self._record(Sent(self._commands, instance_id.encode(), encode_command(start), ()))
+
+    def _fold(self, records: Sequence[Record]) -> Iterable[Sent]:
+        """The requests that a batch of commands made."""
+        self.batches.append(records)
+        batch = MemoryBatch(self._view, records)
+        with self._meter.stage("agent"):
+            self._agent.fold(batch)
+        with self._meter.stage("applied"):
+            self._engine.applied(batch)
+        rows = [row for row in batch.rows_changed(CEREMONIES).values() if row is not None]
+        with self._meter.stage("rows"):
+            for row in rows:
+                encode_instance(row)
+        return (sent for sent in batch.sent if sent.topic == self._requests)
+
+    async def _serve(self, requests: Iterable[Sent]) -> list[Record]:
+        """The outcomes of a batch of requests."""
+        batch = MemoryBatch(MemoryView(), [self._record(sent) for sent in requests])
+        with self._meter.stage("steps"):
+            await self._step_agent(_alone(batch))
+        return [self._record(sent) for sent in batch.sent]
+
+    def _record(self, sent: Sent) -> Record:
+        offset = next(self._offsets)
+        return Record(sent.topic, 0, offset, BEGAN + len(self.batches), sent.key, sent.value, sent.headers)
+
+    def repeat(self) -> None:
+        """Decode, fold and encode the same commands again, one stage at a time."""
+        rows: dict[bytes, Instance | None] = {}
+        for records in self.batches:
+            with self._meter.stage("decode"):
+                commands = [decode_command(record.value) for record in records]
+            decisions: list[Decision] = []
+            with self._meter.stage("decide"):
+                for record, command in zip(records, commands, strict=True):
+                    key = record.key or b""
+                    decision = decide(rows.get(key), command, origin_of(record), self._definition, self._kinds)
+                    rows[key] = decision.row
+                    decisions.append(decision)
+            with self._meter.stage("encode"):
+                for record, decision in zip(records, decisions, strict=True):
+                    _encode(record, decision)
+
+
+def _encode(record: Record, decision: Decision) -> None:
+    for ordinal, effect in enumerate(decision.effects):
+        if isinstance(effect, Event):
+            event_record(effect, record.offset, ordinal, FOLD)
+        elif isinstance(effect, StepRequested):
+            encode_request(effect)
+
+
+def _batched(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
+    return (records[begin : begin + size] for begin in range(0, len(records), size))
+
+
+async def _alone(batch: MemoryBatch) -> AsyncIterator[MemoryBatch]:
+    yield batch
+
+
+async def _nobody(_partition: int, _key: bytes, _value: bytes, _headers: Sequence[Header]) -> int:
+    raise AssertionError("no timer is due")
+
+
+def measure(definition: Definition, ceremonies: int) -> dict[str, float]:
+    """µs of CPU per step, by stage, of one repetition."""
+    meter = Meter()
+    chain = Chain(definition, meter)
+    asyncio.run(chain.run(ceremonies))
+    chain.repeat()
+    return {stage: seconds * 1e6 / (ceremonies * STEPS) for stage, seconds in meter.seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fold", description=__doc__)
+    parser.add_argument("--ceremonies", type=int, default=1000, help="of five steps, in a repetition (default: 1000)")
+    parser.add_argument("--repetitions", type=int, default=7, help="the best of each stage counts (default: 7)")
+    parser.add_argument("--json", action="store_true", help="print µs by stage as one JSON object")
+    options = parser.parse_args()
+    file = SPECS / f"{DEFINITION}.yaml"
+    definition = load(file.read_text(encoding="utf-8"), file.name, all_kinds())
+    collect_seldom()
+    runs = [measure(definition, options.ceremonies) for _ in range(options.repetitions)]
+    best = {stage: min(run[stage] for run in runs) for stage in STAGES}
+    best["agent"] -= best["decode"] + best["decide"] + best["encode"]
+    if options.json:
+        print(json.dumps(best))
+    else:
+        _show(best)
+
+
+def _show(best: dict[str, float]) -> None:
+    table = Table("stage", "what", "µs a step", show_edge=False)
+    table.columns[2].justify = "right"
+    for stage, what in STAGES.items():
+        table.add_row(stage, what, f"{best[stage]:.2f}")
+    table.add_section()
+    table.add_row("all", "", f"{sum(best.values()):.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

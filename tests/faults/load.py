@@ -241,12 +241,15 @@ async def serve(options: argparse.Namespace) -> None:
     fleet = Fleet(options.address)
     load = Load(fleet, options.starts, options.rate, options.look, options.seed, options.name)
     loop = asyncio.get_running_loop()
+    runner = os.getppid()
     with _at_end_of_stdin(loop, load.stopping.set):
         running = loop.create_task(load.run())
         stopping = loop.create_task(load.stopping.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait({running}, timeout=options.drain)
-    print(json.dumps(summary(load, fleet)), flush=True)
+        killed = os.getppid() != runner  # and the engine with it: nothing would ever end
+        await asyncio.wait({running}, timeout=0 if killed else options.drain)
+    if not killed:
+        print(json.dumps(summary(load, fleet)), flush=True)
     running.cancel()
     await fleet.close()
 

@@ -9,8 +9,9 @@ import structlog
 
 NOISY = ("aiokafka", "faust", "mode", "aiohttp", "asyncio", "grpc", "nats", "streams.transport")
 """Libraries, and Faust's services of ours, that report each start and stop: from WARNING up only."""
-FALSE_ALARMS = ("aiokafka.consumer.group_coordinator",)
-"""Says ERROR while a young broker looks for its coordinator; readiness tells when that lasts."""
+FALSE_ALARMS = ("aiokafka.consumer.group_coordinator", "faust.agents.actor")
+"""The first says ERROR while a young broker looks for its coordinator; readiness tells when that lasts. The second adds
+a traceback for each record that an agent fails on: our own line says which, and the dead letter has the traceback."""
 REPEATED = (
     "Unable connect to",
     "Unable to update metadata",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from faust.agents.actor import Actor
 
 from streams.logs import configure
 
@@ -38,3 +39,11 @@ def test_a_traceback_shows_no_values(style: str, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().err
     assert "ValueError: 23" in said and "in failing" in said
     assert record not in said
+
+
+@pytest.mark.usefixtures("as_before")
+def test_faust_adds_no_traceback_to_our_line_about_a_poison_record(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its logger keeps its name; the line of ours that names the record is `Part._bury`."""
+    configure("INFO", "console")
+    Actor.logger.exception("Crashed reason=%r", ValueError("poison"))
+    assert capsys.readouterr().err == ""

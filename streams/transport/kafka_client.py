@@ -21,6 +21,7 @@ from aiokafka.errors import (
 
 from steps.ports import Clock
 from streams.transport.contract import LARGEST_RECORD, Fenced, Header, LogFailed, LogUnavailable, Record
+from streams.transport.kafka_records import give_records
 
 PRODUCE_BATCH = 900_000
 """Bytes of a produce batch of more than one record: below LARGEST_BATCH with its framing."""
@@ -74,10 +75,6 @@ def new_reader(servers: Sequence[str], *, wait_ms: int = FETCH_WAIT_MS) -> AIOKa
         max_partition_fetch_bytes=FETCH_BYTES,
         retry_backoff_ms=50,
     )
-
-
-def to_records(fetched: Sequence[Any]) -> list[Record]:
-    return [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, r.headers) for r in fetched]
 
 
 def append_batches(
@@ -196,7 +193,7 @@ class Reader:
     async def start(self, tps: Sequence[TopicPartition]) -> None:
         self._client = new_reader(self._servers)
         await self._consumer.start()
-        self._consumer._fetcher._prefetch_backoff = DRAIN_SECONDS
+        give_records(self._consumer, DRAIN_SECONDS)
         self._consumer.assign(list(tps))
         for tp in tps:
             self._consumer.seek(tp, 0)
@@ -230,9 +227,10 @@ class Reader:
     async def fetch(self, tp: TopicPartition, limit: int) -> list[Record]:
         """At least one record; nothing is lost when it is cancelled, for records leave the consumer in one step."""
         while True:
+            fetched: Mapping[TopicPartition, list[Record]]
             fetched = await self._consumer.getmany(tp, timeout_ms=0, max_records=limit)
             if fetched:
-                return to_records(fetched[tp])
+                return fetched[tp]
             if tp in self._consumer._fetcher._records:
                 await self._clock.sleep(0.001)
                 continue
@@ -305,7 +303,7 @@ class Recovery:
         jobs: dict[TopicPartition, _Changelog] = {}
         try:
             await reader.start()
-            reader._fetcher._prefetch_backoff = 0.0
+            give_records(reader, 0.0)
             while self._new or jobs:
                 if self._new:
                     await self._begin(reader, jobs)

@@ -15,7 +15,8 @@ from aiokafka.structs import OffsetAndMetadata
 
 from steps.ports import Clock
 from streams.transport.contract import Committed, Handle, LogFailed, Record, Taken
-from streams.transport.kafka_client import DRAIN_SECONDS, FETCH_BYTES, FETCH_WAIT_MS, to_records
+from streams.transport.kafka_client import DRAIN_SECONDS, FETCH_BYTES, FETCH_WAIT_MS
+from streams.transport.kafka_records import give_records
 from streams.transport.kafka_session import SESSION_SECONDS, GroupSession
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def start(self) -> None:
         await self._consumer.start()
-        self._consumer._fetcher._prefetch_backoff = DRAIN_SECONDS
+        give_records(self._consumer, DRAIN_SECONDS)
         self._session = GroupSession(self._consumer, self._clock)
         self._consumer.subscribe([self._topic], listener=self)
         self._task = self._clock.spawn(self._run(), name=f"{self._topic} is followed")
@@ -167,7 +168,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._moving or epoch != self._epoch:
             return
         for tp, records in fetched.items():
-            work = self._one(tp, to_records(records))
+            work = self._one(tp, records)
             self._in_hand[tp] = self._clock.spawn(work, name=f"{self._topic}[{tp.partition}] is handled")
 
     def _take_back(self, task: asyncio.Task[None]) -> None:
@@ -177,13 +178,13 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
                 return
         task.result()
 
-    async def _next(self, free: Iterable[TopicPartition]) -> dict[TopicPartition, list[Any]]:
-        fetched: dict[TopicPartition, list[Any]] = await self._consumer.getmany(
+    async def _next(self, free: Iterable[TopicPartition]) -> dict[TopicPartition, list[Record]]:
+        fetched: dict[TopicPartition, list[Record]] = await self._consumer.getmany(
             *free, timeout_ms=POLL_MS, max_records=self._batch
         )
         return fetched
 
-    async def _polled(self) -> dict[TopicPartition, list[Any]]:
+    async def _polled(self) -> dict[TopicPartition, list[Record]]:
         """What the poll has brought; one that still waits is ended: records leave the consumer in one step."""
         poll, self._poll = self._poll, None
         if poll is None:

@@ -25,8 +25,9 @@ from streams.transport.contract import (
     Taken,
     TopicSpec,
 )
-from streams.transport.kafka_client import new_producer, new_reader, stop_reader, to_records
+from streams.transport.kafka_client import DRAIN_SECONDS, new_producer, new_reader, stop_reader
 from streams.transport.kafka_follower import GroupFollower
+from streams.transport.kafka_records import give_records
 from streams.transport.kafka_topics import ensure_topics
 
 logger = logging.getLogger(__name__)
@@ -158,11 +159,12 @@ class KafkaLog:
         reader = new_reader(self._servers)
         try:
             await reader.start()
+            give_records(reader, DRAIN_SECONDS)
             reader.assign([tp])
             reader.seek(tp, start)
             while await reader.position(tp) < end:
                 fetched = await reader.getmany(tp, timeout_ms=1000, max_records=1000)
-                records = [record for record in to_records(fetched.get(tp, ())) if record.offset < end]
+                records = [record for record in fetched.get(tp, ()) if record.offset < end]
                 if records:
                     yield records
         except KafkaError as error:
@@ -175,11 +177,12 @@ class KafkaLog:
         reader = new_reader(self._servers, wait_ms=TAIL_WAIT_MS)
         try:
             await reader.start()
+            give_records(reader, DRAIN_SECONDS)
             reader.assign([tp])
             reader.seek(tp, start)
             while True:
                 fetched = await reader.getmany(tp, timeout_ms=1000, max_records=1000)
-                if records := to_records(fetched.get(tp, ())):
+                if records := fetched.get(tp):
                     yield records
         except KafkaError as error:
             raise LogUnavailable(f"log_unavailable: {topic}[{partition}] ({type(error).__name__})") from error

@@ -11,7 +11,7 @@ import aiokafka
 import faust
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
 from faust.tables import TableManager
@@ -47,6 +47,9 @@ def test_the_versions_are_the_pinned_ones() -> None:
         (Consumer, "track_message"),
         (Collection, "_changelog_topic_name"),
         (Fetcher, "_create_fetch_waiter"),
+        (PartitionRecords, "_consume_aborted_up_to"),
+        (PartitionRecords, "_contains_abort_marker"),
+        (PartitionRecords, "_unpack_records"),
         (GroupCoordinator, "_do_heartbeat"),
         (MessageAccumulator, "_append_batch"),
     ],
@@ -72,6 +75,15 @@ def test_methods_overridden_or_called_exist(owner: type, name: str) -> None:
         (AIOKafkaProducer, "_message_accumulator"),
         (Fetcher, "_prefetch_backoff"),
         (Fetcher, "_records"),
+        (FetchResult, "_partition_records"),
+        (PartitionRecords, "_aborted_producers"),
+        (PartitionRecords, "_aborted_transactions"),
+        (PartitionRecords, "_check_crcs"),
+        (PartitionRecords, "_isolation_level"),
+        (PartitionRecords, "_records"),
+        (PartitionRecords, "_records_iterator"),
+        (PartitionRecords, "_tp"),
+        (PartitionRecords, "next_fetch_offset"),
         (GroupCoordinator, "_rejoin_needed_fut"),
         (MessageAccumulator, "_exception"),
     ],
@@ -83,6 +95,17 @@ def test_attributes_read_or_set_exist(owner: type, attribute: str) -> None:
 def test_signatures_that_are_relied_on() -> None:
     assert list(inspect.signature(MessageAccumulator._append_batch).parameters) == ["self", "builder", "tp"]
     assert "self.future = " in source(MessageBatch)
+    assert "self._records[tp] = FetchResult(" in source(Fetcher), "what was fetched is unpacked where it is put there"
+    assert list(inspect.signature(PartitionRecords).parameters) == [
+        "tp",
+        "records",
+        "aborted_transactions",
+        "fetch_offset",
+        "key_deserializer",
+        "value_deserializer",
+        "check_crcs",
+        "isolation_level",
+    ]
     assert "self.generation = " in source(GroupCoordinator)
     assert "self.client = " in source(AIOKafkaProducer)
     assert hasattr(faust.streams, "_current_event")

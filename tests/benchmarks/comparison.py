@@ -1,0 +1,65 @@
+"""Other engines' figures beside ours, with ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tests.benchmarks.engines import Figures
+from tests.benchmarks.report import Row
+
+
+class Measure(NamedTuple):
+    """One figure that both have."""
+
+    key: str
+    """In our summary, and of `engines.Figures`."""
+    title: str
+    more_is_better: bool
+
+
+MEASURES = (
+    Measure("steps_per_s", "steps/s", more_is_better=True),
+    Measure("serial_p50_ms", "serial p50, ms", more_is_better=False),
+    Measure("serial_p99_ms", "serial p99, ms", more_is_better=False),
+    Measure("recovery_rows_per_s", "recovery, rows/s", more_is_better=True),
+    Measure("starts_per_s", "starts/s", more_is_better=True),
+    Measure("start_p99_ms", "a start at half load, p99, ms", more_is_better=False),
+    Measure("cpu_us_per_step", "CPU, µs a step", more_is_better=False),
+)
+
+
+def compared(ours: Mapping[str, Any], others: Mapping[str, Figures]) -> dict[str, dict[str, Any]]:
+    """Each engine's figures; `ratios` say how many times better ours is, above 1, or worse, below."""
+    return {name: {**msgspec.to_builtins(theirs), "ratios": _ratios(ours, theirs)} for name, theirs in others.items()}
+
+
+def _ratios(ours: Mapping[str, Any], theirs: Figures) -> dict[str, float]:
+    ratios = {}
+    for measure in MEASURES:
+        us, them = ours.get(measure.key), getattr(theirs, measure.key)
+        if us and them:
+            ratios[measure.key] = us / them if measure.more_is_better else them / us
+    return ratios
+
+
+def rows(figures: Mapping[str, Any]) -> list[Row]:
+    """A row for each figure of each other engine."""
+    return [
+        Row(f"{name}: {measure.title}", _number(theirs[measure.key]), _beside(theirs, measure.key))
+        for name, theirs in figures["other_engines"].items()
+        for measure in MEASURES
+        if theirs[measure.key] is not None
+    ]
+
+
+def _beside(theirs: Mapping[str, Any], key: str) -> str:
+    ratio = theirs["ratios"].get(key)
+    parts = [f"ours is {ratio:.1f} times as good" if ratio else "", theirs["note"]]
+    return "; ".join(part for part in parts if part)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -31,7 +31,7 @@ RECORDS_PER_STEP = 5
 BATCH_BYTES = 900_000
 
 
-class Options(msgspec.Struct):
+class Options(msgspec.Struct, kw_only=True):
     """What is to be measured."""
 
     bootstrap: str
@@ -42,6 +42,7 @@ class Options(msgspec.Struct):
     batches: bool
     """Write with `create_batch`/`send_batch`, one future per batch, instead of `send`, one per record."""
     records: StepRecords
+    topic_config: dict[str, str] = {}
 
 
 class Measured(msgspec.Struct):
@@ -153,7 +154,7 @@ def _template(size: RecordSize) -> Template:
 
 async def _prepare(options: Options, inputs: Sequence[str]) -> None:
     """Create the topics, and append what is to be read."""
-    log = KafkaLog([options.bootstrap], HostClock())
+    log = KafkaLog([options.bootstrap], HostClock(), topic_config=options.topic_config)
     await log.start()
     try:
         outputs = [f"{options.name}.out.{what}" for what in ("outcomes", "requests", "events")]

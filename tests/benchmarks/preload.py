@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 
 from aiokafka import TopicPartition
 
 from steps.registry import all_kinds
-from streams.topics import COMMANDS, prefixed
-from streams.topology import topics
 from streams.transport.contract import Out
 from streams.transport.kafka_client import append_batches
 from streams.transport.kafka_log import KafkaLog
@@ -26,19 +25,28 @@ PAYLOAD = {"text": "x" * 80}
 STORY = "S"
 
 
-async def preload(log: KafkaLog, prefix: str, ceremonies: int, partitions: int) -> None:
-    """Create the topics, append the definition to each partition, and a Start for each ceremony."""
+def commands(
+    prefix: str, ceremonies: int, partitions: int, partition_of: Callable[[bytes, int], int]
+) -> list[list[Out]]:
+    """By partition: the definition, and a Start for each of its ceremonies."""
     definition = _definition()
-    await log.create(topics(prefix, partitions))
     put = Out(definition.hash.encode(), encode_command(PutDefinition(hash=definition.hash, text=definition.text)))
-    appended = [[put] for _ in range(partitions)]
+    made = [[put] for _ in range(partitions)]
     for number in range(ceremonies):
         start = _start(definition, f"{prefix}-{number}")
         key = start.instance_id.encode()
-        appended[log.partition_of(key, partitions)].append(Out(key, encode_command(start)))
-    topic = prefixed(prefix, COMMANDS)
-    for partition, records in enumerate(appended):
-        await asyncio.gather(*append_batches(log.producer, TopicPartition(topic, partition), records))
+        made[partition_of(key, partitions)].append(Out(key, encode_command(start)))
+    return made
+
+
+async def append(log: KafkaLog, topic: str, records: Sequence[Sequence[Out]]) -> None:
+    """Append to each partition what is meant for it, in as few batches as possible; durable at the end."""
+    sent = [
+        append_batches(log.producer, TopicPartition(topic, partition), some)
+        for partition, some in enumerate(records)
+        if some
+    ]
+    await asyncio.gather(*(one for futures in sent for one in futures))
 
 
 def _definition() -> Definition:

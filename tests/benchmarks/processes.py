@@ -1,33 +1,28 @@
-"""The processes that are measured: a nats-server that syncs as it is told, a worker, and the CPU time of each."""
+"""The processes that are measured: a nats-server that syncs as it is told, and workers."""
 
 from __future__ import annotations
 
 import asyncio
-import bisect
 import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nats import connect
+from prometheus_client.parser import text_string_to_metric_families
 
+from tests.benchmarks.layouts import ONE, Layout
 from tests.services import NatsServer, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECS = ROOT / "specs" / "ceremonies"
 READY_SECONDS = 60.0
 STOP_SECONDS = 30.0
-SAMPLE_SECONDS = 0.02
-MACHINE = "machine"
-"""What `CpuMeter.between` calls the whole machine."""
-_TICKS = os.sysconf("SC_CLK_TCK")
 _SYNC_ALWAYS = ", sync_interval: always"
 
 
@@ -54,12 +49,13 @@ class MeasuredNats(NatsServer):
 
 
 class WorkerProcess:
-    """One `ceremony serve`, all roles in one process."""
+    """One `ceremony serve`; all roles unless the settings say which."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, object], name: str = "worker") -> None:
         self._grpc, self._http = free_port(), free_port()
         folder.mkdir(parents=True, exist_ok=True)
-        self._log = folder / "worker.log"
+        self._name = name
+        self._log = folder / f"{name}.log"
         environment = {
             **os.environ,
             "CEREMONIES_DIR": str(SPECS),
@@ -92,7 +88,7 @@ class WorkerProcess:
     def check(self) -> None:
         """Raises BenchmarkFailed when it has ended."""
         if self._process.poll() is not None:
-            raise BenchmarkFailed(f"the worker ended with {self._process.returncode}: {self.last_words()}")
+            raise BenchmarkFailed(f"{self._name} ended with {self._process.returncode}: {self.last_words()}")
 
     async def ready(self) -> None:
         """Return when `/readyz` says so. Raises BenchmarkFailed."""
@@ -100,18 +96,36 @@ class WorkerProcess:
         while not await asyncio.to_thread(self._answers):
             self.check()
             if time.monotonic() > deadline:
-                raise BenchmarkFailed(f"the worker is not ready after {READY_SECONDS:.0f} s: {self.last_words()}")
+                raise BenchmarkFailed(f"{self._name} is not ready after {READY_SECONDS:.0f} s: {self.last_words()}")
             await asyncio.sleep(0.05)
+
+    async def metrics(self) -> Mapping[str, float]:
+        """What `/metrics` says now: the sum of each metric over its labels. Raises BenchmarkFailed."""
+        try:
+            return summed(await asyncio.to_thread(self._get, "/metrics"))
+        except OSError as error:
+            raise BenchmarkFailed(f"{self._name} tells no metrics: {error}") from error
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._http}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.HTTPError):
+            self._get("/readyz")
+        except OSError:
             return False
+        return True
+
+    def _get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._http}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
 
     def last_words(self) -> str:
         return " | ".join(self._log.read_text(errors="replace").splitlines()[-6:])
+
+    def freeze(self) -> None:
+        """SIGSTOP, until `thaw`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL where that takes too long."""
@@ -124,13 +138,37 @@ class WorkerProcess:
 
 
 @contextlib.asynccontextmanager
-async def worker(folder: Path, settings: Mapping[str, object]) -> AsyncIterator[WorkerProcess]:
-    """A worker that is being started; stopped at the end."""
-    process = WorkerProcess(folder, settings)
+async def workers(
+    folder: Path, settings: Mapping[str, object], layout: Layout = ONE
+) -> AsyncIterator[list[WorkerProcess]]:
+    """The workers of a layout, which are being started; stopped at the end."""
+    running: list[WorkerProcess] = []
     try:
-        yield process
+        for number, roles in enumerate(layout.roles, start=1):
+            name = "worker" if len(layout.roles) == 1 else f"worker-{number}"
+            running.append(WorkerProcess(folder, {**settings, "CEREMONY_ROLE": roles}, name))
+        yield running
     finally:
-        await asyncio.to_thread(process.stop)
+        await asyncio.gather(*(asyncio.to_thread(process.stop) for process in running))
+
+
+@contextlib.asynccontextmanager
+async def worker(folder: Path, settings: Mapping[str, object]) -> AsyncIterator[WorkerProcess]:
+    """One worker with all roles, which is being started; stopped at the end."""
+    async with workers(folder, settings) as (process,):
+        yield process
+
+
+@contextlib.contextmanager
+def frozen(processes: Sequence[WorkerProcess]) -> Iterator[None]:
+    """All of them stand still meanwhile."""
+    try:
+        for process in processes:
+            process.freeze()
+        yield
+    finally:
+        for process in processes:
+            process.thaw()
 
 
 @contextlib.asynccontextmanager
@@ -147,48 +185,11 @@ async def nats(folder: Path, *, sync_always: bool) -> AsyncIterator[MeasuredNats
         await asyncio.to_thread(server.kill)
 
 
-class CpuMeter:
-    """Samples the CPU time of processes, so that it can be told for a span of wall time afterwards."""
-
-    def __init__(self, pids: Mapping[str, int]) -> None:
-        self._pids = pids
-        self._at: list[float] = []
-        self._used: dict[str, list[float]] = {name: [] for name in (*pids, MACHINE)}
-        self._stop = threading.Event()
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[CpuMeter]:
-        thread = threading.Thread(target=self._sample, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            thread.join()
-
-    def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            with contextlib.suppress(OSError):  # it has ended: nothing more is asked of it
-                used = {name: cpu_seconds(pid) for name, pid in self._pids.items()} | {MACHINE: machine_seconds()}
-                self._at.append(time.time())
-                for name, seconds in used.items():
-                    self._used[name].append(seconds)
-
-    def between(self, began: float, ended: float) -> dict[str, float]:
-        """CPU seconds of each process, and of the whole machine, between two wall-clock times."""
-        first, last = bisect.bisect_left(self._at, began), bisect.bisect_left(self._at, ended)
-        last = min(last, len(self._at) - 1)
-        return {name: used[last] - used[min(first, last)] for name, used in self._used.items()}
-
-
-def machine_seconds() -> float:
-    """What all processes have used of all cores so far, and what the host has taken from them (steal)."""
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    user, nice, system, _idle, _waiting, hard, soft, steal = map(int, fields)
-    return (user + nice + system + hard + soft + steal) / _TICKS
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far. Raises OSError when it is gone, or where there is no /proc."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+def summed(exposition: str) -> dict[str, float]:
+    """Prometheus' text as the sum of each sample over its labels; of histograms the count and the sum."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            if not sample.name.endswith(("_bucket", "_created")):
+                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found

@@ -47,7 +47,7 @@ def line(found: dict[str, Any]) -> str:
     others = statistics.median(found["other_work_cores"])
     machine = f"{found['cores']} cores, of which other work took {others:.1f}; load average {load:.1f} before"
     return (
-        f"{found['steps_per_s']:,.0f} steps/s until all events are on NATS"
+        f"{found['steps_per_s']:,.0f} steps/s until all events are on NATS, {found['best_served_by']}"
         f" ({found['steps_per_s_log']:,.0f} in the log, {found['ratio_to_bare_loop']:.2f} of a bare aiokafka loop,"
         f" {found['cpu_us_per_step']:.0f} µs of CPU a step); one ceremony of five steps alone"
         f" {found['serial_p50_ms']:.1f} ms p50, {found['serial_p99_ms']:.1f} ms p99 on Kafka,"

@@ -48,15 +48,16 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 async def measure(
-    folder: Path, name: str, log_url: str, count: int, partitions: int, progress: Progress, *, sync_always: bool = False
+    folder: Path, name: str, log_url: str, count: int, partitions: int, progress: Progress, *, flush: bool
 ) -> SerialRun:
     """Run `count` ceremonies after a warm-up. Raises BenchmarkFailed."""
-    async with processes.nats(folder / "nats", sync_always=sync_always) as server:
+    async with processes.nats(folder / "nats", sync_always=False) as server:
         settings = {
             "CEREMONY_LOG": log_url,
             "CEREMONY_TOPIC_PREFIX": name,
             "CEREMONY_PARTITIONS": partitions,
             "NATS_URL": server.url,
+            **({"CEREMONY_FLUSH_MESSAGES": 1} if flush else {}),
         }
         async with processes.worker(folder, settings) as worker:
             await worker.ready()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 
 from streams.transport.contract import Record
 from tests.benchmarks import report
-from tests.benchmarks.processes import CpuMeter, cpu_seconds
+from tests.benchmarks.layouts import ALL_ROLES, Layout, parse_layouts
+from tests.benchmarks.meter import CpuMeter, cpu_seconds
+from tests.benchmarks.plan import parsed, plan_of
+from tests.benchmarks.processes import summed
 from tests.benchmarks.profiler import read_profile
 from tests.benchmarks.serial import percentile
 from tests.benchmarks.sizes import size_of
@@ -67,3 +71,48 @@ def test_the_meter_tells_the_cpu_time_of_a_span() -> None:
         time.sleep(0.1)
     assert meter.between(began, ended)["us"] == pytest.approx(0.3, abs=0.15)
     assert meter.between(idle, began)["us"] < 0.15
+
+
+def test_a_layout_is_a_number_of_workers_or_roles_apart() -> None:
+    two, apart = parse_layouts("2,engine+bridge+bridge")
+    assert two == Layout("2", (ALL_ROLES, ALL_ROLES))
+    assert (two.members("engine"), two.members("bridge"), str(two)) == (2, 2, "2 workers")
+    assert apart.roles == ("engine", "bridge", "bridge")
+    assert (apart.members("engine"), apart.members("bridge")) == (1, 2)
+    assert str(apart) == "3 workers (engine+bridge+bridge)"
+    assert str(parse_layouts("1")[0]) == "1 worker"
+
+
+@pytest.mark.parametrize("text", ["", "0", "17", "two", "engine", "bridge+bridge", "engine+projector", "1,1"])
+def test_a_layout_that_could_not_finish_a_ceremony_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text or "''")):
+        parse_layouts(text)
+
+
+def test_without_options_one_and_two_workers_are_measured_with_every_append_synced() -> None:
+    plan = plan_of(parsed([], ""))
+    assert [layout.name for layout in plan.layouts] == ["1", "2"]
+    assert plan.flush
+    assert not plan_of(parsed(["--no-flush"], "")).flush
+
+
+def test_a_wrong_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed(["--workers", "engine"], "")
+    assert "'engine': a number of workers up to 16, or roles such as engine+bridge" in capsys.readouterr().err
+
+
+def test_metrics_are_summed_over_their_labels() -> None:
+    text = """# TYPE steps counter
+steps_total{status="COMPLETED"} 40
+steps_total{status="FAILED"} 2
+steps_created{status="FAILED"} 1.7e9
+# TYPE seconds histogram
+seconds_bucket{le="1.0"} 3
+seconds_bucket{le="+Inf"} 4
+seconds_count 4
+seconds_sum 2.5
+# TYPE owned gauge
+owned 3
+"""
+    assert summed(text) == {"steps_total": 42, "seconds_count": 4, "seconds_sum": 2.5, "owned": 3}

@@ -1,0 +1,151 @@
+"""Everything that is measured, one after the other, on one broker."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.progress import Progress
+
+from tests.benchmarks import bare, engines, serial, throughput
+from tests.benchmarks.layouts import Layout
+from tests.benchmarks.plan import Plan
+from tests.benchmarks.preload import STEPS
+from tests.benchmarks.processes import ROOT, BenchmarkFailed
+from tests.benchmarks.site import Ground
+from tests.benchmarks.sizes import StepRecords
+from tests.services import KafkaServer
+
+BARE_SECONDS = 120
+Seen = Callable[[int, int], None]
+"""(done, wanted)."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What has been measured so far."""
+
+    engine: dict[Layout, list[throughput.EngineRun]] = field(default_factory=dict)
+    synced: list[throughput.EngineRun] = field(default_factory=list)
+    sends: list[float] = field(default_factory=list)
+    batches: list[float] = field(default_factory=list)
+    sends_cpu: list[float] = field(default_factory=list)
+    serial: dict[str, serial.SerialRun] = field(default_factory=dict)
+    others: dict[str, engines.Figures] = field(default_factory=dict)
+
+
+class Bench:
+    """One run of everything."""
+
+    def __init__(self, plan: Plan, folder: Path, kafka: KafkaServer, screen: Progress) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._kafka = kafka
+        self._screen = screen
+        self.found = Found()
+
+    async def run(self) -> Found:
+        plan, found = self._plan, self.found
+        for turn in range(plan.repetitions):
+            for layout in plan.layouts:
+                last = turn == plan.repetitions - 1 and layout == plan.layouts[-1]
+                runs = found.engine.setdefault(layout, [])
+                runs.append(await self._engine(turn, layout, plan.ceremonies, profile=plan.profile if last else None))
+            records = found.engine[plan.layouts[0]][0].records
+            await self._bare(f"sends-{turn}", records, batches=False)
+            await self._bare(f"batches-{turn}", records, batches=True)
+        synced = await self._engine(plan.repetitions, plan.layouts[0], plan.synced_ceremonies, sync_always=True)
+        found.synced.append(synced)
+        await self._serial("kafka", f"kafka://{self._kafka.bootstrap}")
+        await self._serial("embedded", f"sqlite://{self._folder / 'log.db'}")
+        for engine in plan.engines:
+            await self._other(engine)
+        return found
+
+    async def _engine(
+        self, turn: int, layout: Layout, ceremonies: int, *, sync_always: bool = False, profile: Path | None = None
+    ) -> throughput.EngineRun:
+        name = f"engine-{layout.name.replace('+', '-')}-{turn}"
+        ground = Ground(
+            self._kafka,
+            self._folder / name,
+            name,
+            self._plan.partitions,
+            flush=self._plan.flush,
+            sync_always=sync_always,
+            layout=layout,
+        )
+        label = f"engine, {layout}, {ceremonies:,} ceremonies" + (", NATS syncs each message" if sync_always else "")
+
+        async def measured(seen: Seen) -> throughput.EngineRun:
+            return await throughput.measure(ground, ceremonies, seen, profile)
+
+        run: throughput.EngineRun = await self._shown(label, measured)
+        return run
+
+    async def _bare(self, name: str, records: StepRecords, *, batches: bool) -> None:
+        steps = self._plan.ceremonies * STEPS
+        options = bare.Options(
+            bootstrap=self._kafka.bootstrap,
+            name=name,
+            steps=steps,
+            partitions=self._plan.partitions,
+            batches=batches,
+            records=records,
+            topic_config={"flush.messages": "1"} if self._plan.flush else {},
+        )
+
+        async def measured(_seen: Seen) -> bare.Measured:
+            return msgspec.json.decode(await asyncio.to_thread(_in_process, options), type=bare.Measured)
+
+        label = "bare aiokafka loop, " + ("one future a batch" if batches else "one send a record")
+        done: bare.Measured = await self._shown(label, measured)
+        (self.found.batches if batches else self.found.sends).append(steps / done.seconds)
+        if not batches:
+            self.found.sends_cpu.append(1e6 * done.cpu_seconds / steps)
+
+    async def _serial(self, name: str, log_url: str) -> None:
+        async def measured(seen: Seen) -> serial.SerialRun:
+            return await serial.measure(
+                self._folder / f"serial-{name}",
+                name,
+                log_url,
+                self._plan.serial,
+                self._plan.partitions,
+                seen,
+                flush=self._plan.flush,
+            )
+
+        self.found.serial[name] = await self._shown(f"one ceremony at a time, {name}", measured)
+
+    async def _other(self, engine: engines.OtherEngine) -> None:
+        async def measured(_seen: Seen) -> engines.Figures:
+            return await asyncio.to_thread(engines.measure, engine)
+
+        self.found.others[engine.name] = await self._shown(engine.name, measured)
+
+    async def _shown(self, label: str, measured: Callable[[Seen], Awaitable[Any]]) -> Any:
+        task = self._screen.add_task(label, total=None)
+
+        def seen(done: int, wanted: int) -> None:
+            self._screen.update(task, completed=done, total=wanted)
+
+        result = await measured(seen)
+        self._screen.update(task, completed=1, total=1)
+        return result
+
+
+def _in_process(options: bare.Options) -> bytes:
+    """The bare loop's answer. Raises BenchmarkFailed."""
+    command = [sys.executable, "-m", "tests.benchmarks.bare"]
+    given = msgspec.json.encode(options)
+    done = subprocess.run(command, input=given, capture_output=True, cwd=ROOT, timeout=BARE_SECONDS, check=False)
+    if done.returncode:
+        raise BenchmarkFailed(f"the bare loop ended with {done.returncode}: {done.stderr[-500:].decode()}")
+    return done.stdout

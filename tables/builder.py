@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from tables.errors import InvariantBroken
 from tables.instance import (
     KEPT_COMMAND_IDS,
+    ROW_FORMAT,
     TERMINAL,
     Answer,
     Approval,
@@ -29,6 +30,8 @@ from tables.limits import MAX_ID, clip
 from tables.timers import CEREMONY_MAX, EXPIRE, OF_PHASE, RUN_ON
 
 _PAUSED = CeremonyStatus.PAUSED  # on Python 3.11 each look-up of a member costs a call
+_MOVING = frozenset(CeremonyStatus) - TERMINAL - {CeremonyStatus.PAUSED}
+_NEW = StepState()
 IN_FLIGHT = frozenset({StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN})
 
 
@@ -122,7 +125,7 @@ class Builder:
                 inputs=inputs,
                 inputs_size=inputs_size,
                 selected=selected,
-                steps={step_id: StepState() for step_id in step_ids},
+                steps=dict.fromkeys(step_ids, _NEW),
                 size=inputs_size,
             ),
             now,
@@ -135,6 +138,11 @@ class Builder:
     @property
     def ended(self) -> bool:
         return self.status in TERMINAL
+
+    @property
+    def moves(self) -> bool:
+        """Neither ended nor PAUSED."""
+        return self.status in _MOVING
 
     @property
     def paused(self) -> bool:
@@ -161,16 +169,17 @@ class Builder:
         if not self._own_steps:
             self.steps = dict(self.steps)
             self._own_steps = True
-        old = self.steps[step_id]
+        steps = self.steps
+        old = steps[step_id]
         self.size += state.size + state.gathered - old.size - old.gathered
-        self.steps[step_id] = state
+        steps[step_id] = state
         self._touched.append(step_id)
         self.changed = True
         self._peeked = None
 
     def set_timer(self, timer_id: str, pause: int, attempt: int = 0) -> int:
         """Let a timer fire `pause` milliseconds from now; while PAUSED, from resume. Returns its field `due`."""
-        due = pause if self.paused and timer_id not in RUN_ON else self.now + pause
+        due = pause if self.status is _PAUSED and timer_id not in RUN_ON else self.now + pause
         self._timers()[timer_id] = Timer(due, attempt)
         return due
 
@@ -181,13 +190,16 @@ class Builder:
     def drop_step_timers(self, step_id: str, phase: Phase) -> None:
         """Drop the timers that a step in this phase may hold."""
         for prefix in OF_PHASE[phase]:
-            self.drop_timer(prefix + step_id)
+            timer_id = prefix + step_id
+            if timer_id in self.timers:
+                del self._timers()[timer_id]
 
     def _timers(self) -> dict[str, Timer]:
         if not self._own_timers:
             self.timers = dict(self.timers)
             self._own_timers = True
-        self._change()
+        self.changed = True
+        self._peeked = None
         return self.timers
 
     def enter(self, state_id: str) -> int:
@@ -282,6 +294,7 @@ class Builder:
         return row
 
     def _assemble(self) -> Instance:
+        """By position: names would cost three times as much, and this is done for each command."""
         base = self.base
         return Instance(
             base.instance_id,
@@ -296,21 +309,22 @@ class Builder:
             self.status,
             base.created_at,
             self.now,
-            version=self.version,
-            ended_at=self.ended_at,
-            inputs=base.inputs,
-            selected=base.selected,
-            steps=self.steps,
-            visits=self.visits,
-            guard_approvals=self.guard_approvals,
-            timers=self.timers,
-            paused_at=self.paused_at,
-            paused_by=self.paused_by,
-            command_ids=self.command_ids,
-            error_code=self.error_code,
-            error_message=self.error_message,
-            size=self.size,
-            inputs_size=base.inputs_size,
+            ROW_FORMAT,
+            self.version,
+            self.ended_at,
+            base.inputs,
+            base.selected,
+            self.steps,
+            self.visits,
+            self.guard_approvals,
+            self.timers,
+            self.paused_at,
+            self.paused_by,
+            self.command_ids,
+            self.error_code,
+            self.error_message,
+            self.size,
+            base.inputs_size,
         )
 
 
@@ -352,6 +366,8 @@ def raised(row: Instance, version_by: int, attempts_by: int) -> Instance:
 
 def approvals_weight(approvals: tuple[Approval, ...]) -> int:
     """Bytes that approvals add to the row."""
+    if not approvals:
+        return 0
     return sum(len(f"{approval.actor}{approval.role}{approval.comment}".encode()) for approval in approvals)
 
 

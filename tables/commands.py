@@ -6,7 +6,7 @@ they come from the log (`Origin`).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -16,7 +16,7 @@ from tables.formats import refuse_newer
 COMMAND_FORMAT = 1
 
 
-class Origin(NamedTuple):
+class Origin(msgspec.Struct, frozen=True, gc=False):
     """Where the log has the command, and when the log took it (milliseconds): the only clock of the fold."""
 
     partition: int

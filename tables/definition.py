@@ -126,3 +126,5 @@ class Definition:
     initial: str = ""
     steps_by_state: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     transitions_from: Mapping[str, tuple[Transition, ...]] = field(default_factory=dict)
+    ways_out: Mapping[str, tuple[tuple[Step, Transition], ...]] = field(default_factory=dict)
+    """By state: its steps with an `on_failure`, each with the transition which that names."""

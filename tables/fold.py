@@ -98,7 +98,7 @@ def _fold(row: Instance, command: AnyCommand, origin: Origin, definition: Defini
     if command.expects_answer and turn.row.knows(command.command_id):
         return Decision(row, (), "duplicate")
     _HANDLERS[type(command)](turn, command)
-    if turn.row.changed and command.expects_answer and command.command_id:
+    if command.expects_answer and command.command_id and turn.row.changed:
         turn.row.remember(command.command_id)
     return finish(turn)
 

@@ -18,7 +18,8 @@ from tables.timers import ASK
 from tables.transitions import apply, by_trigger, guards_hold, settle
 from tables.turn import Turn
 
-_LIVE = frozenset({Phase.ASKED, Phase.UNREACHABLE, Phase.SUBMITTED})
+_SUBMITTED = Phase.SUBMITTED
+_LIVE = frozenset({Phase.ASKED, Phase.UNREACHABLE, _SUBMITTED})
 
 
 def step_outcome(turn: Turn, command: StepOutcome) -> None:
@@ -33,7 +34,7 @@ def step_outcome(turn: Turn, command: StepOutcome) -> None:
     if turn.note:
         _published_late(turn, step, state, command)
         return
-    if state.phase is Phase.SUBMITTED and command.outcome != "completed":
+    if state.phase is _SUBMITTED and command.outcome != "completed":
         turn.note = "duplicate"  # the attempt's request was performed twice; its first answer counts
         return
     handler(turn, step, command)
@@ -71,9 +72,10 @@ def _visit_published(turn: Turn, step: Step, output: Any) -> int:
 
 def _completed(turn: Turn, step: Step, command: StepOutcome) -> None:
     kind = turn.kind(step)
-    visit = turn.row.visits.get(step.state, 0)
-    if kind.name == steps_life.PUBLISH and turn.row.steps[step.id].announced < visit:
-        steps_life.published(turn, step, command.published, visit)
+    if kind.name == steps_life.PUBLISH:
+        visit = turn.row.visits.get(step.state, 0)
+        if turn.row.steps[step.id].announced < visit:
+            steps_life.published(turn, step, command.published, visit)
     verdict = kind.completed(turn.context(step), command.output)
     same = getattr(verdict, "output", None) is command.output
     if steps_life.conclude(turn, step, verdict, command.size if same else 0):
@@ -185,7 +187,7 @@ def _triggered(turn: Turn, command: AgentResult) -> None:
     """The transition an agent asks for, as role SYSTEM; where it may not be, nothing moves and nobody is told."""
     row = turn.row
     transition = by_trigger(turn, command.trigger)
-    if row.ended or row.paused or transition is None or not _system_may(turn, transition):
+    if not row.moves or transition is None or not _system_may(turn, transition):
         turn.note = turn.note or "trigger_ignored"
         return
     if command.command_id:

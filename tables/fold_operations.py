@@ -125,7 +125,7 @@ def retry_step(turn: Turn, command: RetryStep) -> None:
 def _reopen(turn: Turn, command: RetryStep, step: Step) -> None:
     """Open a FAILED ceremony again: steps that its end cancelled will run again too."""
     turn.row.reopen(millis(turn.definition.timeouts.ceremony_max))
-    for other in turn.steps_here():
+    for other in turn.here:
         if turn.row.steps[other.id].status is StepStatus.CANCELLED:
             steps_life.reset(turn, other)
     turn.lifecycle("resumed", _who(command) | {"step_id": step.id})

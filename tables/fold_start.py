@@ -147,7 +147,7 @@ def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds)
     )
     turn = Turn(builder, definition, kinds, origin)
     builder.set_timer(CEREMONY_MAX, millis(definition.timeouts.ceremony_max))
-    builder.enter(definition.initial)
+    turn.enter(definition.initial)
     turn.lifecycle(
         "started",
         {

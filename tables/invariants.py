@@ -65,21 +65,19 @@ def broken_change(old: Instance, new: Instance) -> list[str]:
 def broken_step(row: Instance, step_id: str) -> list[str]:
     """What is broken in one step and its timers."""
     step = row.steps[step_id]
-    where = f"step {step_id}"
+    status = step.status
     reasons: list[str] = []
-    if step.phase not in _PHASES[step.status]:
-        reasons.append(f"{where}: {step.status} in phase {step.phase.value!r}")
-    if step.output is not None and (
-        step.status in _NO_OUTPUT or (step.status is _FAILED and step.error_code != REJECTED)
-    ):
-        reasons.append(f"{where}: {step.status} has an output")
-    if step.status is _FAILED and not step.error_code:
-        reasons.append(f"{where}: FAILED without a code")
-    if step.answers and step.status is not _IN_PROGRESS:
-        reasons.append(f"{where}: {step.status} keeps answers")
-    if step.status is _IN_PROGRESS or step.status is _WAITING:
+    if step.phase not in _PHASES[status]:
+        reasons.append(f"step {step_id}: {status} in phase {step.phase.value!r}")
+    if step.output is not None and (status in _NO_OUTPUT or (status is _FAILED and step.error_code != REJECTED)):
+        reasons.append(f"step {step_id}: {status} has an output")
+    if status is _FAILED and not step.error_code:
+        reasons.append(f"step {step_id}: FAILED without a code")
+    if step.answers and status is not _IN_PROGRESS:
+        reasons.append(f"step {step_id}: {status} keeps answers")
+    if status is _IN_PROGRESS or status is _WAITING:
         if row.status in TERMINAL:
-            reasons.append(f"{where}: {step.status} although the ceremony is {row.status}")
+            reasons.append(f"step {step_id}: {status} although the ceremony is {row.status}")
         reasons += _broken_live_timers(row, step_id, step)
     return reasons
 

@@ -73,7 +73,7 @@ def _refuse(
 
 def _ask_again(turn: Turn) -> None:
     """What was gathered belongs to old attempts; while PAUSED the asking waits for the resume."""
-    for step in turn.steps_here():
+    for step in turn.here:
         state = turn.row.steps[step.id]
         if state.phase not in (Phase.ASKED, Phase.SUBMITTED, Phase.UNREACHABLE):
             continue

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from pydantic import BaseModel, ValidationError
 
-from tables.definition import Definition, RetryPolicy, Step
+from tables.definition import Definition, RetryPolicy, Step, Transition
 from tables.draft import Draft
 from tables.problems import MESSAGE_CHARACTERS, clipped
 from tables.shapes import Fields
@@ -26,7 +26,8 @@ def with_steps(draft: Draft, definition: Definition) -> Definition:
     after = _order(draft)
     steps = {name: _step(draft, name, fields, policies, after[name]) for name, fields in draft.step_ids.items()}
     by_state = {state: tuple(s for s in steps.values() if s.state == state) for state in definition.states}
-    definition = replace(definition, steps=steps, steps_by_state=by_state)
+    ways_out = {state: tuple(_ways_out(here, definition)) for state, here in by_state.items()}
+    definition = replace(definition, steps=steps, steps_by_state=by_state, ways_out=ways_out)
     for name, step in steps.items():
         kind = draft.kinds.get(step.handler)
         node: Node | None = draft.step_ids[name].get("config")
@@ -36,6 +37,15 @@ def with_steps(draft: Draft, definition: Definition) -> Definition:
             line = node.line_at(iter(p for p in re.split(r"[.\[\]]+", path) if p))
             draft.report.add(max(line, draft.step_ids[name].line_of("config")), rule, f"step `{name}`: {message}")
     return definition
+
+
+def _ways_out(here: Iterable[Step], definition: Definition) -> Iterator[tuple[Step, Transition]]:
+    """The steps with an `on_failure`, each with the first transition which that names."""
+    for step in here:
+        for transition in definition.transitions_from[step.state]:
+            if transition.trigger == step.on_failure:
+                yield step, transition
+                break
 
 
 def _step(draft: Draft, name: str, fields: Fields, policies: Mapping[str, RetryPolicy], after: tuple[str, ...]) -> Step:

@@ -16,7 +16,7 @@ from tables.definition import Step
 from tables.effects import StepRequested
 from tables.instance import Approval, Phase, StepState, StepStatus
 from tables.invariants import REJECTED
-from tables.kinds import Completed, Failed, Pending, Verdict
+from tables.kinds import Completed, Failed, Verdict
 from tables.limits import MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
 from tables.timers import ASK, GATE, RETRY, TIMEOUT, ask_pause, iso, millis, retry_pause
 from tables.turn import Turn
@@ -36,10 +36,11 @@ PUBLISH = "publish"
 
 def start(turn: Turn, step: Step, *, new_budget: bool = False) -> None:
     """Begin the next attempt: the role is checked, then the step's agent is asked."""
-    old = turn.row.steps[step.id]
+    row = turn.row
+    old = row.steps[step.id]
     attempt = old.attempt + 1
-    turn.row.drop_step_timers(step.id, old.phase)
-    turn.row.set_step(
+    row.drop_step_timers(step.id, old.phase)
+    row.set_step(
         step.id,
         StepState(
             status=_IN_PROGRESS,
@@ -51,7 +52,7 @@ def start(turn: Turn, step: Step, *, new_budget: bool = False) -> None:
             announced=old.announced,
         ),
     )
-    turn.row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), attempt)
+    row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), attempt)
     problem = roles.step_role_refusal(turn.definition, step) if turn.definition.roles else None
     if problem is not None:
         fail(turn, step, Failed(problem[0], problem[1], retryable=False))
@@ -68,16 +69,16 @@ def ask_again(turn: Turn, step: Step) -> None:
 
 
 def _request(turn: Turn, step: Step) -> None:
-    row, state = turn.row, turn.row.steps[step.id]
-    context = turn.context(step)
+    row = turn.row
+    base, state = row.base, row.steps[step.id]
     kind = turn.kind(step)
-    body = kind.request(context)
+    body = kind.request(turn.context(step))
     if isinstance(body, Failed):
         fail(turn, step, body)
         return
-    base = row.base
+    visit = row.visits.get(step.state, 0)
     if kind.name == PUBLISH and state.asks == 1:
-        turn.event(PUBLISH_REQUESTED, _publication(turn, step, row.visits.get(step.state, 0)))
+        turn.event(PUBLISH_REQUESTED, _publication(turn, step, visit))
     turn.effects.append(
         StepRequested(
             id=turn.effect_id(),
@@ -85,7 +86,7 @@ def _request(turn: Turn, step: Step) -> None:
             instance_id=base.instance_id,
             step_id=step.id,
             attempt=state.attempt,
-            visit=row.visits.get(step.state, 0),
+            visit=visit,
             deadline=row.timers[TIMEOUT + step.id].due,
             correlation_id=base.correlation_id,
             body=body,
@@ -143,12 +144,12 @@ def open_gate(turn: Turn, step: Step, output: Any) -> None:
 
 def conclude(turn: Turn, step: Step, verdict: Verdict, claimed: int = 0) -> bool:
     """Let a verdict on the live attempt take effect; False when nothing is settled yet."""
-    if isinstance(verdict, Pending):
-        return False
     if isinstance(verdict, Completed):
         complete(turn, step, verdict.output, claimed)
-    else:
+    elif isinstance(verdict, Failed):
         fail(turn, step, verdict)
+    else:
+        return False
     return True
 
 
@@ -250,7 +251,7 @@ def _fail_for_good(turn: Turn, step: Step, state: StepState, failure: Failed, ap
 
 def cancel_in_flight(turn: Turn) -> None:
     """Steps in flight become CANCELLED, and say so before the event that moves or ends the ceremony."""
-    for step in turn.steps_here():
+    for step in turn.here:
         state = turn.row.steps[step.id]
         if state.status not in IN_FLIGHT:
             continue

@@ -46,6 +46,7 @@ def iso(at: int) -> str:
     return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
+@lru_cache(maxsize=1024)  # definitions name few durations, and each attempt asks for one
 def millis(seconds: float) -> int:
     """Whole milliseconds, at least 0 and at most a hundred years."""
     return int(min(max(seconds * 1000.0, 0.0), _LONGEST))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tables import steps_life
@@ -9,7 +10,7 @@ from tables.builder import IN_FLIGHT
 from tables.definition import Definition, Step, Transition
 from tables.effects import Ended
 from tables.guards import guard_steps, holds, is_human, is_unjudged
-from tables.instance import CeremonyStatus, Instance, StepStatus
+from tables.instance import CeremonyStatus, Instance, StepState, StepStatus
 from tables.limits import MAX_TRANSITIONS, clip
 from tables.timers import UNTIL_STUB
 from tables.turn import Decision, Turn
@@ -33,11 +34,15 @@ def settle(turn: Turn) -> None:
     moves.
     """
     row = turn.row
-    while not row.ended and not row.paused:
-        if _automatic(turn) or _on_failure(turn) or _start_ready(turn):
+    while row.moves:
+        if _automatic(turn) or _on_failure(turn):
             continue
-        _close(turn)
-        return
+        started = _start_ready(turn)
+        if started is None:
+            _close(turn)
+            return
+        if row.steps[started.id].status in IN_FLIGHT:
+            return
 
 
 def _automatic(turn: Turn) -> bool:
@@ -69,7 +74,7 @@ def failing_guard(turn: Turn, transition: Transition) -> tuple[str, str] | None:
 def _all_done(turn: Turn) -> bool:
     """Every selected step of the state is COMPLETED, and none at all FAILED: what lets a guard-less transition fire."""
     steps, selected = turn.row.steps, turn.row.base.selected
-    for step in turn.steps_here():
+    for step in turn.here:
         status = steps[step.id].status
         if status is not _COMPLETED and (status is _FAILED or not selected or step.id in selected):
             return False
@@ -78,11 +83,8 @@ def _all_done(turn: Turn) -> bool:
 
 def _on_failure(turn: Turn) -> bool:
     """Apply the `on_failure` trigger of a step that has failed for good, where its guards hold."""
-    for step in turn.steps_here():
-        if step.on_failure is None or turn.row.steps[step.id].status is not _FAILED:
-            continue
-        transition = by_trigger(turn, step.on_failure)
-        if transition is not None and guards_hold(turn, transition):
+    for step, transition in turn.definition.ways_out.get(turn.row.state, ()):
+        if turn.row.steps[step.id].status is _FAILED and guards_hold(turn, transition):
             apply(turn, transition)
             return True
     return False
@@ -96,24 +98,27 @@ def by_trigger(turn: Turn, trigger: str) -> Transition | None:
     return None
 
 
-def _start_ready(turn: Turn) -> bool:
-    """Start the steps whose predecessors are done; True when one ended at once, for that may move the ceremony."""
-    row = turn.row
-    for step in turn.steps_here():
-        if row.steps[step.id].status is _PENDING and _ready(turn, step):
+def _start_ready(turn: Turn) -> Step | None:
+    """Start the steps whose predecessors are done, up to one that ends at once, for that may move the ceremony.
+
+    Returns the last one that it started.
+    """
+    row, selected, started = turn.row, turn.row.base.selected, None
+    for step in turn.here:
+        if row.steps[step.id].status is _PENDING and _ready(step, row.steps, selected):
             steps_life.start(turn, step)
+            started = step
             if row.steps[step.id].status not in IN_FLIGHT:
-                return True
-    return False
+                break
+    return started
 
 
-def _ready(turn: Turn, step: Step) -> bool:
+def _ready(step: Step, steps: Mapping[str, StepState], selected: tuple[str, ...]) -> bool:
     """Whether a PENDING step may start by itself; a plain loop, for each command asks it of every step."""
-    steps = turn.row.steps
     for name in step.after:
-        if steps[name].status is not _COMPLETED and turn.selects(name):
+        if steps[name].status is not _COMPLETED and (not selected or name in selected):
             return False
-    return turn.selects(step.id)
+    return not selected or step.id in selected
 
 
 def apply(turn: Turn, transition: Transition) -> None:
@@ -134,8 +139,8 @@ def apply(turn: Turn, transition: Transition) -> None:
             "trigger": transition.trigger,
         },
     )
-    row.enter(transition.to_state)
-    for step in turn.steps_here():
+    turn.enter(transition.to_state)
+    for step in turn.here:
         steps_life.reset(turn, step)
     if turn.definition.states[transition.to_state].terminal:
         end(turn, CeremonyStatus.COMPLETED)
@@ -144,9 +149,9 @@ def apply(turn: Turn, transition: Transition) -> None:
 def _close(turn: Turn) -> None:
     """Nothing moves: when nothing is in flight or awaited either, the ceremony has failed."""
     steps, failed = turn.row.steps, ""
-    for step in turn.steps_here():
+    for step in turn.here:
         status = steps[step.id].status
-        if status in IN_FLIGHT:
+        if status is _IN_PROGRESS or status is _WAITING:
             return
         if status is _FAILED and not failed:
             failed = step.id
@@ -214,6 +219,6 @@ def finish(turn: Turn) -> Decision:
     row = turn.row
     if not row.changed:
         return Decision(row.base, tuple(turn.effects), turn.note, turn.unjudged)
-    if not row.ended and not row.paused:
+    if row.moves:
         row.set_status(live_status(row.peek(), turn.definition))
     return Decision(row.build(), tuple(turn.effects), turn.note, turn.unjudged)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from tables.builder import Builder
 from tables.commands import Origin
@@ -15,7 +16,7 @@ from tables.instance import Instance
 from tables.kinds import Kinds, StepContext, StepKind
 
 
-class Decision(NamedTuple):
+class Decision(msgspec.Struct, frozen=True):
     """What the fold decided.
 
     `row` is the very row it was given when nothing changed; None where a row was given means: delete it.
@@ -26,14 +27,26 @@ class Decision(NamedTuple):
     note: str = ""
     """Why nothing changed, as a stable word for a metric (`stale_attempt`, `duplicate`, `early_timer`, …, or the code
     of the refusal); else empty."""
-    unjudged: Mapping[str, str] = MappingProxyType({})
+    unjudged: Mapping[str, str] = {}
     """Guards whose expression failed or is not boolean, with the reason: they do not hold, and are logged."""
 
 
 class Turn:
     """The handlers' working place. A handler either refuses or notes and changes nothing, or changes the row."""
 
-    __slots__ = ("_stem", "applied", "definition", "effects", "kinds", "note", "now", "origin", "row", "unjudged")
+    __slots__ = (
+        "_stem",
+        "applied",
+        "definition",
+        "effects",
+        "here",
+        "kinds",
+        "note",
+        "now",
+        "origin",
+        "row",
+        "unjudged",
+    )
 
     def __init__(self, row: Builder, definition: Definition, kinds: Kinds, origin: Origin) -> None:
         self.row = row
@@ -41,6 +54,8 @@ class Turn:
         self.kinds = kinds
         self.origin = origin
         self.now = row.now
+        self.here = definition.steps_by_state.get(row.state, ())
+        """Steps of the present state, in file order."""
         self.effects: list[Effect] = []
         self.applied = 0
         """Transitions applied by this command."""
@@ -95,9 +110,9 @@ class Turn:
         selected = self.row.base.selected
         return not selected or step_id in selected
 
-    def steps_here(self) -> tuple[Step, ...]:
-        """Steps of the present state, in file order."""
-        return self.definition.steps_by_state.get(self.row.state, ())
+    def enter(self, state_id: str) -> None:
+        self.row.enter(state_id)
+        self.here = self.definition.steps_by_state.get(state_id, ())
 
 
 def refused(instance_id: str, command_id: str, origin: Origin, code: str, message: str, ordinal: int = 0) -> Refused:

@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 import msgspec
+from msgspec.structs import astuple
 
 from steps.registry import all_kinds
 from tables.commands import AnyCommand, Origin, decode_command, encode_command
@@ -62,7 +63,7 @@ class GoldenLog:
         lines = [json.dumps({"fold": FOLD, "definition": self.definition})]
         for (command, origin), digest in zip(self.entries, digests, strict=True):
             body = json.loads(encode_command(command))
-            lines.append(json.dumps({"command": body, "origin": list(origin), "sha256": digest}))
+            lines.append(json.dumps({"command": body, "origin": astuple(origin), "sha256": digest}))
         self.path.write_text("\n".join(lines) + "\n", "utf-8")
 
 

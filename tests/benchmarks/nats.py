@@ -1,0 +1,195 @@
+"""What a message costs at the NATS bridges: `python -m tests.benchmarks.nats`.
+
+The events bridge, on a real nats-server, is handed batches of the events of chains, as its follower would hand them.
+CPU time, of our process and of the nats-server, per message: wall time says little on a machine that is shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import uvloop
+
+from bridge.clock import HostClock
+from bridge.nats_connection import NatsConnection
+from bridge.nats_out import EventsBridge
+from bridge.nats_window import WINDOW
+from streams.codecs import event_record
+from streams.topics import EVENTS, prefixed
+from streams.transport.contract import Committed, Log, Record
+from tables.effects import Event
+from tests.benchmarks import processes
+from tests.benchmarks.meter import cpu_seconds
+
+PREFIX = "bench"
+TOPIC = prefixed(PREFIX, EVENTS)
+GROUP = 250
+"""Ceremonies of a partition that go on side by side."""
+BATCH = 500
+"""Records that the log hands over at once."""
+WARM_UP = 5_000
+COMMANDS = (1, 1, 1, 1, 1, 3)
+"""Events of each command of a chain: started; five steps executed, with the last the transition and the end."""
+Handle = Callable[[Sequence[Record]], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one run, per message."""
+
+    ours_us: float
+    server_us: float
+    wall_us: float
+
+
+class _Followed:
+    """The follower of a log that hands over what the benchmark gives it."""
+
+    fresh = True
+
+    async def stop(self) -> None: ...
+
+
+class _FedLog:
+    """As much of a log as the events bridge asks for."""
+
+    def __init__(self) -> None:
+        self.handle: Handle | None = None
+        self.taken: Callable[[Committed], Awaitable[None]] | None = None
+
+    async def follow(self, group: str, topic: str, handle: Handle, *, batch: int, taken: Any) -> _Followed:
+        if topic == TOPIC:
+            self.handle, self.taken = handle, taken
+        return _Followed()
+
+
+def batches(run: str, partition: int, count: int, first: int) -> Iterator[list[Record]]:
+    """About `count` events of a partition, in the order in which the fold writes them; `first`: offset of the first."""
+    batch: list[Record] = []
+    groups = -(-count // (GROUP * sum(COMMANDS)))
+    offset = command_offset = first
+    for group in range(groups):
+        done = [0] * GROUP
+        for events in COMMANDS:
+            for ceremony in range(GROUP):
+                for ordinal in range(events):
+                    one = _event(f"{run}-{partition}-{group * GROUP + ceremony}:S", done[ceremony])
+                    key, value, headers = event_record(one, command_offset, ordinal, 1)
+                    batch.append(Record(TOPIC, partition, offset, int(time.time() * 1000), key, value, headers))
+                    done[ceremony] += 1
+                    offset += 1
+                command_offset += 1
+                if len(batch) >= BATCH:
+                    yield batch
+                    batch = []
+    if batch:
+        yield batch
+
+
+def _event(instance: str, number: int) -> Event:
+    """As large as `ceremony.step.executed` of the chain: some 490 bytes of JSON."""
+    return Event(
+        id=f"{instance}/{number}/0@1",
+        subject="ceremony.step.executed",
+        instance_id=instance,
+        correlation_id=instance,
+        at=1_769_860_800_000 + number,
+        payload={
+            "instance_id": instance,
+            "ceremony_id": instance.partition(":")[0],
+            "story_id": "S",
+            "step_id": f"step_{number}",
+            "status": "COMPLETED",
+            "attempt": 1,
+            "output": {"text": "x" * 80, "merged": "x" * 70},
+        },
+    )
+
+
+async def events_out(server: processes.MeasuredNats, count: int, partitions: int, window: int) -> Cost:
+    """Publish `count` events, after a warm-up, on one connection and a stream of their own."""
+    log, link = _FedLog(), NatsConnection(server.url, HostClock())
+    bridge = EventsBridge(cast(Log, log), link, HostClock(), prefix=PREFIX, window=window)
+    await link.start()
+    await bridge.start()
+    assert log.handle is not None and log.taken is not None
+    try:
+        for partition in range(partitions):
+            await log.taken(Committed(partition, 0, "", 0))
+        await _publish(log.handle, "warm", WARM_UP, partitions, first=0)
+        return await _publish(log.handle, "run", count, partitions, first=10 * count, pid=server.pid)
+    finally:
+        await bridge.stop()
+        await link.stop()
+
+
+async def _publish(
+    handle: Handle, run: str, count: int, partitions: int, *, first: int, pid: int | None = None
+) -> Cost:
+    given = [list(batches(run, n, count // partitions, first)) for n in range(partitions)]
+
+    async def feed(mine: list[list[Record]]) -> None:
+        for batch in mine:
+            await handle(batch)
+
+    gc.collect()
+    gc.freeze()
+    meter = _Meter(pid)
+    await asyncio.gather(*map(feed, given))
+    return meter.per(sum(len(batch) for mine in given for batch in mine))
+
+
+class _Meter:
+    def __init__(self, pid: int | None) -> None:
+        self._pid = pid
+        self._began = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        server = cpu_seconds(self._pid) if self._pid is not None else 0.0
+        return time.process_time(), server, time.perf_counter()
+
+    def per(self, count: int) -> Cost:
+        return Cost(*(1e6 * (now - then) / count for now, then in zip(self._now(), self._began, strict=True)))
+
+
+async def measure(given: argparse.Namespace) -> list[Cost]:
+    costs = []
+    for _ in range(given.repetitions):
+        with tempfile.TemporaryDirectory(prefix="ceremony-nats-bench-") as folder:
+            async with processes.nats(Path(folder), sync_always=given.sync_always) as server:
+                costs.append(await events_out(server, given.events, given.partitions, given.window))
+    return costs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.nats", description=__doc__)
+    parser.add_argument("--events", type=int, default=30_000, help="of a run (default 30000)")
+    parser.add_argument("--partitions", type=int, default=4)
+    parser.add_argument("--window", type=int, default=WINDOW, help=f"messages in flight a partition (default {WINDOW})")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--sync-always", action="store_true", help="nats-server syncs each message")
+    given = parser.parse_args()
+    gc.set_threshold(50_000, 20, 50)  # as the worker does
+    _show("events out", uvloop.run(measure(given)))
+    return 0
+
+
+def _show(name: str, costs: Sequence[Cost]) -> None:
+    print(f"{name}: µs a message, median (lowest-highest) of {len(costs)} runs")
+    for label, field in (("CPU, ours", "ours_us"), ("CPU, nats-server", "server_us"), ("wall", "wall_us")):
+        values = sorted(getattr(cost, field) for cost in costs)
+        print(f"  {label:17} {statistics.median(values):6.1f} ({values[0]:.1f}-{values[-1]:.1f})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

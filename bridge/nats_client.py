@@ -1,18 +1,32 @@
-"""nats-py's client that asks, before bytes go to the socket, whether what was published may still be sent.
+"""nats-py's client as the bridges need it: many messages in one piece, answers without a queue, a fence at the socket.
 
 `publish` only puts a message into the client's buffer; another task writes it: after a freeze, after a reconnect, or
-while closing. By then the partition it came from may be another bridge's.
+while closing. By then the partition it came from may be another bridge's: so it is asked, before bytes go to the
+socket, whether what was published may still be sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
+import nats.errors
 import structlog
 from nats.aio.client import Client
 
+from bridge.nats_answers import AnswersFirst, Hear
+
 log = structlog.get_logger(__name__)
+
+
+class Message(NamedTuple):
+    """To be published with an id as its only header."""
+
+    subject: str
+    reply: str
+    id: str
+    """`Nats-Msg-Id`; without line breaks, which would begin a header of their own."""
+    data: bytes
 
 
 class FencedClient(Client):
@@ -21,12 +35,32 @@ class FencedClient(Client):
     def __init__(self, may_write: Callable[[], bool]) -> None:
         super().__init__()
         self._may_write = may_write
+        self._ps = self._answers = AnswersFirst(self)
+
+    def hear(self, inbox: str, hear: Hear) -> None:
+        """Hand what comes to `<inbox>.<number>` to `hear`, past the subscription; what has headers still goes there."""
+        self._answers.inboxes[inbox.encode()] = hear
+
+    async def publish_many(self, messages: Iterable[Message]) -> None:
+        """As `publish` of each, at a fraction of its cost. Raises nats.errors.Error; nothing of them is sent then."""
+        if not self.is_connected:
+            raise nats.errors.ConnectionReconnectingError
+        await self._send_command(b"".join([_encoded(message) for message in messages]))
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
 
     async def _connect_to_server(self, s: Any) -> None:
         await super()._connect_to_server(s)
         # nats-py keeps its transport over reconnects.
         if not isinstance(self._transport, _Fence):
             self._transport = _Fence(self._transport, self._may_write)  # type: ignore[assignment]  # stands in for one
+
+
+def _encoded(message: Message) -> bytes:
+    subject, reply, message_id, data = message
+    headers = f"NATS/1.0\r\nNats-Msg-Id: {message_id.strip()}\r\n\r\n".encode()
+    size = len(headers)
+    return b"".join((f"HPUB {subject} {reply} {size} {size + len(data)}\r\n".encode(), headers, data, b"\r\n"))
 
 
 class _Fence:

@@ -34,7 +34,7 @@ class NatsConnection:
         clock: Clock,
         *,
         name: str = "ceremony-engine",
-        new_client: Callable[[], Client] | None = None,
+        new_client: Callable[[], FencedClient] | None = None,
     ) -> None:
         """`url`: one server, or several with commas between. `new_client`: one for each time the last was closed."""
         self._urls = [part.strip() for part in url.split(",") if part.strip()]
@@ -45,7 +45,7 @@ class NatsConnection:
         """What must hold when the client's buffer is written next."""
         self._up = asyncio.Event()
         self._closed = asyncio.Event()
-        self._client: Client | None = None
+        self._client: FencedClient | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._state = "connecting"
         self.generation = 0
@@ -74,7 +74,7 @@ class NatsConnection:
         if self._client is not None and not self._client.is_closed:
             await _close(self._client)
 
-    async def connected(self) -> Client:
+    async def connected(self) -> FencedClient:
         """The client, as soon as it has a server."""
         while True:
             await self._up.wait()

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import nats.errors
-from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
+from bridge.nats_client import FencedClient
 from bridge.nats_connection import NatsConnection
 from bridge.nats_publish import MESSAGE_ID, Answer, JetStreamPublisher, refusal
 from bridge.nats_streams import ensure_ceremony_stream
@@ -62,18 +62,19 @@ class NatsOutbound:
         except (nats.errors.Error, OSError):
             raise Unreachable(NEIGHBOUR, "the connection broke") from None
 
-    async def _ask(self, client: Client, subject: str, data: bytes, headers: dict[str, str]) -> Answer:
+    async def _ask(self, client: FencedClient, subject: str, data: bytes, headers: dict[str, str]) -> Answer:
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-        def on_answer(answer: Answer) -> None:
+        def on_answer(_: int, answer: Answer) -> None:
             if not answered.done():
                 answered.set_result(answer)
 
-        token = await self._publisher.send(client, subject, data, headers, on_answer)
+        tokens = self._publisher.expect(on_answer)
         try:
+            await self._publisher.send(client, tokens[0], subject, data, headers)
             return await answered
         finally:
-            self._publisher.forget(token)
+            self._publisher.forget(tokens)
 
     async def _judge(self, answer: Answer, subject: str) -> Published:
         if isinstance(answer, Published):

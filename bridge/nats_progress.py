@@ -69,11 +69,12 @@ class Marks:
 def place_of(record: Record) -> tuple[int, Place] | None:
     """Fold and place of a record of `events`; None where its headers do not say."""
     headers = dict(record.headers)
-    numbers = [headers.get(name, b"") for name in (topics.FOLD, topics.COMMAND_OFFSET, topics.ORDINAL)]
-    if not all(number.isdigit() and len(number) <= LONGEST_NUMBER for number in numbers):
+    fold, offset, ordinal = headers.get(topics.FOLD), headers.get(topics.COMMAND_OFFSET), headers.get(topics.ORDINAL)
+    if not (fold and offset and ordinal and fold.isdigit() and offset.isdigit() and ordinal.isdigit()):
         return None
-    fold, offset, ordinal = map(int, numbers)
-    return fold, (offset, ordinal)
+    if len(fold) > LONGEST_NUMBER or len(offset) > LONGEST_NUMBER or len(ordinal) > LONGEST_NUMBER:
+        return None
+    return int(fold), (int(offset), int(ordinal))
 
 
 @dataclass(slots=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from bridge.nats_client import FencedClient, Message
 from bridge.nats_connection import NatsConnection
 from steps.ports import Published
 
@@ -43,7 +44,8 @@ class Nack(NamedTuple):
 
 
 Answer = Published | Nack
-OnAnswer = Callable[[Answer], None]
+OnAnswer = Callable[[int, Answer], None]
+"""Is given the token of what was published, and the answer."""
 
 
 class _Error(msgspec.Struct):
@@ -62,61 +64,89 @@ class _PubAck(msgspec.Struct):
 _decode = msgspec.json.Decoder(_PubAck).decode
 
 
+class ToSend(Protocol):
+    """What `send_all` sends."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def data(self) -> bytes: ...
+
+
 class JetStreamPublisher:
     """Sends messages and hands each acknowledgement to the callback it was sent with, on the event loop."""
 
     def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
-        self._subscribed: Client | None = None
+        self._subscribed: FencedClient | None = None
         self._inbox = ""
         self._prefix = 0
         self._subscribing = asyncio.Lock()
         self._next = 0
-        self._waiting: dict[str, OnAnswer] = {}
+        self._waiting: dict[int, OnAnswer] = {}
 
-    async def client(self) -> Client:
+    async def client(self) -> FencedClient:
         """The connected client, with the inbox in place; waits for the server."""
         client = await self._connection.connected()
+        if self._subscribed is client:
+            return client
         async with self._subscribing:
             if self._subscribed is not client:
                 inbox = client.new_inbox()
                 # One connection keeps the order: the subscription is there before the first publish. nats-py renews it
                 # after a reconnect. Acknowledgements are few bytes, and bounded by what the senders have in flight.
-                await client.subscribe(f"{inbox}.*", cb=self._on_answer, pending_msgs_limit=-1, pending_bytes_limit=-1)
+                await client.subscribe(f"{inbox}.*", cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1)
+                client.hear(inbox, self._on_answer)
                 self._inbox, self._prefix, self._subscribed = inbox, len(inbox) + 1, client
         return client
 
-    async def send(
-        self, client: Client, subject: str, data: bytes, headers: dict[str, str], on_answer: OnAnswer
-    ) -> str:
-        """Send one message; returns the token that `forget` takes. May raise what nats-py raises when it is cut off."""
-        self._next += 1
-        token = str(self._next)
-        self._waiting[token] = on_answer
-        try:
-            await client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
-        except BaseException:
-            self.forget(token)
-            raise
-        return token
+    def expect(self, on_answer: OnAnswer, count: int = 1) -> range:
+        """Tokens for messages to be sent; each answer is given to `on_answer`, until its token is forgotten."""
+        tokens = range(self._next, self._next + count)
+        self._next += count
+        self._waiting.update(dict.fromkeys(tokens, on_answer))
+        return tokens
 
-    def forget(self, token: str) -> None:
-        """An answer to this token that still comes is ignored."""
-        self._waiting.pop(token, None)
+    def forget(self, tokens: Iterable[int]) -> None:
+        """Answers to these tokens that still come are ignored."""
+        for token in tokens:
+            self._waiting.pop(token, None)
 
-    async def _on_answer(self, message: Msg) -> None:
-        on_answer = self._waiting.pop(message.subject[self._prefix :], None)
+    async def send(self, client: FencedClient, token: int, subject: str, data: bytes, headers: dict[str, str]) -> None:
+        """Send one message. May raise what nats-py raises when it is cut off."""
+        await client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
+
+    async def send_all(self, client: FencedClient, tokens: Iterable[int], messages: Iterable[ToSend]) -> None:
+        """Send messages that have an id and no other header. May raise what nats-py raises when it is cut off."""
+        inbox = self._inbox
+        await client.publish_many(
+            [
+                Message(message.subject, f"{inbox}.{token}", message.id, message.data)
+                for token, message in zip(tokens, messages, strict=True)
+            ]
+        )
+
+    async def _on_message(self, message: Msg) -> None:
+        token = message.subject[self._prefix :]
+        on_answer = self._waiting.pop(int(token), None) if token.isdecimal() else None
         if on_answer is not None:
-            on_answer(read_answer(message.data, message.headers))
+            on_answer(int(token), read_answer(message.data, message.headers))
+
+    def _on_answer(self, token: int, body: bytes) -> None:
+        on_answer = self._waiting.pop(token, None)
+        if on_answer is not None:
+            on_answer(token, read_answer(body, None))
 
 
 def read_answer(data: bytes, headers: Mapping[str, str] | None) -> Answer:
-    """What JetStream answered to a publish."""
+    """What JetStream answered to a publish, whatever the bytes are."""
     if headers and headers.get("Status") == NO_RESPONDERS:
         return Nack("no_stream", "no stream takes this subject", final=False)
     try:
         ack = _decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Nack("stream_unavailable", "the answer was no acknowledgement", final=False)
     if ack.error is None:
         return Published(ack.stream, ack.seq, ack.duplicate)
@@ -137,9 +167,10 @@ def refusal(client: Client, subject: str, data: bytes, headers: Mapping[str, str
     """Why this message must not even be sent: the server would close the connection on it."""
     if not _is_subject(subject):
         return Nack("subject_invalid", f"`{subject[:100]}` is no subject to publish to", final=True)
-    if any(_BREAKS_LINE.search(value) for value in headers.values()):
+    values = "".join(headers.values())
+    if _BREAKS_LINE.search(values):
         return Nack("header_invalid", "a line break in a header would begin another one", final=True)
-    if len(data) + _ROOM_FOR_HEADERS <= client.max_payload and sum(map(len, headers.values())) < _SMALL_HEADERS:
+    if len(values) < _SMALL_HEADERS and len(data) + _ROOM_FOR_HEADERS <= client.max_payload:
         return None
     block = _HEADER_FRAME + sum(len(k.encode()) + len(v.encode()) + _HEADER_LINE for k, v in headers.items())
     size = len(data) + block

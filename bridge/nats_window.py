@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 
+import msgspec
 import nats.errors
 import structlog
 
 from bridge import nats_metrics as metrics
+from bridge.nats_client import FencedClient
 from bridge.nats_connection import NatsConnection, swallowed_cancel
 from bridge.nats_progress import Share
 from bridge.nats_publish import MESSAGE_ID, Answer, JetStreamPublisher, Nack, refusal
@@ -22,6 +22,8 @@ from streams.transport.contract import Record
 
 WINDOW = 512
 """Messages in flight per partition."""
+PIECE_BYTES = 256 * 1024
+"""Of values, given to the client at once; with it the last one, however large."""
 ACK_SECONDS = 5.0
 """A window that made no progress for so long is sent again."""
 LOOK_SECONDS = 0.5
@@ -34,8 +36,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct):
     """One message to be sent."""
 
     id: str
@@ -43,15 +44,8 @@ class Outgoing:
     subject: str
     data: bytes
     record: Record
-
-
-@dataclass(slots=True)
-class Lane:
-    """The messages of one ceremony: only the first is ever in flight, so that their order holds."""
-
-    queue: deque[Outgoing] = field(default_factory=deque)
-    token: str = ""
-    """Of the first message while it is in flight."""
+    behind: Outgoing | None = None
+    """The next one of its ceremony: sent when this one is settled, so that their order holds."""
 
 
 Reject = Callable[[Outgoing, Nack], Awaitable[None]]
@@ -83,14 +77,21 @@ class Window:
         self._reject = reject
         self._limit = limit
         self._wake = asyncio.Event()
-        lanes: dict[bytes, Lane] = {}
+        self._ready: deque[Outgoing] = deque()
+        last: dict[bytes, Outgoing] = {}
         for key, message in messages:
-            lanes.setdefault(key, Lane()).queue.append(message)
-        self._ready = deque(lanes.values())
-        self._flying: dict[int, Lane] = {}
-        self._refused: list[tuple[Lane, Nack]] = []
+            if (before := last.get(key)) is None:
+                self._ready.append(message)
+            else:
+                before.behind = message
+            last[key] = message
+        self._flying: dict[int, Outgoing] = {}
+        """By token."""
+        self._refused: list[tuple[Outgoing, Nack]] = []
         self._trouble: Nack | None = None
         self._left = len(messages)
+        self._published = 0
+        """Acknowledged, and not yet counted for the metrics."""
         self._oldest = min((message.record.timestamp for _, message in messages), default=0)
         self._share = share
         self._fresh = fresh
@@ -105,6 +106,7 @@ class Window:
                 await self._send_ready()
                 await self._settle()
         finally:
+            self._count()
             self._recall()
 
     @property
@@ -121,58 +123,66 @@ class Window:
             if not self._fresh():
                 self._wake.set()
                 return
-            lane = self._ready.popleft()
-            message = lane.queue[0]
-            if message.id in self._share.stored:
-                self._next(lane)
+            picked = self._pick(client)
+            if not picked:
                 continue
-            headers = {MESSAGE_ID: message.id}
-            if refused := refusal(client, message.subject, message.data, headers):
-                self._refused.append((lane, refused))
-                self._wake.set()
-                continue
-            self._flying[id(lane)] = lane
+            tokens = self._publisher.expect(self._answered, len(picked))
+            self._flying.update(zip(tokens, picked, strict=True))
             self._connection.only_while(self._fresh)
             try:
-                lane.token = await self._publisher.send(
-                    client, message.subject, message.data, headers, partial(self._answered, lane)
-                )
+                await self._publisher.send_all(client, tokens, picked)
             except (nats.errors.Error, OSError):
                 self._trouble = Nack("stream_unavailable", "the connection broke", final=False)
                 self._wake.set()
                 return
             _end_if_cancelled()
 
-    def _answered(self, lane: Lane, answer: Answer) -> None:
-        self._flying.pop(id(lane), None)
+    def _pick(self, client: FencedClient) -> list[Outgoing]:
+        """Messages for one piece of the connection's buffer."""
+        picked: list[Outgoing] = []
+        ready, stored, size = self._ready, self._share.stored, 0
+        room = self._limit - len(self._flying)
+        while ready and len(picked) < room and size < PIECE_BYTES:
+            message = ready.popleft()
+            if message.id in stored:
+                self._next(message)
+            elif refused := refusal(client, message.subject, message.data, {MESSAGE_ID: message.id}):
+                self._refused.append((message, refused))
+                self._wake.set()
+            else:
+                picked.append(message)
+                size += len(message.data)
+        return picked
+
+    def _answered(self, token: int, answer: Answer) -> None:
+        message = self._flying.pop(token)
         self._wake.set()
         if isinstance(answer, Nack):
             if answer.final:
-                self._refused.append((lane, answer))
+                self._refused.append((message, answer))
             else:
-                self._ready.append(lane)
+                self._ready.append(message)
                 self._trouble = answer
             return
-        metrics.PUBLISHED.inc()
+        self._published += 1
         if answer.duplicate:
             metrics.DUPLICATES.inc()
-        self._pause = FIRST_PAUSE_SECONDS
-        self._next(lane)
+        self._next(message)
 
-    def _next(self, lane: Lane) -> None:
-        lane.queue.popleft()
+    def _next(self, message: Outgoing) -> None:
         self._left -= 1
-        if lane.queue:
-            self._ready.append(lane)
+        if message.behind is not None:
+            self._ready.append(message.behind)
 
     async def _settle(self) -> None:
         """Wait until something happened, and deal with what went wrong."""
         if self._left and not self._refused and not self._trouble:
             await self._wait()
         self._wake.clear()
-        for lane, refused in self._refused:
-            await self._reject(lane.queue[0], refused)
-            self._next(lane)
+        self._count()
+        for message, refused in self._refused:
+            await self._reject(message, refused)
+            self._next(message)
         self._refused.clear()
         if self._trouble is not None:
             await self._back_off(self._trouble)
@@ -220,10 +230,15 @@ class Window:
     def _recall(self) -> None:
         """Forget what is in flight; its lanes are to be sent again."""
         metrics.RESENT.inc(len(self._flying))
-        for lane in self._flying.values():
-            self._publisher.forget(lane.token)
-            self._ready.append(lane)
+        self._publisher.forget(self._flying)
+        self._ready.extend(self._flying.values())
         self._flying.clear()
+
+    def _count(self) -> None:
+        if self._published:
+            self._pause = FIRST_PAUSE_SECONDS
+            metrics.PUBLISHED.inc(self._published)
+            self._published = 0
 
 
 def _end_if_cancelled() -> None:

@@ -12,6 +12,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import msgspec
+
 
 class Clock(Protocol):
     """Time and concurrency; the implementation on the host's clock is `bridge/clock.py`."""
@@ -86,8 +88,7 @@ class RayExecutor(Protocol):
         """Hand over a task; returns at once, results come on NATS. Raises Unreachable. Every call has a deadline."""
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(msgspec.Struct, frozen=True):
     """JetStream's acknowledgement."""
 
     stream: str

@@ -136,13 +136,16 @@ async def test_a_frozen_server_is_unreachable_after_the_timeout(server: NatsServ
         server.resume()
 
 
+JUNK = (b"+OK", b'{"stream":"\xff","seq":1}', b'{"x":' + b"[" * 100_000, b'{"seq":"x"}')
+
+
 @pytest.mark.parametrize(
     ("data", "headers", "answer"),
     [
         (b'{"stream":"S","seq":3}', None, Published("S", 3, duplicate=False)),
         (b'{"stream":"S","seq":3,"duplicate":true,"domain":"d"}', None, Published("S", 3, duplicate=True)),
         (b"", {"Status": "503"}, Nack("no_stream", "no stream takes this subject", final=False)),
-        (b"+OK", None, Nack("stream_unavailable", "the answer was no acknowledgement", final=False)),
+        *((junk, None, Nack("stream_unavailable", "the answer was no acknowledgement", final=False)) for junk in JUNK),
         (
             b'{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"}}',
             None,

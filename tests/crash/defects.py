@@ -6,11 +6,12 @@ The suite must find every one of them: a proof that cannot fail proves nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from msgspec.structs import replace
 from nats.aio.msg import Msg
 
 from bridge.nats_in import AgentResponses
@@ -126,12 +127,12 @@ def _bridge_hurries() -> Any:
 
 @defect("events are published without their id")
 def _no_message_id() -> Any:
-    send = JetStreamPublisher.send
+    send_all = JetStreamPublisher.send_all
 
-    async def bare(self: Any, client: Any, subject: str, data: bytes, _: Mapping[str, str], heard: Any) -> str:
-        return await send(self, client, subject, data, {}, heard)
+    async def bare(self: Any, client: Any, tokens: Iterable[int], messages: Iterable[Outgoing]) -> None:
+        await send_all(self, client, tokens, [replace(message, id="") for message in messages])
 
-    return patch.object(JetStreamPublisher, "send", bare)
+    return patch.object(JetStreamPublisher, "send_all", bare)
 
 
 @defect("a bridge takes what was written again for new")

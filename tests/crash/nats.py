@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
+from bridge.nats_answers import Hear
+from bridge.nats_client import Message
 from tests.crash.world import Host, World
 
 WIRE_SECONDS = 0.05
@@ -330,6 +332,14 @@ class Client:
                 self._server.receive(self, subject, payload, reply, headers or {})
 
         self._host.after(self._host.world.latency(WIRE_SECONDS), arrive, lane=self, written=True)
+
+    async def publish_many(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            headers = {MESSAGE_ID: message.id} if message.id else {}
+            await self.publish(message.subject, message.data, message.reply, headers)
+
+    def hear(self, inbox: str, hear: Hear) -> None:
+        """What comes goes to the subscription, which the real client has too."""
 
     async def request(self, subject: str, payload: bytes = b"", timeout: float = 5.0) -> Msg:  # noqa: ASYNC109
         inbox = self.new_inbox()

@@ -17,11 +17,12 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from bridge import grpc_messages
+from bridge import grpc_messages, grpc_wakeups
 from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
 from bridge.grpc_decoding import Undecodable
 from bridge.grpc_forwarding import Forwarding
+from bridge.grpc_intake import Intake
 from bridge.grpc_listing import Listing, ListingHandler, Own
 from bridge.grpc_metadata import correlation_in, tell
 from bridge.grpc_operations import OperatorCalls, States
@@ -246,7 +247,6 @@ class Sharing:
     """Other workers own some of the ceremonies: calls about those go to them."""
 
     directory: Directory
-    clock: Clock
     new_id: Callable[[], str]
     """Draws a request id for a forwarded operation that brings none."""
 
@@ -254,13 +254,14 @@ class Sharing:
 class GrpcServer:
     """The server with health and reflection; `start` binds, `stop` lets calls in flight end."""
 
-    def __init__(self, front: Front, address: str, sharing: Sharing | None = None) -> None:
+    def __init__(self, front: Front, address: str, clock: Clock, sharing: Sharing | None = None) -> None:
+        grpc_wakeups.take_all()
         self._address = address
         interceptors: list[grpc.aio.ServerInterceptor] = [Undecodable()]
         self.peers: Peers | None = None
         if sharing is not None:
             self.peers = Peers(sharing.directory.addresses)
-            front.listing = Listing(sharing.directory, self.peers, sharing.clock, front.own)
+            front.listing = Listing(sharing.directory, self.peers, clock, front.own)
             interceptors.append(Forwarding(SERVICE, sharing.directory, self.peers, sharing.new_id))
         self.port = 0
         self.health = health.aio.HealthServicer()
@@ -275,7 +276,8 @@ class GrpcServer:
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
             ],
         )
-        add_PlanningCeremonyProcessorServicer_to_server(front, self._server)
+        self._intake = Intake(self._server, interceptors, clock)
+        add_PlanningCeremonyProcessorServicer_to_server(front, self._intake)  # type: ignore[arg-type]  # for the server
         if self.peers is not None:
             self._server.add_generic_rpc_handlers((ListingHandler(front.own),))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
@@ -288,6 +290,7 @@ class GrpcServer:
         except RuntimeError:
             raise OSError(f"cannot listen on {self._address} for gRPC: is the port in use?") from None
         await self._server.start()
+        self._intake.start()
 
     async def serving(self, *, ready: bool) -> None:
         """What `grpc.health.v1` answers, for the server and the service."""

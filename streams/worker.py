@@ -115,8 +115,8 @@ class Worker:
         )
         self.owners = self._new_owners()
         front = Front(self.engine, self.definitions, self.office, self.states, new_id)
-        sharing = None if self.owners is None else Sharing(self.owners, self.clock, new_id)
-        self.grpc = GrpcServer(front, settings.grpc_addr, sharing)
+        sharing = None if self.owners is None else Sharing(self.owners, new_id)
+        self.grpc = GrpcServer(front, settings.grpc_addr, self.clock, sharing)
         self.http = HttpServer(settings.http_addr, self.states, settings.required, self.metrics.registry)
 
     # -- building

@@ -1,0 +1,116 @@
+"""Calls are taken up as fast as they come, also by a loop whose turns are long; and what gRPC's private names are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
+    PlanningCeremonyProcessorServicer,
+    PlanningCeremonyProcessorStub,
+    add_PlanningCeremonyProcessorServicer_to_server,
+)
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
+
+from bridge import grpc_wakeups
+from bridge.clock import HostClock
+from bridge.grpc_intake import Intake
+
+CALLS = 300
+TURN_SECONDS = 0.001
+
+
+class Answering(PlanningCeremonyProcessorServicer):
+    async def StartPlanningCeremony(self, request: Any, context: Any) -> pb.StartPlanningCeremonyResponse:  # noqa: N802
+        return pb.StartPlanningCeremonyResponse(instance_id=request.ceremony_id)
+
+
+class Turns:
+    """A loop that never rests: each of its turns takes a millisecond."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def run(self) -> None:
+        while True:
+            time.sleep(TURN_SECONDS)  # noqa: ASYNC251 - this is what a long turn does
+            self.count += 1
+            await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[tuple[Any, Intake, grpc.aio.Server]]:
+    grpc_wakeups.take_all()
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    intake = Intake(server, (), HostClock())
+    add_PlanningCeremonyProcessorServicer_to_server(Answering(), intake)  # type: ignore[arg-type, abstract]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    intake.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield PlanningCeremonyProcessorStub(channel), intake, server
+    finally:
+        await server.stop(0)
+
+
+async def test_calls_that_come_at_once_are_answered_within_few_turns_of_a_slow_loop() -> None:
+    """By itself grpc.aio needs several turns for each call: one event of gRPC, and one call of a method, at a time."""
+    async with serving() as (stub, _, _):
+        await stub.StartPlanningCeremony(pb.StartPlanningCeremonyRequest(), wait_for_ready=True)
+        turns = Turns()
+        busy = asyncio.create_task(turns.run())
+        calls = [stub.StartPlanningCeremony(pb.StartPlanningCeremonyRequest(ceremony_id=str(n))) for n in range(CALLS)]
+        answers = await asyncio.gather(*calls)
+        busy.cancel()
+    assert [answer.instance_id for answer in answers] == [str(n) for n in range(CALLS)]
+    assert turns.count < CALLS, "not even one call a turn"
+
+
+async def test_the_intake_ends_with_its_server() -> None:
+    async with serving() as (stub, intake, server):
+        await stub.StartPlanningCeremony(pb.StartPlanningCeremonyRequest(), wait_for_ready=True)
+        assert intake._tasks
+        await server.stop(None)
+        await asyncio.sleep(0.05)
+        assert not intake._tasks
+
+
+def test_gRPC_is_of_the_minor_whose_private_names_are_known() -> None:  # noqa: N802
+    assert version("grpcio").startswith("1.85.")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (cygrpc.AioServer, "_request_registered_call"),
+        (cygrpc.AioServer, "is_running"),
+        (cygrpc.PollerCompletionQueue, "bind_loop"),
+    ],
+)
+def test_what_is_called_exists(owner: Any, name: str) -> None:
+    assert callable(getattr(owner, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (
+            "_handle_rpc",
+            ("method_name", "method_resolver", "interceptors", "rpc_state", "loop", "concurrency_exceeded"),
+        ),
+        ("_schedule_rpc_coro", ("rpc_coro", "rpc_state", "loop", "method_name")),
+    ],
+)
+def test_what_is_called_takes_what_we_give(name: str, arguments: tuple[str, ...]) -> None:
+    code = getattr(cygrpc, name).__code__
+    assert code.co_varnames[: code.co_argcount] == arguments
+    assert issubclass(cygrpc._RequestCallError, Exception)

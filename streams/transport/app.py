@@ -31,6 +31,7 @@ from streams.transport.membership import Membership, Transport
 from streams.transport.owner import Owner
 from streams.transport.part import Limits, Part
 from streams.transport.row_cache import RowCache
+from streams.transport.row_store import MemoryStores, Stores
 
 AgentFunction = Callable[[AsyncIterable[Batch]], Awaitable[None]]
 
@@ -54,6 +55,7 @@ class CeremonyApp(faust.App):
         topic_config: Mapping[str, str] | None = None,
         limits: Limits | None = None,
         row_cache: RowCache | None = None,
+        stores: Stores | None = None,
         **settings: Any,
     ) -> None:
         self.clock = clock
@@ -65,6 +67,7 @@ class CeremonyApp(faust.App):
         self.topic_config = dict(topic_config or {})
         self.limits = limits
         self.row_cache = row_cache or RowCache()
+        self.stores = stores or MemoryStores()
         self.specs: dict[str, AgentSpec] = {}
         self.attached_topics: set[str] = set()
         self.on_crash: Callable[[BaseException], None] | None = None
@@ -114,6 +117,7 @@ class CeremonyApp(faust.App):
                 fail=self.fail,
                 limits=self.limits,
                 cache=self.row_cache,
+                stores=self.stores,
             )
         return self._owner
 
@@ -153,12 +157,14 @@ class CeremonyApp(faust.App):
         """Faust would create a data folder here; rows live in memory and in the log."""
 
     async def on_start(self) -> None:
+        await self.stores.start()
         await self.commit_log.start()
         await self.commit_log.create([*self.topic_specs, *self._changelogs()])
         await super().on_start()
 
     async def on_shutdown(self) -> None:
         await self.driver.close()
+        await self.stores.stop()
         await self.commit_log.stop()
         await super().on_shutdown()
 
@@ -234,8 +240,8 @@ def create_app(
     """An app on the log at `url` (`kafka://host:port[,host:port]` or `sqlite:///path`); `name` is its consumer group.
 
     `topics`: those to be created, full names; changelogs are added by `attach`. `settings`: `replication` (factor),
-    `topic_config` (extra settings of every topic), `limits`, `row_cache`, and any setting of Faust. Raises ValueError
-    for another scheme.
+    `topic_config` (extra settings of every topic), `limits`, `row_cache`, `stores`, and any setting of Faust. Raises
+    ValueError for another scheme.
     """
     app = CeremonyApp(
         name,

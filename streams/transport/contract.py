@@ -188,11 +188,19 @@ class Out(NamedTuple):
     headers: Sequence[Header] = ()
 
 
+class Loading(Protocol):
+    """Where a backend puts the rows that it reads back."""
+
+    async def load(self, table: str, rows: Mapping[bytes, bytes | None]) -> None:
+        """Some encoded rows of a table, in the order of its changelog: a later one replaces an earlier one.
+
+        None is a tombstone. What is awaited is memory: who reads faster than rows are stored waits here.
+        """
+
+
 class Recovered(NamedTuple):
     """What a backend knew of a partition when it was taken."""
 
-    rows: Mapping[str, dict[bytes, bytes]]
-    """Encoded rows by table."""
     position: PositionRow | None
     start: int
     """Log start of the agent's topic."""
@@ -208,8 +216,8 @@ class Backend(Protocol):
     One object per partition of an agent. Failures that are final (fenced, a refused produce) are raised as LogFailed.
     """
 
-    async def take(self) -> Recovered:
-        """Fence the former owner, then read back the rows, the position and the log's ends."""
+    async def take(self, rows: Loading) -> Recovered:
+        """Fence the former owner, then read back the rows, into `rows`, the position and the log's ends."""
 
     def seek(self, offset: int) -> None:
         """The next `fetch` begins at this offset."""
@@ -312,6 +320,10 @@ class LogFailed(Exception):
 
 class Fenced(LogFailed):
     """Another owner has taken this partition."""
+
+
+class StateLost(LogFailed):
+    """A local copy of a partition's rows cannot be read or written; the changelog has them all."""
 
 
 class RecordTooLarge(Exception):

@@ -18,6 +18,7 @@ from streams.transport.contract import (
     POSITION_KEY,
     AgentSpec,
     Header,
+    Loading,
     LogFailed,
     LogUnavailable,
     Out,
@@ -27,11 +28,11 @@ from streams.transport.contract import (
 )
 from streams.transport.kafka_client import (
     Reader,
-    Recovery,
     TransactionalWriter,
     append_batches,
 )
 from streams.transport.kafka_log import KafkaLog
+from streams.transport.kafka_recovery import Recovery
 from streams.transport.kafka_session import GroupSession
 from streams.transport.owner import Still, Superseded
 from streams.transport.positions import decode_position, encode_position
@@ -237,6 +238,19 @@ def _host(name: str) -> str:
     return f"[{name}]" if ":" in name else name
 
 
+class _Read:
+    """What is read back of a partition's changelogs: rows go to where they are loaded, the position row stays here."""
+
+    def __init__(self, rows: Loading, changelogs: Mapping[str, TopicPartition]) -> None:
+        self.position: bytes | None = None
+        self._rows = rows
+        self._tables = {tp: table for table, tp in changelogs.items()}
+
+    async def add(self, tp: TopicPartition, records: dict[bytes, bytes | None]) -> None:
+        self.position = records.pop(POSITION_KEY, self.position)
+        await self._rows.load(self._tables[tp], records)
+
+
 class KafkaBackend:
     """Fulfils `contract.Backend` for one partition of one agent."""
 
@@ -255,21 +269,19 @@ class KafkaBackend:
         self._transactional_id = f"{app.conf.id}-{spec.name}-{number}"
         self._writer: TransactionalWriter | None = None
 
-    async def take(self) -> Recovered:
+    async def take(self, rows: Loading) -> Recovered:
         position: PositionRow | None = None
-        rows: dict[str, dict[bytes, bytes]] = {}
         committed: int | None = None
         if self._changelogs:
             await self._fence()
-            read = await self._transport.recovery.rows(list(self._changelogs.values()))
-            rows = dict(zip(self._changelogs, read, strict=True))
-            raw = rows[next(iter(rows))].pop(POSITION_KEY, None)
-            position = None if raw is None else decode_position(raw)
+            read = _Read(rows, self._changelogs)
+            await self._transport.recovery.read(self._changelogs.values(), read.add)
+            position = None if read.position is None else decode_position(read.position)
         else:
             committed = await self._transport.committed(self._tp)
         start, end = await self._reader.range(self._tp)
         self._check()
-        return Recovered(rows, position, start, end, committed)
+        return Recovered(position, start, end, committed)
 
     async def _fence(self) -> None:
         """From here on the former owner cannot write the changelogs."""

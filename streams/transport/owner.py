@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from steps.ports import Clock
-from streams.transport.contract import AgentSpec, Backend, Fenced, LogFailed, PartitionView
+from streams.transport.contract import AgentSpec, Backend, Fenced, LogFailed, PartitionView, StateLost
 from streams.transport.dead_letters import DeadLetters
 from streams.transport.part import Deliver, Limits, Part
 from streams.transport.row_cache import RowCache
+from streams.transport.row_store import MemoryStores, Stores
 from streams.transport.starting_point import Unserved
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Owner:
         dead_letters: DeadLetters,
         fail: Callable[[BaseException], None],
         cache: RowCache,
+        stores: Stores | None = None,
         limits: Limits | None = None,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
@@ -62,6 +64,7 @@ class Owner:
         self._fail = fail
         self._limits = limits
         self._cache = cache
+        self._stores = stores or MemoryStores()
         self._parts: dict[tuple[str, int], Part] = {}
         self._serving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._assigned: set[tuple[str, int]] = set()
@@ -167,6 +170,8 @@ class Owner:
                 return
             except Fenced:
                 logger.warning("%s[%d] was fenced; it is dropped", spec.name, number)
+            except StateLost as loss:
+                logger.warning("%s[%d] is taken anew from its changelog: %s", spec.name, number, loss)
             except LogFailed as failure:
                 logger.error("%s[%d]: %s", spec.name, number, failure)
                 self._fail(failure)
@@ -188,6 +193,7 @@ class Owner:
             interval=self.interval,
             limits=self._limits,
             cache=self._cache,
+            stores=self._stores,
         )
         key = (spec.name, number)
         try:

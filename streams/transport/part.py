@@ -30,7 +30,7 @@ from streams.transport.contract import (
 from streams.transport.dead_letters import DeadLetters, dead_letter, origin
 from streams.transport.positions import checksum
 from streams.transport.row_cache import RowCache
-from streams.transport.row_store import MemoryStore
+from streams.transport.row_store import MemoryStore, RowStore, Stores
 from streams.transport.rows import Dirty, Rows, Table
 from streams.transport.starting_point import fold_point, last_folded, resume_point
 from tables.errors import FormatTooNew
@@ -94,6 +94,7 @@ class Part:
         dead_letters: DeadLetters,
         interval: Callable[[], float],
         cache: RowCache,
+        stores: Stores,
         limits: Limits | None = None,
     ) -> None:
         self.spec = spec
@@ -108,7 +109,8 @@ class Part:
         self._interval = interval
         self._limits = limits or Limits()
         self._cache = cache
-        self._rows = self._rows_of({})
+        self._stores = stores
+        self._rows = self._rows_of(MemoryStore({table.name: {} for table in spec.tables}))
         self._next = 0
         self._last: Record | None = None
         self._saved = -1
@@ -177,16 +179,22 @@ class Part:
 
     async def take(self) -> None:
         """Recover rows and position. Raises Unserved, LogFailed (another partition count), what the backend raises."""
-        recovered = await self._backend.take()
-        self._next = self._saved = await self._begin(recovered)
+        tables = [table.name for table in self.spec.tables]
+        store = await self._stores.open(self.spec.name, self.number, tables) if tables else MemoryStore({})
+        try:
+            recovered = await self._backend.take(store)
+            await store.loaded()
+            self._next = self._saved = await self._begin(recovered)
+        except BaseException:
+            store.close()
+            raise
         self._rows.close()
-        self._rows = self._rows_of(recovered.rows)
+        self._rows = self._rows_of(store)
         self.end_at_take_over = recovered.end
         if self.spec.on_taken is not None:
             await self.spec.on_taken(self)
 
-    def _rows_of(self, encoded: Mapping[str, Mapping[bytes, bytes]]) -> Rows:
-        store = MemoryStore({table.name: encoded.get(table.name, {}) for table in self.spec.tables})
+    def _rows_of(self, store: RowStore) -> Rows:
         return Rows(self.spec.tables, self.number, self._clock, self._cache, store)
 
     async def _begin(self, recovered: Recovered) -> int:
@@ -472,7 +480,7 @@ class Part:
             checksum=0 if last is None else checksum(last),
         )
         await self._backend.checkpoint(encoded, position)
-        self._rows.saved(encoded, position)
+        await self._rows.saved(encoded, position)
         self.counters.rows_written += sum(map(len, encoded.values()))
 
     def _wake_waiters_for_good(self) -> None:

@@ -1,6 +1,7 @@
 """Encoded rows of one partition as of its last checkpoint: where a table looks for what it does not hold decoded.
 
-A store changes after the checkpoint's transaction has committed, never before: what it holds stands for one position.
+A store is filled from the changelog when its partition is taken. From then on it changes after a checkpoint's
+transaction has committed, never before: what it holds stands for one position.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ Encoded = Mapping[str, Mapping[bytes, bytes | None]]
 
 
 class RowStore(Protocol):
-    """What a partition's tables stand on."""
+    """What a partition's tables stand on. One on disk raises StateLost where its files fail it."""
+
+    async def load(self, table: str, rows: Mapping[bytes, bytes | None]) -> None:
+        """See `contract.Loading`."""
+
+    async def loaded(self) -> None:
+        """All rows have been loaded; from here on they are read."""
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The row's bytes as of the last checkpoint."""
@@ -27,9 +34,10 @@ class RowStore(Protocol):
     def keys(self, table: str) -> Sequence[bytes]:
         """The keys of all rows, in no order; no row is read for them."""
 
-    def count(self, table: str) -> int: ...
+    def count(self, table: str) -> int:
+        """How many rows there are; known, not counted."""
 
-    def write(self, rows: Encoded, position: PositionRow) -> None:
+    async def write(self, rows: Encoded, position: PositionRow) -> None:
         """Rows and position of a checkpoint whose transaction has committed, all or nothing."""
 
     def cool(self, table: str, keys: Iterable[bytes]) -> None:
@@ -40,6 +48,30 @@ class RowStore(Protocol):
 
     def close(self) -> None:
         """Give it up; what is asked of it afterwards finds nothing."""
+
+
+class Stores(Protocol):
+    """Where the parts of a worker get their stores."""
+
+    async def start(self) -> None:
+        """Before the first `open`. Raises LogFailed."""
+
+    async def open(self, agent: str, partition: int, tables: Sequence[str]) -> RowStore:
+        """An empty store. Of the same partition none is open, though one may still be closing. Raises StateLost."""
+
+    async def stop(self) -> None:
+        """After the last store was closed."""
+
+
+class MemoryStores:
+    """Stores in this process's memory."""
+
+    async def start(self) -> None: ...
+
+    async def open(self, agent: str, partition: int, tables: Sequence[str]) -> RowStore:
+        return MemoryStore({table: {} for table in tables})
+
+    async def stop(self) -> None: ...
 
 
 WORTH_COMPRESSING = 400
@@ -54,6 +86,11 @@ class MemoryStore:
 
     def __init__(self, rows: Mapping[str, Mapping[bytes, bytes]]) -> None:
         self._tables = {table: _MemoryTable(dict(encoded)) for table, encoded in rows.items()}
+
+    async def load(self, table: str, rows: Mapping[bytes, bytes | None]) -> None:
+        self._tables[table].write(rows)
+
+    async def loaded(self) -> None: ...
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self._tables[table].get(key)
@@ -71,7 +108,7 @@ class MemoryStore:
     def count(self, table: str) -> int:
         return len(self._tables[table].warm) + len(self._tables[table].cold)
 
-    def write(self, rows: Encoded, position: PositionRow) -> None:
+    async def write(self, rows: Encoded, position: PositionRow) -> None:
         for table, changed in rows.items():
             self._tables[table].write(changed)
 

@@ -249,9 +249,9 @@ class Rows:
                 await self._clock.sleep(0)
         return encoded
 
-    def saved(self, encoded: Encoded, position: PositionRow) -> None:
-        """The checkpoint's transaction has committed: the store takes what it wrote."""
-        self._store.write(encoded, position)
+    async def saved(self, encoded: Encoded, position: PositionRow) -> None:
+        """The checkpoint's transaction has committed: the store takes what it wrote. Raises StateLost."""
+        await self._store.write(encoded, position)
         for table in self.tables.values():
             table.saved()
         self._untidied += sum(map(len, encoded.values()))

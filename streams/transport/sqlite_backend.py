@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from streams.transport.contract import Fenced, Out, PositionRow, Record, Recovered
+from streams.transport.contract import Fenced, Loading, Out, PositionRow, Record, Recovered
 from streams.transport.sqlite_log import SqliteLog
 from streams.transport.sqlite_shard import Reader
 
@@ -32,15 +32,17 @@ class SqliteBackend:
         self._committed_only = committed_only
         self._reader: Reader | None = None
 
-    async def take(self) -> Recovered:
+    async def take(self, rows: Loading) -> Recovered:
         self._log.owners[self._name, self._topic, self._partition] = self
         await self._log.flush()  # what a former owner in this process handed over is part of what is recovered
         log, partition = self._log, self._partition
         committed = log.attach(self._name, self._topic, partition)
         self._reader = log.reader(self._topic, partition, committed_only=self._committed_only)
+        for table, topic in self._changelogs.items():
+            for some in log.rows(topic, partition):
+                await rows.load(table, some)
         shard = log.shard(self._topic, partition)
         return Recovered(
-            rows={table: log.rows(topic, partition) for table, topic in self._changelogs.items()},
             position=log.position(self._name, self._topic, partition),
             start=shard.start,
             end=shard.durable,

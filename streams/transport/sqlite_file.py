@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -299,14 +299,27 @@ class LogFile:
         """Position row by (reader, topic id, partition)."""
         return {(r, t, p): PositionRow(*rest) for r, t, p, *rest in self._select("SELECT * FROM positions")}
 
-    def rows(self, topic: StoredTopic, partition: int) -> dict[bytes, bytes]:
-        """The rows of a table in a partition, by key."""
-        return dict(
-            self._select(
-                "SELECT key, value FROM rows WHERE topic=? AND partition=? AND value IS NOT NULL",
-                (topic.id, partition),
-            )
-        )
+    def rows(self, topic: StoredTopic, partition: int) -> Iterator[dict[bytes, bytes]]:
+        """The rows of a table in a partition, by key, about READ_BYTES at a time: no statement is open in between."""
+        first = b""
+        while found := self._some_rows(topic, partition, first):
+            yield found
+            first = next(reversed(found)) + b"\0"
+
+    def _some_rows(self, topic: StoredTopic, partition: int, first: bytes) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        size = 0
+        with self._final():
+            for key, value in self._reader.execute(
+                "SELECT key, value FROM rows"
+                " WHERE topic=? AND partition=? AND key>=? AND value IS NOT NULL ORDER BY key",
+                (topic.id, partition, first),
+            ):
+                found[key] = value
+                size += len(key) + len(value)
+                if size >= READ_BYTES:
+                    break
+        return found
 
     def read(self, topic: StoredTopic, partition: int, start: int, end: int) -> list[Record]:
         """Records of [start, end), in order, about READ_BYTES of them; empty when there is none."""

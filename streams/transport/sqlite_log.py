@@ -10,7 +10,7 @@ in meanwhile forms the next window.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -370,8 +370,8 @@ class SqliteLog:
         """What a reader noted with its committed offset; an empty string where it did not."""
         return self.check().note(reader, self.shard(topic, partition).topic, partition)
 
-    def rows(self, topic: str, partition: int) -> dict[bytes, bytes]:
-        """Committed rows of a compacted topic, by key."""
+    def rows(self, topic: str, partition: int) -> Iterator[dict[bytes, bytes]]:
+        """Committed rows of a compacted topic, by key, about a mebibyte at a time."""
         return self.check().rows(self.shard(topic, partition).topic, partition)
 
     def position(self, reader: str, topic: str, partition: int) -> PositionRow | None:

@@ -22,6 +22,7 @@ from streams.transport.contract import (
     Follower,
     Handle,
     Header,
+    Loading,
     Out,
     Position,
     PositionRow,
@@ -122,24 +123,27 @@ class CrashBackend:
     def _key(self) -> Key:
         return self._spec.topic, self._partition
 
-    async def take(self) -> Recovered:
+    async def take(self, rows: Loading) -> Recovered:
         if self._spec.tables:
             self._epoch = await self._host.call(APPEND_SECONDS, self._fence)
-        return await self._host.call(APPEND_SECONDS, self._read)
+        recovered, encoded = await self._host.call(APPEND_SECONDS, self._read)
+        for table, some in encoded.items():
+            await rows.load(table, some)
+        return recovered
 
     def _fence(self) -> int:
         self._broker.epochs[self._key] += 1
         return self._broker.epochs[self._key]
 
-    def _read(self) -> Recovered:
+    def _read(self) -> tuple[Recovered, dict[str, dict[bytes, bytes]]]:
         broker = self._broker
-        return Recovered(
-            rows={table.name: dict(broker.rows[table.name, self._partition]) for table in self._spec.tables},
+        recovered = Recovered(
             position=broker.positions.get(self._key),
             start=0,
             end=broker.end(*self._key),
             committed=broker.committed.get((self._group, *self._key)),
         )
+        return recovered, {table.name: dict(broker.rows[table.name, self._partition]) for table in self._spec.tables}
 
     def seek(self, offset: int) -> None:
         self._next = offset

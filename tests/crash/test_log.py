@@ -21,6 +21,7 @@ from streams.transport.contract import (
 from tests.crash.log import Broker, CrashBackend, CrashLog
 from tests.crash.process import LoopClock
 from tests.crash.world import Host, World
+from tests.transport.memory import read_back
 
 COUNTS = TableSpec("counts", lambda row: b"%d" % row, int)
 FOLD = AgentSpec("fold", "in", tables=[COUNTS])
@@ -118,21 +119,21 @@ def test_rows_and_position_are_written_together_and_read_back(place: Place) -> N
 
     async def write() -> None:
         backend = place.backend()
-        await backend.take()
+        await read_back(backend, "counts")
         await backend.checkpoint({"counts": {b"a": b"1", b"b": b"2"}}, PositionRow(2, 2, 0, 0))
         await backend.checkpoint({"counts": {b"a": None}}, position)
 
     place.run(write)
     place.host.kill()
     place.host = place.process()
-    found = place.run(lambda: place.backend().take())
-    assert (found.rows, found.position) == ({"counts": {b"b": b"2"}}, position)
+    rows, found = place.run(lambda: read_back(place.backend(), "counts"))
+    assert (rows, found.position) == ({"counts": {b"b": b"2"}}, position)
 
 
 def test_a_checkpoint_under_way_at_the_death_of_its_process_is_whole_or_not_there(place: Place) -> None:
     async def begin() -> None:
         backend = place.backend()
-        await backend.take()
+        await read_back(backend, "counts")
         place.host.loop.create_task(backend.checkpoint({"counts": {b"a": b"1"}}, PositionRow(1, 2, 0, 0)))
         await asyncio.sleep(0)
 
@@ -145,10 +146,10 @@ def test_a_checkpoint_under_way_at_the_death_of_its_process_is_whole_or_not_ther
 def test_who_is_overtaken_is_fenced(place: Place) -> None:
     """Its checkpoint fails for good, and its offsets are not taken."""
     old_host, old, steps = place.host, place.backend(), place.backend(STEP)
-    place.run(old.take)
+    place.run(lambda: read_back(old, "counts"))
     place.host = place.process()
     new = place.backend()
-    place.run(new.take)
+    place.run(lambda: read_back(new, "counts"))
 
     async def late() -> None:
         with pytest.raises(Fenced):
@@ -184,7 +185,7 @@ def test_a_step_agent_and_a_follower_resume_where_they_committed(place: Place) -
         follower = await log.follow("f", "requests", handle)
         await asyncio.sleep(2)
         await follower.stop()
-        return (await place.backend(STEP).take()).committed
+        return (await read_back(place.backend(STEP)))[1].committed
 
     place.run(first)
     place.rest()

@@ -12,7 +12,15 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from streams.transport.contract import AgentSpec, Fenced, Out, PositionRow, Record, Recovered
+from streams.transport.contract import AgentSpec, Backend, Fenced, Loading, Out, PositionRow, Record, Recovered
+from streams.transport.row_store import MemoryStore
+
+
+async def read_back(backend: Backend, *tables: str) -> tuple[dict[str, dict[bytes, bytes]], Recovered]:
+    """Take a partition: its rows by table, and what else is recovered of it."""
+    store = MemoryStore({table: {} for table in tables})
+    recovered = await backend.take(store)
+    return {table: dict(store.items(table)) for table in tables}, recovered
 
 
 @dataclass
@@ -85,13 +93,14 @@ class MemoryBackend:
     def _tp(self) -> tuple[str, int]:
         return self.spec.topic, self.partition
 
-    async def take(self) -> Recovered:
+    async def take(self, rows: Loading) -> Recovered:
         await asyncio.sleep(0)
         self.log.epochs[self._tp] += 1
         self._epoch = self.log.epochs[self._tp]
         await asyncio.sleep(0)
+        for table in self.spec.tables:
+            await rows.load(table.name, dict(self.log.rows[table.name, self.partition]))
         return Recovered(
-            rows={table.name: dict(self.log.rows[table.name, self.partition]) for table in self.spec.tables},
             position=self.log.positions.get(self._tp),
             start=self.log.starts[self._tp],
             end=self.log.end(*self._tp),

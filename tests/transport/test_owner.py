@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from bridge.clock import HostClock
 from streams.transport.batch import PartBatch
-from streams.transport.contract import AgentSpec, Fenced, LogFailed, Recovered, TableSpec
+from streams.transport.contract import (
+    AgentSpec,
+    Fenced,
+    Loading,
+    LogFailed,
+    PositionRow,
+    Recovered,
+    StateLost,
+    TableSpec,
+)
 from streams.transport.dead_letters import DeadLetters
 from streams.transport.owner import Owner, Still, Superseded
 from streams.transport.row_cache import RowCache
+from streams.transport.row_store import Encoded, MemoryStore, MemoryStores, RowStore, Stores
 from tests.transport.memory import MemoryBackend, MemoryLog
 
 pytestmark = pytest.mark.timeout(20)
@@ -33,7 +43,9 @@ class FastClock(HostClock):
 class Bench:
     """An owner of two agents on a memory log; `failures` is what `fail` heard."""
 
-    def __init__(self, make: Callable[[AgentSpec, int, Still], MemoryBackend] | None = None) -> None:
+    def __init__(
+        self, make: Callable[[AgentSpec, int, Still], MemoryBackend] | None = None, stores: Stores | None = None
+    ) -> None:
         self.memory = MemoryLog()
         self.failures: list[BaseException] = []
         self.lost: list[int] = []
@@ -46,6 +58,7 @@ class Bench:
             deliver=self.deliver,
             dead_letters=DeadLetters("deadletters", 1),
             cache=RowCache(),
+            stores=stores,
             fail=self.failures.append,
         )
         self.stuck = False
@@ -160,6 +173,46 @@ async def test_a_failed_checkpoint_gives_up_its_partition_and_takes_it_again() -
     assert bench.failures == []
 
 
+class Breaking(MemoryStores):
+    """The first store of each partition breaks, at its first write or when it is opened."""
+
+    def __init__(self, *, opening: bool) -> None:
+        self.broken: set[int] = set()
+        self.opening = opening
+
+    async def open(self, agent: str, partition: int, tables: Sequence[str]) -> RowStore:
+        if partition in self.broken:
+            return await super().open(agent, partition, tables)
+        self.broken.add(partition)
+        if self.opening:
+            raise StateLost("state_lost: it cannot be opened")
+        return Broken({table: {} for table in tables})
+
+
+class Broken(MemoryStore):
+    async def write(self, rows: Encoded, position: PositionRow) -> None:
+        raise StateLost("state_lost: it cannot be written")
+
+
+@pytest.mark.parametrize("stores", [Breaking(opening=True), Breaking(opening=False)], ids=["opened", "written"])
+async def test_a_partition_whose_local_rows_are_lost_is_taken_anew_from_its_changelog(
+    stores: Breaking, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line says so; the worker goes on, and nothing is folded twice."""
+    bench = Bench(stores=stores)
+    for number in range(3):
+        bench.memory.append("commands", 0, b"%d" % number, b"row")
+    await bench.take_over()
+    await until(lambda: stores.broken == {0, 1} and bench.owner.settled)
+    await until(lambda: bench.owner.views("keeper")[0].position == 3)
+    assert dict(bench.owner.views("keeper")[0].rows("rows")) == {b"0": b"row", b"1": b"row", b"2": b"row"}
+    await bench.owner.give_up(5)
+    assert [record.key for batch in bench.batches for record in batch] == [b"0", b"1", b"2"]
+    assert bench.failures == []
+    told = [record for record in caplog.records if "is taken anew from its changelog: state_lost" in record.message]
+    assert len(told) == (2 if stores.opening else 1)
+
+
 async def test_a_refused_write_fails_the_worker() -> None:
     bench = Bench()
     bench.memory.fail_checkpoint = LogFailed("record refused")
@@ -172,7 +225,7 @@ async def test_a_refused_write_fails_the_worker() -> None:
 
 async def test_a_take_over_that_was_overtaken_serves_nothing() -> None:
     class Overtaken(MemoryBackend):
-        async def take(self) -> Recovered:
+        async def take(self, rows: Loading) -> Recovered:
             raise Superseded
 
     bench = Bench(lambda spec, number, _: Overtaken(bench.memory, spec, number))
@@ -186,9 +239,9 @@ async def test_giving_up_ends_a_recovery_under_way() -> None:
     closed: list[MemoryBackend] = []
 
     class Endless(MemoryBackend):
-        async def take(self) -> Recovered:
+        async def take(self, rows: Loading) -> Recovered:
             await asyncio.sleep(60)
-            return await super().take()
+            return await super().take(rows)
 
         async def close(self) -> None:
             closed.append(self)

@@ -26,6 +26,7 @@ from streams.transport.contract import (
 from streams.transport.dead_letters import BY_REFERENCE_ABOVE, VALUE_SIZE, DeadLetters
 from streams.transport.part import Limits, Part
 from streams.transport.row_cache import RowCache
+from streams.transport.row_store import MemoryStores
 from streams.transport.starting_point import Unserved
 from tables.errors import FormatTooNew
 from tests.transport.memory import MemoryLog
@@ -77,6 +78,7 @@ def part_of(
         deliver=deliver,
         dead_letters=DeadLetters("deadletters", 4),
         cache=RowCache(),
+        stores=MemoryStores(),
         interval=lambda: interval,
         limits=limits,
     )

@@ -14,6 +14,7 @@ from streams.transport.contract import AgentSpec, Out, PositionRow, TableSpec
 from streams.transport.dead_letters import DeadLetters
 from streams.transport.part import Limits, Part
 from streams.transport.row_cache import RowCache
+from streams.transport.row_store import MemoryStores
 from tests.transport.memory import MemoryBackend, MemoryLog
 
 pytestmark = pytest.mark.timeout(120)
@@ -133,6 +134,7 @@ async def live(log: MemoryLog, steps: int) -> bool:
         deliver=deliver,
         dead_letters=DeadLetters("deadletters", 1),
         cache=RowCache(),
+        stores=MemoryStores(),
         interval=lambda: 0.0005,
         limits=Limits(commands=6),
     )

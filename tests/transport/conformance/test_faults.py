@@ -21,6 +21,7 @@ from tests.transport.conformance.harness import (
     serving,
     worker,
 )
+from tests.transport.memory import read_back
 
 KEYS = 100
 RECORDS = 6000
@@ -120,13 +121,13 @@ async def test_the_checkpoint_of_a_former_owner_is_refused(place: Place) -> None
     position = PositionRow(0, PARTITIONS, 0, 0)
     async with serving(place.app(), (spec, untouched)) as app:
         first, second, third = (app.driver.backend(spec, 0, lambda: True) for _ in range(3))
-        await first.take()
+        await read_back(first, "counts")
         await first.checkpoint({"counts": {b"a": b"1"}}, position)
-        assert (await second.take()).rows["counts"] == {b"a": b"1"}
+        assert (await read_back(second, "counts"))[0] == {"counts": {b"a": b"1"}}
         with pytest.raises(Fenced):
             await first.checkpoint({"counts": {b"a": b"2", b"b": b"2"}}, position)
         await second.checkpoint({"counts": {b"c": b"3"}}, position)
-        assert (await third.take()).rows["counts"] == {b"a": b"1", b"c": b"3"}
+        assert (await read_back(third, "counts"))[0] == {"counts": {b"a": b"1", b"c": b"3"}}
         for backend in (first, second, third):
             await backend.close()
 

@@ -158,6 +158,7 @@ class Dev:
             "http_addr": http_addr,
             "ceremonies_dir": options.ceremonies_dir,
             "topic_prefix": options.topic_prefix,
+            "state_dir": self.folder / "state",
         }
         return {name: value for name, value in told.items() if value is not None}
 

@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     row_cache_mib: int = Field(32, ge=1, le=1_048_576, alias="CEREMONY_ROW_CACHE_MIB")
     """MiB of encoded rows that are also kept decoded, which takes some four times as much again."""
 
+    state: str = Field("memory", pattern="^(memory|rocks)$", alias="CEREMONY_STATE")
+    """Where the rows of the partitions served here are kept: in `memory`, or on disk, in `rocks` (RocksDB)."""
+    state_dir: Path = Field(Path(".ceremony/state"), alias="CEREMONY_STATE_DIR")
+    """This worker's own folder for it; what is in it may be deleted while the worker is stopped."""
+
     @property
     def required(self) -> tuple[str, ...]:
         """The neighbours that decide readiness: of those asked for, the ones that a role of this worker needs."""

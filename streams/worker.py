@@ -44,6 +44,7 @@ from streams.topology import CEREMONY, AgentFunction, Owner, agents, topics
 from streams.transport.app import CeremonyApp, create_app
 from streams.transport.contract import LogFailed, LogUnavailable
 from streams.transport.row_cache import RowCache
+from streams.transport.row_store import MemoryStores, Stores
 from tables.definition import Definition
 from tables.errors import Problem
 
@@ -132,9 +133,17 @@ class Worker:
             prefix=settings.topic_prefix,
             worker_id=settings.worker_id,
             row_cache=RowCache(settings.row_cache_mib * 1024 * 1024),
+            stores=self._new_stores(),
             replication=settings.replication_factor,
             topic_config={} if settings.flush_messages is None else {"flush.messages": str(settings.flush_messages)},
         )
+
+    def _new_stores(self) -> Stores:
+        if self.settings.state == "memory":
+            return MemoryStores()
+        from streams.transport.rocks_store import RocksStores  # noqa: PLC0415 - only the library that is used is loaded
+
+        return RocksStores(self.settings.state_dir)
 
     def _new_owners(self) -> Owners | None:
         """The directory of the workers that share the log; None where there is only this one."""

@@ -63,13 +63,14 @@ class Site:
         return found
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "kafka"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "kafka", "rocks"])
 async def site(
     request: pytest.FixtureRequest, kafka: KafkaServer, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Site]:
+    """On the embedded log; on Kafka; and on Kafka with the rows on disk."""
     folder = tmp_path_factory.mktemp("recovery")
     definitions = Path(copytree(SPECS, folder / "definitions"))
-    url = f"kafka://{kafka.bootstrap}" if request.param == "kafka" else f"sqlite://{folder}/log.db"
+    url = f"sqlite://{folder}/log.db" if request.param == "sqlite" else f"kafka://{kafka.bootstrap}"
     async with contextlib.AsyncExitStack() as stack:
         nats = stack.enter_context(running(NatsServer(folder / "nats")))
         ray = RecordingRay(grpc_address="127.0.0.1:0", nats_url=nats.url, clock=HostClock(), knobs=UNRULY)
@@ -81,6 +82,8 @@ async def site(
             CEREMONIES_DIR=definitions,
             CEREMONY_TOPIC_PREFIX=f"recovery-{uuid4().hex[:8]}",
             WORKER_ID="recovery-1",
+            CEREMONY_STATE="rocks" if request.param == "rocks" else "memory",
+            CEREMONY_STATE_DIR=folder / "state",
         )
         worker = WorkerProcess(folder, told)
         stack.callback(worker.kill)

@@ -6,6 +6,7 @@ Both drivers (`kafka://`, `sqlite://`) and the in-memory log of the tests fulfil
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -225,8 +226,11 @@ class Backend(Protocol):
     async def fetch(self, limit: int) -> Sequence[Record]:
         """Wait for at least one record after the last fetched one; at most `limit`. Cancelling it loses nothing."""
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[Awaitable[Any]]:
-        """Write without waiting; one future per produce batch, done when acknowledged by all in-sync replicas."""
+    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
+        """Write without waiting; one future per produce batch, done when acknowledged by all in-sync replicas.
+
+        A batch may hold what others send too, so its future must not be cancelled.
+        """
 
     async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
         """Write exactly these rows and the position row in one transaction. Raises Fenced, LogFailed."""

@@ -17,7 +17,6 @@ from streams.transport import membership
 from streams.transport.contract import (
     POSITION_KEY,
     AgentSpec,
-    Header,
     Loading,
     LogFailed,
     LogUnavailable,
@@ -26,10 +25,10 @@ from streams.transport.contract import (
     Record,
     Recovered,
 )
+from streams.transport.kafka_batches import Written, append_batches
 from streams.transport.kafka_client import (
     Reader,
     TransactionalWriter,
-    append_batches,
 )
 from streams.transport.kafka_log import KafkaLog
 from streams.transport.kafka_recovery import Recovery
@@ -300,7 +299,7 @@ class KafkaBackend:
     async def fetch(self, limit: int) -> Sequence[Record]:
         return await self._reader.fetch(self._tp, limit)
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[Awaitable[Any]]:
+    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
         if partition not in (self._producer.client.cluster.partitions_for_topic(topic) or ()):
             raise LogFailed(f"topic_unknown: no partition {topic}[{partition}]; a send to it would never end")
         return append_batches(self._producer, TopicPartition(topic, partition), records)
@@ -309,7 +308,7 @@ class KafkaBackend:
         writer = self._writer
         if writer is None:
             raise LogFailed(f"not_taken: {self._tp.topic}[{self._tp.partition}] was never taken")
-        records: dict[TopicPartition, list[tuple[bytes, bytes | None, Sequence[Header]]]] = {
+        records: dict[TopicPartition, list[Written]] = {
             tp: [(key, row, ()) for key, row in rows.get(table, {}).items()] for table, tp in self._changelogs.items()
         }
         first = next(iter(self._changelogs.values()))

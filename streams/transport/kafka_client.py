@@ -1,10 +1,10 @@
-"""aiokafka as the driver needs it: producers, produce batches, readers, recovery."""
+"""aiokafka as the driver needs it: producers, readers, recovery."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -20,7 +20,8 @@ from aiokafka.errors import (
 )
 
 from steps.ports import Clock
-from streams.transport.contract import LARGEST_RECORD, Fenced, Header, LogFailed, LogUnavailable, Record
+from streams.transport.contract import LARGEST_RECORD, Fenced, LogFailed, LogUnavailable, Record
+from streams.transport.kafka_batches import Written, append_batches, retrieve
 from streams.transport.kafka_records import give_records
 
 PRODUCE_BATCH = 900_000
@@ -45,7 +46,6 @@ _REFUSALS = (
     TransactionalIdAuthorizationFailed,
 )
 """A write refused for one of these is refused again: the worker ends. Other failures give up the partition only."""
-_NO_HEADERS: list[Header] = []
 
 
 def new_producer(servers: Sequence[str], **options: Any) -> AIOKafkaProducer:
@@ -77,46 +77,6 @@ def new_reader(servers: Sequence[str], *, wait_ms: int = FETCH_WAIT_MS) -> AIOKa
     )
 
 
-def append_batches(
-    producer: AIOKafkaProducer,
-    tp: TopicPartition,
-    records: Iterable[tuple[bytes | None, bytes | None, Sequence[Header]]],
-) -> list[Awaitable[Any]]:
-    """Put records into as few produce batches as possible and queue them; one future per batch.
-
-    Past `send_batch`, which would wait for the partition's last batch to be drained before it queues another. The
-    timestamp does not matter: topics have LogAppendTime.
-    """
-    accumulator = producer._message_accumulator
-    if accumulator._exception is not None:
-        raise LogFailed(f"producer_failed: {type(accumulator._exception).__name__}") from accumulator._exception
-    futures: list[Awaitable[Any]] = []
-
-    def queue(builder: Any) -> None:
-        builder.close()
-        batch = accumulator._append_batch(builder, tp)
-        batch._drain_waiter.add_done_callback(retrieve)
-        futures.append(batch.future)
-
-    builder = producer.create_batch()
-    append = builder.append
-    for key, value, given in records:
-        headers = list(given) if given else _NO_HEADERS
-        if append(timestamp=0, key=key, value=value, headers=headers) is None:
-            queue(builder)
-            builder = producer.create_batch()
-            append = builder.append
-            append(timestamp=0, key=key, value=value, headers=headers)
-    queue(builder)
-    return futures
-
-
-def retrieve(future: asyncio.Future[Any]) -> None:
-    """Look at a future's exception, which its owner does not: aiokafka tells the same failure on several futures."""
-    if future.done() and not future.cancelled():
-        future.exception()
-
-
 async def stop_reader(reader: AIOKafkaConsumer, clock: Clock) -> None:
     """Stop a reader, also one that has just been assigned: aiokafka's task for that must have begun, to end well."""
     await clock.sleep(0)
@@ -140,9 +100,7 @@ class TransactionalWriter:
         self._starting = self._clock.spawn(self._producer.start(), name=f"{self._id} is fenced")
         await asyncio.shield(self._starting)
 
-    async def write(
-        self, records: Mapping[TopicPartition, Sequence[tuple[bytes, bytes | None, Sequence[Header]]]]
-    ) -> None:
+    async def write(self, records: Mapping[TopicPartition, Sequence[Written]]) -> None:
         """All of it or nothing. Raises Fenced, KafkaError; after an error the writer is of no more use."""
         futures: list[Any] = []
         try:

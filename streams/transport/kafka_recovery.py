@@ -9,7 +9,8 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from steps.ports import Clock
-from streams.transport.kafka_client import new_reader, retrieve, stop_reader
+from streams.transport.kafka_batches import retrieve
+from streams.transport.kafka_client import new_reader, stop_reader
 from streams.transport.kafka_records import give_records
 
 AT_ONCE = 4

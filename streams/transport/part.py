@@ -61,7 +61,7 @@ class Limits:
 class _Snapshot(NamedTuple):
     """What one checkpoint writes; taken in one step, so that all of it is of one moment."""
 
-    pending: list[Awaitable[Any]]
+    pending: list[asyncio.Future[Any]]
     dirty: Dirty
     commit: int
     last: Record | None
@@ -114,7 +114,7 @@ class Part:
         self._next = 0
         self._last: Record | None = None
         self._saved = -1
-        self._pending: list[Awaitable[Any]] = []
+        self._pending: list[asyncio.Future[Any]] = []
         self._outbox: dict[tuple[str, int], list[Out]] = {}
         self._flush: asyncio.Handle | None = None
         self._held: dict[int, Record] = {}
@@ -253,8 +253,7 @@ class Part:
         if self._flush is not None:
             self._flush.cancel()
         for ack in self._pending:  # nobody waits for these any more: a failure among them is no news
-            if isinstance(ack, asyncio.Future):
-                ack.add_done_callback(_retrieve)
+            ack.add_done_callback(_retrieve)
         await self._backend.close()
         self._rows.close()
         if self.spec.on_lost is not None:
@@ -455,11 +454,13 @@ class Part:
         self._commands = self._bytes = 0
         return _Snapshot(pending, self._rows.take_dirty(), self._committable(), self._last)
 
-    async def _acknowledged(self, pending: Sequence[Awaitable[Any]]) -> None:
+    async def _acknowledged(self, pending: Sequence[asyncio.Future[Any]]) -> None:
         failure: Exception | None = None
         for ack in pending:
+            if not ack.done():
+                await asyncio.wait((ack,))  # others wait for it too: a checkpoint called off must not cancel it
             try:
-                await ack
+                ack.result()
             except Exception as error:  # noqa: BLE001 - look at every one: none may stay unretrieved
                 failure = failure or error
         if failure is not None and not isinstance(failure, LogFailed):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streams.transport.contract import Fenced, Loading, Out, PositionRow, Record, Recovered
@@ -60,7 +61,7 @@ class SqliteBackend:
     async def fetch(self, limit: int) -> Sequence[Record]:
         return await self._open().fetch(limit)
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[Awaitable[Any]]:
+    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
         self._log.put(topic, partition, records)
         return (self._log.committed(),)
 

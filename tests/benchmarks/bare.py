@@ -13,7 +13,6 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 import msgspec
 import uvloop
@@ -21,7 +20,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from bridge.clock import HostClock
 from streams.transport.contract import Out, TopicSpec
-from streams.transport.kafka_client import append_batches
+from streams.transport.kafka_batches import append_batches
 from streams.transport.kafka_log import KafkaLog
 from tests.benchmarks.sizes import RecordSize, StepRecords
 
@@ -170,8 +169,7 @@ async def _preload(log: KafkaLog, topic: str, size: RecordSize, options: Options
     for partition in range(options.partitions):
         mine = range(partition, options.steps, options.partitions)
         records = [Out(b"%0*d" % (size.key, number % KEYS), value, headers) for number in mine]
-        sent: list[Awaitable[Any]] = append_batches(log.producer, TopicPartition(topic, partition), records)
-        await asyncio.gather(*sent)
+        await asyncio.gather(*append_batches(log.producer, TopicPartition(topic, partition), records))
 
 
 def main() -> None:

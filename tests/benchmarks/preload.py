@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 
 from steps.registry import all_kinds
 from streams.transport.contract import Out
-from streams.transport.kafka_client import append_batches
+from streams.transport.kafka_batches import append_batches
 from streams.transport.kafka_log import KafkaLog
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from aiokafka.partitioner import murmur2
@@ -153,7 +153,7 @@ class CrashBackend:
         self._next = records[-1].offset + 1
         return records
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[Awaitable[Any]]:
+    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
         def store() -> None:
             for record in records:
                 self._broker.append(topic, partition, record)

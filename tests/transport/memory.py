@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +119,7 @@ class MemoryBackend:
         await asyncio.sleep(0)
         return records
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[Awaitable[Any]]:
+    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
         ack: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.log.fail_send is not None:
             ack.set_exception(self.log.fail_send)

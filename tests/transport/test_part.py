@@ -245,6 +245,25 @@ async def test_a_checkpoint_waits_for_exactly_the_effects_before_it() -> None:
     assert log.positions["commands", 0].next == 2
 
 
+async def test_a_checkpoint_that_is_called_off_leaves_the_acknowledgements_alone() -> None:
+    """Other partitions may have records in the same produce batch, and wait for the same future."""
+    log = MemoryLog(hold_acks=True)
+    commands(log, "a")
+    part = part_of(log, count)
+    await part.take()
+    task = asyncio.create_task(part.run())
+    await until(lambda: part.position == 1)
+    saving = asyncio.create_task(part.checkpoint())
+    await asyncio.sleep(0.01)
+    saving.cancel()
+    await asyncio.wait({saving})
+    (ack,) = log.waiting_acks
+    assert not ack.done()
+    task.cancel()
+    await asyncio.wait({task})
+    await part.close()
+
+
 async def test_a_checkpoint_coalesces_rows_and_skips_when_nothing_moved() -> None:
     log = MemoryLog()
     commands(log, *["a"] * 7)

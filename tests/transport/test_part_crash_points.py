@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -91,7 +91,7 @@ class FusedBackend(MemoryBackend):
         super().__init__(log, SPEC, 0)
         self.fuse = fuse
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[Awaitable[Any]]:
+    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
         return [] if self.fuse.blown.is_set() else super().send(topic, partition, records)
 
     async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:

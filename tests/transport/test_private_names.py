@@ -13,7 +13,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator, MessageBatch
 from faust.tables import TableManager
 from faust.tables.base import Collection
 from faust.transport.consumer import Consumer
@@ -52,6 +52,7 @@ def test_the_versions_are_the_pinned_ones() -> None:
         (PartitionRecords, "_unpack_records"),
         (GroupCoordinator, "_do_heartbeat"),
         (MessageAccumulator, "_append_batch"),
+        (MessageAccumulator, "create_builder"),
     ],
 )
 def test_methods_overridden_or_called_exist(owner: type, name: str) -> None:
@@ -85,7 +86,13 @@ def test_methods_overridden_or_called_exist(owner: type, name: str) -> None:
         (PartitionRecords, "_tp"),
         (PartitionRecords, "next_fetch_offset"),
         (GroupCoordinator, "_rejoin_needed_fut"),
+        (MessageAccumulator, "_batches"),
         (MessageAccumulator, "_exception"),
+        (MessageBatch, "_builder"),
+        (MessageBatch, "_drain_waiter"),
+        (MessageBatch, "_retry_count"),
+        (BatchBuilder, "_builder"),
+        (BatchBuilder, "_relative_offset"),
     ],
 )
 def test_attributes_read_or_set_exist(owner: type, attribute: str) -> None:

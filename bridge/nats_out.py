@@ -8,8 +8,8 @@ sent, and reads back from the stream what its former owner sent after that. It s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 
 import msgspec
 import structlog
@@ -117,12 +117,13 @@ class EventsBridge:
         marks = share.marks.copy()
         messages: list[tuple[bytes, Outgoing]] = []
         for record in records:
-            message = outgoing(record)
+            headers = dict(record.headers)
+            message = outgoing(record, headers)
             if message is None:  # before the marks are asked: its headers may be those of an event that was sent
                 await self._set_aside(
                     record, Nack("event_undecodable", "no subject of ours, no id or no value", final=True)
                 )
-            elif marks.passed(record):
+            elif marks.passed(headers):
                 metrics.SKIPPED.inc()
             else:
                 messages.append((record.key or message.id.encode(), message))
@@ -208,17 +209,21 @@ def is_object(value: bytes) -> bool:
     return True
 
 
-def outgoing(record: Record) -> Outgoing | None:
-    """The message of a record of `events`; None where it is none of ours."""
-    headers = dict(record.headers)
+def outgoing(record: Record, headers: Mapping[str, bytes]) -> Outgoing | None:
+    """The message of a record of `events`, with its headers; None where it is none of ours."""
     subject, effect_id = headers.get(topics.SUBJECT), headers.get(topics.EFFECT_ID)
     if not subject or not effect_id or not record.value:
         return None
     if not is_object(record.value):  # nobody outside could read it
         return None
-    if not subject.startswith(OURS):  # what no stream of ours takes would be waited for without end
-        return None
     try:
-        return Outgoing(effect_id.decode(), subject.decode(), record.value, record)
+        name = _subject_of_ours(subject)
+        return Outgoing(effect_id.decode(), name, record.value, record) if name else None
     except UnicodeDecodeError:
         return None
+
+
+@lru_cache(maxsize=256)
+def _subject_of_ours(subject: bytes) -> str:
+    """Empty for one that is not: what no stream of ours takes would be waited for without end."""
+    return subject.decode() if subject.startswith(OURS) else ""

@@ -7,6 +7,7 @@ of each fold they rise, so what is not above the highest that was sent has been 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -54,9 +55,9 @@ class Marks:
     def copy(self) -> Marks:
         return Marks(dict(self._highest))
 
-    def passed(self, record: Record) -> bool:
-        """Whether its effect was sent before; if not, it counts as sent from now on."""
-        found = place_of(record)
+    def passed(self, headers: Mapping[str, bytes]) -> bool:
+        """Whether the effect of a record with these headers was sent before; if not, it counts as sent from now on."""
+        found = place_of(headers)
         if found is None:
             return False
         fold, place = found
@@ -66,9 +67,8 @@ class Marks:
         return False
 
 
-def place_of(record: Record) -> tuple[int, Place] | None:
+def place_of(headers: Mapping[str, bytes]) -> tuple[int, Place] | None:
     """Fold and place of a record of `events`; None where its headers do not say."""
-    headers = dict(record.headers)
     fold, offset, ordinal = headers.get(topics.FOLD), headers.get(topics.COMMAND_OFFSET), headers.get(topics.ORDINAL)
     if not (fold and offset and ordinal and fold.isdigit() and offset.isdigit() and ordinal.isdigit()):
         return None

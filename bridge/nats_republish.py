@@ -115,7 +115,7 @@ class Republisher:
             if record.topic == topics.prefixed(self._prefix, topics.DEADLETTERS):
                 key, data = dead_letter_event(letter_of(record))
                 yield key.encode(), Outgoing(key, DEADLETTER_SUBJECT, data, record)
-            elif (message := outgoing(record)) is None:
+            elif (message := outgoing(record, dict(record.headers))) is None:
                 self.progress.refused += 1
             else:
                 yield record.key or message.id.encode(), message

@@ -56,7 +56,7 @@ def window(
     messages: list[tuple[bytes, Outgoing]] = []
     for number in numbers:
         key, value, headers = event_record(event(number, 0), number, 0, 1)
-        message = outgoing(Record("t.events", 0, number, 0, key, value, headers))
+        message = outgoing(Record("t.events", 0, number, 0, key, value, headers), dict(headers))
         assert message is not None
         messages.append((key, message))
 

@@ -6,16 +6,15 @@ import pytest
 
 from bridge.nats_progress import FOLDS_KEPT, Marks, place_of
 from streams import topics
-from streams.transport.contract import Record
 
 
-def record(offset: int, ordinal: int = 0, fold: int = 1) -> Record:
-    headers = [
-        (topics.FOLD, b"%d" % fold),
-        (topics.COMMAND_OFFSET, b"%d" % offset),
-        (topics.ORDINAL, b"%d" % ordinal),
-    ]
-    return Record("t.events", 0, 0, 0, b"k", b"v", headers)
+def record(offset: int, ordinal: int = 0, fold: int = 1) -> dict[str, bytes]:
+    """Its headers."""
+    return {
+        topics.FOLD: b"%d" % fold,
+        topics.COMMAND_OFFSET: b"%d" % offset,
+        topics.ORDINAL: b"%d" % ordinal,
+    }
 
 
 def test_what_is_not_above_the_highest_of_its_fold_was_sent() -> None:
@@ -55,7 +54,7 @@ def test_a_note_that_is_not_ours_says_nothing(note: str) -> None:
 
 @pytest.mark.parametrize("value", [b"", b"-1", b"x", b"9" * 30])
 def test_a_record_without_its_place_is_never_passed_over(value: bytes) -> None:
-    one = record(1)._replace(headers=[(topics.FOLD, b"1"), (topics.COMMAND_OFFSET, value), (topics.ORDINAL, b"0")])
+    one = record(1) | {topics.COMMAND_OFFSET: value}
     assert place_of(one) is None
     marks = Marks()
     assert not marks.passed(one) and not marks.passed(one)

@@ -71,11 +71,15 @@ class PartitionTimers:
         self._due: dict[bytes, int] = {}
 
     def fill(self) -> Iterator[None]:
-        """Take up the timers of all rows; pauses now and then, so that others get a turn."""
+        """Take up the timers of all rows, before any of them changes; pauses now and then, so that others get a turn."""
+        dues = self._due
         for number, (key, row) in enumerate(self.view.scan(CEREMONIES, decode_outline), start=1):
-            self.changed(key, row)
+            if (due := next_due(row)) is not None:
+                dues[key] = due
             if number % SLICE == 0:
                 yield
+        self._heap = [(due, key) for key, due in dues.items()]
+        heapq.heapify(self._heap)
 
     def changed(self, key: bytes, row: Instance | Outline | None) -> None:
         """The row of this key is new. An entry that is too early stays: it is looked at when it comes up."""

@@ -71,7 +71,7 @@ class PartitionTimers:
         self._due: dict[bytes, int] = {}
 
     def fill(self) -> Iterator[None]:
-        """Take up the timers of all rows, before any of them changes; pauses now and then, so that others get a turn."""
+        """Take up the timers of all rows, before any of them changes; pauses now and then: others get a turn."""
         dues = self._due
         for number, (key, row) in enumerate(self.view.scan(CEREMONIES, decode_outline), start=1):
             if (due := next_due(row)) is not None:

@@ -6,7 +6,10 @@ from collections import Counter as Tally
 from collections.abc import Mapping
 from functools import cache
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Of the histograms."""
 
 
 class Metrics:
@@ -45,6 +48,37 @@ class Metrics:
             registry=self.registry,
         )
         self.live = Gauge("ceremony_instances", "Rows in the table of the partitions owned.", registry=self.registry)
+
+        self.saving = Histogram(
+            "ceremony_checkpoint_seconds",
+            "Checkpoints of a partition: until its effects are acknowledged and its rows committed.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.rows_saved = Counter("ceremony_checkpoint_rows", "Rows that checkpoints wrote.", registry=self.registry)
+        self.recovering = Histogram(
+            "ceremony_recovery_seconds",
+            "Partitions taken: until their former owner is fenced and their rows are at hand.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.recovered_last = Gauge(
+            "ceremony_recovery_last_seconds",
+            "The same, of the partition that was at hand last.",
+            registry=self.registry,
+        )
+        self.rows_recovered = Counter("ceremony_recovery_rows", "Rows read back.", registry=self.registry)
+
+    def saved(self, rows: int, seconds: float) -> None:
+        """A checkpoint of a partition is durable."""
+        self.saving.observe(seconds)
+        self.rows_saved.inc(rows)
+
+    def recovered(self, rows: int, seconds: float) -> None:
+        """A partition was taken."""
+        self.recovering.observe(seconds)
+        self.recovered_last.set(seconds)
+        self.rows_recovered.inc(rows)
 
     @staticmethod
     def add(counter: Counter, tally: Mapping[str, int]) -> None:

@@ -68,6 +68,8 @@ class Owner:
     taken: Callable[[PartitionView], Any]
     applied: Callable[[Batch], None]
     lost: Callable[[int], None]
+    recovered: Callable[[int, float], None] | None = None
+    saved: Callable[[int, float], None] | None = None
 
 
 def agents(
@@ -82,6 +84,8 @@ def agents(
         on_taken=owner.taken,
         on_applied=owner.applied,
         on_lost=owner.lost,
+        on_recovered=owner.recovered,
+        on_saved=owner.saved,
     )
     attached = [(ceremony_spec, ceremony)]
     for kind in STEP_KINDS:

@@ -172,7 +172,8 @@ class Worker:
 
     def _attach_agents(self) -> None:
         ceremony = CeremonyAgent(self.kinds, self.settings.topic_prefix, self._log_clock, self.engine.answers.waits)
-        owner = Owner(self.engine.taken, self.engine.applied, self.engine.lost)
+        engine, metrics = self.engine, self.metrics
+        owner = Owner(engine.taken, engine.applied, engine.lost, metrics.recovered, metrics.saved)
         for spec, function in agents(self.settings.topic_prefix, ceremony, owner, self._step_agents()):
             self.app.attach(spec, function)
 

@@ -165,6 +165,10 @@ class AgentSpec:
     """Partition recovered, before its first batch."""
     on_applied: Callable[[Batch], None] | None = None
     """A batch's rows have just become visible and its effects were handed to the log; synchronous, must not raise."""
+    on_recovered: Callable[[int, float], None] | None = None
+    """A partition with tables was taken: rows at hand, and seconds it took, the former owner's fencing too."""
+    on_saved: Callable[[int, float], None] | None = None
+    """A checkpoint is durable: rows written, and seconds it took, the wait for its effects too."""
     on_lost: Callable[[int], None] | None = None
     """Partition given up (after its last checkpoint) or lost."""
     options: dict[str, Any] = field(default_factory=dict)

@@ -197,10 +197,14 @@ class Owner:
         )
         key = (spec.name, number)
         try:
+            began = self._clock.monotonic()
             await part.take()
             if not still():
                 raise Superseded
             self._parts[key] = part
+            if spec.on_recovered is not None:
+                rows = sum(len(part.rows(table)) for table in part.table_names)
+                spec.on_recovered(rows, self._clock.monotonic() - began)
             await part.run()
         finally:
             if self._parts.get(key) is part:

@@ -425,14 +425,17 @@ class Part:
                 raise self._failure
             if not self._moved():
                 return
-            began = self._clock.monotonic()
+            began, written = self._clock.monotonic(), self.counters.rows_written
             try:
                 await self._save_snapshot(self._snapshot())
             except BaseException as failure:
                 self._failure = failure
                 raise
             self.counters.checkpoints += 1
-            self.counters.checkpoint_seconds += self._clock.monotonic() - began
+            seconds = self._clock.monotonic() - began
+            self.counters.checkpoint_seconds += seconds
+            if self.spec.on_saved is not None:
+                self.spec.on_saved(self.counters.rows_written - written, seconds)
 
     async def _save_snapshot(self, snapshot: _Snapshot) -> None:
         await self._acknowledged(snapshot.pending)

@@ -49,7 +49,14 @@ class Bench:
         self.memory = MemoryLog()
         self.failures: list[BaseException] = []
         self.lost: list[int] = []
-        self.keeper = AgentSpec("keeper", "commands", tables=[ROWS], on_lost=self.lost.append)
+        self.recovered: list[int] = []
+        self.keeper = AgentSpec(
+            "keeper",
+            "commands",
+            tables=[ROWS],
+            on_lost=self.lost.append,
+            on_recovered=lambda rows, seconds: self.recovered.append(rows if 0 <= seconds < 5 else -1),
+        )
         self.owner = Owner(
             [self.keeper, WORKER],
             partitions=2,
@@ -95,6 +102,20 @@ async def test_what_is_assigned_is_served_and_given_up_with_a_checkpoint() -> No
     assert sorted(bench.lost) == [0, 1]
     assert bench.owner.parts == []
     assert bench.owner.assigned == frozenset()
+
+
+async def test_whoever_measures_hears_how_many_rows_a_partition_taken_has() -> None:
+    bench = Bench()
+    for key in (b"a", b"b", b"c"):
+        bench.memory.append("commands", 1, key, b"1")
+    await bench.take_over()
+    await until(lambda: bench.owner.settled and bench.owner.views("keeper")[1].position == 3)
+    assert bench.recovered == [0, 0]
+    await bench.owner.give_up(5)
+    await bench.take_over()
+    await until(lambda: bench.owner.settled)
+    assert sorted(bench.recovered[2:]) == [0, 3]
+    await bench.owner.give_up(5)
 
 
 async def test_giving_up_does_not_wait_for_ever_for_a_stuck_agent() -> None:

@@ -395,6 +395,22 @@ async def test_on_applied_finds_the_note_of_the_batch_and_its_rows_visible() -> 
     assert heard == [("mine", {b"a": 1}, {b"a": 1})]
 
 
+async def test_on_saved_hears_of_each_checkpoint_how_many_rows_it_wrote_and_how_long_it_took() -> None:
+    log = MemoryLog()
+    commands(log, "a", "b", "a")
+    heard: list[tuple[int, float]] = []
+    spec = AgentSpec("counter", "commands", tables=[COUNTS], on_saved=lambda rows, took: heard.append((rows, took)))
+    async with running(part_of(log, count, spec)) as part:
+        await until(lambda: part.position == 3)
+        await part.checkpoint()
+        assert [rows for rows, _ in heard] == [2]
+        commands(log, "b")
+        await until(lambda: part.position == 4)
+        await part.checkpoint()
+    assert [rows for rows, _ in heard] == [2, 1]
+    assert sum(took for _, took in heard) == pytest.approx(part.counters.checkpoint_seconds)
+
+
 async def test_folded_returns_when_the_position_is_passed_and_fails_when_the_partition_moves() -> None:
     log = MemoryLog()
     async with running(part_of(log, count)) as part:

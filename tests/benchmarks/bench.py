@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from rich.progress import Progress
 
-from tests.benchmarks import bare, engines, serial, throughput
-from tests.benchmarks.layouts import Layout
+from tests.benchmarks import bare, engines, recovery, serial, throughput
+from tests.benchmarks.layouts import ONE, Layout
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.preload import STEPS
 from tests.benchmarks.processes import ROOT, BenchmarkFailed
@@ -37,6 +37,7 @@ class Found:
     batches: list[float] = field(default_factory=list)
     sends_cpu: list[float] = field(default_factory=list)
     serial: dict[str, serial.SerialRun] = field(default_factory=dict)
+    recovery: list[recovery.RecoveryRun] = field(default_factory=list)
     others: dict[str, engines.Figures] = field(default_factory=dict)
 
 
@@ -64,6 +65,7 @@ class Bench:
         found.synced.append(synced)
         await self._serial("kafka", f"kafka://{self._kafka.bootstrap}")
         await self._serial("embedded", f"sqlite://{self._folder / 'log.db'}")
+        await self._recovery()
         for engine in plan.engines:
             await self._other(engine)
         return found
@@ -71,16 +73,7 @@ class Bench:
     async def _engine(
         self, turn: int, layout: Layout, ceremonies: int, *, sync_always: bool = False, profile: Path | None = None
     ) -> throughput.EngineRun:
-        name = f"engine-{layout.name.replace('+', '-')}-{turn}"
-        ground = Ground(
-            self._kafka,
-            self._folder / name,
-            name,
-            self._plan.partitions,
-            flush=self._plan.flush,
-            sync_always=sync_always,
-            layout=layout,
-        )
+        ground = self._ground(f"engine-{layout.name.replace('+', '-')}-{turn}", layout, sync_always=sync_always)
         label = f"engine, {layout}, {ceremonies:,} ceremonies" + (", NATS syncs each message" if sync_always else "")
 
         async def measured(seen: Seen) -> throughput.EngineRun:
@@ -88,6 +81,18 @@ class Bench:
 
         run: throughput.EngineRun = await self._shown(label, measured)
         return run
+
+    def _ground(self, name: str, layout: Layout = ONE, *, sync_always: bool = False) -> Ground:
+        plan = self._plan
+        return Ground(self._kafka, self._folder / name, name, plan.partitions, plan.flush, sync_always, layout)
+
+    async def _recovery(self) -> None:
+        plan = self._plan
+
+        async def measured(seen: Seen) -> recovery.RecoveryRun:
+            return await recovery.measure(self._ground("recovery"), plan.rows, plan.repetitions, seen)
+
+        self.found.recovery.append(await self._shown(f"recovery of {plan.rows:,} rows", measured))
 
     async def _bare(self, name: str, records: StepRecords, *, batches: bool) -> None:
         steps = self._plan.ceremonies * STEPS

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tests.benchmarks.engines import Figures
-from tests.benchmarks.report import Row
+from tests.benchmarks.report import Row, number
 
 
 class Measure(NamedTuple):
@@ -48,7 +48,7 @@ def _ratios(ours: Mapping[str, Any], theirs: Figures) -> dict[str, float]:
 def rows(figures: Mapping[str, Any]) -> list[Row]:
     """A row for each figure of each other engine."""
     return [
-        Row(f"{name}: {measure.title}", _number(theirs[measure.key]), _beside(theirs, measure.key))
+        Row(f"{name}: {measure.title}", number(theirs[measure.key]), _beside(theirs, measure.key))
         for name, theirs in figures["other_engines"].items()
         for measure in MEASURES
         if theirs[measure.key] is not None
@@ -59,7 +59,3 @@ def _beside(theirs: Mapping[str, Any], key: str) -> str:
     ratio = theirs["ratios"].get(key)
     parts = [f"ours is {ratio:.1f} times as good" if ratio else "", theirs["note"]]
     return "; ".join(part for part in parts if part)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -15,7 +15,8 @@ from tests.benchmarks import bare, comparison
 from tests.benchmarks.bench import Found
 from tests.benchmarks.layouts import Layout
 from tests.benchmarks.plan import Plan
-from tests.benchmarks.report import Row, Spread, spread
+from tests.benchmarks.recovery import RecoveryRun
+from tests.benchmarks.report import Row, Spread, number, spread
 from tests.benchmarks.throughput import EngineRun
 from tests.kafka_install import KAFKA_VERSION
 
@@ -54,6 +55,7 @@ def summary(found: Found, plan: Plan, load_before: Sequence[float]) -> dict[str,
         "serial_embedded_start_p50_ms": embedded.start_p50_ms,
         "serial_embedded_log_p50_ms": embedded.log_p50_ms,
         "serial_count": kafka.count,
+        **_of_recovery(found.recovery[0]),
         "spreads": _spreads(found, sends, batches),
         "flush_messages": 1 if plan.flush else None,
         "ceremonies": plan.ceremonies,
@@ -83,8 +85,35 @@ def _of_layout(runs: Sequence[EngineRun]) -> dict[str, Any]:
         "cpu_us_per_step": spread([run.cpu_us_per_step for run in runs]).median,
         "kafka_cpu_us_per_step": spread([run.kafka_cpu_us_per_step for run in runs]).median,
         "nats_cpu_us_per_step": spread([run.nats_cpu_us_per_step for run in runs]).median,
+        "checkpoint": _of_checkpoints(runs),
         "partitions_of_each_worker": [run.partitions for run in runs],
         "other_work_cores": [run.others_cores for run in runs],
+    }
+
+
+def _of_checkpoints(runs: Sequence[EngineRun]) -> dict[str, float]:
+    """Over all runs: milliseconds and rows of one on the average, how many a second, rows a step."""
+    made, rows, seconds = (sum(figures) for figures in zip(*(run.checkpoints for run in runs), strict=True))
+    lasted = sum(run.steps / run.steps_per_s for run in runs)
+    return {
+        "ms": 1000 * seconds / made,
+        "rows": rows / made,
+        "per_s": made / lasted,
+        "rows_per_step": rows / sum(run.steps for run in runs),
+    }
+
+
+def _of_recovery(run: RecoveryRun) -> dict[str, Any]:
+    return {
+        "recovery_rows_per_s": run.rows_per_s,
+        "recovery_driver_rows_per_s": run.driver_rows_per_s,
+        "recovery_cpu_us_per_row": run.cpu_us_per_row,
+        "recovery_bytes_per_row": run.bytes_per_row,
+        "recovery_row_bytes": run.row_bytes,
+        "recovery_rows": run.rows,
+        "recovery_s": run.taken_s.median,
+        "start_s": run.empty_s.median,
+        "start_with_rows_s": run.full_s.median,
     }
 
 
@@ -131,6 +160,7 @@ def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
             f"of it the call {figures['serial_embedded_start_p50_ms']:.1f},"
             f" the log {figures['serial_embedded_log_p50_ms']:.0f}",
         ),
+        *_recovery_rows(found.recovery[0]),
         *comparison.rows(figures),
     ]
 
@@ -142,6 +172,7 @@ def _layout_rows(layout: Layout, runs: Sequence[EngineRun], figures: dict[str, A
         until_nats.median / figures[key] for key in ("bare_loop_steps_per_s", "bare_loop_in_batches_steps_per_s")
     )
     headline = "the headline; " if layout.name == figures["workers"] else ""
+    saved = found["checkpoint"]
     shares = ", ".join("+".join(map(str, run.partitions)) for run in runs)
     return [
         Row(
@@ -155,10 +186,37 @@ def _layout_rows(layout: Layout, runs: Sequence[EngineRun], figures: dict[str, A
             f"first to last step.executed; partitions {shares}",
         ),
         Row(
+            f"engine, {layout}: a checkpoint, ms",
+            number(saved["ms"]),
+            f"of one partition, until it is committed: {saved['rows']:,.0f} rows; {saved['per_s']:.1f} checkpoints/s,"
+            f" {saved['rows_per_step']:.2f} rows a step",
+        ),
+        Row(
             f"engine, {layout}: CPU, µs a step",
             f"{found['cpu_us_per_step']:.0f}",
             f"beside it Kafka {found['kafka_cpu_us_per_step']:.0f}, NATS {found['nats_cpu_us_per_step']:.0f};"
             f" the bare loop {figures['bare_loop_cpu_us_per_step']:.0f}; other work on the machine"
             f" {' '.join(f'{cores:.1f}' for cores in found['other_work_cores'])} of {figures['cores']} cores",
+        ),
+    ]
+
+
+def _recovery_rows(run: RecoveryRun) -> list[Row]:
+    return [
+        Row(
+            "recovery: rows/s",
+            f"{run.rows_per_s:,.0f}",
+            f"{run.rows:,} running ceremonies of {run.row_bytes} bytes in {number(run.taken_s.median)} s from the"
+            f" assignment on; process ready in {run.full_s.median:.1f} s, in {run.empty_s.median:.1f} without them",
+        ),
+        Row(
+            "recovery: rows/s of the driver alone",
+            f"{run.driver_rows_per_s:,.0f}",
+            "the changelogs read into a dict, nothing decoded",
+        ),
+        Row(
+            "recovery: CPU of the worker, µs a row",
+            f"{run.cpu_us_per_row:.1f}",
+            f"more than without them; and {run.bytes_per_row:,.0f} bytes of memory a row",
         ),
     ]

@@ -61,3 +61,8 @@ def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far. Raises OSError when it is gone, or where there is no /proc."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def resident_bytes(pid: int) -> float:
+    """Memory of a process that is in RAM. Raises OSError when it is gone, or where there is no /proc."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * float(os.sysconf("SC_PAGE_SIZE"))

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from tests.benchmarks.engines import OtherEngine, parse_engine
 from tests.benchmarks.layouts import Layout, parse_layouts
 
-QUICK = {"repetitions": 1, "ceremonies": 2000, "synced_ceremonies": 200, "serial": 30}
-FULL = {"repetitions": 3, "ceremonies": 10_000, "synced_ceremonies": 800, "serial": 200}
+QUICK = {"repetitions": 1, "ceremonies": 2000, "synced_ceremonies": 200, "serial": 30, "rows": 20_000}
+FULL = {"repetitions": 3, "ceremonies": 10_000, "synced_ceremonies": 800, "serial": 200, "rows": 100_000}
 LAYOUTS = "1,2"
 Parsed = TypeVar("Parsed")
 
@@ -25,6 +25,8 @@ class Plan:
     ceremonies: int
     synced_ceremonies: int
     serial: int
+    rows: int
+    """That a worker recovers."""
     partitions: int
     layouts: Sequence[Layout]
     flush: bool
@@ -52,7 +54,7 @@ def parsed(arguments: Sequence[str], description: str) -> argparse.Namespace:
     add = parser.add_argument
     add("-o", "--output", choices=["table", "json"], default="table", help="JSON goes to stdout")
     add("--quick", action="store_true", help="one repetition of everything, fewer ceremonies")
-    add("--repetitions", type=int, help=f"of the throughput runs (default {FULL['repetitions']})")
+    add("--repetitions", type=int, help=f"of the throughput and recovery runs (default {FULL['repetitions']})")
     add("--ceremonies", type=int, help=f"of a throughput run (default {FULL['ceremonies']})")
     add("--partitions", type=int, default=4, help="of every topic (default 4)")
     add(

@@ -29,18 +29,19 @@ def commands(
     prefix: str, ceremonies: int, partitions: int, partition_of: Callable[[bytes, int], int]
 ) -> list[list[Out]]:
     """By partition: the definition, and a Start for each of its ceremonies."""
-    definition = _definition()
-    put = Out(definition.hash.encode(), encode_command(PutDefinition(hash=definition.hash, text=definition.text)))
+    pinned = definition()
+    put = Out(pinned.hash.encode(), encode_command(PutDefinition(hash=pinned.hash, text=pinned.text)))
     made = [[put] for _ in range(partitions)]
     for number in range(ceremonies):
-        start = _start(definition, f"{prefix}-{number}")
-        key = start.instance_id.encode()
-        made[partition_of(key, partitions)].append(Out(key, encode_command(start)))
+        command = start(pinned, f"{prefix}-{number}")
+        key = command.instance_id.encode()
+        made[partition_of(key, partitions)].append(Out(key, encode_command(command)))
     return made
 
 
 async def append(log: KafkaLog, topic: str, records: Sequence[Sequence[Out]]) -> None:
     """Append to each partition what is meant for it, in as few batches as possible; durable at the end."""
+    await log.producer.partitions_for(topic)  # who leads them must be known: batches pass the send that would ask
     sent = [
         append_batches(log.producer, TopicPartition(topic, partition), some)
         for partition, some in enumerate(records)
@@ -49,12 +50,14 @@ async def append(log: KafkaLog, topic: str, records: Sequence[Sequence[Out]]) ->
     await asyncio.gather(*(one for futures in sent for one in futures))
 
 
-def _definition() -> Definition:
+def definition() -> Definition:
+    """Of `merge_chain`."""
     file = SPECS / f"{DEFINITION}.yaml"
     return load(file.read_text(encoding="utf-8"), file.name, all_kinds())
 
 
-def _start(definition: Definition, ceremony_id: str) -> Start:
+def start(definition: Definition, ceremony_id: str) -> Start:
+    """As the front makes it of a request."""
     instance_id = f"{ceremony_id}:{STORY}"
     return Start(
         instance_id=instance_id,

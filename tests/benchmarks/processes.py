@@ -65,6 +65,7 @@ class WorkerProcess:
             "RAY_EXECUTOR_URL": f"127.0.0.1:{free_port()}",
             **{name: str(value) for name, value in settings.items()},
         }
+        self.began = time.monotonic()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "streams.main", "serve"],

@@ -25,8 +25,13 @@ class Spread(NamedTuple):
 
     def __str__(self) -> str:
         if self.runs == 1:
-            return f"{self.median:,.0f}  (1 run)"
-        return f"{self.median:,.0f}  ({self.low:,.0f} to {self.high:,.0f}, {self.runs} runs)"
+            return f"{number(self.median)}  (1 run)"
+        return f"{number(self.median)}  ({number(self.low)} to {number(self.high)}, {self.runs} runs)"
+
+
+def number(value: float) -> str:
+    """With about three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def spread(values: Sequence[float]) -> Spread:

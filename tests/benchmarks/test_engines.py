@@ -98,7 +98,7 @@ def test_a_ratio_says_how_many_times_better_ours_is() -> None:
     assert compared["peer"]["ratios"] == {"steps_per_s": 10.0, "serial_p50_ms": 0.5}
     rows = {row.what: row for row in comparison.rows({"other_engines": compared})}
     assert rows["peer: steps/s"] == ("peer: steps/s", "1,500", "ours is 10.0 times as good; as it came")
-    assert rows["peer: starts/s"] == ("peer: starts/s", "7.0", "as it came")
+    assert rows["peer: starts/s"] == ("peer: starts/s", "7.00", "as it came")
     assert "peer: serial p99, ms" not in rows
 
 

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from streams.transport.contract import Record
-from tests.benchmarks import report
+from tables.instance import CeremonyStatus, decode_instance
+from tests.benchmarks import figures, recovery, report
 from tests.benchmarks.layouts import ALL_ROLES, Layout, parse_layouts
 from tests.benchmarks.meter import CpuMeter, cpu_seconds
 from tests.benchmarks.plan import parsed, plan_of
 from tests.benchmarks.processes import summed
 from tests.benchmarks.profiler import read_profile
 from tests.benchmarks.serial import percentile
-from tests.benchmarks.sizes import size_of
+from tests.benchmarks.sizes import StepRecords, size_of
+from tests.benchmarks.throughput import Checkpoints, EngineRun
 
 LOOP = "run (uvloop/__init__.py:92);Runner.run (asyncio/runners.py:118)"
 
@@ -116,3 +118,32 @@ seconds_sum 2.5
 owned 3
 """
     assert summed(text) == {"steps_total": 42, "seconds_count": 4, "seconds_sum": 2.5, "owned": 3}
+
+
+def test_recovered_rows_are_those_of_ceremonies_that_run() -> None:
+    one, other = recovery.running_rows("r", 2)
+    row = decode_instance(one.value)
+    assert (one.key, row.instance_id, row.status) == (b"r-0:S", "r-0:S", CeremonyStatus.RUNNING)
+    assert row.timers.keys() == {"ceremony_max", "timeout/merge_1"}
+    assert other.key == b"r-1:S"
+
+
+def test_checkpoints_are_averaged_over_all_runs() -> None:
+    runs = [engine_run(Checkpoints(made=3, rows=300, seconds=0.3)), engine_run(Checkpoints(1, 100, 0.5))]
+    saved = figures._of_checkpoints(runs)
+    assert saved == pytest.approx({"ms": 200, "rows": 100, "per_s": 2, "rows_per_step": 0.2})
+
+
+def engine_run(checkpoints: Checkpoints) -> EngineRun:
+    """A thousand steps in a second."""
+    size = size_of(Record("t", 0, 1, 2, b"key", b"value"))
+    records = StepRecords(size, size, size)
+    return EngineRun(1000, 1000.0, 1000.0, 100.0, 60.0, 20.0, 0.0, [4], checkpoints, records)
+
+
+def test_recovery_counts_from_the_assignment_until_the_last_partition_is_at_hand() -> None:
+    seconds = ([2.0], [3.0], [0.9, 1.0, 5.0], [0.4])
+    empty, full, taken, driver = (report.spread(values) for values in seconds)
+    run = recovery.RecoveryRun(100_000, 900, empty, full, taken, driver, 9.0, 2000.0)
+    assert run.rows_per_s == pytest.approx(100_000)
+    assert run.driver_rows_per_s == pytest.approx(250_000)

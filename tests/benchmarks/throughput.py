@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from streams.topics import COMMANDS, EVENTS, SUBJECT, prefixed, step_topic
 from streams.transport.kafka_log import KafkaLog
@@ -24,10 +25,21 @@ FROZEN_SECONDS = 4.0
 """Of the six after which the group believes a silent member dead."""
 TOPICS = (EVENTS, COMMANDS, step_topic("aggregation"))
 WORKER = "worker-"
+SAVED = ("ceremony_checkpoint_seconds_count", "ceremony_checkpoint_rows_total", "ceremony_checkpoint_seconds_sum")
 Progress = Callable[[int, int], None]
 """(events on NATS, events wanted)."""
 Ends = Mapping[str, Sequence[int]]
 """Log end of each partition by topic."""
+
+
+class Checkpoints(NamedTuple):
+    """What all workers' checkpoints took, by their own metrics."""
+
+    made: float
+    """One is of one partition."""
+    rows: float
+    seconds: float
+    """Waiting included: for the effects' acknowledgements, and for the transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,7 @@ class EngineRun:
     """Cores that all other work on the machine took meanwhile: what it costs when it is not 0."""
     partitions: list[int]
     """Owned by each worker."""
+    checkpoints: Checkpoints
     records: StepRecords
     profile: Profile | None = None
 
@@ -61,6 +74,7 @@ async def measure(ground: Ground, ceremonies: int, progress: Progress, profile_t
             shares = await warm_up.shared(site)
             before = await warm_up.warm_up(site)
             ends = await _ends(site)
+            saved_before = await checkpoints(site)
             pids = {f"{WORKER}{number}": worker.pid for number, worker in enumerate(site.workers)}
             meter = CpuMeter({**pids, "kafka": ground.kafka.pid or 0, "nats": site.nats.pid or 0, "bench": os.getpid()})
             profiler = Profiler(site.workers[0].pid, profile_to)
@@ -68,6 +82,7 @@ async def measure(ground: Ground, ceremonies: int, progress: Progress, profile_t
                 await _give(site, ceremonies)
                 profiler.begin()
                 ended = await _until_stored(site, before, ceremonies * preload.EVENTS, progress)
+            saved = await checkpoints(site)
             profile = await profiler.finish()
         began, last, records = await _look(log, ends)
     steps = ceremonies * preload.STEPS
@@ -83,9 +98,16 @@ async def measure(ground: Ground, ceremonies: int, progress: Progress, profile_t
         cpu["nats"],
         max(0.0, others / (ended - began)),
         shares,
+        Checkpoints(*(now - then for then, now in zip(saved_before, saved, strict=True))),
         records,
         profile,
     )
+
+
+async def checkpoints(site: Site) -> Checkpoints:
+    """So far."""
+    said = await warm_up.metrics(site)
+    return Checkpoints(*(sum(one.get(name, 0) for one in said) for name in SAVED))
 
 
 async def _give(site: Site, ceremonies: int) -> None:

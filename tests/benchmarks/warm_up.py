@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from streams.topics import COMMANDS, prefixed
 from tests.benchmarks import jetstream, preload
@@ -14,39 +14,57 @@ from tests.benchmarks.site import Site
 CEREMONIES = 200
 ROUNDS = 20
 SECONDS = 60.0
+Said = Sequence[Mapping[str, float]]
+"""The metrics of each worker."""
 OWNED, PUBLISHED = "ceremony_partitions_owned", "ceremony_nats_published_total"
 
 
 async def shared(site: Site) -> list[int]:
     """Return when all are ready and each engine owns some of the partitions: how many. Raises BenchmarkFailed."""
     layout, partitions = site.ground.layout, site.ground.partitions
+
+    def spread(said: Said) -> bool:
+        owned = _owned(said)
+        return sum(owned) == partitions and sum(map(bool, owned)) == layout.members("engine")
+
+    for worker in site.workers:
+        await worker.ready()
+    said = await until_metrics(site, spread, f"{partitions} partitions shared by {layout}")
+    for worker in site.workers:  # those that had to give some up are ready again
+        await worker.ready()
+    return _owned(said)
+
+
+def _owned(said: Said) -> list[int]:
+    return [int(one.get(OWNED, 0)) for one in said]
+
+
+async def until_metrics(site: Site, holds: Callable[[Said], bool], what: str) -> Said:
+    """Return what the workers' metrics say once it `holds`. Raises BenchmarkFailed."""
     deadline = time.monotonic() + SECONDS
-    while True:
-        for worker in site.workers:
-            await worker.ready()
-        owned = [int(said.get(OWNED, 0)) for said in await _metrics(site)]
-        if sum(owned) == partitions and sum(map(bool, owned)) == layout.members("engine"):
-            return owned
+    while not holds(said := await metrics(site)):
         if time.monotonic() > deadline:
-            raise BenchmarkFailed(f"{layout} own {owned} of {partitions} partitions after {SECONDS:.0f} s")
+            raise BenchmarkFailed(f"not after {SECONDS:.0f} s: {what}; {site.workers[-1].last_words()}")
         await asyncio.sleep(0.1)
+    return said
 
 
 async def warm_up(site: Site) -> int:
     """Run ceremonies until each bridge has published some events; how many there are. Raises BenchmarkFailed."""
     layout, partitions, topic = site.ground.layout, site.ground.partitions, prefixed(site.ground.name, COMMANDS)
     for number in range(1, ROUNDS + 1):
-        before = await _metrics(site)
+        before = await metrics(site)
         commands = preload.commands(f"warm-{number}", CEREMONIES, partitions, site.log.partition_of)
         await preload.append(site.log, topic, commands)
         events = number * CEREMONIES * preload.EVENTS
         await jetstream.until_stored(site.connection, site.workers, events, SECONDS)
-        after = await _metrics(site)
+        after = await metrics(site)
         published = [now.get(PUBLISHED, 0) > then.get(PUBLISHED, 0) for then, now in zip(before, after, strict=True)]
         if sum(published) == layout.members("bridge"):
             return events
     raise BenchmarkFailed(f"not every bridge of {layout} has published events")
 
 
-async def _metrics(site: Site) -> list[Mapping[str, float]]:
+async def metrics(site: Site) -> Said:
+    """Of each worker, now."""
     return [await worker.metrics() for worker in site.workers]

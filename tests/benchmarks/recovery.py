@@ -1,0 +1,153 @@
+"""A worker that starts on a full changelog: how long its rows take, of the whole engine and of the driver alone."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+from aiokafka import TopicPartition
+
+from bridge.clock import HostClock
+from steps.registry import all_kinds
+from streams.topics import CEREMONIES, DEFINITIONS, changelog, prefixed
+from streams.transport.contract import Out
+from streams.transport.kafka_log import KafkaLog
+from streams.transport.kafka_recovery import Recovery
+from tables.commands import Origin
+from tables.fold import decide
+from tables.instance import encode_instance
+from tests.benchmarks import preload, warm_up
+from tests.benchmarks.meter import cpu_seconds, resident_bytes
+from tests.benchmarks.processes import BenchmarkFailed
+from tests.benchmarks.report import Spread, spread
+from tests.benchmarks.site import Ground, log_of, started
+from tests.benchmarks.throughput import Progress
+
+CHECKPOINT_ROWS = 500
+"""Rows of a produce batch, about what checkpoints write at once."""
+RECOVERED, TAKEN = "ceremony_recovery_rows_total", "ceremony_recovery_last_seconds"
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryRun:
+    """What it takes to have a number of running ceremonies at hand again."""
+
+    rows: int
+    row_bytes: int
+    """Of one encoded row."""
+    empty_s: Spread
+    """From the start of the process until it is ready, without any rows."""
+    full_s: Spread
+    """The same with them."""
+    taken_s: Spread
+    """From the assignment until the last partition is at hand: fenced, read, in the timers' heap."""
+    driver_s: Spread
+    """The changelogs read by the driver's own reader alone, into a dict."""
+    cpu_us_per_row: float
+    """Of the worker, until it is ready, above that of the worker without rows."""
+    bytes_per_row: float
+    """Of resident memory, in the same way."""
+
+    @property
+    def rows_per_s(self) -> float:
+        """Of the engine."""
+        return self.rows / self.taken_s.median
+
+    @property
+    def driver_rows_per_s(self) -> float:
+        return self.rows / self.driver_s.median
+
+
+async def measure(ground: Ground, rows: int, repetitions: int, progress: Progress) -> RecoveryRun:
+    """Start workers on an empty log, then on one with the rows of so many ceremonies. Raises BenchmarkFailed."""
+    async with log_of(ground) as log:
+        await _start(ground, log, 0)  # makes the changelogs; not counted
+        empty = [await _start(ground, log, 0) for _ in range(repetitions)]
+        size = await _fill(ground, log, rows, progress)
+        driver = [await _read(ground) for _ in range(repetitions)]
+        full = [await _start(ground, log, rows) for _ in range(repetitions)]
+    return RecoveryRun(
+        rows,
+        size,
+        spread([start.seconds for start in empty]),
+        spread([start.seconds for start in full]),
+        spread([start.taken_seconds for start in full]),
+        spread(driver),
+        1e6 * _more([start.cpu_seconds for start in full], [start.cpu_seconds for start in empty]) / rows,
+        _more([start.resident for start in full], [start.resident for start in empty]) / rows,
+    )
+
+
+def _more(full: Sequence[float], empty: Sequence[float]) -> float:
+    return statistics.median(full) - statistics.median(empty)
+
+
+class _Start(NamedTuple):
+    """What a worker has taken when it is ready."""
+
+    seconds: float
+    taken_seconds: float
+    cpu_seconds: float
+    resident: float
+    """Bytes."""
+
+
+async def _start(ground: Ground, log: KafkaLog, rows: int) -> _Start:
+    """Raises BenchmarkFailed, also where rows are missing."""
+    async with started(ground, log) as site:
+        (worker,) = site.workers
+        await worker.ready()
+        seconds = time.monotonic() - worker.began
+        # Ready is earlier than at hand: the timers' heaps are still being filled.
+        (said,) = await warm_up.until_metrics(site, lambda said: said[0][RECOVERED] >= rows, f"{rows} rows")
+        return _Start(seconds, said[TAKEN], cpu_seconds(worker.pid), resident_bytes(worker.pid))
+
+
+async def _fill(ground: Ground, log: KafkaLog, rows: int, progress: Progress) -> int:
+    """Append rows to the changelogs behind what the first workers wrote: their position rows stay right."""
+    pinned = preload.definition()
+    await preload.append(
+        log,
+        prefixed(ground.name, changelog(DEFINITIONS)),
+        [[Out(pinned.hash.encode(), pinned.text.encode())]] * ground.partitions,
+    )
+    topic = prefixed(ground.name, changelog(CEREMONIES))
+    made, done, size = running_rows(ground.name, rows), 0, 0
+    while some := list(islice(made, CHECKPOINT_ROWS * ground.partitions)):
+        by_partition: list[list[Out]] = [[] for _ in range(ground.partitions)]
+        for row in some:
+            by_partition[log.partition_of(row.key or b"", ground.partitions)].append(row)
+        await preload.append(log, topic, by_partition)
+        done += len(some)
+        size += sum(len(row.value) for row in some)
+        progress(done, rows)
+    return size // rows
+
+
+def running_rows(prefix: str, count: int) -> Iterator[Out]:
+    """Encoded rows of ceremonies that have just been started: the first step runs, and has its timer."""
+    pinned, kinds, now = preload.definition(), all_kinds(), int(time.time() * 1000)
+    for number in range(count):
+        start = preload.start(pinned, f"{prefix}-{number}")
+        row = decide(None, start, Origin(0, number, now), pinned, kinds).row
+        if row is None:
+            raise BenchmarkFailed(f"the fold refuses the start of {start.instance_id}")
+        yield Out(start.instance_id.encode(), encode_instance(row))
+
+
+async def _read(ground: Ground) -> float:
+    """Seconds that the driver's reader takes for both changelogs."""
+    topics: Sequence[str] = [prefixed(ground.name, changelog(table)) for table in (CEREMONIES, DEFINITIONS)]
+    tps = [TopicPartition(topic, number) for topic in topics for number in range(ground.partitions)]
+    rows: dict[TopicPartition, dict[bytes, bytes | None]] = {tp: {} for tp in tps}
+
+    async def add(tp: TopicPartition, records: dict[bytes, bytes | None]) -> None:
+        rows[tp].update(records)
+
+    began = time.perf_counter()
+    await Recovery([ground.kafka.bootstrap], HostClock()).read(tps, add)
+    return time.perf_counter() - began

@@ -8,7 +8,7 @@ socket, whether what was published may still be sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import nats.errors
 import structlog
@@ -19,14 +19,17 @@ from bridge.nats_answers import AnswersFirst, Hear
 log = structlog.get_logger(__name__)
 
 
-class Message(NamedTuple):
+class Message(Protocol):
     """To be published with an id as its only header."""
 
-    subject: str
-    reply: str
-    id: str
-    """`Nats-Msg-Id`; without line breaks, which would begin a header of their own."""
-    data: bytes
+    @property
+    def subject(self) -> str: ...
+    @property
+    def id(self) -> str:
+        """`Nats-Msg-Id`; without line breaks, which would begin a header of their own."""
+
+    @property
+    def data(self) -> bytes: ...
 
 
 class FencedClient(Client):
@@ -41,11 +44,15 @@ class FencedClient(Client):
         """Hand what comes to `<inbox>.<number>` to `hear`, past the subscription; what has headers still goes there."""
         self._answers.inboxes[inbox.encode()] = hear
 
-    async def publish_many(self, messages: Iterable[Message]) -> None:
-        """As `publish` of each, at a fraction of its cost. Raises nats.errors.Error; nothing of them is sent then."""
+    async def publish_many(self, inbox: str, tokens: Iterable[int], messages: Iterable[Message]) -> None:
+        """Publish each; its answer comes to `<inbox>.<token>`. As `publish` of each, at a fraction of its cost.
+
+        Raises nats.errors.Error; nothing of them is sent then.
+        """
         if not self.is_connected:
             raise nats.errors.ConnectionReconnectingError
-        await self._send_command(b"".join([_encoded(message) for message in messages]))
+        pairs = zip(tokens, messages, strict=True)
+        await self._send_command(b"".join([_encoded(inbox, token, message) for token, message in pairs]))
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
 
@@ -56,11 +63,11 @@ class FencedClient(Client):
             self._transport = _Fence(self._transport, self._may_write)  # type: ignore[assignment]  # stands in for one
 
 
-def _encoded(message: Message) -> bytes:
-    subject, reply, message_id, data = message
-    headers = f"NATS/1.0\r\nNats-Msg-Id: {message_id.strip()}\r\n\r\n".encode()
-    size = len(headers)
-    return b"".join((f"HPUB {subject} {reply} {size} {size + len(data)}\r\n".encode(), headers, data, b"\r\n"))
+def _encoded(inbox: str, token: int, message: Message) -> bytes:
+    headers = f"NATS/1.0\r\nNats-Msg-Id: {message.id.strip()}\r\n\r\n".encode()
+    data, size = message.data, len(headers)
+    command = f"HPUB {message.subject} {inbox}.{token} {size} {size + len(data)}\r\n"
+    return b"".join((command.encode(), headers, data, b"\r\n"))
 
 
 class _Fence:

@@ -14,7 +14,7 @@ from bridge import nats_metrics as metrics
 from bridge.nats_client import FencedClient
 from bridge.nats_connection import NatsConnection, swallowed_cancel
 from bridge.nats_progress import Share
-from bridge.nats_publish import MESSAGE_ID, Answer, JetStreamPublisher, Nack, refusal
+from bridge.nats_publish import MESSAGE_ID, Answer, JetStreamPublisher, Nack, refusal, surely_fits
 from bridge.nats_sent import StreamGone, sent_since
 from bridge.nats_streams import ensure_ceremony_stream
 from steps.ports import Clock
@@ -146,7 +146,7 @@ class Window:
             message = ready.popleft()
             if message.id in stored:
                 self._next(message)
-            elif refused := refusal(client, message.subject, message.data, {MESSAGE_ID: message.id}):
+            elif not surely_fits(client, message) and (refused := _refusal(client, message)):
                 self._refused.append((message, refused))
                 self._wake.set()
             else:
@@ -239,6 +239,10 @@ class Window:
             self._pause = FIRST_PAUSE_SECONDS
             metrics.PUBLISHED.inc(self._published)
             self._published = 0
+
+
+def _refusal(client: FencedClient, message: Outgoing) -> Nack | None:
+    return refusal(client, message.subject, message.data, {MESSAGE_ID: message.id})
 
 
 def _end_if_cancelled() -> None:

@@ -12,8 +12,10 @@ from nats.js.api import StreamConfig
 
 from bridge.nats_connection import NatsConnection
 from bridge.nats_outbound import NatsOutbound
-from bridge.nats_publish import Nack, read_answer
+from bridge.nats_publish import MESSAGE_ID, Nack, read_answer, refusal, surely_fits
+from bridge.nats_window import Outgoing
 from steps.ports import Published, Refused, Unreachable
+from streams.transport.contract import Record
 from tests.bridge.nats_world import CLOCK, client, connection, eventually, stored
 from tests.services import NatsServer
 
@@ -162,3 +164,30 @@ def test_answers_are_read_as_jetstream_means_them(
     data: bytes, headers: dict[str, str] | None, answer: Published | Nack
 ) -> None:
     assert read_answer(data, headers) == answer
+
+
+@pytest.mark.parametrize(
+    ("subject", "key", "size", "code"),
+    [
+        ("ceremony.x", "c:s/1/0@1", 10, None),
+        ("ceremony.x", "é" * 5000, 10, None),
+        ("ceremony.x", "a\u2028b", 10, None),
+        ("ceremony.x", "a\nb", 10, "header_invalid"),
+        ("ceremony.x", "a\rb", 10, "header_invalid"),
+        ("ceremony.x", "a\0b", 10, "header_invalid"),
+        ("ceremony.*", "k", 10, "subject_invalid"),
+        ("ceremony.x", "k", 1_048_576, "message_too_large"),
+        ("ceremony.x", "k" * 2047, 1_048_576 - 2048, "message_too_large"),
+        ("ceremony.x", "k", 1_048_576 - 100, None),
+    ],
+)
+async def test_what_passes_the_cheaper_look_would_pass_the_other(
+    link: NatsConnection, subject: str, key: str, size: int, code: str | None
+) -> None:
+    data = b"x" * size
+    client = await link.connected()
+    refused = refusal(client, subject, data, {MESSAGE_ID: key})
+    assert (refused.code if refused else None) == code
+    message = Outgoing(key, subject, data, Record("t.events", 0, 0, 0, None, data))
+    assert not surely_fits(client, message) or not refused
+    assert surely_fits(client, message) == (code is None and len(key) < 2000 and key.isprintable() and size < 1_000_000)

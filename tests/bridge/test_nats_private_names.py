@@ -12,7 +12,9 @@ from nats.aio.client import Client
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from bridge.nats_answers import AnswersFirst
-from bridge.nats_client import FencedClient, Message
+from bridge.nats_client import FencedClient
+from bridge.nats_window import Outgoing
+from streams.transport.contract import Record
 
 
 def connected(make: Callable[[], Client]) -> Client:
@@ -45,14 +47,15 @@ def test_what_is_published_is_written_by_the_flusher_through_the_fence() -> None
 async def test_many_messages_are_the_bytes_that_nats_py_would_send() -> None:
     """Also an id with spaces around it or letters outside of ASCII, and an empty body."""
     messages = [
-        Message("ceremony.started", "_INBOX.x.1", "c:s/0/0@1", b'{"a": 1}'),
-        Message("ceremony.é", "_INBOX.x.2", " kürzel/1 ", b""),
+        outgoing("ceremony.started", "c:s/0/0@1", b'{"a": 1}'),
+        outgoing("ceremony.é", " kürzel/1 ", b""),
     ]
     theirs, ours = connected(Client), connected(lambda: FencedClient(lambda: True))
     assert isinstance(ours, FencedClient)
-    for message in messages:
-        await theirs.publish(message.subject, message.data, reply=message.reply, headers={"Nats-Msg-Id": message.id})
-    await ours.publish_many(messages)
+    for token, message in enumerate(messages):
+        reply, headers = f"_INBOX.x.{token}", {"Nats-Msg-Id": message.id}
+        await theirs.publish(message.subject, message.data, reply=reply, headers=headers)
+    await ours.publish_many("_INBOX.x", range(2), messages)
     assert len(ours._pending) == 1
     assert b"".join(ours._pending) == b"".join(theirs._pending)
     assert ours.pending_data_size == theirs.pending_data_size
@@ -61,5 +64,9 @@ async def test_many_messages_are_the_bytes_that_nats_py_would_send() -> None:
 async def test_without_a_connection_nothing_is_kept() -> None:
     client = FencedClient(lambda: True)
     with pytest.raises(nats.errors.ConnectionReconnectingError):
-        await client.publish_many([Message("ceremony.x", "r", "i", b"")])
+        await client.publish_many("_INBOX.x", [1], [outgoing("ceremony.x", "i", b"")])
     assert client.pending_data_size == 0
+
+
+def outgoing(subject: str, message_id: str, data: bytes) -> Outgoing:
+    return Outgoing(message_id, subject, data, Record("t.events", 0, 0, 0, None, data))

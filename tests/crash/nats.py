@@ -333,10 +333,10 @@ class Client:
 
         self._host.after(self._host.world.latency(WIRE_SECONDS), arrive, lane=self, written=True)
 
-    async def publish_many(self, messages: Iterable[Message]) -> None:
-        for message in messages:
+    async def publish_many(self, inbox: str, tokens: Iterable[int], messages: Iterable[Message]) -> None:
+        for token, message in zip(tokens, messages, strict=True):
             headers = {MESSAGE_ID: message.id} if message.id else {}
-            await self.publish(message.subject, message.data, message.reply, headers)
+            await self.publish(message.subject, message.data, f"{inbox}.{token}", headers)
 
     def hear(self, inbox: str, hear: Hear) -> None:
         """What comes goes to the subscription, which the real client has too."""

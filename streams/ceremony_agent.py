@@ -24,6 +24,7 @@ from tables.fold import Decision, decide
 from tables.instance import Instance, StepStatus
 from tables.kinds import Kinds
 from tables.loader import content_hash, load_pinned
+from tables.steps_life import PUBLISH_COMPLETED, STEP_EXECUTED
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +41,7 @@ NOTABLE = frozenset(
     }
 )
 """Events that are also logged; so is a step that failed for good."""
+_FAILED = StepStatus.FAILED.value
 ENGINE_ACTOR = "ceremony-engine"
 FOLD_FAILED = Folded("fold_failed", "the engine failed on this command and has put it aside; see the dead letters")
 
@@ -50,6 +52,8 @@ class Folding:
 
     rows: dict[bytes, Instance | None] = field(default_factory=dict)
     answers: dict[str, Folded] = field(default_factory=dict)
+    definitions: dict[str, Definition] = field(default_factory=dict)
+    """By hash, those that its ceremonies are pinned to: each looked up once."""
     tally: BatchTally = field(default_factory=BatchTally)
 
 
@@ -96,13 +100,13 @@ class CeremonyAgent:
         row: Instance | None = batch.get(CEREMONIES, key)
         answer = ACCEPTED
         try:
-            decision = self._decide(batch, row, command, origin_of(record))
+            decision = self._decide(batch, folding, row, command, origin_of(record))
         except MemoryError:
             raise
         except Exception:
             log.exception("fold_failed", instance=command.instance_id, offset=record.offset)
             answer = FOLD_FAILED
-            decision = self._fold_failed(batch, record, row, command)
+            decision = self._fold_failed(batch, folding, record, row, command)
         self._apply(batch, folding, key, row, decision)
         if decision.unjudged:
             _tell_unjudged(command.instance_id, decision)
@@ -117,10 +121,14 @@ class CeremonyAgent:
         elif decision.note:
             folding.tally.unchanged[decision.note] += 1
 
-    def _decide(self, batch: Batch, row: Instance | None, command: AnyCommand, origin: Origin) -> Decision:
-        return decide(row, command, origin, self._definition(batch, row, command), self._kinds)
+    def _decide(
+        self, batch: Batch, folding: Folding, row: Instance | None, command: AnyCommand, origin: Origin
+    ) -> Decision:
+        return decide(row, command, origin, self._definition(batch, folding, row, command), self._kinds)
 
-    def _fold_failed(self, batch: Batch, record: Record, row: Instance | None, command: AnyCommand) -> Decision:
+    def _fold_failed(
+        self, batch: Batch, folding: Folding, record: Record, row: Instance | None, command: AnyCommand
+    ) -> Decision:
         """A bug in the fold pauses that ceremony and puts the command aside (design §3)."""
         batch.dead_letter(record, FOLD_FAILED.code, traceback.format_exc(limit=20))
         pause = Pause(
@@ -132,22 +140,28 @@ class CeremonyAgent:
         )
         try:
             if row is not None:
-                return self._decide(batch, row, pause, origin_of(record))
+                return self._decide(batch, folding, row, pause, origin_of(record))
         except MemoryError:
             raise
         except Exception:
             log.exception("pause_failed", instance=command.instance_id, offset=record.offset)
         return Decision(row, (), FOLD_FAILED.code)
 
-    def _definition(self, batch: Batch, row: Instance | None, command: AnyCommand) -> Definition | None:
+    def _definition(
+        self, batch: Batch, folding: Folding, row: Instance | None, command: AnyCommand
+    ) -> Definition | None:
         if row is not None:
             digest = row.definition_hash
         elif isinstance(command, Start):
             digest = command.definition_hash
         else:
             return None
-        text: str | None = batch.get(DEFINITIONS, digest.encode())
-        return None if text is None else self._compiled(text, digest)
+        known = folding.definitions.get(digest)
+        if known is None and (text := batch.get(DEFINITIONS, digest.encode())) is not None:
+            known = self._compiled(text, digest)
+            if known is not None:
+                folding.definitions[digest] = known
+        return known
 
     def _compile(self, text: str, digest: str) -> Definition | None:
         try:
@@ -167,15 +181,16 @@ class CeremonyAgent:
         batch.put(DEFINITIONS, key, command.text)
 
     def _count(self, tally: BatchTally, event: Event) -> None:
-        tally.events[event.subject] += 1
-        if event.subject in NOTABLE:
-            _tell(event)
-        elif event.subject == "ceremony.step.executed":
+        subject = event.subject
+        tally.events[subject] += 1
+        if subject == STEP_EXECUTED:
             status = event.payload["status"]
             tally.steps[status] += 1
-            if status == StepStatus.FAILED:
+            if status == _FAILED:
                 _tell(event)
-        elif event.subject == "ceremony.publish.completed":
+        elif subject in NOTABLE:
+            _tell(event)
+        elif subject == PUBLISH_COMPLETED:
             tally.published[str(event.payload["duplicate"]).lower()] += 1
 
     def _emit(self, batch: Batch, folding: Folding, record: Record, decision: Decision) -> Folded | None:

@@ -183,6 +183,7 @@ class Outline(msgspec.Struct, frozen=True, gc=False):
     format: int = ROW_FORMAT
 
 
+_PAUSED = CeremonyStatus.PAUSED  # on Python 3.11 each look-up of a member costs a call
 R = TypeVar("R", Instance, Outline)
 _outlines = msgspec.json.Decoder(Outline)
 _decoder = msgspec.json.Decoder(Instance)
@@ -216,7 +217,11 @@ def _decoded(decoder: msgspec.json.Decoder[R], value: bytes) -> R:
 
 def next_due(instance: Instance | Outline) -> int | None:
     """Earliest due time of the timers that run, in milliseconds, or None."""
-    if instance.status is CeremonyStatus.PAUSED:
+    if instance.status is _PAUSED:
         timer = instance.timers.get("ceremony_max")
         return None if timer is None else timer.due
-    return min((t.due for t in instance.timers.values()), default=None)
+    earliest = None
+    for timer in instance.timers.values():
+        if earliest is None or timer.due < earliest:
+            earliest = timer.due
+    return earliest

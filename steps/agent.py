@@ -29,8 +29,9 @@ def answering(name: str, wiring: Wiring, body: type[B], answer: Callable[[B], Ou
 
     async def agent(stream: AsyncIterable[Batch]) -> None:
         async for batch in stream:
-            for _, request, asked in reader.requests(batch):
-                value = _encoded(request, asked, answer)
+            for asked in reader.requests(batch):
+                request = asked.request
+                value = _encoded(request, asked.body, answer)
                 batch.send(wiring.commands, request.instance_id.encode(), value, _headers(wiring, request))
 
     return _named(agent, name)

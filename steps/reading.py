@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -68,7 +68,7 @@ class Wiring:
     """Now by the log's clock, in milliseconds; 0 while it is not known, and then nothing is late."""
 
 
-class Asked(NamedTuple, Generic[B]):
+class Asked(msgspec.Struct, Generic[B], frozen=True, gc=False):
     """One request that is to be served."""
 
     record: Record

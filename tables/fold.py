@@ -90,16 +90,13 @@ def _on_row(
         return _refuse(row, command, origin, refusals.ALREADY_ENDED, f"the ceremony is {row.status}")
     if definition is None:
         return _refuse(row, command, origin, refusals.DEFINITION_UNKNOWN, "its definition is not in this partition")
-    return _fold(row, command, origin, definition, kinds)
-
-
-def _fold(row: Instance, command: AnyCommand, origin: Origin, definition: Definition, kinds: Kinds) -> Decision:
     turn = Turn(Builder(row, origin.timestamp), definition, kinds, origin)
-    if command.expects_answer and turn.row.knows(command.command_id):
+    known_again = command.command_id if command.expects_answer else ""
+    if known_again and turn.row.knows(known_again):
         return Decision(row, (), "duplicate")
     _HANDLERS[type(command)](turn, command)
-    if command.expects_answer and command.command_id and turn.row.changed:
-        turn.row.remember(command.command_id)
+    if known_again and turn.row.changed:
+        turn.row.remember(known_again)
     return finish(turn)
 
 

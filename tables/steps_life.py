@@ -53,6 +53,7 @@ def start(turn: Turn, step: Step, *, new_budget: bool = False) -> None:
         ),
     )
     row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), attempt)
+    turn.started = step
     problem = roles.step_role_refusal(turn.definition, step) if turn.definition.roles else None
     if problem is not None:
         fail(turn, step, Failed(problem[0], problem[1], retryable=False))

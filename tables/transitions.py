@@ -19,6 +19,7 @@ TRANSITION_APPLIED = "ceremony.transition.applied"
 # By name once: on Python 3.11 each look-up of a member costs a call.
 _PENDING, _COMPLETED, _FAILED = StepStatus.PENDING, StepStatus.COMPLETED, StepStatus.FAILED
 _IN_PROGRESS, _WAITING = StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN
+_RUNNING = CeremonyStatus.RUNNING
 _WORD = {
     CeremonyStatus.COMPLETED: "completed",
     CeremonyStatus.FAILED: "failed",
@@ -35,14 +36,11 @@ def settle(turn: Turn) -> None:
     """
     row = turn.row
     while row.moves:
-        if _automatic(turn) or _on_failure(turn):
+        if _automatic(turn) or _on_failure(turn) or _start_ready(turn):
             continue
-        started = _start_ready(turn)
-        if started is None:
+        if not _under_way(turn):
             _close(turn)
-            return
-        if row.steps[started.id].status in IN_FLIGHT:
-            return
+        return
 
 
 def _automatic(turn: Turn) -> bool:
@@ -98,19 +96,15 @@ def by_trigger(turn: Turn, trigger: str) -> Transition | None:
     return None
 
 
-def _start_ready(turn: Turn) -> Step | None:
-    """Start the steps whose predecessors are done, up to one that ends at once, for that may move the ceremony.
-
-    Returns the last one that it started.
-    """
-    row, selected, started = turn.row, turn.row.base.selected, None
+def _start_ready(turn: Turn) -> bool:
+    """Start the steps whose predecessors are done; True when one ended at once, for that may move the ceremony."""
+    row, selected = turn.row, turn.row.base.selected
     for step in turn.here:
         if row.steps[step.id].status is _PENDING and _ready(step, row.steps, selected):
             steps_life.start(turn, step)
-            started = step
             if row.steps[step.id].status not in IN_FLIGHT:
-                break
-    return started
+                return True
+    return False
 
 
 def _ready(step: Step, steps: Mapping[str, StepState], selected: tuple[str, ...]) -> bool:
@@ -119,6 +113,12 @@ def _ready(step: Step, steps: Mapping[str, StepState], selected: tuple[str, ...]
         if steps[name].status is not _COMPLETED and (not selected or name in selected):
             return False
     return not selected or step.id in selected
+
+
+def _under_way(turn: Turn) -> bool:
+    """Whether what this command started last says already that a step of the state is IN_PROGRESS."""
+    started = turn.started
+    return started is not None and turn.row.steps[started.id].status is _IN_PROGRESS
 
 
 def apply(turn: Turn, transition: Transition) -> None:
@@ -207,11 +207,11 @@ def live_status(row: Instance, definition: Definition) -> CeremonyStatus:
     for step in definition.steps_by_state.get(row.state, ()):
         status = row.steps[step.id].status
         if status is _IN_PROGRESS:
-            return CeremonyStatus.RUNNING
+            return _RUNNING
         waits = waits or status is _WAITING
     if waits or open_guards(row, definition):
         return CeremonyStatus.WAITING_FOR_HUMAN
-    return CeremonyStatus.RUNNING
+    return _RUNNING
 
 
 def finish(turn: Turn) -> Decision:
@@ -220,5 +220,5 @@ def finish(turn: Turn) -> Decision:
     if not row.changed:
         return Decision(row.base, tuple(turn.effects), turn.note, turn.unjudged)
     if row.moves:
-        row.set_status(live_status(row.peek(), turn.definition))
+        row.set_status(_RUNNING if _under_way(turn) else live_status(row.peek(), turn.definition))
     return Decision(row.build(), tuple(turn.effects), turn.note, turn.unjudged)

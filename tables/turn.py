@@ -45,6 +45,7 @@ class Turn:
         "now",
         "origin",
         "row",
+        "started",
         "unjudged",
     )
 
@@ -59,6 +60,8 @@ class Turn:
         self.effects: list[Effect] = []
         self.applied = 0
         """Transitions applied by this command."""
+        self.started: Step | None = None
+        """The step that was started last."""
         self.note = ""
         self.unjudged: dict[str, str] = {}
         self._stem = f"{row.base.instance_id}/{row.version}/"

@@ -42,6 +42,7 @@ class _Results(OrderedDict[Any, Any]):
                 fetched._check_crcs,
                 fetched._isolation_level,
             )
+            fetched._records_iterator = None  # it never began and would hold what was fetched until a collection
         super().__setitem__(tp, result)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import struct
+import weakref
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -179,3 +181,25 @@ def test_what_went_wrong_with_a_fetch_stays_as_it_is() -> None:
     results: Any = fetcher._records
     results[TP] = error
     assert results[TP] is error
+
+
+def test_what_is_taken_is_let_go_of_without_a_collection() -> None:
+    """A worker collects seldom: megabytes of each fetch would stay in memory until then."""
+    position = Position()
+    fetcher = SimpleNamespace(_records=None, _prefetch_backoff=0.1)
+    give_records(SimpleNamespace(_fetcher=fetcher), 0.002)
+    fetched = fetched_as(PartitionRecords, batch(0, range(5)))
+    assignment = SimpleNamespace(active=True, state_value=lambda _tp: position)
+    result = FetchResult(TP, assignment=assignment, partition_records=fetched, backoff=0.0)
+    results: Any = fetcher._records
+    gc.collect()
+    gc.disable()
+    try:
+        results[TP] = result
+        kept = [weakref.ref(fetched), weakref.ref(result._partition_records)]
+        del fetched
+        result.getall(2)
+        result.getall()
+        assert [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()

@@ -126,5 +126,7 @@ class Definition:
     initial: str = ""
     steps_by_state: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     transitions_from: Mapping[str, tuple[Transition, ...]] = field(default_factory=dict)
+    waiting_for: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
+    """By step: those that name it in their `after`, in file order."""
     ways_out: Mapping[str, tuple[tuple[Step, Transition], ...]] = field(default_factory=dict)
     """By state: its steps with an `on_failure`, each with the transition which that names."""

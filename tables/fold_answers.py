@@ -79,7 +79,7 @@ def _completed(turn: Turn, step: Step, command: StepOutcome) -> None:
     verdict = kind.completed(turn.context(step), command.output)
     same = getattr(verdict, "output", None) is command.output
     if steps_life.conclude(turn, step, verdict, command.size if same else 0):
-        settle(turn)
+        settle(turn, step)
     else:
         turn.note = "undecided"
 

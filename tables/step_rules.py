@@ -27,7 +27,8 @@ def with_steps(draft: Draft, definition: Definition) -> Definition:
     steps = {name: _step(draft, name, fields, policies, after[name]) for name, fields in draft.step_ids.items()}
     by_state = {state: tuple(s for s in steps.values() if s.state == state) for state in definition.states}
     ways_out = {state: tuple(_ways_out(here, definition)) for state, here in by_state.items()}
-    definition = replace(definition, steps=steps, steps_by_state=by_state, ways_out=ways_out)
+    waiting_for = {name: tuple(s for s in steps.values() if name in s.after) for name in steps}
+    definition = replace(definition, steps=steps, steps_by_state=by_state, waiting_for=waiting_for, ways_out=ways_out)
     for name, step in steps.items():
         kind = draft.kinds.get(step.handler)
         node: Node | None = draft.step_ids[name].get("config")

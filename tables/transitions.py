@@ -28,15 +28,18 @@ _WORD = {
 }
 
 
-def settle(turn: Turn) -> None:
+def settle(turn: Turn, completed: Step | None = None) -> None:
     """Move as far as it goes now: transitions first, then `on_failure`, then the steps that have become ready.
 
     A step that ends as it is started (its request cannot be made) is settled in the same turn. While PAUSED nothing
-    moves.
+    moves. Where all that has happened is that one step was `completed`, only those that wait for it can have become
+    ready: in a ceremony that moves, every other one was started when it was.
     """
     row = turn.row
+    candidates = None if completed is None else turn.definition.waiting_for[completed.id]
     while row.moves:
-        if _automatic(turn) or _on_failure(turn) or _start_ready(turn):
+        if _automatic(turn) or _on_failure(turn) or _start_ready(turn, candidates):
+            candidates = None
             continue
         if not _under_way(turn):
             _close(turn)
@@ -96,10 +99,13 @@ def by_trigger(turn: Turn, trigger: str) -> Transition | None:
     return None
 
 
-def _start_ready(turn: Turn) -> bool:
-    """Start the steps whose predecessors are done; True when one ended at once, for that may move the ceremony."""
+def _start_ready(turn: Turn, candidates: tuple[Step, ...] | None) -> bool:
+    """Start the steps whose predecessors are done, of these or of all; True when one ended at once.
+
+    For that may move the ceremony.
+    """
     row, selected = turn.row, turn.row.base.selected
-    for step in turn.here:
+    for step in turn.here if candidates is None else candidates:
         if row.steps[step.id].status is _PENDING and _ready(step, row.steps, selected):
             steps_life.start(turn, step)
             if row.steps[step.id].status not in IN_FLIGHT:

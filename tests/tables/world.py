@@ -196,3 +196,16 @@ def check(before: Instance | None, decision: Decision, definition: Definition) -
     assert before is None or after.version > before.version
     if after.status not in TERMINAL:
         assert waiting_for(after, definition), f"stuck: {after}"
+        assert after.status == "PAUSED" or not ready(after, definition), f"ready, yet not started: {after}"
+
+
+def ready(row: Instance, definition: Definition) -> list[str]:
+    """Steps of the present state that wait for no other and have not been started."""
+    chosen = row.selected or tuple(definition.steps)
+    return [
+        step.id
+        for step in definition.steps_by_state.get(row.state, ())
+        if step.id in chosen
+        and row.steps[step.id].status == "PENDING"
+        and all(row.steps[name].status == "COMPLETED" or name not in chosen for name in step.after)
+    ]

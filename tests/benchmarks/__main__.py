@@ -3,7 +3,7 @@
 In one run, in turns: a bare loop of aiokafka that reads and writes what a step reads and writes, and one or more
 workers on a chain of five `merge` steps with the NATS bridge on; Kafka syncs every append to disk, NATS as it does by
 default, and once more each message. Then one ceremony at a time, on Kafka and on the embedded log, the recovery of
-many rows, and other engines.
+many rows, starts through the front, and other engines.
 """
 
 from __future__ import annotations

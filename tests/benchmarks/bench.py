@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from rich.progress import Progress
 
-from tests.benchmarks import bare, engines, recovery, serial, throughput
+from tests.benchmarks import bare, engines, intake, recovery, serial, throughput
 from tests.benchmarks.layouts import ONE, Layout
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.preload import STEPS
@@ -38,6 +38,7 @@ class Found:
     sends_cpu: list[float] = field(default_factory=list)
     serial: dict[str, serial.SerialRun] = field(default_factory=dict)
     recovery: list[recovery.RecoveryRun] = field(default_factory=list)
+    intake: list[intake.IntakeRun] = field(default_factory=list)
     others: dict[str, engines.Figures] = field(default_factory=dict)
 
 
@@ -66,6 +67,8 @@ class Bench:
         await self._serial("kafka", f"kafka://{self._kafka.bootstrap}")
         await self._serial("embedded", f"sqlite://{self._folder / 'log.db'}")
         await self._recovery()
+        for definition in plan.starts:
+            await self._intake(definition)
         for engine in plan.engines:
             await self._other(engine)
         return found
@@ -93,6 +96,13 @@ class Bench:
             return await recovery.measure(self._ground("recovery"), plan.rows, plan.repetitions, seen)
 
         self.found.recovery.append(await self._shown(f"recovery of {plan.rows:,} rows", measured))
+
+    async def _intake(self, definition: str) -> None:
+        async def measured(seen: Seen) -> intake.IntakeRun:
+            ground = self._ground(f"intake-{definition}")
+            return await intake.measure(ground, definition, self._plan.start_seconds, seen)
+
+        self.found.intake.append(await self._shown(f"starts of {definition}", measured))
 
     async def _bare(self, name: str, records: StepRecords, *, batches: bool) -> None:
         steps = self._plan.ceremonies * STEPS

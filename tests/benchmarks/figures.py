@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tests.benchmarks import bare, comparison
+from tests.benchmarks import bare, comparison, intake_figures
 from tests.benchmarks.bench import Found
 from tests.benchmarks.layouts import Layout
 from tests.benchmarks.plan import Plan
@@ -56,6 +56,7 @@ def summary(found: Found, plan: Plan, load_before: Sequence[float]) -> dict[str,
         "serial_embedded_log_p50_ms": embedded.log_p50_ms,
         "serial_count": kafka.count,
         **_of_recovery(found.recovery[0]),
+        **intake_figures.summary(found.intake),
         "spreads": _spreads(found, sends, batches),
         "flush_messages": 1 if plan.flush else None,
         "ceremonies": plan.ceremonies,
@@ -161,6 +162,7 @@ def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
             f" the log {figures['serial_embedded_log_p50_ms']:.0f}",
         ),
         *_recovery_rows(found.recovery[0]),
+        *intake_figures.rows(found.intake),
         *comparison.rows(figures),
     ]
 

@@ -11,8 +11,24 @@ from typing import Any, TypeVar
 from tests.benchmarks.engines import OtherEngine, parse_engine
 from tests.benchmarks.layouts import Layout, parse_layouts
 
-QUICK = {"repetitions": 1, "ceremonies": 2000, "synced_ceremonies": 200, "serial": 30, "rows": 20_000}
-FULL = {"repetitions": 3, "ceremonies": 10_000, "synced_ceremonies": 800, "serial": 200, "rows": 100_000}
+QUICK = {
+    "repetitions": 1,
+    "ceremonies": 2000,
+    "synced_ceremonies": 200,
+    "serial": 30,
+    "rows": 20_000,
+    "starts": ("approval",),
+    "start_seconds": 3.0,
+}
+FULL = {
+    "repetitions": 3,
+    "ceremonies": 10_000,
+    "synced_ceremonies": 800,
+    "serial": 200,
+    "rows": 100_000,
+    "starts": ("approval", "merge_chain"),
+    "start_seconds": 10.0,
+}
 LAYOUTS = "1,2"
 Parsed = TypeVar("Parsed")
 
@@ -27,6 +43,10 @@ class Plan:
     serial: int
     rows: int
     """That a worker recovers."""
+    starts: Sequence[str]
+    """Definitions that are started as fast as it goes."""
+    start_seconds: float
+    """Of each phase of that."""
     partitions: int
     layouts: Sequence[Layout]
     flush: bool

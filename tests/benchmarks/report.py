@@ -56,7 +56,8 @@ def line(found: dict[str, Any]) -> str:
         f" ({found['steps_per_s_log']:,.0f} in the log, {found['ratio_to_bare_loop']:.2f} of a bare aiokafka loop,"
         f" {found['cpu_us_per_step']:.0f} µs of CPU a step); one ceremony of five steps alone"
         f" {found['serial_p50_ms']:.1f} ms p50, {found['serial_p99_ms']:.1f} ms p99 on Kafka,"
-        f" {found['serial_embedded_p50_ms']:.1f} ms embedded; {machine}"
+        f" {found['serial_embedded_p50_ms']:.1f} ms embedded; recovery {found['recovery_rows_per_s']:,.0f} rows/s;"
+        f" {found['starts_per_s']:,.0f} starts/s, at half of that {found['start_p99_ms']:.0f} ms p99; {machine}"
     )
 
 
@@ -83,24 +84,35 @@ def _show_profile(console: Console, profile: Profile) -> None:
 
 
 def plot(file: Path, found: dict[str, Any]) -> None:
-    """Throughput and serial latency beside each other. The format follows from the file's suffix."""
+    """Throughput, latencies and rates. The format follows from the file's suffix."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, and not everybody plots
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    speed, latency = figure.subplots(1, 2, width_ratios=[3, 2])
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    (speed, latency), (rows, starts) = figure.subplots(2, 2, width_ratios=[3, 2])
     _bars(speed, found["spreads"], "steps/s, median with lowest and highest of the runs")
-    bars = {
-        "Kafka, p50": found["serial_p50_ms"],
-        "Kafka, p99": found["serial_p99_ms"],
-        "embedded, p50": found["serial_embedded_p50_ms"],
-        "embedded, p99": found["serial_embedded_p99_ms"],
+    milliseconds = {
+        "a ceremony of five steps, Kafka, p50": found["serial_p50_ms"],
+        "p99": found["serial_p99_ms"],
+        "the same, embedded, p50": found["serial_embedded_p50_ms"],
+        "p99 ": found["serial_embedded_p99_ms"],
+        "a start at half load, p50": found["start_p50_ms"],
+        "p99  ": found["start_p99_ms"],
     }
-    _bars(
-        latency, {name: (value, value, value, 1) for name, value in bars.items()}, "ms for one ceremony of five steps"
-    )
+    _bars(latency, _single(milliseconds), "ms")
+    recovery = {
+        "recovery, the driver alone": found["recovery_driver_rows_per_s"],
+        "recovery, the engine": found["recovery_rows_per_s"],
+    }
+    _bars(rows, _single(recovery), "rows/s")
+    most = {name: run["most"]["accepted_per_s"] for name, run in found["intake"].items()}
+    _bars(starts, _single(most), "starts/s at most, by definition")
     load = found["load_average_before"][0]
     figure.suptitle(f"{found['date']}, {found['cores']} cores, load average {load:.1f} before", fontsize=9)
     figure.savefig(file)
+
+
+def _single(values: dict[str, float]) -> dict[str, Spread]:
+    return {name: Spread(value, value, value, 1) for name, value in values.items()}
 
 
 def _bars(axes: Any, spreads: dict[str, Any], title: str) -> None:
@@ -108,9 +120,7 @@ def _bars(axes: Any, spreads: dict[str, Any], title: str) -> None:
     values = [Spread(*spreads[name]) for name in names]
     errors = [[v.median - v.low for v in values], [v.high - v.median for v in values]]
     drawn = axes.barh(names, [v.median for v in values], xerr=errors if any(v.runs > 1 for v in values) else None)
-    axes.bar_label(
-        drawn, labels=[f"{v.median:,.0f}" if v.median > 100 else f"{v.median:.1f}" for v in values], padding=4
-    )
+    axes.bar_label(drawn, labels=[number(v.median) for v in values], padding=4)
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.margins(x=0.2)

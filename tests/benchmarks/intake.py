@@ -1,0 +1,121 @@
+"""Starts through the front: how many a second at most, and how long one takes at half of that."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from tests.benchmarks import warm_up
+from tests.benchmarks.intake_load import Measured, Options
+from tests.benchmarks.meter import CpuMeter
+from tests.benchmarks.processes import ROOT, BenchmarkFailed
+from tests.benchmarks.site import Ground, Site, log_of, started
+from tests.benchmarks.throughput import Progress
+
+WANTED = 3000
+"""Starts a second that are asked of the engine."""
+CALLERS = 128
+SKIP_SECONDS = 1.0
+"""Of each phase: it begins with new connections."""
+REST_SECONDS = 1.0
+QUIET_SECONDS = 60.0
+FOLDED = "ceremony_commands_total"
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Some seconds of calls."""
+
+    asked: float | None
+    """Starts a second; None: as many as it takes."""
+    measured: Measured
+    worker_us: float
+    """CPU of the workers, µs for an accepted start, all that followed from it included."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeRun:
+    """Starts of one definition."""
+
+    definition: str
+    callers: int
+    most: Phase
+    half_of_most: Phase
+    half_of_wanted: Phase
+
+
+async def measure(ground: Ground, definition: str, seconds: float, progress: Progress) -> IntakeRun:
+    """Raises BenchmarkFailed."""
+    async with log_of(ground) as log, started(ground, log) as site:
+        await warm_up.shared(site)
+        await warm_up.warm_up(site)
+        await _phase(site, definition, "warm", REST_SECONDS, None)
+        progress(1, 4)
+        most = await _phase(site, definition, "most", seconds, None)
+        progress(2, 4)
+        half_of_most = await _phase(site, definition, "half", seconds, most.measured.per_s / 2)
+        progress(3, 4)
+        half_of_wanted = await _phase(site, definition, "wanted", seconds, WANTED / 2)
+        return IntakeRun(definition, CALLERS, most, half_of_most, half_of_wanted)
+
+
+async def _phase(site: Site, definition: str, name: str, seconds: float, rate: float | None) -> Phase:
+    options = Options(
+        addresses=list(_fronts(site)),
+        definition=definition,
+        name=f"{site.ground.name}-{name}",
+        seconds=seconds + SKIP_SECONDS,
+        skip_seconds=SKIP_SECONDS,
+        callers=CALLERS if rate is None else 0,
+        rate=rate or 0.0,
+    )
+    meter = CpuMeter({f"{number}": worker.pid for number, worker in enumerate(site.workers)})
+    with meter.running():
+        measured = await asyncio.to_thread(_call, options)
+    for worker in site.workers:
+        worker.check()
+    used = meter.between(measured.began, measured.ended)
+    cpu = sum(used[f"{number}"] for number in range(len(site.workers)))
+    await _quiet(site)
+    return Phase(rate, measured, 1e6 * cpu / measured.accepted)
+
+
+async def _quiet(site: Site) -> None:
+    """Return once nothing is folded any more: what is still under way would burden the next phase."""
+    before = -1.0
+    deadline = time.monotonic() + QUIET_SECONDS
+    while (folded := sum(said.get(FOLDED, 0) for said in await warm_up.metrics(site))) != before:
+        if time.monotonic() > deadline:
+            raise BenchmarkFailed(f"commands are still folded {QUIET_SECONDS:.0f} s after the last start")
+        before = folded
+        await asyncio.sleep(REST_SECONDS)
+
+
+def _fronts(site: Site) -> Sequence[str]:
+    """Of the workers with a front, which goes with the engine."""
+    return [
+        worker.address
+        for worker, roles in zip(site.workers, site.ground.layout.roles, strict=True)
+        if "engine" in roles.split(",")
+    ]
+
+
+def _call(options: Options) -> Measured:
+    """In a process of its own: callers that shared the benchmark's loop would wait for each other."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.intake_load"],
+        input=msgspec.json.encode(options),
+        capture_output=True,
+        cwd=ROOT,
+        timeout=options.seconds + 60,
+        check=False,
+    )
+    if done.returncode:
+        raise BenchmarkFailed(f"the callers ended with {done.returncode}: {done.stderr[-500:].decode()}")
+    return msgspec.json.decode(done.stdout, type=Measured)

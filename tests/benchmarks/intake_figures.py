@@ -1,0 +1,90 @@
+"""What is made of the starts that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tests.benchmarks.intake import WANTED, IntakeRun, Phase
+from tests.benchmarks.report import Row, number
+
+SUSTAINED = 0.97
+"""Of what was asked: below it the calls piled up, and their times say only for how long."""
+KINDS = {
+    "approval": "a gate: it then waits for a person",
+    "merge_chain": "its five steps run meanwhile",
+}
+
+
+def summary(runs: Sequence[IntakeRun]) -> dict[str, Any]:
+    """The first definition's figures under short names, and all of them by definition."""
+    first = runs[0]
+    return {
+        "starts_per_s": first.most.measured.per_s,
+        "start_p50_ms": first.half_of_most.measured.p50_ms,
+        "start_p99_ms": first.half_of_most.measured.p99_ms,
+        f"start_p50_ms_at_{WANTED // 2}_per_s": first.half_of_wanted.measured.p50_ms,
+        f"start_p99_ms_at_{WANTED // 2}_per_s": first.half_of_wanted.measured.p99_ms,
+        "cpu_us_per_start": first.most.worker_us,
+        "intake": {run.definition: _of_run(run) for run in runs},
+    }
+
+
+def _of_run(run: IntakeRun) -> dict[str, Any]:
+    phases = {"most": run.most, "half_of_most": run.half_of_most, f"half_of_{WANTED}": run.half_of_wanted}
+    return {"callers": run.callers, **{name: _of_phase(phase) for name, phase in phases.items()}}
+
+
+def _of_phase(phase: Phase) -> dict[str, Any]:
+    measured = phase.measured
+    return {
+        "asked_per_s": phase.asked,
+        "accepted_per_s": measured.per_s,
+        "sustained": sustained(phase),
+        "failed": measured.failed,
+        "p50_ms": measured.p50_ms,
+        "p99_ms": measured.p99_ms,
+        "worker_cpu_us_per_start": phase.worker_us,
+        "callers_cpu_cores": measured.cpu_cores,
+    }
+
+
+def sustained(phase: Phase) -> bool:
+    """Whether the engine kept up with what was asked of it."""
+    return phase.asked is None or (phase.measured.per_s >= SUSTAINED * phase.asked and not phase.measured.failed)
+
+
+def rows(runs: Sequence[IntakeRun]) -> list[Row]:
+    """The table for people."""
+    return [row for run in runs for row in _rows(run)]
+
+
+def _rows(run: IntakeRun) -> list[Row]:
+    most = run.most.measured
+    title = f"starts of {run.definition}"
+    times = f"{number(most.p50_ms)} / {number(most.p99_ms)} ms p50 / p99"
+    return [
+        Row(
+            f"{title}: starts/s at most",
+            number(most.per_s),
+            f"{KINDS[run.definition]}; {run.callers} callers, {times}; CPU of the worker {run.most.worker_us:.0f} µs"
+            f" each; the callers took {most.cpu_cores:.2f} cores{_failures(run.most)}",
+        ),
+        *(_at_a_rate(title, phase) for phase in (run.half_of_most, run.half_of_wanted)),
+    ]
+
+
+def _at_a_rate(title: str, phase: Phase) -> Row:
+    measured = phase.measured
+    kept = "" if sustained(phase) else f"not kept up with: {number(measured.per_s)} a second; "
+    return Row(
+        f"{title}, {phase.asked:,.0f} a second: ms p50 / p99",
+        f"{number(measured.p50_ms)} / {number(measured.p99_ms)}",
+        f"{kept}sent when due, whatever became of those before; the callers took {measured.cpu_cores:.2f} cores"
+        f"{_failures(phase)}",
+    )
+
+
+def _failures(phase: Phase) -> str:
+    failed = phase.measured.failed
+    return "".join(f"; {count:,} times {words}" for words, count in failed.items())

@@ -1,0 +1,101 @@
+"""What the benchmark counts of starts through the front."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from tests.benchmarks import intake_figures
+from tests.benchmarks.intake import IntakeRun, Phase
+from tests.benchmarks.intake_load import Callers, Measured, Options, counted
+
+BEGAN, WALL = 100.0, 1_700_000_000.0
+
+
+def options(*, callers: int = 0, rate: float = 0.0) -> Options:
+    return Options(addresses=[], definition="approval", name="n", seconds=3, skip_seconds=1, callers=callers, rate=rate)
+
+
+def count(answered: Iterable[tuple[float, float]], given: Options) -> Measured:
+    """`answered`: (due, answered) in seconds since the phase began."""
+    calls = [(BEGAN + due, BEGAN + answer) for due, answer in answered]
+    return counted(calls, {}, given, BEGAN, WALL, 0.5)
+
+
+def test_callers_count_what_was_answered_between_the_first_second_and_the_end() -> None:
+    found = count([(0.5, 0.9), (0.9, 1.0), (2.0, 2.3), (2.9, 3.1)], options(callers=4))
+    assert found.accepted == 2
+    assert [found.per_s, found.p50_ms, found.p99_ms] == pytest.approx([1.0, 100, 300])
+    assert (found.began, found.ended) == (WALL + 1, WALL + 3)
+
+
+def test_at_a_rate_late_answers_count_with_all_that_they_waited() -> None:
+    found = count([(1.0, 1.1), (2.9, 6.0)], options(rate=1))
+    assert found.accepted == 2
+    assert found.p99_ms == pytest.approx(3100)
+    assert found.per_s == pytest.approx(2 / 5), "who answers late has not kept up"
+
+
+def test_a_phase_without_an_accepted_start_says_what_failed() -> None:
+    with pytest.raises(ValueError, match="no start was accepted in time"):
+        count([(0.5, 0.6)], options(callers=4))
+
+
+def phase(asked: float | None, per_s: float, **failed: int) -> Phase:
+    measured = Measured(began=0, ended=1, accepted=int(per_s), failed=failed, p50_ms=8, p99_ms=40, cpu_cores=0.6)
+    return Phase(asked, measured, 250.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "kept"),
+    [
+        (phase(None, 2500), True),
+        (phase(1500, 1490), True),
+        (phase(1500, 1400), False),
+        (phase(1500, 1500, UNAVAILABLE=1), False),
+    ],
+)
+def test_a_rate_is_sustained_when_nearly_all_calls_came_in_time_and_none_failed(one: Phase, kept: bool) -> None:  # noqa: FBT001
+    assert intake_figures.sustained(one) is kept
+
+
+def test_the_table_says_how_much_the_callers_took_and_which_rate_was_too_much() -> None:
+    run = IntakeRun("approval", 256, phase(None, 2400), phase(1200, 1200), phase(1500, 900, UNAVAILABLE=7))
+    most, half, wanted = intake_figures.rows([run])
+    assert most.figure == "2,400"
+    assert "256 callers" in most.how
+    assert "the callers took 0.60 cores" in most.how
+    assert (half.what, half.figure) == ("starts of approval, 1,200 a second: ms p50 / p99", "8.00 / 40.0")
+    assert wanted.how.startswith("not kept up with: 900 a second; ")
+    assert wanted.how.endswith("; 7 times UNAVAILABLE")
+    assert intake_figures.summary([run])["starts_per_s"] == 2400
+
+
+class Clients(Callers):
+    """Callers whose every call takes a fixed time of the loop's."""
+
+    def __init__(self, given: Options, takes: float) -> None:
+        super().__init__(given, [])
+        self.due: list[float] = []
+        self._takes = takes
+
+    async def call(self, due: float) -> None:
+        self.due.append(due)
+        await asyncio.sleep(self._takes)
+
+
+async def test_calls_are_due_at_the_rate_whatever_becomes_of_those_before() -> None:
+    callers = Clients(options(rate=100), takes=0.5)
+    began = time.perf_counter()
+    await callers.at_a_rate(began, began + 0.3)
+    assert callers.due == pytest.approx([began + number / 100 for number in range(len(callers.due))])
+    assert 25 <= len(callers.due) <= 31
+
+
+async def test_each_caller_waits_for_its_answer_before_it_calls_again() -> None:
+    callers = Clients(options(callers=3), takes=0.1)
+    await callers.as_fast_as_it_goes(time.perf_counter() + 0.25)
+    assert 3 <= len(callers.due) <= 9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -30,6 +30,9 @@ REQUEST_TIMEOUT_MS = 120_000
 """How long a write is tried before it has failed for good, which ends the worker."""
 FETCH_WAIT_MS = 20
 """How long a broker holds an empty fetch: aiokafka has one in flight per broker, so others wait as long."""
+IDLE_WAIT_MS = 100
+"""The same where no others are: the fetch asks for every partition that is read. It costs broker and client some tenths
+of a millisecond, whether it brings something or not, and a worker has one under way for each topic that it follows."""
 DRAIN_SECONDS = 0.002
 """How long the next fetch waits for what the last one brought to be taken. None at all, and it is sent without those
 partitions, whose next records then wait for `FETCH_WAIT_MS`; as long as aiokafka's 0.1 s, and a busy one holds all."""
@@ -75,6 +78,22 @@ def new_reader(servers: Sequence[str], *, wait_ms: int = FETCH_WAIT_MS) -> AIOKa
         max_partition_fetch_bytes=FETCH_BYTES,
         retry_backoff_ms=50,
     )
+
+
+def wait_while_idle(consumer: AIOKafkaConsumer, in_a_hurry: Callable[[], bool] = lambda: False) -> None:
+    """Let a fetch wait for `IDLE_WAIT_MS` where nothing can wait for its end; `in_a_hurry`: something may all the same.
+
+    The consumer has been started. What has come and is not taken yet is left out of a fetch, and waits for its end.
+    """
+    fetcher = consumer._fetcher
+    actions = fetcher._get_actions_per_node
+
+    def actions_with_wait(assignment: Any) -> Any:
+        left_out = fetcher._records or in_a_hurry()
+        fetcher._fetch_max_wait_ms = FETCH_WAIT_MS if left_out else IDLE_WAIT_MS
+        return actions(assignment)
+
+    fetcher._get_actions_per_node = actions_with_wait
 
 
 async def stop_reader(reader: AIOKafkaConsumer, clock: Clock) -> None:
@@ -141,6 +160,8 @@ class Reader:
         self._client: AIOKafkaConsumer | None = None
         self._waiting: dict[TopicPartition, asyncio.Future[None]] = {}
         self._pump: asyncio.Task[None] | None = None
+        self._asked = 0
+        """Partitions being taken: what is asked for them, and their first fetch, wait for the fetch under way."""
 
     @property
     def _consumer(self) -> AIOKafkaConsumer:
@@ -152,6 +173,7 @@ class Reader:
         self._client = new_reader(self._servers)
         await self._consumer.start()
         give_records(self._consumer, DRAIN_SECONDS)
+        wait_while_idle(self._consumer, lambda: self._asked > 0)
         self._consumer.assign(list(tps))
         for tp in tps:
             self._consumer.seek(tp, 0)
@@ -170,8 +192,12 @@ class Reader:
 
     async def range(self, tp: TopicPartition) -> tuple[int, int]:
         """(start, end) of the log of a partition."""
-        starts = await self._consumer.beginning_offsets([tp])
-        ends = await self._consumer.end_offsets([tp])
+        self._asked += 1
+        try:
+            starts = await self._consumer.beginning_offsets([tp])
+            ends = await self._consumer.end_offsets([tp])
+        finally:
+            self._asked -= 1
         return starts[tp], ends[tp]
 
     def seek(self, tp: TopicPartition, offset: int) -> None:

@@ -47,6 +47,7 @@ def test_the_versions_are_the_pinned_ones() -> None:
         (Consumer, "track_message"),
         (Collection, "_changelog_topic_name"),
         (Fetcher, "_create_fetch_waiter"),
+        (Fetcher, "_get_actions_per_node"),
         (PartitionRecords, "_consume_aborted_up_to"),
         (PartitionRecords, "_contains_abort_marker"),
         (PartitionRecords, "_unpack_records"),
@@ -102,6 +103,7 @@ def test_attributes_read_or_set_exist(owner: type, attribute: str) -> None:
 def test_signatures_that_are_relied_on() -> None:
     assert list(inspect.signature(MessageAccumulator._append_batch).parameters) == ["self", "builder", "tp"]
     assert "self.future = " in source(MessageBatch)
+    assert "                self._fetch_max_wait_ms,\n" in source(Fetcher._get_actions_per_node), "read for each fetch"
     assert "self._records[tp] = FetchResult(" in source(Fetcher), "what was fetched is unpacked where it is put there"
     assert list(inspect.signature(PartitionRecords).parameters) == [
         "tp",

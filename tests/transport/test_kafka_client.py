@@ -1,0 +1,63 @@
+"""How long fetches wait: what is idle asks rarely, and what may be waited for asks as often as ever."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.protocol.fetch import FetchRequest
+
+from bridge.clock import HostClock
+from streams.transport.contract import TopicSpec
+from streams.transport.kafka_client import FETCH_WAIT_MS, IDLE_WAIT_MS, Reader, wait_while_idle
+from streams.transport.kafka_log import KafkaLog
+from tests.services import KafkaServer
+
+
+@pytest.mark.parametrize(
+    ("records", "hurry", "waits"),
+    [
+        ({}, False, IDLE_WAIT_MS),
+        ({"events-0": "come and not taken"}, False, FETCH_WAIT_MS),
+        ({}, True, FETCH_WAIT_MS),
+    ],
+    ids=["all are asked for", "one is left out", "in a hurry"],
+)
+def test_a_fetch_waits_for_as_long_as_nobody_waits_for_it(records: Any, hurry: bool, waits: int) -> None:  # noqa: FBT001
+    fetcher = SimpleNamespace(_records=records, _fetch_max_wait_ms=-1)
+    fetcher._get_actions_per_node = lambda assignment: (assignment, fetcher._fetch_max_wait_ms)
+    wait_while_idle(SimpleNamespace(_fetcher=fetcher), lambda: hurry)
+    assert fetcher._get_actions_per_node("assignment") == ("assignment", waits)
+
+
+async def test_an_idle_reader_asks_some_times_a_second_and_gives_a_record_at_once(kafka: KafkaServer) -> None:
+    log = KafkaLog([kafka.bootstrap], HostClock())
+    await log.start()
+    tp = TopicPartition(f"idle-{uuid.uuid4().hex[:8]}", 0)
+    await log.create([TopicSpec(tp.topic, 2, 3_600_000)])
+    reader = Reader([kafka.bootstrap], HostClock())
+    await reader.start([tp, TopicPartition(tp.topic, 1)])
+    client, fetches = reader._consumer._client, list[int]()
+    send = client.send
+
+    async def counted(node: int, request: Any, **options: Any) -> Any:
+        if isinstance(request, FetchRequest):
+            fetches.append(node)
+        return await send(node, request, **options)
+
+    client.send = counted
+    try:
+        reader.seek(tp, (await reader.range(tp))[1])
+        fetching = asyncio.ensure_future(reader.fetch(tp, 10))
+        await asyncio.sleep(1.0)
+        assert 1 <= len(fetches) <= 1000 / FETCH_WAIT_MS / 2
+        await log.append(tp.topic, 0, b"k", b"v")
+        async with asyncio.timeout(10):
+            assert [record.value for record in await fetching] == [b"v"]
+    finally:
+        await reader.stop()
+        await log.stop()

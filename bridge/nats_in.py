@@ -16,7 +16,7 @@ from nats.js.errors import NotFoundError
 
 from bridge import nats_metrics as metrics
 from bridge.nats_connection import NatsConnection
-from bridge.nats_in_messages import SUBJECTS, Foreign, Malformed, to_command
+from bridge.nats_in_messages import SUBJECTS, Foreign, Malformed, stream_sequence, to_command
 from bridge.nats_pull import PullBroken, Puller
 from bridge.nats_streams import AGENT_RESPONSES, stored_message, stream_exists
 from steps.ports import Clock
@@ -161,7 +161,7 @@ class AgentResponses:
             log.error("agent_response_not_handled", error=type(error).__name__)
 
     async def _handle(self, message: Msg) -> None:
-        sequence = message.metadata.sequence.stream
+        sequence = stream_sequence(message.reply)
         verdict = to_command(message.subject, message.data, AGENT_RESPONSES, sequence)
         try:
             if isinstance(verdict, AgentResult):

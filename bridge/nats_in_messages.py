@@ -40,6 +40,8 @@ TASK_ID = re.compile(
     re.DOTALL,
 )
 INSTANCE_ID = re.compile(rf"{_ID}:{_ID}")
+_TOKENS, _SEQUENCE = 9, 5
+"""Of a reply subject, and which of them is the sequence."""
 OURS = "ceremony-"
 """How every task id of a ceremony begins."""
 
@@ -118,8 +120,9 @@ def _payload(data: bytes) -> dict[str, Any]:
     for name in ("event_type", "idempotency_key", "correlation_id", "timestamp", "producer"):
         if not getattr(envelope, name).strip():
             raise _Broken("envelope_invalid", f"`{name}` is empty: a non-empty string is wanted")
-    # The envelope itself is one container, its payload the second.
-    if _deeper_than(envelope.payload, DEEPEST - 1):
+    # The envelope itself is one container, its payload the second. Where so few are opened, none is that deep.
+    opened = data.count(b"{") + data.count(b"[")
+    if opened > DEEPEST and _deeper_than(envelope.payload, DEEPEST - 1):
         raise _Broken("message_too_deep", f"deeper than {DEEPEST} nested containers")
     return envelope.payload
 
@@ -205,6 +208,15 @@ def _command(subject: str, payload: dict[str, Any], route: Route, stream: str, s
         error_message=text,
         trigger=_name(payload, "trigger"),
     )
+
+
+def stream_sequence(reply: str) -> int:
+    """Of a message in its stream, by its reply subject: nats-py would read all of that, its time too.
+
+    `$JS.ACK.<stream>.<consumer>.<delivered>.<sequence>…`; newer servers put domain and account before the stream.
+    """
+    tokens = reply.split(".")
+    return int(tokens[_SEQUENCE if len(tokens) == _TOKENS else _SEQUENCE + 2])
 
 
 def command_id(task_id: str, agent_id: str, stream: str, sequence: int) -> str:

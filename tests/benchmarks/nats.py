@@ -1,7 +1,8 @@
 """What a message costs at the NATS bridges: `python -m tests.benchmarks.nats`.
 
-The events bridge, on a real nats-server, is handed batches of the events of chains, as its follower would hand them.
-CPU time, of our process and of the nats-server, per message: wall time says little on a machine that is shared.
+On a real nats-server: the events bridge is handed batches of the events of chains, as its follower would hand them; and
+the agents' answers, stored before, are pulled and appended to a log that takes them at once. CPU time, of our process
+and of the nats-server, per message: wall time says little on a machine that is shared.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import uvloop
+from nats import connect
 
 from bridge.clock import HostClock
 from bridge.nats_connection import NatsConnection
+from bridge.nats_in import AgentResponses
+from bridge.nats_in_messages import BACKLOG_REVIEW
 from bridge.nats_out import EventsBridge
+from bridge.nats_streams import AGENT_RESPONSES
 from bridge.nats_window import WINDOW
-from streams.codecs import event_record
+from streams.codecs import envelope, event_record
 from streams.topics import EVENTS, prefixed
 from streams.transport.contract import Committed, Log, Record
 from tables.effects import Event
@@ -133,6 +138,66 @@ async def events_out(server: processes.MeasuredNats, count: int, partitions: int
         await link.stop()
 
 
+async def answers_in(server: processes.MeasuredNats, count: int) -> Cost:
+    """Pull `count` answers of agents, which are in the stream, and acknowledge each when the log has taken it."""
+    await _store_answers(server.url, count)
+    log, link = _TakingLog(count), NatsConnection(server.url, HostClock())
+    bridge = AgentResponses(cast(Log, log), link, HostClock(), prefix=PREFIX, partitions=4)
+    await link.start()
+    await link.connected()
+    gc.collect()
+    gc.freeze()
+    meter = _Meter(server.pid)
+    await bridge.start()
+    try:
+        await log.taken.wait()
+        return meter.per(count)
+    finally:
+        await bridge.stop()
+        await link.stop()
+
+
+class _TakingLog:
+    """As much of a log as the agents' answers need: it says yes in the loop's next turn."""
+
+    def __init__(self, wanted: int) -> None:
+        self.taken = asyncio.Event()
+        self._left = wanted
+
+    def partition_of(self, key: bytes, partitions: int) -> int:
+        return len(key) % partitions
+
+    async def append(self, *_: object) -> None:
+        await asyncio.sleep(0)
+        self._left -= 1
+        if not self._left:
+            self.taken.set()
+
+
+async def _store_answers(url: str, count: int) -> None:
+    link = await connect(url)
+    for number in range(count):
+        await link.publish(BACKLOG_REVIEW, _answer(number))
+        if number % 1000 == 0:
+            await link.flush()
+    while (await link.jetstream().stream_info(AGENT_RESPONSES)).state.messages < count:
+        await asyncio.sleep(0.05)
+    await link.close()
+
+
+def _answer(number: int) -> bytes:
+    """Of a reviewing agent; some 800 bytes."""
+    payload = {
+        "task_id": f"ceremony-c-{number}:story-S:role-DEVELOPER:step-review:attempt-1",
+        "agent_id": "agent-developer-001",
+        "role": "DEVELOPER",
+        "status": "completed",
+        "proposal": {"title": "t" * 60, "description": "d" * 300, "risks": ["r" * 40] * 3},
+        "trigger": "deliberated",
+    }
+    return envelope(BACKLOG_REVIEW, payload, f"answer-{number}", f"corr-{number}", 1_769_860_800_000)
+
+
 async def _publish(
     handle: Handle, run: str, count: int, partitions: int, *, first: int, pid: int | None = None
 ) -> Cost:
@@ -162,25 +227,28 @@ class _Meter:
         return Cost(*(1e6 * (now - then) / count for now, then in zip(self._now(), self._began, strict=True)))
 
 
-async def measure(given: argparse.Namespace) -> list[Cost]:
-    costs = []
+async def measure(given: argparse.Namespace) -> dict[str, list[Cost]]:
+    costs: dict[str, list[Cost]] = {"events out": [], "answers in": []}
     for _ in range(given.repetitions):
         with tempfile.TemporaryDirectory(prefix="ceremony-nats-bench-") as folder:
             async with processes.nats(Path(folder), sync_always=given.sync_always) as server:
-                costs.append(await events_out(server, given.events, given.partitions, given.window))
+                costs["events out"].append(await events_out(server, given.events, given.partitions, given.window))
+                costs["answers in"].append(await answers_in(server, given.answers))
     return costs
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.nats", description=__doc__)
     parser.add_argument("--events", type=int, default=30_000, help="of a run (default 30000)")
+    parser.add_argument("--answers", type=int, default=10_000, help="of a run (default 10000)")
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--window", type=int, default=WINDOW, help=f"messages in flight a partition (default {WINDOW})")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--sync-always", action="store_true", help="nats-server syncs each message")
     given = parser.parse_args()
     gc.set_threshold(50_000, 20, 50)  # as the worker does
-    _show("events out", uvloop.run(measure(given)))
+    for name, costs in uvloop.run(measure(given)).items():
+        _show(name, costs)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nats.aio.msg import Msg
 
 from bridge.nats_in_messages import (
     BACKLOG_REVIEW,
@@ -18,6 +19,7 @@ from bridge.nats_in_messages import (
     TASK_EXTRACTION,
     Foreign,
     Malformed,
+    stream_sequence,
     to_command,
 )
 from tables.commands import AgentResult, decode_command, encode_command
@@ -258,3 +260,15 @@ def test_no_message_makes_it_raise(subject: str, data: bytes) -> None:
     assert isinstance(found, AgentResult | Foreign | Malformed)
     if isinstance(found, AgentResult):
         assert decode_command(encode_command(found)) == found
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "$JS.ACK.AGENT_RESPONSES.durable.1.42.7.1769860800000000000.3",
+        "$JS.ACK.hub.ACCOUNT.AGENT_RESPONSES.durable.1.42.7.1769860800000000000.3.token",
+        "$JS.ACK._.ACCOUNT.AGENT_RESPONSES.durable.1.42.7.1769860800000000000.3.token",
+    ],
+)
+def test_the_sequence_is_the_one_that_nats_py_reads(reply: str) -> None:
+    assert stream_sequence(reply) == Msg(None, reply=reply).metadata.sequence.stream == 42  # type: ignore[arg-type]

@@ -87,8 +87,13 @@ def details(text: str) -> str:
 
 async def abort(context: Context[Any, Any], error: Exception) -> NoReturn:
     refusal = refusal_of(error)
+    await context.abort(refusal.status, *told(refusal))
+
+
+def told(refusal: Refusal) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Status message and trailing metadata of a refused call."""
     trailing = () if refusal.retry_after is None else ((RETRY_KEY, str(int(refusal.retry_after * 1000))),)
-    await context.abort(refusal.status, details(f"{refusal.code}: {refusal.message}"), trailing)
+    return details(f"{refusal.code}: {refusal.message}"), trailing
 
 
 def answers_errors(call: Call) -> Call:

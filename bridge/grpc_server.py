@@ -22,7 +22,7 @@ from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
 from bridge.grpc_decoding import Undecodable
 from bridge.grpc_forwarding import Forwarding
-from bridge.grpc_intake import Intake
+from bridge.grpc_intake import Gate, Intake
 from bridge.grpc_listing import Listing, ListingHandler, Own
 from bridge.grpc_metadata import correlation_in, tell
 from bridge.grpc_operations import OperatorCalls, States
@@ -37,6 +37,7 @@ from bridge.grpc_refusals import (
     bounded,
     invalid,
     page,
+    refusal_of,
     required,
     unknown,
 )
@@ -48,9 +49,11 @@ from tables.definition import Definition
 from tables.instance import Instance
 
 LARGEST_MESSAGE = 4 * 1024 * 1024
-PENDING_CALLS = 8_000
-"""Calls that may wait to be taken up: each takes 22 KiB. Past it gRPC ends some as CANCELLED, by lot; its own bound is
-1,000."""
+PENDING_CALLS = 20_000
+"""Calls that may wait to be taken up, for a turn of the loop or two: each takes 12 KiB. Past it gRPC ends some as
+CANCELLED, by lot and without a hint; its own bound is 1,000."""
+STARTS_AT_ONCE = 1_024
+"""Starts that are taken up, let in or refused, in one turn of the loop."""
 SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
 Context = grpc.aio.ServicerContext
 
@@ -75,6 +78,11 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
         self._office = office
         self._states = states
         self._new_id = new_id
+
+    def closed(self, inside: int) -> Refusal | None:
+        """Why no start at all is taken now, with so many calls unanswered; None while they are."""
+        overloaded = self._engine.closed(inside)
+        return None if overloaded is None else refusal_of(overloaded)
 
     # -- the three fixed calls
 
@@ -276,7 +284,9 @@ class GrpcServer:
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
             ],
         )
-        self._intake = Intake(self._server, interceptors, clock)
+        self._intake = Intake(
+            self._server, interceptors, clock, [Gate(f"/{SERVICE}/StartPlanningCeremony", STARTS_AT_ONCE, front.closed)]
+        )
         add_PlanningCeremonyProcessorServicer_to_server(front, self._intake)  # type: ignore[arg-type]  # for the server
         if self.peers is not None:
             self._server.add_generic_rpc_handlers((ListingHandler(front.own),))

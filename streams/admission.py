@@ -7,22 +7,56 @@ for is what makes the lag smaller.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from steps.ports import Clock
 from streams.front import Overloaded
 
 WAITING_STARTS = 3_000
-"""Starts that may wait for their answer in one worker: each holds a call of gRPC, some 22 KiB."""
-SHORTEST_HINT, LONGEST_HINT = 0.5, 5.0
+"""Starts that may wait for their answer in one worker, the work of some seconds: each holds a call of gRPC, 22 KiB."""
+SHORTEST_HINT, LONGEST_HINT = 0.5, 30.0
 """Seconds after which a refused start may be tried again."""
+SLOWEST = 300.0
+"""Starts a second that are expected at least: of a worker that has just begun, nothing is known."""
+MORE = 1.5
+"""How many more are asked to come back than were answered lately: not all do, and none should find nobody there."""
+MEASURED_SECONDS = 1.0
+
+
+class ComeBack:
+    """When refused starts may come back: one after the other, about as fast as starts are answered.
+
+    With one hint for all, 20,000 refused callers would come together again, and the worker would do nothing but refuse.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._rate = SLOWEST
+        self._answered = 0
+        self._since = clock.monotonic()
+        self._next = 0.0
+
+    def answered(self) -> None:
+        self._answered += 1
+
+    def seconds(self) -> float:
+        """From now, for one more that is refused."""
+        now = self._clock.monotonic()
+        if (past := now - self._since) >= MEASURED_SECONDS:
+            self._rate = max(SLOWEST, (self._rate + self._answered / past) / 2)
+            self._answered, self._since = 0, now
+        turn = max(self._next, now + SHORTEST_HINT)
+        self._next = min(turn + 1 / (self._rate * MORE), now + LONGEST_HINT)
+        return turn - now
 
 
 class Admission:
     """The lag of each partition as this worker knows it without asking the log, and the starts that wait."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, clock: Clock) -> None:
         """`limit`: records of a partition that may wait to be folded; 0 sets none."""
         self._limit = limit
+        self._come_back = ComeBack(clock)
         self._ends: dict[int, int] = {}
         self._under_way: dict[int, int] = {}
         self._waiting = 0
@@ -43,12 +77,30 @@ class Admission:
     @contextlib.contextmanager
     def start(self, partition: int, position: int) -> Iterator[None]:
         """Hold a place for a start until it is answered. Raises Overloaded."""
-        self._check(partition, position)
+        if self._waiting >= WAITING_STARTS:
+            raise self._no_room()
+        if self._lags(partition, position):
+            lag = self.lag(partition, position)
+            text = f"partition {partition} has {lag} records to fold, {self._limit} are the limit"
+            raise Overloaded(text, self._come_back.seconds())
         self._waiting += 1
         try:
             yield
         finally:
             self._waiting -= 1
+            self._come_back.answered()
+
+    def closed(self, calls: int, positions: Mapping[int, int]) -> Overloaded | None:
+        """Why no start is taken, whatever its partition; `calls` are unanswered, those of other workers among them.
+
+        `positions`: of all partitions there are, by number; none where some are another worker's.
+        """
+        if calls >= WAITING_STARTS:
+            return self._no_room()
+        if positions and all(self._lags(*one) for one in positions.items()):
+            text = f"every partition has {self._limit} records to fold or more, which are the limit"
+            return Overloaded(text, self._come_back.seconds())
+        return None
 
     @contextlib.contextmanager
     def appending(self, partition: int) -> Iterator[None]:
@@ -59,10 +111,8 @@ class Admission:
         finally:
             self._under_way[partition] -= 1
 
-    def _check(self, partition: int, position: int) -> None:
-        lag = self.lag(partition, position)
-        if self._limit and lag >= self._limit:
-            seconds = min(LONGEST_HINT, max(SHORTEST_HINT, lag / self._limit))
-            raise Overloaded(f"partition {partition} has {lag} records to fold, {self._limit} are the limit", seconds)
-        if self._waiting >= WAITING_STARTS:
-            raise Overloaded(f"{WAITING_STARTS} starts wait for their answer at this worker", SHORTEST_HINT)
+    def _lags(self, partition: int, position: int) -> bool:
+        return bool(self._limit) and self.lag(partition, position) >= self._limit
+
+    def _no_room(self) -> Overloaded:
+        return Overloaded(f"{WAITING_STARTS} starts wait for their answer at this worker", self._come_back.seconds())

@@ -20,6 +20,7 @@ from streams.front import (
     Diagnosis,
     History,
     Operation,
+    Overloaded,
     PartitionDiffers,
     PartitionState,
     SortKey,
@@ -83,7 +84,7 @@ class Engine:
         """Called when what is owned here has changed."""
         self._unserved = unserved
         self.answers = Answers()
-        self.admission = Admission(max_lag)
+        self.admission = Admission(max_lag, clock)
         self.metrics = metrics
         self._clock = clock
         self._log_clock = log_clock
@@ -140,7 +141,8 @@ class Engine:
     async def start(self, definition: Definition, start: Start) -> Answer:
         partition = self._partition(start.instance_id)
         with self.admission.start(partition, self._view(partition).position):
-            await self._put_definition(partition, definition)
+            with self.admission.appending(partition):  # also while it waits for its definition to be put
+                await self._put_definition(partition, definition)
             return await self._append(partition, start, start.correlation_id, patient=True)
 
     async def operate(self, command: Operation) -> Answer:
@@ -149,6 +151,11 @@ class Engine:
             return Answer("unknown_instance", f"there is no ceremony {command.instance_id[:LONGEST_ID]!r}")
         partition = self._partition(command.instance_id)
         return await self._append(partition, command, row.correlation_id, patient=False)
+
+    def closed(self, calls: int) -> Overloaded | None:
+        views = self._views
+        everything = len(views) == self._partitions  # else a start may be another worker's
+        return self.admission.closed(calls, {n: view.position for n, view in views.items()} if everything else {})
 
     def get(self, instance_id: str) -> Instance | None:
         if len(instance_id) > LONGEST_ID:

@@ -157,6 +157,9 @@ class Engine(Protocol):
         Raises Unavailable, Overloaded, RecordTooLarge.
         """
 
+    def closed(self, calls: int) -> Overloaded | None:
+        """Why no start is taken now, whatever its partition, with so many calls unanswered; each has its own hint."""
+
     async def operate(self, command: Operation) -> Answer:
         """Append, wait for the fold, answer from it. Raises Unavailable (not folded in time, or moving)."""
 

@@ -22,14 +22,18 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from bridge import grpc_wakeups
 from bridge.clock import HostClock
-from bridge.grpc_intake import Intake
+from bridge.grpc_intake import Gate, Intake
+from bridge.grpc_refusals import Refusal
 
+START = "/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/StartPlanningCeremony"
 CALLS = 300
 TURN_SECONDS = 0.001
 
 
 class Answering(PlanningCeremonyProcessorServicer):
     async def StartPlanningCeremony(self, request: Any, context: Any) -> pb.StartPlanningCeremonyResponse:  # noqa: N802
+        if request.story_id:
+            await asyncio.Event().wait()
         return pb.StartPlanningCeremonyResponse(instance_id=request.ceremony_id)
 
 
@@ -47,10 +51,10 @@ class Turns:
 
 
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[tuple[Any, Intake, grpc.aio.Server]]:
+async def serving(*gates: Gate) -> AsyncIterator[tuple[Any, Intake, grpc.aio.Server]]:
     grpc_wakeups.take_all()
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-    intake = Intake(server, (), HostClock())
+    intake = Intake(server, (), HostClock(), gates)
     add_PlanningCeremonyProcessorServicer_to_server(Answering(), intake)  # type: ignore[arg-type, abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -75,13 +79,33 @@ async def test_calls_that_come_at_once_are_answered_within_few_turns_of_a_slow_l
     assert turns.count < CALLS, "not even one call a turn"
 
 
+async def test_past_a_gate_calls_are_refused_with_a_hint_and_those_inside_stay() -> None:
+    """Of calls that come together as many are let in as there is room for; each of the others is told when to come."""
+    full = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded", "three are inside", 1.5)
+    gate = Gate(START, at_once=50, closed=lambda inside: full if inside >= 3 else None)
+    waiting = pb.StartPlanningCeremonyRequest(story_id="waits")
+    async with serving(gate) as (stub, _, _):
+        calls = [stub.StartPlanningCeremony(waiting, wait_for_ready=True) for _ in range(40)]
+        codes = {asyncio.ensure_future(call.code()): call for call in calls}
+        refused: set[Any] = set()
+        while len(refused) < 36:  # of 40: three are inside, and one may be that which grpc.aio takes up itself
+            done, _ = await asyncio.wait(codes.keys() - refused, return_when=asyncio.FIRST_COMPLETED)
+            refused |= done
+        assert {await code for code in refused} == {full.status}
+        one = codes[refused.pop()]
+        assert await one.details() == "overloaded: three are inside"
+        assert dict(await one.trailing_metadata())["retry-after-ms"] == "1500"
+        for call in calls:
+            call.cancel()
+
+
 async def test_the_intake_ends_with_its_server() -> None:
     async with serving() as (stub, intake, server):
         await stub.StartPlanningCeremony(pb.StartPlanningCeremonyRequest(), wait_for_ready=True)
-        assert intake._tasks
+        assert any(not task.done() for task in intake._tasks)
         await server.stop(None)
         await asyncio.sleep(0.05)
-        assert not intake._tasks
+        assert all(task.done() for task in intake._tasks)
 
 
 def test_gRPC_is_of_the_minor_whose_private_names_are_known() -> None:  # noqa: N802

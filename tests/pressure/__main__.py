@@ -19,9 +19,10 @@ STORM_MIB = 1024.0
 
 
 def sound(result: Weathered, bound: float) -> bool:
-    """All accepted starts have ended, all refusals had a hint, and the peak is under the bound."""
+    """All accepted starts have ended, who was refused was told so with a hint, and the peak is under the bound."""
     all_there = result.found == result.ended == result.starts
-    return all_there and not result.without_hint and result.peak_mib < bound
+    polite = not result.without_hint and not result.other_answers
+    return all_there and polite and result.peak_mib < bound
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

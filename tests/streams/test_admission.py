@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from streams import admission as module
-from streams.admission import LONGEST_HINT, SHORTEST_HINT, Admission
+from streams.admission import LONGEST_HINT, MORE, SHORTEST_HINT, SLOWEST, WAITING_STARTS, Admission, ComeBack
 from streams.front import Overloaded
+from tests.streams.fakes import HandClock
 
 
 def lagging(limit: int, lag: int) -> Admission:
     """Partition 3, folded up to 100, with so many records behind that."""
-    admission = Admission(limit)
+    admission = Admission(limit, HandClock())
     admission.taken(3, 100)
     if lag:
         admission.appended(3, 100 + lag - 1)
@@ -72,3 +73,49 @@ def test_starts_that_wait_are_bounded_whatever_the_lag(monkeypatch: pytest.Monke
         raise AssertionError("taken")
     with admission.start(2, 0):
         pass
+
+
+def test_all_are_refused_before_they_are_read_once_too_many_calls_are_unanswered() -> None:
+    admission = lagging(limit=5, lag=0)
+    assert admission.closed(WAITING_STARTS - 1, {3: 100}) is None
+    refused = admission.closed(WAITING_STARTS, {3: 100})
+    assert refused is not None
+    assert refused.retry_after_seconds >= SHORTEST_HINT
+
+
+def test_all_are_refused_before_they_are_read_where_every_partition_lags() -> None:
+    """One that does not may be the start's own; of other workers' partitions nothing is known."""
+    admission = lagging(limit=5, lag=5)
+    assert admission.closed(0, {3: 100}) is not None
+    assert admission.closed(0, {2: 0, 3: 100}) is None
+    assert admission.closed(0, {}) is None
+
+
+def test_who_is_refused_comes_back_in_turn_about_as_fast_as_starts_are_answered() -> None:
+    """The first soon, and each later than the one before: they were refused together and would all be there again."""
+    come_back = ComeBack(HandClock())
+    hints = [come_back.seconds() for _ in range(int(SLOWEST * MORE) + 1)]
+    assert hints[0] == SHORTEST_HINT
+    assert hints == sorted(hints)
+    assert hints[-1] - hints[0] == pytest.approx(1.0)
+
+
+async def test_hints_are_shorter_where_more_is_answered() -> None:
+    def spread() -> float:
+        first, *_, last = [come_back.seconds() for _ in range(100)]
+        return last - first
+
+    clock = HandClock()
+    come_back = ComeBack(clock)
+    before = spread()
+    for _ in range(10_000):
+        come_back.answered()
+    await clock.advance(2.0)
+    assert spread() < before / 5
+
+
+def test_a_hint_is_never_longer_than_the_longest() -> None:
+    come_back = ComeBack(HandClock())
+    hints = [come_back.seconds() for _ in range(int(LONGEST_HINT * SLOWEST * MORE) + 1_000)]
+    assert max(hints) <= LONGEST_HINT
+    assert hints[-1] == pytest.approx(LONGEST_HINT)

@@ -14,6 +14,7 @@ import pytest
 from bridge.clock import HostClock
 from steps.registry import all_kinds
 from streams import engine as engine_module
+from streams.admission import Admission
 from streams.answers import ACCEPTED, Folded
 from streams.ceremony_agent import Folding
 from streams.engine import Engine
@@ -106,6 +107,13 @@ async def test_a_start_is_refused_while_its_partition_lags_and_an_operation_is_n
     assert [type(command) for command in await site.commands()] == [PutDefinition, Start, Start, Cancel]
 
 
+async def test_starts_that_come_together_count_before_their_definition_is_put(site: Site) -> None:
+    """The limit is 3: one records the definition, two wait for it, and those behind them are refused at once."""
+    starts = [asyncio.create_task(site.engine.start(PROBE, start())) for _ in range(20)]
+    answers = await asyncio.gather(*starts, return_exceptions=True)
+    assert [isinstance(answer, Overloaded) for answer in answers].count(True) >= 16
+
+
 async def test_an_operation_that_is_not_folded_is_unavailable_by_its_id(site: Site) -> None:
     """Repeating it with that request id gives the answer."""
     site.home().put(row())
@@ -135,6 +143,7 @@ async def test_an_operation_on_nobody_is_not_appended(site: Site) -> None:
 
 async def test_a_definition_is_sent_once_per_partition(site: Site) -> None:
     """Also by starts that come at once; and again after the partition was away."""
+    site.engine.admission = Admission(0, HostClock())  # without a limit
     names = [f"c{n}" for n in range(12)]
     await asyncio.gather(*(site.engine.start(PROBE, start(name)) for name in names))
     partitions = {site.home(f"{name}:s1").number for name in names}

@@ -100,7 +100,8 @@ class CeremonyAgent:
         row: Instance | None = batch.get(CEREMONIES, key)
         answer = ACCEPTED
         try:
-            decision = self._decide(batch, folding, row, command, origin_of(record))
+            definition = self._definition(batch, folding, row, command)
+            decision = decide(row, command, origin_of(record), definition, self._kinds)
         except MemoryError:
             raise
         except Exception:
@@ -121,11 +122,6 @@ class CeremonyAgent:
         elif decision.note:
             folding.tally.unchanged[decision.note] += 1
 
-    def _decide(
-        self, batch: Batch, folding: Folding, row: Instance | None, command: AnyCommand, origin: Origin
-    ) -> Decision:
-        return decide(row, command, origin, self._definition(batch, folding, row, command), self._kinds)
-
     def _fold_failed(
         self, batch: Batch, folding: Folding, record: Record, row: Instance | None, command: AnyCommand
     ) -> Decision:
@@ -140,7 +136,8 @@ class CeremonyAgent:
         )
         try:
             if row is not None:
-                return self._decide(batch, folding, row, pause, origin_of(record))
+                definition = self._definition(batch, folding, row, pause)
+                return decide(row, pause, origin_of(record), definition, self._kinds)
         except MemoryError:
             raise
         except Exception:

@@ -47,7 +47,7 @@ def start_digest(command: Start, step_ids: Iterable[str] | None) -> str:
     All of `step_ids`, those of the definition where it is known, are as good as none.
     """
     chosen = sorted(set(command.step_ids))
-    if step_ids is not None and set(chosen) >= set(step_ids):
+    if chosen and step_ids is not None and set(chosen) >= set(step_ids):
         chosen = []
     return hashlib.sha256(_sorted([command.definition_name, _whole_inputs(command), chosen])).hexdigest()
 
@@ -129,7 +129,7 @@ def _inputs_size(command: Start) -> int | None:
 
 def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds) -> Decision:
     chosen = set(command.step_ids)
-    selected = tuple(step for step in definition.steps if step in chosen)
+    selected = tuple(step for step in definition.steps if step in chosen) if chosen else ()
     builder = Builder.start(
         instance_id=command.instance_id,
         ceremony_id=command.ceremony_id,

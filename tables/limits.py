@@ -63,12 +63,13 @@ def deeper_than(value: Any, limit: int) -> bool:
         beneath: list[Any] = []
         nested = False
         for item in level:
-            if type(item) is dict:
+            kind = type(item)
+            if kind is dict:
                 nested = True
-                beneath.extend(v for v in item.values() if type(v) not in _SCALARS)
-            elif type(item) in (list, tuple):
+                beneath += [v for v in item.values() if type(v) not in _SCALARS]
+            elif kind is list or kind is tuple:
                 nested = True
-                beneath.extend(v for v in item if type(v) not in _SCALARS)
+                beneath += [v for v in item if type(v) not in _SCALARS]
         if not nested:
             return False
         depth += 1

@@ -75,7 +75,7 @@ def failing_guard(turn: Turn, transition: Transition) -> tuple[str, str] | None:
 def _all_done(turn: Turn) -> bool:
     """Every selected step of the state is COMPLETED, and none at all FAILED: what lets a guard-less transition fire."""
     steps, selected = turn.row.steps, turn.row.base.selected
-    for step in turn.here:
+    for step in reversed(turn.here):  # the last one is the one to be done last
         status = steps[step.id].status
         if status is not _COMPLETED and (status is _FAILED or not selected or step.id in selected):
             return False

@@ -15,7 +15,7 @@ from bridge.dead_letter_office import DeadLetterUnknown, NotReplayable
 from bridge.definitions_dir import DefinitionUnknown
 from bridge.start_request import StartInvalid
 from streams.front import Answer, Overloaded, Unavailable
-from streams.transport.contract import RecordTooLarge
+from streams.transport.contract import LogFailed, LogUnavailable, RecordTooLarge
 from tables.errors import CeremonyError, DefinitionInvalid
 from tables.limits import MAX_ID
 from tables.refusals import CLASS_OF
@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 RETRY_KEY = "retry-after-ms"
 """Trailing metadata of UNAVAILABLE and RESOURCE_EXHAUSTED: when asking again makes sense."""
 DEFAULT_LIMIT, LARGEST_LIMIT = 100, 1000
+LOG_SECONDS = 2.0
+"""Where the log has failed the worker ends, and whoever comes after it answers."""
 LONGEST_TEXT = 4096
 """Characters of a comment, and of a gate or trigger that is looked up only."""
 LONGEST_NAME = MAX_ID
@@ -72,6 +74,9 @@ def refusal_of(error: Exception) -> Refusal:
         full = isinstance(error, Overloaded)
         status = grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.UNAVAILABLE
         return Refusal(status, "overloaded" if full else "unavailable", error.message, error.retry_after_seconds)
+    if isinstance(error, (LogFailed, LogUnavailable)):
+        text = "the log cannot be written or read by this worker; repeating the call is safe"
+        return Refusal(grpc.StatusCode.UNAVAILABLE, "unavailable", text, LOG_SECONDS)
     log.error("grpc_internal_error", exc_info=error)
     return Refusal(grpc.StatusCode.INTERNAL, "internal", "an error of ours; the engine's log has the details")
 

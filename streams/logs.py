@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 
 import structlog
 
@@ -22,6 +23,11 @@ REPEATED = (
     "Could not send <class",
 )
 """aiokafka while a broker is away, some hundred times a second: we say once that it went, and once that it is back."""
+
+MANY = frozenset({"append_failed", "forwarding_failed", "listing_failed"})
+"""Lines of ours about a call that failed: in an outage there is one for every call."""
+QUIET_SECONDS = 5.0
+"""After a line of MANY, those that follow are only counted."""
 
 
 def configure(level: str, style: str) -> None:
@@ -62,6 +68,28 @@ def configure(level: str, style: str) -> None:
     for name in FALSE_ALARMS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     handler.addFilter(_is_news)
+    handler.addFilter(Seldom())
+
+
+class Seldom(logging.Filter):
+    """Lets through one line of MANY in QUIET_SECONDS; it says by `more` how many there were since the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, float] = {}
+        self._held_back: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        fields = record.msg
+        if not isinstance(fields, dict) or (event := fields.get("event")) not in MANY:
+            return True
+        if 0 <= record.created - self._last.get(event, 0.0) < QUIET_SECONDS:
+            self._held_back[event] += 1
+            return False
+        self._last[event] = record.created
+        if more := self._held_back.pop(event, 0):
+            fields["more"] = more
+        return True
 
 
 def _is_news(record: logging.LogRecord) -> bool:

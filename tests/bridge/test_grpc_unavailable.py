@@ -147,6 +147,21 @@ async def test_a_stopped_kafka_is_unavailable_and_all_goes_on_when_it_is_back(tm
             assert world.worker.failure is None
 
 
+async def test_a_log_that_has_failed_is_unavailable_with_a_hint(tmp_path: Path) -> None:
+    """The disk is full: this worker ends, and whoever comes after it answers the same call."""
+    async with World(tmp_path, f"sqlite:///{tmp_path}/log.db") as world:
+        log: Any = world.worker.app.driver.log
+        pages = log.file._writer.execute("PRAGMA page_count").fetchone()[0]
+        log.file._writer.execute(f"PRAGMA max_page_count={pages + 10}")
+        large = start_request()
+        large.inputs["note"] = "x" * 200_000
+        for request in (large, start_request()):  # that which fails it, and one that finds it failed
+            with refused("UNAVAILABLE", "unavailable") as seen:
+                await world.stub.StartPlanningCeremony(request)
+            assert retry_hint(seen) > 0
+        assert str(world.worker.failure).startswith("log_io")
+
+
 async def accepted(call: Awaitable[Any]) -> bool:
     """Whether it is OK now; what is not may only be UNAVAILABLE."""
     try:

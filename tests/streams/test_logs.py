@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 import structlog
 from faust.agents.actor import Actor
 
-from streams.logs import configure
+from streams.logs import QUIET_SECONDS, configure
 
 
 @pytest.fixture
@@ -47,3 +48,23 @@ def test_faust_adds_no_traceback_to_our_line_about_a_poison_record(capsys: pytes
     configure("INFO", "console")
     Actor.logger.exception("Crashed reason=%r", ValueError("poison"))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("as_before")
+def test_calls_that_fail_one_after_the_other_are_one_line_and_a_count(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an outage every call fails alike; other lines are not held back by it."""
+    configure("INFO", "json")
+    now = 1_000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr("time.time_ns", lambda: int(now * 1e9))
+    logger = structlog.get_logger("a")
+    for number in range(100):
+        logger.warning("append_failed", reason=str(number))
+    logger.warning("something_else")
+    now += QUIET_SECONDS
+    logger.warning("append_failed", reason="later")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    said = [(line["event"], line.get("reason"), line.get("more")) for line in lines]
+    assert said == [("append_failed", "0", None), ("something_else", None, None), ("append_failed", "later", 99)]

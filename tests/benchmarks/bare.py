@@ -1,15 +1,17 @@
 """A bare aiokafka loop that does what one step costs the log: reads two records, updates a row, writes three.
 
 Run as a process of its own (`python -m tests.benchmarks.bare`, options as JSON on stdin, the answer as JSON on
-stdout). It preloads as many outcomes and requests as there are steps, of the sizes the engine's have. Then it reads
-both topics; for each outcome it replaces the row of its key in a dict and writes a request and an event, for each
-request it writes an outcome. It decodes and encodes nothing. All writes are acknowledged by the end, and offsets are
-committed every half second: what any consumer that writes would do.
+stdout), which starts one loop, or several that share the partitions, each a process. It preloads as many outcomes and
+requests as there are steps, of the sizes the engine's have. Then the loops read both topics; for each outcome they
+replace the row of its key in a dict and write a request and an event, for each request they write an outcome. They
+decode and encode nothing. All writes are acknowledged by the end, and offsets are committed every half second: what
+any consumer that writes would do.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,6 +29,7 @@ from tests.benchmarks.sizes import RecordSize, StepRecords
 KEYS = 2000
 KEPT_MS = 3_600_000
 RECORDS_PER_STEP = 5
+GO = b"go\n"
 BATCH_BYTES = 900_000
 
 
@@ -42,13 +45,37 @@ class Options(msgspec.Struct, kw_only=True):
     """Write with `create_batch`/`send_batch`, one future per batch, instead of `send`, one per record."""
     records: StepRecords
     topic_config: dict[str, str] = {}
+    processes: int = 1
+    """Loops that share the partitions, evenly."""
+    share: int | None = None
+    """Which of them this process is; None: the one that prepares all and starts them."""
+
+    @property
+    def mine(self) -> range:
+        return range(self.share or 0, self.partitions, self.processes)
+
+    @property
+    def inputs(self) -> tuple[str, str]:
+        """Topics that are read."""
+        return f"{self.name}.in.outcomes", f"{self.name}.in.requests"
+
+    @property
+    def outputs(self) -> list[str]:
+        """Topics that are written."""
+        return [f"{self.name}.out.{what}" for what in ("outcomes", "requests", "events")]
 
 
 class Measured(msgspec.Struct):
-    """What was measured."""
+    """What was measured, of one loop or of all."""
 
-    seconds: float
+    began: float
+    """Wall clock."""
+    ended: float
     cpu_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
 
 
 Template = tuple[bytes, list[tuple[str, bytes]]]
@@ -56,13 +83,50 @@ Write = Callable[[dict[TopicPartition, list[Out]]], Awaitable[None]]
 
 
 async def measure(options: Options) -> Measured:
-    """Preload, then time the loop."""
-    inputs = [f"{options.name}.in.outcomes", f"{options.name}.in.requests"]
-    await _prepare(options, inputs)
+    """Preload, then time the loops together: from the first to begin to the last to end."""
+    await _prepare(options)
+    loops = [await _spawn(msgspec.structs.replace(options, share=share)) for share in range(options.processes)]
+    try:
+        for loop in loops:
+            await _line(loop)
+        for loop in loops:
+            if loop.stdin is not None:
+                loop.stdin.write(GO)
+        found = [msgspec.json.decode(await _line(loop), type=Measured) for loop in loops]
+    finally:
+        for loop in loops:
+            with contextlib.suppress(ProcessLookupError):
+                loop.kill()
+            await loop.wait()
+    return together(found)
+
+
+def together(found: Sequence[Measured]) -> Measured:
+    return Measured(
+        min(one.began for one in found), max(one.ended for one in found), sum(one.cpu_seconds for one in found)
+    )
+
+
+async def _spawn(options: Options) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    loop = await asyncio.create_subprocess_exec(sys.executable, "-m", __spec__.name, stdin=pipe, stdout=pipe)
+    if loop.stdin is not None:
+        loop.stdin.write(msgspec.json.encode(options) + b"\n")
+    return loop
+
+
+async def _line(loop: asyncio.subprocess.Process) -> bytes:
+    said = await loop.stdout.readline() if loop.stdout is not None else b""
+    if not said:
+        raise RuntimeError("a loop ended before its time")
+    return said
+
+
+async def share(options: Options) -> Measured:
+    """One loop: connect, say so, and begin when told."""
     consumer = AIOKafkaConsumer(
-        *inputs,
         bootstrap_servers=options.bootstrap,
-        group_id=options.name,
+        group_id=f"{options.name}-{options.share}",
         auto_offset_reset="earliest",
         auto_commit_interval_ms=500,
         fetch_max_wait_ms=20,
@@ -78,9 +142,12 @@ async def measure(options: Options) -> Measured:
     await producer.start()
     await consumer.start()
     try:
-        await consumer.getmany(timeout_ms=0)
-        while not consumer.assignment():
-            await asyncio.sleep(0.05)
+        for topic in options.outputs:
+            await producer.partitions_for(topic)
+        sys.stdout.buffer.write(b"ready\n")
+        sys.stdout.buffer.flush()
+        await asyncio.to_thread(sys.stdin.buffer.readline)
+        consumer.assign([TopicPartition(topic, number) for topic in options.inputs for number in options.mine])
         write = _batches(producer) if options.batches else _records(producer)
         return await _loop(options, consumer, write)
     finally:
@@ -91,9 +158,9 @@ async def measure(options: Options) -> Measured:
 async def _loop(options: Options, consumer: AIOKafkaConsumer, write: Write) -> Measured:
     rows: dict[bytes, tuple[int, int]] = {}
     request, event, outcome = map(_template, (options.records.request, options.records.event, options.records.outcome))
-    outcomes = f"{options.name}.in.outcomes"
-    left = 2 * options.steps
-    began, cpu = time.perf_counter(), time.process_time()
+    outcomes = options.inputs[0]
+    left = 2 * sum(len(steps_of(number, options)) for number in options.mine)
+    began, cpu = time.time(), time.process_time()
     while left:
         for tp, records in (await consumer.getmany(timeout_ms=1000, max_records=2000)).items():
             left -= len(records)
@@ -112,7 +179,12 @@ async def _loop(options: Options, consumer: AIOKafkaConsumer, write: Write) -> M
                 }
             )
     await write({})
-    return Measured(time.perf_counter() - began, time.process_time() - cpu)
+    return Measured(began, time.time(), time.process_time() - cpu)
+
+
+def steps_of(partition: int, options: Options) -> range:
+    """Numbers of the steps whose records are in this partition."""
+    return range(partition, options.steps, options.partitions)
 
 
 def _records(producer: AIOKafkaProducer) -> Write:
@@ -151,14 +223,14 @@ def _template(size: RecordSize) -> Template:
     return b"x" * size.value, [(name, b"x" * length) for name, length in size.headers]
 
 
-async def _prepare(options: Options, inputs: Sequence[str]) -> None:
+async def _prepare(options: Options) -> None:
     """Create the topics, and append what is to be read."""
     log = KafkaLog([options.bootstrap], HostClock(), topic_config=options.topic_config)
     await log.start()
     try:
-        outputs = [f"{options.name}.out.{what}" for what in ("outcomes", "requests", "events")]
-        await log.create([TopicSpec(topic, options.partitions, KEPT_MS) for topic in (*inputs, *outputs)])
-        for topic, size in zip(inputs, (options.records.outcome, options.records.request), strict=True):
+        topics = (*options.inputs, *options.outputs)
+        await log.create([TopicSpec(topic, options.partitions, KEPT_MS) for topic in topics])
+        for topic, size in zip(options.inputs, (options.records.outcome, options.records.request), strict=True):
             await _preload(log, topic, size, options)
     finally:
         await log.stop()
@@ -167,14 +239,15 @@ async def _prepare(options: Options, inputs: Sequence[str]) -> None:
 async def _preload(log: KafkaLog, topic: str, size: RecordSize, options: Options) -> None:
     value, headers = _template(size)
     for partition in range(options.partitions):
-        mine = range(partition, options.steps, options.partitions)
-        records = [Out(b"%0*d" % (size.key, number % KEYS), value, headers) for number in mine]
+        numbers = steps_of(partition, options)
+        records = [Out(b"%0*d" % (size.key, number % KEYS), value, headers) for number in numbers]
         await asyncio.gather(*append_batches(log.producer, TopicPartition(topic, partition), records))
 
 
 def main() -> None:
-    options = msgspec.json.decode(sys.stdin.buffer.read(), type=Options)
-    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(measure(options))))
+    options = msgspec.json.decode(sys.stdin.buffer.readline(), type=Options)
+    found = uvloop.run(measure(options) if options.share is None else share(options))
+    sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
 
 
 if __name__ == "__main__":

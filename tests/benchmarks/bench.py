@@ -14,6 +14,7 @@ import msgspec
 from rich.progress import Progress
 
 from tests.benchmarks import bare, engines, intake, recovery, serial, throughput
+from tests.benchmarks.bare_figures import BareRun, Kind, kinds
 from tests.benchmarks.layouts import ONE, Layout
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.preload import STEPS
@@ -33,9 +34,7 @@ class Found:
 
     engine: dict[Layout, list[throughput.EngineRun]] = field(default_factory=dict)
     synced: list[throughput.EngineRun] = field(default_factory=list)
-    sends: list[float] = field(default_factory=list)
-    batches: list[float] = field(default_factory=list)
-    sends_cpu: list[float] = field(default_factory=list)
+    bare: dict[Kind, list[BareRun]] = field(default_factory=dict)
     serial: dict[str, serial.SerialRun] = field(default_factory=dict)
     recovery: list[recovery.RecoveryRun] = field(default_factory=list)
     intake: list[intake.IntakeRun] = field(default_factory=list)
@@ -60,8 +59,8 @@ class Bench:
                 runs = found.engine.setdefault(layout, [])
                 runs.append(await self._engine(turn, layout, plan.ceremonies, profile=plan.profile if last else None))
             records = found.engine[plan.layouts[0]][0].records
-            await self._bare(f"sends-{turn}", records, batches=False)
-            await self._bare(f"batches-{turn}", records, batches=True)
+            for kind in kinds([len(layout.roles) for layout in plan.layouts]):
+                found.bare.setdefault(kind, []).append(await self._bare(turn, kind, records))
         synced = await self._engine(plan.repetitions, plan.layouts[0], plan.synced_ceremonies, sync_always=True)
         found.synced.append(synced)
         await self._serial("kafka", f"kafka://{self._kafka.bootstrap}")
@@ -104,14 +103,15 @@ class Bench:
 
         self.found.intake.append(await self._shown(f"starts of {definition}", measured))
 
-    async def _bare(self, name: str, records: StepRecords, *, batches: bool) -> None:
+    async def _bare(self, turn: int, kind: Kind, records: StepRecords) -> BareRun:
         steps = self._plan.ceremonies * STEPS
         options = bare.Options(
             bootstrap=self._kafka.bootstrap,
-            name=name,
+            name=f"bare-{turn}-{kind.processes}-{'batches' if kind.batches else 'sends'}",
             steps=steps,
             partitions=self._plan.partitions,
-            batches=batches,
+            batches=kind.batches,
+            processes=kind.processes,
             records=records,
             topic_config={"flush.messages": "1"} if self._plan.flush else {},
         )
@@ -119,11 +119,8 @@ class Bench:
         async def measured(_seen: Seen) -> bare.Measured:
             return msgspec.json.decode(await asyncio.to_thread(_in_process, options), type=bare.Measured)
 
-        label = "bare aiokafka loop, " + ("one future a batch" if batches else "one send a record")
-        done: bare.Measured = await self._shown(label, measured)
-        (self.found.batches if batches else self.found.sends).append(steps / done.seconds)
-        if not batches:
-            self.found.sends_cpu.append(1e6 * done.cpu_seconds / steps)
+        done: bare.Measured = await self._shown(str(kind), measured)
+        return BareRun(steps / done.seconds, 1e6 * done.cpu_seconds / steps)
 
     async def _serial(self, name: str, log_url: str) -> None:
         async def measured(seen: Seen) -> serial.SerialRun:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tests.benchmarks import bare, comparison, intake_figures
+from tests.benchmarks import bare_figures, comparison, intake_figures
 from tests.benchmarks.bench import Found
 from tests.benchmarks.layouts import Layout
 from tests.benchmarks.plan import Plan
@@ -27,7 +27,6 @@ def summary(found: Found, plan: Plan, load_before: Sequence[float]) -> dict[str,
     """Every figure by its key; steps/s are medians, and those of the engine are of the layout that served best."""
     best = best_of(found)
     runs = found.engine[best]
-    sends, batches = spread(found.sends), spread(found.batches)
     until_nats = spread([run.steps_per_s for run in runs])
     kafka, embedded = found.serial["kafka"], found.serial["embedded"]
     figures = {
@@ -35,14 +34,10 @@ def summary(found: Found, plan: Plan, load_before: Sequence[float]) -> dict[str,
         "workers": best.name,
         "best_served_by": str(best),
         "serial_p50_ms": kafka.p50_ms,
-        "ratio_to_bare_loop": until_nats.median / sends.median,
+        **bare_figures.ratios(found.bare, until_nats.median, len(best.roles)),
         "steps_per_s_log": spread([run.steps_per_s_log for run in runs]).median,
         "steps_per_s_nats_sync_always": spread([run.steps_per_s for run in found.synced]).median,
-        "ratio_to_bare_loop_in_batches": until_nats.median / batches.median,
-        "bare_loop_steps_per_s": sends.median,
-        "bare_loop_records_per_s": bare.RECORDS_PER_STEP * sends.median,
-        "bare_loop_in_batches_steps_per_s": batches.median,
-        "bare_loop_cpu_us_per_step": spread(found.sends_cpu).median,
+        **bare_figures.summary(found.bare),
         "cpu_us_per_step": spread([run.cpu_us_per_step for run in runs]).median,
         "other_work_cores": [run.others_cores for every in found.engine.values() for run in every],
         "layouts": {layout.name: _of_layout(every) for layout, every in found.engine.items()},
@@ -57,7 +52,7 @@ def summary(found: Found, plan: Plan, load_before: Sequence[float]) -> dict[str,
         "serial_count": kafka.count,
         **_of_recovery(found.recovery[0]),
         **intake_figures.summary(found.intake),
-        "spreads": _spreads(found, sends, batches),
+        "spreads": _spreads(found),
         "flush_messages": 1 if plan.flush else None,
         "ceremonies": plan.ceremonies,
         "partitions": plan.partitions,
@@ -118,15 +113,14 @@ def _of_recovery(run: RecoveryRun) -> dict[str, Any]:
     }
 
 
-def _spreads(found: Found, sends: Spread, batches: Spread) -> dict[str, Spread]:
+def _spreads(found: Found) -> dict[str, Spread]:
     """What the plot draws as bars."""
     engine = {
         f"engine, {layout}, until on NATS": spread([run.steps_per_s for run in runs])
         for layout, runs in found.engine.items()
     }
     return {
-        "bare loop, one future a batch": batches,
-        "bare loop, one send a record": sends,
+        **{str(kind): bare_figures.rate(found.bare, kind) for kind in found.bare},
         **engine,
         "engine, NATS syncs each": spread([run.steps_per_s for run in found.synced]),
         **{name: spread([figures.steps_per_s]) for name, figures in found.others.items()},
@@ -137,13 +131,9 @@ def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
     """The table for people."""
     spreads = figures["spreads"]
     synced = "Kafka syncs" if figures["flush_messages"] else "Kafka does not sync"
-    bare_rows = [
-        Row(f"{name}: steps/s it would allow", str(spreads[name]), "per step 2 records read, a row replaced, 3 written")
-        for name in ("bare loop, one send a record", "bare loop, one future a batch")
-    ]
     return [
-        *bare_rows,
-        *(row for layout, runs in found.engine.items() for row in _layout_rows(layout, runs, figures, synced)),
+        *bare_figures.rows(found.bare),
+        *(row for layout in found.engine for row in _layout_rows(layout, found, figures, synced)),
         Row(
             "engine: steps/s until on NATS",
             str(spreads["engine, NATS syncs each"]),
@@ -167,12 +157,11 @@ def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _layout_rows(layout: Layout, runs: Sequence[EngineRun], figures: dict[str, Any], synced: str) -> list[Row]:
-    found = figures["layouts"][layout.name]
+def _layout_rows(layout: Layout, bench: Found, figures: dict[str, Any], synced: str) -> list[Row]:
+    runs, found = bench.engine[layout], figures["layouts"][layout.name]
     until_nats = spread([run.steps_per_s for run in runs])
-    ratio, in_batches = (
-        until_nats.median / figures[key] for key in ("bare_loop_steps_per_s", "bare_loop_in_batches_steps_per_s")
-    )
+    workers = len(layout.roles)
+    ratios = bare_figures.ratios(bench.bare, until_nats.median, workers)
     headline = "the headline; " if layout.name == figures["workers"] else ""
     saved = found["checkpoint"]
     shares = ", ".join("+".join(map(str, run.partitions)) for run in runs)
@@ -180,7 +169,7 @@ def _layout_rows(layout: Layout, runs: Sequence[EngineRun], figures: dict[str, A
         Row(
             f"engine, {layout}: steps/s until on NATS",
             str(until_nats),
-            f"{headline}{ratio:.2f} of the bare loop, {in_batches:.2f} of that in batches; {synced}, NATS does not",
+            f"{headline}{bare_figures.shares(ratios, workers)}; {synced}, NATS does not",
         ),
         Row(
             f"engine, {layout}: steps/s in the log",

@@ -107,7 +107,10 @@ def parsed(arguments: Sequence[str], description: str) -> argparse.Namespace:
         metavar="FILE",
         help="sample the first worker's last throughput run with py-spy, raw, to FILE",
     )
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if (most := max(layout.members("engine") for layout in given.workers)) > given.partitions:
+        parser.error(f"--workers: {most} engines cannot share {given.partitions} partitions; --partitions gives more")
+    return given
 
 
 def _or_refused(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed]:

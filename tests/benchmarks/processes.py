@@ -62,6 +62,7 @@ class WorkerProcess:
             "PLANNING_CEREMONY_GRPC_ADDR": self.address,
             "CEREMONY_HTTP_ADDR": f"127.0.0.1:{self._http}",
             "READINESS_REQUIRES": "log,tables,nats",
+            "CEREMONY_STATE_DIR": str(folder / f"{name}-state"),
             "RAY_EXECUTOR_URL": f"127.0.0.1:{free_port()}",
             **{name: str(value) for name, value in settings.items()},
         }

@@ -104,6 +104,12 @@ def test_a_wrong_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None
     assert "'engine': a number of workers up to 16, or roles such as engine+bridge" in capsys.readouterr().err
 
 
+def test_more_engines_than_partitions_are_refused_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed(["--workers", "2,3", "--partitions", "2"], "")
+    assert "3 engines cannot share 2 partitions" in capsys.readouterr().err
+
+
 def test_metrics_are_summed_over_their_labels() -> None:
     text = """# TYPE steps counter
 steps_total{status="COMPLETED"} 40

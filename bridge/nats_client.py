@@ -1,8 +1,8 @@
 """nats-py's client as the bridges need it: many messages in one piece, answers without a queue, a fence at the socket.
 
-`publish` only puts a message into the client's buffer; another task writes it: after a freeze, after a reconnect, or
-while closing. By then the partition it came from may be another bridge's: so it is asked, before bytes go to the
-socket, whether what was published may still be sent.
+`publish` only puts a message into the client's buffer, and so does `publish_many` where others wait there; another task
+writes it: after a freeze, after a reconnect, or while closing. By then the partition it came from may be another
+bridge's: so it is asked, before bytes go to the socket, whether what was published may still be sent.
 """
 
 from __future__ import annotations
@@ -47,14 +47,22 @@ class FencedClient(Client):
     async def publish_many(self, inbox: str, tokens: Iterable[int], messages: Iterable[Message]) -> None:
         """Publish each; its answer comes to `<inbox>.<token>`. As `publish` of each, at a fraction of its cost.
 
-        Raises nats.errors.Error; nothing of them is sent then.
+        They go to the socket at once, where nothing waits in the buffer that they must not overtake; returns when the
+        socket has room again. Raises nats.errors.Error, OSError.
         """
         if not self.is_connected:
             raise nats.errors.ConnectionReconnectingError
         pairs = zip(tokens, messages, strict=True)
-        await self._send_command(b"".join([_encoded(inbox, token, message) for token, message in pairs]))
-        if self._flush_queue is not None and self._flush_queue.empty():
+        piece = b"".join([_encoded(inbox, token, message) for token, message in pairs])
+        if self.pending_data_size or self._transport is None:
+            await self._send_command(piece)
             await self._flush_pending()
+            return
+        try:
+            self._transport.writelines([piece])
+        except RuntimeError as error:  # of uvloop, where the socket has gone and nats-py has not seen it yet
+            raise ConnectionResetError from error
+        await self._transport.drain()  # type: ignore[no-untyped-call]
 
     async def _connect_to_server(self, s: Any) -> None:
         await super()._connect_to_server(s)

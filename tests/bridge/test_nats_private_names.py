@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import nats.errors
 import pytest
@@ -15,6 +17,16 @@ from bridge.nats_answers import AnswersFirst
 from bridge.nats_client import FencedClient
 from bridge.nats_window import Outgoing
 from streams.transport.contract import Record
+
+
+def outgoing(subject: str, message_id: str, data: bytes) -> Outgoing:
+    return Outgoing(message_id, subject, data, Record("t.events", 0, 0, 0, None, data))
+
+
+MESSAGES = (
+    outgoing("ceremony.started", "c:s/0/0@1", b'{"a": 1}'),
+    outgoing("ceremony.é", " kürzel/1 ", b""),
+)
 
 
 def connected(make: Callable[[], Client]) -> Client:
@@ -44,21 +56,55 @@ def test_what_is_published_is_written_by_the_flusher_through_the_fence() -> None
     assert "self._transport.writelines(self._pending" in inspect.getsource(Client._flusher)
 
 
+class Wire:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.drained = 0
+
+    def writelines(self, payload: list[bytes]) -> None:
+        self.written += payload
+
+    async def drain(self) -> None:
+        self.drained += 1
+
+
 async def test_many_messages_are_the_bytes_that_nats_py_would_send() -> None:
-    """Also an id with spaces around it or letters outside of ASCII, and an empty body."""
-    messages = [
-        outgoing("ceremony.started", "c:s/0/0@1", b'{"a": 1}'),
-        outgoing("ceremony.é", " kürzel/1 ", b""),
-    ]
+    """Also an id with spaces around it or letters outside of ASCII, and an empty body; written in one piece."""
     theirs, ours = connected(Client), connected(lambda: FencedClient(lambda: True))
+    wire = ours._transport = Wire()  # type: ignore[assignment]  # as much as is used of one
     assert isinstance(ours, FencedClient)
-    for token, message in enumerate(messages):
+    for token, message in enumerate(MESSAGES):
         reply, headers = f"_INBOX.x.{token}", {"Nats-Msg-Id": message.id}
         await theirs.publish(message.subject, message.data, reply=reply, headers=headers)
-    await ours.publish_many("_INBOX.x", range(2), messages)
-    assert len(ours._pending) == 1
-    assert b"".join(ours._pending) == b"".join(theirs._pending)
-    assert ours.pending_data_size == theirs.pending_data_size
+    await ours.publish_many("_INBOX.x", range(2), MESSAGES)
+    assert wire.written == [b"".join(theirs._pending)]
+    assert wire.drained == 1 and ours.pending_data_size == 0
+
+
+async def test_what_waits_in_the_buffer_is_not_overtaken() -> None:
+    """As the subscription to the answers, which is there when the first is published and not yet written."""
+    client = connected(lambda: FencedClient(lambda: True))
+    wire = client._transport = Wire()  # type: ignore[assignment]
+    assert isinstance(client, FencedClient)
+    client._flush_queue = asyncio.Queue()
+    client._flusher_task = asyncio.create_task(asyncio.sleep(60))
+    await client._send_command(b"SUB _INBOX.x.*  1\r\n")
+    await client.publish_many("_INBOX.x", range(2), MESSAGES)
+    client._flusher_task.cancel()
+    assert wire.written == [] and len(client._pending) == 2
+    assert client._flush_queue.qsize() == 1
+
+
+async def test_a_socket_that_has_gone_is_a_connection_that_broke() -> None:
+    """nats-py learns of it later."""
+    client = connected(lambda: FencedClient(lambda: True))
+    wire = client._transport = Wire()  # type: ignore[assignment]
+    wire.writelines = Mock(side_effect=RuntimeError("the handler is closed"))  # type: ignore[method-assign]
+    assert isinstance(client, FencedClient)
+    with pytest.raises(ConnectionResetError):
+        await client.publish_many("_INBOX.x", range(2), MESSAGES)
 
 
 async def test_without_a_connection_nothing_is_kept() -> None:
@@ -66,7 +112,3 @@ async def test_without_a_connection_nothing_is_kept() -> None:
     with pytest.raises(nats.errors.ConnectionReconnectingError):
         await client.publish_many("_INBOX.x", [1], [outgoing("ceremony.x", "i", b"")])
     assert client.pending_data_size == 0
-
-
-def outgoing(subject: str, message_id: str, data: bytes) -> Outgoing:
-    return Outgoing(message_id, subject, data, Record("t.events", 0, 0, 0, None, data))

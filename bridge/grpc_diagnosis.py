@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
@@ -11,7 +12,7 @@ from bridge.definitions_dir import DefinitionsDir
 from bridge.grpc_messages import LARGEST_ANSWER, within
 from streams.codecs import iso
 from streams.front import Diagnosis, Engine, PartitionState, Unavailable
-from tables.diagnosis import URGENT, CeremonyDiagnosis
+from tables.diagnosis import URGENT, CeremonyDiagnosis, Verdict
 
 ERROR, WARNING = "error", "warning"
 LETTERS_READ = 100_000
@@ -28,6 +29,9 @@ _NEIGHBOUR_TODO = {
     "nats": "see that NATS runs with JetStream at NATS_URL; events wait in the log and are published when it is back",
     "ray_executor": "see that it runs at RAY_EXECUTOR_URL; steps are asked again until their timeout",
 }
+_KNOWN = ("elsewhere", "not_served", "recovering", "served")
+"""States of a partition; of two workers' words about one the later counts."""
+_VERDICTS = {str(verdict): number for number, verdict in enumerate(Verdict)}
 
 
 def of_ceremony(found: Diagnosis) -> pb.DiagnoseResponse:
@@ -41,29 +45,73 @@ def of_ceremony(found: Diagnosis) -> pb.DiagnoseResponse:
     )
 
 
-async def of_engine(engine: Engine, definitions: DefinitionsDir, states: Mapping[str, str]) -> pb.DiagnoseResponse:
-    """The answer about everything this worker sees; what cannot be read now is a finding, not an error."""
+async def of_worker(engine: Engine, states: Mapping[str, str]) -> pb.DiagnoseResponse:
+    """What one worker sees: its ceremonies, its partitions, its neighbours."""
     found = await engine.diagnose()
-    letters, incomplete = await _dead_letters(engine)
-    findings = [
-        *_partitions(found.partitions),
-        *_neighbours(states),
-        *_ceremonies(found.verdicts),
-        *_letters(letters),
-        *_definitions(definitions),
-    ]
     return pb.DiagnoseResponse(
-        healthy=not any(finding.severity == ERROR for finding in findings),
         at=iso(found.at),
-        findings=sorted(findings, key=lambda finding: finding.severity != ERROR),
         ceremonies=within(map(_ceremony, found.ceremonies), LARGEST_ANSWER // 2),
         verdicts=found.verdicts,
         statuses=found.statuses,
         neighbours=[pb.NeighbourState(name=name, state=state) for name, state in states.items()],
         partitions=map(_partition, found.partitions),
-        dead_letters=letters,
-        incomplete="; ".join(filter(None, (found.incomplete, incomplete))),
+        incomplete=found.incomplete,
     )
+
+
+async def of_engine(
+    seen: pb.DiagnoseResponse, engine: Engine, definitions: DefinitionsDir, *, all_asked: bool
+) -> pb.DiagnoseResponse:
+    """The whole answer from what was `seen` by this worker, or by all; what cannot be read now is no error."""
+    letters, incomplete = await _dead_letters(engine)
+    findings = [
+        *_partitions(seen.partitions, all_asked=all_asked),
+        *_neighbours(seen.neighbours),
+        *_ceremonies(seen.verdicts),
+        *_letters(letters),
+        *_definitions(definitions),
+    ]
+    seen.healthy = not any(finding.severity == ERROR for finding in findings)
+    seen.findings.extend(sorted(findings, key=lambda finding: finding.severity != ERROR))
+    seen.dead_letters.update(letters)
+    seen.incomplete = "; ".join(filter(None, (seen.incomplete, incomplete)))
+    return seen
+
+
+def merged(
+    own: pb.DiagnoseResponse, others: Mapping[str, pb.DiagnoseResponse], silent: Collection[str]
+) -> pb.DiagnoseResponse:
+    """What all workers see; `others` by their address, `silent` are those that did not answer."""
+    answers = [own, *others.values()]
+    ceremonies = heapq.merge(*(answer.ceremonies for answer in answers), key=_gravity)
+    incomplete = [own.incomplete, *(f"{where}: {one.incomplete}" for where, one in others.items() if one.incomplete)]
+    if silent:
+        incomplete.append(f"no answer from {', '.join(sorted(silent))}")
+    return pb.DiagnoseResponse(
+        at=own.at,
+        ceremonies=within(ceremonies, LARGEST_ANSWER // 2),
+        verdicts=sum((Counter(answer.verdicts) for answer in answers), Counter()),
+        statuses=sum((Counter(answer.statuses) for answer in answers), Counter()),
+        neighbours=[*own.neighbours, *_unlike(own, others)],
+        partitions=[
+            max(some, key=lambda one: _KNOWN.index(one.state))
+            for some in zip(*(answer.partitions for answer in answers), strict=True)
+        ],
+        incomplete="; ".join(filter(None, incomplete)),
+    )
+
+
+def _gravity(one: pb.CeremonyDiagnosis) -> tuple[int, str]:
+    return _VERDICTS.get(one.verdict, 0), one.since
+
+
+def _unlike(own: pb.DiagnoseResponse, others: Mapping[str, pb.DiagnoseResponse]) -> Iterator[pb.NeighbourState]:
+    """What another worker sees of a neighbour, where it is not what we see."""
+    ours = {one.name: one.state for one in own.neighbours}
+    for where, answer in others.items():
+        for one in answer.neighbours:
+            if one.state != ours.get(one.name):
+                yield pb.NeighbourState(name=f"{one.name} of {where}", state=one.state)
 
 
 async def _dead_letters(engine: Engine) -> tuple[Counter[str], str]:
@@ -75,24 +123,31 @@ async def _dead_letters(engine: Engine) -> tuple[Counter[str], str]:
     return Counter(letter.code for letter in letters), more
 
 
-def _partitions(states: Sequence[PartitionState]) -> Iterator[pb.Finding]:
+def _partitions(states: Sequence[pb.PartitionState], *, all_asked: bool) -> Iterator[pb.Finding]:
     for one in states:
         if one.state == "not_served":
             todo = _PARTITION_TODO.get(one.code, "see the worker's log")
-            yield _finding(ERROR, one.code, f"partition {one.number}", one.message, todo)
+            yield _finding(ERROR, one.code, f"partition {one.partition}", one.message, todo)
         elif one.state == "recovering":
-            yield _finding(WARNING, one.code, f"partition {one.number}", one.message, "wait; it is being taken over")
-    elsewhere = [one.number for one in states if one.state == "elsewhere"]
-    if elsewhere:
-        some = f"{len(elsewhere)} of {len(states)} partitions"
+            yield _finding(WARNING, one.code, f"partition {one.partition}", one.message, "wait; it is being taken over")
+    elsewhere = [one.partition for one in states if one.state == "elsewhere"]
+    if not elsewhere:
+        return
+    some = f"{len(elsewhere)} of {len(states)} partitions"
+    if all_asked:
+        text = f"no worker has answered for {', '.join(map(str, elsewhere))}"
+        todo = "see that all workers run and reach each other; a partition that moves has an owner within seconds"
+        yield _finding(ERROR, "partitions_unanswered", some, text, todo)
+    else:
         text = f"this worker does not have {', '.join(map(str, elsewhere))}"
         yield _finding(WARNING, "partitions_elsewhere", some, text, "ask the other workers too")
 
 
-def _neighbours(states: Mapping[str, str]) -> Iterator[pb.Finding]:
-    for name, state in states.items():
-        if state != "ok":
-            yield _finding(ERROR, "neighbour_down", name, state, _NEIGHBOUR_TODO.get(name, "see /readyz"))
+def _neighbours(states: Iterable[pb.NeighbourState]) -> Iterator[pb.Finding]:
+    for one in states:
+        if one.state != "ok":
+            todo = _NEIGHBOUR_TODO.get(one.name.partition(" of ")[0], "see /readyz")
+            yield _finding(ERROR, "neighbour_down", one.name, one.state, todo)
 
 
 def _ceremonies(verdicts: Mapping[str, int]) -> Iterator[pb.Finding]:

@@ -12,6 +12,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from bridge import grpc_diagnosis, grpc_messages
 from bridge.dead_letter_office import DeadLetterOffice, Origin
 from bridge.definitions_dir import DefinitionsDir
+from bridge.grpc_diagnosing import Diagnosing
 from bridge.grpc_metadata import tell
 from bridge.grpc_refusals import (
     LONGEST_NAME,
@@ -49,6 +50,8 @@ class OperatorCalls:
     _new_id: Callable[[], str]
     _office: DeadLetterOffice
     _states: States
+    diagnosing: Diagnosing | None = None
+    """Asks the other workers too, where there are some."""
 
     # -- operations
 
@@ -133,7 +136,13 @@ class OperatorCalls:
             if not found.ceremonies:
                 raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
             return grpc_diagnosis.of_ceremony(found)
-        return await grpc_diagnosis.of_engine(self._engine, self._definitions, self._states())
+        seen = await (self.look() if self.diagnosing is None else self.diagnosing.all())
+        all_asked = self.diagnosing is not None
+        return await grpc_diagnosis.of_engine(seen, self._engine, self._definitions, all_asked=all_asked)
+
+    async def look(self) -> pb.DiagnoseResponse:
+        """What this worker sees of its partitions and neighbours."""
+        return await grpc_diagnosis.of_worker(self._engine, self._states())
 
     # -- beneath
 

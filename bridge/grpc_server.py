@@ -21,6 +21,7 @@ from bridge import grpc_messages, grpc_wakeups
 from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
 from bridge.grpc_decoding import Undecodable
+from bridge.grpc_diagnosing import Diagnosing, DiagnosingHandler
 from bridge.grpc_forwarding import Forwarding
 from bridge.grpc_intake import Gate, Intake
 from bridge.grpc_listing import Listing, ListingHandler, Own
@@ -59,7 +60,7 @@ Context = grpc.aio.ServicerContext
 
 
 class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
-    """The service of contract §3, for the partitions of this worker; lists are of all where there is a `listing`."""
+    """The service of contract §3, for the partitions of this worker; `listing` and `diagnosing` ask the others too."""
 
     def __init__(
         self,
@@ -270,6 +271,7 @@ class GrpcServer:
         if sharing is not None:
             self.peers = Peers(sharing.directory.addresses)
             front.listing = Listing(sharing.directory, self.peers, clock, front.own)
+            front.diagnosing = Diagnosing(sharing.directory, self.peers, front.look)
             interceptors.append(Forwarding(SERVICE, sharing.directory, self.peers, sharing.new_id))
         self.port = 0
         self.health = health.aio.HealthServicer()
@@ -289,7 +291,7 @@ class GrpcServer:
         )
         add_PlanningCeremonyProcessorServicer_to_server(front, self._intake)  # type: ignore[arg-type]  # for the server
         if self.peers is not None:
-            self._server.add_generic_rpc_handlers((ListingHandler(front.own),))
+            self._server.add_generic_rpc_handlers((ListingHandler(front.own), DiagnosingHandler(front.look)))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 

@@ -172,6 +172,20 @@ async def test_a_list_is_of_all_workers(fleet: Fleet, stubs: tuple[Any, Any]) ->
     assert nothing.total_count == 0 and not nothing.ceremonies
 
 
+async def test_a_diagnosis_is_of_all_workers(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
+    """Whoever is asked: every partition is served by somebody, and the ceremonies of all are counted."""
+    for owner in fleet.workers:
+        await stubs[0].StartPlanningCeremony(start_request(fleet.name_owned_by(owner)))
+    listed = await stubs[0].ListPlanningCeremonyInstances(pb.ListPlanningCeremonyInstancesRequest(limit=1))
+    for stub in stubs:
+        found = await stub.Diagnose(pb.DiagnoseRequest())
+        assert [(one.partition, one.state) for one in found.partitions] == [
+            (number, "served") for number in range(fleet.partitions)
+        ]
+        assert sum(found.verdicts.values()) == sum(found.statuses.values()) == listed.total_count
+        assert not [finding for finding in found.findings if finding.code.startswith("partitions_")]
+
+
 async def test_poison_among_the_heartbeats_ends_no_worker(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
     """Each shape is found in the dead letters once, and calls find their owner as before."""
     log, topic = fleet.workers[0].app.driver.log, f"{fleet.prefix}.{OWNERS}"

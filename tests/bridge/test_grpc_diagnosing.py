@@ -1,0 +1,101 @@
+"""A diagnosis over all workers: how their answers become one, and what is said of those that are silent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+
+from bridge.grpc_diagnosing import Diagnosing
+from bridge.grpc_diagnosis import merged, of_engine
+from bridge.grpc_peers import Peers
+from streams.front import Unavailable
+from tests.services import free_port
+
+
+def seen(
+    states: Sequence[str], ceremonies: Sequence[tuple[str, str]] = (), nats: str = "ok", incomplete: str = ""
+) -> pb.DiagnoseResponse:
+    """What a worker sees: the state of each partition, and (verdict, since) of its ceremonies."""
+    verdicts: dict[str, int] = {}
+    for verdict, _ in ceremonies:
+        verdicts[verdict] = verdicts.get(verdict, 0) + 1
+    return pb.DiagnoseResponse(
+        at="2026-01-01T00:00:00Z",
+        partitions=[pb.PartitionState(partition=n, state=state) for n, state in enumerate(states)],
+        ceremonies=[pb.CeremonyDiagnosis(verdict=verdict, since=since) for verdict, since in ceremonies],
+        verdicts=verdicts,
+        statuses={"RUNNING": len(ceremonies)},
+        neighbours=[pb.NeighbourState(name="log", state="ok"), pb.NeighbourState(name="nats", state=nats)],
+        incomplete=incomplete,
+    )
+
+
+class NoLetters:
+    async def dead_letters(self, limit: int, offset: int, topic: str = "") -> Any:
+        raise Unavailable("the log cannot be reached")
+
+
+async def whole(answer: pb.DiagnoseResponse) -> pb.DiagnoseResponse:
+    nothing: Any = SimpleNamespace(all=list)
+    engine: Any = NoLetters()
+    return await of_engine(answer, engine, nothing, all_asked=True)
+
+
+def codes(found: pb.DiagnoseResponse) -> Mapping[str, str]:
+    return {finding.code: finding.message for finding in found.findings}
+
+
+async def test_each_worker_tells_of_its_partitions_and_all_is_well() -> None:
+    own, other = seen(["served", "elsewhere"]), seen(["elsewhere", "served"])
+    found = await whole(merged(own, {"b:1": other}, []))
+    assert [one.state for one in found.partitions] == ["served", "served"]
+    assert found.healthy and not found.findings
+
+
+async def test_a_partition_for_which_nobody_has_answered_stands_still() -> None:
+    """Its owner is silent, or there is none: which ceremonies are stuck there nobody has seen."""
+    found = await whole(merged(seen(["served", "elsewhere", "elsewhere"]), {}, ["b:1"]))
+    assert codes(found)["partitions_unanswered"] == "no worker has answered for 1, 2"
+    assert not found.healthy
+    assert found.incomplete.startswith("no answer from b:1")
+
+
+async def test_ceremonies_are_counted_together_and_the_gravest_come_first() -> None:
+    own = seen(["served"], [("overdue", "2026-01-03"), ("waiting_for_human", "2026-01-01")], incomplete="5 not")
+    other = seen(["elsewhere"], [("stuck", "2026-01-09"), ("overdue", "2026-01-02")], incomplete="7 not")
+    found = await whole(merged(own, {"b:1": other}, []))
+    assert [(one.verdict, one.since) for one in found.ceremonies] == [
+        ("stuck", "2026-01-09"),
+        ("overdue", "2026-01-02"),
+        ("overdue", "2026-01-03"),
+        ("waiting_for_human", "2026-01-01"),
+    ]
+    assert dict(found.verdicts) == {"stuck": 1, "overdue": 2, "waiting_for_human": 1}
+    assert dict(found.statuses) == {"RUNNING": 4}
+    assert {"ceremonies_stuck", "ceremonies_overdue"} <= codes(found).keys()
+    assert found.incomplete.startswith("5 not; b:1: 7 not")
+
+
+async def test_a_neighbour_that_only_another_worker_misses_is_told_with_that_worker() -> None:
+    found = await whole(merged(seen(["served"]), {"b:1": seen(["elsewhere"], nats="not connected")}, []))
+    assert [(one.name, one.state) for one in found.neighbours][2:] == [("nats of b:1", "not connected")]
+    assert [(finding.code, finding.subject) for finding in found.findings] == [("neighbour_down", "nats of b:1")]
+    assert "NATS_URL" in found.findings[0].todo
+
+
+async def test_a_worker_that_does_not_answer_is_named() -> None:
+    """It is asked all the same: it was heard of a moment ago."""
+    silent = f"127.0.0.1:{free_port()}"
+    directory: Any = SimpleNamespace(addresses=lambda: {silent})
+    peers = Peers(directory.addresses)
+
+    async def look() -> pb.DiagnoseResponse:
+        return seen(["served", "elsewhere"])
+
+    found = await Diagnosing(directory, peers, look).all()
+    await peers.close()
+    assert found.incomplete == f"no answer from {silent}"
+    assert [one.state for one in found.partitions] == ["served", "elsewhere"]

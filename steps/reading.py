@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 import structlog
 
-from tables.effects import StepRequested, decode_request
+from tables.effects import StepRequested, decode_request, request_decoder
 from tables.errors import Undecodable
 
 B = TypeVar("B")
@@ -105,22 +105,18 @@ class Reader(Generic[B]):
 
     def __init__(self, wiring: Wiring, body: type[B]) -> None:
         self._now = wiring.log_now
-        self._body = body
+        self._decoder = request_decoder(body)
         self._served = Served()
 
     def requests(self, batch: Batch) -> Iterator[Asked[B]]:
         """What is to be served of a batch, in order. Raises FormatTooNew: that ends the worker."""
         for record in batch:
             try:
-                request = decode_request(record.value)
-                body = msgspec.convert(request.body, self._body)
+                request = decode_request(record.value, self._decoder)
             except Undecodable as error:
                 batch.dead_letter(record, error.code, error.message)
-                continue
-            except msgspec.ValidationError as error:
-                batch.dead_letter(record, "request_undecodable", f"no body of this kind: {error}")
                 continue
             if 0 < request.deadline <= self._now():
                 log.debug("late_request_dropped", instance=request.instance_id, step=request.step_id, effect=request.id)
             elif not self._served.repeats(request.id, record.offset):
-                yield Asked(record, request, body)
+                yield Asked(record, request, request.body)

@@ -67,7 +67,8 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 Effect = StepRequested | Event | Refused | Ended
 
-_requests = msgspec.json.Decoder(StepRequested)
+RequestDecoder = msgspec.json.Decoder[StepRequested]
+_requests: RequestDecoder = msgspec.json.Decoder(StepRequested)
 _encoder = msgspec.json.Encoder()
 
 
@@ -75,12 +76,18 @@ def encode_request(request: StepRequested) -> bytes:
     return _encoder.encode(request)
 
 
-def decode_request(value: bytes | None) -> StepRequested:
+def request_decoder(body: type[Any]) -> RequestDecoder:
+    """Decodes requests whose body has this shape: made at once, without a dict between."""
+    shape = msgspec.defstruct("StepRequested", [("body", body)], bases=(StepRequested,), frozen=True, kw_only=True)
+    return msgspec.json.Decoder(shape)
+
+
+def decode_request(value: bytes | None, decoder: RequestDecoder = _requests) -> StepRequested:
     """The request in a record's value. Raises Undecodable or FormatTooNew."""
     if value is None:
         raise Undecodable("request_undecodable", "the record has no value")
     try:
-        request = _requests.decode(value)
+        request = decoder.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         refuse_newer(value, "a step request", REQUEST_FORMAT)
         raise Undecodable("request_undecodable", f"no step request of ours: {error}") from None

@@ -67,7 +67,8 @@ class Bench:
         await self._serial("embedded", f"sqlite://{self._folder / 'log.db'}")
         await self._recovery()
         for definition in plan.starts:
-            await self._intake(definition)
+            for layout in plan.layouts[: plan.start_layouts]:
+                await self._intake(definition, layout)
         for engine in plan.engines:
             await self._other(engine)
         return found
@@ -96,12 +97,12 @@ class Bench:
 
         self.found.recovery.append(await self._shown(f"recovery of {plan.rows:,} rows", measured))
 
-    async def _intake(self, definition: str) -> None:
+    async def _intake(self, definition: str, layout: Layout) -> None:
         async def measured(seen: Seen) -> intake.IntakeRun:
-            ground = self._ground(f"intake-{definition}")
+            ground = self._ground(f"intake-{definition}-{layout.name.replace('+', '-')}", layout)
             return await intake.measure(ground, definition, self._plan.start_seconds, seen)
 
-        self.found.intake.append(await self._shown(f"starts of {definition}", measured))
+        self.found.intake.append(await self._shown(f"starts of {definition}, {layout}", measured))
 
     async def _bare(self, turn: int, kind: Kind, records: StepRecords) -> BareRun:
         steps = self._plan.ceremonies * STEPS

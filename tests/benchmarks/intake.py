@@ -13,6 +13,7 @@ import msgspec
 
 from tests.benchmarks import warm_up
 from tests.benchmarks.intake_load import Measured, Options
+from tests.benchmarks.layouts import Layout
 from tests.benchmarks.meter import CpuMeter
 from tests.benchmarks.processes import ROOT, BenchmarkFailed
 from tests.benchmarks.site import Ground, Site, log_of, started
@@ -44,6 +45,7 @@ class IntakeRun:
     """Starts of one definition."""
 
     definition: str
+    layout: Layout
     callers: int
     most: Phase
     half_of_most: Phase
@@ -62,7 +64,7 @@ async def measure(ground: Ground, definition: str, seconds: float, progress: Pro
         half_of_most = await _phase(site, definition, "half", seconds, most.measured.per_s / 2)
         progress(3, 4)
         half_of_wanted = await _phase(site, definition, "wanted", seconds, WANTED / 2)
-        return IntakeRun(definition, CALLERS, most, half_of_most, half_of_wanted)
+        return IntakeRun(definition, ground.layout, CALLERS, most, half_of_most, half_of_wanted)
 
 
 async def _phase(site: Site, definition: str, name: str, seconds: float, rate: float | None) -> Phase:

@@ -8,8 +8,8 @@ from typing import Any
 from tests.benchmarks.intake import WANTED, IntakeRun, Phase
 from tests.benchmarks.report import Row, number
 
-SUSTAINED = 0.97
-"""Of what was asked: below it the calls piled up, and their times say only for how long."""
+BEHIND_SECONDS = 1.0
+"""An engine further behind at the end did not keep up: calls piled up, and their times say only for how long."""
 KINDS = {
     "approval": "a gate: it then waits for a person",
     "merge_chain": "its five steps run meanwhile",
@@ -17,17 +17,22 @@ KINDS = {
 
 
 def summary(runs: Sequence[IntakeRun]) -> dict[str, Any]:
-    """The first definition's figures under short names, and all of them by definition."""
-    first = runs[0]
+    """The first definition's figures under short names, of the layout that took most, and all by what was started."""
+    first = max((run for run in runs if run.definition == runs[0].definition), key=lambda run: run.most.measured.per_s)
     return {
+        "starts_served_by": str(first.layout),
         "starts_per_s": first.most.measured.per_s,
         "start_p50_ms": first.half_of_most.measured.p50_ms,
         "start_p99_ms": first.half_of_most.measured.p99_ms,
         f"start_p50_ms_at_{WANTED // 2}_per_s": first.half_of_wanted.measured.p50_ms,
         f"start_p99_ms_at_{WANTED // 2}_per_s": first.half_of_wanted.measured.p99_ms,
         "cpu_us_per_start": first.most.worker_us,
-        "intake": {run.definition: _of_run(run) for run in runs},
+        "intake": {title(run): _of_run(run) for run in runs},
     }
+
+
+def title(run: IntakeRun) -> str:
+    return f"{run.definition}, {run.layout}"
 
 
 def _of_run(run: IntakeRun) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def _of_phase(phase: Phase) -> dict[str, Any]:
 
 def sustained(phase: Phase) -> bool:
     """Whether the engine kept up with what was asked of it."""
-    return phase.asked is None or (phase.measured.per_s >= SUSTAINED * phase.asked and not phase.measured.failed)
+    return phase.asked is None or (phase.measured.behind_s <= BEHIND_SECONDS and not phase.measured.failed)
 
 
 def rows(runs: Sequence[IntakeRun]) -> list[Row]:
@@ -61,24 +66,24 @@ def rows(runs: Sequence[IntakeRun]) -> list[Row]:
 
 def _rows(run: IntakeRun) -> list[Row]:
     most = run.most.measured
-    title = f"starts of {run.definition}"
+    name = f"starts of {title(run)}"
     times = f"{number(most.p50_ms)} / {number(most.p99_ms)} ms p50 / p99"
     return [
         Row(
-            f"{title}: starts/s at most",
+            f"{name}: starts/s at most",
             number(most.per_s),
-            f"{KINDS[run.definition]}; {run.callers} callers, {times}; CPU of the worker {run.most.worker_us:.0f} µs"
+            f"{KINDS[run.definition]}; {run.callers} callers, {times}; CPU of the workers {run.most.worker_us:.0f} µs"
             f" each; the callers took {most.cpu_cores:.2f} cores{_failures(run.most)}",
         ),
-        *(_at_a_rate(title, phase) for phase in (run.half_of_most, run.half_of_wanted)),
+        *(_at_a_rate(name, phase) for phase in (run.half_of_most, run.half_of_wanted)),
     ]
 
 
-def _at_a_rate(title: str, phase: Phase) -> Row:
+def _at_a_rate(name: str, phase: Phase) -> Row:
     measured = phase.measured
-    kept = "" if sustained(phase) else f"not kept up with: {number(measured.per_s)} a second; "
+    kept = "" if sustained(phase) else f"not kept up with: {number(measured.behind_s)} s behind at the end; "
     return Row(
-        f"{title}, {phase.asked:,.0f} a second: ms p50 / p99",
+        f"{name}, {phase.asked:,.0f} a second: ms p50 / p99",
         f"{number(measured.p50_ms)} / {number(measured.p99_ms)}",
         f"{kept}sent when due, whatever became of those before; the callers took {measured.cpu_cores:.2f} cores"
         f"{_failures(phase)}",

@@ -46,6 +46,8 @@ class Measured(msgspec.Struct, kw_only=True):
     """Wall clock."""
     ended: float
     """Wall clock: of the last answer that counts."""
+    behind_s: float
+    """Seconds from the end of the phase until the last answer that counts: how far the engine was behind."""
     accepted: int
     failed: dict[str, int]
     """By the client's words for it."""
@@ -144,10 +146,12 @@ def counted(
         kept = [(due, answer) for due, answer in answered if due >= first]
     if not kept:
         raise ValueError(f"no start was accepted in time; failed: {dict(failed)}")
+    behind = max(0.0, max(answer for _, answer in kept) - last)
     ms = [1000 * (answer - due) for due, answer in kept]
     return Measured(
         began=wall + options.skip_seconds,
-        ended=wall + max(last, *(answer for _, answer in kept)) - began,
+        ended=wall + options.seconds + behind,
+        behind_s=behind,
         accepted=len(kept),
         failed=dict(failed),
         p50_ms=percentile(ms, 50),

@@ -18,6 +18,7 @@ QUICK = {
     "serial": 30,
     "rows": 20_000,
     "starts": ("approval",),
+    "start_layouts": 1,
     "start_seconds": 3.0,
 }
 FULL = {
@@ -27,6 +28,7 @@ FULL = {
     "serial": 200,
     "rows": 100_000,
     "starts": ("approval", "merge_chain"),
+    "start_layouts": None,
     "start_seconds": 10.0,
 }
 LAYOUTS = "1,2"
@@ -45,6 +47,8 @@ class Plan:
     """That a worker recovers."""
     starts: Sequence[str]
     """Definitions that are started as fast as it goes."""
+    start_layouts: int | None
+    """Of the layouts so many, None: all."""
     start_seconds: float
     """Of each phase of that."""
     partitions: int

@@ -57,7 +57,8 @@ def line(found: dict[str, Any]) -> str:
         f" {found['cpu_us_per_step']:.0f} µs of CPU a step); one ceremony of five steps alone"
         f" {found['serial_p50_ms']:.1f} ms p50, {found['serial_p99_ms']:.1f} ms p99 on Kafka,"
         f" {found['serial_embedded_p50_ms']:.1f} ms embedded; recovery {found['recovery_rows_per_s']:,.0f} rows/s;"
-        f" {found['starts_per_s']:,.0f} starts/s, at half of that {found['start_p99_ms']:.0f} ms p99; {machine}"
+        f" {found['starts_per_s']:,.0f} starts/s, {found['starts_served_by']}, at half of that"
+        f" {found['start_p99_ms']:.0f} ms p99; {machine}"
     )
 
 
@@ -105,7 +106,7 @@ def plot(file: Path, found: dict[str, Any]) -> None:
     }
     _bars(rows, _single(recovery), "rows/s")
     most = {name: run["most"]["accepted_per_s"] for name, run in found["intake"].items()}
-    _bars(starts, _single(most), "starts/s at most, by definition")
+    _bars(starts, _single(most), "starts/s at most")
     load = found["load_average_before"][0]
     figure.suptitle(f"{found['date']}, {found['cores']} cores, load average {load:.1f} before", fontsize=9)
     figure.savefig(file)

@@ -11,6 +11,7 @@ import pytest
 from tests.benchmarks import intake_figures
 from tests.benchmarks.intake import IntakeRun, Phase
 from tests.benchmarks.intake_load import Callers, Measured, Options, counted
+from tests.benchmarks.layouts import ONE, Layout, parse_layouts
 
 BEGAN, WALL = 100.0, 1_700_000_000.0
 
@@ -36,7 +37,8 @@ def test_at_a_rate_late_answers_count_with_all_that_they_waited() -> None:
     found = count([(1.0, 1.1), (2.9, 6.0)], options(rate=1))
     assert found.accepted == 2
     assert found.p99_ms == pytest.approx(3100)
-    assert found.per_s == pytest.approx(2 / 5), "who answers late has not kept up"
+    assert found.behind_s == pytest.approx(3)
+    assert found.per_s == pytest.approx(2 / 5)
 
 
 def test_a_phase_without_an_accepted_start_says_what_failed() -> None:
@@ -44,8 +46,10 @@ def test_a_phase_without_an_accepted_start_says_what_failed() -> None:
         count([(0.5, 0.6)], options(callers=4))
 
 
-def phase(asked: float | None, per_s: float, **failed: int) -> Phase:
-    measured = Measured(began=0, ended=1, accepted=int(per_s), failed=failed, p50_ms=8, p99_ms=40, cpu_cores=0.6)
+def phase(asked: float | None, per_s: float, behind_s: float = 0.0, **failed: int) -> Phase:
+    measured = Measured(
+        began=0, ended=1, accepted=int(per_s), behind_s=behind_s, failed=failed, p50_ms=8, p99_ms=40, cpu_cores=0.6
+    )
     return Phase(asked, measured, 250.0)
 
 
@@ -53,25 +57,36 @@ def phase(asked: float | None, per_s: float, **failed: int) -> Phase:
     ("one", "kept"),
     [
         (phase(None, 2500), True),
-        (phase(1500, 1490), True),
-        (phase(1500, 1400), False),
+        (phase(1500, 1490, 0.2), True),
+        (phase(1500, 1400, 2.0), False),
         (phase(1500, 1500, UNAVAILABLE=1), False),
     ],
 )
-def test_a_rate_is_sustained_when_nearly_all_calls_came_in_time_and_none_failed(one: Phase, kept: bool) -> None:  # noqa: FBT001
+def test_a_rate_is_sustained_when_the_last_answers_came_soon_and_no_call_failed(one: Phase, kept: bool) -> None:  # noqa: FBT001
     assert intake_figures.sustained(one) is kept
 
 
 def test_the_table_says_how_much_the_callers_took_and_which_rate_was_too_much() -> None:
-    run = IntakeRun("approval", 256, phase(None, 2400), phase(1200, 1200), phase(1500, 900, UNAVAILABLE=7))
+    run = IntakeRun("approval", ONE, 256, phase(None, 2400), phase(1200, 1200), phase(1500, 900, 6.5, UNAVAILABLE=7))
     most, half, wanted = intake_figures.rows([run])
     assert most.figure == "2,400"
     assert "256 callers" in most.how
     assert "the callers took 0.60 cores" in most.how
-    assert (half.what, half.figure) == ("starts of approval, 1,200 a second: ms p50 / p99", "8.00 / 40.0")
-    assert wanted.how.startswith("not kept up with: 900 a second; ")
+    assert (half.what, half.figure) == ("starts of approval, 1 worker, 1,200 a second: ms p50 / p99", "8.00 / 40.0")
+    assert wanted.how.startswith("not kept up with: 6.50 s behind at the end; ")
     assert wanted.how.endswith("; 7 times UNAVAILABLE")
-    assert intake_figures.summary([run])["starts_per_s"] == 2400
+
+
+def test_the_layout_that_takes_most_starts_of_the_first_definition_counts() -> None:
+    two = parse_layouts("2")[0]
+
+    def run(definition: str, layout: Layout, per_s: float) -> IntakeRun:
+        return IntakeRun(definition, layout, 128, phase(None, per_s), phase(per_s / 2, per_s / 2), phase(1500, 1500))
+
+    runs = [run("approval", ONE, 2000), run("approval", two, 2600), run("merge_chain", two, 9000)]
+    found = intake_figures.summary(runs)
+    assert (found["starts_per_s"], found["starts_served_by"]) == (2600, "2 workers")
+    assert list(found["intake"]) == ["approval, 1 worker", "approval, 2 workers", "merge_chain, 2 workers"]
 
 
 class Clients(Callers):

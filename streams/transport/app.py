@@ -25,11 +25,12 @@ from steps.ports import Clock
 from streams import topics as names
 from streams.transport.agents import BatchSchema, BatchStream, RowsTable, Supervisor, Tables, supervised
 from streams.transport.batch import PartBatch
+from streams.transport.checkpoints import Limits
 from streams.transport.contract import AgentSpec, Batch, Log, PartitionView, TopicSpec
 from streams.transport.dead_letters import DeadLetters
 from streams.transport.membership import Membership, Transport
 from streams.transport.owner import Owner
-from streams.transport.part import Limits, Part
+from streams.transport.part import Part
 from streams.transport.row_cache import RowCache
 from streams.transport.row_store import MemoryStores, Stores
 

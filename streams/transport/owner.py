@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from steps.ports import Clock
+from streams.transport.checkpoints import Limits
 from streams.transport.contract import AgentSpec, Backend, Fenced, LogFailed, PartitionView, StateLost
 from streams.transport.dead_letters import DeadLetters
-from streams.transport.part import Deliver, Limits, Part
+from streams.transport.part import Deliver, Part
 from streams.transport.row_cache import RowCache
 from streams.transport.row_store import MemoryStores, Stores
 from streams.transport.starting_point import Unserved

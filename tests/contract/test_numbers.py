@@ -17,7 +17,7 @@ from steps.registry import all_kinds
 from streams import engine, history, timers, topology
 from streams.settings import Settings
 from streams.topics import STEP_KINDS
-from streams.transport import contract, owner, part
+from streams.transport import checkpoints, contract, owner
 from tables import instance, limits, yaml_source
 from tables import timers as fold_timers
 from tables.definition import RetryPolicy, Timeouts
@@ -98,7 +98,7 @@ def test_times() -> None:
     assert Settings.model_fields["take_over_grace_seconds"].default == 30
     assert (nats_streams.DUPLICATE_WINDOW_SECONDS, nats_streams.MAX_AGE_SECONDS) == (10 * 60, 30 * 24 * 60 * 60)
     assert (owner.SHORTEST_INTERVAL, owner.INTERVAL_PER_PARTITION) == (0.5, 0.040)
-    assert (part.Limits().commands, part.Limits().bytes) == (5_000, 8 * KIB * KIB)
+    assert (checkpoints.Limits().commands, checkpoints.Limits().bytes) == (5_000, 8 * KIB * KIB)
 
 
 def test_retention() -> None:

@@ -25,8 +25,8 @@ from steps.reading import Served
 from streams.engine import Engine
 from streams.front import Answer
 from streams.timers import PartitionTimers, Timers
+from streams.transport.checkpoints import Checkpoints
 from streams.transport.contract import Record
-from streams.transport.part import Part
 from streams.transport.rows import Rows
 from tables.commands import AgentResult
 
@@ -61,26 +61,26 @@ def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) 
 
 @defect("a checkpoint does not wait for its effects")
 def _no_wait() -> Any:
-    async def acknowledged(self: Part, pending: Sequence[Any]) -> None: ...
+    async def acknowledged(self: Checkpoints, pending: Sequence[Any]) -> None: ...
 
-    return patch.object(Part, "_acknowledged", acknowledged)
+    return patch.object(Checkpoints, "_acknowledged", acknowledged)
 
 
 @defect("the position row is written before the effects are acknowledged")
 def _position_first() -> Any:
-    async def save(self: Part, snapshot: Any) -> None:
-        if self.stateful:
+    async def save(self: Checkpoints, snapshot: Any) -> None:
+        if self.rows.tables:
             await self._write(snapshot)
         await self._acknowledged(snapshot.pending)
         self._backend.commit(snapshot.commit)
         self._saved = snapshot.commit
 
-    return patch.object(Part, "_save_snapshot", save)
+    return patch.object(Checkpoints, "_save_snapshot", save)
 
 
 @defect("the offset of a held record is committed")
 def _held_committed() -> Any:
-    return patch.object(Part, "_committable", lambda self: self._next)
+    return patch.object(Checkpoints, "_committable", lambda self: self.next)
 
 
 @defect("the position is written without the rows")

@@ -55,7 +55,13 @@ def test_every_await_that_tracing_counts_is_a_point(proof: Proof) -> None:
     assert proof.points == trace.awaits
     assert proof.points > 500
     waited = {site.rpartition(":")[0] for site in trace.sites}
-    assert {"streams/transport/part.py", "streams/timers.py", "bridge/nats_out.py", "steps/agent.py"} <= waited
+    assert {
+        "streams/transport/part.py",
+        "streams/transport/checkpoints.py",
+        "streams/timers.py",
+        "bridge/nats_out.py",
+        "steps/agent.py",
+    } <= waited
 
 
 def test_killed_at_every_await(proof: Proof) -> None:

@@ -10,10 +10,10 @@ from yarl import URL
 
 from bridge.clock import HostClock
 from streams.transport.app import CeremonyApp
+from streams.transport.checkpoints import Limits
 from streams.transport.contract import AgentSpec, Follower, Handle, Header, Position, Record, Taken, TopicSpec
 from streams.transport.membership import Transport
 from streams.transport.owner import Still
-from streams.transport.part import Limits
 from tests.transport.memory import MemoryBackend, MemoryLog
 
 

@@ -132,7 +132,7 @@ async def test_a_poison_record_passes_and_its_batch_is_not_lost(bench: Bench) ->
         await bench.send(app, "a", value=b"poison")
         await bench.send(app, "a")
         await until(lambda: rows(app) == {b"a": 2})
-        await until(lambda: all(not part._pending for part in app.parts))
+        await until(lambda: all(not part._saves._pending for part in app.parts))
         (letter,) = await bench.read(app, "deadletters")
     assert letter.value == b"poison"
 

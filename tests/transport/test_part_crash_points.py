@@ -10,9 +10,10 @@ import pytest
 
 from bridge.clock import HostClock
 from streams.transport.batch import PartBatch
+from streams.transport.checkpoints import Limits
 from streams.transport.contract import AgentSpec, Out, PositionRow, TableSpec
 from streams.transport.dead_letters import DeadLetters
-from streams.transport.part import Limits, Part
+from streams.transport.part import Part
 from streams.transport.row_cache import RowCache
 from streams.transport.row_store import MemoryStores
 from tests.transport.memory import MemoryBackend, MemoryLog

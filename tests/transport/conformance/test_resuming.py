@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterable, Sequence
 
 from streams import topics as names
+from streams.transport.checkpoints import Limits
 from streams.transport.contract import AgentSpec, Batch, Held, PartitionView, Record
-from streams.transport.part import Limits
 from tests.transport.conformance.harness import (
     COUNTS,
     PARTITIONS,

@@ -1,0 +1,312 @@
+"""Checkpoints never say too much: what they save, when, and what they wait for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from streams.transport.batch import PartBatch
+from streams.transport.checkpoints import Limits
+from streams.transport.contract import LARGEST_RECORD, AgentSpec, Fenced, LogFailed, Out
+from tests.transport.memory import MemoryLog
+from tests.transport.parts import COUNTS, WORKER, commands, count, crashed, part_of, running, until
+
+pytestmark = pytest.mark.timeout(20)
+
+
+async def test_rows_effects_and_position_are_durable_after_a_stop() -> None:
+    log = MemoryLog()
+    commands(log, "a", "b", "a")
+    async with running(part_of(log, count)) as part:
+        await until(lambda: part.position == 3)
+    assert log.rows["counts", 0] == {b"a": b"2", b"b": b"1"}
+    assert log.values("answers") == [b"1", b"1", b"2"]
+    position = log.positions["commands", 0]
+    assert (position.next, position.partitions, position.timestamp) == (3, 4, 1002)
+    assert log.committed["commands", 0] == 3
+
+
+async def test_after_a_crash_the_same_commands_give_the_same_rows() -> None:
+    log = MemoryLog()
+    commands(log, "a", "a", "b")
+    async with running(part_of(log, count)) as part:
+        await until(lambda: part.position == 3)
+    commands(log, "a", "b", "c")
+    await crashed(part_of(log, count))
+    assert log.positions["commands", 0].next == 3, "a crash writes no checkpoint"
+    async with running(part_of(log, count)) as part:
+        await until(lambda: part.position == 6)
+    assert log.rows["counts", 0] == {b"a": b"3", b"b": b"2", b"c": b"1"}
+    answers = [(record.key, record.value) for record in log.records["answers", 0]]
+    assert answers[3:6] == answers[6:9], "effects of a crash's suffix come again, the same ones"
+
+
+async def test_a_checkpoint_waits_for_exactly_the_effects_before_it() -> None:
+    log = MemoryLog(hold_acks=True)
+    commands(log, "a")
+    part = part_of(log, count)
+    async with running(part):
+        await until(lambda: part.position == 1)
+        saving = asyncio.create_task(part.checkpoint())
+        await asyncio.sleep(0.01)
+        assert not log.transactions, "rows must not be durable before the effects are"
+        commands(log, "b")
+        await until(lambda: part.position == 2)
+        log.waiting_acks[0].set_result(None)  # the effect of "b" stays unacknowledged
+        await saving
+        ((rows, position),) = log.transactions
+        assert rows == {"counts": {b"a": b"1"}}, "what was folded after the snapshot belongs to the next checkpoint"
+        assert position.next == 1
+        log.acknowledge()
+        log.hold_acks = False
+    assert log.positions["commands", 0].next == 2
+
+
+async def test_a_checkpoint_that_is_called_off_leaves_the_acknowledgements_alone() -> None:
+    """Other partitions may have records in the same produce batch, and wait for the same future."""
+    log = MemoryLog(hold_acks=True)
+    commands(log, "a")
+    part = part_of(log, count)
+    await part.take()
+    task = asyncio.create_task(part.run())
+    await until(lambda: part.position == 1)
+    saving = asyncio.create_task(part.checkpoint())
+    await asyncio.sleep(0.01)
+    saving.cancel()
+    await asyncio.wait({saving})
+    (ack,) = log.waiting_acks
+    assert not ack.done()
+    task.cancel()
+    await asyncio.wait({task})
+    await part.close()
+
+
+async def test_a_checkpoint_coalesces_rows_and_skips_when_nothing_moved() -> None:
+    log = MemoryLog()
+    commands(log, *["a"] * 7)
+    async with running(part_of(log, count)) as part:
+        await until(lambda: part.position == 7)
+        await part.checkpoint()
+        await part.checkpoint()
+    assert [rows for rows, _ in log.transactions] == [{"counts": {b"a": b"7"}}]
+
+
+async def test_a_deleted_row_is_a_tombstone_and_stays_deleted() -> None:
+    log = MemoryLog()
+    commands(log, "a", "b")
+
+    async def delete_b(batch: PartBatch) -> None:
+        await count(batch)
+        batch.put("counts", b"b", None)
+        assert batch.get("counts", b"b") is None
+        assert batch.rows_changed("counts")[b"b"] is None
+
+    async with running(part_of(log, delete_b)) as part:
+        await until(lambda: part.position == 2)
+        assert dict(part.rows("counts")) == {b"a": 1}
+    assert log.transactions[0][0]["counts"][b"b"] is None
+    assert log.rows["counts", 0] == {b"a": b"1"}
+
+
+@pytest.mark.parametrize("limits", [Limits(commands=20), Limits(bytes=15_000)], ids=["commands", "bytes"])
+async def test_many_commands_or_bytes_checkpoint_before_the_interval(limits: Limits) -> None:
+    log = MemoryLog()
+    for number in range(60):
+        log.append("commands", 0, b"k%d" % number, b"x" * 100)
+    async with running(part_of(log, count, limits=limits)) as part:
+        await until(lambda: part.position == 60 and part.counters.checkpoints >= 2)
+
+
+async def test_a_slow_log_stops_the_reading_at_twice_the_limit() -> None:
+    log = MemoryLog(hold_acks=True)
+    commands(log, *[f"k{number}" for number in range(100)])
+    async with running(part_of(log, count, limits=Limits(commands=20))) as part:
+        await asyncio.sleep(0.1)
+        assert part.position <= 20 + 2 * 20
+        log.hold_acks = False
+        log.acknowledge()
+        await until(lambda: part.position == 100)
+
+
+async def test_a_failed_checkpoint_blocks_every_later_one() -> None:
+    """Its rows and effects were taken: a later one would put the position above rows that were never written."""
+    log = MemoryLog()
+    commands(log, "a")
+    part = part_of(log, count)
+    await part.take()
+    task = asyncio.create_task(part.run())
+    await until(lambda: part.position == 1)
+    log.fail_checkpoint = RuntimeError("broker said no")
+    with pytest.raises(RuntimeError, match="broker said no"):
+        await part.checkpoint()
+    log.fail_checkpoint = None
+    commands(log, "b")
+    await until(lambda: part.position == 2)
+    part.stop()
+    with pytest.raises(RuntimeError, match="broker said no"):
+        await task
+    await part.close()
+    assert part.broken
+    assert log.transactions == []
+    async with running(part_of(log, count)) as successor:
+        await until(lambda: successor.position == 2)
+    assert log.rows["counts", 0] == {b"a": b"1", b"b": b"1"}
+
+
+async def test_a_refused_effect_ends_the_part_before_its_position_moves() -> None:
+    log = MemoryLog(fail_send=ValueError("too large"))
+    commands(log, "a")
+    part = part_of(log, count, interval=0.01)
+    await part.take()
+    with pytest.raises(LogFailed, match=r"send_refused.*ValueError"):
+        await part.run()
+    assert log.positions == {}
+
+
+async def test_a_fenced_owner_writes_nothing_more() -> None:
+    log = MemoryLog()
+    commands(log, "a")
+    former = part_of(log, count, interval=0.01)
+    await former.take()
+    successor = part_of(log, count)
+    await successor.take()
+    with pytest.raises(Fenced):
+        await former.run()
+    assert log.transactions == []
+
+
+async def test_on_saved_hears_of_each_checkpoint_how_many_rows_it_wrote_and_how_long_it_took() -> None:
+    log = MemoryLog()
+    commands(log, "a", "b", "a")
+    heard: list[tuple[int, float]] = []
+    spec = AgentSpec("counter", "commands", tables=[COUNTS], on_saved=lambda rows, took: heard.append((rows, took)))
+    async with running(part_of(log, count, spec)) as part:
+        await until(lambda: part.position == 3)
+        await part.checkpoint()
+        assert [rows for rows, _ in heard] == [2]
+        commands(log, "b")
+        await until(lambda: part.position == 4)
+        await part.checkpoint()
+    assert [rows for rows, _ in heard] == [2, 1]
+    assert sum(took for _, took in heard) == pytest.approx(part.counters.checkpoint_seconds)
+
+
+async def test_a_row_that_cannot_be_written_ends_the_worker_before_the_position_moves() -> None:
+    log = MemoryLog()
+    commands(log, "a")
+
+    async def put_nonsense(batch: PartBatch) -> None:
+        batch.put("counts", b"a", object())
+
+    part = part_of(log, put_nonsense, interval=0.01)
+    await part.take()
+    with pytest.raises(LogFailed, match="row_unwritable"):
+        await part.run()
+    assert log.positions == {}
+
+
+async def test_a_row_too_large_for_the_log_ends_the_worker_before_the_broker_sees_it() -> None:
+    log = MemoryLog()
+    commands(log, "a")
+
+    async def put_much(batch: PartBatch) -> None:
+        batch.put("counts", b"a", "x" * LARGEST_RECORD)
+
+    part = part_of(log, put_much, interval=0.01)
+    await part.take()
+    with pytest.raises(LogFailed, match="row_too_large: 'a'"):
+        await part.run()
+    assert log.transactions == []
+
+
+# ---- agents without tables
+
+
+async def test_an_answer_after_the_partition_was_given_up_goes_nowhere() -> None:
+    log = MemoryLog()
+    commands(log, "a", topic="requests")
+    held: list[Any] = []
+
+    async def hold(batch: PartBatch) -> None:
+        held.extend(batch.hold(record) for record in batch)
+
+    async with running(part_of(log, hold, WORKER, limits=Limits(handover_seconds=0.01))):
+        await until(lambda: held)
+    held[0].send("answers", b"a", b"late")
+    held[0].release()
+    await asyncio.sleep(0.01)
+    assert log.values("answers") == []
+
+
+async def test_the_lowest_held_offset_is_what_is_committed() -> None:
+    log = MemoryLog()
+    commands(log, "a", "b", "c", topic="requests")
+    held: list[Any] = []
+
+    async def hold(batch: PartBatch) -> None:
+        held.extend(batch.hold(record) for record in batch)
+
+    part = part_of(log, hold, WORKER, limits=Limits(handover_seconds=0.01))
+    async with running(part):
+        await until(lambda: len(held) == 3)
+        held[0].send("answers", b"a", b"done")
+        held[0].release()
+        held[2].release()
+    assert log.committed["requests", 0] == 1, "b is not answered: it must come again"
+    assert log.values("answers") == [b"done"]
+    again: list[bytes | None] = []
+
+    async def see(batch: PartBatch) -> None:
+        again.extend(record.key for record in batch)
+
+    async with running(part_of(log, see, WORKER)) as part:
+        await until(lambda: part.position == 3)
+    assert again == [b"b", b"c"]
+    assert log.committed["requests", 0] == 3
+
+
+async def test_an_answer_is_acknowledged_before_its_request_is_committed() -> None:
+    log = MemoryLog(hold_acks=True)
+    commands(log, "a", topic="requests")
+    held: list[Any] = []
+
+    async def hold(batch: PartBatch) -> None:
+        held.extend(batch.hold(record) for record in batch)
+
+    part = part_of(log, hold, WORKER)
+    async with running(part):
+        await until(lambda: held)
+        held[0].send("answers", b"a", b"done")
+        held[0].release()
+        saving = asyncio.create_task(part.checkpoint())
+        await asyncio.sleep(0.01)
+        assert not saving.done()
+        log.acknowledge()
+        await saving
+    assert log.committed["requests", 0] == 1
+
+
+async def test_answers_of_one_turn_go_in_one_produce_batch() -> None:
+    log = MemoryLog()
+    commands(log, "a", "b", "c", topic="requests")
+    sends: list[int] = []
+
+    async def hold(batch: PartBatch) -> None:
+        for held in [batch.hold(record) for record in batch]:
+            held.send("answers", b"k", b"done")
+            held.release()
+
+    part = part_of(log, hold, WORKER)
+    backend = part._backend
+    send = backend.send
+
+    def counting(topic: str, partition: int, records: list[Out]) -> Any:
+        sends.append(len(records))
+        return send(topic, partition, records)
+
+    backend.send = counting  # type: ignore[method-assign, assignment]
+    async with running(part):
+        await until(lambda: sends)
+    assert sends == [3]

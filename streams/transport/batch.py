@@ -16,6 +16,8 @@ _OVERHEAD = 128
 """Bytes of framing allowed for a record beside its key, value and headers; also its weight without them."""
 _SURELY_SMALL = LARGEST_RECORD // 2
 _MISSING = object()
+_new = tuple.__new__
+"""Of a named tuple, without the Python function that the class itself would call."""
 
 
 class AgentGone(Exception):
@@ -95,7 +97,7 @@ class PartBatch:
         records = self.outputs.get(target)
         if records is None:
             records = self.outputs[target] = []
-        records.append(Out(key, value, headers))
+        records.append(_new(Out, (key, value, headers)))
 
     def hold(self, record: Record) -> HeldRecord:
         held = self._part.hold(record)

@@ -22,6 +22,7 @@ from aiokafka.errors import (
 from steps.ports import Clock
 from streams.transport.contract import LARGEST_RECORD, Fenced, LogFailed, LogUnavailable, Record
 from streams.transport.kafka_batches import Written, append_batches, retrieve
+from streams.transport.kafka_fetches import packed
 from streams.transport.kafka_records import give_records
 
 PRODUCE_BATCH = 900_000
@@ -80,20 +81,22 @@ def new_reader(servers: Sequence[str], *, wait_ms: int = FETCH_WAIT_MS) -> AIOKa
     )
 
 
-def wait_while_idle(consumer: AIOKafkaConsumer, in_a_hurry: Callable[[], bool] = lambda: False) -> None:
-    """Let a fetch wait for `IDLE_WAIT_MS` where nothing can wait for its end; `in_a_hurry`: something may all the same.
+def fetch_cheaply(consumer: AIOKafkaConsumer, in_a_hurry: Callable[[], bool] = lambda: False) -> None:
+    """Pack fetches quickly, and let one wait for `IDLE_WAIT_MS` where nothing can wait for its end.
 
-    The consumer has been started. What has come and is not taken yet is left out of a fetch, and waits for its end.
+    The consumer has been started. What has come and is not taken yet is left out of a fetch, and waits for its end;
+    `in_a_hurry`: something may all the same.
     """
     fetcher = consumer._fetcher
     actions = fetcher._get_actions_per_node
 
-    def actions_with_wait(assignment: Any) -> Any:
+    def cheap_actions(assignment: Any) -> Any:
         left_out = fetcher._records or in_a_hurry()
         fetcher._fetch_max_wait_ms = FETCH_WAIT_MS if left_out else IDLE_WAIT_MS
-        return actions(assignment)
+        requests, *others = actions(assignment)
+        return ([(node, packed(request)) for node, request in requests], *others)
 
-    fetcher._get_actions_per_node = actions_with_wait
+    fetcher._get_actions_per_node = cheap_actions
 
 
 async def stop_reader(reader: AIOKafkaConsumer, clock: Clock) -> None:
@@ -173,7 +176,7 @@ class Reader:
         self._client = new_reader(self._servers)
         await self._consumer.start()
         give_records(self._consumer, DRAIN_SECONDS)
-        wait_while_idle(self._consumer, lambda: self._asked > 0)
+        fetch_cheaply(self._consumer, lambda: self._asked > 0)
         self._consumer.assign(list(tps))
         for tp in tps:
             self._consumer.seek(tp, 0)

@@ -15,7 +15,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from steps.ports import Clock
 from streams.transport.contract import Committed, Handle, LogFailed, Record, Taken
-from streams.transport.kafka_client import DRAIN_SECONDS, FETCH_BYTES, FETCH_WAIT_MS, wait_while_idle
+from streams.transport.kafka_client import DRAIN_SECONDS, FETCH_BYTES, FETCH_WAIT_MS, fetch_cheaply
 from streams.transport.kafka_records import give_records
 from streams.transport.kafka_session import SESSION_SECONDS, GroupSession
 
@@ -88,7 +88,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
     async def start(self) -> None:
         await self._consumer.start()
         give_records(self._consumer, DRAIN_SECONDS)
-        wait_while_idle(self._consumer)
+        fetch_cheaply(self._consumer)
         self._session = GroupSession(self._consumer, self._clock)
         self._consumer.subscribe([self._topic], listener=self)
         self._task = self._clock.spawn(self._run(), name=f"{self._topic} is followed")

@@ -13,7 +13,8 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from bridge.clock import HostClock
 from streams.transport.contract import TopicSpec
-from streams.transport.kafka_client import FETCH_WAIT_MS, IDLE_WAIT_MS, Reader, wait_while_idle
+from streams.transport.kafka_client import FETCH_WAIT_MS, IDLE_WAIT_MS, Reader, fetch_cheaply
+from streams.transport.kafka_fetches import Fetch
 from streams.transport.kafka_log import KafkaLog
 from tests.services import KafkaServer
 
@@ -29,9 +30,18 @@ from tests.services import KafkaServer
 )
 def test_a_fetch_waits_for_as_long_as_nobody_waits_for_it(records: Any, hurry: bool, waits: int) -> None:  # noqa: FBT001
     fetcher = SimpleNamespace(_records=records, _fetch_max_wait_ms=-1)
-    fetcher._get_actions_per_node = lambda assignment: (assignment, fetcher._fetch_max_wait_ms)
-    wait_while_idle(SimpleNamespace(_fetcher=fetcher), lambda: hurry)
-    assert fetcher._get_actions_per_node("assignment") == ("assignment", waits)
+    fetcher._get_actions_per_node = lambda assignment: ([], assignment, fetcher._fetch_max_wait_ms)
+    fetch_cheaply(SimpleNamespace(_fetcher=fetcher), lambda: hurry)
+    assert fetcher._get_actions_per_node("assignment") == ([], "assignment", waits)
+
+
+def test_fetches_are_packed_by_ours_and_go_where_they_went() -> None:
+    fetch = FetchRequest(20, 1, 1 << 20, 1, [("events", [(0, 7, 1 << 20)])])
+    fetcher = SimpleNamespace(_records={}, _get_actions_per_node=lambda _assignment: ([(3, fetch)], {}, 0.2, False, []))
+    fetch_cheaply(SimpleNamespace(_fetcher=fetcher))
+    ((node, request),), *others = fetcher._get_actions_per_node("assignment")
+    assert (node, type(request), request.topics) == (3, Fetch, fetch.topics)
+    assert others == [{}, 0.2, False, []]
 
 
 async def test_an_idle_reader_asks_some_times_a_second_and_gives_a_record_at_once(kafka: KafkaServer) -> None:

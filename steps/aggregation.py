@@ -186,7 +186,7 @@ _FUNCTIONS: Mapping[str, Callable[[str, list[str], Mapping[str, Any]], Any]] = {
 }
 
 
-class AggregationBody(msgspec.Struct, frozen=True):
+class AggregationBody(msgspec.Struct, frozen=True, gc=False):
     """Body of the request."""
 
     aggregation_type: str

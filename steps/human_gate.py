@@ -67,7 +67,7 @@ def _output(config: HumanGateConfig, decision: Decided) -> dict[str, Any]:
     }
 
 
-class GateBody(msgspec.Struct, frozen=True):
+class GateBody(msgspec.Struct, frozen=True, gc=False):
     """Body of the request."""
 
     role: str

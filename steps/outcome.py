@@ -13,7 +13,7 @@ from tables.limits import MAX_OUTPUT
 _encoder = msgspec.json.Encoder()
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """One outcome; the ids of the attempt are added when it is encoded."""
 
     outcome: Literal["completed", "failed", "waiting", "submitted", "unreachable"]

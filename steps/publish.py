@@ -99,7 +99,7 @@ def _refused(context: StepContext, payload: dict[str, Any]) -> Failed | None:
     return None
 
 
-class PublishBody(msgspec.Struct, frozen=True):
+class PublishBody(msgspec.Struct, frozen=True, gc=False):
     """Body of the request."""
 
     subject: str

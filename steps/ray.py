@@ -13,7 +13,7 @@ from steps.reading import Wiring
 from tables.effects import StepRequested
 
 
-class TaskBody(msgspec.Struct, frozen=True):
+class TaskBody(msgspec.Struct, frozen=True, gc=False):
     """Body of the request, as steps/tasks.py `task_body` makes it."""
 
     task_id: str

@@ -44,7 +44,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encode = msgspec.json.Encoder().encode
 
 
-class _Envelope(msgspec.Struct, frozen=True):
+class _Envelope(msgspec.Struct, frozen=True, gc=False):
     """Field order and names of contract §5."""
 
     event_type: str
@@ -56,7 +56,7 @@ class _Envelope(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Any]
 
 
-class _CausedEnvelope(_Envelope, frozen=True):
+class _CausedEnvelope(_Envelope, frozen=True, gc=False):
     causation_id: str
 
 

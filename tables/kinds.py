@@ -12,17 +12,17 @@ from tables.definition import Definition, Step
 from tables.instance import Answer, Approval, Instance, StepState
 
 
-class Pending(msgspec.Struct, frozen=True):
+class Pending(msgspec.Struct, frozen=True, gc=False):
     """Nothing is settled yet."""
 
 
-class Completed(msgspec.Struct, frozen=True):
+class Completed(msgspec.Struct, frozen=True, gc=False):
     """The attempt has its output."""
 
     output: Any
 
 
-class Failed(msgspec.Struct, frozen=True):
+class Failed(msgspec.Struct, frozen=True, gc=False):
     """The attempt failed."""
 
     code: str
@@ -35,7 +35,7 @@ class Failed(msgspec.Struct, frozen=True):
 Verdict = Pending | Completed | Failed
 
 
-class StepContext(msgspec.Struct, frozen=True):
+class StepContext(msgspec.Struct, frozen=True, gc=False):
     """What a kind may read when it is asked about one step; nothing in it may be changed."""
 
     instance: Instance
@@ -60,7 +60,7 @@ class StepContext(msgspec.Struct, frozen=True):
         return None if state is None or state.status != "COMPLETED" else state.output
 
 
-class Decided(msgspec.Struct, frozen=True):
+class Decided(msgspec.Struct, frozen=True, gc=False):
     """Approvals of a gate when its quorum is reached, or one rejection."""
 
     approved: bool

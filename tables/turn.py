@@ -16,7 +16,7 @@ from tables.instance import Instance
 from tables.kinds import Kinds, StepContext, StepKind
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """What the fold decided.
 
     `row` is the very row it was given when nothing changed; None where a row was given means: delete it.

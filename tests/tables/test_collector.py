@@ -9,8 +9,7 @@ from tables.instance import Instance, StepState, Timer, decode_instance, encode_
 from tests.tables.world import World, definition_of
 
 
-def test_rows_are_not_looked_at_by_the_collector() -> None:
-    """Neither a row that was just folded nor one that was read back, nor the maps of its steps and timers."""
+def begun() -> World:
     world = World(
         definition_of(
             "states:\n  - {id: RUN, description: r, initial: true}\n  - {id: DONE, description: d, terminal: true}\n"
@@ -19,7 +18,12 @@ def test_rows_are_not_looked_at_by_the_collector() -> None:
         )
     )
     world.start()
-    folded = world.row
+    return world
+
+
+def test_rows_are_not_looked_at_by_the_collector() -> None:
+    """Neither a row that was just folded nor one that was read back, nor the maps of its steps and timers."""
+    folded = begun().row
     assert folded is not None
     for row in (folded, decode_instance(encode_instance(folded))):
         assert isinstance(row, Instance)
@@ -36,3 +40,10 @@ def test_commands_are_not_looked_at_by_the_collector() -> None:
         encode_command(StepOutcome(instance_id="a:b", step_id="s", attempt=1, outcome="completed"))
     )
     assert not gc.is_tracked(command)
+
+
+def test_what_decide_returns_is_not_looked_at_by_the_collector() -> None:
+    """Thousands of decisions are made a second, and each is gone with its batch."""
+    decision = begun().decisions[-1]
+    assert not gc.is_tracked(decision)
+    assert not any(gc.is_tracked(effect) for effect in decision.effects)

@@ -19,6 +19,8 @@ Plays = Iterator[tuple[str, list[str]]]
 """How the processes of a play died, and what was wrong at its end."""
 LONG_OUTAGE = 900.0
 """Seconds: longer than CEREMONY's duplicate window, shorter than a tick."""
+PUBLISHING_AWAITS = 2
+"""From the arrival of a message until its bridge sends the next one."""
 
 
 @dataclass
@@ -81,11 +83,15 @@ class Proof:
         Of every second one NATS keeps the connection. `publishing`: of all, and they are frozen while they publish.
         """
         for number in range(count):
-            fuse = self._chance.choice(self.whole.told_at) if publishing else self._chance.randint(1, self.points - 1)
+            fuse = self._while_publishing() if publishing else self._chance.randint(1, self.points - 1)
             lead = self._chance.randint(1, self.points - fuse + 100)
             patient = publishing or bool(number % 2)
             name = f"frozen at {fuse}, woken after {lead}{', its connection kept' if patient else ''}"
             yield name, self._judged(partial(overtaken, self.seed, fuse, lead, patient=patient), may_differ=True)
+
+    def _while_publishing(self) -> int:
+        """An await between the arrival of a message and the sending of the next one."""
+        return self._chance.choice(self.whole.told_at) + self._chance.randint(0, PUBLISHING_AWAITS)
 
     def _judged(self, play: Callable[[], Play], *, may_differ: bool = False) -> list[str]:
         try:

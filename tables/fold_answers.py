@@ -12,7 +12,7 @@ from tables.builder import answer_weight
 from tables.commands import AgentResult, StepOutcome
 from tables.definition import SYSTEM_ROLE, Step, Transition
 from tables.instance import Answer, Phase, StepState
-from tables.kinds import Failed
+from tables.kinds import Completed, Failed
 from tables.limits import MAX_ANSWERS, MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
 from tables.timers import ASK
 from tables.transitions import apply, by_trigger, guards_hold, settle
@@ -77,11 +77,15 @@ def _completed(turn: Turn, step: Step, command: StepOutcome) -> None:
         if turn.row.steps[step.id].announced < visit:
             steps_life.published(turn, step, command.published, visit)
     verdict = kind.completed(turn.context(step), command.output)
-    same = getattr(verdict, "output", None) is command.output
-    if steps_life.conclude(turn, step, verdict, command.size if same else 0):
-        settle(turn, step)
+    if isinstance(verdict, Completed):
+        measured = command.size if verdict.output is command.output else 0
+        steps_life.complete(turn, step, verdict.output, measured)
+    elif isinstance(verdict, Failed):
+        steps_life.fail(turn, step, verdict)
     else:
         turn.note = "undecided"
+        return
+    settle(turn, step)
 
 
 def _failed(turn: Turn, step: Step, command: StepOutcome) -> None:

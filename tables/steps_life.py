@@ -143,10 +143,10 @@ def open_gate(turn: Turn, step: Step, output: Any) -> None:
     _executed(turn, step, waiting)
 
 
-def conclude(turn: Turn, step: Step, verdict: Verdict, claimed: int = 0) -> bool:
+def conclude(turn: Turn, step: Step, verdict: Verdict) -> bool:
     """Let a verdict on the live attempt take effect; False when nothing is settled yet."""
     if isinstance(verdict, Completed):
-        complete(turn, step, verdict.output, claimed)
+        complete(turn, step, verdict.output)
     elif isinstance(verdict, Failed):
         fail(turn, step, verdict)
     else:

@@ -8,6 +8,7 @@ many rows, starts through the front, and other engines.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from rich.console import Console
@@ -28,7 +30,7 @@ from tests.benchmarks.processes import BenchmarkFailed
 from tests.services import KafkaServer, ServiceError, end_orphans
 
 
-async def measure_all(plan: Plan, console: Console) -> Found:
+async def measure_all(plan: Plan, console: Console, found: Found) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with tempfile.TemporaryDirectory(prefix="ceremony-bench-") as name, Progress(*columns, console=console) as screen:
         kafka = KafkaServer(Path(name) / "kafka")
@@ -36,32 +38,39 @@ async def measure_all(plan: Plan, console: Console) -> Found:
         await asyncio.to_thread(kafka.start)
         screen.update(starting, completed=1, total=1)
         try:
-            return await Bench(plan, Path(name), kafka, screen).run()
+            await Bench(plan, Path(name), kafka, screen, found).run()
         finally:
             await asyncio.to_thread(kafka.kill)
 
 
 def main() -> int:
-    """Exit code 1, with the reason on stderr, when something could not be measured."""
+    """Exit code 1, with the reason on stderr, when something could not be measured; what was is shown all the same."""
     given = parsed(sys.argv[1:], __doc__ or "")
-    plan = plan_of(given)
-    console = Console(stderr=given.output == "json")
+    plan, found = plan_of(given), Found()
     load_before = os.getloadavg()
     end_orphans()
+    failure: Exception | None = None
     try:
-        found = uvloop.run(measure_all(plan, Console(stderr=True)))
+        uvloop.run(measure_all(plan, Console(stderr=True), found))
     except (BenchmarkFailed, ServiceError, subprocess.TimeoutExpired) as error:
-        print(f"scripts/bench: {error}", file=sys.stderr)
-        return 1
-    summary = figures.summary(found, plan, load_before)
-    report.show(console, figures.rows(found, summary), found.engine[plan.layouts[-1]][-1].profile)
-    console.print(report.line(summary), soft_wrap=True)
+        failure = error
+    tell(given, found, figures.summary(found, plan, load_before))
+    if failure is not None:
+        print(f"scripts/bench: {failure}", file=sys.stderr)
+    return 0 if failure is None else 1
+
+
+def tell(given: argparse.Namespace, found: Found, summary: dict[str, Any]) -> None:
+    """Table and line, and what else was asked for."""
+    console = Console(stderr=given.output == "json")
+    profiles = [run.profile for runs in found.engine.values() for run in runs if run.profile is not None]
+    report.show(console, figures.rows(found, summary), profiles[-1] if profiles else None)
+    console.print(figures.line(found, summary), soft_wrap=True)
     if given.plot is not None:
         report.plot(given.plot, summary)
     if given.output == "json":
-        summary["spreads"] = {name: value._asdict() for name, value in summary["spreads"].items()}
-        print(json.dumps({"summary": report.line(summary), **summary}, indent=2))
-    return 0
+        told = {name: value._asdict() for name, value in summary["spreads"].items()}
+        print(json.dumps({"summary": figures.line(found, summary), **summary, "spreads": told}, indent=2))
 
 
 if __name__ == "__main__":

@@ -36,42 +36,56 @@ class Found:
     synced: list[throughput.EngineRun] = field(default_factory=list)
     bare: dict[Kind, list[BareRun]] = field(default_factory=dict)
     serial: dict[str, serial.SerialRun] = field(default_factory=dict)
-    recovery: list[recovery.RecoveryRun] = field(default_factory=list)
+    recovery: recovery.RecoveryRun | None = None
     intake: list[intake.IntakeRun] = field(default_factory=list)
     others: dict[str, engines.Figures] = field(default_factory=dict)
 
 
 class Bench:
-    """One run of everything."""
+    """One run of all parts that are asked for; `found` has what was measured, also where a later part failed."""
 
-    def __init__(self, plan: Plan, folder: Path, kafka: KafkaServer, screen: Progress) -> None:
+    def __init__(self, plan: Plan, folder: Path, kafka: KafkaServer, screen: Progress, found: Found) -> None:
         self._plan = plan
         self._folder = folder
         self._kafka = kafka
         self._screen = screen
-        self.found = Found()
+        self.found = found
 
-    async def run(self) -> Found:
+    async def run(self) -> None:
+        """Raises BenchmarkFailed."""
+        parts = {
+            "throughput": self._throughput,
+            "serial": self._serials,
+            "recovery": self._recovery,
+            "starts": self._starts,
+        }
+        for part in self._plan.parts:
+            await parts[part]()
+        for engine in self._plan.engines:
+            await self._other(engine)
+
+    async def _throughput(self) -> None:
         plan, found = self._plan, self.found
         for turn in range(plan.repetitions):
             for layout in plan.layouts:
                 last = turn == plan.repetitions - 1 and layout == plan.layouts[-1]
-                runs = found.engine.setdefault(layout, [])
-                runs.append(await self._engine(turn, layout, plan.ceremonies, profile=plan.profile if last else None))
+                run = await self._engine(turn, layout, plan.ceremonies, profile=plan.profile if last else None)
+                found.engine.setdefault(layout, []).append(run)
             records = found.engine[plan.layouts[0]][0].records
             for kind in kinds([len(layout.roles) for layout in plan.layouts]):
                 found.bare.setdefault(kind, []).append(await self._bare(turn, kind, records))
         synced = await self._engine(plan.repetitions, plan.layouts[0], plan.synced_ceremonies, sync_always=True)
         found.synced.append(synced)
+
+    async def _serials(self) -> None:
         await self._serial("kafka", f"kafka://{self._kafka.bootstrap}")
         await self._serial("embedded", f"sqlite://{self._folder / 'log.db'}")
-        await self._recovery()
+
+    async def _starts(self) -> None:
+        plan = self._plan
         for definition in plan.starts:
             for layout in plan.layouts[: plan.start_layouts]:
                 await self._intake(definition, layout)
-        for engine in plan.engines:
-            await self._other(engine)
-        return found
 
     async def _engine(
         self, turn: int, layout: Layout, ceremonies: int, *, sync_always: bool = False, profile: Path | None = None
@@ -95,7 +109,7 @@ class Bench:
         async def measured(seen: Seen) -> recovery.RecoveryRun:
             return await recovery.measure(self._ground("recovery"), plan.rows, plan.repetitions, seen)
 
-        self.found.recovery.append(await self._shown(f"recovery of {plan.rows:,} rows", measured))
+        self.found.recovery = await self._shown(f"recovery of {plan.rows:,} rows", measured)
 
     async def _intake(self, definition: str, layout: Layout) -> None:
         async def measured(seen: Seen) -> intake.IntakeRun:

@@ -25,7 +25,7 @@ CALLERS = 128
 SKIP_SECONDS = 1.0
 """Of each phase: it begins with new connections."""
 REST_SECONDS = 1.0
-QUIET_SECONDS = 60.0
+QUIET_SECONDS = 180.0
 FOLDED = "ceremony_commands_total"
 
 

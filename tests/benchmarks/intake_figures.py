@@ -64,6 +64,14 @@ def rows(runs: Sequence[IntakeRun]) -> list[Row]:
     return [row for run in runs for row in _rows(run)]
 
 
+def sentence(figures: dict[str, Any]) -> str:
+    """For the one line that a human reads."""
+    return (
+        f"{figures['starts_per_s']:,.0f} starts/s, {figures['starts_served_by']}, at half of that"
+        f" {figures['start_p99_ms']:.0f} ms p99"
+    )
+
+
 def _rows(run: IntakeRun) -> list[Row]:
     most = run.most.measured
     name = f"starts of {title(run)}"

@@ -32,6 +32,7 @@ FULL = {
     "start_seconds": 10.0,
 }
 LAYOUTS = "1,2"
+PARTS = ("throughput", "serial", "recovery", "starts")
 Parsed = TypeVar("Parsed")
 
 
@@ -39,6 +40,7 @@ Parsed = TypeVar("Parsed")
 class Plan:
     """How much is measured."""
 
+    parts: Sequence[str]
     repetitions: int
     ceremonies: int
     synced_ceremonies: int
@@ -65,6 +67,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
             amounts[name] = getattr(given, name)
     return Plan(
         **amounts,
+        parts=given.only,
         partitions=given.partitions,
         layouts=given.workers,
         flush=given.flush,
@@ -104,6 +107,13 @@ def parsed(arguments: Sequence[str], description: str) -> argparse.Namespace:
         help="run this command, too, and put the figures of another engine that it prints as JSON into the table;"
         " repeatable; docs/benchmarks.md has the format",
     )
+    add(
+        "--only",
+        type=_or_refused(_parts),
+        default=PARTS,
+        metavar="LIST",
+        help=f"some of {','.join(PARTS)}; without it all, and other engines are always measured",
+    )
     add("--plot", type=Path, metavar="FILE", help="draw the figures, for example to bench.svg")
     add(
         "--profile",
@@ -115,6 +125,14 @@ def parsed(arguments: Sequence[str], description: str) -> argparse.Namespace:
     if (most := max(layout.members("engine") for layout in given.workers)) > given.partitions:
         parser.error(f"--workers: {most} engines cannot share {given.partitions} partitions; --partitions gives more")
     return given
+
+
+def _parts(text: str) -> Sequence[str]:
+    """In the order in which they are measured. Raises ValueError."""
+    named = {part.strip() for part in text.split(",")}
+    if unknown := sorted(named - set(PARTS)):
+        raise ValueError(f"{', '.join(unknown)}: some of {', '.join(PARTS)} are wanted")
+    return [part for part in PARTS if part in named]
 
 
 def _or_refused(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed]:

@@ -46,22 +46,6 @@ class Row(NamedTuple):
     how: str
 
 
-def line(found: dict[str, Any]) -> str:
-    """The one line a human reads."""
-    load = found["load_average_before"][0]
-    others = statistics.median(found["other_work_cores"])
-    machine = f"{found['cores']} cores, of which other work took {others:.1f}; load average {load:.1f} before"
-    return (
-        f"{found['steps_per_s']:,.0f} steps/s until all events are on NATS, {found['best_served_by']}"
-        f" ({found['steps_per_s_log']:,.0f} in the log, {found['ratio_to_bare_loop']:.2f} of a bare aiokafka loop,"
-        f" {found['cpu_us_per_step']:.0f} µs of CPU a step); one ceremony of five steps alone"
-        f" {found['serial_p50_ms']:.1f} ms p50, {found['serial_p99_ms']:.1f} ms p99 on Kafka,"
-        f" {found['serial_embedded_p50_ms']:.1f} ms embedded; recovery {found['recovery_rows_per_s']:,.0f} rows/s;"
-        f" {found['starts_per_s']:,.0f} starts/s, {found['starts_served_by']}, at half of that"
-        f" {found['start_p99_ms']:.0f} ms p99; {machine}"
-    )
-
-
 def show(console: Console, rows: Sequence[Row], profile: Profile | None) -> None:
     table = Table(title="ceremony engine: benchmark", title_justify="left")
     table.add_column("measured")
@@ -85,31 +69,43 @@ def _show_profile(console: Console, profile: Profile) -> None:
 
 
 def plot(file: Path, found: dict[str, Any]) -> None:
-    """Throughput, latencies and rates. The format follows from the file's suffix."""
+    """What was measured of throughput, latencies and rates. The format follows from the file's suffix."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, and not everybody plots
 
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    (speed, latency), (rows, starts) = figure.subplots(2, 2, width_ratios=[3, 2])
-    _bars(speed, found["spreads"], "steps/s, median with lowest and highest of the runs")
-    milliseconds = {
-        "a ceremony of five steps, Kafka, p50": found["serial_p50_ms"],
-        "p99": found["serial_p99_ms"],
-        "the same, embedded, p50": found["serial_embedded_p50_ms"],
-        "p99 ": found["serial_embedded_p99_ms"],
-        "a start at half load, p50": found["start_p50_ms"],
-        "p99  ": found["start_p99_ms"],
-    }
-    _bars(latency, _single(milliseconds), "ms")
-    recovery = {
-        "recovery, the driver alone": found["recovery_driver_rows_per_s"],
-        "recovery, the engine": found["recovery_rows_per_s"],
-    }
-    _bars(rows, _single(recovery), "rows/s")
-    most = {name: run["most"]["accepted_per_s"] for name, run in found["intake"].items()}
-    _bars(starts, _single(most), "starts/s at most")
+    shown = {title: bars for title, bars in _panels(found).items() if bars}
+    figure = Figure(figsize=(10, 3.5 * -(-len(shown) // 2)), layout="constrained")
+    for number, (title, bars) in enumerate(shown.items(), start=1):
+        _bars(figure.add_subplot(-(-len(shown) // 2), 2, number), bars, title)
     load = found["load_average_before"][0]
     figure.suptitle(f"{found['date']}, {found['cores']} cores, load average {load:.1f} before", fontsize=9)
     figure.savefig(file)
+
+
+def _panels(found: dict[str, Any]) -> dict[str, dict[str, Spread]]:
+    """Bars by title."""
+    milliseconds = {
+        "serial, Kafka, p50": "serial_p50_ms",
+        "serial, Kafka, p99": "serial_p99_ms",
+        "serial, embedded, p50": "serial_embedded_p50_ms",
+        "serial, embedded, p99": "serial_embedded_p99_ms",
+        "a start at half load, p50": "start_p50_ms",
+        "a start at half load, p99": "start_p99_ms",
+    }
+    rows = {
+        "recovery, the driver alone": "recovery_driver_rows_per_s",
+        "recovery, the engine": "recovery_rows_per_s",
+    }
+    most = {name: run["most"]["accepted_per_s"] for name, run in found.get("intake", {}).items()}
+    return {
+        "steps/s, median with lowest and highest of the runs": found["spreads"],
+        "ms; serial: one ceremony of five steps": _single(_there(milliseconds, found)),
+        "rows/s": _single(_there(rows, found)),
+        "starts/s at most": _single(most),
+    }
+
+
+def _there(keys: dict[str, str], found: dict[str, Any]) -> dict[str, float]:
+    return {name: found[key] for name, key in keys.items() if key in found}
 
 
 def _single(values: dict[str, float]) -> dict[str, Spread]:

@@ -11,15 +11,14 @@ import pytest
 
 from streams.transport.contract import Record
 from tables.instance import CeremonyStatus, decode_instance
-from tests.benchmarks import figures, recovery, report
+from tests.benchmarks import recovery, report
 from tests.benchmarks.layouts import ALL_ROLES, Layout, parse_layouts
 from tests.benchmarks.meter import CpuMeter, cpu_seconds
 from tests.benchmarks.plan import parsed, plan_of
 from tests.benchmarks.processes import summed
 from tests.benchmarks.profiler import read_profile
 from tests.benchmarks.serial import percentile
-from tests.benchmarks.sizes import StepRecords, size_of
-from tests.benchmarks.throughput import Checkpoints, EngineRun
+from tests.benchmarks.sizes import size_of
 
 LOOP = "run (uvloop/__init__.py:92);Runner.run (asyncio/runners.py:118)"
 
@@ -132,19 +131,6 @@ def test_recovered_rows_are_those_of_ceremonies_that_run() -> None:
     assert (one.key, row.instance_id, row.status) == (b"r-0:S", "r-0:S", CeremonyStatus.RUNNING)
     assert row.timers.keys() == {"ceremony_max", "timeout/merge_1"}
     assert other.key == b"r-1:S"
-
-
-def test_checkpoints_are_averaged_over_all_runs() -> None:
-    runs = [engine_run(Checkpoints(made=3, rows=300, seconds=0.3)), engine_run(Checkpoints(1, 100, 0.5))]
-    saved = figures._of_checkpoints(runs)
-    assert saved == pytest.approx({"ms": 200, "rows": 100, "per_s": 2, "rows_per_step": 0.2})
-
-
-def engine_run(checkpoints: Checkpoints) -> EngineRun:
-    """A thousand steps in a second."""
-    size = size_of(Record("t", 0, 1, 2, b"key", b"value"))
-    records = StepRecords(size, size, size)
-    return EngineRun(1000, 1000.0, 1000.0, 100.0, 60.0, 20.0, 0.0, [4], checkpoints, records)
 
 
 def test_recovery_counts_from_the_assignment_until_the_last_partition_is_at_hand() -> None:

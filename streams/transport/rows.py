@@ -186,11 +186,15 @@ class Table(Mapping[bytes, Any]):
         self.saving = {}
 
     def encoded(self, key: bytes, size: int) -> None:
-        """Remember how large a row is."""
+        """Remember how large a row is; one that is new was counted as a small one until now."""
+        held = self._held
         if size > SMALL_ROW:
-            self._held.sizes[key] = size
+            more = size - held.size(key)
+            held.sizes[key] = size
+            if more > 0 and key in held.young:
+                self._cache.add(more)
         else:
-            self._held.sizes.pop(key, None)
+            held.sizes.pop(key, None)
 
     def _cool(self, keys: Iterable[bytes]) -> None:
         """These have left the cache's old generation; some are young again."""

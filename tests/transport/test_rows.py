@@ -83,6 +83,16 @@ async def test_large_rows_count_as_what_they_weigh() -> None:
     assert decoded(rows.tables["t"]) <= 2
 
 
+async def test_large_rows_that_were_only_written_count_as_what_they_weigh() -> None:
+    """How large a row is shows when its checkpoint encodes it."""
+    rows = Counting().rows({}, cached=10)
+    for number in range(1, 101):
+        rows.apply("t", {b"%d" % number: "x" * 4 * SMALL_ROW})
+        await checkpoint(rows)
+        assert decoded(rows.tables["t"]) <= 4
+    assert len(rows.tables["t"]) == 100
+
+
 async def test_rows_of_the_last_batches_are_there_however_small_the_cache() -> None:
     """Until the checkpoint has committed the store knows nothing of them."""
     rows = Counting().rows({b"1": b"1"}, cached=1)

@@ -37,8 +37,8 @@ of a millisecond, whether it brings something or not, and a worker has one under
 DRAIN_SECONDS = 0.002
 """How long the next fetch waits for what the last one brought to be taken. None at all, and it is sent without those
 partitions, whose next records then wait for `FETCH_WAIT_MS`; as long as aiokafka's 0.1 s, and a busy one holds all."""
-FETCH_BYTES = 5 * 1024 * 1024
-"""Bytes fetched of one partition at a time; a record of LARGEST_RECORD fits."""
+FETCH_BYTES = 1024 * 1024
+"""Bytes fetched of one partition at a time, all of which may be in memory; a larger record comes alone."""
 TRANSACTION_TIMEOUT_MS = 10_000
 STOP_SECONDS = 5.0
 _REFUSALS = (

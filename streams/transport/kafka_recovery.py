@@ -13,7 +13,7 @@ from streams.transport.kafka_batches import retrieve
 from streams.transport.kafka_client import new_reader, stop_reader
 from streams.transport.kafka_records import give_records
 
-AT_ONCE = 4
+AT_ONCE = 8
 """Changelogs read side by side: aiokafka keeps FETCH_BYTES of each, and as much again once they are decoded."""
 RECORDS = 1_000
 """Taken from aiokafka at a time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from steps.ports import Clock
@@ -25,6 +26,10 @@ SHORTEST_INTERVAL = 0.5
 """Seconds between two checkpoints of a partition."""
 INTERVAL_PER_PARTITION = 0.040
 """Seconds each partition owned adds to the interval: a transaction costs the broker some milliseconds."""
+UNSAVED_BYTES = 16 * 1024 * 1024
+"""Of rows and effects since their checkpoints began, of all partitions together, before they checkpoint early."""
+LEAST_UNSAVED = 512 * 1024
+"""Of one partition: what is less is not worth a transaction."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before a partition that failed is taken again: time for a fenced worker to hear of a rebalance."""
 
@@ -63,7 +68,7 @@ class Owner:
         self._deliver = deliver
         self._dead_letters = dead_letters
         self._fail = fail
-        self._limits = limits
+        self._limits = limits or Limits()
         self._cache = cache
         self._stores = stores or MemoryStores()
         self._parts: dict[tuple[str, int], Part] = {}
@@ -97,6 +102,12 @@ class Owner:
         """Seconds between checkpoints of a partition."""
         stateful = sum(1 for part in self._parts.values() if part.stateful)
         return max(SHORTEST_INTERVAL, INTERVAL_PER_PARTITION * stateful)
+
+    def _share(self) -> Limits:
+        """Of one partition, in what a worker may have in memory."""
+        stateful = sum(1 for name, _ in self._assigned if self.specs[name].tables)
+        share = max(LEAST_UNSAVED, UNSAVED_BYTES // max(1, stateful))
+        return replace(self._limits, bytes=min(self._limits.bytes, share))
 
     # ---- assignments
 
@@ -192,7 +203,7 @@ class Owner:
             deliver=self._deliver,
             dead_letters=self._dead_letters,
             interval=self.interval,
-            limits=self._limits,
+            limits=self._share(),
             cache=self._cache,
             stores=self._stores,
         )

@@ -36,7 +36,7 @@ CACHE_BYTES = 32 * 1024 * 1024
 """Of blocks, their indexes and filters, of all databases of a worker."""
 UNWRITTEN_BYTES = 32 * 1024 * 1024
 """Rows in memory before they are in files, of all databases of a worker."""
-BUFFER_BYTES = 8 * 1024 * 1024
+BUFFER_BYTES = 4 * 1024 * 1024
 """The same, of one database."""
 BATCH_BYTES = 1024 * 1024
 """Rows loaded in one write."""

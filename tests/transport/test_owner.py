@@ -10,6 +10,7 @@ import pytest
 
 from bridge.clock import HostClock
 from streams.transport.batch import PartBatch
+from streams.transport.checkpoints import Limits
 from streams.transport.contract import (
     AgentSpec,
     Fenced,
@@ -21,7 +22,7 @@ from streams.transport.contract import (
     TableSpec,
 )
 from streams.transport.dead_letters import DeadLetters
-from streams.transport.owner import Owner, Still, Superseded
+from streams.transport.owner import LEAST_UNSAVED, UNSAVED_BYTES, Owner, Still, Superseded
 from streams.transport.row_cache import RowCache
 from streams.transport.row_store import Encoded, MemoryStore, MemoryStores, RowStore, Stores
 from tests.transport.memory import MemoryBackend, MemoryLog
@@ -192,6 +193,17 @@ async def test_a_failed_checkpoint_gives_up_its_partition_and_takes_it_again() -
     await bench.owner.give_up(5)
     assert bench.memory.rows["rows", 0] == {b"a": b"1"}
     assert bench.failures == []
+
+
+def test_partitions_share_what_may_be_unsaved_and_agents_without_tables_have_no_part_in_it() -> None:
+    """So a worker of many partitions holds no more than one of few; too little is not worth a transaction."""
+    owner = Bench().owner
+    shares = []
+    for count in (1, 8, 1_000):
+        owner._assigned = {(name, number) for name in ("keeper", "worker") for number in range(count)}
+        shares.append(owner._share())
+    assert [share.bytes for share in shares] == [Limits().bytes, UNSAVED_BYTES // 8, LEAST_UNSAVED]
+    assert {share.commands for share in shares} == {Limits().commands}
 
 
 class Breaking(MemoryStores):

@@ -1,0 +1,76 @@
+"""Changelogs read back from a real Kafka: more than side by side, each in its order, one apart from another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+from aiokafka import TopicPartition
+
+from bridge.clock import HostClock
+from streams.transport.contract import StateLost, TopicSpec
+from streams.transport.kafka_client import FETCH_BYTES
+from streams.transport.kafka_log import KafkaLog
+from streams.transport.kafka_recovery import AT_ONCE, RECORDS, Recovery
+from tests.conftest import KafkaAddress
+from tests.services import KafkaServer
+
+PARTITIONS = AT_ONCE + 3
+ROWS = RECORDS + 200
+"""Of the first partition: more than are taken at a time."""
+LARGE = b"x" * (2 * FETCH_BYTES)
+
+
+@pytest.fixture
+async def changelog(kafka: KafkaServer | KafkaAddress) -> AsyncIterator[str]:
+    """In the first partition many rows; in each other one that was written twice, one deleted, and a large one."""
+    log, topic = KafkaLog([kafka.bootstrap], HostClock()), f"changelog-{uuid4().hex[:8]}"
+    await log.start()
+    await log.create([TopicSpec(topic, PARTITIONS, compacted=True)])
+    sends = [log.producer.send(topic, b"row %d" % n, b"%d" % n, partition=0) for n in range(ROWS)]
+    for partition in range(1, PARTITIONS):
+        for key, value in ((b"a", b"old"), (b"gone", b"1"), (b"a", b"new"), (b"gone", None), (b"large", LARGE)):
+            sends.append(log.producer.send(topic, value, key, partition=partition))
+    acks = [await asyncio.ensure_future(send) for send in sends]
+    for ack in acks:
+        await ack
+    yield topic
+    await log.stop()
+
+
+async def test_each_changelog_is_read_to_its_end_and_in_order(
+    kafka: KafkaServer | KafkaAddress, changelog: str
+) -> None:
+    recovery = Recovery([kafka.bootstrap], HostClock())
+    found: dict[int, dict[bytes, bytes | None]] = {number: {} for number in range(PARTITIONS)}
+
+    async def add(tp: TopicPartition, rows: dict[bytes, bytes | None]) -> None:
+        assert len(rows) <= RECORDS
+        found[tp.partition].update(rows)
+
+    reads = [
+        asyncio.ensure_future(recovery.read([TopicPartition(changelog, number)], add)) for number in range(PARTITIONS)
+    ]
+    await asyncio.gather(*reads)
+    assert len(found.pop(0)) == ROWS
+    assert all(rows == {b"a": b"new", b"gone": None, b"large": LARGE} for rows in found.values())
+
+
+async def test_one_that_cannot_be_kept_fails_alone(kafka: KafkaServer | KafkaAddress, changelog: str) -> None:
+    """Its part hears why; the others are read on, and a later reading begins from the start."""
+    recovery = Recovery([kafka.bootstrap], HostClock())
+    kept: list[int] = []
+
+    async def add(tp: TopicPartition, rows: dict[bytes, bytes | None]) -> None:
+        await asyncio.sleep(0)
+        if tp.partition == 1:
+            raise StateLost("state_lost: the disk is full")
+        kept.extend([tp.partition] * len(rows))
+
+    whole = asyncio.ensure_future(recovery.read([TopicPartition(changelog, 0), TopicPartition(changelog, 2)], add))
+    with pytest.raises(StateLost, match="the disk is full"):
+        await recovery.read([TopicPartition(changelog, 1)], add)
+    await whole
+    assert (kept.count(0), kept.count(2)) == (ROWS, 3)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -16,7 +16,7 @@ import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.grpc_peers import Peers
-from bridge.grpc_refusals import abort
+from bridge.grpc_refusals import abort, end, refusal_of, refuse, told
 from streams.front import HERE, Directory, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -94,7 +94,11 @@ class Forwarding(grpc.aio.ServerInterceptor):
 
     def _unary(self, method: str, here: Callable[[Any, Context], Awaitable[Any]]) -> Any:
         async def unary(request: Any, context: Context) -> Any:
-            owner = await self._owner(method, request, context)
+            try:
+                owner = self._owner(method, request)
+            except Unavailable as error:
+                refuse(context, error)
+                return None
             if owner == HERE:
                 return await here(request, context)
             return await self._forward(owner, method, request, context)
@@ -103,24 +107,24 @@ class Forwarding(grpc.aio.ServerInterceptor):
 
     def _stream(self, method: str, here: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            owner = await self._owner(method, request, context)
+            try:
+                owner = self._owner(method, request)
+            except Unavailable as error:
+                await abort(context, error)
             forwarded = self._forward_stream(owner, method, request, context)
             async for response in here(request, context) if owner == HERE else forwarded:
                 yield response
 
         return stream
 
-    async def _owner(self, method: str, request: Any, context: Context) -> str:
-        """HERE, or the owner's address; ends the call where nobody owns the instance."""
+    def _owner(self, method: str, request: Any) -> str:
+        """HERE, or the owner's address. Raises Unavailable where nobody owns the instance."""
         instance_id = instance_of(method.removeprefix(self._prefix), request)
         if not instance_id or len(instance_id) > LONGEST_ID:
             return HERE
-        try:
-            return self._directory.where(self._directory.partition_of(instance_id))
-        except Unavailable as error:
-            await abort(context, error)
+        return self._directory.where(self._directory.partition_of(instance_id))
 
-    async def _forward(self, owner: str, method: str, request: Any, context: Context) -> bytes:
+    async def _forward(self, owner: str, method: str, request: Any, context: Context) -> bytes | None:
         self._name(request)
         left: float | None = context.time_remaining()  # None without a deadline, whatever its type says
         call = self._peers.unary(owner, method)(
@@ -132,7 +136,8 @@ class Forwarding(grpc.aio.ServerInterceptor):
             response: bytes = await call
             await context.send_initial_metadata(tuple(await call.initial_metadata()))
         except grpc.aio.AioRpcError as error:
-            await pass_on(context, error, request)
+            end(context, *passed_on(error, request))
+            return None
         context.set_trailing_metadata(tuple(await call.trailing_metadata()))
         return response
 
@@ -146,7 +151,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
                 yield response
             context.set_trailing_metadata(tuple(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
-            await pass_on(context, error, request)
+            await context.abort(*passed_on(error, request))
         finally:
             call.cancel()
 
@@ -160,15 +165,16 @@ class Forwarding(grpc.aio.ServerInterceptor):
         return [*kept, (FORWARDED, "1")]
 
 
-async def pass_on(context: Context, error: grpc.aio.AioRpcError, request: Any) -> NoReturn:
-    """End the call as the owner ended it; where the way to it broke, as UNAVAILABLE."""
+def passed_on(error: grpc.aio.AioRpcError, request: Any) -> tuple[grpc.StatusCode, str, tuple[Any, ...]]:
+    """How the owner ended the call: status, message, trailing metadata; UNAVAILABLE where the way to it broke."""
     details = error.details() or ""
     if error.code() in LOST_STATUS and not CODED.match(details):
         log.warning("forwarding_failed", status=error.code().name, reason=details)
         request_id = getattr(request, "request_id", "")
         again = f"; ask again with request_id {request_id!r}" if request_id else ""
-        await abort(context, Unavailable(f"the owner of this ceremony did not answer{again}"))
-    await context.abort(error.code(), details, tuple(error.trailing_metadata() or ()))
+        refusal = refusal_of(Unavailable(f"the owner of this ceremony did not answer{again}"))
+        return refusal.status, *told(refusal)
+    return error.code(), details, tuple(error.trailing_metadata() or ())
 
 
 def _unless_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:

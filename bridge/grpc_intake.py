@@ -21,6 +21,9 @@ from steps.ports import Clock
 
 AT_ONCE = 16
 """Calls of one method that are taken up in one turn of the loop, where nothing else is said."""
+A_TURN = 128
+"""Calls of one method let in in a turn: 2,500 at once make a turn of seconds, and what waits for the log runs out of time,
+though the log has answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,13 @@ class Intake:
         for method in self._handlers:
             gate = self._gates.get(method, Gate(method))
             inside: set[Any] = set()
+            pace = _Pace()
             self._tasks += [
-                self._clock.spawn(self._take_up(gate, inside), name=f"intake {method}") for _ in range(gate.at_once)
+                self._clock.spawn(self._take_up(gate, inside, pace), name=f"intake {method}")
+                for _ in range(gate.at_once)
             ]
 
-    async def _take_up(self, gate: Gate, inside: set[Any]) -> None:
+    async def _take_up(self, gate: Gate, inside: set[Any], pace: _Pace) -> None:
         core: Any = self._server._server  # type: ignore[attr-defined]
         loop = asyncio.get_running_loop()
         method = gate.method
@@ -92,10 +97,37 @@ class Intake:
             if (refusal := gate.closed(len(inside))) is not None:
                 await _refuse(call, refusal, loop)
                 continue
+            await pace.let_in()
             answer = cygrpc._handle_rpc(method, self, self._interceptors, call, loop, False)  # noqa: FBT003 - its own
             task = self._clock.spawn(cygrpc._schedule_rpc_coro(answer, call, loop, method), name=method)
             inside.add(task)  # the loop itself holds a task weakly
             task.add_done_callback(inside.discard)
+
+
+class _Pace:
+    """Lets in A_TURN calls in a turn of the loop; the next ones wait for the next turn."""
+
+    def __init__(self) -> None:
+        self._left = A_TURN
+        self._next: asyncio.Future[None] | None = None
+
+    async def let_in(self) -> None:
+        while not self._left:
+            await self._turn()
+        self._left -= 1
+        self._turn()
+
+    def _turn(self) -> asyncio.Future[None]:
+        """Done in the next turn, with room again."""
+        if self._next is None:
+            loop = asyncio.get_running_loop()
+            self._next = loop.create_future()
+            loop.call_soon(self._begin, self._next)
+        return self._next
+
+    def _begin(self, turn: asyncio.Future[None]) -> None:
+        self._left, self._next = A_TURN, None
+        turn.set_result(None)
 
 
 async def _refuse(call: Any, refusal: Refusal, loop: asyncio.AbstractEventLoop) -> None:

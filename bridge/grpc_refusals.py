@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
@@ -91,8 +91,28 @@ def details(text: str) -> str:
 
 
 async def abort(context: Context[Any, Any], error: Exception) -> NoReturn:
+    """End a stream here and now."""
     refusal = refusal_of(error)
     await context.abort(refusal.status, *told(refusal))
+
+
+def refuse(context: Context[Any, Any], error: Exception) -> None:
+    """End a unary call by this error, once its handler returns; what it returns is not sent.
+
+    Without `abort`: gRPC keeps that exception in the call, and by its frames the call in the exception. Only the
+    collector frees those, which comes late: 34,000 refused calls held 330 MB.
+    """
+    refusal = refusal_of(error)
+    end(context, refusal.status, *told(refusal))
+
+
+def end(
+    context: Context[Any, Any], status: grpc.StatusCode, text: str, trailing: Sequence[tuple[str, str | bytes]]
+) -> None:
+    """End a unary call with this status, once its handler returns."""
+    context.set_code(status)
+    context.set_details(text)
+    context.set_trailing_metadata(tuple(trailing))
 
 
 def told(refusal: Refusal) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -111,7 +131,7 @@ def answers_errors(call: Call) -> Call:
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status with a code
-            await abort(context, error)
+            refuse(context, error)
 
     return wrapped  # type: ignore[return-value]  # a decorator that keeps the signature
 

@@ -53,7 +53,7 @@ LARGEST_MESSAGE = 4 * 1024 * 1024
 PENDING_CALLS = 20_000
 """Calls that may wait to be taken up, for a turn of the loop or two: each takes 12 KiB. Past it gRPC ends some as
 CANCELLED, by lot and without a hint; its own bound is 1,000."""
-STARTS_AT_ONCE = 1_024
+STARTS_AT_ONCE = 512
 """Starts that are taken up, let in or refused, in one turn of the loop."""
 SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
 Context = grpc.aio.ServicerContext

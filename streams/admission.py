@@ -14,7 +14,7 @@ from streams.front import Overloaded
 
 WAITING_STARTS = 3_000
 """Starts that may wait for their answer in one worker, the work of some seconds: each holds a call of gRPC, 22 KiB."""
-SHORTEST_HINT, LONGEST_HINT = 0.5, 30.0
+SHORTEST_HINT, LONGEST_HINT = 0.5, 60.0
 """Seconds after which a refused start may be tried again."""
 SLOWEST = 300.0
 """Starts a second that are expected at least: of a worker that has just begun, nothing is known."""

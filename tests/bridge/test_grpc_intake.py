@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +21,7 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
 )
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from bridge import grpc_wakeups
+from bridge import grpc_intake, grpc_wakeups
 from bridge.clock import HostClock
 from bridge.grpc_intake import Gate, Intake
 from bridge.grpc_refusals import Refusal
@@ -77,6 +78,23 @@ async def test_calls_that_come_at_once_are_answered_within_few_turns_of_a_slow_l
         busy.cancel()
     assert [answer.instance_id for answer in answers] == [str(n) for n in range(CALLS)]
     assert turns.count < CALLS, "not even one call a turn"
+
+
+async def test_calls_that_come_at_once_are_let_in_over_some_turns() -> None:
+    """A turn with all of them would take seconds, and hold up everybody else."""
+    pace = grpc_intake._Pace()
+    turns = Turns()
+    began: list[int] = []
+
+    async def enter() -> None:
+        await pace.let_in()
+        began.append(turns.count)
+
+    busy = asyncio.create_task(turns.run())
+    await asyncio.gather(*(enter() for _ in range(5 * grpc_intake.A_TURN)))
+    busy.cancel()
+    assert max(Counter(began).values()) <= 2 * grpc_intake.A_TURN
+    assert len(set(began)) >= 3
 
 
 async def test_past_a_gate_calls_are_refused_with_a_hint_and_those_inside_stay() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from bridge.nats_connection import NatsConnection
 from bridge.nats_in import AgentResponses
 from steps.registry import all_kinds
 from streams.engine import Engine
-from streams.front import Overloaded
+from streams.front import Overloaded, Unavailable
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.transport.sqlite_log import SqliteLog
@@ -105,6 +106,21 @@ async def test_before_the_tables_are_recovered(tmp_path: Path, call: Callable[[A
         with refused("UNAVAILABLE", "unavailable") as seen:
             await call(stub)
         assert retry_hint(seen) > 0
+
+
+async def test_a_refused_call_leaves_nothing_to_the_collector(tmp_path: Path) -> None:
+    """An outage refuses thousands a second: what each of them keeps until the next full collection adds up."""
+    async with front_without_tables(tmp_path) as stub:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await stub.StartPlanningCeremony(start_request())
+            left = sum(isinstance(one, Unavailable) for one in gc.get_objects())
+        finally:
+            gc.enable()
+    assert left <= 1
 
 
 def test_too_much_waiting_is_resource_exhausted_with_a_hint() -> None:

@@ -22,7 +22,7 @@ from steps.ports import Clock
 AT_ONCE = 16
 """Calls of one method that are taken up in one turn of the loop, where nothing else is said."""
 A_TURN = 128
-"""Calls of one method let in in a turn: 2,500 at once make a turn of seconds, and what waits for the log runs out of time,
+"""Calls of one method let in in a turn: with 2,500 a turn takes seconds, and what waits for the log runs out of time,
 though the log has answered."""
 
 

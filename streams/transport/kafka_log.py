@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
-from aiokafka.partitioner import murmur2
 
 from steps.ports import Clock
 from streams.transport.batch import weigh
@@ -29,6 +28,7 @@ from streams.transport.kafka_client import DRAIN_SECONDS, new_producer, new_read
 from streams.transport.kafka_follower import GroupFollower
 from streams.transport.kafka_records import give_records
 from streams.transport.kafka_topics import ensure_topics
+from streams.transport.partitioner import partition_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class KafkaLog:
         return self._producer
 
     def partition_of(self, key: bytes, partitions: int) -> int:
-        return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+        return partition_of(key, partitions)
 
     async def start(self) -> None:
         if self._producer is not None:

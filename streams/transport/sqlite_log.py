@@ -14,8 +14,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aiokafka.partitioner import murmur2
-
 from steps.ports import Clock
 from streams.transport.batch import weigh
 from streams.transport.contract import (
@@ -30,6 +28,7 @@ from streams.transport.contract import (
     Taken,
     TopicSpec,
 )
+from streams.transport.partitioner import partition_of
 from streams.transport.sqlite_clock import LogClock
 from streams.transport.sqlite_file import LogFile
 from streams.transport.sqlite_follower import SqliteFollower
@@ -170,7 +169,7 @@ class SqliteLog:
 
     def partition_of(self, key: bytes, partitions: int) -> int:
         """Partition of a key, as Kafka's default partitioner has it."""
-        return int(murmur2(key) & 0x7FFFFFFF) % partitions
+        return partition_of(key, partitions)
 
     async def create(self, topics: Sequence[TopicSpec]) -> None:
         """Create what is missing. Raises LogFailed where a topic has another number of partitions."""

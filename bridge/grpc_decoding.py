@@ -12,6 +12,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from bridge.grpc_refusals import end
+
 CODE = "request_undecodable"
 MESSAGE = "the request's bytes are no message of this call, or nest deeper than protobuf reads (100 messages)"
 _UNDECODABLE = object()
@@ -56,7 +58,8 @@ def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 def _unary(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
     async def unary(request: Any, context: Any) -> Any:
         if request is _UNDECODABLE:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{CODE}: {MESSAGE}")
+            end(context, grpc.StatusCode.INVALID_ARGUMENT, f"{CODE}: {MESSAGE}")
+            return None
         return await call(request, context)
 
     return unary

@@ -107,7 +107,7 @@ def refuse(context: Context[Any, Any], error: Exception) -> None:
 
 
 def end(
-    context: Context[Any, Any], status: grpc.StatusCode, text: str, trailing: Sequence[tuple[str, str | bytes]]
+    context: Context[Any, Any], status: grpc.StatusCode, text: str, trailing: Sequence[tuple[str, str | bytes]] = ()
 ) -> None:
     """End a unary call with this status, once its handler returns."""
     context.set_code(status)

@@ -97,11 +97,16 @@ class Intake:
             if (refusal := gate.closed(len(inside))) is not None:
                 await _refuse(call, refusal, loop)
                 continue
-            await pace.let_in()
-            answer = cygrpc._handle_rpc(method, self, self._interceptors, call, loop, False)  # noqa: FBT003 - its own
-            task = self._clock.spawn(cygrpc._schedule_rpc_coro(answer, call, loop, method), name=method)
+            task = self._clock.spawn(self._serve(method, call, pace), name=method)
             inside.add(task)  # the loop itself holds a task weakly
             task.add_done_callback(inside.discard)
+
+    async def _serve(self, method: str, call: Any, pace: _Pace) -> None:
+        """Who waits for the pace is inside: the next are taken up meanwhile, and refused once it is full."""
+        await pace.let_in()
+        loop = asyncio.get_running_loop()
+        answer = cygrpc._handle_rpc(method, self, self._interceptors, call, loop, False)  # noqa: FBT003 - its own
+        await cygrpc._schedule_rpc_coro(answer, call, loop, method)
 
 
 class _Pace:

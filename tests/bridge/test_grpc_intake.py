@@ -117,6 +117,21 @@ async def test_past_a_gate_calls_are_refused_with_a_hint_and_those_inside_stay()
             call.cancel()
 
 
+async def test_calls_that_are_still_to_be_let_in_do_not_hold_up_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten are inside, though their turn never comes; the others are refused, but for those grpc.aio takes up itself."""
+    monkeypatch.setattr(grpc_intake._Pace, "let_in", lambda _: asyncio.Event().wait())
+    full = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded", "ten are inside", 1.5)
+    gate = Gate(START, at_once=20, closed=lambda inside: full if inside >= 10 else None)
+    async with serving(gate) as (stub, _, _):
+        calls = [stub.StartPlanningCeremony(pb.StartPlanningCeremonyRequest(), wait_for_ready=True) for _ in range(40)]
+        codes = [asyncio.ensure_future(call.code()) for call in calls]
+        async with asyncio.timeout(30):
+            while sum(code.done() and code.result() is full.status for code in codes) < 10:
+                await asyncio.sleep(0.01)
+        for call in calls:
+            call.cancel()
+
+
 async def test_the_intake_ends_with_its_server() -> None:
     async with serving() as (stub, intake, server):
         await stub.StartPlanningCeremony(pb.StartPlanningCeremonyRequest(), wait_for_ready=True)

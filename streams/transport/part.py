@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 Deliver = Callable[[PartBatch], Awaitable[None]]
 """Puts a batch into the stream of its agent."""
 
+FIRST_BATCH = 50
+"""Records handed over before it is known what their rows weigh; up to twice as many each time where that is little."""
 AGENT_FAILED = "agent_failed"
 """Code of a dead letter whose record made the agent raise when handed over alone."""
 
@@ -84,6 +86,8 @@ class Part:
         self._room = asyncio.Event()
         self._stopping = False
         self._idle = False
+        self._fits = FIRST_BATCH if spec.tables else spec.batch
+        """Records handed over at once, at most: those of rows that are large must not exceed the limit by far."""
         self._reader: asyncio.Task[None] | None = None
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
 
@@ -229,7 +233,7 @@ class Part:
             while len(self._held) >= self._limits.held:
                 self._room.clear()
                 await self._room.wait()
-            records = await fetch(min(batch, self._limits.held - len(self._held)))
+            records = await fetch(min(batch, self._fits, self._limits.held - len(self._held)))
             self._idle = False
             await self._work(records)
             await self._saves.keep_up()
@@ -285,6 +289,8 @@ class Part:
             for record in batch:
                 if record.value is not None:
                     size += len(record.value)
+            within = self._limits.bytes * len(batch) // max(size, 1)
+            self._fits = max(1, min(2 * self._fits, within))
         self._advance(batch.last, len(batch), size)
         if self.spec.on_applied is not None:
             self.spec.on_applied(batch)

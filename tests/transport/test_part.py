@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,12 +20,14 @@ from streams.transport.contract import (
     RecordTooLarge,
 )
 from streams.transport.dead_letters import BY_REFERENCE_ABOVE, VALUE_SIZE
+from streams.transport.part import FIRST_BATCH
 from streams.transport.starting_point import Unserved
 from tables.errors import FormatTooNew
 from tests.transport.memory import MemoryLog
-from tests.transport.parts import COUNTS, WORKER, commands, count, part_of, running, until
+from tests.transport.parts import COUNTER, COUNTS, WORKER, commands, count, part_of, running, until
 
 pytestmark = pytest.mark.timeout(20)
+LARGE_BATCHES = replace(COUNTER, batch=500)
 
 
 async def test_nothing_of_a_batch_is_visible_before_the_next_is_asked_for() -> None:
@@ -292,6 +295,36 @@ async def test_records_held_by_a_failed_batch_are_let_go() -> None:
     async with running(part_of(log, hold_and_fail, WORKER)) as part:
         await until(lambda: part.position == 1)
     assert log.committed["requests", 0] == 1
+
+
+async def test_a_batch_is_no_larger_than_its_rows_allow() -> None:
+    """Commands are small and rows may not be: five hundred of 10 KB would be five megabytes of a limit of 40 KB."""
+    log, sizes = MemoryLog(), list[int]()
+    keys = [f"k{number}" for number in range(200)]
+    log.rows["counts", 0] = {key.encode(): b'"%s"' % (b"x" * 10_000) for key in keys}
+    commands(log, *keys)
+
+    async def touch(batch: PartBatch) -> None:
+        sizes.append(len(batch))
+        for record in batch:
+            batch.put("counts", record.key or b"", batch.get("counts", record.key or b""))
+
+    async with running(part_of(log, touch, LARGE_BATCHES, limits=Limits(bytes=40_000))) as part:
+        await until(lambda: part.position == 200)
+    assert sizes[0] == FIRST_BATCH
+    assert set(sizes[1:]) <= {1, 2, 3}
+
+
+async def test_batches_of_small_rows_are_as_large_as_the_agent_asked() -> None:
+    log, sizes = MemoryLog(), list[int]()
+    commands(log, *["a"] * 2_000)
+
+    async def note(batch: PartBatch) -> None:
+        sizes.append(len(batch))
+
+    async with running(part_of(log, note, LARGE_BATCHES)) as part:
+        await until(lambda: part.position == 2_000)
+    assert max(sizes) == part.spec.batch
 
 
 async def test_an_agent_with_tables_cannot_hold() -> None:

@@ -15,8 +15,8 @@ from streams.transport.kafka_records import give_records
 
 AT_ONCE = 8
 """Changelogs read side by side: aiokafka keeps FETCH_BYTES of each, and as much again once they are decoded."""
-RECORDS = 1_000
-"""Taken from aiokafka at a time."""
+RECORDS = 10_000
+"""Taken from aiokafka at a time; what it has fetched is bounded in bytes already."""
 
 Add = Callable[[TopicPartition, dict[bytes, bytes | None]], Awaitable[None]]
 """Takes some records of a changelog, of each key the newest; None is a tombstone."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import os
 import shutil
@@ -32,11 +33,11 @@ from rocksdict import (
 from streams.transport.contract import LogFailed, PositionRow, StateLost
 from streams.transport.row_store import Encoded, RowStore
 
-CACHE_BYTES = 32 * 1024 * 1024
+CACHE_BYTES = 16 * 1024 * 1024
 """Of blocks, their indexes and filters, of all databases of a worker."""
-UNWRITTEN_BYTES = 32 * 1024 * 1024
+UNWRITTEN_BYTES = 16 * 1024 * 1024
 """Rows in memory before they are in files, of all databases of a worker."""
-BUFFER_BYTES = 4 * 1024 * 1024
+BUFFER_BYTES = 2 * 1024 * 1024
 """The same, of one database."""
 BATCH_BYTES = 1024 * 1024
 """Rows loaded in one write."""
@@ -44,6 +45,10 @@ PAGE_ROWS, PAGE_BYTES = 100, 256 * 1024
 """Read at a time by who reads all rows."""
 OPEN_FILES = 32
 """Of one database."""
+
+ARENA_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = -8, -3, -1
+HEAP = ((ARENA_MAX, 2), (MMAP_THRESHOLD, 256 * 1024), (TRIM_THRESHOLD, 1024 * 1024))
+"""Of glibc: two arenas instead of eight for each core, and what is large goes back to the system when it is freed."""
 
 ROW, KEY = b"r", b"k"
 """First byte of a key. Each row has a second, empty entry: keys are counted and listed without a look at the rows."""
@@ -54,6 +59,10 @@ class RocksStores:
     """Stores in one folder, which this worker has for itself."""
 
     def __init__(self, folder: Path) -> None:
+        """From here on the process' heap is kept small: who has rows on disk wants memory for something else."""
+        with contextlib.suppress(AttributeError):  # no glibc
+            for option, value in HEAP:
+                ctypes.CDLL(None).mallopt(option, value)
         self._folder = folder.absolute()
         self._lock: int | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="row-stores")

@@ -237,11 +237,11 @@ def summary(load: Load, fleet: Fleet) -> dict[str, Any]:
     }
 
 
-async def serve(options: argparse.Namespace) -> None:
+async def serve(options: argparse.Namespace, runner: int) -> None:
+    """`runner`: the process that wants the load."""
     fleet = Fleet(options.address)
     load = Load(fleet, options.starts, options.rate, options.look, options.seed, options.name)
     loop = asyncio.get_running_loop()
-    runner = os.getppid()
     with _at_end_of_stdin(loop, load.stopping.set):
         running = loop.create_task(load.run())
         stopping = loop.create_task(load.stopping.wait())
@@ -269,6 +269,7 @@ def _at_end_of_stdin(loop: asyncio.AbstractEventLoop, then: Callable[[], None]) 
 
 
 def main() -> None:
+    runner = os.getppid()  # before anybody can see that the load has begun, and be killed
     parser = argparse.ArgumentParser(prog="python -m tests.faults.load", description=__doc__)
     parser.add_argument("--address", action="append", required=True, help="host:port of a worker; may be repeated")
     parser.add_argument("--starts", type=Path, required=True, help="append accepted starts to this file")
@@ -277,7 +278,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", required=True, help="first part of the ceremony ids")
     parser.add_argument("--drain", type=float, default=120.0, help="seconds to the end of all that was started")
-    asyncio.run(serve(parser.parse_args()))
+    asyncio.run(serve(parser.parse_args(), runner))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def defect(name: str) -> Callable[[Plant], Plant]:
 
 ZOMBIES = frozenset({"a bridge takes what was written again for new", "a bridge that was stopped goes on where it was"})
 """Defects that only a process shows which was stopped and woke up."""
+HEARING = frozenset({"an answer from NATS is acknowledged before its command is durable"})
+"""Defects that only a process shows which ends just after it heard something."""
 
 
 @contextmanager

@@ -29,6 +29,8 @@ class Play:
     problems: list[str] = field(default_factory=list)
     told_at: list[int] = field(default_factory=list)
     """Awaits of the process when CEREMONY got a message: its acknowledgement is under way."""
+    heard_at: list[int] = field(default_factory=list)
+    """Awaits of the process when messages were delivered to it."""
     away: float = 0.0
     """Seconds for which there was no process, or one stood still."""
 
@@ -66,6 +68,9 @@ class Play:
         stream = self.around.nats.streams.get(CEREMONY)
         if stream is not None and len(stream.messages) > len(self.told_at):
             self.told_at.append(processes[0].host.loop.awaits)
+        if self.around.nats.deliveries > len(self.heard_at):
+            new = self.around.nats.deliveries - len(self.heard_at)
+            self.heard_at += [processes[0].host.loop.awaits] * new
         if self.around.world.now - self.begun_at > PATIENCE_SECONDS:
             raise Stuck(f"{self.name}: not within {PATIENCE_SECONDS:g} s; {self.problems}")
 

@@ -87,6 +87,8 @@ class Server:
         self.clients: list[Client] = []
         self.published: list[tuple[str, str]] = []
         """(message id, subject) of everything that arrived, duplicates too."""
+        self.deliveries = 0
+        """Of messages to those who pulled them."""
 
     # ---- publishing
 
@@ -197,6 +199,7 @@ class Server:
             durable.asked = [asked for asked in durable.asked if asked.left]
 
     def _hand_over(self, durable: Durable, asked: Asked, message: Stored) -> None:
+        self.deliveries += 1
         times = durable.delivered[message.sequence] = durable.delivered.get(message.sequence, 0) + 1
         durable.pending[message.sequence] = times
         asked.left -= 1

@@ -21,6 +21,8 @@ LONG_OUTAGE = 900.0
 """Seconds: longer than CEREMONY's duplicate window, shorter than a tick."""
 PUBLISHING_AWAITS = 2
 """From the arrival of a message until its bridge sends the next one."""
+HEARING_AWAITS = 12
+"""From the delivery of an answer until its command is durable, about."""
 
 
 @dataclass
@@ -69,6 +71,12 @@ class Proof:
     def shuffled(self) -> Plays:
         """Killed once, at every await, in no order: for finding something soon."""
         for fuse in self._chance.sample(range(1, self.points + 1), self.points):
+            yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse]))
+
+    def hearing(self) -> Plays:
+        """Killed once, at the awaits that follow the delivery of a message, in no order."""
+        fuses = {at + more for at in self.whole.heard_at for more in range(HEARING_AWAITS + 1)}
+        for fuse in self._chance.sample(sorted(fuses), len(fuses)):
             yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse]))
 
     def pairs(self, count: int) -> Plays:

@@ -246,12 +246,19 @@ async def serve(options: argparse.Namespace, runner: int) -> None:
         running = loop.create_task(load.run())
         stopping = loop.create_task(load.stopping.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        killed = os.getppid() != runner  # and the engine with it: nothing would ever end
-        await asyncio.wait({running}, timeout=0 if killed else options.drain)
-    if not killed:
+        killed = loop.create_task(_killed(runner))  # and the engine with it: nothing would ever end
+        await asyncio.wait({running, killed}, timeout=options.drain, return_when=asyncio.FIRST_COMPLETED)
+    if not killed.done():
         print(json.dumps(summary(load, fleet)), flush=True)
+    killed.cancel()
     running.cancel()
     await fleet.close()
+
+
+async def _killed(runner: int) -> None:
+    """Return once the runner has gone: the system closes its end of our stdin before it gives us another parent."""
+    while os.getppid() == runner:
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ for is what makes the lag smaller.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from steps.ports import Clock
 from streams.front import Overloaded
@@ -90,14 +90,14 @@ class Admission:
             self._waiting -= 1
             self._come_back.answered()
 
-    def closed(self, calls: int, positions: Mapping[int, int]) -> Overloaded | None:
+    def closed(self, calls: int, positions: Iterable[tuple[int, int]] | None) -> Overloaded | None:
         """Why no start is taken, whatever its partition; `calls` are unanswered, those of other workers among them.
 
-        `positions`: of all partitions there are, by number; none where some are another worker's.
+        `positions`: (partition, position) of all there are; None where some are another worker's.
         """
         if calls >= WAITING_STARTS:
             return self._no_room()
-        if positions and all(self._lags(*one) for one in positions.items()):
+        if positions is not None and all(self._lags(*one) for one in positions):
             text = f"every partition has {self._limit} records to fold or more, which are the limit"
             return Overloaded(text, self._come_back.seconds())
         return None

@@ -155,7 +155,8 @@ class Engine:
     def closed(self, calls: int) -> Overloaded | None:
         views = self._views
         everything = len(views) == self._partitions  # else a start may be another worker's
-        return self.admission.closed(calls, {n: view.position for n, view in views.items()} if everything else {})
+        positions = ((number, view.position) for number, view in views.items()) if everything else None
+        return self.admission.closed(calls, positions)
 
     def get(self, instance_id: str) -> Instance | None:
         if len(instance_id) > LONGEST_ID:

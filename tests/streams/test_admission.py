@@ -77,8 +77,8 @@ def test_starts_that_wait_are_bounded_whatever_the_lag(monkeypatch: pytest.Monke
 
 def test_all_are_refused_before_they_are_read_once_too_many_calls_are_unanswered() -> None:
     admission = lagging(limit=5, lag=0)
-    assert admission.closed(WAITING_STARTS - 1, {3: 100}) is None
-    refused = admission.closed(WAITING_STARTS, {3: 100})
+    assert admission.closed(WAITING_STARTS - 1, [(3, 100)]) is None
+    refused = admission.closed(WAITING_STARTS, [(3, 100)])
     assert refused is not None
     assert refused.retry_after_seconds >= SHORTEST_HINT
 
@@ -86,9 +86,9 @@ def test_all_are_refused_before_they_are_read_once_too_many_calls_are_unanswered
 def test_all_are_refused_before_they_are_read_where_every_partition_lags() -> None:
     """One that does not may be the start's own; of other workers' partitions nothing is known."""
     admission = lagging(limit=5, lag=5)
-    assert admission.closed(0, {3: 100}) is not None
-    assert admission.closed(0, {2: 0, 3: 100}) is None
-    assert admission.closed(0, {}) is None
+    assert admission.closed(0, [(3, 100)]) is not None
+    assert admission.closed(0, [(2, 0), (3, 100)]) is None
+    assert admission.closed(0, None) is None
 
 
 def test_who_is_refused_comes_back_in_turn_about_as_fast_as_starts_are_answered() -> None:

@@ -38,8 +38,6 @@ class Counters:
     records: int = 0
     batches: int = 0
     checkpoints: int = 0
-    rows_written: int = 0
-    checkpoint_seconds: float = 0.0
     dead_letters: dict[str, int] = field(default_factory=dict)
 
 
@@ -170,24 +168,23 @@ class Checkpoints:
                 raise self._failure
             if not self._moved():
                 return
-            began, written = self._clock.monotonic(), self.counters.rows_written
+            began = self._clock.monotonic()
             try:
-                await self._save_snapshot(self._snapshot())
+                rows = await self._save_snapshot(self._snapshot())
             except BaseException as failure:
                 self._failure = failure
                 raise
             self.counters.checkpoints += 1
-            seconds = self._clock.monotonic() - began
-            self.counters.checkpoint_seconds += seconds
             if self._spec.on_saved is not None:
-                self._spec.on_saved(self.counters.rows_written - written, seconds)
+                self._spec.on_saved(rows, self._clock.monotonic() - began)
 
-    async def _save_snapshot(self, snapshot: _Snapshot) -> None:
+    async def _save_snapshot(self, snapshot: _Snapshot) -> int:
+        """Returns how many rows it wrote."""
         await self._acknowledged(snapshot.pending)
-        if self.rows.tables:
-            await self._write(snapshot)
+        rows = await self._write(snapshot) if self.rows.tables else 0
         self._backend.commit(snapshot.commit)
         self._saved = snapshot.commit
+        return rows
 
     def _moved(self) -> bool:
         return bool(self._pending or self._outbox) or self._committable() != self._saved
@@ -218,7 +215,7 @@ class Checkpoints:
         if failure is not None:
             raise failure
 
-    async def _write(self, snapshot: _Snapshot) -> None:
+    async def _write(self, snapshot: _Snapshot) -> int:
         encoded = await self.rows.encode(snapshot.dirty)
         last = snapshot.last
         position = PositionRow(
@@ -228,8 +225,8 @@ class Checkpoints:
             checksum=0 if last is None else checksum(last),
         )
         await self._backend.checkpoint(encoded, position)
-        await self.rows.saved(encoded, position)
-        self.counters.rows_written += sum(map(len, encoded.values()))
+        await self.rows.saved(encoded)
+        return sum(map(len, encoded.values()))
 
     # ---- giving it up
 

@@ -14,7 +14,7 @@ from streams.transport.contract import AgentSpec, Backend, Fenced, LogFailed, Pa
 from streams.transport.dead_letters import DeadLetters
 from streams.transport.part import Deliver, Part
 from streams.transport.row_cache import RowCache
-from streams.transport.row_store import MemoryStores, Stores
+from streams.transport.row_store import Stores
 from streams.transport.starting_point import Unserved
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Owner:
         dead_letters: DeadLetters,
         fail: Callable[[BaseException], None],
         cache: RowCache,
-        stores: Stores | None = None,
+        stores: Stores,
         limits: Limits | None = None,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
@@ -70,7 +70,7 @@ class Owner:
         self._fail = fail
         self._limits = limits or Limits()
         self._cache = cache
-        self._stores = stores or MemoryStores()
+        self._stores = stores
         self._parts: dict[tuple[str, int], Part] = {}
         self._serving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._assigned: set[tuple[str, int]] = set()

@@ -30,7 +30,7 @@ from rocksdict import (
     WriteOptions,
 )
 
-from streams.transport.contract import LogFailed, PositionRow, StateLost
+from streams.transport.contract import LogFailed, StateLost
 from streams.transport.row_store import Encoded, RowStore
 
 CACHE_BYTES = 16 * 1024 * 1024
@@ -243,11 +243,11 @@ class RocksStore:
 
     # ---- changing
 
-    async def write(self, rows: Encoded, position: PositionRow) -> None:
+    async def write(self, rows: Encoded) -> None:
         if not self._closed:
-            self._counts = await self._stores.run(self._write, rows, position)
+            self._counts = await self._stores.run(self._write, rows)
 
-    def _write(self, rows: Encoded, position: PositionRow) -> dict[str, int]:
+    def _write(self, rows: Encoded) -> dict[str, int]:
         counts = dict(self._counts)
         with self._failing("written"):
             batch = WriteBatch(raw_mode=True)

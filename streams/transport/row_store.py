@@ -10,8 +10,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from streams.transport.contract import PositionRow
-
 Encoded = Mapping[str, Mapping[bytes, bytes | None]]
 """Encoded rows by table and key; None is a tombstone."""
 
@@ -37,8 +35,8 @@ class RowStore(Protocol):
     def count(self, table: str) -> int:
         """How many rows there are; known, not counted."""
 
-    async def write(self, rows: Encoded, position: PositionRow) -> None:
-        """Rows and position of a checkpoint whose transaction has committed, all or nothing."""
+    async def write(self, rows: Encoded) -> None:
+        """Rows of a checkpoint whose transaction has committed, all or nothing."""
 
     def cool(self, table: str, keys: Iterable[bytes]) -> None:
         """Nobody has asked for these rows for a while."""
@@ -108,7 +106,7 @@ class MemoryStore:
     def count(self, table: str) -> int:
         return len(self._tables[table].warm) + len(self._tables[table].cold)
 
-    async def write(self, rows: Encoded, position: PositionRow) -> None:
+    async def write(self, rows: Encoded) -> None:
         for table, changed in rows.items():
             self._tables[table].write(changed)
 

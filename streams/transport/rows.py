@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from steps.ports import Clock
 from streams.topics import changelog
-from streams.transport.contract import LARGEST_RECORD, LogFailed, PositionRow, TableSpec
+from streams.transport.contract import LARGEST_RECORD, LogFailed, TableSpec
 from streams.transport.row_cache import SMALL_ROW, RowCache
 from streams.transport.row_store import Encoded, RowStore
 
@@ -253,9 +253,9 @@ class Rows:
                 await self._clock.sleep(0)
         return encoded
 
-    async def saved(self, encoded: Encoded, position: PositionRow) -> None:
+    async def saved(self, encoded: Encoded) -> None:
         """The checkpoint's transaction has committed: the store takes what it wrote. Raises StateLost."""
-        await self._store.write(encoded, position)
+        await self._store.write(encoded)
         for table in self.tables.values():
             table.saved()
         self._untidied += sum(map(len, encoded.values()))

@@ -33,6 +33,7 @@ from streams.transport.contract import AgentSpec
 from streams.transport.dead_letters import DeadLetters
 from streams.transport.owner import Owner, Still
 from streams.transport.row_cache import RowCache
+from streams.transport.row_store import MemoryStores
 from tests.crash.log import Broker, CrashBackend, CrashLog
 from tests.crash.nats import Client, Server
 from tests.crash.ray import Executor, RayPort
@@ -169,6 +170,7 @@ class Process:
             deliver=self._deliver,
             dead_letters=DeadLetters(prefixed(PREFIX, DEADLETTERS), self.partitions),
             cache=RowCache(),
+            stores=MemoryStores(),
             fail=lambda error: self.failures.append(f"worker failed: {error!r}"),
         )
 

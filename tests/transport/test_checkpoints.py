@@ -190,7 +190,7 @@ async def test_on_saved_hears_of_each_checkpoint_how_many_rows_it_wrote_and_how_
         await until(lambda: part.position == 4)
         await part.checkpoint()
     assert [rows for rows, _ in heard] == [2, 1]
-    assert sum(took for _, took in heard) == pytest.approx(part.counters.checkpoint_seconds)
+    assert all(0 < took < 5 for _, took in heard)
 
 
 async def test_a_row_that_cannot_be_written_ends_the_worker_before_the_position_moves() -> None:

@@ -16,7 +16,6 @@ from streams.transport.contract import (
     Fenced,
     Loading,
     LogFailed,
-    PositionRow,
     Recovered,
     StateLost,
     TableSpec,
@@ -66,7 +65,7 @@ class Bench:
             deliver=self.deliver,
             dead_letters=DeadLetters("deadletters", 1),
             cache=RowCache(),
-            stores=stores,
+            stores=stores or MemoryStores(),
             fail=self.failures.append,
         )
         self.stuck = False
@@ -223,7 +222,7 @@ class Breaking(MemoryStores):
 
 
 class Broken(MemoryStore):
-    async def write(self, rows: Encoded, position: PositionRow) -> None:
+    async def write(self, rows: Encoded) -> None:
         raise StateLost("state_lost: it cannot be written")
 
 

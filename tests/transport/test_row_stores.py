@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.transport.contract import LogFailed, PositionRow, StateLost
+from streams.transport.contract import LogFailed, StateLost
 from streams.transport.rocks_store import PAGE_ROWS, RocksStore, RocksStores
 from streams.transport.row_store import MemoryStores, RowStore, Stores
 
-HERE = PositionRow(1, 1, 0, 0)
 TABLES = ("rows", "rows2")
 """One name begins with the other: their rows must not."""
 
@@ -83,7 +82,7 @@ def test_a_store_reads_like_a_dict(
         await store.loaded()
         check(store, models)
         for table, rows in written:
-            await store.write({table: rows}, HERE)
+            await store.write({table: rows})
             change(models[table], rows)
             check(store, models)
         store.close()
@@ -95,7 +94,7 @@ def test_a_store_reads_like_a_dict(
 
 async def test_partitions_know_nothing_of_each_other(stores: Stores) -> None:
     one, two = [await stores.open("fold", number, TABLES) for number in (0, 1)]
-    await one.write({"rows": {b"a": b"1"}}, HERE)
+    await one.write({"rows": {b"a": b"1"}})
     await two.loaded()
     check(one, {"rows": {b"a": b"1"}, "rows2": {}})
     check(two, {"rows": {}, "rows2": {}})
@@ -111,7 +110,7 @@ async def test_reading_all_goes_on_while_rows_are_written(stores: Stores) -> Non
     for number, (key, _) in enumerate(store.items("rows")):
         seen.append(key)
         if number % 50 == 0:
-            await store.write({"rows": {b"%05d" % (number + 1): b"new", b"%05d" % (2 * number + 40): b"2"}}, HERE)
+            await store.write({"rows": {b"%05d" % (number + 1): b"new", b"%05d" % (2 * number + 40): b"2"}})
     assert len(set(seen)) == len(seen)
     assert set(there) <= set(seen)
 
@@ -119,7 +118,7 @@ async def test_reading_all_goes_on_while_rows_are_written(stores: Stores) -> Non
 async def test_what_is_given_up_is_empty_and_may_be_opened_again(stores: Stores) -> None:
     """Also in the middle of reading, and at once."""
     store = await stores.open("fold", 0, TABLES)
-    await store.write({"rows": {b"%d" % number: b"1" for number in range(3 * PAGE_ROWS)}}, HERE)
+    await store.write({"rows": {b"%d" % number: b"1" for number in range(3 * PAGE_ROWS)}})
     reading = store.items("rows")
     next(reading)
     store.close()
@@ -127,14 +126,14 @@ async def test_what_is_given_up_is_empty_and_may_be_opened_again(stores: Stores)
     assert len(list(reading)) < 3 * PAGE_ROWS
     check(store, {"rows": {}, "rows2": {}})
     await store.load("rows", {b"late": b"1"})
-    await store.write({"rows": {b"late": b"1"}}, HERE)
+    await store.write({"rows": {b"late": b"1"}})
     check(again, {"rows": {}, "rows2": {}})
 
 
 async def test_what_a_former_process_left_is_thrown_away(tmp_path: Path) -> None:
     """Whatever it is: rows of another time, half a file, something else in the place of a folder."""
     stores = await rocks(tmp_path / "living")
-    await (await stores.open("fold", 0, TABLES)).write({"rows": {b"old": b"1"}}, HERE)
+    await (await stores.open("fold", 0, TABLES)).write({"rows": {b"old": b"1"}})
     shutil.copytree(tmp_path / "living", tmp_path / "killed")
     await stores.stop()
     folder = tmp_path / "killed" / "partitions"
@@ -152,7 +151,7 @@ async def test_a_file_that_breaks_under_a_store_is_told_as_a_lost_state(tmp_path
     stores = await rocks(tmp_path)
     store = await stores.open("fold", 0, TABLES)
     assert isinstance(store, RocksStore)
-    await store.write({"rows": {b"%05d" % number: b"%d" % number * 200 for number in range(5_000)}}, HERE)
+    await store.write({"rows": {b"%05d" % number: b"%d" % number * 200 for number in range(5_000)}})
     store._database.flush()
     for file in (tmp_path / "partitions" / "fold-0").glob("*.sst"):
         file.write_bytes(b"\0" * file.stat().st_size)
@@ -164,7 +163,7 @@ async def test_a_file_that_breaks_under_a_store_is_told_as_a_lost_state(tmp_path
         with pytest.raises(StateLost, match=r"^state_lost: .*fold-0 cannot be read \(Corruption"):
             read()
     with pytest.raises(StateLost):
-        await store.write({"rows": {b"00000": b"new"}}, HERE)
+        await store.write({"rows": {b"00000": b"new"}})
     store.close()
     check(await stores.open("fold", 0, TABLES), {"rows": {}, "rows2": {}})
     await stores.stop()
@@ -188,6 +187,6 @@ async def test_a_folder_holds_nothing_that_the_worker_does_not_own(tmp_path: Pat
     """Whoever names a folder of theirs by mistake loses nothing."""
     (tmp_path / "thesis.txt").write_text("five years")
     stores = await rocks(tmp_path)
-    await (await stores.open("fold", 0, TABLES)).write({"rows": {b"a": b"1"}}, HERE)
+    await (await stores.open("fold", 0, TABLES)).write({"rows": {b"a": b"1"}})
     await stores.stop()
     assert (tmp_path / "thesis.txt").read_text() == "five years"

@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 
 from bridge.clock import HostClock
-from streams.transport.contract import LogFailed, PositionRow, TableSpec
+from streams.transport.contract import LogFailed, TableSpec
 from streams.transport.row_cache import SMALL_ROW, RowCache
 from streams.transport.row_store import WORTH_COMPRESSING, MemoryStore
 from streams.transport.rows import TIDIED, TIDIED_PER_ROW, Rows, Table
-
-HERE = PositionRow(1, 1, 0, 0)
 
 
 class Counting:
@@ -40,7 +38,7 @@ def stored(count: int) -> dict[bytes, bytes]:
 
 
 async def checkpoint(rows: Rows) -> None:
-    await rows.saved(await rows.encode(rows.take_dirty()), HERE)
+    await rows.saved(await rows.encode(rows.take_dirty()))
     await rows.tidy()
 
 
@@ -103,7 +101,7 @@ async def test_rows_of_the_last_batches_are_there_however_small_the_cache() -> N
     want = {b"2": 20, **{b"%d" % number: number for number in range(3, 30)}}
     assert dict(table.items()) == want
     assert (len(table), b"1" in table, table.get(b"1", 7)) == (28, False, 7)
-    await rows.saved(await rows.encode(taken), HERE)
+    await rows.saved(await rows.encode(taken))
     assert dict(table.items()) == want
     await checkpoint(rows)
     assert dict(table.items()) == want == {key: table[key] for key in table}
@@ -128,7 +126,7 @@ async def test_whatever_is_changed_and_saved_the_table_reads_like_a_dict() -> No
             elif what < 0.7 and taken is None:
                 taken = rows.take_dirty()
             elif what < 0.8 and taken is not None:
-                await rows.saved(await rows.encode(taken), HERE)
+                await rows.saved(await rows.encode(taken))
                 taken = None
             assert table.get(key) == model.get(key), f"seed {seed}, turn {turn}"
             assert len(table) == len(model), f"seed {seed}, turn {turn}"
@@ -190,7 +188,7 @@ async def test_rows_not_asked_for_are_compressed_a_few_at_a_time_and_read_as_eve
     assert dict(store.items("t")).items() >= long.items()
     assert sorted(store.keys("t")) == sorted([*long, b"small"])
     assert store.count("t") == 21
-    await store.write({"t": {b"3": b"changed", b"4": None}}, HERE)
+    await store.write({"t": {b"3": b"changed", b"4": None}})
     assert (store.get("t", b"3"), store.get("t", b"4"), store.count("t")) == (b"changed", None, 20)
 
 
@@ -233,7 +231,7 @@ async def test_what_can_wait_is_done_with_turns_for_others_between() -> None:
     store = MemoryStore({"t": {b"%d" % number: text for number in range(1000)}})
     rows = Rows([Counting().spec], 0, Turning(), RowCache(), store)
     store.cool("t", store.keys("t"))
-    await rows.saved({"t": {b"new %d" % number: b"1" for number in range(200)}}, HERE)
+    await rows.saved({"t": {b"new %d" % number: b"1" for number in range(200)}})
     assert store._tables["t"].cold == {}
     await rows.tidy()
     assert len(store._tables["t"].cold) == TIDIED_PER_ROW * 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections.abc import Callable, Sequence
@@ -75,15 +74,16 @@ class DefinitionsDir:
     def _look(self, name: str) -> Loaded | None:
         if NAME.fullmatch(name) is None:
             return None
+        path = self.folder / f"{name}.yaml"
         try:
-            found = os.stat(f"{self.folder}/{name}.yaml")  # noqa: PTH116 - for every start, and a Path costs twice as much
+            found = path.stat()
         except OSError:
             self._read.pop(name, None)
             return None
         stamp = (found.st_mtime_ns, found.st_size)
         loaded = self._read.get(name)
         if loaded is None or loaded.stamp != stamp:
-            loaded = self._read[name] = self._load(name, self.folder / f"{name}.yaml", stamp)
+            loaded = self._read[name] = self._load(name, path, stamp)
         return loaded
 
     def _load(self, name: str, path: Path, stamp: tuple[int, int]) -> Loaded:

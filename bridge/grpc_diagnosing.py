@@ -11,13 +11,13 @@ import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.grpc_diagnosis import merged
-from bridge.grpc_peers import Peers
+from bridge.grpc_peers import SERVICE, Peers
 from bridge.grpc_refusals import Context, abort
 from streams.front import Directory
 
 log = structlog.get_logger(__name__)
 
-DIAGNOSE = "/ceremony.Peers/Diagnose"
+DIAGNOSE = f"/{SERVICE}/Diagnose"
 ANSWER_SECONDS = 8.0
 """For another worker's look at its ceremonies, which ends by itself after five."""
 

@@ -136,7 +136,7 @@ class _Pace:
 
 
 async def _refuse(call: Any, refusal: Refusal, loop: asyncio.AbstractEventLoop) -> None:
-    """End a call in one go, before its request is read: a third of what it takes by interceptor and handler."""
+    """End a call in one go, before its request is read: half or two thirds of what interceptor and handler take."""
     text, trailing = told(refusal)
     status = cygrpc.SendStatusFromServerOperation(trailing, refusal.status.value[0], text, 0)
     operations = (cygrpc.SendInitialMetadataOperation((), 0), status, cygrpc.ReceiveCloseOnServerOperation(0))

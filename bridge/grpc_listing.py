@@ -20,7 +20,7 @@ import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.grpc_messages import LARGEST_ANSWER
-from bridge.grpc_peers import Peers
+from bridge.grpc_peers import SERVICE, Peers
 from bridge.grpc_refusals import Context, abort, page
 from steps.ports import Clock
 from streams.front import HERE, Directory, Engine, SortKey, Unavailable
@@ -28,7 +28,6 @@ from tables.instance import Instance, Outline
 
 log = structlog.get_logger(__name__)
 
-SERVICE = "ceremony.Peers"
 KEYS, ROWS = f"/{SERVICE}/Keys", f"/{SERVICE}/Rows"
 LIST_SECONDS = 10.0
 CHUNK = 1000

@@ -7,6 +7,8 @@ from typing import Any
 
 import grpc.aio
 
+SERVICE = "ceremony.Peers"
+"""Of the calls that only workers make of each other."""
 LARGEST_MESSAGE = 8 * 1024 * 1024
 OPTIONS = (
     ("grpc.enable_retries", 0),  # the client repeats; a call is never sent twice by us

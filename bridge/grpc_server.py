@@ -53,7 +53,7 @@ LARGEST_MESSAGE = 4 * 1024 * 1024
 PENDING_CALLS = 20_000
 """Calls that may wait to be taken up, for a turn of the loop or two: each takes 12 KiB. Past it gRPC ends some as
 CANCELLED, by lot and without a hint; its own bound is 1,000."""
-PENDING_MS = 120_000
+PENDING_SECONDS = 120
 """How long they may: gRPC's own bound is 30 s, which 20,000 calls on a starved machine do wait."""
 STARTS_AT_ONCE = 1_024
 """Starts that are taken up, let in or refused, in one turn of the loop."""
@@ -286,7 +286,7 @@ class GrpcServer:
                 ("grpc.http2.max_ping_strikes", 0),  # other workers ping to see that we live
                 ("grpc.server.max_pending_requests", PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
-                ("grpc.server_max_unrequested_time_in_server", PENDING_MS // 1000),
+                ("grpc.server_max_unrequested_time_in_server", PENDING_SECONDS),
             ],
         )
         self._intake = Intake(

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LAST_PORT = 65_535
-FREED_KEPT = 64 * 1024 * 1024
-"""Bytes of freed memory that a worker keeps at most, to use again."""
-LARGEST_KEPT = 4 * 1024 * 1024
-"""Bytes of a piece of memory that it keeps at most; larger ones go back to the system at once."""
 
 # Imports are inside the functions: `ceremony get` must answer before Faust and pydantic would have been loaded.
 # ruff: noqa: PLC0415
@@ -68,10 +64,11 @@ def problem(found: Any) -> str:
 
 
 def worker(given: Any) -> AbstractAsyncContextManager[RunningWorker]:
+    from streams import heap
     from streams.worker import Worker
 
     collect_seldom()
-    keep_freed_memory()
+    heap.allocate(heap.FAST if given.state == "memory" else heap.SMALL)
     return Worker(given)
 
 
@@ -82,19 +79,6 @@ def collect_seldom() -> None:
     gc.collect()
     gc.freeze()  # what was loaded stays; no collection looks at it again
     gc.set_threshold(50_000, 20, 50)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc's allocator keep what is freed by the megabyte: taken anew, each of its pages would cost a fault.
-
-    Requests and answers of Kafka come and go like that, in several copies each.
-    """
-    import ctypes
-
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(trim_threshold, FREED_KEPT)
-        mallopt(mmap_threshold, LARGEST_KEPT)
 
 
 @asynccontextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import os
 import shutil
@@ -46,10 +45,6 @@ PAGE_ROWS, PAGE_BYTES = 100, 256 * 1024
 OPEN_FILES = 32
 """Of one database."""
 
-ARENA_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = -8, -3, -1
-HEAP = ((ARENA_MAX, 2), (MMAP_THRESHOLD, 256 * 1024), (TRIM_THRESHOLD, 1024 * 1024))
-"""Of glibc: two arenas instead of eight for each core, and what is large goes back to the system when it is freed."""
-
 ROW, KEY = b"r", b"k"
 """First byte of a key. Each row has a second, empty entry: keys are counted and listed without a look at the rows."""
 Result = TypeVar("Result")
@@ -59,10 +54,6 @@ class RocksStores:
     """Stores in one folder, which this worker has for itself."""
 
     def __init__(self, folder: Path) -> None:
-        """From here on the process' heap is kept small: who has rows on disk wants memory for something else."""
-        with contextlib.suppress(AttributeError):  # no glibc
-            for option, value in HEAP:
-                ctypes.CDLL(None).mallopt(option, value)
         self._folder = folder.absolute()
         self._lock: int | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="row-stores")

@@ -1,4 +1,4 @@
-"""What a worker frees by the megabyte it has again without the system's help."""
+"""What a worker frees by the megabyte it has again without the system's help, unless its heap is to be small."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 PIECES = """
 import resource
-from streams import main
+from streams import heap
 
 {before}
 for turn in range(51):
@@ -32,4 +32,5 @@ def faults(before: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators decide for themselves")
 def test_memory_that_was_freed_is_used_again() -> None:
     assert faults("") > 10_000, "the allocator gives it back by itself"
-    assert faults("main.keep_freed_memory()") < 1_000
+    assert faults("heap.allocate(heap.FAST)") < 1_000
+    assert faults("heap.allocate(heap.SMALL)") > 10_000

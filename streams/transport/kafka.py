@@ -244,9 +244,12 @@ class _Read:
         self.position: bytes | None = None
         self._rows = rows
         self._tables = {tp: table for table, tp in changelogs.items()}
+        self._first = next(iter(self._tables))
+        """Checkpoints write the position there, and nowhere else."""
 
     async def add(self, tp: TopicPartition, records: dict[bytes, bytes | None]) -> None:
-        self.position = records.pop(POSITION_KEY, self.position)
+        if tp == self._first:
+            self.position = records.pop(POSITION_KEY, self.position)
         await self._rows.load(self._tables[tp], records)
 
 

@@ -10,10 +10,12 @@ import pytest
 from aiokafka import TopicPartition
 
 from bridge.clock import HostClock
-from streams.transport.contract import StateLost, TopicSpec
+from streams.transport.contract import POSITION_KEY, StateLost, TopicSpec
+from streams.transport.kafka import _Read
 from streams.transport.kafka_client import FETCH_BYTES
 from streams.transport.kafka_log import KafkaLog
 from streams.transport.kafka_recovery import AT_ONCE, Recovery
+from streams.transport.row_store import MemoryStore
 from tests.conftest import KafkaAddress
 from tests.services import KafkaServer
 
@@ -73,3 +75,15 @@ async def test_one_that_cannot_be_kept_fails_alone(kafka: KafkaServer | KafkaAdd
         await recovery.read([TopicPartition(changelog, 1)], add)
     await whole
     assert (kept.count(0), kept.count(2)) == (ROWS, 3)
+
+
+async def test_a_position_stands_in_the_first_changelog_only() -> None:
+    """What has its key elsewhere is a row, and one for whoever reads that table to judge."""
+    first, second = TopicPartition("first", 0), TopicPartition("second", 0)
+    store = MemoryStore({"one": {}, "two": {}})
+    read = _Read(store, {"one": first, "two": second})
+    await read.add(second, {POSITION_KEY: b"no position"})
+    assert (read.position, store.get("two", POSITION_KEY)) == (None, b"no position")
+    await read.add(first, {POSITION_KEY: b"here", b"a": b"1"})
+    await read.add(first, {b"b": b"2"})
+    assert (read.position, sorted(store.keys("one"))) == (b"here", [b"a", b"b"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,10 +13,11 @@ import pytest_asyncio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.grpc_refusals import LONGEST_NAME
+from streams.topics import COMMANDS, prefixed
 from tables.limits import MAX_TEXT
 from tests.bridge.front_world import HEAD, definitions_folder, refused
 from tests.e2e.world import World, until
-from tests.services import KafkaServer, running
+from tests.services import KafkaServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -300,28 +302,26 @@ async def test_the_metrics_count_stuck_ceremonies_and_those_of_each_status(world
     await until(counted, "the sweep has come by")
 
 
-async def test_on_kafka_history_and_replay_work_alike(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_on_kafka_history_and_replay_work_alike(kafka: KafkaServer, tmp_path: Path) -> None:
     """Reading back and sending back go through the log's protocol: on Kafka the same calls give the same answers."""
-    folder = tmp_path_factory.mktemp("operators-kafka")
-    with running(KafkaServer(folder / "kafka")) as kafka:
-        async with World(folder, f"kafka://{kafka.bootstrap}") as world:
-            instance_id = await world.start("approval", fresh())
-            await until(lambda: at(world, instance_id, "WAITING_FOR_HUMAN"), "its gate is open")
-            await world.client.cancel(instance_id, actor="ana", reason="enough")
-            found = await world.client.history(instance_id)
-            subjects = [event.subject for event in found.events]
-            assert (subjects[0], subjects[-1], found.complete) == ("ceremony.started", "ceremony.cancelled", True)
-            newest = await world.client.history(instance_id, limit=1)
-            assert ([event.subject for event in newest.events], newest.complete) == (["ceremony.cancelled"], False)
-            position = await world.worker.app.driver.log.append("ceremony.commands", 1, b"c:s", b"rubbish")
+    prefix = f"operators-{uuid4().hex[:8]}"
+    commands = prefixed(prefix, COMMANDS)
+    async with World(tmp_path, f"kafka://{kafka.bootstrap}", CEREMONY_TOPIC_PREFIX=prefix) as world:
+        instance_id = await world.start("approval", fresh())
+        await until(lambda: at(world, instance_id, "WAITING_FOR_HUMAN"), "its gate is open")
+        await world.client.cancel(instance_id, actor="ana", reason="enough")
+        found = await world.client.history(instance_id)
+        subjects = [event.subject for event in found.events]
+        assert (subjects[0], subjects[-1], found.complete) == ("ceremony.started", "ceremony.cancelled", True)
+        newest = await world.client.history(instance_id, limit=1)
+        assert ([event.subject for event in newest.events], newest.complete) == (["ceremony.cancelled"], False)
+        position = await world.worker.app.driver.log.append(commands, 1, b"c:s", b"rubbish")
 
-            async def letters() -> int:
-                return len(await world.dead_letters("command_undecodable"))
+        async def letters() -> int:
+            return len(await world.dead_letters("command_undecodable"))
 
-            await until(letters, "it is set aside")
-            for repeated in (False, True):
-                answer = await world.client.replay_dead_letter(
-                    "ceremony.commands", 1, position.offset, actor="ana", request_id="once"
-                )
-                assert answer.repeated_request is repeated
-            assert (await world.client.diagnose()).healthy
+        await until(letters, "it is set aside")
+        for repeated in (False, True):
+            answer = await world.client.replay_dead_letter(commands, 1, position.offset, actor="ana", request_id="once")
+            assert answer.repeated_request is repeated
+        assert (await world.client.diagnose()).healthy

@@ -249,6 +249,7 @@ keys = st.sampled_from(
 task_ids = st.sampled_from([TASK, EXTRACTION, "ceremony-x", "job", ""])
 
 
+@pytest.mark.uncounted
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a loaded host is no failure
 @given(
     st.sampled_from(SUBJECTS),

@@ -21,6 +21,7 @@ from tests.checker.check import check_run
 from tests.checker.recording import Instance, Message, Run, Start, load, load_starts
 from tests.checker.violations import RULES
 
+pytestmark = pytest.mark.uncounted
 RECORDING = Path(__file__).with_name("recorded_run.json")
 PLANNED, GATED, WAITING, FAILED = (
     "planning-1-3:story-1",

@@ -15,6 +15,7 @@ from tests.contract.asyncapi import addresses, validate_message
 from tests.tables.properties.test_fold_properties import played
 from tests.tables.world import World
 
+pytestmark = pytest.mark.uncounted
 RUNS = 90
 FOLDED = {subject for subject in addresses() if subject.startswith("ceremony.")} - {
     "ceremony.deadletter",

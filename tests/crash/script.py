@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,11 @@ def definition() -> Definition:
 def row(around: Surroundings) -> Instance | None:
     """The ceremony as the changelog has it."""
     encoded = around.broker.rows[CEREMONIES, around.broker.partitions - 1].get(KEY)
-    return None if encoded is None else decode_instance(encoded)
+    return None if encoded is None else _decoded(encoded)
+
+
+_decoded = lru_cache(maxsize=16)(decode_instance)
+"""Asked for at every step of every play, and the same row a hundred times over."""
 
 
 def at_rest(around: Surroundings) -> bool:

@@ -11,7 +11,7 @@ from tests.crash.defects import DEFECTS, HEARING, ZOMBIES, planted
 from tests.crash.proof import LONG_OUTAGE, Proof, report, strided
 from tests.crash.stage import stage
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.uncounted]
 SEED = int(os.environ.get("CEREMONY_CRASH_SEED", "1"))
 BUDGET = int(os.environ.get("CEREMONY_CRASH_POINTS", "150"))
 """Points of the enumeration that are taken here; `python -m tests.crash --all` takes all."""

@@ -152,6 +152,7 @@ BRANCHING = {
 }
 
 
+@pytest.mark.uncounted
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
     ("schema", "value"),

@@ -26,6 +26,7 @@ from tests.tables.properties.definitions import HANDLERS, random_definition
 from tests.tables.properties.players import Honest, Hostile
 from tests.tables.world import KINDS, World
 
+pytestmark = pytest.mark.uncounted
 RUNS = 500
 """Of the fixed-seed run whose shares are asserted."""
 LEAST = 0.05

@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field
 from steps.agent import AgentFunction, answering
 from steps.config import Config, Text, config_of
 from steps.kind import Kind
-from steps.outcome import Outcome, failed
+from steps.outcome import Outcome, outcome_of
 from steps.reading import Wiring
 from tables.errors import CeremonyError
-from tables.kinds import Completed, Failed, StepContext, Verdict
+from tables.kinds import AtOnce, Completed, Failed, StepContext, Verdict
 from tables.limits import MAX_OUTPUT
 from tables.paths import MISSING, dig
 
@@ -55,6 +55,9 @@ class Aggregation(Kind):
         if len(config.sources) > _UNMEASURED and _size(config.sources, values) > LARGEST_REQUEST:
             return Failed("request_too_large", f"the sources exceed {LARGEST_REQUEST} bytes together", retryable=False)
         return {"aggregation_type": config.aggregation_type, "sources": config.sources, "values": values}
+
+    def at_once(self, body: Any) -> AtOnce | None:
+        return _settled(body["aggregation_type"], body["sources"], body["values"])
 
     def completed(self, context: StepContext, output: Any) -> Verdict:
         return Completed(output)
@@ -200,8 +203,12 @@ def agent(wiring: Wiring) -> AgentFunction:
 
 
 def _answer(body: AggregationBody) -> Outcome:
+    return outcome_of(_settled(body.aggregation_type, body.sources, body.values))
+
+
+def _settled(aggregation_type: str, sources: Any, values: Mapping[str, Any]) -> AtOnce:
     try:
-        result = aggregate(body.aggregation_type, body.sources, body.values)
+        result = aggregate(aggregation_type, sources, values)
     except AggregationFailed as error:
-        return failed(error.code, error.message, retryable=False)
-    return Outcome("completed", output_of(body.aggregation_type, body.sources, result))
+        return Failed(error.code, error.message, retryable=False)
+    return Completed(output_of(aggregation_type, sources, result))

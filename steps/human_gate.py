@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field
 from steps.agent import AgentFunction, answering
 from steps.config import Config, Text, config_of
 from steps.kind import Kind
-from steps.outcome import Outcome
+from steps.outcome import Outcome, outcome_of
 from steps.reading import Wiring
 from tables.instance import Answer, StepStatus
-from tables.kinds import Completed, Decided, Failed, StepContext, Verdict
+from tables.kinds import AtOnce, Completed, Decided, Failed, Opened, StepContext, Verdict
 from tables.timers import iso
 
 TEN_YEARS = 10 * 366 * 86400
@@ -40,6 +40,10 @@ class HumanGate(Kind):
         """Body: `{role, message}`."""
         config = config_of(context.step, HumanGateConfig)
         return {"role": config.role, "message": config.message}
+
+    def at_once(self, body: Any) -> AtOnce | None:
+        """The gate is open; people do the rest."""
+        return _opened(body["role"], body["message"])
 
     def timed_out(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
         """The gate's deadline passed, or its agent never opened it."""
@@ -80,4 +84,8 @@ def agent(wiring: Wiring) -> AgentFunction:
 
 
 def _answer(body: GateBody) -> Outcome:
-    return Outcome("waiting", {"role": body.role, "message": body.message, "waiting": True})
+    return outcome_of(_opened(body.role, body.message))
+
+
+def _opened(role: str, message: str) -> Opened:
+    return Opened({"role": role, "message": message, "waiting": True})

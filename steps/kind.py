@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from tables.definition import Definition, Step
 from tables.instance import Answer
-from tables.kinds import Decided, Failed, StepContext, Verdict
+from tables.kinds import AtOnce, Decided, Failed, StepContext, Verdict
 from tables.templates import expressions
 
 
@@ -23,6 +23,10 @@ class Kind:
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
         """The config model says it all."""
         return ()
+
+    def at_once(self, body: Any) -> AtOnce | None:
+        """The world has to be asked."""
+        return None
 
     def accepts(self, context: StepContext, agent_id: str) -> bool:
         """No agent is asked."""

@@ -8,6 +8,7 @@ import msgspec
 
 from tables.commands import StepOutcome, encode_command
 from tables.effects import StepRequested
+from tables.kinds import AtOnce, Completed, Failed
 from tables.limits import MAX_OUTPUT
 
 _encoder = msgspec.json.Encoder()
@@ -24,6 +25,15 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     deliberation_id: str = ""
     published: dict[str, Any] = {}
     """Publish step: stream, sequence, duplicate."""
+
+
+def outcome_of(settled: AtOnce) -> Outcome:
+    """What an agent says where its kind would have said the same at once."""
+    if isinstance(settled, Completed):
+        return Outcome("completed", settled.output)
+    if isinstance(settled, Failed):
+        return failed(settled.code, settled.message, retryable=settled.retryable)
+    return Outcome("waiting", settled.output)
 
 
 def failed(code: str, message: str, *, retryable: bool = True) -> Outcome:

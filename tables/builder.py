@@ -285,7 +285,7 @@ class Builder:
         """The new row. Raises InvariantBroken, which means a bug."""
         row = self.peek()
         reasons = broken_change(self.base, row)
-        for step_id in self._touched:
+        for step_id in dict.fromkeys(self._touched):
             reasons += broken_step(row, step_id)
         if Builder.check_fully:
             reasons += broken(row)

@@ -12,7 +12,7 @@ import msgspec
 from tables.errors import FormatTooNew, Undecodable
 from tables.formats import refuse_newer
 
-FOLD = 2
+FOLD = 3
 """Goes up whenever what `decide` returns changes; the golden log notices."""
 REQUEST_FORMAT = 1
 

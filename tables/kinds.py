@@ -32,7 +32,14 @@ class Failed(msgspec.Struct, frozen=True, gc=False):
     """Kept although the step failed (a rejected gate)."""
 
 
+class Opened(msgspec.Struct, frozen=True, gc=False):
+    """People are awaited; until they have decided, the step shows this output."""
+
+    output: Any
+
+
 Verdict = Pending | Completed | Failed
+AtOnce = Completed | Failed | Opened
 
 
 class StepContext(msgspec.Struct, frozen=True, gc=False):
@@ -85,6 +92,12 @@ class StepKind(Protocol):
         """Body of StepRequested for the attempt that begins (JSON-able), or why it cannot begin.
 
         `context.state.attempt` is already the number of that attempt.
+        """
+
+    def at_once(self, body: Any) -> AtOnce | None:
+        """What the attempt comes to, where that follows from the body of its request alone: then no agent is asked.
+
+        None: only its agent can say. A pure function of the body, as its agent's answer to the same request.
         """
 
     def accepts(self, context: StepContext, agent_id: str) -> bool:

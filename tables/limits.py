@@ -18,7 +18,10 @@ MAX_INPUT_DEPTH = 64
 MAX_OUTPUT_DEPTH = 128
 """Nested containers; far below what any JSON reader on the way can take, and outputs may wrap inputs."""
 MAX_TRANSITIONS = 100
-"""From one command."""
+"""From one command, or from one step that was settled in the fold."""
+MAX_AT_ONCE = 32
+"""Steps of one command that are settled in the fold. The next one's agent is asked, so that the turn of a ceremony that
+goes round and round ends, and others have theirs."""
 MAX_ANSWERS = 1000
 """Of one attempt."""
 MAX_TEXT = 2000

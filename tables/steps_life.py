@@ -16,8 +16,8 @@ from tables.definition import Step
 from tables.effects import StepRequested
 from tables.instance import Approval, Phase, StepState, StepStatus
 from tables.invariants import REJECTED
-from tables.kinds import Completed, Failed, Verdict
-from tables.limits import MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
+from tables.kinds import AtOnce, Completed, Failed, Opened, Verdict
+from tables.limits import MAX_AT_ONCE, MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
 from tables.timers import ASK, GATE, RETRY, TIMEOUT, ask_pause, iso, millis, retry_pause
 from tables.turn import Turn
 
@@ -52,7 +52,6 @@ def start(turn: Turn, step: Step, *, new_budget: bool = False) -> None:
             announced=old.announced,
         ),
     )
-    row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), attempt)
     turn.started = step
     problem = roles.step_role_refusal(turn.definition, step) if turn.definition.roles else None
     if problem is not None:
@@ -77,6 +76,9 @@ def _request(turn: Turn, step: Step) -> None:
     if isinstance(body, Failed):
         fail(turn, step, body)
         return
+    if turn.at_once < MAX_AT_ONCE and (settled := kind.at_once(body)) is not None:
+        _settle_at_once(turn, step, settled)
+        return
     visit = row.visits.get(step.state, 0)
     if kind.name == PUBLISH and state.asks == 1:
         turn.event(PUBLISH_REQUESTED, _publication(turn, step, visit))
@@ -88,11 +90,27 @@ def _request(turn: Turn, step: Step) -> None:
             step_id=step.id,
             attempt=state.attempt,
             visit=visit,
-            deadline=row.timers[TIMEOUT + step.id].due,
+            deadline=_deadline(turn, step, state.attempt),
             correlation_id=base.correlation_id,
             body=body,
         )
     )
+
+
+def _deadline(turn: Turn, step: Step, attempt: int) -> int:
+    """When the attempt's time is up; it runs from when its agent was first asked."""
+    timer = turn.row.timers.get(TIMEOUT + step.id)
+    return turn.row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), attempt) if timer is None else timer.due
+
+
+def _settle_at_once(turn: Turn, step: Step, settled: AtOnce) -> None:
+    """Let take effect what the request alone says, as if its agent had said it in a command of its own."""
+    turn.at_once += 1
+    turn.applied = 0
+    if isinstance(settled, Opened):
+        open_gate(turn, step, settled.output)
+    else:
+        conclude(turn, step, settled)
 
 
 def unreachable(turn: Turn, step: Step) -> None:

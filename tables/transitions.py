@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from tables import steps_life
-from tables.builder import IN_FLIGHT
 from tables.definition import Definition, Step, Transition
 from tables.effects import Ended
 from tables.guards import guard_steps, holds, is_human, is_unjudged
@@ -31,7 +30,7 @@ _WORD = {
 def settle(turn: Turn, completed: Step | None = None) -> None:
     """Move as far as it goes now: transitions first, then `on_failure`, then the steps that have become ready.
 
-    A step that ends as it is started (its request cannot be made) is settled in the same turn. While PAUSED nothing
+    A step that ends as it is started, or opens its gate then, is settled in the same turn. While PAUSED nothing
     moves. Where all that has happened is that one step was `completed`, only those that wait for it can have become
     ready: in a ceremony that moves, every other one was started when it was.
     """
@@ -100,7 +99,7 @@ def by_trigger(turn: Turn, trigger: str) -> Transition | None:
 
 
 def _start_ready(turn: Turn, candidates: tuple[Step, ...] | None) -> bool:
-    """Start the steps whose predecessors are done, of these or of all; True when one ended at once.
+    """Start the steps whose predecessors are done, of these or of all; True when one was settled at once.
 
     For that may move the ceremony.
     """
@@ -108,7 +107,7 @@ def _start_ready(turn: Turn, candidates: tuple[Step, ...] | None) -> bool:
     for step in turn.here if candidates is None else candidates:
         if row.steps[step.id].status is _PENDING and _ready(step, row.steps, selected):
             steps_life.start(turn, step)
-            if row.steps[step.id].status not in IN_FLIGHT:
+            if row.steps[step.id].status is not _IN_PROGRESS:
                 return True
     return False
 

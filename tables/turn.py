@@ -37,6 +37,7 @@ class Turn:
     __slots__ = (
         "_stem",
         "applied",
+        "at_once",
         "definition",
         "effects",
         "here",
@@ -59,7 +60,9 @@ class Turn:
         """Steps of the present state, in file order."""
         self.effects: list[Effect] = []
         self.applied = 0
-        """Transitions applied by this command."""
+        """Transitions applied by this command since it settled a step, if it has."""
+        self.at_once = 0
+        """Steps that this command settled without their agents."""
         self.started: Step | None = None
         """The step that was started last."""
         self.note = ""

@@ -14,7 +14,8 @@ import pytest_asyncio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from prometheus_client.parser import text_string_to_metric_families
 
-from streams.topics import STEP_KINDS
+from streams.topics import STEP_KINDS, prefixed, step_topic
+from tables.effects import StepRequested, encode_request
 from tables.instance import Phase
 from tests.bridge.nats_world import client
 from tests.e2e.world import World, until
@@ -48,10 +49,40 @@ def fresh() -> str:
     return f"c-{uuid4().hex[:10]}"
 
 
+async def ask(world: World, instance_id: str, step: str, kind: str, body: Any) -> None:
+    """As a release did that settled nothing in the fold: the request of the step's first attempt."""
+    request = StepRequested(
+        id=f"{instance_id}/1/1@2",
+        kind=kind,
+        instance_id=instance_id,
+        step_id=step,
+        attempt=1,
+        visit=1,
+        deadline=0,
+        correlation_id=instance_id,
+        body=body,
+    )
+    log = world.worker.app.driver.log
+    key = instance_id.encode()
+    topic = prefixed(world.worker.settings.topic_prefix, step_topic(kind))
+    await log.append(topic, log.partition_of(key, world.worker.settings.partitions), key, encode_request(request))
+
+
 async def test_a_record_of_each_kind_passes_its_faust_agent(world: World) -> None:
     """Counted by the parts beneath the agents, and by Faust's own monitor on each agent's stream."""
     app: Any = world.worker.app
-    await world.finish(await world.start("backlog_review", fresh()))
+    await world.finish(instance_id := await world.start("backlog_review", fresh()))
+    merged = {"aggregation_type": "merge", "sources": ["a"], "values": {"a": {}}}
+    await ask(world, instance_id, "collect_review", "aggregation", merged)
+    await ask(world, instance_id, "approve_story", "human_gate", {"role": "PO", "message": "m"})
+
+    def served() -> bool:
+        return all(
+            any(part.counters.records for part in app.parts if part.spec.name == kind)
+            for kind in ("aggregation", "human_gate")
+        )
+
+    await until(served, "the agents of what the fold settles by itself have served what they were asked")
     assert set(app.agents) == {"ceremony", *STEP_KINDS}
     for name, agent in app.agents.items():
         assert isinstance(agent, faust.Agent), name

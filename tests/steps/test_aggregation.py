@@ -188,6 +188,19 @@ async def test_the_agent_answers_a_whole_batch_through_the_batch() -> None:
     )
 
 
+async def test_the_kind_says_at_once_what_its_agent_says() -> None:
+    bodies = [
+        {"aggregation_type": "merge", "sources": ["a", "b"], "values": {"a": {"x": 1}, "b": {"y": 2}}},
+        {"aggregation_type": "concat", "sources": ["a"], "values": {"a": 7}},
+    ]
+    batch = MemoryBatch(*(request(body, number=number) for number, body in enumerate(bodies)))
+    await run(agent(wiring()), batch)
+    merged, wrong_type = batch.outcomes
+    assert KIND.at_once(bodies[0]) == Completed(merged.output)
+    assert KIND.at_once(bodies[1]) == Failed(wrong_type.error_code, wrong_type.error_message, retryable=False)
+    assert (merged.outcome, wrong_type.outcome, wrong_type.retryable) == ("completed", "failed", False)
+
+
 async def test_an_outcome_goes_to_the_commands_partition_of_its_request_with_its_correlation_id() -> None:
     batch = MemoryBatch(request({"aggregation_type": "list", "sources": ["a"], "values": {"a": 1}}))
     await run(agent(wiring()), batch)

@@ -8,7 +8,7 @@ import pytest
 
 from steps.human_gate import HumanGate, agent
 from tables.instance import Approval, StepStatus
-from tables.kinds import Completed, Decided, Failed
+from tables.kinds import Completed, Decided, Failed, Opened
 from tests.steps.fakes import MemoryBatch, context, request, run, step, wiring, wrong
 
 KIND = HumanGate()
@@ -83,3 +83,7 @@ async def test_the_agent_opens_the_gate() -> None:
     (outcome,) = batch.outcomes
     assert outcome.outcome == "waiting"
     assert outcome.output == {"role": "PO", "message": "Release?", "waiting": True}
+
+
+def test_the_kind_opens_it_as_its_agent_does() -> None:
+    assert KIND.at_once(KIND.request(ASKED)) == Opened({"role": "PO", "message": "Release?", "waiting": True})

@@ -19,10 +19,13 @@ from streams.topics import CEREMONIES, DEFINITIONS
 from tables.commands import AnyCommand, Cancel, Noop, PutDefinition, Start, StepOutcome, encode_command
 from tables.definition import Definition
 from tables.instance import CeremonyStatus
+from tables.kinds import Kinds
 from tables.loader import load
 from tests.streams.fakes import HandClock, MemoryBatch, MemoryView, command_record, record
+from tests.tables.world import ASKED
 
-KINDS = all_kinds()
+KINDS = ASKED
+"""Its one step is asked for, so that a ceremony has something to wait for."""
 TEXT = """version: "1.0"
 name: probe
 description: a probe
@@ -48,10 +51,10 @@ def quiet() -> Iterator[None]:
 class Partition:
     """An agent and the rows of one partition."""
 
-    def __init__(self, *, waits: bool = True) -> None:
+    def __init__(self, *, waits: bool = True, kinds: Kinds = KINDS) -> None:
         self.view = MemoryView()
         self.log_clock = LogClock(HandClock())
-        self.agent = CeremonyAgent(KINDS, "t", self.log_clock, lambda _: waits)
+        self.agent = CeremonyAgent(kinds, "t", self.log_clock, lambda _: waits)
 
     def fold(self, *records: Any) -> MemoryBatch:
         batch = MemoryBatch(self.view, records)
@@ -101,6 +104,14 @@ def test_a_start_becomes_a_row_and_its_effects() -> None:
         assert dict(sent.headers)["correlation-id"] == b"corr-1"
     (request,) = [sent for sent in batch.sent if sent.topic == "t.steps.aggregation"]
     assert dict(request.headers)["effect-id"].startswith(b"c1:s1/1/")
+
+
+def test_what_only_computes_leaves_nothing_but_events_all_of_the_one_command() -> None:
+    batch = Partition(kinds=all_kinds()).begin("c1")
+    assert {sent.topic for sent in batch.sent} == {"t.events"}
+    placed = [(dict(sent.headers)["command-offset"], dict(sent.headers)["ordinal"]) for sent in batch.sent]
+    assert placed == [(b"1", b"%d" % ordinal) for ordinal in range(4)]
+    assert applied_rows(batch.note).tally.ended == {"COMPLETED": 1}
 
 
 def test_who_waits_is_told_what_the_fold_said() -> None:

@@ -11,7 +11,7 @@ from steps.aggregation import aggregate, output_of
 from steps.deliberation import DeliberationConfig
 from steps.registry import all_kinds
 from tables.effects import StepRequested
-from tables.instance import TERMINAL
+from tables.instance import TERMINAL, Phase
 from tables.loader import load
 from tests.tables.world import World
 
@@ -20,11 +20,12 @@ TASKS = [{"title": "Build it", "description": "All of it", "estimated_hours": 4,
 
 
 def world_of(name: str) -> World:
-    return World(load((FOLDER / f"{name}.yaml").read_bytes(), f"{name}.yaml", all_kinds()))
+    kinds = all_kinds()
+    return World(load((FOLDER / f"{name}.yaml").read_bytes(), f"{name}.yaml", kinds), kinds)
 
 
-def answer(world: World, request: StepRequested, *, approve: bool = True) -> None:
-    """What the agent of the step, its agents or its people do with a request."""
+def answer(world: World, request: StepRequested) -> None:
+    """What the agent of the step and its agents do with a request."""
     step, body = request.step_id, request.body
     config: Any = world.definition.steps[step].config
     match request.kind:
@@ -36,24 +37,32 @@ def answer(world: World, request: StepRequested, *, approve: bool = True) -> Non
         case "task_extraction":
             world.outcome(step, "submitted", deliberation_id="d-2")
             world.result(step, "agent-task-extractor-001", value=TASKS)
-        case "aggregation":
+        case "aggregation":  # so many in one command that the agent was asked after all
             result = aggregate(body["aggregation_type"], body["sources"], body["values"])
             world.done(step, output_of(body["aggregation_type"], body["sources"], result))
         case "human_gate":
             world.opened(step)
-            for number in range(config.quorum if approve else 1):
-                world.decide(step, approved=approve, actor=f"person-{number}", role=config.role)
         case "publish":
             world.done(step, {**body, "published": True}, published={"stream": "S", "sequence": 1, "duplicate": False})
+
+
+def people(world: World, gate: str, *, approve: bool) -> None:
+    config: Any = world.definition.steps[gate].config
+    for number in range(config.quorum if approve else 1):
+        world.decide(gate, approved=approve, actor=f"person-{number}", role=config.role)
 
 
 def run(world: World, *, approve: bool = True, limit: int = 100) -> None:
     """Answer what is asked until nothing is; the engine's own limits end it, this one only a mistake."""
     for _ in range(limit):
         asked = [r for r in world.requests() if world.step(r.step_id).phase == "asked" and is_newest(world, r)]
-        if world.live.status in TERMINAL or not asked:
+        gates = [name for name, step in world.live.steps.items() if step.phase is Phase.GATE]
+        if world.live.status in TERMINAL or not (asked or gates):
             return
-        answer(world, asked[0], approve=approve)
+        if asked:
+            answer(world, asked[0])
+        else:
+            people(world, gates[0], approve=approve)
     pytest.fail("the ceremony does not come to an end")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
+from steps.aggregation import Aggregation
+from steps.human_gate import HumanGate
 from steps.registry import all_kinds
 from tables.commands import (
     AgentResult,
@@ -27,10 +30,25 @@ from tables.effects import Effect, Event, Refused, StepRequested
 from tables.fold import Decision, decide
 from tables.instance import TERMINAL, Instance, StepState, decode_instance, encode_instance
 from tables.invariants import broken
+from tables.kinds import Kinds
 from tables.liveness import waiting_for
 from tables.loader import load
 
 KINDS = all_kinds()
+
+
+class _AskedAggregation(Aggregation):
+    def at_once(self, body: Any) -> None:
+        """As past MAX_AT_ONCE: its agent has to be asked."""
+
+
+class _AskedGate(HumanGate):
+    def at_once(self, body: Any) -> None:
+        """As past MAX_AT_ONCE: its agent has to be asked."""
+
+
+ASKED: Kinds = MappingProxyType({**KINDS, **{kind.handler: kind for kind in (_AskedAggregation(), _AskedGate())}})
+"""Every step waits for its agent, so that a test can stand between asking and answering; the fold is the same."""
 ID = "c1:s1"
 BEGIN = 1_700_000_000_000
 
@@ -44,8 +62,9 @@ def definition_of(body: str, name: str = "probe") -> Definition:
 class World:
     """One ceremony, seen from its partition."""
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, definition: Definition, kinds: Kinds = ASKED) -> None:
         self.definition = definition
+        self.kinds = kinds
         self.row: Instance | None = None
         self.now = BEGIN
         self.offset = -1
@@ -62,7 +81,7 @@ class World:
         origin = Origin(0, self.offset, self.now)
         command = decode_command(encode_command(command))
         before = self.row
-        decision = decide(before, command, origin, self.definition, KINDS)
+        decision = decide(before, command, origin, self.definition, self.kinds)
         check(before, decision, self.definition)
         self.log.append((command, origin))
         self.row = decision.row

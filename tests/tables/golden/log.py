@@ -91,7 +91,7 @@ def record(seeds: Sequence[int], longest: int) -> int:
 
     for seed in seeds:
         rng = Random(seed)
-        world = begun(rng)
+        world = begun(rng, KINDS)
         hostile = Hostile(world, rng)
         for _ in range(longest):
             if world.row is None:

@@ -21,10 +21,11 @@ from tables.commands import AnyCommand, Origin
 from tables.effects import Effect
 from tables.fold import decide
 from tables.instance import TERMINAL, Instance, encode_instance
+from tables.kinds import Kinds
 from tables.loader import load
 from tests.tables.properties.definitions import HANDLERS, random_definition
 from tests.tables.properties.players import Honest, Hostile
-from tests.tables.world import KINDS, World
+from tests.tables.world import ASKED, KINDS, World
 
 pytestmark = pytest.mark.uncounted
 RUNS = 500
@@ -40,10 +41,10 @@ def _check_fully(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Builder, "check_fully", True)
 
 
-def begun(rng: Random) -> World:
-    """A ceremony of a random definition, just started."""
+def begun(rng: Random, kinds: Kinds | None = None) -> World:
+    """A ceremony of a random definition, just started; its computing steps are settled in the fold, or asked for."""
     definition = load(random_definition(rng), "probe.yaml", KINDS)
-    world = World(definition)
+    world = World(definition, kinds or rng.choice((KINDS, ASKED)))
     chosen = rng.sample(list(definition.steps), rng.randint(0, len(definition.steps))) if rng.random() < 0.25 else []
     world.start(*chosen, a={"x": 1})
     return world
@@ -54,7 +55,7 @@ def digests(log: Sequence[tuple[AnyCommand, Origin]], world: World) -> list[str]
     row: Instance | None = None
     found = []
     for command, origin in log:
-        decision = decide(row, command, origin, world.definition, KINDS)
+        decision = decide(row, command, origin, world.definition, world.kinds)
         row = decision.row
         body = b"" if row is None else encode_instance(row)
         found.append(hashlib.sha256(body + _encode(decision.effects)).hexdigest())

@@ -1,9 +1,10 @@
 """Measures the engine beside a bare aiokafka loop, on a Kafka and a nats-server of its own.
 
-In one run, in turns: a bare loop of aiokafka that reads and writes what a step reads and writes, and one or more
-workers on a chain of five `merge` steps with the NATS bridge on; Kafka syncs every append to disk, NATS as it does by
-default, and once more each message. Then one ceremony at a time, on Kafka and on the embedded log, the recovery of
-many rows, starts through the front, and other engines.
+In one run, in turns: a bare loop of aiokafka that reads and writes the records of the same ceremonies, and one or more
+workers on chains of five `merge` steps, each chain settled in one command, with the NATS bridge on; then five `publish`
+steps, which ask their agent. Kafka syncs every append to disk, NATS as it does by default, and once more each message.
+Then one ceremony at a time, on Kafka and on the embedded log, the recovery of many rows, starts through the front, and
+other engines.
 """
 
 from __future__ import annotations

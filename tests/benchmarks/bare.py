@@ -1,11 +1,11 @@
-"""A bare aiokafka loop that does what one step costs the log: reads two records, updates a row, writes three.
+"""A bare aiokafka loop that does what one ceremony costs the log: reads commands, replaces a row, writes the rest.
 
 Run as a process of its own (`python -m tests.benchmarks.bare`, options as JSON on stdin, the answer as JSON on
-stdout), which starts one loop, or several that share the partitions, each a process. It preloads as many outcomes and
-requests as there are steps, of the sizes the engine's have. Then the loops read both topics; for each outcome they
-replace the row of its key in a dict and write a request and an event, for each request they write an outcome. They
-decode and encode nothing. All writes are acknowledged by the end, and offsets are committed every half second: what
-any consumer that writes would do.
+stdout), which starts one loop, or several that share the partitions, each a process. It preloads the records that the
+engine would read of so many ceremonies, as many and of the sizes the engine's had. Then the loops read them: for each
+command they replace the row of its key in a dict and write its share of the events and requests, for each request its
+outcome. They decode and encode nothing. All writes are acknowledged by the end, and offsets are committed every half
+second: what any consumer that writes would do.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import uvloop
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
 from bridge.clock import HostClock
 from streams.transport.contract import Out, TopicSpec
 from streams.transport.kafka_batches import append_batches
 from streams.transport.kafka_log import KafkaLog
-from tests.benchmarks.sizes import RecordSize, StepRecords
+from tests.benchmarks.sizes import CeremonyRecords, Records, RecordSize
 
-KEYS = 2000
 KEPT_MS = 3_600_000
-RECORDS_PER_STEP = 5
 GO = b"go\n"
 BATCH_BYTES = 900_000
 
@@ -39,11 +39,11 @@ class Options(msgspec.Struct, kw_only=True):
     bootstrap: str
     name: str
     """Prefix of its topics and group."""
-    steps: int
+    ceremonies: int
     partitions: int
     batches: bool
     """Write with `create_batch`/`send_batch`, one future per batch, instead of `send`, one per record."""
-    records: StepRecords
+    records: CeremonyRecords
     topic_config: dict[str, str] = {}
     processes: int = 1
     """Loops that share the partitions, evenly."""
@@ -55,14 +55,36 @@ class Options(msgspec.Struct, kw_only=True):
         return range(self.share or 0, self.partitions, self.processes)
 
     @property
-    def inputs(self) -> tuple[str, str]:
-        """Topics that are read."""
-        return f"{self.name}.in.outcomes", f"{self.name}.in.requests"
-
-    @property
     def outputs(self) -> list[str]:
         """Topics that are written."""
-        return [f"{self.name}.out.{what}" for what in ("outcomes", "requests", "events")]
+        return [topic for given in self.inputs for topic, records in given.writes if records.each]
+
+    @property
+    def inputs(self) -> list[Input]:
+        """What is read; of a topic where there is nothing to read, nothing."""
+        of = self.records
+        commands = Input(
+            f"{self.name}.in.commands",
+            [of.starts, of.outcomes],
+            [(f"{self.name}.out.events", of.events), (f"{self.name}.out.requests", of.requests)],
+        )
+        requests = Input(f"{self.name}.in.requests", [of.requests], [(f"{self.name}.out.outcomes", of.outcomes)])
+        return [commands, requests] if requests.each else [commands]
+
+
+class Input(NamedTuple):
+    """A topic that is read, and what its records cause."""
+
+    topic: str
+    holds: list[Records]
+    """In this order."""
+    writes: list[tuple[str, Records]]
+    """Topics and records that are written, evenly over what is read."""
+
+    @property
+    def each(self) -> int:
+        """Records of one ceremony."""
+        return sum(records.each for records in self.holds)
 
 
 class Measured(msgspec.Struct):
@@ -147,7 +169,7 @@ async def share(options: Options) -> Measured:
         sys.stdout.buffer.write(b"ready\n")
         sys.stdout.buffer.flush()
         await asyncio.to_thread(sys.stdin.buffer.readline)
-        consumer.assign([TopicPartition(topic, number) for topic in options.inputs for number in options.mine])
+        consumer.assign([TopicPartition(given.topic, number) for given in options.inputs for number in options.mine])
         write = _batches(producer) if options.batches else _records(producer)
         return await _loop(options, consumer, write)
     finally:
@@ -157,34 +179,53 @@ async def share(options: Options) -> Measured:
 
 async def _loop(options: Options, consumer: AIOKafkaConsumer, write: Write) -> Measured:
     rows: dict[bytes, tuple[int, int]] = {}
-    request, event, outcome = map(_template, (options.records.request, options.records.event, options.records.outcome))
-    outcomes = options.inputs[0]
-    left = 2 * sum(len(steps_of(number, options)) for number in options.mine)
+    commands, *_ = inputs = options.inputs
+    outputs = {
+        given.topic: [Output(topic, given.each, records) for topic, records in given.writes if records.each]
+        for given in inputs
+    }
+    read: Counter[TopicPartition] = Counter()
+    left = sum(given.each * len(ceremonies_of(number, options)) for given in inputs for number in options.mine)
     began, cpu = time.time(), time.process_time()
     while left:
         for tp, records in (await consumer.getmany(timeout_ms=1000, max_records=2000)).items():
             left -= len(records)
-            if tp.topic == outcomes:
+            if tp.topic == commands.topic:
                 for record in records:
                     rows[record.key] = (rows.get(record.key, (0, 0))[0] + 1, record.offset)
-                wanted = {"out.requests": request, "out.events": event}
-            else:
-                wanted = {"out.outcomes": outcome}
             await write(
                 {
-                    TopicPartition(f"{options.name}.{topic}", tp.partition): [
-                        Out(record.key, value, headers) for record in records
-                    ]
-                    for topic, (value, headers) in wanted.items()
+                    TopicPartition(output.topic, tp.partition): output.caused_by(records, read[tp])
+                    for output in outputs[tp.topic]
                 }
             )
+            read[tp] += len(records)
     await write({})
     return Measured(began, time.time(), time.process_time() - cpu)
 
 
-def steps_of(partition: int, options: Options) -> range:
-    """Numbers of the steps whose records are in this partition."""
-    return range(partition, options.steps, options.partitions)
+class Output:
+    """Records that are written for those of one input."""
+
+    def __init__(self, topic: str, read: int, records: Records) -> None:
+        """`read`: records of the input in one ceremony."""
+        self.topic = topic
+        self._read = read
+        self._written = records.each
+        self._value, self._headers = _template(records.size)
+
+    def caused_by(self, records: Sequence[ConsumerRecord], before: int) -> list[Out]:
+        """`before`: so many records of the partition were read earlier. By the end of a ceremony none is missing."""
+        count, of = self._due(before + len(records)) - self._due(before), len(records)
+        return [Out(records[number * of // count].key, self._value, self._headers) for number in range(count)]
+
+    def _due(self, read: int) -> int:
+        return read * self._written // self._read
+
+
+def ceremonies_of(partition: int, options: Options) -> range:
+    """Numbers of the ceremonies whose records are in this partition."""
+    return range(partition, options.ceremonies, options.partitions)
 
 
 def _records(producer: AIOKafkaProducer) -> Write:
@@ -228,20 +269,24 @@ async def _prepare(options: Options) -> None:
     log = KafkaLog([options.bootstrap], HostClock(), topic_config=options.topic_config)
     await log.start()
     try:
-        topics = (*options.inputs, *options.outputs)
+        topics = [*(given.topic for given in options.inputs), *options.outputs]
         await log.create([TopicSpec(topic, options.partitions, KEPT_MS) for topic in topics])
-        for topic, size in zip(options.inputs, (options.records.outcome, options.records.request), strict=True):
-            await _preload(log, topic, size, options)
+        for given in options.inputs:
+            for records in given.holds:
+                await _preload(log, given.topic, records, options)
     finally:
         await log.stop()
 
 
-async def _preload(log: KafkaLog, topic: str, size: RecordSize, options: Options) -> None:
-    value, headers = _template(size)
+async def _preload(log: KafkaLog, topic: str, records: Records, options: Options) -> None:
+    value, headers = _template(records.size)
     for partition in range(options.partitions):
-        numbers = steps_of(partition, options)
-        records = [Out(b"%0*d" % (size.key, number % KEYS), value, headers) for number in numbers]
-        await asyncio.gather(*append_batches(log.producer, TopicPartition(topic, partition), records))
+        made = [
+            Out(b"%0*d" % (records.size.key, number), value, headers)
+            for _ in range(records.each)
+            for number in ceremonies_of(partition, options)
+        ]
+        await asyncio.gather(*append_batches(log.producer, TopicPartition(topic, partition), made))
 
 
 def main() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tests.benchmarks.bare import RECORDS_PER_STEP
 from tests.benchmarks.report import Row, Spread, spread
+from tests.benchmarks.sizes import CeremonyRecords
+from tests.benchmarks.workloads import STEPS, Workload
 
 
 class Kind(NamedTuple):
@@ -43,12 +44,12 @@ def rate(bare: Bare, kind: Kind) -> Spread:
     return spread([run.steps_per_s for run in bare[kind]])
 
 
-def summary(bare: Bare) -> dict[str, Any]:
-    """Of one loop under short names, and of all kinds."""
+def summary(bare: Bare, records: CeremonyRecords) -> dict[str, Any]:
+    """Of one loop under short names, and of all kinds. `records`: what the loops read and wrote."""
     one = rate(bare, ONE).median
     return {
         "bare_loop_steps_per_s": one,
-        "bare_loop_records_per_s": RECORDS_PER_STEP * one,
+        "bare_loop_records_per_s": (records.read + records.written) * one / STEPS,
         "bare_loop_in_batches_steps_per_s": rate(bare, Kind(1, batches=True)).median,
         "bare_loop_cpu_us_per_step": spread([run.cpu_us_per_step for run in bare[ONE]]).median,
         "bare_loops": {str(kind): rate(bare, kind).median for kind in bare},
@@ -75,6 +76,6 @@ def shares(found: Mapping[str, float], workers: int) -> str:
     return told
 
 
-def rows(bare: Bare) -> list[Row]:
-    how = "per step 2 records read, a row replaced, 3 written"
+def rows(bare: Bare, records: CeremonyRecords, workload: Workload) -> list[Row]:
+    how = f"the records of {workload.how.partition(',')[0]}: {records}"
     return [Row(f"{kind}: steps/s it would allow", str(rate(bare, kind)), how) for kind in bare]

@@ -17,10 +17,10 @@ from tests.benchmarks import bare, engines, intake, recovery, serial, throughput
 from tests.benchmarks.bare_figures import BareRun, Kind, kinds
 from tests.benchmarks.layouts import ONE, Layout
 from tests.benchmarks.plan import Plan
-from tests.benchmarks.preload import STEPS
 from tests.benchmarks.processes import ROOT, BenchmarkFailed
 from tests.benchmarks.site import Ground
-from tests.benchmarks.sizes import StepRecords
+from tests.benchmarks.sizes import CeremonyRecords
+from tests.benchmarks.workloads import MERGES, PUBLISHES, STEPS, Workload
 from tests.services import KafkaServer
 
 BARE_SECONDS = 120
@@ -35,6 +35,9 @@ class Found:
     engine: dict[Layout, list[throughput.EngineRun]] = field(default_factory=dict)
     synced: list[throughput.EngineRun] = field(default_factory=list)
     bare: dict[Kind, list[BareRun]] = field(default_factory=dict)
+    asked: list[throughput.EngineRun] = field(default_factory=list)
+    """Of the first layout, where each step asks its agent."""
+    asked_bare: dict[Kind, list[BareRun]] = field(default_factory=dict)
     serial: dict[str, serial.SerialRun] = field(default_factory=dict)
     recovery: recovery.RecoveryRun | None = None
     intake: list[intake.IntakeRun] = field(default_factory=list)
@@ -73,13 +76,25 @@ class Bench:
                 found.engine.setdefault(layout, []).append(run)
             records = found.engine[plan.layouts[0]][0].records
             for kind in kinds([len(layout.roles) for layout in plan.layouts]):
-                found.bare.setdefault(kind, []).append(await self._bare(turn, kind, records))
+                found.bare.setdefault(kind, []).append(await self._bare(turn, kind, MERGES, plan.ceremonies, records))
+        for turn in range(plan.repetitions):
+            await self._asked(turn)
         synced = await self._engine(plan.repetitions, plan.layouts[0], plan.synced_ceremonies, sync_always=True)
         found.synced.append(synced)
 
+    async def _asked(self, turn: int) -> None:
+        """Steps that pass their topics and their agent, by the first layout, and the loops beside it."""
+        layout, ceremonies, found = self._plan.layouts[0], self._plan.asked_ceremonies, self.found
+        found.asked.append(await self._engine(turn, layout, ceremonies, workload=PUBLISHES))
+        for kind in kinds([len(layout.roles)]):
+            run = await self._bare(turn, kind, PUBLISHES, ceremonies, found.asked[0].records)
+            found.asked_bare.setdefault(kind, []).append(run)
+
     async def _serials(self) -> None:
-        await self._serial("kafka", f"kafka://{self._kafka.bootstrap}")
-        await self._serial("embedded", f"sqlite://{self._folder / 'log.db'}")
+        kafka = f"kafka://{self._kafka.bootstrap}"
+        await self._serial(serial.KAFKA, kafka, MERGES)
+        await self._serial(serial.ASKED, kafka, PUBLISHES)
+        await self._serial(serial.EMBEDDED, f"sqlite://{self._folder / 'log.db'}", MERGES)
 
     async def _starts(self) -> None:
         plan = self._plan
@@ -88,13 +103,22 @@ class Bench:
                 await self._intake(definition, layout)
 
     async def _engine(
-        self, turn: int, layout: Layout, ceremonies: int, *, sync_always: bool = False, profile: Path | None = None
+        self,
+        turn: int,
+        layout: Layout,
+        ceremonies: int,
+        *,
+        workload: Workload = MERGES,
+        sync_always: bool = False,
+        profile: Path | None = None,
     ) -> throughput.EngineRun:
-        ground = self._ground(f"engine-{layout.name.replace('+', '-')}-{turn}", layout, sync_always=sync_always)
-        label = f"engine, {layout}, {ceremonies:,} ceremonies" + (", NATS syncs each message" if sync_always else "")
+        name = f"engine-{workload.name}-{layout.name.replace('+', '-')}-{turn}"
+        ground = self._ground(name, layout, sync_always=sync_always)
+        label = f"engine, {layout}, {ceremonies:,} of {workload.name}"
+        label += ", NATS syncs each message" if sync_always else ""
 
         async def measured(seen: Seen) -> throughput.EngineRun:
-            return await throughput.measure(ground, ceremonies, seen, profile)
+            return await throughput.measure(ground, ceremonies, seen, profile, workload)
 
         run: throughput.EngineRun = await self._shown(label, measured)
         return run
@@ -118,12 +142,13 @@ class Bench:
 
         self.found.intake.append(await self._shown(f"starts of {definition}, {layout}", measured))
 
-    async def _bare(self, turn: int, kind: Kind, records: StepRecords) -> BareRun:
-        steps = self._plan.ceremonies * STEPS
+    async def _bare(
+        self, turn: int, kind: Kind, workload: Workload, ceremonies: int, records: CeremonyRecords
+    ) -> BareRun:
         options = bare.Options(
             bootstrap=self._kafka.bootstrap,
-            name=f"bare-{turn}-{kind.processes}-{'batches' if kind.batches else 'sends'}",
-            steps=steps,
+            name=f"bare-{workload.name}-{turn}-{kind.processes}-{'batches' if kind.batches else 'sends'}",
+            ceremonies=ceremonies,
             partitions=self._plan.partitions,
             batches=kind.batches,
             processes=kind.processes,
@@ -134,22 +159,26 @@ class Bench:
         async def measured(_seen: Seen) -> bare.Measured:
             return msgspec.json.decode(await asyncio.to_thread(_in_process, options), type=bare.Measured)
 
-        done: bare.Measured = await self._shown(str(kind), measured)
+        done: bare.Measured = await self._shown(f"{kind}, {workload.name}", measured)
+        steps = ceremonies * STEPS
         return BareRun(steps / done.seconds, 1e6 * done.cpu_seconds / steps)
 
-    async def _serial(self, name: str, log_url: str) -> None:
+    async def _serial(self, what: str, log_url: str, workload: Workload) -> None:
+        name = what.replace(" ", "-").replace(",", "")
+
         async def measured(seen: Seen) -> serial.SerialRun:
             return await serial.measure(
                 self._folder / f"serial-{name}",
                 name,
                 log_url,
+                workload,
                 self._plan.serial,
                 self._plan.partitions,
                 seen,
                 flush=self._plan.flush,
             )
 
-        self.found.serial[name] = await self._shown(f"one ceremony at a time, {name}", measured)
+        self.found.serial[what] = await self._shown(f"one ceremony at a time, {what}", measured)
 
     async def _other(self, engine: engines.OtherEngine) -> None:
         async def measured(_seen: Seen) -> engines.Figures:

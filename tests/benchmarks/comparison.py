@@ -15,7 +15,7 @@ class Measure(NamedTuple):
     """One figure that both have."""
 
     key: str
-    """In our summary, and of `engines.Figures`."""
+    """In our summary, there also after `asked_`, and of `engines.Figures`."""
     title: str
     more_is_better: bool
 
@@ -32,16 +32,21 @@ MEASURES = (
 
 
 def compared(ours: Mapping[str, Any], others: Mapping[str, Figures]) -> dict[str, dict[str, Any]]:
-    """Each engine's figures; `ratios` say how many times better ours is, above 1, or worse, below."""
+    """Each engine's figures; `ratios` say how many times better ours is, above 1, or worse, below.
+
+    `asked_…`: against ours where each step asks its agent, as the steps of most engines do.
+    """
     return {name: {**msgspec.to_builtins(theirs), "ratios": _ratios(ours, theirs)} for name, theirs in others.items()}
 
 
 def _ratios(ours: Mapping[str, Any], theirs: Figures) -> dict[str, float]:
     ratios = {}
     for measure in MEASURES:
-        us, them = ours.get(measure.key), getattr(theirs, measure.key)
-        if us and them:
-            ratios[measure.key] = us / them if measure.more_is_better else them / us
+        them = getattr(theirs, measure.key)
+        for key in (measure.key, f"asked_{measure.key}"):
+            us = ours.get(key)
+            if us and them:
+                ratios[key] = us / them if measure.more_is_better else them / us
     return ratios
 
 
@@ -57,5 +62,7 @@ def rows(figures: Mapping[str, Any]) -> list[Row]:
 
 def _beside(theirs: Mapping[str, Any], key: str) -> str:
     ratio = theirs["ratios"].get(key)
-    parts = [f"ours is {ratio:.1f} times as good" if ratio else "", theirs["note"]]
+    asked = theirs["ratios"].get(f"asked_{key}")
+    ours = f"ours is {ratio:.1f} times as good" if ratio else ""
+    parts = [f"{ours}, {asked:.1f} where each step asks its agent" if asked else ours, theirs["note"]]
     return "; ".join(part for part in parts if part)

@@ -48,6 +48,7 @@ def _around(plan: Plan, load_before: Sequence[float]) -> dict[str, Any]:
     return {
         "flush_messages": 1 if plan.flush else None,
         "ceremonies": plan.ceremonies,
+        "asked_ceremonies": plan.asked_ceremonies,
         "partitions": plan.partitions,
         "cores": os.cpu_count(),
         "load_average_before": list(load_before),

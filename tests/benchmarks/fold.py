@@ -1,10 +1,11 @@
 """Measures the pure path of a step by stage, in µs of CPU: ceremonies of `merge_chain` in memory, without any log.
 
-The commands pass the real ceremony agent in batches as they are fetched, the engine hears of each batch, the requests
-pass the real agent of the kind, and its outcomes are the next commands. Then the same commands are decoded, folded and
-their effects encoded once more, each by itself: what is left of the agent's time is its own. Rows are encoded once a
-batch, which is more often than checkpoints come. All repetitions do the same work in the same order: of each stage of
-each batch the best one counts, so that other work on the machine is seldom measured with it.
+The commands pass the real ceremony agent in batches as they are fetched, and the engine hears of each batch. The fold
+settles a whole chain in the command that starts it; with `--asked` it settles no step: then the requests pass the real
+agent of the kind, and its outcomes are the next commands. Then the same commands are decoded, folded and their effects
+encoded once more, each by itself: what is left of the agent's time is its own. Rows are encoded once a batch, which is
+more often than checkpoints come. All repetitions do the same work in the same order: of each stage of each batch the
+best one counts, so that other work on the machine is seldom measured with it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from bridge.clock import HostClock
 from steps import aggregation
 from steps.aggregation import Aggregation
 from steps.reading import Wiring
-from steps.registry import all_kinds
 from streams.ceremony_agent import CeremonyAgent, origin_of
 from streams.codecs import event_record
 from streams.engine import Engine
@@ -43,10 +43,11 @@ from tables.definition import Definition
 from tables.effects import FOLD, Event, StepRequested, encode_request
 from tables.fold import Decision, decide
 from tables.instance import Instance, encode_instance
-from tables.loader import load
-from tests.benchmarks.preload import DEFINITION, PAYLOAD, STEPS, STORY
-from tests.benchmarks.processes import SPECS
+from tables.kinds import Kinds
+from tests.benchmarks.preload import PAYLOAD, STORY
+from tests.benchmarks.workloads import MERGES, STEPS
 from tests.streams.fakes import MemoryBatch, MemoryView, Sent, command_record
+from tests.tables.world import ASKED, KINDS
 
 PREFIX = "bench"
 BEGAN = 1_700_000_000_000
@@ -57,7 +58,7 @@ STAGES = {
     "encode": "events and requests into records",
     "agent": "what else the ceremony agent does",
     "applied": "metrics, timers and sweep hear of the batch",
-    "steps": "the step's agent, from request to outcome",
+    "steps": "the step's agent, from request to outcome, where it is asked",
     "rows": "each changed row of a batch encoded once",
 }
 
@@ -84,11 +85,11 @@ class Meter:
 class Chain:
     """One run of so many ceremonies, and the batches of commands that it took."""
 
-    def __init__(self, definition: Definition, meter: Meter) -> None:
+    def __init__(self, definition: Definition, kinds: Kinds, meter: Meter) -> None:
         self._meter = meter
         self._view = MemoryView()
         self._offsets = itertools.count()
-        self._kinds = all_kinds()
+        self._kinds = kinds
         clock = HostClock()
         log_clock = LogClock(clock)
         self._engine = Engine(
@@ -156,8 +157,10 @@ class Chain:
         return (sent for sent in batch.sent if sent.topic == self._requests)
 
     async def _serve(self, requests: Iterable[Sent]) -> list[Record]:
-        """The outcomes of a batch of requests."""
+        """The outcomes of a batch of requests, if there are any."""
         batch = MemoryBatch(MemoryView(), [self._record(sent) for sent in requests])
+        if not batch:
+            return []
         with self._meter.stage("steps"):
             await self._step_agent(_alone(batch))
         return [self._record(sent) for sent in batch.sent]
@@ -204,9 +207,10 @@ async def _nobody(_partition: int, _key: bytes, _value: bytes, _headers: Sequenc
     raise AssertionError("no timer is due")
 
 
-def measure(definition: Definition, ceremonies: int, repetitions: int) -> dict[str, float]:
-    """µs of CPU per step, by stage."""
-    meters = [_once(definition, ceremonies) for _ in range(repetitions)]
+def measure(kinds: Kinds, ceremonies: int, repetitions: int) -> dict[str, float]:
+    """µs of CPU per step, by stage. `kinds`: KINDS, or ASKED, of which none settles a step in the fold."""
+    definition = MERGES.definition()
+    meters = [_once(definition, kinds, ceremonies) for _ in range(repetitions)]
     best = {
         stage: sum(map(min, zip(*(meter.seconds[stage] for meter in meters), strict=True))) * 1e6 / (ceremonies * STEPS)
         for stage in STAGES
@@ -215,9 +219,9 @@ def measure(definition: Definition, ceremonies: int, repetitions: int) -> dict[s
     return best
 
 
-def _once(definition: Definition, ceremonies: int) -> Meter:
+def _once(definition: Definition, kinds: Kinds, ceremonies: int) -> Meter:
     meter = Meter()
-    chain = Chain(definition, meter)
+    chain = Chain(definition, kinds, meter)
     asyncio.run(chain.run(ceremonies))
     chain.repeat()
     return meter
@@ -227,12 +231,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fold", description=__doc__)
     parser.add_argument("--ceremonies", type=int, default=500, help="of five steps, in a repetition (default: 500)")
     parser.add_argument("--repetitions", type=int, default=15, help="the best of each batch counts (default: 15)")
+    parser.add_argument("--asked", action="store_true", help="ask the agent of each step, settle none in the fold")
     parser.add_argument("--json", action="store_true", help="print µs by stage as one JSON object")
     options = parser.parse_args()
-    file = SPECS / f"{DEFINITION}.yaml"
-    definition = load(file.read_text(encoding="utf-8"), file.name, all_kinds())
     collect_seldom()
-    best = measure(definition, options.ceremonies, options.repetitions)
+    best = measure(ASKED if options.asked else KINDS, options.ceremonies, options.repetitions)
     if options.json:
         print(json.dumps(best))
     else:

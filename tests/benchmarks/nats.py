@@ -43,8 +43,10 @@ GROUP = 250
 BATCH = 500
 """Records that the log hands over at once."""
 WARM_UP = 5_000
-COMMANDS = (1, 1, 1, 1, 1, 3)
-"""Events of each command of a chain: started; five steps executed, with the last the transition and the end."""
+AT_ONCE = (8,)
+"""Events of each command of a chain: started, five steps executed, the transition, the end."""
+ASKED = (1, 1, 1, 1, 1, 3)
+"""The same where the agent of each step is asked: with the last step the transition and the end."""
 Handle = Callable[[Sequence[Record]], Awaitable[str]]
 
 
@@ -78,14 +80,14 @@ class _FedLog:
         return _Followed()
 
 
-def batches(run: str, partition: int, count: int, first: int) -> Iterator[list[Record]]:
+def batches(run: str, partition: int, count: int, commands: Sequence[int], first: int) -> Iterator[list[Record]]:
     """About `count` events of a partition, in the order in which the fold writes them; `first`: offset of the first."""
     batch: list[Record] = []
-    groups = -(-count // (GROUP * sum(COMMANDS)))
+    groups = -(-count // (GROUP * sum(commands)))
     offset = command_offset = first
     for group in range(groups):
         done = [0] * GROUP
-        for events in COMMANDS:
+        for events in commands:
             for ceremony in range(GROUP):
                 for ordinal in range(events):
                     one = _event(f"{run}-{partition}-{group * GROUP + ceremony}:S", done[ceremony])
@@ -121,7 +123,9 @@ def _event(instance: str, number: int) -> Event:
     )
 
 
-async def events_out(server: processes.MeasuredNats, count: int, partitions: int, window: int) -> Cost:
+async def events_out(
+    server: processes.MeasuredNats, count: int, commands: Sequence[int], partitions: int, window: int
+) -> Cost:
     """Publish `count` events, after a warm-up, on one connection and a stream of their own."""
     log, link = _FedLog(), NatsConnection(server.url, HostClock())
     bridge = EventsBridge(cast(Log, log), link, HostClock(), prefix=PREFIX, window=window)
@@ -131,8 +135,8 @@ async def events_out(server: processes.MeasuredNats, count: int, partitions: int
     try:
         for partition in range(partitions):
             await log.taken(Committed(partition, 0, "", 0))
-        await _publish(log.handle, "warm", WARM_UP, partitions, first=0)
-        return await _publish(log.handle, "run", count, partitions, first=10 * count, pid=server.pid)
+        await _publish(log.handle, "warm", WARM_UP, commands, partitions, first=0)
+        return await _publish(log.handle, "run", count, commands, partitions, first=10 * count, pid=server.pid)
     finally:
         await bridge.stop()
         await link.stop()
@@ -199,9 +203,16 @@ def _answer(number: int) -> bytes:
 
 
 async def _publish(
-    handle: Handle, run: str, count: int, partitions: int, *, first: int, pid: int | None = None
+    handle: Handle,
+    run: str,
+    count: int,
+    commands: Sequence[int],
+    partitions: int,
+    *,
+    first: int,
+    pid: int | None = None,
 ) -> Cost:
-    given = [list(batches(run, n, count // partitions, first)) for n in range(partitions)]
+    given = [list(batches(run, n, count // partitions, commands, first)) for n in range(partitions)]
 
     async def feed(mine: list[list[Record]]) -> None:
         for batch in mine:
@@ -232,7 +243,10 @@ async def measure(given: argparse.Namespace) -> dict[str, list[Cost]]:
     for _ in range(given.repetitions):
         with tempfile.TemporaryDirectory(prefix="ceremony-nats-bench-") as folder:
             async with processes.nats(Path(folder), sync_always=given.sync_always) as server:
-                costs["events out"].append(await events_out(server, given.events, given.partitions, given.window))
+                commands = ASKED if given.asked else AT_ONCE
+                costs["events out"].append(
+                    await events_out(server, given.events, commands, given.partitions, given.window)
+                )
                 costs["answers in"].append(await answers_in(server, given.answers))
     return costs
 
@@ -240,6 +254,7 @@ async def measure(given: argparse.Namespace) -> dict[str, list[Cost]]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.nats", description=__doc__)
     parser.add_argument("--events", type=int, default=30_000, help="of a run (default 30000)")
+    parser.add_argument("--asked", action="store_true", help="events as of steps that ask their agent")
     parser.add_argument("--answers", type=int, default=10_000, help="of a run (default 10000)")
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--window", type=int, default=WINDOW, help=f"messages in flight a partition (default {WINDOW})")

@@ -15,6 +15,7 @@ QUICK = {
     "repetitions": 1,
     "ceremonies": 2000,
     "synced_ceremonies": 200,
+    "asked_ceremonies": 400,
     "serial": 30,
     "rows": 20_000,
     "starts": ("approval",),
@@ -25,6 +26,7 @@ FULL = {
     "repetitions": 3,
     "ceremonies": 10_000,
     "synced_ceremonies": 800,
+    "asked_ceremonies": 3000,
     "serial": 200,
     "rows": 100_000,
     "starts": ("approval", "merge_chain"),
@@ -44,6 +46,8 @@ class Plan:
     repetitions: int
     ceremonies: int
     synced_ceremonies: int
+    asked_ceremonies: int
+    """Whose steps ask their agent."""
     serial: int
     rows: int
     """That a worker recovers."""

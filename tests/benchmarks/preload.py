@@ -1,4 +1,4 @@
-"""What the engine is given to do: ceremonies of `merge_chain`, appended to the log as a front would append them."""
+"""What the engine is given to do: ceremonies of a workload, appended to the log as a front would append them."""
 
 from __future__ import annotations
 
@@ -7,29 +7,22 @@ from collections.abc import Callable, Sequence
 
 from aiokafka import TopicPartition
 
-from steps.registry import all_kinds
 from streams.transport.contract import Out
 from streams.transport.kafka_batches import append_batches
 from streams.transport.kafka_log import KafkaLog
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
-from tables.loader import load
-from tests.benchmarks.processes import SPECS
+from tests.benchmarks.workloads import Workload
 
-DEFINITION = "merge_chain"
-STEPS = 5
-"""Of one ceremony."""
-EVENTS = 8
-"""Of one ceremony: started, five steps executed, one transition, completed."""
 PAYLOAD = {"text": "x" * 80}
 STORY = "S"
 
 
 def commands(
-    prefix: str, ceremonies: int, partitions: int, partition_of: Callable[[bytes, int], int]
+    workload: Workload, prefix: str, ceremonies: int, partitions: int, partition_of: Callable[[bytes, int], int]
 ) -> list[list[Out]]:
     """By partition: the definition, and a Start for each of its ceremonies."""
-    pinned = definition()
+    pinned = workload.definition()
     put = Out(pinned.hash.encode(), encode_command(PutDefinition(hash=pinned.hash, text=pinned.text)))
     made = [[put] for _ in range(partitions)]
     for number in range(ceremonies):
@@ -48,12 +41,6 @@ async def append(log: KafkaLog, topic: str, records: Sequence[Sequence[Out]]) ->
         if some
     ]
     await asyncio.gather(*(one for futures in sent for one in futures))
-
-
-def definition() -> Definition:
-    """Of `merge_chain`."""
-    file = SPECS / f"{DEFINITION}.yaml"
-    return load(file.read_text(encoding="utf-8"), file.name, all_kinds())
 
 
 def start(definition: Definition, ceremony_id: str) -> Start:

@@ -26,6 +26,7 @@ from tests.benchmarks.processes import BenchmarkFailed
 from tests.benchmarks.report import Spread, spread
 from tests.benchmarks.site import Ground, log_of, started
 from tests.benchmarks.throughput import Progress
+from tests.benchmarks.workloads import PUBLISHES
 
 CHECKPOINT_ROWS = 500
 """Rows of a produce batch, about what checkpoints write at once."""
@@ -109,7 +110,7 @@ async def _start(ground: Ground, log: KafkaLog, rows: int) -> _Start:
 
 async def _fill(ground: Ground, log: KafkaLog, rows: int, progress: Progress) -> int:
     """Append rows to the changelogs behind what the first workers wrote: their position rows stay right."""
-    pinned = preload.definition()
+    pinned = PUBLISHES.definition()
     await preload.append(
         log,
         prefixed(ground.name, changelog(DEFINITIONS)),
@@ -129,8 +130,8 @@ async def _fill(ground: Ground, log: KafkaLog, rows: int, progress: Progress) ->
 
 
 def running_rows(prefix: str, count: int) -> Iterator[Out]:
-    """Encoded rows of ceremonies that have just been started: the first step runs, and has its timer."""
-    pinned, kinds, now = preload.definition(), all_kinds(), int(time.time() * 1000)
+    """Encoded rows of ceremonies that have just been started: the first step's agent is asked, and its timer runs."""
+    pinned, kinds, now = PUBLISHES.definition(), all_kinds(), int(time.time() * 1000)
     for number in range(count):
         start = preload.start(pinned, f"{prefix}-{number}")
         row = decide(None, start, Origin(0, number, now), pinned, kinds).row

@@ -86,6 +86,8 @@ def _panels(found: dict[str, Any]) -> dict[str, dict[str, Spread]]:
     milliseconds = {
         "serial, Kafka, p50": "serial_p50_ms",
         "serial, Kafka, p99": "serial_p99_ms",
+        "serial, Kafka, publish steps, p50": "asked_serial_p50_ms",
+        "serial, Kafka, publish steps, p99": "asked_serial_p99_ms",
         "serial, embedded, p50": "serial_embedded_p50_ms",
         "serial, embedded, p99": "serial_embedded_p99_ms",
         "a start at half load, p50": "start_p50_ms",

@@ -16,7 +16,10 @@ from nats.aio.subscription import Subscription
 
 from tests.benchmarks import preload, processes
 from tests.benchmarks.processes import BenchmarkFailed
+from tests.benchmarks.workloads import SAID, Workload
 
+KAFKA, EMBEDDED, ASKED = "kafka", "embedded", "kafka, publish steps"
+"""What is measured: five merges on each log, and on Kafka five steps that ask their agent."""
 WARM_UP = 10
 """Ceremonies that are not counted: connections are made and code is warm after these."""
 WAIT_SECONDS = 20.0
@@ -34,7 +37,10 @@ class SerialRun:
     start_p50_ms: float
     """The call alone: the start is durable and folded."""
     log_p50_ms: float
-    """From the append of the start to the append of the last step's outcome, by the log's timestamps."""
+    """From the append of the start to the append of the last step's outcome, by the log's timestamps.
+
+    0 where the start is the only command.
+    """
     log_p99_ms: float
 
 
@@ -48,7 +54,15 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 async def measure(
-    folder: Path, name: str, log_url: str, count: int, partitions: int, progress: Progress, *, flush: bool
+    folder: Path,
+    name: str,
+    log_url: str,
+    workload: Workload,
+    count: int,
+    partitions: int,
+    progress: Progress,
+    *,
+    flush: bool,
 ) -> SerialRun:
     """Run `count` ceremonies after a warm-up. Raises BenchmarkFailed."""
     async with processes.nats(folder / "nats", sync_always=False) as server:
@@ -57,6 +71,7 @@ async def measure(
             "CEREMONY_TOPIC_PREFIX": name,
             "CEREMONY_PARTITIONS": partitions,
             "NATS_URL": server.url,
+            "CEREMONIES_DIR": workload.folder,
             **({"CEREMONY_FLUSH_MESSAGES": 1} if flush else {}),
         }
         async with processes.worker(folder, settings) as worker:
@@ -65,20 +80,25 @@ async def measure(
             try:
                 events = await connection.jetstream().subscribe("ceremony.>", stream="CEREMONY", ordered_consumer=True)
                 async with PlanningCeremonyClient(worker.address) as client:
-                    return await _one_by_one(client, events, name, count, progress)
+                    return await _one_by_one(client, events, workload, name, count, progress)
             finally:
                 await connection.close()
 
 
 async def _one_by_one(
-    client: PlanningCeremonyClient, events: Subscription, name: str, count: int, progress: Progress
+    client: PlanningCeremonyClient,
+    events: Subscription,
+    workload: Workload,
+    name: str,
+    count: int,
+    progress: Progress,
 ) -> SerialRun:
     seen, started, logged = [], [], []
     for number in range(-WARM_UP, count):
         ceremony_id = f"{name}-{number + WARM_UP}"
         began = time.perf_counter()
         await client.start(
-            preload.DEFINITION,
+            workload.name,
             ceremony_id=ceremony_id,
             story_id=preload.STORY,
             requested_by="benchmark",
@@ -107,6 +127,8 @@ async def _until_completed(events: Subscription, instance_id: str) -> tuple[date
     first: datetime | None = None
     while True:
         event = _decode((await events.next_msg(timeout=WAIT_SECONDS)).data)
+        if event.event_type == SAID:
+            continue
         if event.payload.get("instance_id") != instance_id:
             raise BenchmarkFailed(f"{event.event_type} of {event.payload.get('instance_id')} came instead of ours")
         first = first or event.timestamp

@@ -1,4 +1,4 @@
-"""What the records of one step weigh, so that the bare loop reads and writes the same."""
+"""What a ceremony leaves in the log, in records and bytes, so that the bare loop reads and writes the same."""
 
 from __future__ import annotations
 
@@ -16,14 +16,67 @@ class RecordSize(NamedTuple):
     """Name, and bytes of the content."""
 
 
-class StepRecords(NamedTuple):
-    """The records of one step: outcome and request are written and read, the event is written."""
+class Records(NamedTuple):
+    """The records of one sort."""
 
-    outcome: RecordSize
-    request: RecordSize
-    event: RecordSize
+    each: int
+    """Of one ceremony."""
+    size: RecordSize
+    """On the average."""
 
 
-def size_of(record: Record) -> RecordSize:
-    headers = tuple((name, len(content)) for name, content in record.headers)
-    return RecordSize(len(record.key or b""), len(record.value or b""), headers)
+NONE = Records(0, RecordSize(0, 0, ()))
+
+
+class CeremonyRecords(NamedTuple):
+    """The records of one ceremony, by what is done with them."""
+
+    starts: Records
+    """Read by the engine; a front wrote them."""
+    outcomes: Records
+    """Of step agents: written, and read."""
+    requests: Records
+    """To step agents: written, and read."""
+    events: Records
+    """Written. The NATS bridge's reading is no part of the comparison."""
+
+    @property
+    def commands(self) -> int:
+        """Each replaces a row."""
+        return self.starts.each + self.outcomes.each
+
+    @property
+    def read(self) -> int:
+        return self.commands + self.requests.each
+
+    @property
+    def written(self) -> int:
+        return self.outcomes.each + self.requests.each + self.events.each
+
+    def __str__(self) -> str:
+        rows = "a row replaced" if self.commands == 1 else f"a row replaced {self.commands} times"
+        records = "record" if self.read == 1 else "records"
+        return f"per ceremony {self.read} {records} read, {rows}, {self.written} written"
+
+
+class Weighed:
+    """Adds up the records of one sort."""
+
+    def __init__(self) -> None:
+        self._count = self._key = self._value = 0
+        self._headers: dict[str, int] = {}
+
+    def add(self, record: Record) -> None:
+        self._count += 1
+        self._key += len(record.key or b"")
+        self._value += len(record.value or b"")
+        for name, content in record.headers:
+            self._headers[name] = self._headers.get(name, 0) + len(content)
+
+    def of(self, ceremonies: int) -> Records:
+        """What there is of each, where there are so many."""
+        if not self._count:
+            return NONE
+        headers = tuple((name, round(total / self._count)) for name, total in self._headers.items())
+        size = RecordSize(round(self._key / self._count), round(self._value / self._count), headers)
+        return Records(round(self._count / ceremonies), size)

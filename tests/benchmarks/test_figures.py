@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from streams.transport.contract import Record
 from tests.benchmarks import figures, report, throughput_figures
 from tests.benchmarks.bare_figures import BareRun, kinds
 from tests.benchmarks.bench import Found
@@ -16,7 +15,7 @@ from tests.benchmarks.plan import PARTS, parsed, plan_of
 from tests.benchmarks.recovery import RecoveryRun
 from tests.benchmarks.report import spread
 from tests.benchmarks.serial import SerialRun
-from tests.benchmarks.sizes import StepRecords, size_of
+from tests.benchmarks.sizes import NONE, CeremonyRecords, Records, RecordSize
 from tests.benchmarks.throughput import Checkpoints, EngineRun
 
 PLAN = plan_of(parsed([], ""))
@@ -27,8 +26,8 @@ LOAD = (0.1, 0.2, 0.3)
 
 def engine_run(steps_per_s: float, checkpoints: Checkpoints = SOME) -> EngineRun:
     """A thousand steps."""
-    size = size_of(Record("t", 0, 1, 2, b"key", b"value"))
-    records = StepRecords(size, size, size)
+    size = RecordSize(3, 5, ())
+    records = CeremonyRecords(Records(1, size), NONE, NONE, Records(8, size))
     return EngineRun(1000, steps_per_s, steps_per_s, 100.0, 60.0, 20.0, 0.0, [4], checkpoints, records)
 
 
@@ -36,6 +35,8 @@ def with_throughput() -> Found:
     found = Found(engine={ONE: [engine_run(7000)], TWO: [engine_run(9000), engine_run(11_000)]})
     found.bare = {kind: [BareRun(20_000, 40.0)] for kind in kinds([1, 2])}
     found.synced = [engine_run(1000)]
+    found.asked = [engine_run(2000)]
+    found.asked_bare = {kind: [BareRun(8000, 90.0)] for kind in kinds([1])}
     return found
 
 
@@ -45,9 +46,38 @@ def test_the_layout_that_serves_best_is_the_headline() -> None:
     assert (summary["steps_per_s"], summary["workers"]) == (10_000, "2")
     assert summary["ratio_to_bare_loop"] == summary["ratio_to_as_many_bare_loops"] == 0.5
     rows = {row.what: row for row in figures.rows(found, summary)}
-    assert rows["engine, 2 workers: steps/s until on NATS"].how.startswith("the headline; 0.50 of one bare loop")
+    assert rows["engine, 2 workers: steps/s until on NATS"].how.startswith(
+        "the headline; five merges, settled in one command; 0.50 of one bare loop"
+    )
     assert not rows["engine, 1 worker: steps/s until on NATS"].how.startswith("the headline")
-    assert figures.line(found, summary).startswith("10,000 steps/s until all events are on NATS, 2 workers")
+    assert figures.line(found, summary).startswith(
+        "10,000 steps/s until all events are on NATS, five merges, settled in one command, 2 workers"
+    )
+
+
+def test_steps_that_ask_their_agent_stand_beside_it_against_loops_of_their_own() -> None:
+    found = with_throughput()
+    summary = figures.summary(found, PLAN, LOAD)
+    assert (summary["asked_steps_per_s"], summary["asked_ratio_to_bare_loop"]) == (2000, 0.25)
+    rows = {row.what: row for row in figures.rows(found, summary)}
+    how = rows["engine, 1 worker, publish steps: steps/s until on NATS"].how
+    assert how.startswith("five publish steps, each asks its agent; 0.25 of one bare loop")
+    assert "2,000 steps/s that ask their agent (0.25 of such a loop" in figures.line(found, summary)
+
+
+def test_another_engine_is_compared_with_steps_that_ask_their_agent_too() -> None:
+    found = with_throughput()
+    found.others["peer"] = Figures(steps_per_s=1000)
+    rows = {row.what: row for row in figures.rows(found, figures.summary(found, PLAN, LOAD))}
+    assert rows["peer: steps/s"].how == "ours is 10.0 times as good, 2.0 where each step asks its agent"
+
+
+def test_without_loops_to_compare_with_only_the_headline_is_told() -> None:
+    found = with_throughput()
+    found.asked_bare.clear()
+    summary = figures.summary(found, PLAN, LOAD)
+    assert "asked_steps_per_s" not in summary
+    assert not [row for row in figures.rows(found, summary) if "publish" in row.what]
 
 
 def test_checkpoints_are_averaged_over_all_runs() -> None:

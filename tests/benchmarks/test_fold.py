@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from steps.registry import all_kinds
-from tables.loader import load
+import pytest
+
+from tables.kinds import Kinds
 from tests.benchmarks import fold
-from tests.benchmarks.preload import DEFINITION
-from tests.benchmarks.processes import SPECS
+from tests.tables.world import ASKED, KINDS
 
 
-def test_each_stage_is_measured_and_every_ceremony_comes_to_its_end() -> None:
+@pytest.mark.parametrize(("kinds", "idle"), [(KINDS, {"steps"}), (ASKED, set())], ids=["at once", "asked"])
+def test_each_stage_is_measured_and_every_ceremony_comes_to_its_end(kinds: Kinds, idle: set[str]) -> None:
     """The chain itself fails where a ceremony has not ended."""
-    file = SPECS / f"{DEFINITION}.yaml"
-    found = fold.measure(load(file.read_text(encoding="utf-8"), file.name, all_kinds()), ceremonies=3, repetitions=2)
+    found = fold.measure(kinds, ceremonies=3, repetitions=2)
     assert found.keys() == fold.STAGES.keys()
-    assert all(micros > 0 for stage, micros in found.items() if stage != "agent")
+    assert {stage for stage, micros in found.items() if not micros} == idle
+    assert all(micros >= 0 for stage, micros in found.items() if stage != "agent")

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from streams.transport.contract import Record
-from tables.instance import CeremonyStatus, decode_instance
-from tests.benchmarks import recovery, report
+from tables.instance import TERMINAL, CeremonyStatus, StepStatus, decode_instance
+from tests.benchmarks import preload, recovery, report
 from tests.benchmarks.layouts import ALL_ROLES, Layout, parse_layouts
 from tests.benchmarks.meter import CpuMeter, cpu_seconds
 from tests.benchmarks.plan import parsed, plan_of
 from tests.benchmarks.processes import summed
 from tests.benchmarks.profiler import read_profile
 from tests.benchmarks.serial import percentile
-from tests.benchmarks.sizes import size_of
+from tests.benchmarks.sizes import NONE, Weighed
+from tests.benchmarks.workloads import MERGES, PUBLISHES, STEPS, Workload
+from tests.tables.world import KINDS, World
 
 LOOP = "run (uvloop/__init__.py:92);Runner.run (asyncio/runners.py:118)"
 
@@ -54,10 +56,24 @@ def test_a_profile_counts_the_event_loop_by_function_and_by_owner(tmp_path: Path
     assert profile.total_time["decide (tables/fold.py)"] == 0.4
 
 
-def test_the_size_of_a_record_is_what_it_carries() -> None:
-    record = Record("t", 0, 1, 2, b"key", b"value", [("fold", b"12")])
-    assert size_of(record) == (3, 5, (("fold", 2),))
-    assert size_of(Record("t", 0, 1, 2, None, None)) == (0, 0, ())
+def test_records_are_counted_for_each_ceremony_and_weighed_on_the_average() -> None:
+    weighed = Weighed()
+    for number in range(4):
+        weighed.add(Record("t", 0, 1, 2, b"key", b"v" * number, [("fold", b"1" * number)]))
+    assert weighed.of(2) == (2, (3, 2, (("fold", 2),)))
+    assert Weighed().of(2) == NONE
+
+
+@pytest.mark.parametrize(("workload", "commands"), [(MERGES, 1), (PUBLISHES, 6)])
+def test_a_workload_has_as_many_messages_as_it_says(workload: Workload, commands: int) -> None:
+    """By them a run knows its end."""
+    world = World(workload.definition(), KINDS)
+    world.start(payload=preload.PAYLOAD)
+    while world.live.status not in TERMINAL:
+        world.done(world.requests()[-1].step_id, published={"stream": "CEREMONY", "sequence": 1})
+    assert (world.live.status, len(world.executed())) == (CeremonyStatus.COMPLETED, STEPS)
+    assert len(world.decisions) == commands
+    assert len(world.events()) + len(world.requests()) == workload.messages
 
 
 def test_the_meter_tells_the_cpu_time_of_a_span() -> None:
@@ -125,11 +141,12 @@ owned 3
     assert summed(text) == {"steps_total": 42, "seconds_count": 4, "seconds_sum": 2.5, "owned": 3}
 
 
-def test_recovered_rows_are_those_of_ceremonies_that_run() -> None:
+def test_recovered_rows_are_those_of_ceremonies_whose_first_step_has_been_asked_for() -> None:
     one, other = recovery.running_rows("r", 2)
     row = decode_instance(one.value)
     assert (one.key, row.instance_id, row.status) == (b"r-0:S", "r-0:S", CeremonyStatus.RUNNING)
-    assert row.timers.keys() == {"ceremony_max", "timeout/merge_1"}
+    assert row.steps["say_1"].status is StepStatus.IN_PROGRESS
+    assert row.timers.keys() == {"ceremony_max", "timeout/say_1"}
     assert other.key == b"r-1:S"
 
 

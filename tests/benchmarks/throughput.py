@@ -9,25 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from streams.topics import COMMANDS, EVENTS, SUBJECT, prefixed, step_topic
+from streams.topics import COMMANDS, EVENTS, STEP_KINDS, SUBJECT, prefixed, step_topic
+from streams.transport.contract import Record
 from streams.transport.kafka_log import KafkaLog
+from tables.commands import Start, StepOutcome, decode_command
 from tests.benchmarks import jetstream, preload, processes, warm_up
 from tests.benchmarks.meter import MACHINE, CpuMeter
 from tests.benchmarks.processes import BenchmarkFailed
 from tests.benchmarks.profiler import Profile, Profiler
 from tests.benchmarks.site import Ground, Site, log_of, started
-from tests.benchmarks.sizes import StepRecords, size_of
+from tests.benchmarks.sizes import CeremonyRecords, Weighed
+from tests.benchmarks.workloads import MERGES, STEPS, Workload
 
 EXECUTED = b"ceremony.step.executed"
 RUN_SECONDS = 150.0
 """How long one run may take."""
 FROZEN_SECONDS = 4.0
 """Of the six after which the group believes a silent member dead."""
-TOPICS = (EVENTS, COMMANDS, step_topic("aggregation"))
+TOPICS = (EVENTS, COMMANDS, *map(step_topic, STEP_KINDS))
 WORKER = "worker-"
 SAVED = ("ceremony_checkpoint_seconds_count", "ceremony_checkpoint_rows_total", "ceremony_checkpoint_seconds_sum")
 Progress = Callable[[int, int], None]
-"""(events on NATS, events wanted)."""
+"""(messages on NATS, messages wanted)."""
 Ends = Mapping[str, Sequence[int]]
 """Log end of each partition by topic."""
 
@@ -48,9 +51,9 @@ class EngineRun:
 
     steps: int
     steps_per_s_log: float
-    """By the log's own timestamps, from the first to the last `ceremony.step.executed`."""
+    """From when the workers go on until the append of the last `ceremony.step.executed`, by the log's own timestamp."""
     steps_per_s: float
-    """From that first one until JetStream has stored the last event."""
+    """From when the workers go on until JetStream has stored the last event."""
     cpu_us_per_step: float
     """Of all workers together, until then."""
     kafka_cpu_us_per_step: float
@@ -60,11 +63,13 @@ class EngineRun:
     partitions: list[int]
     """Owned by each worker."""
     checkpoints: Checkpoints
-    records: StepRecords
+    records: CeremonyRecords
     profile: Profile | None = None
 
 
-async def measure(ground: Ground, ceremonies: int, progress: Progress, profile_to: Path | None = None) -> EngineRun:
+async def measure(
+    ground: Ground, ceremonies: int, progress: Progress, profile_to: Path | None = None, workload: Workload = MERGES
+) -> EngineRun:
     """Give ceremonies to workers that are warm, and wait until NATS has all their events. Raises BenchmarkFailed.
 
     `profile_to`: the samples of the first worker.
@@ -72,20 +77,20 @@ async def measure(ground: Ground, ceremonies: int, progress: Progress, profile_t
     async with log_of(ground) as log:
         async with started(ground, log) as site:
             shares = await warm_up.shared(site)
-            before = await warm_up.warm_up(site)
+            before = await warm_up.warm_up(site, workload)
             ends = await _ends(site)
             saved_before = await checkpoints(site)
             pids = {f"{WORKER}{number}": worker.pid for number, worker in enumerate(site.workers)}
             meter = CpuMeter({**pids, "kafka": ground.kafka.pid or 0, "nats": site.nats.pid or 0, "bench": os.getpid()})
             profiler = Profiler(site.workers[0].pid, profile_to)
             with meter.running():
-                await _give(site, ceremonies)
+                began = await _give(site, workload, ceremonies)
                 profiler.begin()
-                ended = await _until_stored(site, before, ceremonies * preload.EVENTS, progress)
+                ended = await _until_stored(site, before, ceremonies * workload.messages, progress)
             saved = await checkpoints(site)
             profile = await profiler.finish()
-        began, last, records = await _look(log, ends)
-    steps = ceremonies * preload.STEPS
+        last, records = await _look(log, ends, ceremonies)
+    steps = ceremonies * STEPS
     used = meter.between(began, ended)
     others = used.pop(MACHINE) - sum(used.values())
     cpu = {who: 1e6 * seconds / steps for who, seconds in used.items()}
@@ -110,18 +115,21 @@ async def checkpoints(site: Site) -> Checkpoints:
     return Checkpoints(*(sum(one.get(name, 0) for one in said) for name in SAVED))
 
 
-async def _give(site: Site, ceremonies: int) -> None:
+async def _give(site: Site, workload: Workload, ceremonies: int) -> float:
     """Append the commands while the workers stand still: each finds all of its work at once, and nobody a head start.
 
-    Raises BenchmarkFailed where that takes so long that the group would take their partitions from them.
+    Returns the wall-clock time at which they go on. Raises BenchmarkFailed where appending takes so long that
+    the group would take their partitions from them.
     """
     ground = site.ground
-    commands = preload.commands(ground.name, ceremonies, ground.partitions, site.log.partition_of)
+    commands = preload.commands(workload, ground.name, ceremonies, ground.partitions, site.log.partition_of)
     began = time.monotonic()
     with processes.frozen(site.workers):
         await preload.append(site.log, prefixed(ground.name, COMMANDS), commands)
+        now = time.time()
     if (took := time.monotonic() - began) > FROZEN_SECONDS:
         raise BenchmarkFailed(f"{ceremonies} starts took {took:.1f} s to append: ask for fewer ceremonies")
+    return now
 
 
 async def _until_stored(site: Site, before: int, wanted: int, progress: Progress) -> float:
@@ -136,17 +144,27 @@ async def _ends(site: Site) -> Ends:
     return {name: [end for _, end in await site.log.ends(name)] for name in names}
 
 
-async def _look(log: KafkaLog, starts: Ends) -> tuple[float, float, StepRecords]:
-    """Append times of the first and the last executed step, in seconds, and what a step's records weigh."""
-    times: list[int] = []
-    sample = {}
+async def _look(log: KafkaLog, starts: Ends, ceremonies: int) -> tuple[float, CeremonyRecords]:
+    """Append time of the last executed step, in seconds, and what was appended for each ceremony."""
+    executed: list[int] = []
+    begun, outcomes, requests, events = Weighed(), Weighed(), Weighed(), Weighed()
     for name, begins in starts.items():
-        events = name.endswith(EVENTS)
         for partition, (begin, (_, end)) in enumerate(zip(begins, await log.ends(name), strict=True)):
             async for records in log.read(name, partition, begin, end):
                 for record in records:
-                    if not events or dict(record.headers).get(SUBJECT) == EXECUTED:
-                        times += [record.timestamp] if events else []
-                        sample[name] = record
-    event, outcome, request = (size_of(sample[name]) for name in starts)
-    return min(times) / 1000, max(times) / 1000, StepRecords(outcome=outcome, request=request, event=event)
+                    if name.endswith(COMMANDS):
+                        _weigh_command(record, begun, outcomes)
+                    elif name.endswith(EVENTS):
+                        events.add(record)
+                        executed += [record.timestamp] if dict(record.headers).get(SUBJECT) == EXECUTED else []
+                    else:
+                        requests.add(record)
+    every = (begun, outcomes, requests, events)
+    return max(executed) / 1000, CeremonyRecords(*(weighed.of(ceremonies) for weighed in every))
+
+
+def _weigh_command(record: Record, starts: Weighed, outcomes: Weighed) -> None:
+    """The definition, too, comes as a command: once in a partition, which is no ceremony's."""
+    command = decode_command(record.value or b"")
+    if isinstance(command, Start | StepOutcome):
+        (starts if isinstance(command, Start) else outcomes).add(record)

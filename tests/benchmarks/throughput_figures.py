@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
-from tests.benchmarks import bare_figures
+from tests.benchmarks import asked_figures, bare_figures
 from tests.benchmarks.bench import Found
 from tests.benchmarks.layouts import Layout
 from tests.benchmarks.report import Row, Spread, number, spread
 from tests.benchmarks.throughput import EngineRun
+from tests.benchmarks.workloads import MERGES
 
 
 def measured(found: Found) -> bool:
@@ -33,16 +34,27 @@ def summary(found: Found) -> dict[str, Any]:
         "best_served_by": str(best),
         **bare_figures.ratios(found.bare, until_nats.median, len(best.roles)),
         "steps_per_s_log": spread([run.steps_per_s_log for run in runs]).median,
-        **bare_figures.summary(found.bare),
+        **bare_figures.summary(found.bare, runs[0].records),
         "cpu_us_per_step": spread([run.cpu_us_per_step for run in runs]).median,
         "other_work_cores": [run.others_cores for every in found.engine.values() for run in every],
         "layouts": {layout.name: _of_layout(every) for layout, every in found.engine.items()},
         "record_bytes": msgspec.to_builtins(runs[0].records),
         "spreads": _spreads(found),
     }
+    if _asked(found):
+        figures |= asked_figures.summary(found, _asked_workers(found))
     if found.synced:
         figures["steps_per_s_nats_sync_always"] = _synced(found).median
     return figures
+
+
+def _asked(found: Found) -> bool:
+    return asked_figures.measured(found, _asked_workers(found))
+
+
+def _asked_workers(found: Found) -> int:
+    """By the first layout."""
+    return len(next(iter(found.engine)).roles)
 
 
 def best_of(found: Found) -> Layout:
@@ -86,7 +98,8 @@ def _spreads(found: Found) -> dict[str, Spread]:
         f"engine, {layout}, until on NATS": spread([run.steps_per_s for run in runs])
         for layout, runs in found.engine.items()
     }
-    return {**loops, **engine, **({"engine, NATS syncs each": _synced(found)} if found.synced else {})}
+    asked = asked_figures.spreads(found) if found.asked else {}
+    return {**loops, **engine, **asked, **({"engine, NATS syncs each": _synced(found)} if found.synced else {})}
 
 
 def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
@@ -95,12 +108,14 @@ def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
         Row(
             "engine: steps/s until on NATS",
             str(_synced(found)),
-            f"{next(iter(found.engine))}, NATS with sync_interval: always",
+            f"{next(iter(found.engine))}, {MERGES.how}, NATS with sync_interval: always",
         )
     ]
+    records = found.engine[next(iter(found.engine))][0].records
     return [
-        *bare_figures.rows(found.bare),
+        *bare_figures.rows(found.bare, records, MERGES),
         *(row for layout in found.engine for row in _layout_rows(layout, found, figures)),
+        *(asked_figures.rows(found, figures, _asked_workers(found)) if _asked(found) else ()),
         *(synced if found.synced else ()),
     ]
 
@@ -118,12 +133,12 @@ def _layout_rows(layout: Layout, bench: Found, figures: dict[str, Any]) -> list[
         Row(
             f"engine, {layout}: steps/s until on NATS",
             str(until_nats),
-            f"{headline}{bare_figures.shares(ratios, workers)}; {synced}, NATS does not",
+            f"{headline}{MERGES.how}; {bare_figures.shares(ratios, workers)}; {synced}, NATS does not",
         ),
         Row(
             f"engine, {layout}: steps/s in the log",
             str(spread([run.steps_per_s_log for run in runs])),
-            f"first to last step.executed; partitions {shares}",
+            f"until the last step.executed is appended; partitions {shares}",
         ),
         Row(
             f"engine, {layout}: a checkpoint, ms",
@@ -143,8 +158,15 @@ def _layout_rows(layout: Layout, bench: Found, figures: dict[str, Any]) -> list[
 
 def sentence(figures: dict[str, Any]) -> str:
     """For the one line that a human reads."""
-    return (
-        f"{figures['steps_per_s']:,.0f} steps/s until all events are on NATS, {figures['best_served_by']}"
-        f" ({figures['steps_per_s_log']:,.0f} in the log, {figures['ratio_to_bare_loop']:.2f} of a bare aiokafka loop,"
+    told = (
+        f"{figures['steps_per_s']:,.0f} steps/s until all events are on NATS, {MERGES.how},"
+        f" {figures['best_served_by']} ({figures['steps_per_s_log']:,.0f} in the log,"
+        f" {figures['ratio_to_bare_loop']:.2f} of a bare aiokafka loop,"
         f" {figures['cpu_us_per_step']:.0f} µs of CPU a step)"
+    )
+    if "asked_steps_per_s" not in figures:
+        return told
+    return (
+        f"{told}; {figures['asked_steps_per_s']:,.0f} steps/s that ask their agent"
+        f" ({figures['asked_ratio_to_bare_loop']:.2f} of such a loop, {figures['asked_cpu_us_per_step']:.0f} µs)"
     )

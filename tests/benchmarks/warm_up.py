@@ -10,6 +10,7 @@ from streams.topics import COMMANDS, prefixed
 from tests.benchmarks import jetstream, preload
 from tests.benchmarks.processes import BenchmarkFailed
 from tests.benchmarks.site import Site
+from tests.benchmarks.workloads import MERGES, Workload
 
 CEREMONIES = 200
 ROUNDS = 20
@@ -49,19 +50,22 @@ async def until_metrics(site: Site, holds: Callable[[Said], bool], what: str) ->
     return said
 
 
-async def warm_up(site: Site) -> int:
-    """Run ceremonies until each bridge has published some events; how many there are. Raises BenchmarkFailed."""
+async def warm_up(site: Site, workload: Workload = MERGES) -> int:
+    """Run ceremonies until each bridge has published some events; how many messages are stored then.
+
+    Raises BenchmarkFailed.
+    """
     layout, partitions, topic = site.ground.layout, site.ground.partitions, prefixed(site.ground.name, COMMANDS)
     for number in range(1, ROUNDS + 1):
         before = await metrics(site)
-        commands = preload.commands(f"warm-{number}", CEREMONIES, partitions, site.log.partition_of)
+        commands = preload.commands(workload, f"warm-{number}", CEREMONIES, partitions, site.log.partition_of)
         await preload.append(site.log, topic, commands)
-        events = number * CEREMONIES * preload.EVENTS
-        await jetstream.until_stored(site.connection, site.workers, events, SECONDS)
+        messages = number * CEREMONIES * workload.messages
+        await jetstream.until_stored(site.connection, site.workers, messages, SECONDS)
         after = await metrics(site)
         published = [now.get(PUBLISHED, 0) > then.get(PUBLISHED, 0) for then, now in zip(before, after, strict=True)]
         if sum(published) == layout.members("bridge"):
-            return events
+            return messages
     raise BenchmarkFailed(f"not every bridge of {layout} has published events")
 
 

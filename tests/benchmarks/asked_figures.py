@@ -31,7 +31,7 @@ def summary(found: Found, workers: int) -> dict[str, Any]:
         "nats_cpu_us_per_step": spread([run.nats_cpu_us_per_step for run in runs]).median,
         "other_work_cores": [run.others_cores for run in runs],
         **bare_figures.summary(found.asked_bare, records),
-        "record_bytes": msgspec.to_builtins(records),
+        "records_of_a_ceremony": msgspec.to_builtins(records),
     }
     return {f"asked_{name}": figure for name, figure in figures.items()}
 
@@ -43,7 +43,7 @@ def spreads(found: Found) -> dict[str, Spread]:
 
 def rows(found: Found, figures: dict[str, Any], workers: int) -> list[Row]:
     """The table for people."""
-    layout = f"engine, {'1 worker' if workers == 1 else f'{workers} workers'}, publish steps"
+    layout = f"engine, {'1 worker' if workers == 1 else f'{workers} workers'}, {PUBLISHES.steps}"
     ratios = bare_figures.ratios(found.asked_bare, figures["asked_steps_per_s"], workers)
     return [
         Row(

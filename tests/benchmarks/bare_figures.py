@@ -77,5 +77,7 @@ def shares(found: Mapping[str, float], workers: int) -> str:
 
 
 def rows(bare: Bare, records: CeremonyRecords, workload: Workload) -> list[Row]:
-    how = f"the records of {workload.how.partition(',')[0]}: {records}"
-    return [Row(f"{kind}: steps/s it would allow", str(rate(bare, kind)), how) for kind in bare]
+    return [
+        Row(f"{kind}, as of {workload.steps}: steps/s it would allow", str(rate(bare, kind)), str(records))
+        for kind in bare
+    ]

@@ -11,8 +11,8 @@ from tests.benchmarks.report import Row, number
 BEHIND_SECONDS = 1.0
 """An engine further behind at the end did not keep up: calls piled up, and their times say only for how long."""
 KINDS = {
-    "approval": "a gate: it then waits for a person",
-    "merge_chain": "its five steps run meanwhile",
+    "approval": "a gate opens in the command that starts it; then a person is awaited",
+    "merge_chain": "its five merges are settled in the command that starts it",
 }
 
 

@@ -105,7 +105,7 @@ async def _one_by_one(
             inputs={"payload": preload.PAYLOAD},
         )
         answered = time.perf_counter()
-        first, last = await _until_completed(events, f"{ceremony_id}:{preload.STORY}")
+        first, last = await until_completed(events, f"{ceremony_id}:{preload.STORY}")
         ended = time.perf_counter()
         if number >= 0:
             seen.append(1000 * (ended - began))
@@ -122,7 +122,7 @@ async def _one_by_one(
     )
 
 
-async def _until_completed(events: Subscription, instance_id: str) -> tuple[datetime, datetime]:
+async def until_completed(events: Subscription, instance_id: str) -> tuple[datetime, datetime]:
     """When the fold started and completed the ceremony, by the log's clock."""
     first: datetime | None = None
     while True:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 from streams.transport.contract import Record
 
 
-class RecordSize(NamedTuple):
+class RecordSize(msgspec.Struct, frozen=True):
     """Bytes of one record."""
 
     key: int
@@ -16,7 +16,7 @@ class RecordSize(NamedTuple):
     """Name, and bytes of the content."""
 
 
-class Records(NamedTuple):
+class Records(msgspec.Struct, frozen=True):
     """The records of one sort."""
 
     each: int
@@ -28,7 +28,7 @@ class Records(NamedTuple):
 NONE = Records(0, RecordSize(0, 0, ()))
 
 
-class CeremonyRecords(NamedTuple):
+class CeremonyRecords(msgspec.Struct, frozen=True):
     """The records of one ceremony, by what is done with them."""
 
     starts: Records

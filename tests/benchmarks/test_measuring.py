@@ -9,18 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from streams.transport.contract import Record
-from tables.instance import TERMINAL, CeremonyStatus, StepStatus, decode_instance
-from tests.benchmarks import preload, recovery, report
+from tables.instance import CeremonyStatus, StepStatus, decode_instance
+from tests.benchmarks import recovery, report
 from tests.benchmarks.layouts import ALL_ROLES, Layout, parse_layouts
 from tests.benchmarks.meter import CpuMeter, cpu_seconds
 from tests.benchmarks.plan import parsed, plan_of
 from tests.benchmarks.processes import summed
 from tests.benchmarks.profiler import read_profile
 from tests.benchmarks.serial import percentile
-from tests.benchmarks.sizes import NONE, Weighed
-from tests.benchmarks.workloads import MERGES, PUBLISHES, STEPS, Workload
-from tests.tables.world import KINDS, World
 
 LOOP = "run (uvloop/__init__.py:92);Runner.run (asyncio/runners.py:118)"
 
@@ -54,26 +50,6 @@ def test_a_profile_counts_the_event_loop_by_function_and_by_owner(tmp_path: Path
     }
     assert profile.self_time["settle (tables/transitions.py)"] == 0.3
     assert profile.total_time["decide (tables/fold.py)"] == 0.4
-
-
-def test_records_are_counted_for_each_ceremony_and_weighed_on_the_average() -> None:
-    weighed = Weighed()
-    for number in range(4):
-        weighed.add(Record("t", 0, 1, 2, b"key", b"v" * number, [("fold", b"1" * number)]))
-    assert weighed.of(2) == (2, (3, 2, (("fold", 2),)))
-    assert Weighed().of(2) == NONE
-
-
-@pytest.mark.parametrize(("workload", "commands"), [(MERGES, 1), (PUBLISHES, 6)])
-def test_a_workload_has_as_many_messages_as_it_says(workload: Workload, commands: int) -> None:
-    """By them a run knows its end."""
-    world = World(workload.definition(), KINDS)
-    world.start(payload=preload.PAYLOAD)
-    while world.live.status not in TERMINAL:
-        world.done(world.requests()[-1].step_id, published={"stream": "CEREMONY", "sequence": 1})
-    assert (world.live.status, len(world.executed())) == (CeremonyStatus.COMPLETED, STEPS)
-    assert len(world.decisions) == commands
-    assert len(world.events()) + len(world.requests()) == workload.messages
 
 
 def test_the_meter_tells_the_cpu_time_of_a_span() -> None:

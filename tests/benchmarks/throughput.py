@@ -153,7 +153,7 @@ async def _look(log: KafkaLog, starts: Ends, ceremonies: int) -> tuple[float, Ce
             async for records in log.read(name, partition, begin, end):
                 for record in records:
                     if name.endswith(COMMANDS):
-                        _weigh_command(record, begun, outcomes)
+                        weigh_command(record, begun, outcomes)
                     elif name.endswith(EVENTS):
                         events.add(record)
                         executed += [record.timestamp] if dict(record.headers).get(SUBJECT) == EXECUTED else []
@@ -163,7 +163,7 @@ async def _look(log: KafkaLog, starts: Ends, ceremonies: int) -> tuple[float, Ce
     return max(executed) / 1000, CeremonyRecords(*(weighed.of(ceremonies) for weighed in every))
 
 
-def _weigh_command(record: Record, starts: Weighed, outcomes: Weighed) -> None:
+def weigh_command(record: Record, starts: Weighed, outcomes: Weighed) -> None:
     """The definition, too, comes as a command: once in a partition, which is no ceremony's."""
     command = decode_command(record.value or b"")
     if isinstance(command, Start | StepOutcome):

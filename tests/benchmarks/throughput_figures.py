@@ -38,7 +38,7 @@ def summary(found: Found) -> dict[str, Any]:
         "cpu_us_per_step": spread([run.cpu_us_per_step for run in runs]).median,
         "other_work_cores": [run.others_cores for every in found.engine.values() for run in every],
         "layouts": {layout.name: _of_layout(every) for layout, every in found.engine.items()},
-        "record_bytes": msgspec.to_builtins(runs[0].records),
+        "records_of_a_ceremony": msgspec.to_builtins(runs[0].records),
         "spreads": _spreads(found),
     }
     if _asked(found):

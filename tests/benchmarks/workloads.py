@@ -21,6 +21,8 @@ class Workload(NamedTuple):
     """Of the definition."""
     folder: Path
     """Where its file is: CEREMONIES_DIR of a worker that is to start it by its name."""
+    steps: str
+    """What they are called."""
     messages: int
     """On the stream CEREMONY, of one ceremony: its events, and what its steps publish."""
     how: str
@@ -31,11 +33,12 @@ class Workload(NamedTuple):
         return load(file.read_text(encoding="utf-8"), file.name, all_kinds())
 
 
-MERGES = Workload("merge_chain", SPECS, 8, "five merges, settled in one command")
+MERGES = Workload("merge_chain", SPECS, "merges", 8, "five merges, settled in one command")
 """Events: started, five steps executed, one transition, completed."""
 PUBLISHES = Workload(
     "publish_chain",
     Path(__file__).parent / "ceremonies",
+    "publish steps",
     1 + 5 * (3 + 1) + 2,
     "five publish steps, each asks its agent",
 )

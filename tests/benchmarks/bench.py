@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from rich.progress import Progress
 
-from tests.benchmarks import bare, engines, intake, recovery, serial, throughput
+from tests.benchmarks import bare, bare_work, engines, intake, recovery, serial, throughput
 from tests.benchmarks.bare_figures import BareRun, Kind, kinds
 from tests.benchmarks.layouts import ONE, Layout
 from tests.benchmarks.plan import Plan
@@ -145,7 +145,7 @@ class Bench:
     async def _bare(
         self, turn: int, kind: Kind, workload: Workload, ceremonies: int, records: CeremonyRecords
     ) -> BareRun:
-        options = bare.Options(
+        options = bare_work.Options(
             bootstrap=self._kafka.bootstrap,
             name=f"bare-{workload.name}-{turn}-{kind.processes}-{'batches' if kind.batches else 'sends'}",
             ceremonies=ceremonies,
@@ -197,7 +197,7 @@ class Bench:
         return result
 
 
-def _in_process(options: bare.Options) -> bytes:
+def _in_process(options: bare_work.Options) -> bytes:
     """The bare loop's answer. Raises BenchmarkFailed."""
     command = [sys.executable, "-m", "tests.benchmarks.bare"]
     given = msgspec.json.encode(options)

@@ -6,8 +6,9 @@ import pytest
 
 from streams.transport.contract import Record
 from tests.benchmarks import bare_figures
-from tests.benchmarks.bare import Measured, Options, Output, ceremonies_of, together
+from tests.benchmarks.bare import Measured, together
 from tests.benchmarks.bare_figures import BareRun, Kind, kinds
+from tests.benchmarks.bare_work import Options, Output, ceremonies_of
 from tests.benchmarks.sizes import NONE, CeremonyRecords, Records, RecordSize
 
 SIZE = RecordSize(1, 1, ())

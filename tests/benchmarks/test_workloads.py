@@ -73,6 +73,10 @@ class _Stream:
 
 async def test_a_serial_ceremony_lasts_until_its_end_whatever_it_publishes_meanwhile() -> None:
     ours = {"instance_id": "c:S"}
-    messages = [("ceremony.started", ours, 1_000), (SAID, {"said": 1}, 1_100), ("ceremony.completed", ours, 1_500)]
+    messages: list[tuple[str, dict[str, Any], int]] = [
+        ("ceremony.started", ours, 1_000),
+        (SAID, {"said": 1}, 1_100),
+        ("ceremony.completed", ours, 1_500),
+    ]
     first, last = await serial.until_completed(cast(Subscription, _Stream(messages)), "c:S")
     assert (last - first).total_seconds() == pytest.approx(0.5)

@@ -163,6 +163,7 @@ def _event(event: HistoryEvent) -> pb.HistoryEvent:
         effect_id=event.effect_id,
         correlation_id=event.correlation_id,
         payload=event.payload,
+        metadata=event.metadata,
         command=pb.LogPosition(partition=event.partition, offset=event.command_offset),
     )
 

@@ -40,6 +40,7 @@ Encoded = tuple[bytes, bytes, list[Header]]
 _OURS = frozenset({topics.ORIGIN, topics.ERROR_CODE, topics.ERROR_MESSAGE, VALUE_SIZE})
 _NAME = re.compile(r"[^\s\x00-\x1f\ufffd]{1,255}")
 """A topic, or a NATS stream."""
+_NOTHING: Mapping[str, str] = {}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encode = msgspec.json.Encoder().encode
 
@@ -77,15 +78,17 @@ def envelope(
     correlation_id: str,
     at: int | str,
     causation_id: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """The envelope as UTF-8 JSON. `at`: milliseconds since the epoch, or ISO-8601. Raises EnvelopeInvalid."""
     stamp = iso(at) if isinstance(at, int) else at
     if not (event_type and key and correlation_id):
         empty = "event_type" if not event_type else "correlation_id" if key else "idempotency_key"
         raise EnvelopeInvalid(f"{empty} is empty")
+    beside = metadata or _NOTHING
     if causation_id:
-        return _encode(_CausedEnvelope(event_type, payload, key, correlation_id, stamp, PRODUCER, {}, causation_id))
-    return _encode(_Envelope(event_type, payload, key, correlation_id, stamp, PRODUCER, {}))
+        return _encode(_CausedEnvelope(event_type, payload, key, correlation_id, stamp, PRODUCER, beside, causation_id))
+    return _encode(_Envelope(event_type, payload, key, correlation_id, stamp, PRODUCER, beside))
 
 
 def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) -> Encoded:
@@ -94,7 +97,9 @@ def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) ->
     `command_offset` is the offset of the command that caused it, `ordinal` its place among that command's effects: with
     `fold` they say how far a partition has been sent.
     """
-    value = envelope(effect.subject, effect.payload, effect.id, effect.correlation_id, effect.at)
+    value = envelope(
+        effect.subject, effect.payload, effect.id, effect.correlation_id, effect.at, metadata=effect.metadata
+    )
     headers = [
         (topics.SUBJECT, effect.subject.encode()),
         (topics.EFFECT_ID, effect.id.encode()),

@@ -83,6 +83,8 @@ class HistoryEvent(NamedTuple):
     correlation_id: str
     payload: str
     """JSON."""
+    metadata: str
+    """JSON: who asked for a transition."""
     partition: int
     command_offset: int
     """Of the command that caused it; -1 where its record does not say."""

@@ -24,6 +24,7 @@ STARTED = b"ceremony.started"
 class _Envelope(msgspec.Struct):
     timestamp: str = ""
     payload: msgspec.Raw = msgspec.Raw(b"{}")
+    metadata: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 _decode = msgspec.json.Decoder(_Envelope).decode
@@ -123,6 +124,7 @@ def event_of(record: Record) -> HistoryEvent:
         effect_id=header(record, topics.EFFECT_ID),
         correlation_id=header(record, topics.CORRELATION_ID),
         payload=bytes(envelope.payload).decode(errors="replace"),
+        metadata=bytes(envelope.metadata).decode(errors="replace"),
         partition=record.partition,
         command_offset=int(offset) if offset.isdigit() else -1,
     )

@@ -35,7 +35,7 @@ class StepRequested(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     """What the kind asks: shape as the kind's `request` says."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """Something the outside may hear; `subject` is also its event_type."""
 
     id: str
@@ -45,6 +45,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     at: int
     """Milliseconds: the fold's now."""
     payload: dict[str, Any]
+    metadata: dict[str, str] | None = None
+    """What the envelope says beside the payload, whose fields are fixed; None costs nothing."""
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, gc=False):

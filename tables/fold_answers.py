@@ -196,7 +196,7 @@ def _triggered(turn: Turn, command: AgentResult) -> None:
         return
     if command.command_id:
         row.remember(command.command_id)
-    apply(turn, transition)
+    apply(turn, transition, {"actor": clip(command.agent_id, MAX_ID), "role": SYSTEM_ROLE, "reason": ""})
     turn.note = ""
 
 

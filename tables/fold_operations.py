@@ -63,7 +63,7 @@ def trigger(turn: Turn, command: Trigger) -> None:
     if failing is not None:
         turn.refuse(command.command_id, refusals.GUARDS_NOT_MET, f"guard `{failing[0]}`: {failing[1]}")
         return
-    apply(turn, transition)
+    apply(turn, transition, _who(command))
     settle(turn)
 
 

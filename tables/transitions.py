@@ -126,8 +126,8 @@ def _under_way(turn: Turn) -> bool:
     return started is not None and turn.row.steps[started.id].status is _IN_PROGRESS
 
 
-def apply(turn: Turn, transition: Transition) -> None:
-    """Leave the state, and enter the other one."""
+def apply(turn: Turn, transition: Transition, who: dict[str, str] | None = None) -> None:
+    """Leave the state, and enter the other one. `who`: the actor, role and reason of a trigger that was fired."""
     row = turn.row
     if turn.applied >= MAX_TRANSITIONS:
         message = f"more than {MAX_TRANSITIONS} transitions from one command, the last of them from {row.state}"
@@ -143,6 +143,7 @@ def apply(turn: Turn, transition: Transition) -> None:
             "to_state": transition.to_state,
             "trigger": transition.trigger,
         },
+        who,
     )
     turn.enter(transition.to_state)
     for step in turn.here:

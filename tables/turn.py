@@ -73,7 +73,7 @@ class Turn:
         """Of the next effect of a command that changes the row."""
         return f"{self._stem}{len(self.effects)}@{FOLD}"
 
-    def event(self, subject: str, payload: dict[str, Any]) -> None:
+    def event(self, subject: str, payload: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
         base = self.row.base
         self.effects.append(
             Event(
@@ -83,6 +83,7 @@ class Turn:
                 correlation_id=base.correlation_id,
                 at=self.now,
                 payload=payload,
+                metadata=metadata,
             )
         )
 

@@ -47,6 +47,7 @@ def history_data(found: pb.GetHistoryResponse) -> dict[str, Any]:
                 "effect_id": event.effect_id,
                 "correlation_id": event.correlation_id,
                 "payload": json.loads(event.payload or "{}"),
+                "metadata": json.loads(event.metadata or "{}"),
                 "command": {"partition": event.command.partition, "offset": event.command.offset},
             }
             for event in found.events
@@ -63,11 +64,12 @@ def version(event: pb.HistoryEvent) -> str:
 
 
 def said(event: pb.HistoryEvent) -> Text:
-    """What the payload says, on one line."""
+    """What the payload says, and who asked, on one line."""
     payload = json.loads(event.payload or "{}")
+    told = payload | json.loads(event.metadata or "{}")
     parts = [
         f"{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for name, value in payload.items()
+        for name, value in told.items()
         if name not in TOLD_ELSEWHERE and value not in ("", None)
     ]
     style = STYLES.get(str(payload.get("status")), "")

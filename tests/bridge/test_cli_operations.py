@@ -162,6 +162,19 @@ def test_history_tells_who_did_what(ceremony: Ceremony, capsys: Said) -> None:
     assert ceremony("history", "no:body") == Exit.NOT_FOUND
 
 
+def test_history_tells_who_fired_a_trigger(ceremony: Ceremony, capsys: Said) -> None:
+    (one,) = begun(ceremony, capsys, "fired")
+    ceremony("trigger", one, "decline", "--role", "APPROVER")
+    capsys.readouterr()
+    assert ceremony("history", one) == Exit.OK
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "trigger=decline" in line]
+    assert "actor=ana" in line and "role=APPROVER" in line
+    assert ceremony("history", one, "-o", "json") == Exit.OK
+    told = {event["subject"]: event["metadata"] for event in data(capsys)["events"]}
+    assert told["ceremony.transition.applied"] == {"actor": "ana", "role": "APPROVER", "reason": ""}
+    assert told["ceremony.completed"] == {}
+
+
 def test_doctor_of_one_shows_what_it_waits_for_and_what_to_do(ceremony: Ceremony, capsys: Said) -> None:
     (one,) = begun(ceremony, capsys, "patient")
     capsys.readouterr()

@@ -133,13 +133,23 @@ def test_an_event_type_is_its_subject() -> None:
             assert message["payload"]["allOf"][1]["properties"]["event_type"]["const"] == channel["address"]
 
 
-def event(subject: str, payload: dict[str, Any], key: str = "c-1:s-1/2/0@1") -> Any:
-    at = 1_769_860_800_000
-    effect = Event(id=key, subject=subject, instance_id="c-1:s-1", correlation_id="corr", at=at, payload=payload)
+def event(
+    subject: str, payload: dict[str, Any], key: str = "c-1:s-1/2/0@1", metadata: dict[str, str] | None = None
+) -> Any:
+    effect = Event(
+        id=key,
+        subject=subject,
+        instance_id="c-1:s-1",
+        correlation_id="corr",
+        at=1_769_860_800_000,
+        payload=payload,
+        metadata=metadata,
+    )
     return json.loads(codecs.event_record(effect, 1, 0, 1)[1])
 
 
 APPLIED = {"instance_id": "c-1:s-1", "from_state": "A", "to_state": "B", "trigger": "go"}
+FIRED_BY = {"actor": "ana", "role": "", "reason": ""}
 EXECUTED = {
     "instance_id": "c-1:s-1",
     "step_id": "a",
@@ -151,7 +161,9 @@ EXECUTED = {
 
 
 def test_an_envelope_of_the_codec_is_valid() -> None:
-    validate_message("ceremony.transition.applied", event("ceremony.transition.applied", APPLIED))
+    for who in (None, FIRED_BY):
+        fired = event("ceremony.transition.applied", APPLIED, metadata=who)
+        validate_message("ceremony.transition.applied", fired)
     validate_message("ceremony.step.executed", event("ceremony.step.executed", EXECUTED))
     failed = EXECUTED | {"status": "FAILED", "output": {}, "error_code": "timeout", "error_message": ""}
     validate_message("ceremony.step.executed", event("ceremony.step.executed", failed))
@@ -179,6 +191,9 @@ def test_a_publish_steps_own_message_is_valid_under_any_subject_but_ours() -> No
         ({"event_type": "ceremony.started"}, "event_type"),
         ({"extra": 1}, "extra"),
         ({"metadata": ...}, "metadata"),
+        ({"metadata": {"actor": "ana"}}, "metadata"),
+        ({"metadata": {**FIRED_BY, "extra": 1}}, "extra"),
+        ({"metadata": {**FIRED_BY, "reason": None}}, "reason"),
         ({"payload": {**APPLIED, "extra": 1}}, "extra"),
         ({"payload": {"instance_id": "c-1:s-1"}}, "from_state"),
         ({"payload": {**APPLIED, "trigger": ""}}, "trigger"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from streams import codecs, topics
 from streams.transport.contract import Record
@@ -44,6 +45,14 @@ def test_an_empty_mandatory_field_is_refused_by_name(empty: str) -> None:
     given = {"event_type": "e", "key": "k", "correlation_id": "c"} | {empty: ""}
     with pytest.raises(codecs.EnvelopeInvalid, match="idempotency_key" if empty == "key" else empty):
         codecs.envelope(given["event_type"], {}, given["key"], given["correlation_id"], 0)
+
+
+def test_what_an_event_says_beside_its_payload_is_the_envelopes_metadata() -> None:
+    who = {"actor": "ana", "role": "PO", "reason": "größer"}
+    told = json.loads(codecs.event_record(replace(EVENT, metadata=who), 41, 2, 1)[1])
+    untold = json.loads(codecs.event_record(EVENT, 41, 2, 1)[1])
+    assert (told["metadata"], untold["metadata"]) == (who, {})
+    assert told | {"metadata": {}} == untold
 
 
 def test_an_event_record_carries_the_finished_envelope_and_what_the_bridge_reads() -> None:

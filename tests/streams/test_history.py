@@ -11,6 +11,7 @@ import pytest
 
 from bridge.clock import HostClock
 from streams import history as history_module
+from streams import topics
 from streams.codecs import event_record
 from streams.front import Unavailable
 from streams.history import HistoryReader
@@ -41,7 +42,14 @@ class Site:
         async for records in self.log.read(topic, partition, start, end):
             yield records
 
-    async def put(self, instance_id: str, number: int, subject: str = "ceremony.step.executed", size: int = 0) -> None:
+    async def put(
+        self,
+        instance_id: str,
+        number: int,
+        subject: str = "ceremony.step.executed",
+        size: int = 0,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
         event = Event(
             id=f"{instance_id}/{number}/0@2",
             subject=subject,
@@ -49,6 +57,7 @@ class Site:
             correlation_id="corr",
             at=1_700_000_000_000 + number,
             payload={"number": number, "pad": "x" * size},
+            metadata=metadata,
         )
         key, value, headers = event_record(event, 100 + number, 0, 2)
         await self.log.append(TOPIC, 0, key, value, headers)
@@ -81,6 +90,16 @@ async def test_the_newest_come_oldest_first_and_only_of_this_ceremony(site: Site
     assert (first.subject, first.effect_id, first.correlation_id) == ("ceremony.started", "c:s/1/0@2", "corr")
     assert (first.at, first.partition, first.command_offset) == ("2023-11-14T22:13:20.001Z", 0, 101)
     assert found.complete
+
+
+async def test_an_event_is_shown_with_what_stands_beside_its_payload(site: Site) -> None:
+    """An empty object where nothing does, or where the record is no envelope."""
+    who = {"actor": "ana", "role": "PO", "reason": ""}
+    await site.put(MINE, 1)
+    await site.put(MINE, 2, "ceremony.transition.applied", metadata=who)
+    await site.log.append(TOPIC, 0, MINE.encode(), b"no envelope", [(topics.EFFECT_ID, b"c:s/3/0@2")])
+    found = await site.reader.read(0, MINE, 200, 0)
+    assert [json.loads(event.metadata) for event in found.events] == [{}, who, {}]
 
 
 async def test_pieces_grow_and_reading_ends_with_the_beginning_of_the_ceremony(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""Who may cancel, pause, resume, retry and run; what is recorded of them, and what the outside hears."""
+"""Who may cancel, pause, resume, retry, run and trigger; what is recorded of them, and what the outside hears."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tables.commands import Cancel, Pause
+from tables.commands import Cancel, Pause, Trigger
 from tables.fold import Decision
 from tables.instance import Pauser
-from tests.tables.test_fold_operations import BODY
+from tables.limits import MAX_TEXT
+from tests.tables.test_fold_operations import BODY, TALK
 from tests.tables.world import ID, World, definition_of, refusal
 
 ROLES = """
@@ -71,6 +72,50 @@ def test_actor_role_and_reason_are_announced() -> None:
         assert {key: payload[key] for key in who} == who
     ordered = world.events("ceremony.step.ordered")[0].payload
     assert (ordered["operation"], ordered["step_id"], ordered["attempt"]) == ("retry", "one", 2)
+
+
+def told_of_transitions(world: World) -> list[tuple[str, dict[str, str] | None]]:
+    return [(event.payload["trigger"], event.metadata) for event in world.events("ceremony.transition.applied")]
+
+
+def test_who_fired_a_trigger_stands_beside_the_payload_of_its_transition_only() -> None:
+    """The payload's fields are fixed; a transition that follows by itself was asked for by nobody."""
+    body = BODY.replace('"step_status:late:COMPLETED"', '"step_status:late:PENDING"')
+    world = World(definition_of(body + ROLES))
+    world.start("one", a=1)
+    reason = "the vendor is down"
+    world.fold(Trigger(instance_id=ID, command_id="t-1", trigger="hold", actor="ben", role="WATCHER", reason=reason))
+    who = {"actor": "ben", "role": "WATCHER", "reason": reason}
+    assert told_of_transitions(world) == [("hold", who), ("finish", None)]
+    payload = world.events("ceremony.transition.applied")[0].payload
+    assert set(payload) == {"instance_id", "from_state", "to_state", "trigger"}
+
+
+def test_a_reason_is_kept_as_far_as_a_text_may_go() -> None:
+    world = World(definition_of(BODY))
+    world.start(a=1)
+    world.trigger("hold", reason="r" * (MAX_TEXT + 1))
+    ((_, who),) = told_of_transitions(world)
+    assert who is not None and len(who["reason"]) == MAX_TEXT
+
+
+def test_an_agents_trigger_is_its_own_in_the_role_system() -> None:
+    world = World(definition_of(TALK))
+    world.start()
+    world.outcome("talk", "submitted", deliberation_id="d")
+    world.result("talk", "agent-dev-001", trigger="bad", command_id="task/agent")
+    assert told_of_transitions(world) == [("bad", {"actor": "agent-dev-001", "role": "SYSTEM", "reason": ""})]
+
+
+def test_a_decision_of_people_is_announced_by_itself_and_its_transition_has_no_actor() -> None:
+    """What an approved guard lets happen is found, not asked for: `ceremony.gate.decided` says who approved."""
+    body = BODY.replace("guards:\n", "guards:\n  agreed: {type: human, role: PO, check: the owner agrees}\n")
+    body = body.replace("trigger: hold,", "trigger: hold, guards: [agreed],")
+    world = World(definition_of(body + "roles:\n  - {id: PO, description: d, allowed_actions: [hold]}\n"))
+    world.start(a=1)
+    world.decide("agreed", actor="ana", role="PO")
+    assert world.events("ceremony.gate.decided")[0].payload["decided_by"] == ["ana"]
+    assert told_of_transitions(world) == [("hold", None)]
 
 
 def test_a_retry_is_announced_after_the_resumption_and_before_its_attempt_begins() -> None:

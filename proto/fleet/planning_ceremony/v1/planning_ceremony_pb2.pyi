@@ -1305,6 +1305,7 @@ class HistoryEvent(_message.Message):
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Its NATS subject, as `ceremony.step.executed`."""
     at: _builtins.str
@@ -1314,6 +1315,8 @@ class HistoryEvent(_message.Message):
     correlation_id: _builtins.str
     payload: _builtins.str
     """As JSON, as it went to NATS."""
+    metadata: _builtins.str
+    """As JSON, as it went to NATS beside the payload: `actor`, `role` and `reason` of a trigger that was fired; else `{}`."""
     @_builtins.property
     def command(self) -> Global___LogPosition:
         """Where in the commands stands what caused it."""
@@ -1327,10 +1330,11 @@ class HistoryEvent(_message.Message):
         correlation_id: _builtins.str = ...,
         payload: _builtins.str = ...,
         command: Global___LogPosition | None = ...,
+        metadata: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "command", b"command", "correlation_id", b"correlation_id", "effect_id", b"effect_id", "payload", b"payload", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "command", b"command", "correlation_id", b"correlation_id", "effect_id", b"effect_id", "metadata", b"metadata", "payload", b"payload", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from bridge.grpc_forwarding import Forwarding
 from bridge.grpc_intake import Gate, Intake
 from bridge.grpc_listing import Listing, ListingHandler, Own
 from bridge.grpc_metadata import correlation_in, tell
-from bridge.grpc_operations import OperatorCalls, States
+from bridge.grpc_operations import LONGEST_REASON, OperatorCalls, States
 from bridge.grpc_peers import Peers
 from bridge.grpc_refusals import (
     LONGEST_NAME,
@@ -181,12 +181,14 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
         required(instance_id=request.instance_id, actor=request.actor, trigger=request.trigger)
         bounded(LONGEST_TEXT, trigger=request.trigger)
         bounded(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
+        bounded(LONGEST_REASON, reason=request.reason)
         command = Trigger(
             instance_id=request.instance_id,
             command_id=request.request_id or self._new_id(),
             trigger=request.trigger,
             actor=request.actor,
             role=request.role,
+            reason=request.reason,
         )
         row = await self._operate(command)
         message = self._message(row)

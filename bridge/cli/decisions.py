@@ -24,6 +24,7 @@ ActorOption = Annotated[
     typer.Option(envvar="CEREMONY_ACTOR", help="Who acts; default: your login name.", show_default=False),
 ]
 RoleOption = Annotated[str | None, typer.Option(help="In which role; default: the role that the gate asks for.")]
+ReasonOption = Annotated[str, typer.Option("-m", "--reason", help="Why; kept with the ceremony's events.")]
 CommentOption = Annotated[str, typer.Option("-m", "--comment", help="Kept with the decision.")]
 VisitOption = Annotated[
     int | None,
@@ -79,13 +80,14 @@ def trigger(
     name: Annotated[str, typer.Argument(metavar="TRIGGER", help="Of a transition that leaves the present state.")],
     actor: ActorOption = None,
     role: Annotated[str, typer.Option(help="In which role; it must be allowed to.")] = "",
+    reason: ReasonOption = "",
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Ask for a transition by its trigger."""
 
     async def work(client: PlanningCeremonyClient) -> pb.PlanningCeremonyInstance:
-        return await client.trigger(instance_id, name, actor=actor or login(), role=role)
+        return await client.trigger(instance_id, name, actor=actor or login(), role=role, reason=reason)
 
     show(name, call(server, work), output)
 

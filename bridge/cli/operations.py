@@ -14,7 +14,7 @@ from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 from bridge.cli import bulk
 from bridge.cli.ceremonies import login, pages, unknown
 from bridge.cli.connection import ServerOption, call
-from bridge.cli.decisions import ActorOption, show
+from bridge.cli.decisions import ActorOption, ReasonOption, show
 from bridge.cli.errors import CommandFailed
 from bridge.cli.output import Format, OutputOption
 
@@ -29,7 +29,6 @@ IdArgument = Annotated[
     str | None, typer.Argument(metavar="ID", help="Instance id, CEREMONY:STORY.", show_default=False)
 ]
 RoleOption = Annotated[str, typer.Option(help="In which role; wanted where the definition's roles name the action.")]
-ReasonOption = Annotated[str, typer.Option("-m", "--reason", help="Why; kept with the ceremony's events.")]
 AllOption = Annotated[bool, typer.Option("--all", help="All that match the filters; asks before, unless --yes.")]
 StateOption = Annotated[str | None, typer.Option(help="With --all: only in this state of their definition.")]
 DefinitionOption = Annotated[str | None, typer.Option(help="With --all: only of this definition.")]

@@ -12,8 +12,7 @@ from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 from bridge.cli import bulk, views
 from bridge.cli.ceremonies import LARGEST_PAGE, login
 from bridge.cli.connection import ServerOption, call
-from bridge.cli.decisions import ActorOption
-from bridge.cli.operations import ReasonOption
+from bridge.cli.decisions import ActorOption, ReasonOption
 from bridge.cli.output import Format, OutputOption, console, emit_data, say
 
 deadletters = typer.Typer(help="What could not be processed and was set aside.", no_args_is_help=True)

@@ -164,14 +164,14 @@ def test_history_tells_who_did_what(ceremony: Ceremony, capsys: Said) -> None:
 
 def test_history_tells_who_fired_a_trigger(ceremony: Ceremony, capsys: Said) -> None:
     (one,) = begun(ceremony, capsys, "fired")
-    ceremony("trigger", one, "decline", "--role", "APPROVER")
+    ceremony("trigger", one, "decline", "--role", "APPROVER", "-m", "too late")
     capsys.readouterr()
     assert ceremony("history", one) == Exit.OK
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "trigger=decline" in line]
-    assert "actor=ana" in line and "role=APPROVER" in line
+    assert "actor=ana" in line and "role=APPROVER" in line and "reason=too late" in line
     assert ceremony("history", one, "-o", "json") == Exit.OK
     told = {event["subject"]: event["metadata"] for event in data(capsys)["events"]}
-    assert told["ceremony.transition.applied"] == {"actor": "ana", "role": "APPROVER", "reason": ""}
+    assert told["ceremony.transition.applied"] == {"actor": "ana", "role": "APPROVER", "reason": "too late"}
     assert told["ceremony.completed"] == {}
 
 

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bridge.grpc_messages import LARGEST_ANSWER
 from bridge.grpc_server import SERVICE
+from tables.limits import MAX_TEXT
 from tests.bridge.front_world import definitions_folder, refused
 from tests.e2e.world import World, until
 
@@ -234,6 +235,12 @@ async def test_required_fields_of_a_trigger(world: World, field: str) -> None:
     made = trigger("c:s", "shut")
     setattr(made, field, " ")
     with refused("INVALID_ARGUMENT", "field_required"):
+        await world.stub.TriggerTransition(made)
+
+
+async def test_a_trigger_with_a_reason_longer_than_is_kept(world: World) -> None:
+    made = trigger(await opened(world), "shut", reason="r" * (MAX_TEXT + 1))
+    with refused("INVALID_ARGUMENT", "field_too_long"):
         await world.stub.TriggerTransition(made)
 
 

@@ -163,10 +163,17 @@ class PlanningCeremonyClient:
             request.guard = guard
         return (await self._call(self._stub.DecideGate, request)).ceremony
 
-    async def trigger(self, instance_id: str, trigger: str, *, actor: str, role: str) -> pb.PlanningCeremonyInstance:
+    async def trigger(
+        self, instance_id: str, trigger: str, *, actor: str, role: str, reason: str = ""
+    ) -> pb.PlanningCeremonyInstance:
         """Ask for a transition; returns the ceremony after it."""
         request = pb.TriggerTransitionRequest(
-            instance_id=instance_id, trigger=trigger, actor=actor, role=role, request_id=_request_id()
+            instance_id=instance_id,
+            trigger=trigger,
+            actor=actor,
+            role=role,
+            reason=reason,
+            request_id=_request_id(),
         )
         return (await self._call(self._stub.TriggerTransition, request)).ceremony
 

@@ -633,6 +633,7 @@ class TriggerTransitionRequest(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     trigger: _builtins.str
     """A trigger of a transition that leaves the current state."""
@@ -641,6 +642,8 @@ class TriggerTransitionRequest(_message.Message):
     """The role in which the actor asks; where the definition declares roles, it must be allowed to."""
     request_id: _builtins.str
     """The same id again is the same trigger: it changes nothing more and is answered alike."""
+    reason: _builtins.str
+    """Why; kept with the events."""
     def __init__(
         self,
         *,
@@ -649,10 +652,11 @@ class TriggerTransitionRequest(_message.Message):
         actor: _builtins.str = ...,
         role: _builtins.str = ...,
         request_id: _builtins.str | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "actor", b"actor", "instance_id", b"instance_id", "request_id", b"request_id", "role", b"role", "trigger", b"trigger"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "actor", b"actor", "instance_id", b"instance_id", "reason", b"reason", "request_id", b"request_id", "role", b"role", "trigger", b"trigger"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
     _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015

@@ -131,14 +131,21 @@ _OUTCOMES: dict[str, Callable[[Turn, Step, StepOutcome], None]] = {
 
 
 def agent_result(turn: Turn, command: AgentResult) -> None:
-    """One agent's result: gathered once per agent and attempt; a `trigger` with it asks for that transition."""
+    """One agent's result: gathered once per agent and attempt; a `trigger` with it asks for that transition.
+
+    Of an agent that the step does not ask nothing counts, its trigger neither.
+    """
     step = turn.definition.steps.get(command.step_id)
     if step is None:
         turn.note = "unknown_step"
         return
     state = turn.row.steps[step.id]
     turn.note = _stale(state, command.attempt)
-    ended = not turn.note and _gather(turn, step, state, command)
+    agent_id = clip(command.agent_id, MAX_ID)
+    if not turn.kind(step).accepts(turn.context(step), agent_id):
+        turn.note = turn.note or "unknown_agent"
+        return
+    ended = not turn.note and _gather(turn, step, state, command, agent_id)
     if command.trigger and command.attempt == state.attempt and not turn.row.knows(command.command_id):
         _triggered(turn, command)
         ended = True
@@ -146,12 +153,8 @@ def agent_result(turn: Turn, command: AgentResult) -> None:
         settle(turn)
 
 
-def _gather(turn: Turn, step: Step, state: StepState, command: AgentResult) -> bool:
+def _gather(turn: Turn, step: Step, state: StepState, command: AgentResult, agent_id: str) -> bool:
     """Record the result; True when it ended the attempt. Until the submission is settled nothing is judged."""
-    agent_id = clip(command.agent_id, MAX_ID)
-    if not turn.kind(step).accepts(turn.context(step), agent_id):
-        turn.note = "unknown_agent"
-        return False
     if agent_id in state.answers or len(state.answers) >= MAX_ANSWERS:
         turn.note = "duplicate"
         return False

@@ -316,6 +316,13 @@ def test_an_agents_trigger_acts_as_role_system(roles: str, end: str) -> None:
     assert world.live.state == end
 
 
+def test_an_agent_that_the_step_does_not_ask_moves_nothing() -> None:
+    world = World(definition_of(TALK))
+    world.start()
+    assert world.result("talk", "nobody-of-ours", trigger="bad", command_id="task/agent").note == "unknown_agent"
+    assert world.path() == []
+
+
 def test_an_agents_trigger_moves_nothing_while_paused() -> None:
     """Its result is recorded: at the resume the step counts, the trigger does not come back."""
     world = World(definition_of(TALK))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from steps.publish_config import PublishConfig
 from tables.definition import Definition
@@ -59,9 +60,13 @@ def own(subject: str) -> bool:
 
 def refusal(subject: str, allowlist: Iterable[str]) -> str:
     """Why a publish step may not use the subject, or nothing."""
+    return _refusal(subject, tuple(allowlist))
+
+
+@lru_cache(maxsize=256)  # definitions name few subjects; each publication asks
+def _refusal(subject: str, allowed: tuple[str, ...]) -> str:
     if own(subject):
         return f"`{subject}` is the engine's own; choose another"
-    allowed = tuple(allowlist)
     if not any(matches(subject, pattern) for pattern in allowed):
         return f"`{subject}` is not among the allowed subjects (PUBLISH_SUBJECTS): {', '.join(allowed) or 'none'}"
     return ""

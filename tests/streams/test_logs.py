@@ -68,3 +68,13 @@ def test_calls_that_fail_one_after_the_other_are_one_line_and_a_count(
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     said = [(line["event"], line.get("reason"), line.get("more")) for line in lines]
     assert said == [("append_failed", "0", None), ("something_else", None, None), ("append_failed", "later", 99)]
+
+
+@pytest.mark.usefixtures("as_before")
+def test_a_line_that_is_not_wanted_is_dropped_before_anything_is_made_of_it() -> None:
+    """Each attempt has one at level debug; a value that is never looked at need not be one that can be shown."""
+    configure("INFO", "json")
+    with structlog.contextvars.bound_contextvars(instance="c1"):
+        processors = structlog.get_config()["processors"]
+        with pytest.raises(structlog.DropEvent):
+            processors[0](logging.getLogger("a"), "debug", {"event": "step_outcome"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
@@ -50,6 +51,8 @@ WRITE_SECONDS = 5.0
 """How long the front waits for the log's acknowledgement."""
 LONGEST_ID = 257
 """Characters of an instance id; a longer one names nothing and is not even hashed."""
+SENT_SECONDS = 1.0
+"""How long a history waits for the events of what was just answered."""
 MOVING = "the partition of this instance is being taken over"
 NOT_FRESH = "the group has not confirmed for some seconds that this worker still owns it"
 
@@ -246,7 +249,11 @@ class Engine:
         row = self.get(instance_id)
         if row is None:
             return None
-        return await self._history.read(self._partition(instance_id), instance_id, limit, row.created_at)
+        view = self._view(self._partition(instance_id))
+        with contextlib.suppress(TimeoutError):  # the log is slow or away: what it has is shown
+            async with self._clock.timeout(SENT_SECONDS):
+                await view.sent()
+        return await self._history.read(view.number, instance_id, limit, row.created_at)
 
     async def diagnose(self, instance_id: str = "") -> Diagnosis:
         doctor = Doctor(self._clock, self._pinned, self._log_clock.now())

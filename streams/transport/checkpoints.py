@@ -82,6 +82,8 @@ class Checkpoints:
         self._limits = limits
         self._saved = -1
         self._pending: list[asyncio.Future[Any]] = []
+        self._saving: list[asyncio.Future[Any]] = []
+        """Those that a checkpoint waits for."""
         self._outbox: dict[tuple[str, int], list[Out]] = {}
         self._flush: asyncio.Handle | None = None
         self._commands = 0
@@ -125,6 +127,11 @@ class Checkpoints:
         for (topic, partition), records in outbox.items():
             self._bytes += sum(len(record.value) for record in records)
             self.send(topic, partition, records)
+
+    async def sent(self) -> None:
+        """Return once all that was sent is acknowledged or has failed; what became of it is the checkpoints' affair."""
+        if under_way := [ack for ack in (*self._saving, *self._pending) if not ack.done()]:
+            await asyncio.wait(under_way)
 
     def advance(self, last: Record, count: int, size: int) -> None:
         """`count` records up to `last` are folded; `size`: bytes of rows and effects they brought."""
@@ -181,6 +188,7 @@ class Checkpoints:
     async def _save_snapshot(self, snapshot: _Snapshot) -> int:
         """Returns how many rows it wrote."""
         await self._acknowledged(snapshot.pending)
+        self._saving = []
         rows = await self._write(snapshot) if self.rows.tables else 0
         self._backend.commit(snapshot.commit)
         self._saved = snapshot.commit
@@ -196,6 +204,7 @@ class Checkpoints:
         if self._outbox:
             self._flush_outbox()
         pending, self._pending = self._pending, []
+        self._saving = pending
         self._commands = self._bytes = 0
         return _Snapshot(pending, self.rows.take_dirty(), self._committable(), self.last)
 

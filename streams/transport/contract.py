@@ -150,6 +150,9 @@ class PartitionView(Protocol):
     async def folded(self, offset: int) -> None:
         """Return once the record at `offset` is folded. Raises LogUnavailable when the partition is given up before."""
 
+    async def sent(self) -> None:
+        """Return once the effects of what is folded are in the log, or have failed to get there."""
+
 
 @dataclass(slots=True)
 class AgentSpec:

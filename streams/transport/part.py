@@ -142,6 +142,9 @@ class Part:
             heapq.heappush(self._waiters, (offset, id(waiter), waiter))
             await waiter
 
+    async def sent(self) -> None:
+        await self._saves.sent()
+
     # ---- taking the partition
 
     async def take(self) -> None:

@@ -83,6 +83,9 @@ class MemoryView:
     async def folded(self, offset: int) -> None:
         assert offset < self.position, "nobody folds here"
 
+    async def sent(self) -> None:
+        """Nothing is on its way."""
+
     def put(self, row: Instance) -> None:
         self.tables[CEREMONIES][row.instance_id.encode()] = row
 

@@ -64,6 +64,29 @@ async def test_a_checkpoint_waits_for_exactly_the_effects_before_it() -> None:
     assert log.positions["commands", 0].next == 2
 
 
+async def test_who_asks_whether_all_is_sent_waits_for_effects_whether_a_checkpoint_waits_for_them_or_not() -> None:
+    log = MemoryLog(hold_acks=True)
+    commands(log, "a")
+    part = part_of(log, count)
+    async with running(part):
+        await until(lambda: part.position == 1)
+        saving = asyncio.create_task(part.checkpoint())
+        await asyncio.sleep(0.01)
+        asked = asyncio.create_task(part.sent())
+        await asyncio.sleep(0.01)
+        assert not asked.done(), "the effect of a is only on its way"
+        log.waiting_acks[0].set_result(None)
+        await asyncio.gather(saving, asked)
+        commands(log, "b")
+        await until(lambda: part.position == 2)
+        asked = asyncio.create_task(part.sent())
+        await asyncio.sleep(0.01)
+        assert not asked.done(), "the effect of b is only on its way"
+        log.acknowledge()
+        await asked
+        log.hold_acks = False
+
+
 async def test_a_checkpoint_that_is_called_off_leaves_the_acknowledgements_alone() -> None:
     """Other partitions may have records in the same produce batch, and wait for the same future."""
     log = MemoryLog(hold_acks=True)

@@ -9,7 +9,7 @@ from tables import steps_life
 from tables.definition import Definition, Step, Transition
 from tables.effects import Ended
 from tables.guards import guard_steps, holds, is_human, is_unjudged
-from tables.instance import CeremonyStatus, Instance, StepState, StepStatus
+from tables.instance import CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.limits import MAX_TRANSITIONS, clip
 from tables.timers import UNTIL_STUB
 from tables.turn import Decision, Turn
@@ -18,7 +18,7 @@ TRANSITION_APPLIED = "ceremony.transition.applied"
 # By name once: on Python 3.11 each look-up of a member costs a call.
 _PENDING, _COMPLETED, _FAILED = StepStatus.PENDING, StepStatus.COMPLETED, StepStatus.FAILED
 _IN_PROGRESS, _WAITING = StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN
-_RUNNING = CeremonyStatus.RUNNING
+_RUNNING, _ASKED = CeremonyStatus.RUNNING, Phase.ASKED
 _WORD = {
     CeremonyStatus.COMPLETED: "completed",
     CeremonyStatus.FAILED: "failed",
@@ -30,7 +30,7 @@ _WORD = {
 def settle(turn: Turn, completed: Step | None = None) -> None:
     """Move as far as it goes now: transitions first, then `on_failure`, then the steps that have become ready.
 
-    A step that ends as it is started, or opens its gate then, is settled in the same turn. While PAUSED nothing
+    A step that ends, fails or opens its gate as it is started is settled in the same turn. While PAUSED nothing
     moves. Where all that has happened is that one step was `completed`, only those that wait for it can have become
     ready: in a ceremony that moves, every other one was started when it was.
     """
@@ -99,15 +99,15 @@ def by_trigger(turn: Turn, trigger: str) -> Transition | None:
 
 
 def _start_ready(turn: Turn, candidates: tuple[Step, ...] | None) -> bool:
-    """Start the steps whose predecessors are done, of these or of all; True when one was settled at once.
+    """Start the steps whose predecessors are done, of these or of all; True when one is past the asking already.
 
-    For that may move the ceremony.
+    It ended, opened its gate, or failed and will be retried: each may move the ceremony, as an answer would.
     """
     row, selected = turn.row, turn.row.base.selected
     for step in turn.here if candidates is None else candidates:
         if row.steps[step.id].status is _PENDING and _ready(step, row.steps, selected):
             steps_life.start(turn, step)
-            if row.steps[step.id].status is not _IN_PROGRESS:
+            if row.steps[step.id].phase is not _ASKED:
                 return True
     return False
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from steps.registry import all_kinds
 from tables.effects import Event, StepRequested
-from tables.kinds import Completed, Failed, Opened
+from tables.kinds import Completed, Failed, Kinds, Opened
 from tables.limits import MAX_AT_ONCE
 from tables.loader import load
 from tests.tables.properties.definitions import random_definition
@@ -127,6 +127,36 @@ steps:
     assert (world.step("twice").phase, world.step("twice").error_code) == ("backoff", "output_too_large")
     world.fire("retry/twice")
     assert (world.live.status, world.live.error_code) == ("FAILED", "output_too_large")
+
+
+@pytest.mark.parametrize("kinds", [KINDS, ASKED], ids=["at once", "asked"])
+def test_guards_judge_an_attempt_that_failed_as_it_computed_as_one_that_its_agent_failed(kinds: Kinds) -> None:
+    definition = definition_of(
+        """
+inputs: {required: [a]}
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: DONE, description: d, terminal: true}
+  - {id: LATE, description: l, terminal: true}
+transitions:
+  - {from: RUN, to: DONE, trigger: go, description: g}
+  - {from: RUN, to: LATE, trigger: tarry, guards: [tries_again], description: g}
+guards:
+  tries_again: {check: "step_status:twice:IN_PROGRESS"}
+steps:
+  - id: twice
+    state: RUN
+    handler: aggregation_step
+    config: {sources: [a, a], aggregation_type: concat}
+    retry: {max_attempts: 2, backoff_seconds: 5}
+"""
+    )
+    world = World(definition, kinds)
+    world.start(a="x" * 150_000)
+    for request in world.requests():
+        answer(world, request)
+    assert world.subjects().count("ceremony.step.retrying") == 1
+    assert (world.path(), world.executed()) == (["LATE"], [("twice", "CANCELLED")])
 
 
 def test_past_so_many_steps_of_one_command_the_next_ones_agent_is_asked() -> None:

@@ -11,7 +11,7 @@ from tables import roles, steps_life
 from tables.builder import answer_weight
 from tables.commands import AgentResult, StepOutcome
 from tables.definition import SYSTEM_ROLE, Step, Transition
-from tables.instance import Answer, Phase, StepState
+from tables.instance import Answer, Phase, StepState, StepStatus
 from tables.kinds import Completed, Failed
 from tables.limits import MAX_ANSWERS, MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
 from tables.timers import ASK
@@ -133,7 +133,8 @@ _OUTCOMES: dict[str, Callable[[Turn, Step, StepOutcome], None]] = {
 def agent_result(turn: Turn, command: AgentResult) -> None:
     """One agent's result: gathered once per agent and attempt; a `trigger` with it asks for that transition.
 
-    Of an agent that the step does not ask nothing counts, its trigger neither.
+    Of an agent that the step does not ask nothing counts, its trigger neither; nor does a trigger count in a state or
+    a visit that came after the one in which the agent was asked.
     """
     step = turn.definition.steps.get(command.step_id)
     if step is None:
@@ -147,7 +148,7 @@ def agent_result(turn: Turn, command: AgentResult) -> None:
         return
     ended = not turn.note and _gather(turn, step, state, command, agent_id)
     if command.trigger and command.attempt == state.attempt and not turn.row.knows(command.command_id):
-        _triggered(turn, command)
+        _triggered(turn, step, command)
         ended = True
     if ended:
         settle(turn)
@@ -190,10 +191,11 @@ def _judged(turn: Turn, step: Step) -> bool:
     return steps_life.conclude(turn, step, turn.kind(step).gathered(context, context.state.answers))
 
 
-def _triggered(turn: Turn, command: AgentResult) -> None:
+def _triggered(turn: Turn, step: Step, command: AgentResult) -> None:
     """The transition an agent asks for, as role SYSTEM; where it may not be, nothing moves and nobody is told."""
     row = turn.row
-    transition = by_trigger(turn, command.trigger)
+    here = step.state == row.state and row.steps[step.id].status is not StepStatus.PENDING
+    transition = by_trigger(turn, command.trigger) if here else None
     if not row.moves or transition is None or not _system_may(turn, transition):
         turn.note = turn.note or "trigger_ignored"
         return

@@ -323,6 +323,36 @@ def test_an_agent_that_the_step_does_not_ask_moves_nothing() -> None:
     assert world.path() == []
 
 
+AGAIN = """
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: LOOK, description: l}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: LOOK, trigger: next, description: d}
+  - {from: LOOK, to: DONE, trigger: next, description: d}
+  - {from: LOOK, to: RUN, trigger: back, description: d}
+steps:
+  - {id: tell, state: RUN, handler: publish_step, config: {subject: ceremony.x, event_type: x}}
+  - {id: talk, state: RUN, handler: deliberation_step, config: {prompt: p, role: DEV, num_agents: 2}}
+  - {id: look, state: LOOK, handler: publish_step, config: {subject: ceremony.x, event_type: x}}
+"""
+
+
+def test_an_agents_trigger_moves_only_out_of_the_state_and_visit_in_which_it_was_asked() -> None:
+    """Both agents ask for `next`, which the state behind has too: one move."""
+    world = World(definition_of(AGAIN))
+    world.start()
+    world.done("tell", published=RECEIPT)
+    world.outcome("talk", "submitted", deliberation_id="d")
+    world.result("talk", "agent-dev-001", trigger="next", command_id="task/1")
+    assert world.result("talk", "agent-dev-002", trigger="next", command_id="task/2").note == "finished_step"
+    assert world.path() == ["LOOK"]
+    world.trigger("back")
+    assert world.result("talk", "agent-dev-002", trigger="next", command_id="task/2").note == "finished_step"
+    assert world.path() == ["LOOK", "RUN"]
+
+
 def test_an_agents_trigger_moves_nothing_while_paused() -> None:
     """Its result is recorded: at the resume the step counts, the trigger does not come back."""
     world = World(definition_of(TALK))

@@ -22,6 +22,9 @@ MAX_TRANSITIONS = 100
 MAX_AT_ONCE = 32
 """Steps of one command that are settled in the fold. The next one's agent is asked, so that the turn of a ceremony that
 goes round and round ends, and others have theirs."""
+MAX_AT_ONCE_BYTES = MAX_ROW
+"""Of their outputs together: as much as a row holds, so only what goes round and round comes to it. The events of one
+command then stay near what its row may weigh."""
 MAX_ANSWERS = 1000
 """Of one attempt."""
 MAX_TEXT = 2000

@@ -17,7 +17,7 @@ from tables.effects import StepRequested
 from tables.instance import Approval, Phase, StepState, StepStatus
 from tables.invariants import REJECTED
 from tables.kinds import AtOnce, Completed, Failed, Opened, Verdict
-from tables.limits import MAX_AT_ONCE, MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
+from tables.limits import MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
 from tables.timers import ASK, GATE, RETRY, TIMEOUT, ask_pause, iso, millis, retry_pause
 from tables.turn import Turn
 
@@ -35,7 +35,7 @@ PUBLISH = "publish"
 
 
 def start(turn: Turn, step: Step, *, new_budget: bool = False) -> None:
-    """Begin the next attempt: the role is checked, then the step's agent is asked."""
+    """Begin the next attempt: the role is checked, then what only computes is settled, of others the agent is asked."""
     row = turn.row
     old = row.steps[step.id]
     attempt = old.attempt + 1
@@ -76,7 +76,7 @@ def _request(turn: Turn, step: Step) -> None:
     if isinstance(body, Failed):
         fail(turn, step, body)
         return
-    if turn.at_once < MAX_AT_ONCE and (settled := kind.at_once(body)) is not None:
+    if turn.settles_more and (settled := kind.at_once(body)) is not None:
         _settle_at_once(turn, step, settled)
         return
     visit = row.visits.get(step.state, 0)
@@ -111,6 +111,7 @@ def _settle_at_once(turn: Turn, step: Step, settled: AtOnce) -> None:
         open_gate(turn, step, settled.output)
     else:
         conclude(turn, step, settled)
+    turn.at_once_bytes += turn.row.steps[step.id].size
 
 
 def unreachable(turn: Turn, step: Step) -> None:

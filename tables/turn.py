@@ -14,6 +14,7 @@ from tables.effects import FOLD, Effect, Event, Refused
 from tables.guards import GuardView
 from tables.instance import Instance
 from tables.kinds import Kinds, StepContext, StepKind
+from tables.limits import MAX_AT_ONCE, MAX_AT_ONCE_BYTES
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -38,6 +39,7 @@ class Turn:
         "_stem",
         "applied",
         "at_once",
+        "at_once_bytes",
         "definition",
         "effects",
         "here",
@@ -63,6 +65,8 @@ class Turn:
         """Transitions applied by this command since it settled a step, if it has."""
         self.at_once = 0
         """Steps that this command settled without their agents."""
+        self.at_once_bytes = 0
+        """Bytes of their outputs."""
         self.started: Step | None = None
         """The step that was started last."""
         self.note = ""
@@ -105,6 +109,11 @@ class Turn:
 
     def kind(self, step: Step) -> StepKind:
         return self.kinds[step.handler]
+
+    @property
+    def settles_more(self) -> bool:
+        """Whether this command may settle one more step without its agent."""
+        return self.at_once < MAX_AT_ONCE and self.at_once_bytes < MAX_AT_ONCE_BYTES
 
     def context(self, step: Step) -> StepContext:
         return StepContext(self.row.peek(), self.definition, step, self.now)

@@ -6,6 +6,7 @@ import json
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from steps.registry import all_kinds
 from tables.effects import Event, StepRequested
 from tables.kinds import Completed, Failed, Kinds, Opened
-from tables.limits import MAX_AT_ONCE
+from tables.limits import MAX_AT_ONCE, MAX_ROW
 from tables.loader import load
 from tests.tables.properties.definitions import random_definition
 from tests.tables.properties.test_fold_properties import QUICK
@@ -168,6 +169,35 @@ def test_past_so_many_steps_of_one_command_the_next_ones_agent_is_asked() -> Non
     assert world.live.status == "COMPLETED"
     assert len(world.requests()) == 2
     assert len(world.executed()) == 2 * MAX_AT_ONCE + 2
+
+
+def test_a_command_settles_no_more_steps_than_their_outputs_fit_into_a_row() -> None:
+    """What goes round and round with large outputs would bring forth many times what a row may weigh."""
+    world = world_of(
+        """
+inputs: {required: [a]}
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: RUN, trigger: again, description: g}
+  - {from: RUN, to: DONE, trigger: leave, guards: [wanted], description: l}
+guards:
+  wanted: {type: human, check: does somebody want to leave}
+steps:
+  - {id: one, state: RUN, handler: aggregation_step, config: {sources: [a], aggregation_type: merge}}
+"""
+    )
+    world.start(a="x" * 200_000)
+    for _ in range(3):
+        settled = [
+            event
+            for event in world.decisions[-1].effects
+            if isinstance(event, Event) and event.payload.get("status") == "COMPLETED"
+        ]
+        assert MAX_ROW / 2 < len(msgspec.json.encode([event.payload for event in settled])) < 2 * MAX_ROW
+        answer(world, world.requests()[-1])
+    assert world.live.status == "RUNNING"
 
 
 def test_a_ceremony_that_goes_round_and_round_leaves_room_for_others_and_ends_by_its_own_time() -> None:

@@ -1,4 +1,4 @@
-"""Aggregation: values of steps and inputs become one; computed by the agent in one loop over the batch."""
+"""Aggregation: values of steps and inputs become one; computed in the fold, past its bound by the agent."""
 
 from __future__ import annotations
 

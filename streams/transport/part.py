@@ -288,7 +288,7 @@ class Part:
             saves.send(topic, partition, records)
         for name, changed in batch.rows.items():
             size += saves.rows.apply(name, changed)
-        if self.stateful:  # a row grows by no more than what its commands bring
+        if self.stateful:  # a row grows by no more than what its commands bring and its effects tell
             for record in batch:
                 if record.value is not None:
                     size += len(record.value)

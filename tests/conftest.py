@@ -11,6 +11,9 @@ import pytest
 
 from tests.services import KafkaServer, NatsServer, end_orphans, installed_kafka, running
 
+PROCESS_CONFIG = "COVERAGE_PROCESS_CONFIG"
+"""The variable by which coverage counts Python processes that a test starts."""
+
 
 @dataclass(frozen=True, slots=True)
 class KafkaAddress:
@@ -34,16 +37,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Keep coverage from counting a test marked `uncounted`: counted it takes more than twice as long."""
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Keep coverage from counting a test marked `uncounted`, its fixtures, and the processes that it starts.
+
+    What is counted takes more than twice the processor time.
+    """
     if item.get_closest_marker("uncounted") is None:
         return (yield)
-    tracer = sys.gettrace()
+    tracer, process_config = sys.gettrace(), os.environ.pop(PROCESS_CONFIG, None)
     sys.settrace(None)
     try:
         return (yield)
     finally:
         sys.settrace(tracer)
+        if process_config is not None:
+            os.environ[PROCESS_CONFIG] = process_config
 
 
 def _needs_kafka(item: pytest.Item) -> bool:

@@ -132,6 +132,7 @@ def test_too_much_waiting_is_resource_exhausted_with_a_hint() -> None:
     )
 
 
+@pytest.mark.uncounted
 async def test_a_stopped_kafka_is_unavailable_and_all_goes_on_when_it_is_back(tmp_path: Path) -> None:
     """Answers come within seconds while it is down; what was refused then can be asked again, and works."""
     with contextlib.ExitStack() as stack:

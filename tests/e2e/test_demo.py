@@ -76,6 +76,7 @@ def test_every_start_of_a_demo_is_accounted_for(tmp_path: Path) -> None:
     assert children(tmp_path) == []
 
 
+@pytest.mark.uncounted
 def test_a_demo_of_one_definition_in_a_folder_that_was_used_before(tmp_path: Path) -> None:
     """The second run counts its own ceremonies only, and meets none of the first."""
     for foreign in (False, True):
@@ -98,6 +99,7 @@ def test_a_demo_without_time_names_what_is_missing(tmp_path: Path) -> None:
     assert children(tmp_path) == []
 
 
+@pytest.mark.uncounted
 def test_a_demo_adds_up_when_agents_repeat_and_overtake_each_other(tmp_path: Path) -> None:
     """Answers that come twice and out of order change no figure: steps and events are what they are without."""
     rough = ("--", "--duplicate-rate", "0.5", "--reorder-rate", "0.5", "--failure-rate", "0.05", "--seed", "7")
@@ -107,10 +109,12 @@ def test_a_demo_adds_up_when_agents_repeat_and_overtake_each_other(tmp_path: Pat
     assert found["message_ids_twice"] == []
 
 
-def test_a_demo_whose_log_cannot_grow_says_why_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a full disk: no internal error, nobody is asked who is not there, and the limit is named."""
-    # The limit would be met by the files of coverage, too, whose words would then be the engine's last.
-    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+@pytest.mark.uncounted
+def test_a_demo_whose_log_cannot_grow_says_why_and_ends(tmp_path: Path) -> None:
+    """As on a full disk: no internal error, nobody is asked who is not there, and the limit is named.
+
+    The limit would be met by the files of coverage, too, whose words would then be the engine's last.
+    """
     few = (FILE_BYTES, FILE_BYTES)
     code, found, err = demo(
         "--count", "200", folder=tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, few)
@@ -134,6 +138,7 @@ def test_a_demo_that_cannot_begin_says_why(arguments: tuple[str, ...], code: str
     assert err.splitlines()[-1].startswith(f"{code}: ")
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_demo_leaves_nothing_running(number: signal.Signals, tmp_path: Path) -> None:
     """By Ctrl-C, by SIGTERM, and even when it is killed: its engine ends with it."""
@@ -161,6 +166,7 @@ def wait_for(path: Path, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.uncounted
 def test_dev_forgets_nothing_when_it_is_killed(dev: DevProcess) -> None:
     """Kill -9 in the middle of everything, start again: every ceremony that was accepted comes to its end."""
     first = dev.start()
@@ -208,6 +214,7 @@ async def ends(server: str) -> dict[str, str]:
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_dev_ends_cleanly_by_a_signal_and_goes_on_where_it_was(number: signal.Signals, dev: DevProcess) -> None:
     """Exit 0, no process left, the ceremonies still there at the next start, and NATS at the same address."""

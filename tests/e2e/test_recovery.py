@@ -33,7 +33,7 @@ from tests.e2e.world import (
 )
 from tests.services import KafkaServer, NatsServer, running
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.uncounted]
 UNRULY = Knobs(latency=0.1, jitter=0.1, duplicate_rate=0.3, reorder_rate=0.3)
 COUNT = 10
 """Ceremonies of each definition in the run that is killed."""

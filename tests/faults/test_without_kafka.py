@@ -65,6 +65,7 @@ def test_a_worker_waits_for_its_kafka_and_ends_without_it(tmp_path: Path) -> Non
         worker.kill()
 
 
+@pytest.mark.uncounted
 def test_a_signal_ends_the_waiting(tmp_path: Path) -> None:
     kafka = KafkaServer(tmp_path / "kafka")
     signals = (signal.SIGTERM, signal.SIGINT)

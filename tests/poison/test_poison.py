@@ -16,7 +16,7 @@ from tests.e2e.world import World, until
 from tests.poison.shapes import good, shapes
 from tests.services import KafkaServer
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120), pytest.mark.uncounted]
 TOPICS = (COMMANDS, *map(step_topic, STEP_KINDS), EVENTS, DEADLETTERS, AUDIT)
 """All but `owners`, which workers that share a log read: tests/workers has that."""
 CODES = {

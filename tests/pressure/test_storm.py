@@ -10,7 +10,7 @@ from tests.conftest import KafkaAddress
 from tests.pressure.storm import Storm, Weathered, weather
 from tests.services import KafkaServer
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.uncounted]
 
 STORM = Storm(starts=400, at_once=400, channels=2, partitions=1, max_lag=2, patience=150.0)
 """A limit so low that starts run into it however slow their client is: three at a time are too many."""

@@ -10,7 +10,7 @@ from tests.conftest import KafkaAddress
 from tests.pressure.waiting import Waiting, wait_and_recover
 from tests.services import KafkaServer
 
-pytestmark = pytest.mark.timeout(480)
+pytestmark = [pytest.mark.timeout(480), pytest.mark.uncounted]
 
 WAITING = Waiting(ceremonies=300, partitions=4, patience=150.0)
 PEAK_MIB = 260.0

@@ -19,7 +19,7 @@ from streams.transport.contract import Record
 from tests.services import KafkaServer
 from tests.transport.counting_worker import counting_app
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.uncounted]
 PARTITIONS, KEYS = 2, 40
 
 

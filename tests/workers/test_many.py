@@ -12,7 +12,7 @@ from tests.services import KafkaServer
 from tests.workers.fleet import Fleet, stub_of
 from tests.workers.load import accounted
 
-pytestmark = pytest.mark.timeout(110)
+pytestmark = [pytest.mark.timeout(110), pytest.mark.uncounted]
 WORKERS = 12
 
 

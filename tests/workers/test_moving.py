@@ -14,7 +14,7 @@ from tests.services import KafkaServer
 from tests.workers.fleet import Fleet, stub_at, stub_of
 from tests.workers.load import Load, accounted, measured
 
-pytestmark = pytest.mark.timeout(110)
+pytestmark = [pytest.mark.timeout(110), pytest.mark.uncounted]
 
 
 async def test_workers_that_stop_and_die_under_load(kafka: KafkaServer, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.transport.conformance.harness import (
 )
 from tests.transport.memory import read_back
 
+pytestmark = pytest.mark.uncounted
 KEYS = 100
 RECORDS = 6000
 

@@ -1,4 +1,4 @@
-"""The proof in figures: `python -m tests.crash [--seed N] [--all | --points N] [--defects]`."""
+"""The proof in figures: `python -m tests.crash [--seed N] [--kills] [--all | --points N] [--defects]`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.crash.defects import DEFECTS, ZOMBIES, planted
-from tests.crash.proof import LONG_OUTAGE, Plays, Proof, report, strided
+from tests.crash.proof import Plays, Proof, report, strided
 from tests.crash.stage import stage
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="default: another one each time")
-    parser.add_argument("--all", action="store_true", help="every point")
-    parser.add_argument("--points", type=int, default=250, help="points to take at most, without --all")
+    parser.add_argument("--kills", action="store_true", help="kill at every await, and nothing else")
+    parser.add_argument("--all", action="store_true", help="every point for the long outage, too")
+    parser.add_argument("--points", type=int, default=150, help="points of the long outage at most, without --all")
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--zombies", type=int, default=200)
     parser.add_argument("--defects", action="store_true", help="plant each defect, and find it")
@@ -39,6 +40,10 @@ def played(what: str, plays: Plays) -> bool:
     return not done.found
 
 
+def _killed(proof: Proof) -> bool:
+    return played(f"killed at every await, which makes {len(proof.deaths)} of {proof.points}", proof.every())
+
+
 def defects(proof: Proof) -> bool:
     """Plant each defect; True when all were found."""
     found = []
@@ -55,15 +60,17 @@ def main() -> int:
     print(f"seed {told.seed}")
     with stage():
         proof = Proof(told.seed)
+        if told.kills:
+            return 0 if _killed(proof) else 1
         trace = proof.trace()
         print(f"{proof.points} points; tracing counts {trace.awaits} awaits, at {len(trace.sites)} lines:")
         for site, times in sorted(trace.sites.items()):
             print(f"    {times:5} {site}")
-        stride, offset = (1, 0) if told.all else strided(told.seed, proof.points, told.points)
+        stride, offset = (1, 0) if told.all else strided(told.seed, len(proof.deaths), told.points)
         fine = [
             proof.points == trace.awaits,
-            played(f"killed at every {stride}. await", proof.every(stride, offset)),
-            played("killed, and away for 15 minutes", proof.every(4 * stride, offset, LONG_OUTAGE)),
+            _killed(proof),
+            played("killed, and away for 15 minutes", proof.away(stride, offset)),
             played("killed twice", proof.pairs(told.pairs)),
             played("a zombie", proof.zombies(told.zombies)),
         ]

@@ -38,10 +38,13 @@ class Play:
     def fresh(cls, seed: int) -> Play:
         return cls(Surroundings.fresh(seed))
 
-    def life(self, fuse: int = 0, *, counted: bool = True) -> bool:
-        """One process, until the play is over (True) or the process has come to its `fuse`-th await (False)."""
+    def life(self, fuse: int = 0, *, counted: bool = True, branch: Callable[[int], bool] | None = None) -> bool:
+        """One process, until the play is over (True) or the process has come to its `fuse`-th await (False).
+
+        `branch`: says of each await whether it comes no further.
+        """
         process = Process(self.around, counted=counted)
-        process.host.loop.fuse = fuse
+        process.host.loop.fuse, process.host.loop.branch = fuse, branch
         self.ask(process)
         try:
             self.moves(process, until=lambda: process.host.loop.stopped)
@@ -122,6 +125,16 @@ def killed(seed: int, fuses: Sequence[int], outage: float = 0.0) -> Play:
         play.around.world.now += outage
         play.away += outage
     play.life()
+    return play
+
+
+def branched(seed: int, branch: Callable[[int], bool], outage: float = 0.0) -> Play:
+    """As `killed` once, where `branch` says so."""
+    play = Play.fresh(seed)
+    if not play.life(branch=branch):
+        play.around.world.now += outage
+        play.away += outage
+        play.life()
     return play
 
 

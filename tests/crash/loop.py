@@ -66,6 +66,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.awaits = 0
         self.fuse = 0
         self.stopped = False
+        self.branch: Callable[[int], bool] | None = None
+        """Asked behind each await, with its number, whether to stop there, as `fuse` does."""
         self.errors: list[str] = []
         self.set_exception_handler(self._heard)
         self.set_task_factory(self._counted if counted else self._kept)
@@ -82,10 +84,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
             return False
         with self._running():
             for _ in range(min(most, len(self._ready))):
-                handle = self._ready.popleft()
+                handle, awaits = self._ready.popleft(), self.awaits
                 if not handle.cancelled():
                     handle._run()
-                if self._at_fuse():
+                if self.branch is not None and self.awaits > awaits:
+                    self.stopped = self.branch(self.awaits)
+                if self.stopped:
                     break
         return True
 
@@ -94,9 +98,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         timer._scheduled = False
         taken: asyncio.TimerHandle = timer
         return taken
-
-    def _at_fuse(self) -> bool:
-        return self.stopped
 
     @property
     def next_timer(self) -> float | None:

@@ -6,10 +6,12 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import pairwise
 
 from streams.topics import COMMANDS, prefixed
 from tables.commands import StepOutcome, decode_command
-from tests.crash.lives import Play, Stuck, killed, overtaken, uninterrupted
+from tests.crash.branches import branches
+from tests.crash.lives import Play, Stuck, branched, killed, overtaken, uninterrupted
 from tests.crash.outcome import Outcome, outcome, violations
 from tests.crash.process import PREFIX
 from tests.crash.script import completed
@@ -63,19 +65,42 @@ class Proof:
         """The uninterrupted play under Python's tracing, its loop counting nothing."""
         return traced(lambda: uninterrupted(self.seed, counted=False))
 
-    def every(self, stride: int = 1, offset: int = 0, outage: float = 0.0) -> Plays:
-        """Killed once, at every await, or at every `stride`-th."""
-        for fuse in range(1 + offset % stride, self.points + 1, stride):
-            yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse], outage))
+    @cached_property
+    def deaths(self) -> list[int]:
+        """The awaits at which a kill is another one than at the await before.
+
+        From one to the next the process sent something, or heard something, or time passed. Where it did none of these
+        the world cannot tell at which of the two it died.
+        """
+        play, moments = Play.fresh(self.seed), list[object]([None])
+
+        def note(_: int) -> bool:
+            moments.append((play.around.world.moment, len(play.around.answers)))
+            return False
+
+        play.life(branch=note)
+        return [number for number, (before, now) in enumerate(pairwise(moments), 1) if now != before]
+
+    def every(self) -> Plays:
+        """Killed once, at every await that is a death of its own. This process forks at each."""
+        found = branches(self.deaths, lambda branch: self._judged(partial(branched, self.seed, branch)))
+        assert list(found) == self.deaths
+        for fuse, problems in found.items():
+            yield f"killed at {fuse}", problems
+
+    def away(self, stride: int, offset: int) -> Plays:
+        """Killed once, at every `stride`-th of these, and for so long away that JetStream has forgotten."""
+        for fuse in self.deaths[offset::stride]:
+            yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse], LONG_OUTAGE))
 
     def shuffled(self) -> Plays:
-        """Killed once, at every await, in no order: for finding something soon."""
-        for fuse in self._chance.sample(range(1, self.points + 1), self.points):
+        """As `every`, in no order: for finding something soon."""
+        for fuse in self._chance.sample(self.deaths, len(self.deaths)):
             yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse]))
 
     def hearing(self) -> Plays:
         """Killed once, at the awaits that follow the delivery of a message, in no order."""
-        fuses = {at + more for at in self.whole.heard_at for more in range(HEARING_AWAITS + 1)}
+        fuses = {at + more for at in self.whole.heard_at for more in range(HEARING_AWAITS + 1)} & {*self.deaths}
         for fuse in self._chance.sample(sorted(fuses), len(fuses)):
             yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse]))
 

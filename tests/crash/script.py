@@ -28,8 +28,8 @@ from tests.crash.process import GROUP, PREFIX, Process, Surroundings
 
 INSTANCE = "c1:s1"
 KEY = INSTANCE.encode()
-PATIENCE_SECONDS = 3500.0
-"""A scene takes no longer, crashes included: then the log's clock would show them."""
+PATIENCE_SECONDS = 1800.0
+"""A scene takes no longer, crashes and a long outage included; after an hour the log's clock would show them."""
 TASK = "ceremony-c1:story-s1:{subject}:step-{step}:attempt-{attempt}"
 REVIEW = "role-ARCHITECT"
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import itertools
 import random
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -30,7 +29,8 @@ class World:
         self.chance = random.Random(seed)
         self.hosts: list[Host] = []
         self._happenings: list[tuple[float, int, Callable[[], None]]] = []
-        self._number = itertools.count()
+        self._caused = 0
+        self._happened = 0
 
     def log_time(self) -> int:
         """The log's clock: milliseconds since the epoch."""
@@ -40,12 +40,18 @@ class World:
         """Milliseconds since the epoch, as everybody else counts them."""
         return EPOCH_MS + int(self.now * 1000)
 
+    @property
+    def moment(self) -> tuple[float, int, int]:
+        """Another one as soon as time has passed, something has happened, or somebody has caused something."""
+        return self.now, self._caused, self._happened
+
     def next_tick(self, ticks: int = 1) -> None:
         """Leap to where the log's clock has just moved on; whoever slept has overslept, once."""
         self.now = (self.now // TICK + ticks) * TICK + 1.0
 
     def at(self, when: float, happening: Callable[[], None]) -> None:
-        heapq.heappush(self._happenings, (when, next(self._number), happening))
+        heapq.heappush(self._happenings, (when, self._caused, happening))
+        self._caused += 1
 
     def after(self, seconds: float, happening: Callable[[], None]) -> None:
         self.at(self.now + seconds, happening)
@@ -53,6 +59,7 @@ class World:
     def step(self) -> bool:
         """Let happen what comes next; False when nothing ever will."""
         if self._happenings and self._happenings[0][0] <= self.now:
+            self._happened += 1
             heapq.heappop(self._happenings)[2]()
             return True
         running = [host for host in self.hosts if host.runs]

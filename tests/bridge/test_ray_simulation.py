@@ -419,6 +419,7 @@ async def drain(subscription: Any) -> list[dict[str, Any]]:
     return payloads
 
 
+@pytest.mark.uncounted
 async def test_thousands_of_answers_per_second(broker: NatsServer) -> None:
     """6,000 answers that fall due together are all out, acknowledged by JetStream, within a few seconds."""
     async with simulation(broker, Knobs(1.5, 0)) as (ray, answers), RayExecutorClient(ray.url) as client:

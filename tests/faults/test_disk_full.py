@@ -21,7 +21,7 @@ from tests.e2e.world import SPECS, World, until
 
 pytestmark = pytest.mark.timeout(120)
 DEFINITIONS = ("backlog_review", "merge_chain")
-ROOM = 60
+ROOM = 90
 """Pages of 4 KiB that are left."""
 
 

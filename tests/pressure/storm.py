@@ -122,9 +122,7 @@ class _Run:
                     group.create_task(self._caller(stubs[caller % len(stubs)], numbers))
             started = time.monotonic() - began
             await self._all_ended(began)
-            listed = await stubs[0].ListPlanningCeremonyInstances(
-                pb.ListPlanningCeremonyInstancesRequest(state_filter=ENDED_IN, limit=1), timeout=60
-            )
+            listed = await self._listed(stubs[0], began)
         finally:
             for channel in channels:
                 await channel.close()
@@ -173,6 +171,21 @@ class _Run:
             assert left > 0, f"{ended} of {self._storm.starts} have ended after {self._storm.patience:.0f} s"
             assert self._worker.pid is not None, f"the worker ended: {self._worker.last_words()}"
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _listed(self, stub: Any, began: float) -> pb.ListPlanningCeremonyInstancesResponse:
+        """Again where it took too long: a list looks at every row, and the last events go out meanwhile."""
+        request = pb.ListPlanningCeremonyInstancesRequest(state_filter=ENDED_IN, limit=1)
+        while True:
+            try:
+                found: pb.ListPlanningCeremonyInstancesResponse = await stub.ListPlanningCeremonyInstances(
+                    request, timeout=60
+                )
+                return found
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in AGAIN or time.monotonic() - began > self._storm.patience:
+                    raise
+                self._answers[f"List: {error.code().name}"] += 1
+                await asyncio.sleep(pause_after(error))
 
     async def _ended(self) -> int:
         text = await asyncio.to_thread(self._worker.metrics)

@@ -25,24 +25,35 @@ Handler = Any
 class Undecodable(grpc.aio.ServerInterceptor):
     """Answers what cannot be decoded, before the servicer sees it."""
 
+    def __init__(self) -> None:
+        self._guarded: dict[str, tuple[Handler, Handler]] = {}
+        """By method: its handler as it was asked for last, and what guards it. gRPC asks for each call, and making one
+        costs as much as a start's validation."""
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler = await continuation(handler_call_details)
-        if handler is None or (handler.request_streaming and not handler.response_streaming):
-            return handler
-        decode = _decoder(handler.request_deserializer)
-        if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(
-                _both(handler.stream_stream), decode, handler.response_serializer
-            )
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                _stream(handler.unary_stream), decode, handler.response_serializer
-            )
-        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), decode, handler.response_serializer)
+        if handler is None:  # whatever the client has named is no method, and is not remembered
+            return None
+        known, guarded = self._guarded.get(handler_call_details.method, (None, None))
+        if known is not handler:
+            guarded = _guard(handler)
+            self._guarded[handler_call_details.method] = handler, guarded
+        return guarded
+
+
+def _guard(handler: Handler) -> Handler:
+    if handler.request_streaming and not handler.response_streaming:
+        return handler
+    decode = _decoder(handler.request_deserializer)
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(_both(handler.stream_stream), decode, handler.response_serializer)
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(_stream(handler.unary_stream), decode, handler.response_serializer)
+    return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), decode, handler.response_serializer)
 
 
 def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

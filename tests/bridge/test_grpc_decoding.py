@@ -1,0 +1,47 @@
+"""The guard in front of a method is made once, and again where another handler stands behind it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+
+from bridge.grpc_decoding import Undecodable
+
+pytestmark = pytest.mark.asyncio
+
+
+class Details(NamedTuple):
+    method: str
+
+
+def handler() -> Any:
+    async def call(request: Any, _context: Any) -> Any:
+        return request
+
+    return grpc.unary_unary_rpc_method_handler(call, bytes, bytes)
+
+
+async def guarded(interceptor: Undecodable, method: str, found: Any) -> Any:
+    async def continuation(_details: Any) -> Any:
+        return found
+
+    details: Any = Details(method)
+    return await interceptor.intercept_service(continuation, details)
+
+
+async def test_each_methods_guard_is_made_once() -> None:
+    interceptor, start, get = Undecodable(), handler(), handler()
+    first = await guarded(interceptor, "/a/Start", start)
+    assert await guarded(interceptor, "/a/Start", start) is first
+    assert await guarded(interceptor, "/a/Get", get) is not first
+    assert await guarded(interceptor, "/a/Start", start) is first
+
+
+async def test_another_handler_is_guarded_anew_and_a_method_nobody_has_is_not_remembered() -> None:
+    interceptor = Undecodable()
+    first = await guarded(interceptor, "/a/Start", handler())
+    assert await guarded(interceptor, "/a/Start", handler()) is not first
+    assert await guarded(interceptor, "/a/None", None) is None
+    assert list(interceptor._guarded) == ["/a/Start"]

@@ -1,0 +1,94 @@
+"""Properties of an upgrade in the middle: an older release asked the agents of steps that this one settles at once.
+
+It left rows whose computing steps and gates are asked for, requests that their agents still answer, and commands that
+are folded again by this release where no checkpoint had them.
+"""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+
+from tables.builder import Builder, raised
+from tables.commands import Restore
+from tables.fold import decide
+from tables.instance import TERMINAL, Instance, decode_instance, encode_instance
+from tests.tables.properties.players import Hostile
+from tests.tables.properties.test_fold_properties import QUICK, RANDOM, begun
+from tests.tables.world import ASKED, ID, KINDS, World, check
+
+pytestmark = pytest.mark.uncounted
+SOME = settings(QUICK, max_examples=40)
+AT_ONCE = ("aggregation", "human_gate")
+
+
+@pytest.fixture(autouse=True)
+def _check_fully(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Builder, "check_fully", True)
+
+
+@SOME
+@given(RANDOM)
+def test_what_an_older_release_began_comes_to_an_end_under_this_one(rng: Random) -> None:
+    """From a checkpoint on, all that came later is folded again; answers to the older requests come too."""
+    world = begun(rng, ASKED)
+    hostile = Hostile(world, rng)
+    moved(world, hostile, rng.randint(0, 20))
+    saved = rng.randint(1, len(world.log))
+    world.row, world.kinds = older_row(world, saved), KINDS
+    for command, origin in world.log[saved:]:
+        before = world.row
+        decision = decide(before, command, origin, world.definition, KINDS)
+        check(before, decision, world.definition)
+        world.row = decision.row
+        world.effects += decision.effects
+    moved(world, hostile, rng.choice((0, 10)))
+    assert_it_comes_to_an_end(world, hostile)
+
+
+@SOME
+@given(RANDOM)
+def test_a_restored_row_of_an_older_release_is_settled_at_once_where_it_only_computes(rng: Random) -> None:
+    older = begun(rng, ASKED)
+    moved(older, Hostile(older, rng), rng.randint(0, 10))
+    if older.row is None or older.row.expired:
+        return
+    world = World(older.definition, KINDS)
+    world.now, world.log = older.now, older.log
+    body = json.loads(encode_instance(raised(older.row, 1000, 100)))
+    world.fold(Restore(instance_id=ID, command_id="r", instance=body))
+    if world.live.status != "PAUSED":
+        assert not [
+            step_id
+            for step_id, step in world.live.steps.items()
+            if step.phase == "asked" and KINDS[world.definition.steps[step_id].handler].name in AT_ONCE
+        ]
+    assert_it_comes_to_an_end(world, Hostile(world, rng))
+
+
+def moved(world: World, hostile: Hostile, moves: int) -> None:
+    for _ in range(moves):
+        if world.row is None or world.row.expired:
+            return
+        hostile.move()
+
+
+def older_row(world: World, length: int) -> Instance | None:
+    """The row after so many commands, as the older release wrote it."""
+    row: Instance | None = None
+    for command, origin in world.log[:length]:
+        row = decide(row, command, origin, world.definition, ASKED).row
+    return None if row is None else decode_instance(encode_instance(row))
+
+
+def assert_it_comes_to_an_end(world: World, hostile: Hostile) -> None:
+    if world.row is None or world.row.status in TERMINAL:
+        return
+    if world.row.status == "PAUSED":
+        world.resume()
+    hostile.honest.quality = 0.95
+    hostile.honest.play()
+    assert world.live.status in TERMINAL

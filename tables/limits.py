@@ -20,11 +20,8 @@ MAX_OUTPUT_DEPTH = 128
 MAX_TRANSITIONS = 100
 """From one command, or from one step that was settled in the fold."""
 MAX_AT_ONCE = 32
-"""Steps of one command that are settled in the fold. The next one's agent is asked, so that the turn of a ceremony that
-goes round and round ends, and others have theirs."""
-MAX_AT_ONCE_BYTES = MAX_ROW
-"""Of their outputs together: as much as a row holds, so only what goes round and round comes to it. The events of one
-command then stay near what its row may weigh."""
+"""Steps of one command that are settled in the fold, each once. Past that a step's agent is asked: every command ends,
+and a ceremony that goes round and round does so at the pace of its agents."""
 MAX_ANSWERS = 1000
 """Of one attempt."""
 MAX_TEXT = 2000

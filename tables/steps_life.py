@@ -76,7 +76,7 @@ def _request(turn: Turn, step: Step) -> None:
     if isinstance(body, Failed):
         fail(turn, step, body)
         return
-    if turn.settles_more and (settled := kind.at_once(body)) is not None:
+    if turn.settles_at_once(step) and (settled := kind.at_once(body)) is not None:
         _settle_at_once(turn, step, settled)
         return
     visit = row.visits.get(step.state, 0)
@@ -105,13 +105,12 @@ def _deadline(turn: Turn, step: Step, attempt: int) -> int:
 
 def _settle_at_once(turn: Turn, step: Step, settled: AtOnce) -> None:
     """Let take effect what the request alone says, as if its agent had said it in a command of its own."""
-    turn.at_once += 1
+    turn.at_once += (step.id,)
     turn.applied = 0
     if isinstance(settled, Opened):
         open_gate(turn, step, settled.output)
     else:
         conclude(turn, step, settled)
-    turn.at_once_bytes += turn.row.steps[step.id].size
 
 
 def unreachable(turn: Turn, step: Step) -> None:

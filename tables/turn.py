@@ -14,7 +14,7 @@ from tables.effects import FOLD, Effect, Event, Refused
 from tables.guards import GuardView
 from tables.instance import Instance
 from tables.kinds import Kinds, StepContext, StepKind
-from tables.limits import MAX_AT_ONCE, MAX_AT_ONCE_BYTES
+from tables.limits import MAX_AT_ONCE
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -39,7 +39,6 @@ class Turn:
         "_stem",
         "applied",
         "at_once",
-        "at_once_bytes",
         "definition",
         "effects",
         "here",
@@ -63,10 +62,8 @@ class Turn:
         self.effects: list[Effect] = []
         self.applied = 0
         """Transitions applied by this command since it settled a step, if it has."""
-        self.at_once = 0
+        self.at_once: tuple[str, ...] = ()
         """Steps that this command settled without their agents."""
-        self.at_once_bytes = 0
-        """Bytes of their outputs."""
         self.started: Step | None = None
         """The step that was started last."""
         self.note = ""
@@ -110,10 +107,9 @@ class Turn:
     def kind(self, step: Step) -> StepKind:
         return self.kinds[step.handler]
 
-    @property
-    def settles_more(self) -> bool:
-        """Whether this command may settle one more step without its agent."""
-        return self.at_once < MAX_AT_ONCE and self.at_once_bytes < MAX_AT_ONCE_BYTES
+    def settles_at_once(self, step: Step) -> bool:
+        """Whether this command may settle the step without its agent."""
+        return len(self.at_once) < MAX_AT_ONCE and step.id not in self.at_once
 
     def context(self, step: Step) -> StepContext:
         return StepContext(self.row.peek(), self.definition, step, self.now)

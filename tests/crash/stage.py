@@ -29,11 +29,11 @@ def stage() -> Iterator[None]:
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.disable(logging.CRITICAL)
+    gc.collect()
     gc.freeze()
     try:
         with patch.object(nats_sent, "_read_back", _read_back):
             yield
     finally:
-        gc.unfreeze()
         logging.disable(logging.NOTSET)
         structlog.configure(**before)

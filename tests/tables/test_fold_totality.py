@@ -34,6 +34,7 @@ from tables.instance import Instance, encode_instance
 from tests.tables.properties.players import nested
 from tests.tables.world import BEGIN, ID, KINDS, World, check, definition_of
 
+pytestmark = pytest.mark.uncounted
 DEFINITION = definition_of(
     """
 inputs: {optional: [a]}

@@ -45,7 +45,12 @@ def defect(name: str) -> Callable[[Plant], Plant]:
 
 ZOMBIES = frozenset({"a bridge takes what was written again for new", "a bridge that was stopped goes on where it was"})
 """Defects that only a process shows which was stopped and woke up."""
-HEARING = frozenset({"an answer from NATS is acknowledged before its command is durable"})
+HEARING = frozenset(
+    {
+        "an answer from NATS is acknowledged before its command is durable",
+        "a client is answered, and nothing was appended",
+    }
+)
 """Defects that only a process shows which ends just after it heard something."""
 
 

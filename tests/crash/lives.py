@@ -31,6 +31,8 @@ class Play:
     """Awaits of the process when CEREMONY got a message: its acknowledgement is under way."""
     heard_at: list[int] = field(default_factory=list)
     """Awaits of the process when messages were delivered to it."""
+    asked_at: list[int] = field(default_factory=list)
+    """Awaits of the process when a client called it."""
     away: float = 0.0
     """Seconds for which there was no process, or one stood still."""
 
@@ -104,6 +106,7 @@ class Play:
         elif self.scene >= 0 and (call := SCRIPT[self.scene].call) is not None:
             name = SCRIPT[self.scene].name
             if name not in self.around.answers:
+                self.asked_at.append(process.host.loop.awaits)
                 process.spawn(asks(process, name, call), f"client: {name}")
 
 

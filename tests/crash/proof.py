@@ -11,6 +11,7 @@ from itertools import pairwise
 from streams.topics import COMMANDS, prefixed
 from tables.commands import StepOutcome, decode_command
 from tests.crash.branches import branches
+from tests.crash.defects import HEARING, ZOMBIES
 from tests.crash.lives import Play, Stuck, branched, killed, overtaken, uninterrupted
 from tests.crash.outcome import Outcome, outcome, violations
 from tests.crash.process import PREFIX
@@ -24,7 +25,7 @@ LONG_OUTAGE = 900.0
 PUBLISHING_AWAITS = 2
 """From the arrival of a message until its bridge sends the next one."""
 HEARING_AWAITS = 12
-"""From the delivery of an answer until its command is durable, about."""
+"""From the delivery of an answer, or from a client's call, until its command is durable, about."""
 
 
 @dataclass
@@ -99,8 +100,9 @@ class Proof:
             yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse]))
 
     def hearing(self) -> Plays:
-        """Killed once, at the awaits that follow the delivery of a message, in no order."""
-        fuses = {at + more for at in self.whole.heard_at for more in range(HEARING_AWAITS + 1)} & {*self.deaths}
+        """Killed once, at the awaits that follow the delivery of a message or a client's call, in no order."""
+        heard = [*self.whole.heard_at, *self.whole.asked_at]
+        fuses = {at + more for at in heard for more in range(HEARING_AWAITS + 1)} & {*self.deaths}
         for fuse in self._chance.sample(sorted(fuses), len(fuses)):
             yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse]))
 
@@ -121,6 +123,12 @@ class Proof:
             patient = publishing or bool(number % 2)
             name = f"frozen at {fuse}, woken after {lead}{', its connection kept' if patient else ''}"
             yield name, self._judged(partial(overtaken, self.seed, fuse, lead, patient=patient), may_differ=True)
+
+    def finding(self, defect: str) -> Plays:
+        """Plays of which some must show this defect, those first that are likely to."""
+        if defect in ZOMBIES:
+            return self.zombies(400, publishing=True)
+        return self.hearing() if defect in HEARING else self.shuffled()
 
     def _while_publishing(self) -> int:
         """An await between the arrival of a message and the sending of the next one."""

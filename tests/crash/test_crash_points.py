@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.crash.defects import DEFECTS, HEARING, ZOMBIES, planted
+from tests.crash.defects import DEFECTS, planted
 from tests.crash.proof import Proof, report, strided
 from tests.crash.stage import stage
 from tests.crash.tracing import ROOT
@@ -98,10 +98,6 @@ def test_a_zombie_does_no_harm(proof: Proof) -> None:
 def test_a_planted_defect_is_found(proof: Proof, defect: str) -> None:
     """The proof can fail, and does for each order of writes that is not the right one."""
     with planted(defect):
-        if defect in ZOMBIES:
-            plays = proof.zombies(400, publishing=True)
-        else:
-            plays = proof.hearing() if defect in HEARING else proof.shuffled()
-        done = report(plays, enough=1)
+        done = report(proof.finding(defect), enough=1)
     print(f"found after {done.plays} plays: {done}")
     assert done.found, f"not found by {done.plays} plays"

@@ -18,10 +18,13 @@ MAX_INPUT_DEPTH = 64
 MAX_OUTPUT_DEPTH = 128
 """Nested containers; far below what any JSON reader on the way can take, and outputs may wrap inputs."""
 MAX_TRANSITIONS = 100
-"""From one command, or from one step that was settled in the fold."""
+"""From one command (contract §8)."""
 MAX_AT_ONCE = 32
 """Steps of one command that are settled in the fold, each once. Past that a step's agent is asked: every command ends,
 and a ceremony that goes round and round does so at the pace of its agents."""
+TRANSITIONS_AT_ONCE = 10
+"""Past so many transitions of one command its steps are asked for: those that were settled must not bring it near the
+number that fails a ceremony."""
 MAX_ANSWERS = 1000
 """Of one attempt."""
 MAX_TEXT = 2000

@@ -106,7 +106,6 @@ def _deadline(turn: Turn, step: Step, attempt: int) -> int:
 def _settle_at_once(turn: Turn, step: Step, settled: AtOnce) -> None:
     """Let take effect what the request alone says, as if its agent had said it in a command of its own."""
     turn.at_once += (step.id,)
-    turn.applied = 0
     if isinstance(settled, Opened):
         open_gate(turn, step, settled.output)
     else:

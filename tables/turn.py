@@ -14,7 +14,7 @@ from tables.effects import FOLD, Effect, Event, Refused
 from tables.guards import GuardView
 from tables.instance import Instance
 from tables.kinds import Kinds, StepContext, StepKind
-from tables.limits import MAX_AT_ONCE
+from tables.limits import MAX_AT_ONCE, TRANSITIONS_AT_ONCE
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -61,7 +61,7 @@ class Turn:
         """Steps of the present state, in file order."""
         self.effects: list[Effect] = []
         self.applied = 0
-        """Transitions applied by this command since it settled a step, if it has."""
+        """Transitions applied by this command."""
         self.at_once: tuple[str, ...] = ()
         """Steps that this command settled without their agents."""
         self.started: Step | None = None
@@ -109,7 +109,8 @@ class Turn:
 
     def settles_at_once(self, step: Step) -> bool:
         """Whether this command may settle the step without its agent."""
-        return len(self.at_once) < MAX_AT_ONCE and step.id not in self.at_once
+        few = len(self.at_once) < MAX_AT_ONCE and self.applied < TRANSITIONS_AT_ONCE
+        return few and step.id not in self.at_once
 
     def context(self, step: Step) -> StepContext:
         return StepContext(self.row.peek(), self.definition, step, self.now)

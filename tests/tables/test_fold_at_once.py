@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from steps.registry import all_kinds
 from tables.effects import Event, StepRequested
 from tables.kinds import Completed, Failed, Kinds, Opened
-from tables.limits import MAX_AT_ONCE
+from tables.limits import MAX_AT_ONCE, TRANSITIONS_AT_ONCE
 from tables.loader import load
 from tests.tables.properties.definitions import random_definition
 from tests.tables.properties.test_fold_properties import QUICK
 from tests.tables.test_fold_chain import chain
 from tests.tables.world import ASKED, KINDS, World, definition_of
 
+MERGE = "{sources: [a], aggregation_type: merge}"
 COMPUTING = ("aggregation", "human_gate")
 
 
@@ -199,7 +200,7 @@ steps:
 
 
 def test_a_ceremony_that_goes_round_and_round_leaves_room_for_others_and_ends_by_its_own_time() -> None:
-    """As it did when each step came in a command of its own: the limit of transitions counts from the last step."""
+    """As it did when each step came in a command of its own."""
     states = "".join(f"  - {{id: S{n}, description: s{', initial: true' if n == 0 else ''}}}\n" for n in range(9))
     moves = "".join(f"  - {{from: S{n}, to: S{(n + 1) % 9}, trigger: go_{n}, description: g}}\n" for n in range(9))
     world = world_of(
@@ -223,6 +224,37 @@ timeouts: {{ceremony_max: 100}}
     assert world.live.visits["S0"] == 1 + 3 * 2 + 1
     world.fire("ceremony_max")
     assert world.live.status == "TIMED_OUT"
+
+
+def test_steps_that_were_settled_never_bring_a_command_near_the_transitions_that_fail_a_ceremony() -> None:
+    """Twelve states with a step, and ten without one behind each: 132 transitions in all."""
+    names = [f"S{n}" if n % 11 == 0 else f"E{n}" for n in range(132)]
+    states = "".join(
+        f"  - {{id: {name}, description: s{', initial: true' if n == 0 else ''}}}\n" for n, name in enumerate(names)
+    )
+    ways = zip(names, [*names[1:], "DONE"], strict=True)
+    moves = "".join(f"  - {{from: {one}, to: {other}, trigger: go, description: g}}\n" for one, other in ways)
+    steps = "".join(
+        f"  - {{id: in_{name.lower()}, state: {name}, handler: aggregation_step, config: {MERGE}}}\n"
+        for name in names
+        if name.startswith("S")
+    )
+    world = world_of(
+        f"""
+inputs: {{required: [a]}}
+states:
+{states}  - {{id: DONE, description: d, terminal: true}}
+transitions:
+{moves}steps:
+{steps}"""
+    )
+    world.start(a={"x": 1})
+    before = 0
+    while world.live.status == "RUNNING":
+        assert len(world.path()) - before <= TRANSITIONS_AT_ONCE + 11
+        before = len(world.path())
+        answer(world, world.requests()[-1])
+    assert (world.live.status, len(world.path())) == ("COMPLETED", 132)
 
 
 def answer(world: World, request: StepRequested) -> None:

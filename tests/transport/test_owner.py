@@ -189,8 +189,8 @@ async def test_a_failed_checkpoint_gives_up_its_partition_and_takes_it_again() -
     bench.memory.fail_checkpoint = None
     await until(lambda: bench.owner.settled)
     assert bench.owner.views("keeper")[1] is other
+    await until(lambda: bench.memory.rows["rows", 0] == {b"a": b"1"})
     await bench.owner.give_up(5)
-    assert bench.memory.rows["rows", 0] == {b"a": b"1"}
     assert bench.failures == []
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
+import sqlite3
 from collections.abc import AsyncIterable
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,7 @@ from tests.transport.conformance.harness import (
     COUNTS,
     PARTITIONS,
     Place,
+    Worker,
     beside,
     eventually,
     everything,
@@ -94,6 +98,25 @@ async def test_a_stopped_worker_hands_over_without_repeating_anything(place: Pla
     assert check(*await folded(place)) == 0
 
 
+async def freeze(owner: Worker, place: Place) -> None:
+    """SIGSTOP, but not within a transaction on the embedded log: its lock would keep everybody out."""
+    owner.send(signal.SIGSTOP)
+    while place.embedded and locked(place.folder / "log.db"):
+        owner.send(signal.SIGCONT)
+        await asyncio.sleep(0.01)
+        owner.send(signal.SIGSTOP)
+
+
+def locked(file: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        connection.execute("ROLLBACK")
+        return False
+
+
 async def test_a_frozen_owner_that_wakes_up_is_fenced(place: Place) -> None:
     """Its successor goes on; the late checkpoint of the former owner is refused, and harms nothing.
 
@@ -102,7 +125,7 @@ async def test_a_frozen_owner_that_wakes_up_is_fenced(place: Place) -> None:
     await loaded(place)
     async with worker(place, "count", static=False) as frozen:
         await frozen.reaches("folded", 800)
-        frozen.send(signal.SIGSTOP)
+        await freeze(frozen, place)
         async with worker(place, "count", url=place.taking_over(), static=False) as successor:
             await successor.reaches("position", RECORDS // 2)
             frozen.send(signal.SIGCONT)

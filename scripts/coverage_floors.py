@@ -1,7 +1,7 @@
 """Combines what the tests' processes measured and fails where a part is covered less than its floor.
 
-A part of the pure code is held to its branches alone, the whole to lines and branches together. Tests marked `uncounted`,
-which prove by volume and by load, add nothing here: what they run has to be covered by others.
+A part of the pure code is held to its branches alone, the whole to lines and branches together. Tests marked
+`uncounted`, which prove by volume and by load, add nothing here: what they run has to be covered by others.
 """
 
 from __future__ import annotations

@@ -327,7 +327,10 @@ async def test_silence_ends_as_a_failed_deliberation(broker: NatsServer) -> None
 
 async def test_memory_is_bounded(broker: NatsServer) -> None:
     """No more jobs at a time than it may run (the next is unreachable for now), no more ended ones than it may keep."""
-    async with simulation(broker, running_jobs=5, kept_jobs=3) as (ray, answers), RayExecutorClient(ray.url) as client:
+    async with (
+        simulation(broker, Knobs(1.5, 0), running_jobs=5, kept_jobs=3) as (ray, answers),
+        RayExecutorClient(ray.url) as client,
+    ):
         for number in range(5):
             await client.execute(review(number, count=1))
         with pytest.raises(Unreachable, match="RESOURCE_EXHAUSTED"):

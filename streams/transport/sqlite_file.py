@@ -401,6 +401,11 @@ class _Final:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            raise LogFailed(
+                f"log_in_use: {self.path} has been locked by another process for {BUSY_SECONDS:g} s, in the midst of a"
+                " write: that process hangs or is stopped; end it, and start again"
+            ) from error
         if isinstance(error, sqlite3.Error):
             raise LogFailed(
                 f"log_io: {self.path} cannot be read or written ({error}); nothing of this window is kept:"

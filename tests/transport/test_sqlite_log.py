@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bridge.clock import HostClock
+from streams.transport import sqlite_file
 from streams.transport.contract import (
     LARGEST_RECORD,
     Committed,
@@ -323,6 +324,22 @@ async def test_who_takes_over_fences_the_former_owner(path: Path) -> None:
             assert len(errors) == 1
             assert (await new.append("in", 0, None, b"after")).offset == 1
             assert [r.value for r in await everything(new, "in")] == [b"before", b"after"]
+
+
+async def test_who_takes_over_from_a_process_that_was_stopped_in_a_write_is_told_so(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's lock stays until that process goes on or ends: no disk is to blame."""
+    async with opened(path) as log:
+        await log.append("in", 0, None, b"before")
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.1)
+    stopped = sqlite3.connect(path, isolation_level=None)
+    try:
+        stopped.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LogFailed, match=r"log_in_use: .*that process hangs or is stopped"):
+            LogFile(path, take_over=True)
+    finally:
+        stopped.close()
 
 
 async def test_a_disk_that_takes_no_more_stops_everything(path: Path) -> None:

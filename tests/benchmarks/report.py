@@ -122,5 +122,6 @@ def _bars(axes: Any, spreads: dict[str, Any], title: str) -> None:
     axes.bar_label(drawn, labels=[number(v.median) for v in values], padding=4)
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=8)
-    axes.margins(x=0.2)
+    axes.margins(x=0.25)
+    axes.locator_params(axis="x", nbins=5)
     axes.invert_yaxis()

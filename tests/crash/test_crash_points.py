@@ -52,9 +52,11 @@ def test_it_is_deterministic(proof: Proof) -> None:
     assert again.whole.around.broker.records == proof.whole.around.broker.records
 
 
-def test_every_await_that_tracing_counts_is_a_point(proof: Proof) -> None:
+def test_every_await_that_tracing_counts_is_a_point(proof: Proof, capsys: pytest.CaptureFixture[str]) -> None:
     trace = proof.trace()
-    print(f"{proof.points} points; tracing counts {trace.awaits} awaits at {len(trace.sites)} lines")
+    with capsys.disabled():
+        counted = f"tracing counts {trace.awaits} awaits at {len(trace.sites)} lines"
+        print(f"\ncrash points, seed {SEED}: {proof.points}; {counted}")
     assert proof.points == trace.awaits
     assert proof.points > 500
     waited = {site.rpartition(":")[0] for site in trace.sites}
@@ -68,11 +70,12 @@ def test_every_await_that_tracing_counts_is_a_point(proof: Proof) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_killed_at_every_await() -> None:
+def test_killed_at_every_await(capsys: pytest.CaptureFixture[str]) -> None:
     """Rows, effects and messages are the same, to the byte. In a process of its own, for it forks at each of them."""
     command = [sys.executable, "-m", "tests.crash", "--kills", "--seed", str(SEED)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    print(done.stdout)
+    with capsys.disabled():
+        print(f"\n{done.stdout.strip()}")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 

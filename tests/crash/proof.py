@@ -83,9 +83,10 @@ class Proof:
         return [number for number, (before, now) in enumerate(pairwise(moments), 1) if now != before]
 
     def every(self) -> Plays:
-        """Killed once, at every await that is a death of its own. This process forks at each."""
-        found = branches(self.deaths, lambda branch: self._judged(partial(branched, self.seed, branch)))
-        assert list(found) == self.deaths
+        """Killed once, at every await. This process forks at each."""
+        points = range(1, self.points + 1)
+        found = branches(points, lambda branch: self._judged(partial(branched, self.seed, branch)))
+        assert list(found) == list(points)
         for fuse, problems in found.items():
             yield f"killed at {fuse}", problems
 
@@ -95,7 +96,7 @@ class Proof:
             yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse], LONG_OUTAGE))
 
     def shuffled(self) -> Plays:
-        """As `every`, in no order: for finding something soon."""
+        """Killed once, at each of the deaths, in no order: for finding something soon."""
         for fuse in self._chance.sample(self.deaths, len(self.deaths)):
             yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse]))
 

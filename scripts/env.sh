@@ -1,7 +1,8 @@
 # Sourced by the scripts beside it: goes to the project's root and makes .venv what requirements.lock says.
 #
 # By uv where it runs or can be installed, else by pip; wheels only, checked by hash. PYTHON names another interpreter.
-# The stamp is written last: a run that was interrupted is repaired by the next. All it says goes to stderr.
+# The stamp is written last: a run that was interrupted is repaired by the next. All output goes to stderr: on a terminal
+# with the installer's own progress, elsewhere a few lines.
 set -eu
 cd "$(dirname "$0")/.."
 UV_VERSION=0.13.9
@@ -62,21 +63,51 @@ make_venv() {
     fi
 }
 
+# Runs the command with --quiet at its end, or on a terminal without it: uv and pip then show their progress.
+showing_progress() {
+    if [ -t 2 ]; then "$@" >&2; else "$@" --quiet >&2; fi
+}
+
+fetch_uv() {
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null ||
+        fail "there is neither uv nor pip: remove .venv and try again"
+    echo "$0: fetching uv" >&2
+    showing_progress .venv/bin/python -m pip install --only-binary :all: --target .venv/uv "uv==$UV_VERSION" || true
+    uv=$(pick_uv)
+}
+
+# uv trusts its own list of authorities. A company's own authority is in the system's store only, so when uv refuses a
+# certificate it is sent there. The reason is read from a second run, for the first one has the terminal to itself.
+uv_install() {
+    showing_progress "$uv" "$@" && return
+    echo "$0: uv failed; running it again to learn the reason" >&2
+    said=$("$uv" "$@" --quiet 2>&1) && return
+    case "$said" in
+        *certificate*) [ -z "${UV_SYSTEM_CERTS:-}${UV_NATIVE_TLS:-}" ] || fail "uv refused a certificate of the system's store too" ;;
+        *) fail "uv cannot install what requirements.lock names; its reason stands above" ;;
+    esac
+    echo "$0: uv refused a certificate; trying again with the certificates of the system" >&2
+    use_system_certificates
+    showing_progress "$uv" "$@" || fail "uv refused a certificate, also with the certificates of the system"
+}
+
+use_system_certificates() {
+    case "$("$uv" pip sync --help 2>&1)" in
+        *--system-certs*) export UV_SYSTEM_CERTS=true ;;
+        *) export UV_NATIVE_TLS=true ;; # the name in older releases
+    esac
+}
+
 install_all() {
-    if [ -z "$uv" ]; then
-        .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null ||
-            fail "there is neither uv nor pip: remove .venv and try again"
-        .venv/bin/python -m pip install --only-binary :all: --target .venv/uv "uv==$UV_VERSION" >/dev/null 2>&1 || true
-        uv=$(pick_uv)
-    fi
+    [ -n "$uv" ] || fetch_uv
     if [ -n "$uv" ]; then
         # Compiled once, as pip does: where PYTHONDONTWRITEBYTECODE is set each start of a program would do it again.
-        "$uv" pip sync --quiet --python .venv/bin/python --only-binary :all: --require-hashes --compile-bytecode \
-            requirements.lock >&2
+        uv_install pip sync --python .venv/bin/python --only-binary :all: --require-hashes --compile-bytecode \
+            requirements.lock
         "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e ./proto -e . >&2
     else
         echo "$0: uv cannot be had here, pip takes some minutes" >&2
-        .venv/bin/python -m pip install --quiet --only-binary :all: --require-hashes -r requirements.lock >&2
+        showing_progress .venv/bin/python -m pip install --only-binary :all: --require-hashes -r requirements.lock
         .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e ./proto -e . >&2
     fi
 }
@@ -89,9 +120,11 @@ if ! usable .venv/bin/python || [ ! -f "$STAMP" ] || [ "$(inputs)" != "$(cat "$S
         make_venv "$python"
     fi
     if [ ! -f "$STAMP" ] || [ "$(inputs)" != "$(cat "$STAMP")" ]; then
-        echo "$0: installing what requirements.lock names into .venv" >&2
+        echo "$0: installing $(grep -c '^[a-z].*==' requirements.lock) packages of requirements.lock into .venv" >&2
+        begun=$(date +%s)
         rm -f "$STAMP"
         install_all
+        echo "$0: installed in $(($(date +%s) - begun)) s" >&2
         inputs >"$STAMP"
     fi
 fi

@@ -1,0 +1,1 @@
+"""NATS: events and publications out, agent responses in."""

@@ -1,0 +1,1 @@
+"""The program: settings, the worker built from all parts, the command line, the development stack and the demo."""

@@ -1,0 +1,1 @@
+"""`ceremony demo`: many ceremonies through a development stack, each accounted for."""

@@ -1,0 +1,1 @@
+"""`ceremony dev`: the engine with everything it needs, in one folder."""

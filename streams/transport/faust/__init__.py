@@ -1,0 +1,1 @@
+"""The Faust side of both drivers: application, agents and group membership."""

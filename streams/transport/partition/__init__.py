@@ -1,0 +1,1 @@
+"""One partition of an agent: reading, rows, checkpoints; independent of Faust and of the log."""

@@ -1,0 +1,1 @@
+"""The embedded driver: the whole log in one SQLite file."""

@@ -1,0 +1,1 @@
+"""Ceremony definitions: loading, validation, drawing, and their JSON Schemas."""

@@ -1,0 +1,1 @@
+"""The fold: one command and one row give the next row and its effects."""

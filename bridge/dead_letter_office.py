@@ -14,14 +14,14 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from bridge import nats_metrics as metrics
-from bridge.nats_in_messages import Foreign, Malformed, to_command
-from bridge.nats_streams import AGENT_RESPONSES
-from steps.ports import Clock
+from bridge.nats import metrics
+from bridge.nats.response_messages import Foreign, Malformed, to_command
+from bridge.nats.streams import AGENT_RESPONSES
+from ports.clock import Clock
+from ports.log import Header, Log, LogUnavailable, Record
 from streams import topics
+from streams.api import Unavailable
 from streams.codecs import DeadLetter, dead_letter_of, placed_letter
-from streams.front import Unavailable
-from streams.transport.contract import Header, Log, LogUnavailable, Record
 from tables.commands import encode_command
 from tables.errors import CeremonyError
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import structlog
 
 from tables.definition import Definition
+from tables.definitions.loader import load
 from tables.errors import CeremonyError, DefinitionInvalid, Problem
 from tables.kinds import Kinds
-from tables.loader import load
 
 log = structlog.get_logger(__name__)
 

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from bridge.cli import Root, run
-from bridge.cli.root import RunningWorker, SettingsInvalid
+from ceremony.cli import Root, run
+from ceremony.cli.root import RunningWorker, SettingsInvalid
 
 if TYPE_CHECKING:
-    from streams.settings import Settings
+    from ceremony.settings import Settings
     from tables.kinds import Kinds
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -25,7 +25,7 @@ def settings(told: Mapping[str, Any]) -> Settings:
     """Settings from the environment and, before it, from `told`. Raises SettingsInvalid, a line for each variable."""
     from pydantic import ValidationError
 
-    from streams.settings import Settings
+    from ceremony.settings import Settings
 
     try:
         found = Settings(**told)
@@ -54,7 +54,7 @@ def _addresses(found: Settings) -> Iterator[str]:
 
 def problem(found: Any) -> str:
     """`VARIABLE: what is wrong, and what it is now`."""
-    from streams.settings import Settings
+    from ceremony.settings import Settings
 
     # What an option told is known by the field's name; a person knows the variable.
     field = Settings.model_fields.get(str(found["loc"][0])) if found["loc"] else None
@@ -64,8 +64,8 @@ def problem(found: Any) -> str:
 
 
 def worker(given: Any) -> AbstractAsyncContextManager[RunningWorker]:
-    from streams import heap
-    from streams.worker import Worker
+    from ceremony import heap
+    from ceremony.worker import Worker
 
     collect_seldom()
     heap.allocate(heap.FAST if given.state == "memory" else heap.SMALL)
@@ -101,7 +101,7 @@ def kinds() -> Kinds:
 
 
 def logs(level: str, style: str) -> None:
-    from streams.logs import configure
+    from ceremony.logs import configure
 
     configure(level, style)
 
@@ -124,7 +124,7 @@ ROOT = Root(
     kinds=kinds,
     logs=logs,
     run=on_loop,
-    program=(sys.executable, "-m", "streams.main"),
+    program=(sys.executable, "-m", "ceremony.program"),
 )
 
 

@@ -18,17 +18,20 @@ import structlog
 from bridge.clock import HostClock, new_id
 from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
-from bridge.grpc_server import Front, GrpcServer, Sharing
-from bridge.http_server import HttpServer
-from bridge.nats_connection import NatsConnection
-from bridge.nats_in import AgentResponses
-from bridge.nats_out import EventsBridge
-from bridge.nats_outbound import NatsOutbound
-from bridge.ray_executor import RayExecutorClient
+from bridge.grpc.server import Front, GrpcServer, Sharing
+from bridge.http.server import HttpServer
+from bridge.nats.connection import NatsConnection
+from bridge.nats.events import EventsBridge
+from bridge.nats.outbound import NatsOutbound
+from bridge.nats.responses import AgentResponses
+from bridge.ray.executor import RayExecutorClient
+from ceremony.settings import Settings
+from ports.clock import Clock
+from ports.errors import Unreachable
+from ports.log import LogFailed, LogUnavailable
 from steps import aggregation, deliberation, human_gate, publish, task_extraction
 from steps.agent import BACKSTOP_SECONDS
-from steps.ports import Clock, Unreachable
-from steps.ray import Model
+from steps.ray_agent import Model
 from steps.reading import Wiring
 from steps.registry import all_kinds
 from steps.subjects import subject_problems
@@ -36,15 +39,13 @@ from streams.ceremony_agent import CeremonyAgent
 from streams.engine import Engine
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
-from streams.owners import Owners
-from streams.settings import Settings
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, prefixed
 from streams.topology import CEREMONY, AgentFunction, Owner, agents, topics
 from streams.transport.app import CeremonyApp, create_app
-from streams.transport.contract import LogFailed, LogUnavailable
-from streams.transport.row_cache import RowCache
-from streams.transport.row_store import MemoryStores, Stores
+from streams.transport.partition.row_cache import RowCache
+from streams.transport.partition.row_store import MemoryStores, Stores
+from streams.worker_directory import Owners
 from tables.definition import Definition
 from tables.errors import Problem
 
@@ -141,7 +142,7 @@ class Worker:
     def _new_stores(self) -> Stores:
         if self.settings.state == "memory":
             return MemoryStores()
-        from streams.transport.rocks_store import RocksStores  # noqa: PLC0415 - only the library that is used is loaded
+        from streams.transport.partition.rocks_store import RocksStores  # noqa: PLC0415 - only the library that is used is loaded
 
         return RocksStores(self.settings.state_dir)
 

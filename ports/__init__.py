@@ -1,1 +1,1 @@
-"""Interfaces between the engine and the world: clock, log, Ray executor, outbound messages. Imports no other package of ours."""
+"""Interfaces between the engine and the world: clock, log, Ray executor, outbound messages."""

@@ -9,8 +9,9 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from ports.clock import Clock
+from ports.errors import Unreachable
 from steps.outcome import INTERNAL_ERROR, Outcome, encode_outcome
-from steps.ports import Clock, Unreachable
 from steps.reading import Asked, Batch, Held, Reader, Wiring
 from tables.effects import StepRequested
 

@@ -8,22 +8,14 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from ports.clock import Clock
+from ports.ray import RayExecutor
 from steps.agent import BACKSTOP_SECONDS, AgentFunction
 from steps.config import Config, Constraints, Count, TaskRole, Text, config_of
 from steps.kind import Kind, unknown_steps
-from steps.ports import Clock, RayExecutor
-from steps.ray import Model, ray_agent
+from steps.ray_agent import Model, ray_agent
+from steps.ray_task import description, failures, readable, rendered, succeeded, task_body, task_id, unrendered
 from steps.reading import Wiring
-from steps.tasks import (
-    description,
-    failures,
-    readable,
-    rendered,
-    succeeded,
-    task_body,
-    task_id,
-    unrendered,
-)
 from tables.definition import Definition, Step
 from tables.instance import Answer
 from tables.kinds import Completed, Failed, Pending, StepContext, Verdict
@@ -85,7 +77,7 @@ class Deliberation(Kind):
         yield from unknown_steps("constraints", config.constraints.model_dump(), definition)
 
     def request(self, context: StepContext) -> Any | Failed:
-        """A Ray task (shape: steps/tasks.py `task_body`)."""
+        """A Ray task (shape: steps/ray_task.py `task_body`)."""
         config = config_of(context.step, DeliberationConfig)
         try:
             text = description(rendered(context, config.prompt), "Inputs:", readable(context.instance.inputs))

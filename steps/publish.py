@@ -8,17 +8,18 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
+from ports.clock import Clock
+from ports.outbound import Outbound, Refused
 from steps.agent import AgentFunction, Calls, calling
 from steps.config import config_of
 from steps.kind import Kind, unknown_steps
 from steps.outcome import Outcome, failed
-from steps.ports import Clock, Outbound, Refused
 from steps.publish_config import PublishConfig, output_of
 from steps.reading import Wiring
 from steps.subjects import DEFAULT_ALLOWLIST, own, refusal
 from tables.definition import Definition, Step
+from tables.definitions.json_schema import check_value
 from tables.effects import StepRequested
-from tables.json_schema import check_value
 from tables.kinds import Completed, Failed, StepContext, Verdict
 from tables.templates import TemplateFailed, render
 

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ports.clock import Clock
+from ports.ray import RayAgent, RayExecutor, RayTask
 from steps.agent import AgentFunction, Calls, calling
 from steps.outcome import Outcome, failed
-from steps.ports import Clock, RayAgent, RayExecutor, RayTask
 from steps.reading import Wiring
 from tables.effects import StepRequested
 
 
 class TaskBody(msgspec.Struct, frozen=True, gc=False):
-    """Body of the request, as steps/tasks.py `task_body` makes it."""
+    """Body of the request, as steps/ray_task.py `task_body` makes it."""
 
     task_id: str
     task_description: str

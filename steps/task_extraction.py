@@ -7,22 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, StringConstraints
 
+from ports.clock import Clock
+from ports.ray import RayExecutor
 from steps.agent import BACKSTOP_SECONDS, AgentFunction
 from steps.config import Config, Constraints, Text, config_of
 from steps.kind import Kind, unknown_steps
-from steps.ports import Clock, RayExecutor
-from steps.ray import Model, ray_agent
+from steps.ray_agent import Model, ray_agent
+from steps.ray_task import description, failures, readable, rendered, succeeded, task_body, task_id, unrendered
 from steps.reading import Wiring
-from steps.tasks import (
-    description,
-    failures,
-    readable,
-    rendered,
-    succeeded,
-    task_body,
-    task_id,
-    unrendered,
-)
 from tables.definition import Definition, Step
 from tables.instance import Answer
 from tables.kinds import Completed, Failed, Pending, StepContext, Verdict
@@ -71,7 +63,7 @@ class TaskExtraction(Kind):
         yield from unknown_steps("extraction_prompt", config.extraction_prompt, definition)
 
     def request(self, context: StepContext) -> Any | Failed:
-        """A Ray task (shape: steps/tasks.py `task_body`)."""
+        """A Ray task (shape: steps/ray_task.py `task_body`)."""
         config = config_of(context.step, TaskExtractionConfig)
         deliberations = _deliberations(context, config)
         if isinstance(deliberations, Failed):

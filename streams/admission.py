@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from steps.ports import Clock
-from streams.front import Overloaded
+from ports.clock import Clock
+from streams.api import Overloaded
 
 WAITING_STARTS = 3_000
 """Starts that may wait for their answer in one worker, the work of some seconds: each holds a call of gRPC, 22 KiB."""

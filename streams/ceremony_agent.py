@@ -10,21 +10,21 @@ from typing import Any
 
 import structlog
 
+from ports.log import Batch, Header, Record
 from streams.answers import ACCEPTED, Folded
 from streams.codecs import event_record
 from streams.log_clock import LogClock
 from streams.metrics import BatchTally
 from streams.topics import CEREMONIES, CORRELATION_ID, DEFINITIONS, EFFECT_ID, EVENTS, prefixed, step_topic
-from streams.transport.contract import Batch, Header, Record
 from tables.commands import AnyCommand, Noop, Origin, Pause, PutDefinition, Start, decode_command
 from tables.definition import Definition
+from tables.definitions.loader import content_hash, load_pinned
 from tables.effects import FOLD, Event, Refused, StepRequested, encode_request
 from tables.errors import CeremonyError, Undecodable
-from tables.fold import Decision, decide
+from tables.fold.decide import Decision, decide
+from tables.fold.step_life import PUBLISH_COMPLETED, STEP_EXECUTED
 from tables.instance import Instance, StepStatus
 from tables.kinds import Kinds
-from tables.loader import content_hash, load_pinned
-from tables.steps_life import PUBLISH_COMPLETED, STEP_EXECUTED
 
 log = structlog.get_logger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ports.log import Record
 from streams import topics
-from streams.transport.contract import Record
-from streams.transport.dead_letters import origin_marks
+from streams.transport.partition.dead_letters import origin_marks
 from tables.effects import Event
 
 PRODUCER = "ceremony-engine"

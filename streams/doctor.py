@@ -6,10 +6,10 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from steps.ports import Clock
-from streams.front import Diagnosis, PartitionState
+from ports.clock import Clock
+from ports.log import PartitionView
+from streams.api import Diagnosis, PartitionState
 from streams.topics import CEREMONIES
-from streams.transport.contract import PartitionView
 from tables.definition import Definition
 from tables.diagnosis import CeremonyDiagnosis, Verdict, diagnose, since_when, verdict_of
 from tables.instance import Instance

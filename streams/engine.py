@@ -9,13 +9,11 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 
 import structlog
 
-from steps.ports import Clock
+from ports.clock import Clock
+from ports.log import Batch, Header, Log, LogUnavailable, PartitionView, Position, Record
 from streams.admission import Admission
 from streams.answers import Answers, Folded, Watchers
-from streams.ceremony_agent import applied_rows
-from streams.codecs import letter_of
-from streams.doctor import Doctor
-from streams.front import (
+from streams.api import (
     Answer,
     DeadLetter,
     Diagnosis,
@@ -27,6 +25,9 @@ from streams.front import (
     SortKey,
     Unavailable,
 )
+from streams.ceremony_agent import applied_rows
+from streams.codecs import letter_of
+from streams.doctor import Doctor
 from streams.history import HistoryReader
 from streams.log_clock import LogClock
 from streams.metrics import Metrics
@@ -34,14 +35,13 @@ from streams.newest import newest
 from streams.sweep import Sweep
 from streams.timers import Timers
 from streams.topics import CEREMONIES, COMMANDS, CORRELATION_ID, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
-from streams.transport.contract import Batch, Header, Log, LogUnavailable, PartitionView, Position, Record
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
+from tables.definitions.loader import load_pinned
 from tables.errors import CeremonyError
 from tables.instance import TERMINAL, Instance, Outline
 from tables.kinds import Kinds
 from tables.liveness import waiting_for
-from tables.loader import load_pinned
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ NOT_FRESH = "the group has not confirmed for some seconds that this worker still
 
 
 class Engine:
-    """Fulfils `streams.front.Engine` for the partitions this worker owns.
+    """Fulfils `streams.api.Engine` for the partitions this worker owns.
 
     `unserved` tells which partitions the driver refused to serve, each with a code and what to do; `held` which it was
     given, None while that is being settled; `fresh` is false once another worker may have them. `max_lag`: records of

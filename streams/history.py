@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from steps.ports import Clock
+from ports.clock import Clock
+from ports.log import Log, LogUnavailable, Record
 from streams import topics
-from streams.front import History, HistoryEvent, Unavailable
-from streams.transport.contract import Log, LogUnavailable, Record
+from streams.api import History, HistoryEvent, Unavailable
 
 SECONDS = 10.0
 LARGEST = 3 * 1024 * 1024

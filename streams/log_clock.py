@@ -5,7 +5,7 @@ Deadlines are judged by it, so that no host's wall clock matters (design §3).
 
 from __future__ import annotations
 
-from steps.ports import Clock
+from ports.clock import Clock
 
 
 class LogClock:

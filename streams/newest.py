@@ -6,10 +6,10 @@ import heapq
 from collections.abc import Callable, Iterable
 from itertools import chain
 
-from steps.ports import Clock
-from streams.front import SortKey
+from ports.clock import Clock
+from ports.log import PartitionView
+from streams.api import SortKey
 from streams.topics import CEREMONIES
-from streams.transport.contract import PartitionView
 from tables.instance import Instance, Outline, decode_outline
 
 SLICE = 500

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from steps.ports import Clock
+from ports.clock import Clock
+from ports.log import PartitionView
 from streams.metrics import Metrics
 from streams.topics import CEREMONIES
-from streams.transport.contract import PartitionView
 from tables.definition import Definition
 from tables.instance import TERMINAL, CeremonyStatus, Instance
 from tables.liveness import waiting_for

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 
-from steps.ports import Clock
+from ports.clock import Clock
+from ports.log import Header, LogUnavailable
 from streams.log_clock import LogClock
 from streams.topics import CEREMONIES, CORRELATION_ID
-from streams.transport.contract import Header, LogUnavailable
 from tables.commands import Noop, TimerFired, encode_command
 from tables.instance import CeremonyStatus, Instance, Outline, decode_outline, next_due
 

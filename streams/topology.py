@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ports.log import AgentSpec, Batch, PartitionView, TableSpec, TopicSpec
 from streams.topics import (
     AUDIT,
     CEREMONIES,
@@ -23,7 +24,6 @@ from streams.topics import (
     prefixed,
     step_topic,
 )
-from streams.transport.contract import AgentSpec, Batch, PartitionView, TableSpec, TopicSpec
 from tables.instance import decode_instance, encode_instance
 
 DAY_MS = 24 * 60 * 60 * 1000

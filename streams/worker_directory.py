@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
-from steps.ports import Clock
+from ports.clock import Clock
+from ports.log import LogUnavailable, Record, RecordTooLarge, TailedLog
+from streams.api import HERE, Unavailable
 from streams.codecs import dead_letter_of
-from streams.front import HERE, Unavailable
 from streams.log_clock import LogClock
 from streams.topics import DEADLETTERS, OWNERS, prefixed
-from streams.transport.contract import LogUnavailable, Record, RecordTooLarge, TailedLog
 
 BEAT_SECONDS = 1.0
 BELIEVED_MS = 6_000

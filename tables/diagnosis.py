@@ -10,11 +10,11 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from tables.definition import Definition, Step, Transition
+from tables.fold.transitions import open_guards
 from tables.guards import GuardView, holds, is_human
 from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.liveness import waiting_for
 from tables.timers import ASK, GATE, RETRY, RUN_ON, TIMEOUT, iso
-from tables.transitions import open_guards
 
 OVERDUE_MS = 60_000
 """A timer that should have fired so long ago means that nobody fires timers."""

@@ -1,6 +1,6 @@
 """A ceremony instance: one immutable row of the table `ceremonies`.
 
-Only the builder (tables/builder.py) makes or replaces one. Times are milliseconds since the epoch, of the log's clock.
+Only `tables/fold/next_row.py` makes or replaces one. Times are milliseconds since the epoch, of the log's clock.
 Its parts are JSON values, which hold no cycles: `gc=False` spares the collector all rows of the table.
 """
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tables.definition import Definition
+from tables.fold.transitions import open_guards
 from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase
 from tables.timers import RUN_ON
-from tables.transitions import open_guards
 
 _WORDS = {
     Phase.ASKED: "asked",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from streams.main import ROOT
+from ceremony.program import ROOT
 
 ROOT_FOLDER = Path(__file__).parent.parent
 CEREMONIES = ROOT_FOLDER / "specs/ceremonies"

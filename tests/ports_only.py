@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-PACKAGES = ("tables", "steps", "streams", "bridge")
+PACKAGES = ("ports", "tables", "steps", "streams", "bridge", "ceremony")
 CLOCK = frozenset({"time", "sched", "timeit"})
 CHANCE = frozenset({"random", "secrets", "uuid"})
 CLIENTS = frozenset({"nats", "grpc", "grpc_health", "grpc_reflection", "aiokafka", "faust", "mode", "redis", "neo4j"})

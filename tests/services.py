@@ -30,7 +30,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from bridge import nats_server
+from ceremony.dev import nats_server
 from tests.kafka_install import KafkaInstall, cache_folder, install_kafka, locked, progress
 
 READY_SECONDS = 60.0
@@ -324,7 +324,7 @@ class KafkaCluster:
 
 
 class NatsServer(Server):
-    """A nats-server with JetStream that syncs every write; see `bridge/nats_server.py` for the product's own."""
+    """A nats-server with JetStream that syncs every write; see `ceremony/dev/nats_server.py` for the product's own."""
 
     name = "nats"
 

@@ -13,8 +13,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from bridge.clock import HostClock
-from bridge.nats_server import NatsServer as ProductNatsServer
-from bridge.nats_server import left_over
+from ceremony.dev.nats_server import NatsServer as ProductNatsServer
+from ceremony.dev.nats_server import left_over
 from tests.services import KafkaCluster, KafkaServer, NatsServer, ServiceError, end_orphans, free_port, running
 
 

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from bridge.grpc_refusals import end
+from bridge.grpc.refusals import end
 
 CODE = "request_undecodable"
 MESSAGE = "the request's bytes are no message of this call, or nest deeper than protobuf reads (100 messages)"

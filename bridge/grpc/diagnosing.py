@@ -10,10 +10,10 @@ import grpc.aio
 import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.grpc_diagnosis import merged
-from bridge.grpc_peers import SERVICE, Peers
-from bridge.grpc_refusals import Context, abort
-from streams.front import Directory
+from bridge.grpc.diagnosis import merged
+from bridge.grpc.peers import SERVICE, Peers
+from bridge.grpc.refusals import Context, abort
+from streams.api import Directory
 
 log = structlog.get_logger(__name__)
 

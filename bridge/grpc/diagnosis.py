@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.definitions_dir import DefinitionsDir
-from bridge.grpc_messages import LARGEST_ANSWER, within
+from bridge.grpc.messages import LARGEST_ANSWER, within
+from streams.api import Diagnosis, Engine, PartitionState, Unavailable
 from streams.codecs import iso
-from streams.front import Diagnosis, Engine, PartitionState, Unavailable
 from tables.diagnosis import URGENT, CeremonyDiagnosis, Verdict
 
 ERROR, WARNING = "error", "warning"

@@ -15,9 +15,9 @@ import grpc.aio
 import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.grpc_peers import Peers
-from bridge.grpc_refusals import abort, end, refusal_of, refuse, told
-from streams.front import HERE, Directory, Unavailable
+from bridge.grpc.peers import Peers
+from bridge.grpc.refusals import abort, end, refusal_of, refuse, told
+from streams.api import HERE, Directory, Unavailable
 
 log = structlog.get_logger(__name__)
 

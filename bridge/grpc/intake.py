@@ -14,10 +14,10 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private names: tests/bridge/test_grpc_intake.py
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private names: tests/bridge/grpc/test_intake.py
 
-from bridge.grpc_refusals import Refusal, told
-from steps.ports import Clock
+from bridge.grpc.refusals import Refusal, told
+from ports.clock import Clock
 
 AT_ONCE = 16
 """Calls of one method that are taken up in one turn of the loop, where nothing else is said."""

@@ -19,11 +19,11 @@ import msgspec
 import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.grpc_messages import LARGEST_ANSWER
-from bridge.grpc_peers import SERVICE, Peers
-from bridge.grpc_refusals import Context, abort, page
-from steps.ports import Clock
-from streams.front import HERE, Directory, Engine, SortKey, Unavailable
+from bridge.grpc.messages import LARGEST_ANSWER
+from bridge.grpc.peers import SERVICE, Peers
+from bridge.grpc.refusals import Context, abort, page
+from ports.clock import Clock
+from streams.api import HERE, Directory, Engine, SortKey, Unavailable
 from tables.instance import Instance, Outline
 
 log = structlog.get_logger(__name__)

@@ -11,8 +11,8 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from bridge.dead_letter_office import Replay, Shown
 from streams import codecs
+from streams.api import DeadLetter, History, HistoryEvent
 from streams.codecs import iso
-from streams.front import DeadLetter, History, HistoryEvent
 from tables.definition import Definition, GuardType
 from tables.instance import CeremonyStatus, Instance, Phase
 

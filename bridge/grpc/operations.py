@@ -9,12 +9,12 @@ import grpc
 import grpc.aio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge import grpc_diagnosis, grpc_messages
 from bridge.dead_letter_office import DeadLetterOffice, Origin
 from bridge.definitions_dir import DefinitionsDir
-from bridge.grpc_diagnosing import Diagnosing
-from bridge.grpc_metadata import tell
-from bridge.grpc_refusals import (
+from bridge.grpc import diagnosis, messages
+from bridge.grpc.diagnosing import Diagnosing
+from bridge.grpc.metadata import tell
+from bridge.grpc.refusals import (
     LONGEST_NAME,
     LONGEST_TEXT,
     Refusal,
@@ -25,7 +25,7 @@ from bridge.grpc_refusals import (
     required,
     unknown,
 )
-from streams.front import Engine, Operation
+from streams.api import Engine, Operation
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep
 from tables.instance import Instance
 from tables.limits import MAX_TEXT
@@ -95,7 +95,7 @@ class OperatorCalls:
         history = await self._engine.history(request.instance_id, limit)
         if history is None:
             raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
-        return grpc_messages.history(history)
+        return messages.history(history)
 
     @answers_errors
     async def ListDeadLetters(
@@ -104,14 +104,14 @@ class OperatorCalls:
         limit, offset = page(request.limit, request.offset)
         letters, total = await self._engine.dead_letters(limit, offset, request.topic_filter)
         return pb.ListDeadLettersResponse(
-            dead_letters=grpc_messages.within(map(grpc_messages.dead_letter, letters)), total_count=total
+            dead_letters=messages.within(map(messages.dead_letter, letters)), total_count=total
         )
 
     @answers_errors
     async def ShowDeadLetter(
         self, request: pb.ShowDeadLetterRequest, context: Context[Any, Any]
     ) -> pb.ShowDeadLetterResponse:
-        return grpc_messages.shown(await self._office.show(_origin(request)))
+        return messages.shown(await self._office.show(_origin(request)))
 
     @answers_errors
     async def ReplayDeadLetter(
@@ -124,7 +124,7 @@ class OperatorCalls:
         request_id = request.request_id or self._new_id()
         replay, before = await self._office.replay(origin, request.actor, request.reason, request_id)
         return pb.ReplayDeadLetterResponse(
-            replay=grpc_messages.replay(replay),
+            replay=messages.replay(replay),
             repeated_request=before,
             message=f"sent to {replay.sent_to}; what is still wrong with it comes back as a new dead letter",
         )
@@ -135,14 +135,14 @@ class OperatorCalls:
             found = await self._engine.diagnose(request.instance_id)
             if not found.ceremonies:
                 raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
-            return grpc_diagnosis.of_ceremony(found)
+            return diagnosis.of_ceremony(found)
         seen = await (self.look() if self.diagnosing is None else self.diagnosing.all())
         all_asked = self.diagnosing is not None
-        return await grpc_diagnosis.of_engine(seen, self._engine, self._definitions, all_asked=all_asked)
+        return await diagnosis.of_engine(seen, self._engine, self._definitions, all_asked=all_asked)
 
     async def look(self) -> pb.DiagnoseResponse:
         """What this worker sees of its partitions and neighbours."""
-        return await grpc_diagnosis.of_worker(self._engine, self._states())
+        return await diagnosis.of_worker(self._engine, self._states())
 
     # -- beneath
 
@@ -175,7 +175,7 @@ class OperatorCalls:
     def _message(self, row: Instance) -> pb.PlanningCeremonyInstance:
         definition = self._engine.definition_of(row)
         position = self._engine.position_of(row.instance_id)
-        return grpc_messages.ceremony(row, definition, self._engine.waiting_for(row), position)
+        return messages.ceremony(row, definition, self._engine.waiting_for(row), position)
 
 
 def _step(request: StepRequest) -> str:

@@ -13,12 +13,12 @@ import structlog
 
 from bridge.dead_letter_office import DeadLetterUnknown, NotReplayable
 from bridge.definitions_dir import DefinitionUnknown
-from bridge.start_request import StartInvalid
-from streams.front import Answer, Overloaded, Unavailable
-from streams.transport.contract import LogFailed, LogUnavailable, RecordTooLarge
+from bridge.grpc.start_request import StartInvalid
+from ports.log import LogFailed, LogUnavailable, RecordTooLarge
+from streams.api import Answer, Overloaded, Unavailable
 from tables.errors import CeremonyError, DefinitionInvalid
+from tables.fold.refusals import CLASS_OF
 from tables.limits import MAX_ID
-from tables.refusals import CLASS_OF
 
 log = structlog.get_logger(__name__)
 

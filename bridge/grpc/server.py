@@ -17,18 +17,18 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from bridge import grpc_messages, grpc_wakeups
 from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
-from bridge.grpc_decoding import Undecodable
-from bridge.grpc_diagnosing import Diagnosing, DiagnosingHandler
-from bridge.grpc_forwarding import Forwarding
-from bridge.grpc_intake import Gate, Intake
-from bridge.grpc_listing import Listing, ListingHandler, Own
-from bridge.grpc_metadata import correlation_in, tell
-from bridge.grpc_operations import LONGEST_REASON, OperatorCalls, States
-from bridge.grpc_peers import Peers
-from bridge.grpc_refusals import (
+from bridge.grpc import messages, wakeups
+from bridge.grpc.decoding import Undecodable
+from bridge.grpc.diagnosing import Diagnosing, DiagnosingHandler
+from bridge.grpc.forwarding import Forwarding
+from bridge.grpc.intake import Gate, Intake
+from bridge.grpc.listing import Listing, ListingHandler, Own
+from bridge.grpc.metadata import correlation_in, tell
+from bridge.grpc.operations import LONGEST_REASON, OperatorCalls, States
+from bridge.grpc.peers import Peers
+from bridge.grpc.refusals import (
     LONGEST_NAME,
     LONGEST_TEXT,
     Refusal,
@@ -42,9 +42,9 @@ from bridge.grpc_refusals import (
     required,
     unknown,
 )
-from bridge.start_request import check_ids, start_command
-from steps.ports import Clock
-from streams.front import Directory, Engine, PartitionDiffers, Unavailable
+from bridge.grpc.start_request import check_ids, start_command
+from ports.clock import Clock
+from streams.api import Directory, Engine, PartitionDiffers, Unavailable
 from tables.commands import GateDecision, Start, Trigger
 from tables.definition import Definition
 from tables.instance import Instance
@@ -108,7 +108,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
             story_id=request.story_id,
             correlation_id=correlation_id,
             inputs=request.inputs,
-            rich_inputs=grpc_messages.plain(request.inputs_json),
+            rich_inputs=messages.plain(request.inputs_json),
             step_ids=request.step_ids,
             requested_by=request.requested_by,
             command_id=self._new_id(),
@@ -148,7 +148,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
         limit, offset = page(request.limit, request.offset)
         total, keys = await self.own.keys(None, request, offset + limit)
         rows = (self._engine.get(instance_id) for _, instance_id in keys[offset:])
-        found = grpc_messages.within(self._message(row) for row in rows if row is not None)
+        found = messages.within(self._message(row) for row in rows if row is not None)
         return pb.ListPlanningCeremonyInstancesResponse(ceremonies=found, total_count=total, success=True)
 
     # -- operations
@@ -210,7 +210,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
             )
             for loaded in self._definitions.all()
         ]
-        return pb.ListDefinitionsResponse(definitions=grpc_messages.within(found))
+        return pb.ListDefinitionsResponse(definitions=messages.within(found))
 
     async def WatchPlanningCeremony(
         self, request: pb.WatchPlanningCeremonyRequest, context: Context[Any, Any]
@@ -268,7 +268,7 @@ class GrpcServer:
     """The server with health and reflection; `start` binds, `stop` lets calls in flight end."""
 
     def __init__(self, front: Front, address: str, clock: Clock, sharing: Sharing | None = None) -> None:
-        grpc_wakeups.take_all()
+        wakeups.take_all()
         self._address = address
         interceptors: list[grpc.aio.ServerInterceptor] = [Undecodable()]
         self.peers: Peers | None = None

@@ -13,8 +13,7 @@ import msgspec
 from tables.commands import Start
 from tables.definition import Definition
 from tables.errors import CeremonyError
-from tables.limits import MAX_ID
-from tables.refusals import (
+from tables.fold.refusals import (
     INPUT_MISSING,
     INPUTS_INVALID,
     INPUTS_TOO_DEEP,
@@ -22,6 +21,7 @@ from tables.refusals import (
     INVALID_ID,
     STEP_UNKNOWN,
 )
+from tables.limits import MAX_ID
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 DEEPEST = 64

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # a private name: tests/bridge/test_grpc_intake.py
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # a private name: tests/bridge/grpc/test_intake.py
 
 MOST = 65_536
 """Bytes in one read: more than the socket pair holds."""

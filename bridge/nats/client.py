@@ -14,7 +14,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
-from bridge.nats_answers import AnswersFirst, Hear
+from bridge.nats.answers import AnswersFirst, Hear
 
 log = structlog.get_logger(__name__)
 

@@ -12,8 +12,8 @@ import structlog
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from bridge.nats_client import FencedClient
-from steps.ports import Clock
+from bridge.nats.client import FencedClient
+from ports.clock import Clock
 
 RECONNECT_SECONDS = 1
 CONNECT_TIMEOUT_SECONDS = 2

@@ -14,22 +14,16 @@ from functools import lru_cache, partial
 import msgspec
 import structlog
 
-from bridge import nats_metrics as metrics
-from bridge.nats_connection import NatsConnection
-from bridge.nats_progress import Share
-from bridge.nats_publish import JetStreamPublisher, Nack
-from bridge.nats_streams import ensure_ceremony_stream
-from bridge.nats_window import (
-    FIRST_PAUSE_SECONDS,
-    LONGEST_PAUSE_SECONDS,
-    WINDOW,
-    Outgoing,
-    Window,
-)
-from steps.ports import Clock
+from bridge.nats import metrics
+from bridge.nats.connection import NatsConnection
+from bridge.nats.progress import Share
+from bridge.nats.publish import JetStreamPublisher, Nack
+from bridge.nats.streams import ensure_ceremony_stream
+from bridge.nats.window import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDOW, Outgoing, Window
+from ports.clock import Clock
+from ports.log import Committed, Follower, Log, Record
 from streams import topics
 from streams.codecs import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_of, letter_of
-from streams.transport.contract import Committed, Follower, Log, Record
 
 BATCH = 2000
 STOP_SECONDS = 3.0

@@ -9,11 +9,13 @@ from typing import Any
 import nats.errors
 from nats.js.errors import NotFoundError
 
-from bridge.nats_client import FencedClient
-from bridge.nats_connection import NatsConnection
-from bridge.nats_publish import MESSAGE_ID, Answer, JetStreamPublisher, refusal
-from bridge.nats_streams import ensure_ceremony_stream
-from steps.ports import Clock, Published, Refused, Unreachable
+from bridge.nats.client import FencedClient
+from bridge.nats.connection import NatsConnection
+from bridge.nats.publish import MESSAGE_ID, Answer, JetStreamPublisher, refusal
+from bridge.nats.streams import ensure_ceremony_stream
+from ports.clock import Clock
+from ports.errors import Unreachable
+from ports.outbound import Published, Refused
 from streams.codecs import envelope
 
 NEIGHBOUR = "nats"
@@ -21,7 +23,7 @@ PUBLISH_TIMEOUT_SECONDS = 5.0
 
 
 class NatsOutbound:
-    """Implements `steps.ports.Outbound`. Calls may overlap; each has a deadline."""
+    """Implements `ports.ray.Outbound`. Calls may overlap; each has a deadline."""
 
     def __init__(
         self, connection: NatsConnection, clock: Clock, *, timeout_seconds: float = PUBLISH_TIMEOUT_SECONDS

@@ -14,8 +14,8 @@ from typing import Self
 import msgspec
 import structlog
 
+from ports.log import Committed, Record
 from streams import topics
-from streams.transport.contract import Committed, Record
 
 FOLDS_KEPT = 16
 """Of so many newest folds the highest is kept: an engine that old sends nothing any more."""

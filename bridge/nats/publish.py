@@ -12,9 +12,9 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from bridge.nats_client import FencedClient, Message
-from bridge.nats_connection import NatsConnection
-from steps.ports import Published
+from bridge.nats.client import FencedClient, Message
+from bridge.nats.connection import NatsConnection
+from ports.outbound import Published
 
 MESSAGE_ID = "Nats-Msg-Id"
 NO_RESPONDERS = "503"

@@ -11,8 +11,8 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from bridge.nats_connection import NatsConnection
-from steps.ports import Clock
+from bridge.nats.connection import NatsConnection
+from ports.clock import Clock
 
 EXPIRES_SECONDS = 5.0
 """A pull request is answered by then, if only with its end."""

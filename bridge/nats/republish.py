@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import nats.errors
 import structlog
 
-from bridge.nats_connection import NatsConnection
-from bridge.nats_out import outgoing
-from bridge.nats_progress import Marks, Share
-from bridge.nats_publish import JetStreamPublisher, Nack
-from bridge.nats_sent import StreamGone, sent_since
-from bridge.nats_streams import ensure_ceremony_stream
-from bridge.nats_window import LONGEST_PAUSE_SECONDS, Outgoing, Window
-from steps.ports import Clock
+from bridge.nats.connection import NatsConnection
+from bridge.nats.events import outgoing
+from bridge.nats.progress import Marks, Share
+from bridge.nats.publish import JetStreamPublisher, Nack
+from bridge.nats.sent import StreamGone, sent_since
+from bridge.nats.streams import ensure_ceremony_stream
+from bridge.nats.window import LONGEST_PAUSE_SECONDS, Outgoing, Window
+from ports.clock import Clock
+from ports.log import Log, Record
 from streams import topics
 from streams.codecs import DEADLETTER_SUBJECT, dead_letter_event, letter_of
-from streams.transport.contract import Log, Record
 
 LOOK_AGAIN_SECONDS = 240.0
 """Bridges publish meanwhile: what they have stored is looked up before JetStream's duplicate window forgets it."""

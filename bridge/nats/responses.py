@@ -14,16 +14,16 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
-from bridge import nats_metrics as metrics
-from bridge.nats_connection import NatsConnection
-from bridge.nats_in_messages import SUBJECTS, Foreign, Malformed, stream_sequence, to_command
-from bridge.nats_pull import PullBroken, Puller
-from bridge.nats_streams import AGENT_RESPONSES, stored_message, stream_exists
-from steps.ports import Clock
+from bridge.nats import metrics
+from bridge.nats.connection import NatsConnection
+from bridge.nats.pull import PullBroken, Puller
+from bridge.nats.response_messages import SUBJECTS, Foreign, Malformed, stream_sequence, to_command
+from bridge.nats.streams import AGENT_RESPONSES, stored_message, stream_exists
+from ports.clock import Clock
+from ports.log import Log, LogFailed, LogUnavailable, RecordTooLarge
 from streams import topics
+from streams.api import Unavailable
 from streams.codecs import dead_letter_record
-from streams.front import Unavailable
-from streams.transport.contract import Log, LogFailed, LogUnavailable, RecordTooLarge
 from tables.commands import AgentResult, encode_command
 
 DURABLE = "planning-ceremony-processor-agent-response-completed-v1"

@@ -13,9 +13,9 @@ import msgspec
 import structlog
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from bridge.nats_connection import API_TIMEOUT_SECONDS, NatsConnection, swallowed_cancel
-from bridge.nats_publish import MESSAGE_ID
-from bridge.nats_streams import CEREMONY
+from bridge.nats.connection import API_TIMEOUT_SECONDS, NatsConnection, swallowed_cancel
+from bridge.nats.publish import MESSAGE_ID
+from bridge.nats.streams import CEREMONY
 
 MARGIN_SECONDS = 60.0
 """How far the clocks of the log and of NATS may be apart."""

@@ -10,15 +10,15 @@ import msgspec
 import nats.errors
 import structlog
 
-from bridge import nats_metrics as metrics
-from bridge.nats_client import FencedClient
-from bridge.nats_connection import NatsConnection, swallowed_cancel
-from bridge.nats_progress import Share
-from bridge.nats_publish import MESSAGE_ID, Answer, JetStreamPublisher, Nack, refusal, surely_fits
-from bridge.nats_sent import StreamGone, sent_since
-from bridge.nats_streams import ensure_ceremony_stream
-from steps.ports import Clock
-from streams.transport.contract import Record
+from bridge.nats import metrics
+from bridge.nats.client import FencedClient
+from bridge.nats.connection import NatsConnection, swallowed_cancel
+from bridge.nats.progress import Share
+from bridge.nats.publish import MESSAGE_ID, Answer, JetStreamPublisher, Nack, refusal, surely_fits
+from bridge.nats.sent import StreamGone, sent_since
+from bridge.nats.streams import ensure_ceremony_stream
+from ports.clock import Clock
+from ports.log import Record
 
 WINDOW = 512
 """Messages in flight per partition."""

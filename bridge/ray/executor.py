@@ -11,9 +11,10 @@ import structlog
 from fleet.ray_executor.v1 import ray_executor_pb2 as pb
 from fleet.ray_executor.v1.ray_executor_pb2_grpc import RayExecutorServiceStub
 
-from bridge import grpc_wakeups
-from bridge.grpc_metadata import correlation_metadata
-from steps.ports import RayAnswer, RayTask, Unreachable
+from bridge.grpc import wakeups
+from bridge.grpc.metadata import correlation_metadata
+from ports.errors import Unreachable
+from ports.ray import RayAnswer, RayTask
 
 NEIGHBOUR = "ray_executor"
 CALL_TIMEOUT_SECONDS = 10.0
@@ -51,7 +52,7 @@ class RayExecutorClient:
         """`host:port` of the executor (RAY_EXECUTOR_URL)."""
         self.call_timeout = call_timeout
         """Seconds until a call is given up (RAY_CALL_TIMEOUT_SECONDS)."""
-        grpc_wakeups.take_all()
+        wakeups.take_all()
         self._channel = grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS)
         self._stub = RayExecutorServiceStub(self._channel)
 

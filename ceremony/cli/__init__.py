@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import typer
 
-from bridge.cli import ceremonies, decisions, doctor, files, looking, operations, operator, running, watching
-from bridge.cli.errors import EPILOG, CommandFailed, Exit
-from bridge.cli.output import say
-from bridge.cli.republishing import republish_verb
-from bridge.cli.root import Root
+from ceremony.cli import ceremonies, deadletters, decisions, doctor, history, operations, serve, validate, watch
+from ceremony.cli.errors import EPILOG, CommandFailed, Exit
+from ceremony.cli.output import say
+from ceremony.cli.republish import republish_verb
+from ceremony.cli.root import Root
 
 __all__ = ["Root", "build", "run"]
 
@@ -31,7 +31,7 @@ def build(root: Root) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    running.add_verbs(app, root)
+    serve.add_verbs(app, root)
     app.command(rich_help_panel="Run")(republish_verb(root))
     for name, verb in (
         ("start", ceremonies.start),
@@ -48,14 +48,14 @@ def build(root: Root) -> typer.Typer:
     for name, look in (
         ("get", ceremonies.get),
         ("list", ceremonies.list_),
-        ("watch", watching.watch),
-        ("history", looking.history),
+        ("watch", watch.watch),
+        ("history", history.history),
         ("doctor", doctor.doctor),
-        ("definitions", operator.definitions),
+        ("definitions", deadletters.definitions),
     ):
         app.command(name, rich_help_panel=LOOK)(look)
-    app.add_typer(operator.deadletters, name="deadletters", rich_help_panel=LOOK)
-    files.add_verbs(app, root)
+    app.add_typer(deadletters.deadletters, name="deadletters", rich_help_panel=LOOK)
+    validate.add_verbs(app, root)
     return app
 
 

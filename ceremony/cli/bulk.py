@@ -13,10 +13,10 @@ import typer
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bridge.cli.connection import call
-from bridge.cli.errors import CommandFailed, refused
-from bridge.cli.output import Format, console, emit_data, say
 from bridge.clock import HostClock
+from ceremony.cli.connection import call
+from ceremony.cli.errors import CommandFailed, refused
+from ceremony.cli.output import Format, console, emit_data, say
 
 LANES = 16
 """Calls in flight."""

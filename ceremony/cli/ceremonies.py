@@ -13,11 +13,11 @@ import typer
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
-from bridge.cli import views
-from bridge.cli.connection import ServerOption, call
-from bridge.cli.errors import CommandFailed, Exit
-from bridge.cli.output import Format, OutputOption, console, emit_data, say
-from bridge.cli.watching import follow
+from ceremony.cli import views
+from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.errors import CommandFailed, Exit
+from ceremony.cli.output import Format, OutputOption, console, emit_data, say
+from ceremony.cli.watch import follow
 
 LARGEST_PAGE = 1000
 """The engine gives no more at once."""

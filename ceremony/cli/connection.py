@@ -14,8 +14,8 @@ from typing import Annotated, TypeVar
 import typer
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 
-from bridge.cli.errors import CommandFailed, Exit, refused
 from bridge.clock import HostClock
+from ceremony.cli.errors import CommandFailed, Exit, refused
 
 DEV_FILE = Path(".ceremony/dev.json")
 DEFAULT_SERVER = "localhost:50057"

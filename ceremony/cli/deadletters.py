@@ -9,11 +9,11 @@ import typer
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
-from bridge.cli import bulk, views
-from bridge.cli.ceremonies import LARGEST_PAGE, login
-from bridge.cli.connection import ServerOption, call
-from bridge.cli.decisions import ActorOption, ReasonOption
-from bridge.cli.output import Format, OutputOption, console, emit_data, say
+from ceremony.cli import bulk, views
+from ceremony.cli.ceremonies import LARGEST_PAGE, login
+from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.decisions import ActorOption, ReasonOption
+from ceremony.cli.output import Format, OutputOption, console, emit_data, say
 
 deadletters = typer.Typer(help="What could not be processed and was set aside.", no_args_is_help=True)
 

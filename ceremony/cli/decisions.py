@@ -9,11 +9,11 @@ import typer
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
-from bridge.cli import views
-from bridge.cli.ceremonies import InstanceArgument, login, unknown
-from bridge.cli.connection import ServerOption, call
-from bridge.cli.errors import CommandFailed
-from bridge.cli.output import Format, OutputOption, emit_data, say
+from ceremony.cli import views
+from ceremony.cli.ceremonies import InstanceArgument, login, unknown
+from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.errors import CommandFailed
+from ceremony.cli.output import Format, OutputOption, emit_data, say
 
 GateArgument = Annotated[
     str | None,

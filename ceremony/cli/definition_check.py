@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge.cli.output import say
+from ceremony.cli.output import say
 from tables.definition import Definition
+from tables.definitions.loader import load, warnings
 from tables.errors import DefinitionInvalid, Problem
 from tables.kinds import Kinds
-from tables.loader import load, warnings
 
 LARGEST_FILE = 256 * 1024
 """Bytes; one more is read, so that the loader sees that there are more."""

@@ -12,10 +12,10 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from bridge.cli.connection import ServerOption, call
-from bridge.cli.errors import CommandFailed
-from bridge.cli.output import Format, OutputOption, clean, console, emit_data, local, pairs, table
-from bridge.cli.output import status as coloured
+from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.errors import CommandFailed
+from ceremony.cli.output import Format, OutputOption, clean, console, emit_data, local, pairs, table
+from ceremony.cli.output import status as coloured
 
 STYLES = {
     "stuck": "bold red",

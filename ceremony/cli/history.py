@@ -9,10 +9,10 @@ import typer
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from rich.text import Text
 
-from bridge.cli.ceremonies import InstanceArgument
-from bridge.cli.connection import ServerOption, call
-from bridge.cli.output import STYLES, Format, OutputOption, clean, console, emit_data, local, say, table
-from bridge.cli.views import summary
+from ceremony.cli.ceremonies import InstanceArgument
+from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.output import STYLES, Format, OutputOption, clean, console, emit_data, local, say, table
+from ceremony.cli.views import summary
 
 TOLD_ELSEWHERE = frozenset({"instance_id", "definition_name", "output"})
 """Fields of a payload that a line of the table leaves out."""

@@ -11,12 +11,12 @@ import typer
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
-from bridge.cli import bulk
-from bridge.cli.ceremonies import login, pages, unknown
-from bridge.cli.connection import ServerOption, call
-from bridge.cli.decisions import ActorOption, ReasonOption, show
-from bridge.cli.errors import CommandFailed
-from bridge.cli.output import Format, OutputOption
+from ceremony.cli import bulk
+from ceremony.cli.ceremonies import login, pages, unknown
+from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.decisions import ActorOption, ReasonOption, show
+from ceremony.cli.errors import CommandFailed
+from ceremony.cli.output import Format, OutputOption
 
 RUNNING, WAITING, PAUSED, FAILED = "RUNNING", "WAITING_FOR_HUMAN", "PAUSED", "FAILED"
 LIVE = frozenset({RUNNING, WAITING, PAUSED})

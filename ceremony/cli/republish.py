@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bridge.cli.errors import CommandFailed, Exit
-from bridge.cli.output import Format, OutputOption, emit_data, say
-from bridge.cli.root import Root
-from bridge.cli.running import LogOption, readable_errors
 from bridge.clock import HostClock
+from ceremony.cli.errors import CommandFailed, Exit
+from ceremony.cli.output import Format, OutputOption, emit_data, say
+from ceremony.cli.root import Root
+from ceremony.cli.serve import LogOption, readable_errors
 
 if TYPE_CHECKING:  # it would load nats
-    from bridge.nats_republish import Republished
+    from bridge.nats.republish import Republished
 
 CONNECT_SECONDS = 10.0
 TELL_SECONDS = 2.0
@@ -64,8 +64,8 @@ def republish_verb(root: Root) -> Callable[..., None]:
 
 
 async def _republish(root: Root, settings: Any, since_ms: int) -> Republished:
-    from bridge.nats_connection import NatsConnection  # noqa: PLC0415 - nats is loaded by who needs it
-    from bridge.nats_republish import Republisher  # noqa: PLC0415 - as above
+    from bridge.nats.connection import NatsConnection  # noqa: PLC0415 - nats is loaded by who needs it
+    from bridge.nats.republish import Republisher  # noqa: PLC0415 - as above
 
     clock = HostClock()
     connection = NatsConnection(settings.nats_url, clock, name="ceremony-republish")

@@ -18,10 +18,10 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from bridge.cli.connection import DEFAULT_SERVER
-from bridge.cli.errors import CommandFailed, Exit
-from bridge.cli.output import Format, OutputOption, console, pairs, say
-from bridge.cli.root import Root, RunningWorker, SettingsInvalid
+from ceremony.cli.connection import DEFAULT_SERVER
+from ceremony.cli.errors import CommandFailed, Exit
+from ceremony.cli.output import Format, OutputOption, console, pairs, say
+from ceremony.cli.root import Root, RunningWorker, SettingsInvalid
 
 Started = TypeVar("Started")
 
@@ -115,7 +115,7 @@ def leave_halfway(worker: RunningWorker | None) -> None:
 async def run_until(stop: Stop, worker: RunningWorker) -> None:
     """Returns when a signal came. Raises CommandFailed when a part of the worker has failed for good."""
     from bridge.clock import HostClock  # noqa: PLC0415 - asyncio's servers are loaded by who runs one
-    from bridge.dev import reason  # noqa: PLC0415 - and so are nats and gRPC
+    from ceremony.dev.stack import reason  # noqa: PLC0415 - and so are nats and gRPC
 
     clock = HostClock()
     waiting = [clock.spawn(worker.ended(), name="ended"), clock.spawn(stop.wait(), name="stop")]
@@ -209,8 +209,8 @@ def dev_verb(root: Root) -> Callable[..., None]:
 
         Ctrl-C and start it again: nothing is lost.
         """
-        from bridge.dev import DevOptions  # noqa: PLC0415 - nats and gRPC servers are loaded by who runs them
-        from bridge.ray_simulation.knobs import KnobError, Knobs  # noqa: PLC0415 - as above
+        from ceremony.dev.ray_simulation.knobs import KnobError, Knobs  # noqa: PLC0415 - as above
+        from ceremony.dev.stack import DevOptions  # noqa: PLC0415 - nats and gRPC servers are loaded by who runs them
 
         try:
             knobs = Knobs(
@@ -228,7 +228,7 @@ def dev_verb(root: Root) -> Callable[..., None]:
 
 async def _dev(root: Root, options: Any, output: Format, *, until_stdin_closes: bool) -> None:
     from bridge.clock import HostClock  # noqa: PLC0415 - as above
-    from bridge.dev import Dev  # noqa: PLC0415 - as above
+    from ceremony.dev.stack import Dev  # noqa: PLC0415 - as above
 
     dev = Dev(options, root, HostClock())
     stop = Stop(dev.children)
@@ -346,8 +346,8 @@ def demo_verb(root: Root) -> Callable[..., None]:
 
         What happened is counted by a consumer of the stream CEREMONY, not by the engine. Exit 0 only if it all adds up.
         """
-        from bridge.cli.demo_screen import show  # noqa: PLC0415 - nats is loaded by who speaks to it
-        from bridge.demo import DemoOptions  # noqa: PLC0415 - as above
+        from ceremony.demo.run import DemoOptions  # noqa: PLC0415 - as above
+        from ceremony.demo.screen import show  # noqa: PLC0415 - nats is loaded by who speaks to it
 
         options = DemoOptions(
             count=count,

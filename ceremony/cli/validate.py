@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli.errors import CommandFailed
-from bridge.cli.output import Format, OutputOption, emit_data
-from bridge.cli.root import Root
+from ceremony.cli.errors import CommandFailed
+from ceremony.cli.output import Format, OutputOption, emit_data
+from ceremony.cli.root import Root
 
 FILES = "Definitions"
 
@@ -34,7 +34,7 @@ def validate_verb(root: Root) -> Callable[..., None]:
         output: OutputOption = Format.TABLE,
     ) -> None:
         """Check definitions: exit 0 if all are valid, else 1 with every reason. Warnings do not fail."""
-        from bridge.cli.checking import check, counted, report  # noqa: PLC0415 - the loader takes longer than `get`
+        from ceremony.cli.definition_check import check, counted, report  # noqa: PLC0415 - the loader takes longer than `get`
 
         found = check(paths, root.kinds())
         invalid = sum(one.definition is None for one in found)
@@ -57,8 +57,8 @@ def graph_verb(root: Root) -> Callable[..., None]:
         drawn_as: Annotated[GraphFormat, typer.Option("--format", help="How it is drawn.")] = GraphFormat.TEXT,
     ) -> None:
         """Draw a definition: for a terminal, as Mermaid for a page, or as DOT for Graphviz."""
-        from bridge.cli.checking import check_file, missing, report  # noqa: PLC0415 - as above
-        from tables import graph as drawing  # noqa: PLC0415 - as above
+        from ceremony.cli.definition_check import check_file, missing, report  # noqa: PLC0415 - as above
+        from tables.definitions import graph as drawing  # noqa: PLC0415 - as above
 
         one = check_file(path, root.kinds()) if path.is_file() else missing(path)
         if one.definition is None:

@@ -11,7 +11,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from bridge.cli.output import clean, local, pairs, status, table
+from ceremony.cli.output import clean, local, pairs, status, table
 
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 LONGEST_CELL = 100

@@ -11,11 +11,11 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 from rich.live import Live
 
-from bridge.cli import views
-from bridge.cli.connection import ServerOption, call
-from bridge.cli.errors import CommandFailed
-from bridge.cli.output import Format, OutputOption, console, emit_data, emit_line, local_time, say
 from bridge.clock import HostClock
+from ceremony.cli import views
+from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.errors import CommandFailed
+from ceremony.cli.output import Format, OutputOption, console, emit_data, emit_line, local_time, say
 
 PATIENCE = 15
 """How often a broken stream is opened again, a second apart, before it is given up: a worker restarts in less."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from steps.ports import Clock
+from ports.clock import Clock
 
 LOG = "dev.log"
 """In its folder: what it says on stderr."""

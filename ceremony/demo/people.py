@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 
-from bridge.demo_stream import Seen
-from steps.ports import Clock
+from ceremony.demo.stream import Seen
+from ports.clock import Clock
 from tables.definition import Definition, GuardType
 
 PEOPLE = 16

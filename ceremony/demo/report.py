@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridge.demo_plan import PlannedStart
-from bridge.demo_stream import Tally
+from ceremony.demo.plan import PlannedStart
+from ceremony.demo.stream import Tally
 
 ENDS = ("completed", "failed", "cancelled", "timed_out")
 

@@ -13,16 +13,16 @@ from typing import Any, Protocol
 
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 
-from bridge.cli.checking import Checked, check
-from bridge.cli.root import Root
-from bridge.demo_engine import DemoError, EngineProcess, engine, last_words
-from bridge.demo_people import People
-from bridge.demo_plan import PlannedStart, plan
-from bridge.demo_report import Missing, Report
-from bridge.demo_stream import Seen, StreamReader, Tally
-from bridge.dev import HOST
-from bridge.nats_connection import NatsConnection
-from steps.ports import Clock
+from bridge.nats.connection import NatsConnection
+from ceremony.cli.definition_check import Checked, check
+from ceremony.cli.root import Root
+from ceremony.demo.engine import DemoError, EngineProcess, engine, last_words
+from ceremony.demo.people import People
+from ceremony.demo.plan import PlannedStart, plan
+from ceremony.demo.report import Missing, Report
+from ceremony.demo.stream import Seen, StreamReader, Tally
+from ceremony.dev.stack import HOST
+from ports.clock import Clock
 from tables.definition import Definition
 
 SETTLE_SECONDS = 0.5

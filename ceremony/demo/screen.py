@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from bridge.cli.checking import Checked, report
-from bridge.cli.errors import CommandFailed, Exit
-from bridge.cli.output import Format, clean, console, emit_data, table
-from bridge.cli.root import Root
 from bridge.clock import HostClock
-from bridge.demo import Demo, DemoOptions
-from bridge.demo import Progress as Now
-from bridge.demo_engine import DemoError
-from bridge.demo_report import ENDS, Report
+from ceremony.cli.definition_check import Checked, report
+from ceremony.cli.errors import CommandFailed, Exit
+from ceremony.cli.output import Format, clean, console, emit_data, table
+from ceremony.cli.root import Root
+from ceremony.demo.engine import DemoError
+from ceremony.demo.report import ENDS, Report
+from ceremony.demo.run import Demo, DemoOptions
+from ceremony.demo.run import Progress as Now
 
 LINE_SECONDS = 2.0
 """Between lines of progress where there is no terminal."""

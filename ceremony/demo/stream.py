@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bridge.nats_connection import NatsConnection, swallowed_cancel
-from bridge.nats_streams import CEREMONY, CEREMONY_SUBJECTS
-from steps.ports import Clock
+from bridge.nats.connection import NatsConnection, swallowed_cancel
+from bridge.nats.streams import CEREMONY, CEREMONY_SUBJECTS
+from ports.clock import Clock
 
 TERMINAL = {
     "ceremony.completed": "completed",

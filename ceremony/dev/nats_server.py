@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from steps.ports import Clock
+from ports.clock import Clock
 
 PROGRAM = "nats-server"
 READY_SECONDS = 15.0

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from bridge.cli.root import Root, RunningWorker
-from bridge.nats_server import NatsServer, NatsServerError
-from bridge.ray_simulation import Knobs, RaySimulation
-from steps.ports import Clock
+from ceremony.cli.root import Root, RunningWorker
+from ceremony.dev.nats_server import NatsServer, NatsServerError
+from ceremony.dev.ray_simulation import Knobs, RaySimulation
+from ports.clock import Clock
 
 HOST = "127.0.0.1"
 GRPC_PORT = 50057

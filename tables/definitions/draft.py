@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tables.definition import Timeouts
+from tables.definitions.problems import Report, clipped
+from tables.definitions.shapes import Fields, Item
 from tables.kinds import Kinds
-from tables.problems import Report, clipped
-from tables.shapes import Fields, Item
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tables.definition import GuardType
+from tables.definitions.shapes import Flag, FreeMap, Key, ListOf, MapOf, Number, Record, Text, TextOr
 from tables.kinds import Kinds
-from tables.shapes import Flag, FreeMap, Key, ListOf, MapOf, Number, Record, Text, TextOr
 
 VERSION = "1.0"
 OUTPUT_TYPES = ("object", "array", "string", "number", "boolean")

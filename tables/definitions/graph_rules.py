@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from tables.draft import Draft
-from tables.problems import clipped, listed
-from tables.shapes import Fields
+from tables.definitions.draft import Draft
+from tables.definitions.problems import clipped, listed
+from tables.definitions.shapes import Fields
 
 Edges = Mapping[str, list[str]]
 

@@ -13,8 +13,8 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from tables.definition import Output
-from tables.problems import clipped, listed
-from tables.schema_bounds import MOST_WORK, PatternInvalid, TooMuchWork, bounded, budget, pattern
+from tables.definitions.problems import clipped, listed
+from tables.definitions.schema_bounds import MOST_WORK, PatternInvalid, TooMuchWork, bounded, budget, pattern
 
 MARKS = ("$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum")
 """A schema with one of these at its top is JSON Schema, else a flat map (contract §8)."""

@@ -6,16 +6,16 @@ import hashlib
 from collections import OrderedDict
 from pathlib import PurePosixPath
 
-from tables import graph_rules, section_rules, step_rules
 from tables.definition import Definition, Role, State, Transition
-from tables.definition_file import DEFINITION
-from tables.draft import Draft
+from tables.definitions import graph_rules, section_rules, step_rules
+from tables.definitions.draft import Draft
+from tables.definitions.file_format import DEFINITION
+from tables.definitions.problems import Report, clipped
+from tables.definitions.shapes import Fields
+from tables.definitions.yaml_source import parse, read_text
 from tables.errors import CeremonyError, DefinitionInvalid, Problem
 from tables.kinds import Kinds
-from tables.problems import Report, clipped
 from tables.roles import step_role_refusal
-from tables.shapes import Fields
-from tables.yaml_source import parse, read_text
 
 PINNED_KEPT = 512
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tables.definition import Guard, GuardType, Output
-from tables.draft import Draft
+from tables.definitions.draft import Draft
+from tables.definitions.json_schema import schema_problems
+from tables.definitions.problems import clipped
+from tables.definitions.shapes import Fields, Item
+from tables.definitions.yaml_source import Node
 from tables.errors import CeremonyError
 from tables.guards import Expression, StepStatusIs, Threshold, parse_check
-from tables.json_schema import schema_problems
-from tables.problems import clipped
 from tables.roles import OPERATIONS
-from tables.shapes import Fields, Item
-from tables.yaml_source import Node
 
 MAX_SCHEMA_VALUES = 4000
 """Judging one value of a JSON Schema takes up to a millisecond."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tables.problems import Report, clipped, listed
-from tables.yaml_source import Node
+from tables.definitions.problems import Report, clipped, listed
+from tables.definitions.yaml_source import Node
 
 
 class Shape(Protocol):

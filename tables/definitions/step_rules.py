@@ -10,10 +10,10 @@ from dataclasses import replace
 from pydantic import BaseModel, ValidationError
 
 from tables.definition import Definition, RetryPolicy, Step, Transition
-from tables.draft import Draft
-from tables.problems import MESSAGE_CHARACTERS, clipped
-from tables.shapes import Fields
-from tables.yaml_source import Node
+from tables.definitions.draft import Draft
+from tables.definitions.problems import MESSAGE_CHARACTERS, clipped
+from tables.definitions.shapes import Fields
+from tables.definitions.yaml_source import Node
 
 
 class _Unread(BaseModel):

@@ -14,7 +14,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
-from tables.problems import Report, clipped
+from tables.definitions.problems import Report, clipped
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 64

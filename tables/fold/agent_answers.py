@@ -7,16 +7,17 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tables import roles, steps_life
-from tables.builder import answer_weight
+from tables import roles
 from tables.commands import AgentResult, StepOutcome
 from tables.definition import SYSTEM_ROLE, Step, Transition
+from tables.fold import step_life
+from tables.fold.context import Turn
+from tables.fold.next_row import answer_weight
+from tables.fold.transitions import apply, by_trigger, guards_hold, settle
 from tables.instance import Answer, Phase, StepState, StepStatus
 from tables.kinds import Completed, Failed
 from tables.limits import MAX_ANSWERS, MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
 from tables.timers import ASK
-from tables.transitions import apply, by_trigger, guards_hold, settle
-from tables.turn import Turn
 
 _SUBMITTED = Phase.SUBMITTED
 _LIVE = frozenset({Phase.ASKED, Phase.UNREACHABLE, _SUBMITTED})
@@ -51,11 +52,11 @@ def _stale(state: StepState, attempt: int) -> str:
 
 def _published_late(turn: Turn, step: Step, state: StepState, command: StepOutcome) -> None:
     """A publish that happened is announced although its attempt was over, once a visit (design §6)."""
-    if turn.kind(step).name != steps_life.PUBLISH or command.outcome != "completed" or not command.published:
+    if turn.kind(step).name != step_life.PUBLISH or command.outcome != "completed" or not command.published:
         return
     visit = _visit_published(turn, step, command.output)
     if state.announced < visit and command.attempt <= state.attempt:
-        steps_life.published(turn, step, command.published, visit, late=True)
+        step_life.published(turn, step, command.published, visit, late=True)
         turn.note = ""
 
 
@@ -67,21 +68,21 @@ def _visit_published(turn: Turn, step: Step, output: Any) -> int:
         return 0
     visit = int(number)
     known = visit <= turn.row.visits.get(step.state, 0)
-    return visit if known and key == steps_life.publication_key(turn, step, visit) else 0
+    return visit if known and key == step_life.publication_key(turn, step, visit) else 0
 
 
 def _completed(turn: Turn, step: Step, command: StepOutcome) -> None:
     kind = turn.kind(step)
-    if kind.name == steps_life.PUBLISH:
+    if kind.name == step_life.PUBLISH:
         visit = turn.row.visits.get(step.state, 0)
         if turn.row.steps[step.id].announced < visit:
-            steps_life.published(turn, step, command.published, visit)
+            step_life.published(turn, step, command.published, visit)
     verdict = kind.completed(turn.context(step), command.output)
     if isinstance(verdict, Completed):
         measured = command.size if verdict.output is command.output else 0
-        steps_life.complete(turn, step, verdict.output, measured)
+        step_life.complete(turn, step, verdict.output, measured)
     elif isinstance(verdict, Failed):
-        steps_life.fail(turn, step, verdict)
+        step_life.fail(turn, step, verdict)
     else:
         turn.note = "undecided"
         return
@@ -90,15 +91,15 @@ def _completed(turn: Turn, step: Step, command: StepOutcome) -> None:
 
 def _failed(turn: Turn, step: Step, command: StepOutcome) -> None:
     code = command.error_code or "failed"
-    steps_life.fail(turn, step, Failed(code, command.error_message, command.retryable is True))
+    step_life.fail(turn, step, Failed(code, command.error_message, command.retryable is True))
     settle(turn)
 
 
 def _waiting(turn: Turn, step: Step, command: StepOutcome) -> None:
     if turn.kind(step).name != "human_gate":
-        steps_life.fail(turn, step, Failed("not_a_gate", f"{step.id} is no gate", retryable=False))
+        step_life.fail(turn, step, Failed("not_a_gate", f"{step.id} is no gate", retryable=False))
     else:
-        steps_life.open_gate(turn, step, command.output)
+        step_life.open_gate(turn, step, command.output)
     settle(turn)
 
 
@@ -116,7 +117,7 @@ def _unreachable(turn: Turn, step: Step, _command: StepOutcome) -> None:
     if turn.row.steps[step.id].phase is Phase.UNREACHABLE:
         turn.note = "duplicate"
         return
-    steps_life.unreachable(turn, step)
+    step_life.unreachable(turn, step)
     if turn.row.steps[step.id].answers:
         _judge(turn, step)  # it was reached after all: results came
 
@@ -162,7 +163,7 @@ def _gather(turn: Turn, step: Step, state: StepState, command: AgentResult, agen
     try:
         size = weigh(command.value, command.size, f"the result of {agent_id}")
     except Unfit as error:
-        steps_life.fail(turn, step, Failed(error.code, error.message))
+        step_life.fail(turn, step, Failed(error.code, error.message))
         return True
     answer = Answer(
         clip(command.role, MAX_ID),
@@ -174,7 +175,7 @@ def _gather(turn: Turn, step: Step, state: StepState, command: AgentResult, agen
     weight = answer_weight(agent_id, answer)
     if turn.row.size + weight > MAX_ROW:
         message = f"with the result of {agent_id} the ceremony would hold more than {MAX_ROW} bytes"
-        steps_life.fail(turn, step, Failed("output_too_large", message, retryable=False))
+        step_life.fail(turn, step, Failed("output_too_large", message, retryable=False))
         return True
     answers = {**state.answers, agent_id: answer}
     turn.row.set_step(step.id, replace(state, answers=answers, gathered=state.gathered + weight))
@@ -188,7 +189,7 @@ def _judge(turn: Turn, step: Step) -> None:
 
 def _judged(turn: Turn, step: Step) -> bool:
     context = turn.context(step)
-    return steps_life.conclude(turn, step, turn.kind(step).gathered(context, context.state.answers))
+    return step_life.conclude(turn, step, turn.kind(step).gathered(context, context.state.answers))
 
 
 def _triggered(turn: Turn, step: Step, command: AgentResult) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from tables.builder import Builder
 from tables.commands import Origin
 from tables.definition import Definition, Step
 from tables.effects import FOLD, Effect, Event, Refused
+from tables.fold.next_row import Builder
 from tables.guards import GuardView
 from tables.instance import Instance
 from tables.kinds import Kinds, StepContext, StepKind

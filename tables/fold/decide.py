@@ -11,8 +11,6 @@ from typing import Any
 
 import msgspec
 
-from tables import refusals
-from tables.builder import Builder
 from tables.commands import (
     AgentResult,
     AnyCommand,
@@ -33,17 +31,19 @@ from tables.commands import (
 )
 from tables.definition import Definition
 from tables.errors import CeremonyError
-from tables.fold_answers import agent_result, step_outcome
-from tables.fold_gates import gate_decision
-from tables.fold_operations import cancel, pause, resume, retry_step, run_step, trigger
-from tables.fold_start import start
-from tables.fold_timers import expire, timer_fired
+from tables.fold import refusals
+from tables.fold.agent_answers import agent_result, step_outcome
+from tables.fold.context import Decision, Turn, refused
+from tables.fold.gates import gate_decision
+from tables.fold.next_row import Builder
+from tables.fold.operations import cancel, pause, resume, retry_step, run_step, trigger
+from tables.fold.restore import restore
+from tables.fold.start import start
+from tables.fold.timer_fired import expire, timer_fired
+from tables.fold.transitions import finish
 from tables.instance import Instance
 from tables.kinds import Kinds
-from tables.rehydration import restore
 from tables.timers import EXPIRE
-from tables.transitions import finish
-from tables.turn import Decision, Turn, refused
 
 __all__ = ["Decision", "decide"]
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from tables import refusals, roles, steps_life
-from tables.builder import approvals_weight
+from tables import roles
 from tables.commands import GateDecision
 from tables.definition import Guard, Step
+from tables.fold import refusals, step_life
+from tables.fold.context import Turn
+from tables.fold.next_row import approvals_weight
+from tables.fold.transitions import settle
 from tables.guards import is_human
 from tables.instance import Approval, Phase, StepState, StepStatus
 from tables.invariants import REJECTED
 from tables.kinds import Completed, Decided, Failed
 from tables.limits import MAX_ID, MAX_OUTPUT, MAX_ROW, MAX_TEXT, clip
-from tables.transitions import settle
-from tables.turn import Turn
 
 _MOST_APPROVALS = MAX_OUTPUT // 2
 """Bytes; the gate's output joins what its actors said, and must fit too."""
@@ -121,11 +122,11 @@ def _decide(turn: Turn, step: Step, decision: Decided) -> None:
     )
     verdict = turn.kind(step).decided(turn.context(step), decision)
     if isinstance(verdict, Completed):
-        steps_life.complete(turn, step, verdict.output, approvals=by)
+        step_life.complete(turn, step, verdict.output, approvals=by)
         if turn.row.steps[step.id].status is StepStatus.COMPLETED:
             _satisfy_guards(turn, step, last)
     elif isinstance(verdict, Failed):
-        steps_life.fail(turn, step, verdict, by)
+        step_life.fail(turn, step, verdict, by)
     settle(turn)
 
 

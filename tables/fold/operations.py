@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from tables import refusals, roles, steps_life
-from tables.builder import IN_FLIGHT
+from tables import roles
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep, Trigger
 from tables.definition import Step
+from tables.fold import refusals, step_life
+from tables.fold.context import Turn
+from tables.fold.next_row import IN_FLIGHT
+from tables.fold.transitions import apply, by_trigger, end, failing_guard, settle
 from tables.instance import CeremonyStatus, Pauser, StepStatus
 from tables.limits import MAX_ID, MAX_TEXT, clip
 from tables.timers import millis
-from tables.transitions import apply, by_trigger, end, failing_guard, settle
-from tables.turn import Turn
 
 Operation = Cancel | Pause | Resume | RetryStep | RunStep | Trigger
 
@@ -127,7 +128,7 @@ def _reopen(turn: Turn, command: RetryStep, step: Step) -> None:
     turn.row.reopen(millis(turn.definition.timeouts.ceremony_max))
     for other in turn.here:
         if turn.row.steps[other.id].status is StepStatus.CANCELLED:
-            steps_life.reset(turn, other)
+            step_life.reset(turn, other)
     turn.lifecycle("resumed", _who(command) | {"step_id": step.id})
 
 
@@ -158,7 +159,7 @@ def _order(turn: Turn, command: RetryStep | RunStep, step: Step, operation: str)
             **_who(command),
         },
     )
-    steps_life.start(turn, step, new_budget=True)
+    step_life.start(turn, step, new_budget=True)
     settle(turn)
 
 

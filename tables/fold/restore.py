@@ -7,17 +7,17 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tables import refusals, steps_life
-from tables.builder import Builder
 from tables.commands import Origin, Restore
 from tables.definition import Definition
+from tables.fold import refusals, step_life
+from tables.fold.context import Decision, Turn, refused
+from tables.fold.next_row import Builder
+from tables.fold.transitions import finish, settle
 from tables.instance import ROW_FORMAT, Instance, Phase
 from tables.invariants import broken
 from tables.kinds import Kinds
 from tables.limits import MAX_OUTPUT_DEPTH, deeper_than
 from tables.timers import ASK
-from tables.transitions import finish, settle
-from tables.turn import Decision, Turn, refused
 
 _ROW_DEPTH = MAX_OUTPUT_DEPTH + 8
 
@@ -83,4 +83,4 @@ def _ask_again(turn: Turn) -> None:
             turn.row.set_step(step.id, replace(fresh, phase=Phase.UNREACHABLE))
             turn.row.set_timer(ASK + step.id, 0, state.attempt)
         else:
-            steps_life.ask_again(turn, step)
+            step_life.ask_again(turn, step)

@@ -9,17 +9,17 @@ from typing import Any
 
 import msgspec
 
-from tables import refusals
-from tables.builder import Builder
 from tables.commands import Origin, Start
 from tables.definition import Definition
 from tables.effects import Effect, Event
+from tables.fold import refusals
+from tables.fold.context import Decision, Turn, refused
+from tables.fold.next_row import Builder
+from tables.fold.transitions import end, finish, settle
 from tables.instance import CeremonyStatus, Instance
 from tables.kinds import Kinds
 from tables.limits import MAX_ID, MAX_INPUT_DEPTH, MAX_INPUTS, clip, deeper_than
 from tables.timers import CEREMONY_MAX, millis
-from tables.transitions import end, finish, settle
-from tables.turn import Decision, Turn, refused
 
 START_REFUSED = "ceremony.start.refused"
 ALWAYS_INPUTS = frozenset({"story_id", "ceremony_id"})

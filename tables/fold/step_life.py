@@ -11,15 +11,15 @@ from typing import Any
 from msgspec.structs import replace
 
 from tables import roles
-from tables.builder import IN_FLIGHT, approvals_weight
 from tables.definition import Step
 from tables.effects import StepRequested
+from tables.fold.context import Turn
+from tables.fold.next_row import IN_FLIGHT, approvals_weight
 from tables.instance import Approval, Phase, StepState, StepStatus
 from tables.invariants import REJECTED
 from tables.kinds import AtOnce, Completed, Failed, Opened, Verdict
 from tables.limits import MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
 from tables.timers import ASK, GATE, RETRY, TIMEOUT, ask_pause, iso, millis, retry_pause
-from tables.turn import Turn
 
 STEP_EXECUTED = "ceremony.step.executed"
 STEP_RETRYING = "ceremony.step.retrying"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tables import steps_life
-from tables.builder import stub_of
 from tables.commands import Origin, TimerFired
 from tables.definition import Step
+from tables.fold import step_life
+from tables.fold.context import Decision, Turn
+from tables.fold.next_row import stub_of
+from tables.fold.transitions import end, settle
 from tables.instance import CeremonyStatus, Instance
 from tables.kinds import Failed
 from tables.timers import ASK, CEREMONY_MAX, GATE, RETRY, RUN_ON, TIMEOUT, UNTIL_TOMBSTONE
-from tables.transitions import end, settle
-from tables.turn import Decision, Turn
 
 
 def not_now(row: Instance, command: TimerFired, now: int) -> str:
@@ -52,8 +52,8 @@ def _timeout(turn: Turn, step: Step) -> None:
     """The attempt's time is up: its kind says whether what was gathered suffices."""
     context = turn.context(step)
     verdict = turn.kind(step).timed_out(context, context.state.answers)
-    if not steps_life.conclude(turn, step, verdict):
-        steps_life.fail(turn, step, Failed("timeout", f"no answer within {step.timeout_seconds:g} s"))
+    if not step_life.conclude(turn, step, verdict):
+        step_life.fail(turn, step, Failed("timeout", f"no answer within {step.timeout_seconds:g} s"))
 
 
 def _gate(turn: Turn, step: Step) -> None:
@@ -61,12 +61,12 @@ def _gate(turn: Turn, step: Step) -> None:
     context = turn.context(step)
     verdict = turn.kind(step).timed_out(context, context.state.answers)
     message = verdict.message if isinstance(verdict, Failed) else "nobody decided before the gate's deadline"
-    steps_life.fail(turn, step, Failed("gate_deadline", message, retryable=False))
+    step_life.fail(turn, step, Failed("gate_deadline", message, retryable=False))
 
 
 _OF_STEP: dict[str, Callable[[Turn, Step], None]] = {
     TIMEOUT: _timeout,
-    RETRY: steps_life.start,
-    ASK: steps_life.ask_again,
+    RETRY: step_life.start,
+    ASK: step_life.ask_again,
     GATE: _gate,
 }

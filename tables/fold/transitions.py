@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tables import steps_life
 from tables.definition import Definition, Step, Transition
 from tables.effects import Ended
+from tables.fold import step_life
+from tables.fold.context import Decision, Turn
 from tables.guards import guard_steps, holds, is_human, is_unjudged
 from tables.instance import CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.limits import MAX_TRANSITIONS, clip
 from tables.timers import UNTIL_STUB
-from tables.turn import Decision, Turn
 
 TRANSITION_APPLIED = "ceremony.transition.applied"
 # By name once: on Python 3.11 each look-up of a member costs a call.
@@ -106,7 +106,7 @@ def _start_ready(turn: Turn, candidates: tuple[Step, ...] | None) -> bool:
     row, selected = turn.row, turn.row.base.selected
     for step in turn.here if candidates is None else candidates:
         if row.steps[step.id].status is _PENDING and _ready(step, row.steps, selected):
-            steps_life.start(turn, step)
+            step_life.start(turn, step)
             if row.steps[step.id].phase is not _ASKED:
                 return True
     return False
@@ -134,7 +134,7 @@ def apply(turn: Turn, transition: Transition, who: dict[str, str] | None = None)
         end(turn, CeremonyStatus.FAILED, "endless_cycle", message)
         return
     turn.applied += 1
-    steps_life.cancel_in_flight(turn)
+    step_life.cancel_in_flight(turn)
     turn.event(
         TRANSITION_APPLIED,
         {
@@ -147,7 +147,7 @@ def apply(turn: Turn, transition: Transition, who: dict[str, str] | None = None)
     )
     turn.enter(transition.to_state)
     for step in turn.here:
-        steps_life.reset(turn, step)
+        step_life.reset(turn, step)
     if turn.definition.states[transition.to_state].terminal:
         end(turn, CeremonyStatus.COMPLETED)
 
@@ -193,7 +193,7 @@ def end(
 ) -> None:
     """Come to a terminal status: steps in flight are CANCELLED first, then the end is announced."""
     row = turn.row
-    steps_life.cancel_in_flight(turn)
+    step_life.cancel_in_flight(turn)
     row.end(status, code, message, UNTIL_STUB)
     payload = dict(more or {})
     if code:

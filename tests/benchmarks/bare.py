@@ -22,9 +22,9 @@ import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from bridge.clock import HostClock
-from streams.transport.contract import Out, TopicSpec
-from streams.transport.kafka_batches import append_batches
-from streams.transport.kafka_log import KafkaLog
+from ports.log import Out, TopicSpec
+from streams.transport.kafka.batches import append_batches
+from streams.transport.kafka.log import KafkaLog
 from tests.benchmarks.bare_work import Options, Output, ceremonies_of, template
 from tests.benchmarks.sizes import Records
 

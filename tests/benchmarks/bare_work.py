@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 from aiokafka import ConsumerRecord
 
-from streams.transport.contract import Out
+from ports.log import Out
 from tests.benchmarks.sizes import CeremonyRecords, Records, RecordSize
 
 Template = tuple[bytes, list[tuple[str, bytes]]]

@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.clock import HostClock
+from ceremony.program import collect_seldom
+from ports.log import Header, Record
 from steps import aggregation
 from steps.aggregation import Aggregation
 from steps.reading import Wiring
@@ -32,16 +34,14 @@ from streams.ceremony_agent import CeremonyAgent, origin_of
 from streams.codecs import event_record
 from streams.engine import Engine
 from streams.log_clock import LogClock
-from streams.main import collect_seldom
 from streams.metrics import Metrics
 from streams.timers import Timers
 from streams.topics import CEREMONIES, COMMANDS, CORRELATION_ID, prefixed, step_topic
-from streams.transport.contract import Header, Record
-from streams.transport.sqlite_log import SqliteLog
+from streams.transport.sqlite.log import SqliteLog
 from tables.commands import PutDefinition, Start, decode_command, encode_command
 from tables.definition import Definition
 from tables.effects import FOLD, Event, StepRequested, encode_request
-from tables.fold import Decision, decide
+from tables.fold.decide import Decision, decide
 from tables.instance import Instance, encode_instance
 from tables.kinds import Kinds
 from tests.benchmarks.preload import PAYLOAD, STORY

@@ -23,15 +23,15 @@ import uvloop
 from nats import connect
 
 from bridge.clock import HostClock
-from bridge.nats_connection import NatsConnection
-from bridge.nats_in import AgentResponses
-from bridge.nats_in_messages import BACKLOG_REVIEW
-from bridge.nats_out import EventsBridge
-from bridge.nats_streams import AGENT_RESPONSES
-from bridge.nats_window import WINDOW
+from bridge.nats.connection import NatsConnection
+from bridge.nats.events import EventsBridge
+from bridge.nats.response_messages import BACKLOG_REVIEW
+from bridge.nats.responses import AgentResponses
+from bridge.nats.streams import AGENT_RESPONSES
+from bridge.nats.window import WINDOW
+from ports.log import Committed, Log, Record
 from streams.codecs import envelope, event_record
 from streams.topics import EVENTS, prefixed
-from streams.transport.contract import Committed, Log, Record
 from tables.effects import Event
 from tests.benchmarks import processes
 from tests.benchmarks.meter import cpu_seconds

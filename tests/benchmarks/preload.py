@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from aiokafka import TopicPartition
 
-from streams.transport.contract import Out
-from streams.transport.kafka_batches import append_batches
-from streams.transport.kafka_log import KafkaLog
+from ports.log import Out
+from streams.transport.kafka.batches import append_batches
+from streams.transport.kafka.log import KafkaLog
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
 from tests.benchmarks.workloads import Workload

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from aiokafka import TopicPartition
 
 from bridge.clock import HostClock
+from ports.log import Out
 from steps.registry import all_kinds
 from streams.topics import CEREMONIES, DEFINITIONS, changelog, prefixed
-from streams.transport.contract import Out
-from streams.transport.kafka_log import KafkaLog
-from streams.transport.kafka_recovery import Recovery
+from streams.transport.kafka.log import KafkaLog
+from streams.transport.kafka.recovery import Recovery
 from tables.commands import Origin
-from tables.fold import decide
+from tables.fold.decide import decide
 from tables.instance import encode_instance
 from tests.benchmarks import preload, warm_up
 from tests.benchmarks.meter import cpu_seconds, resident_bytes

@@ -12,7 +12,7 @@ from nats.aio.client import Client
 
 from bridge.clock import HostClock
 from streams.topology import topics
-from streams.transport.kafka_log import KafkaLog
+from streams.transport.kafka.log import KafkaLog
 from tests.benchmarks import processes
 from tests.benchmarks.layouts import ONE, Layout
 from tests.benchmarks.processes import MeasuredNats, WorkerProcess

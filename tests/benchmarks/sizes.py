@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from streams.transport.contract import Record
+from ports.log import Record
 
 
 class RecordSize(msgspec.Struct, frozen=True):

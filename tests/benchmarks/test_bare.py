@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.transport.contract import Record
+from ports.log import Record
 from tests.benchmarks import bare_figures
 from tests.benchmarks.bare import Measured, together
 from tests.benchmarks.bare_figures import BareRun, Kind, kinds

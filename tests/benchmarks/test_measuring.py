@@ -35,8 +35,8 @@ def test_a_spread_has_the_median_and_both_ends() -> None:
 def test_a_profile_counts_the_event_loop_by_function_and_by_owner(tmp_path: Path) -> None:
     file = tmp_path / "profile.raw"
     file.write_text(
-        f"main (x.py:1);{LOOP};decide (tables/fold.py:60);settle (tables/transitions.py:33) 3\n"
-        f"main (x.py:1);{LOOP};decide (tables/fold.py:61) 1\n"
+        f"main (x.py:1);{LOOP};decide (tables/fold/decide.py:60);settle (tables/fold/transitions.py:33) 3\n"
+        f"main (x.py:1);{LOOP};decide (tables/fold/decide.py:61) 1\n"
         f"main (x.py:1);{LOOP};send (aiokafka/client.py:474);write (asyncio/streams.py:3) 4\n"
         f"main (x.py:1);{LOOP} 2\n"
         "Thread._bootstrap (threading.py:1002);Thread.run (threading.py:982) 90\n"
@@ -48,8 +48,8 @@ def test_a_profile_counts_the_event_loop_by_function_and_by_owner(tmp_path: Path
         "asyncio": 0.4,
         "uvloop and the kernel: sockets, callbacks": 0.2,
     }
-    assert profile.self_time["settle (tables/transitions.py)"] == 0.3
-    assert profile.total_time["decide (tables/fold.py)"] == 0.4
+    assert profile.self_time["settle (tables/fold/transitions.py)"] == 0.3
+    assert profile.total_time["decide (tables/fold/decide.py)"] == 0.4
 
 
 def test_the_meter_tells_the_cpu_time_of_a_span() -> None:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, cast
 import pytest
 from nats.aio.subscription import Subscription
 
+from ports.log import Record
 from streams.codecs import envelope
-from streams.transport.contract import Record
 from tables.commands import AnyCommand, PutDefinition, StepOutcome
 from tables.instance import TERMINAL, CeremonyStatus
 from tests.benchmarks import preload, serial, throughput

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ports.log import Record
 from streams.topics import COMMANDS, EVENTS, STEP_KINDS, SUBJECT, prefixed, step_topic
-from streams.transport.contract import Record
-from streams.transport.kafka_log import KafkaLog
+from streams.transport.kafka.log import KafkaLog
 from tables.commands import Start, StepOutcome, decode_command
 from tests.benchmarks import jetstream, preload, processes, warm_up
 from tests.benchmarks.meter import MACHINE, CpuMeter

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from steps.registry import all_kinds
 from tables.definition import Definition
-from tables.loader import load
+from tables.definitions.loader import load
 from tests.benchmarks.processes import SPECS
 
 STEPS = 5

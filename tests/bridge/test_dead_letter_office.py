@@ -11,13 +11,13 @@ import pytest
 
 from bridge.clock import HostClock
 from bridge.dead_letter_office import DeadLetterOffice, DeadLetterUnknown, NotReplayable, Origin
-from bridge.nats_metrics import REPLAYED
-from bridge.nats_streams import AGENT_RESPONSES
+from bridge.nats.metrics import REPLAYED
+from bridge.nats.streams import AGENT_RESPONSES
+from ports.log import LogUnavailable, Record
+from streams.api import Unavailable
 from streams.codecs import DEADLETTER_BODY_LIMIT, dead_letter_record, placed_letter
-from streams.front import Unavailable
 from streams.topology import topics
-from streams.transport.contract import LogUnavailable, Record
-from streams.transport.sqlite_log import SqliteLog
+from streams.transport.sqlite.log import SqliteLog
 from tables.commands import AgentResult, decode_command
 from tests.poison.shapes import Shape, good, shapes
 

@@ -12,7 +12,7 @@ from bridge.definitions_dir import DefinitionsDir, DefinitionUnknown, ServerRule
 from steps.registry import all_kinds
 from steps.subjects import subject_problems
 from tables.errors import DefinitionInvalid
-from tests.bridge.front_world import HEAD, SELECTING, SELFISH
+from tests.bridge.grpc.world import HEAD, SELECTING, SELFISH
 
 KINDS = all_kinds()
 

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 import typer
 
-from bridge import cli
+from ceremony import cli
 
 
 @pytest.fixture(scope="session", autouse=True)

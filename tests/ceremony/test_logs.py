@@ -10,7 +10,7 @@ import pytest
 import structlog
 from faust.agents.actor import Actor
 
-from streams.logs import QUIET_SECONDS, configure
+from ceremony.logs import QUIET_SECONDS, configure
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bridge.cli.root import SettingsInvalid
-from streams import main
-from streams.settings import Settings
+from ceremony import program
+from ceremony.cli.root import SettingsInvalid
+from ceremony.settings import Settings
 
 CONTRACT = {
     "NATS_URL": ("nats_url", "nats://nats:4222"),
@@ -128,6 +128,6 @@ def test_an_unknown_readiness_name_is_told_what_there_is(monkeypatch: pytest.Mon
 def test_the_program_says_in_a_line_what_is_wrong(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
     monkeypatch.setenv(variable, text)
     with pytest.raises(SettingsInvalid) as caught:
-        main.settings({})
+        program.settings({})
     (problem,) = caught.value.problems
     assert problem.startswith(f"{variable}: ") and text in problem and "\n" not in problem

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from ceremony.settings import Settings
+from ceremony.worker import Worker
 from steps import deliberation, task_extraction
-from streams.settings import Settings
-from streams.worker import Worker
 
 
 @pytest.mark.parametrize("seconds", [10.0, 90.0])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
-from bridge.nats_in_messages import SUBJECTS
+from bridge.nats.response_messages import SUBJECTS
 from steps.subjects import own
 from streams import codecs
 from tables.effects import Event

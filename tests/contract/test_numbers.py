@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from bridge import (
-    grpc_messages,
-    grpc_operations,
-    grpc_refusals,
-    nats_in_messages,
-    nats_streams,
-    ray_executor,
-    start_request,
-)
-from steps import tasks
+from bridge.grpc import messages, operations, refusals, start_request
+from bridge.nats import response_messages, streams
+from bridge.ray import executor
+from ceremony.settings import Settings
+from ports import log
+from steps import ray_task
 from steps.config import Constraints
 from steps.registry import all_kinds
 from streams import engine, history, timers, topology
-from streams.settings import Settings
 from streams.topics import STEP_KINDS
-from streams.transport import checkpoints, contract, owner
-from tables import instance, limits, yaml_source
+from streams.transport.partition import assignment, checkpoints
+from tables import instance, limits
 from tables import timers as fold_timers
 from tables.definition import RetryPolicy, Timeouts
-from tables.loader import load
+from tables.definitions import yaml_source
+from tables.definitions.loader import load
 
 KIB = 1024
 DAY = 24 * 60 * 60 * 1000
@@ -72,20 +68,20 @@ def test_sizes() -> None:
     """Contract §1, §8, design §2, §3."""
     assert yaml_source.MAX_BYTES == 256 * KIB
     assert limits.MAX_INPUTS == start_request.LARGEST_INPUTS == 256 * KIB
-    assert limits.MAX_OUTPUT == nats_in_messages.LARGEST_VALUE == 256 * KIB
-    assert tasks.LARGEST_DESCRIPTION == 256 * KIB
+    assert limits.MAX_OUTPUT == response_messages.LARGEST_VALUE == 256 * KIB
+    assert ray_task.LARGEST_DESCRIPTION == 256 * KIB
     assert limits.MAX_ROW == 768 * KIB
     assert limits.MAX_INPUT_DEPTH == start_request.DEEPEST == 64
-    assert grpc_messages.LARGEST_ANSWER == 3 * KIB * KIB
-    assert (contract.LARGEST_RECORD, contract.LARGEST_BATCH) == (4 * KIB * KIB, KIB * KIB)
+    assert messages.LARGEST_ANSWER == 3 * KIB * KIB
+    assert (log.LARGEST_RECORD, log.LARGEST_BATCH) == (4 * KIB * KIB, KIB * KIB)
 
 
 def test_counts() -> None:
     """Contract §3, §8, design §2."""
     assert limits.MAX_TRANSITIONS == 100
     assert instance.KEPT_COMMAND_IDS == 64
-    assert (grpc_refusals.DEFAULT_LIMIT, grpc_refusals.LARGEST_LIMIT) == (100, 1000)
-    assert grpc_operations.LONGEST_HISTORY == 200
+    assert (refusals.DEFAULT_LIMIT, refusals.LARGEST_LIMIT) == (100, 1000)
+    assert operations.LONGEST_HISTORY == 200
 
 
 def test_times() -> None:
@@ -94,10 +90,10 @@ def test_times() -> None:
     assert history.SECONDS == 10
     assert (fold_timers.ASK_FIRST, fold_timers.ASK_LONGEST) == (1_000, 30_000)
     assert (timers.AGAIN_MS, timers.LEARN_SECONDS) == (1_000, 60)
-    assert ray_executor.CALL_TIMEOUT_SECONDS == Settings.model_fields["ray_call_timeout_seconds"].default == 10
+    assert executor.CALL_TIMEOUT_SECONDS == Settings.model_fields["ray_call_timeout_seconds"].default == 10
     assert Settings.model_fields["take_over_grace_seconds"].default == 30
-    assert (nats_streams.DUPLICATE_WINDOW_SECONDS, nats_streams.MAX_AGE_SECONDS) == (10 * 60, 30 * 24 * 60 * 60)
-    assert (owner.SHORTEST_INTERVAL, owner.INTERVAL_PER_PARTITION) == (0.5, 0.040)
+    assert (streams.DUPLICATE_WINDOW_SECONDS, streams.MAX_AGE_SECONDS) == (10 * 60, 30 * 24 * 60 * 60)
+    assert (assignment.SHORTEST_INTERVAL, assignment.INTERVAL_PER_PARTITION) == (0.5, 0.040)
     assert (checkpoints.Limits().commands, checkpoints.Limits().bytes) == (5_000, 8 * KIB * KIB)
 
 

@@ -14,20 +14,20 @@ from unittest.mock import patch
 from msgspec.structs import replace
 from nats.aio.msg import Msg
 
-from bridge.nats_in import AgentResponses
-from bridge.nats_in_messages import to_command
-from bridge.nats_out import EventsBridge
-from bridge.nats_progress import Marks
-from bridge.nats_publish import JetStreamPublisher
-from bridge.nats_streams import AGENT_RESPONSES
-from bridge.nats_window import Outgoing
+from bridge.nats.events import EventsBridge
+from bridge.nats.progress import Marks
+from bridge.nats.publish import JetStreamPublisher
+from bridge.nats.response_messages import to_command
+from bridge.nats.responses import AgentResponses
+from bridge.nats.streams import AGENT_RESPONSES
+from bridge.nats.window import Outgoing
+from ports.log import Record
 from steps.reading import Served
+from streams.api import Answer
 from streams.engine import Engine
-from streams.front import Answer
 from streams.timers import PartitionTimers, Timers
-from streams.transport.checkpoints import Checkpoints
-from streams.transport.contract import Record
-from streams.transport.rows import Rows
+from streams.transport.partition.checkpoints import Checkpoints
+from streams.transport.partition.rows import Rows
 from tables.commands import AgentResult
 
 Plant = Callable[[], Any]

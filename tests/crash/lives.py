@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from bridge.nats_streams import CEREMONY
+from bridge.nats.streams import CEREMONY
 from tests.crash.process import Process, Surroundings
 from tests.crash.script import PATIENCE_SECONDS, SCRIPT, asks, at_rest
 

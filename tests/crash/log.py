@@ -13,9 +13,8 @@ from typing import Any
 
 from aiokafka.partitioner import murmur2
 
-from steps.ports import Clock
-from streams.transport.batch import weigh
-from streams.transport.contract import (
+from ports.clock import Clock
+from ports.log import (
     AgentSpec,
     Committed,
     Fenced,
@@ -31,7 +30,8 @@ from streams.transport.contract import (
     Taken,
     TopicSpec,
 )
-from streams.transport.owner import Still
+from streams.transport.partition.assignment import Still
+from streams.transport.partition.batch import weigh
 from tests.crash.world import Host, World
 
 SEND_SECONDS = 0.5

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from bridge.nats_answers import Hear
-from bridge.nats_client import Message
+from bridge.nats.answers import Hear
+from bridge.nats.client import Message
 from tests.crash.world import Host, World
 
 WIRE_SECONDS = 0.05

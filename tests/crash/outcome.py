@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.nats_streams import CEREMONY, DUPLICATE_WINDOW_SECONDS
+from bridge.nats.streams import CEREMONY, DUPLICATE_WINDOW_SECONDS
 from steps.registry import all_kinds
 from streams.ceremony_agent import CeremonyAgent
 from streams.log_clock import LogClock

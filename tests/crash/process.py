@@ -1,4 +1,4 @@
-"""One worker process in small: everything of `streams/worker.py` that works on ceremonies, on in-memory neighbours.
+"""One worker process in small: everything of `ceremony/worker.py` that works on ceremonies, on in-memory neighbours.
 
 The same parts are wired in the same order: ceremony agent, step agents, timers, engine front, bridges, `Owner`, `Part`.
 In place of Faust's streams stands a queue for each agent that keeps their contract; gRPC and HTTP are left out.
@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridge.clock import HostClock
-from bridge.nats_connection import NatsConnection
-from bridge.nats_in import AgentResponses
-from bridge.nats_out import EventsBridge
-from bridge.nats_outbound import NatsOutbound
+from bridge.nats.connection import NatsConnection
+from bridge.nats.events import EventsBridge
+from bridge.nats.outbound import NatsOutbound
+from bridge.nats.responses import AgentResponses
+from ports.log import AgentSpec
 from steps import aggregation, deliberation, human_gate, publish, task_extraction
-from steps.ray import Model
+from steps.ray_agent import Model
 from steps.reading import Wiring
 from steps.registry import all_kinds
 from streams.ceremony_agent import CeremonyAgent
@@ -28,12 +29,11 @@ from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, DEADLETTERS, prefixed
 from streams.topology import AgentFunction, agents
 from streams.topology import Owner as Hearers
-from streams.transport.batch import AgentGone, PartBatch
-from streams.transport.contract import AgentSpec
-from streams.transport.dead_letters import DeadLetters
-from streams.transport.owner import Owner, Still
-from streams.transport.row_cache import RowCache
-from streams.transport.row_store import MemoryStores
+from streams.transport.partition.assignment import Owner, Still
+from streams.transport.partition.batch import AgentGone, PartBatch
+from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.row_cache import RowCache
+from streams.transport.partition.row_store import MemoryStores
 from tests.crash.log import Broker, CrashBackend, CrashLog
 from tests.crash.nats import Client, Server
 from tests.crash.ray import Executor, RayPort

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steps.ports import RayAnswer, RayTask
+from ports.ray import RayAnswer, RayTask
 from tests.crash.world import Host
 
 CALL_SECONDS = 1.5
@@ -22,7 +22,7 @@ class Executor:
 
 
 class RayPort:
-    """Fulfils `steps.ports.RayExecutor` in one process."""
+    """Fulfils `ports.ray.RayExecutor` in one process."""
 
     def __init__(self, executor: Executor, host: Host) -> None:
         self._executor = executor

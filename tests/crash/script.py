@@ -13,17 +13,17 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from bridge.nats_in import DURABLE
-from bridge.nats_in_messages import BACKLOG_REVIEW, COMPLETED, FAILED, TASK_EXTRACTION
-from bridge.nats_streams import AGENT_RESPONSES
-from bridge.start_request import start_command
+from bridge.grpc.start_request import start_command
+from bridge.nats.response_messages import BACKLOG_REVIEW, COMPLETED, FAILED, TASK_EXTRACTION
+from bridge.nats.responses import DURABLE
+from bridge.nats.streams import AGENT_RESPONSES
 from steps.registry import all_kinds
-from streams.front import Answer, Unavailable
+from streams.api import Answer, Unavailable
 from streams.topics import CEREMONIES, COMMANDS, DEADLETTERS, EVENTS, STEP_KINDS, prefixed, step_topic
 from tables.commands import GateDecision
 from tables.definition import Definition
+from tables.definitions.loader import load
 from tables.instance import CeremonyStatus, Instance, Phase, StepStatus, decode_instance
-from tables.loader import load
 from tests.crash.process import GROUP, PREFIX, Process, Surroundings
 
 INSTANCE = "c1:s1"

@@ -12,9 +12,9 @@ from unittest.mock import patch
 
 import structlog
 
-from bridge import nats_sent
-from bridge.nats_connection import NatsConnection
-from bridge.nats_streams import CEREMONY
+from bridge.nats import sent
+from bridge.nats.connection import NatsConnection
+from bridge.nats.streams import CEREMONY
 
 
 async def _read_back(connection: NatsConnection, since: datetime) -> set[str]:
@@ -32,7 +32,7 @@ def stage() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     try:
-        with patch.object(nats_sent, "_read_back", _read_back):
+        with patch.object(sent, "_read_back", _read_back):
             yield
     finally:
         logging.disable(logging.NOTSET)

@@ -61,10 +61,10 @@ def test_every_await_that_tracing_counts_is_a_point(proof: Proof, capsys: pytest
     assert proof.points > 500
     waited = {site.rpartition(":")[0] for site in trace.sites}
     assert {
-        "streams/transport/part.py",
-        "streams/transport/checkpoints.py",
+        "streams/transport/partition/part.py",
+        "streams/transport/partition/checkpoints.py",
         "streams/timers.py",
-        "bridge/nats_out.py",
+        "bridge/nats/events.py",
         "steps/agent.py",
     } <= waited
 

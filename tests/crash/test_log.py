@@ -8,16 +8,7 @@ from typing import TypeVar
 
 import pytest
 
-from streams.transport.contract import (
-    LARGEST_RECORD,
-    AgentSpec,
-    Fenced,
-    Out,
-    PositionRow,
-    Record,
-    RecordTooLarge,
-    TableSpec,
-)
+from ports.log import LARGEST_RECORD, AgentSpec, Fenced, Out, PositionRow, Record, RecordTooLarge, TableSpec
 from tests.crash.log import Broker, CrashBackend, CrashLog
 from tests.crash.process import LoopClock
 from tests.crash.world import Host, World

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-OURS = tuple(f"{ROOT / package}/" for package in ("tables", "steps", "streams", "bridge"))
+OURS = tuple(f"{ROOT / package}/" for package in ("ports", "tables", "steps", "streams", "bridge", "ceremony"))
 
 
 @dataclass

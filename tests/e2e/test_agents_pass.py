@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from streams.topics import STEP_KINDS, prefixed, step_topic
 from tables.effects import StepRequested, encode_request
 from tables.instance import Phase
-from tests.bridge.nats_world import client
+from tests.bridge.nats.world import client
 from tests.e2e.world import World, until
 from tests.services import KafkaServer
 

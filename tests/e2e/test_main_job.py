@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 
-from streams.transport.contract import Record
+from ports.log import Record
 from tests.contract.asyncapi import validate_message
 from tests.e2e.world import INPUTS, SPECS, Message, World, until
 from tests.services import KafkaServer

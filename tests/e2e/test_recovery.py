@@ -18,7 +18,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 
 from bridge.clock import HostClock
-from bridge.ray_simulation import Knobs
+from ceremony.dev.ray_simulation import Knobs
 from tests.e2e.world import (
     ENDED,
     INPUTS,

@@ -13,10 +13,10 @@ import pytest
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.clock import HostClock
-from streams.worker import Worker
+from ceremony.worker import Worker
 from tables.instance import Instance
 from tables.timers import UNTIL_STUB, UNTIL_TOMBSTONE
-from tests.bridge.front_world import refused
+from tests.bridge.grpc.world import refused
 from tests.e2e.world import World, until
 
 MINUTE = 60.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.transport.rocks_store import RocksStores
+from streams.transport.partition.rocks_store import RocksStores
 from tests.e2e.world import WorkerProcess, World, until, worker_settings
 from tests.services import NatsServer
 

@@ -26,13 +26,13 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
 
-from bridge import ray_simulation
 from bridge.clock import HostClock
-from bridge.ray_simulation import Knobs, RaySimulation
-from bridge.ray_simulation.service import RayExecutorService
-from streams.settings import Settings
-from streams.worker import Worker
-from tests.bridge.nats_world import stored
+from ceremony.dev import ray_simulation
+from ceremony.dev.ray_simulation import Knobs, RaySimulation
+from ceremony.dev.ray_simulation.service import RayExecutorService
+from ceremony.settings import Settings
+from ceremony.worker import Worker
+from tests.bridge.nats.world import stored
 from tests.services import NatsServer, free_port
 
 if TYPE_CHECKING:  # only the types have it
@@ -305,7 +305,7 @@ class WorkerProcess:
     def start(self) -> None:
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "streams.main", "serve"],
+                [sys.executable, "-m", "ceremony.program", "serve"],
                 cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from fleet.planning_ceremony.v1.client import PlanningCeremonyError
 
-from streams.transport.contract import LogFailed
+from ports.log import LogFailed
 from tests.checker.check import check_run
 from tests.checker.collect import collect, read_definitions
 from tests.checker.recording import Start

@@ -85,7 +85,7 @@ ODD = {
 
 
 class RayExecutor(Program):
-    """`python -m bridge.ray_simulation`: quick, and not always well-behaved."""
+    """`python -m ceremony.dev.ray_simulation`: quick, and not always well-behaved."""
 
     name = "ray"
 
@@ -106,7 +106,7 @@ class RayExecutor(Program):
         knobs = {"latency": 0.5, "jitter": 0.4, **({**ODD, "late-seconds": self._late} if self.odd else USUAL)}
         told = [word for name, value in knobs.items() for word in (f"--{name}", value)]
         served = ("--grpc", self.address, "--nats", self._nats.url, "--seed", self._seed)
-        return self._run(sys.executable, "-m", "bridge.ray_simulation", *served, *told)
+        return self._run(sys.executable, "-m", "ceremony.dev.ray_simulation", *served, *told)
 
     def _answers(self) -> bool:
         channel = grpc.insecure_channel(self.address)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bridge.dead_letter_office import DONE, AuditEntry
+from ports.log import LARGEST_RECORD, Header
 from streams import topics
 from streams.codecs import dead_letter_record, event_record
-from streams.owners import Heartbeat
-from streams.transport.contract import LARGEST_RECORD, Header
+from streams.worker_directory import Heartbeat
 from tables.commands import Cancel, encode_command
 from tables.effects import FOLD, Event, StepRequested, encode_request
 

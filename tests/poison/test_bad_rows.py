@@ -13,12 +13,12 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from bridge.clock import HostClock
+from ports.log import LogFailed
 from streams.topics import CEREMONIES, DEFINITIONS, changelog, prefixed
 from streams.topology import TABLES
-from streams.transport.contract import LogFailed
-from streams.transport.row_cache import RowCache
-from streams.transport.row_store import MemoryStore
-from streams.transport.rows import Rows
+from streams.transport.partition.row_cache import RowCache
+from streams.transport.partition.row_store import MemoryStore
+from streams.transport.partition.rows import Rows
 from tables.instance import decode_instance, encode_instance
 from tests.e2e.world import WorkerProcess, World, until, worker_settings
 from tests.poison.shapes import FIELDS, VALUES, Shape, Written

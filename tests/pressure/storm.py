@@ -21,7 +21,7 @@ import uvloop
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
 
-from bridge import grpc_wakeups
+from bridge.grpc import wakeups
 from tests.benchmarks.processes import MeasuredNats
 from tests.faults.load import pause_after
 from tests.faults.world import SPECS, WorkerServer
@@ -109,7 +109,7 @@ class _Run:
 
     async def run(self) -> Weathered:
         storm = self._storm
-        grpc_wakeups.take_all()  # else callers are what is slow
+        wakeups.take_all()  # else callers are what is slow
         cpu = time.process_time()
         channels = [grpc.aio.insecure_channel(self._worker.address, options=OPTIONS) for _ in range(storm.channels)]
         stubs: list[Any] = [PlanningCeremonyProcessorStub(channel) for channel in channels]

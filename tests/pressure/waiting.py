@@ -23,15 +23,15 @@ from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
 
 from bridge.clock import HostClock
+from ports.log import Out
 from steps.registry import all_kinds
 from streams.topics import COMMANDS, prefixed
 from streams.topology import topics
-from streams.transport.contract import Out
-from streams.transport.kafka_batches import append_batches
-from streams.transport.kafka_log import KafkaLog
+from streams.transport.kafka.batches import append_batches
+from streams.transport.kafka.log import KafkaLog
 from tables.commands import AnyCommand, GateDecision, PutDefinition, Start, StepOutcome, encode_command
 from tables.definition import Definition
-from tables.loader import load
+from tables.definitions.loader import load
 from tests.benchmarks.processes import MeasuredNats
 from tests.faults.world import WorkerServer
 from tests.pressure.storm import memory_of

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from bridge.clock import HostClock
+from ports.outbound import Published
+from ports.ray import RayAnswer, RayTask
 from steps.agent import AgentFunction
-from steps.ports import Published, RayAnswer, RayTask
 from steps.reading import Wiring
 from steps.registry import all_kinds
 from tables.commands import StepOutcome, decode_command

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from ports.errors import Unreachable
+from ports.ray import RayAnswer
 from steps.deliberation import Deliberation, agent
-from steps.ports import RayAnswer, Unreachable
-from steps.ray import Model
+from steps.ray_agent import Model
 from tables.instance import Answer
 from tables.kinds import Completed, Decided, Failed, Pending, StepContext
 from tests.steps.fakes import (

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from steps.ports import Published, Refused, Unreachable
+from ports.errors import Unreachable
+from ports.outbound import Published, Refused
 from steps.publish import Publish, agent, idempotency_key
 from tables.definition import Output
 from tables.kinds import Completed, Failed

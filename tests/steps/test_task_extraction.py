@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from steps.ray import Model
+from steps.ray_agent import Model
 from steps.task_extraction import TaskExtraction, agent
 from tables.instance import Answer
 from tables.kinds import Completed, Failed, Pending, StepContext

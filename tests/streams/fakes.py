@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ports.log import Header, Held, Record
 from streams.topics import CEREMONIES, DEFINITIONS
-from streams.transport.contract import Header, Held, Record
 from tables.commands import AnyCommand, encode_command
 from tables.instance import Instance
 

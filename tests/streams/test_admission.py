@@ -6,7 +6,7 @@ import pytest
 
 from streams import admission as module
 from streams.admission import LONGEST_HINT, MORE, SHORTEST_HINT, SLOWEST, WAITING_STARTS, Admission, ComeBack
-from streams.front import Overloaded
+from streams.api import Overloaded
 from tests.streams.fakes import HandClock
 
 

@@ -18,9 +18,9 @@ from streams.log_clock import LogClock
 from streams.topics import CEREMONIES, DEFINITIONS
 from tables.commands import AnyCommand, Cancel, Noop, PutDefinition, Start, StepOutcome, encode_command
 from tables.definition import Definition
+from tables.definitions.loader import load
 from tables.instance import CeremonyStatus
 from tables.kinds import Kinds
-from tables.loader import load
 from tests.streams.fakes import HandClock, MemoryBatch, MemoryView, command_record, record
 from tests.tables.world import ASKED
 
@@ -214,7 +214,7 @@ def test_who_waits_for_a_command_that_the_fold_failed_on_is_told_so() -> None:
     """Never `accepted`: that the ceremony was paused instead is no success of the command."""
     partition = Partition()
     partition.begin("c1")
-    with mock.patch("tables.fold_operations.end", boom):
+    with mock.patch("tables.fold.operations.end", boom):
         batch = partition.fold(
             command_record(5, Cancel(instance_id="c1:s1", command_id="cancel-1", actor="anna")),
         )

@@ -7,9 +7,9 @@ import json
 import pytest
 from msgspec.structs import replace
 
+from ports.log import Record
 from streams import codecs, topics
-from streams.transport.contract import Record
-from streams.transport.dead_letters import dead_letter
+from streams.transport.partition.dead_letters import dead_letter
 from tables.effects import Event
 
 EVENT = Event(

@@ -12,18 +12,18 @@ import msgspec
 import pytest
 
 from bridge.clock import HostClock
+from ports.log import TopicSpec
 from steps.registry import all_kinds
 from streams import engine as engine_module
 from streams.admission import Admission
 from streams.answers import ACCEPTED, Folded
+from streams.api import Overloaded, PartitionDiffers, Unavailable
 from streams.ceremony_agent import Folding
 from streams.engine import Engine
-from streams.front import Overloaded, PartitionDiffers, Unavailable
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.topics import DEFINITIONS
-from streams.transport.contract import TopicSpec
-from streams.transport.sqlite_log import SqliteLog
+from streams.transport.sqlite.log import SqliteLog
 from tables.commands import Cancel, PutDefinition, Start, decode_command
 from tests.streams.fakes import MemoryBatch, MemoryView, settle
 from tests.streams.test_ceremony_agent import PROBE, start

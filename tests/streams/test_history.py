@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from bridge.clock import HostClock
+from ports.log import LogUnavailable, Record, TopicSpec
 from streams import history as history_module
 from streams import topics
+from streams.api import Unavailable
 from streams.codecs import event_record
-from streams.front import Unavailable
 from streams.history import HistoryReader
-from streams.transport.contract import LogUnavailable, Record, TopicSpec
-from streams.transport.sqlite_log import SqliteLog
+from streams.transport.sqlite.log import SqliteLog
 from tables.effects import Event
 
 TOPIC = "t.events"

@@ -10,15 +10,15 @@ from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from streams import sweep as sweep_module
+from streams.api import PartitionState
 from streams.doctor import SHOWN, Doctor
-from streams.front import PartitionState
 from streams.metrics import Metrics
 from streams.sweep import SLICE, Sweep
 from streams.topics import CEREMONIES
 from tables.definition import Definition
 from tables.instance import CeremonyStatus, Instance, Phase
 from tests.streams.fakes import HandClock, MemoryView
-from tests.tables.test_fold_operations import BODY
+from tests.tables.fold.test_operations import BODY
 from tests.tables.world import World, definition_of
 
 DEFINITION = definition_of(BODY)

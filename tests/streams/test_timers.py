@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from ports.log import Header, LogUnavailable
 from streams.log_clock import LogClock
 from streams.timers import AGAIN_MS, BURST, LEARN_SECONDS, PartitionTimers, Timers, due_timers
 from streams.topics import CEREMONIES
-from streams.transport.contract import Header, LogUnavailable
 from tables.commands import Noop, TimerFired, decode_command
 from tables.instance import CeremonyStatus, Instance, Timer
 from tests.streams.fakes import HandClock, MemoryView, settle

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from ports.log import Header, LogUnavailable, Position, Record
+from streams.api import HERE, Unavailable
 from streams.codecs import placed_letter
-from streams.front import HERE, Unavailable
 from streams.log_clock import LogClock
-from streams.owners import Heartbeat, Owners
 from streams.topics import OWNERS
-from streams.transport.contract import Header, LogUnavailable, Position, Record
+from streams.worker_directory import Heartbeat, Owners
 from tests.poison.shapes import good, shapes
 from tests.streams.fakes import HandClock, settle
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from tables.builder import stub_of
 from tables.diagnosis import OVERDUE_MS, CeremonyDiagnosis, Verdict, diagnose, verdict_of
+from tables.fold.next_row import stub_of
 from tables.instance import Instance, Phase, Timer
 from tests.tables.world import BEGIN, World, definition_of
 

@@ -9,10 +9,10 @@ import pytest
 
 from steps.registry import all_kinds
 from tables.definition import Definition, Guard, GuardType
+from tables.definitions.loader import load
 from tables.errors import CeremonyError
 from tables.guards import GuardView, guard_steps, holds, is_human, parse_check
 from tables.instance import Approval, CeremonyStatus, Instance, StepState, StepStatus
-from tables.loader import load
 
 DEFINITION = load(
     """\

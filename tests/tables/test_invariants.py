@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tables.builder import Builder
 from tables.errors import InvariantBroken
+from tables.fold.next_row import Builder
 from tables.instance import Answer, CeremonyStatus, Instance, Phase, StepState, StepStatus, Timer
 from tables.invariants import broken, broken_change
 from tables.liveness import waiting_for

@@ -6,7 +6,7 @@ import pytest
 
 from steps.registry import all_kinds
 from tables.definition import Definition, Guard, GuardType
-from tables.loader import load, warnings
+from tables.definitions.loader import load, warnings
 from tables.roles import allows, guard_refusal, refusal, step_role_refusal
 
 TEXT = """\

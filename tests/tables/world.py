@@ -26,13 +26,13 @@ from tables.commands import (
     encode_command,
 )
 from tables.definition import Definition
+from tables.definitions.loader import load
 from tables.effects import Effect, Event, Refused, StepRequested
-from tables.fold import Decision, decide
+from tables.fold.decide import Decision, decide
 from tables.instance import TERMINAL, Instance, StepState, decode_instance, encode_instance
 from tables.invariants import broken
 from tables.kinds import Kinds
 from tables.liveness import waiting_for
-from tables.loader import load
 
 KINDS = all_kinds()
 

@@ -16,8 +16,8 @@ import sys
 from collections.abc import AsyncIterable
 
 from bridge.clock import HostClock
+from ports.log import AgentSpec, Batch, TableSpec, TopicSpec
 from streams.transport.app import CeremonyApp, create_app
-from streams.transport.contract import AgentSpec, Batch, TableSpec, TopicSpec
 
 COUNTS = TableSpec("counts", lambda row: json.dumps(row).encode(), json.loads)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterable
 
 from bridge.clock import HostClock
+from ports.log import AgentSpec, Batch, TableSpec, TopicSpec
 from streams.transport.app import create_app
-from streams.transport.contract import AgentSpec, Batch, TableSpec, TopicSpec
 
 
 async def ceremony(stream: AsyncIterable[Batch]) -> None:

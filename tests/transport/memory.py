@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from streams.transport.contract import AgentSpec, Backend, Fenced, Loading, Out, PositionRow, Record, Recovered
-from streams.transport.row_store import MemoryStore
+from ports.log import AgentSpec, Backend, Fenced, Loading, Out, PositionRow, Record, Recovered
+from streams.transport.partition.row_store import MemoryStore
 
 
 async def read_back(backend: Backend, *tables: str) -> tuple[dict[str, dict[bytes, bytes]], Recovered]:

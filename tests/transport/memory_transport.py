@@ -9,11 +9,11 @@ from aiokafka.partitioner import murmur2
 from yarl import URL
 
 from bridge.clock import HostClock
+from ports.log import AgentSpec, Follower, Handle, Header, Position, Record, Taken, TopicSpec
 from streams.transport.app import CeremonyApp
-from streams.transport.checkpoints import Limits
-from streams.transport.contract import AgentSpec, Follower, Handle, Header, Position, Record, Taken, TopicSpec
-from streams.transport.membership import Transport
-from streams.transport.owner import Still
+from streams.transport.faust.membership import Transport
+from streams.transport.partition.assignment import Still
+from streams.transport.partition.checkpoints import Limits
 from tests.transport.memory import MemoryBackend, MemoryLog
 
 

@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from bridge.clock import HostClock
-from streams.transport.batch import PartBatch
-from streams.transport.checkpoints import Limits
-from streams.transport.contract import AgentSpec, TableSpec
-from streams.transport.dead_letters import DeadLetters
-from streams.transport.part import Part
-from streams.transport.row_cache import RowCache
-from streams.transport.row_store import MemoryStores
+from ports.log import AgentSpec, TableSpec
+from streams.transport.partition.batch import PartBatch
+from streams.transport.partition.checkpoints import Limits
+from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.part import Part
+from streams.transport.partition.row_cache import RowCache
+from streams.transport.partition.row_store import MemoryStores
 from tests.transport.memory import MemoryLog
 
 COUNTS = TableSpec("counts", lambda row: json.dumps(row).encode(), json.loads)

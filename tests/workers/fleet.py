@@ -19,9 +19,9 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
 
-from streams.settings import Settings
-from streams.worker import Worker
-from tests.bridge.nats_world import client
+from ceremony.settings import Settings
+from ceremony.worker import Worker
+from tests.bridge.nats.world import client
 from tests.e2e.world import INPUTS, NO_RETRIES, WorkerProcess, until, worker_settings
 from tests.services import NatsServer
 

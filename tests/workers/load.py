@@ -21,8 +21,8 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremo
 
 from bridge.clock import HostClock
 from streams.topics import EVENTS, SUBJECT
-from streams.transport.kafka_log import KafkaLog
-from tests.bridge.nats_world import stored
+from streams.transport.kafka.log import KafkaLog
+from tests.bridge.nats.world import stored
 from tests.e2e.world import NO_RETRIES, WorkerProcess, until
 from tests.workers.fleet import Fleet, start_request
 

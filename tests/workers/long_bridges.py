@@ -17,9 +17,9 @@ from bridge.clock import HostClock
 from streams.codecs import event_record
 from streams.topics import DEADLETTERS, EVENTS
 from streams.topology import topics
-from streams.transport.kafka_log import KafkaLog
+from streams.transport.kafka.log import KafkaLog
 from tables.effects import Event
-from tests.bridge.nats_world import client, count, event, stored
+from tests.bridge.nats.world import client, count, event, stored
 from tests.e2e.world import until
 from tests.services import KafkaServer
 from tests.workers.fleet import Fleet

@@ -13,9 +13,9 @@ import pytest
 import pytest_asyncio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.grpc_forwarding import FORWARDED
+from bridge.grpc.forwarding import FORWARDED
 from streams.topics import OWNERS
-from tests.bridge.front_world import refused
+from tests.bridge.grpc.world import refused
 from tests.e2e.world import until
 from tests.poison.shapes import good, shapes
 from tests.services import KafkaServer

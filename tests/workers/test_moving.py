@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from streams.front import Unavailable
-from streams.worker import Worker
-from tests.bridge.front_world import refused
+from ceremony.worker import Worker
+from streams.api import Unavailable
+from tests.bridge.grpc.world import refused
 from tests.e2e.world import http_get, until
 from tests.services import KafkaServer
 from tests.workers.fleet import Fleet, stub_at, stub_of

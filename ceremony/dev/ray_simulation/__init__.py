@@ -16,12 +16,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from nats.aio.client import Client
 
-from bridge import grpc_wakeups
-from bridge.ray_simulation.jobs import JobBook
-from bridge.ray_simulation.knobs import KnobError, Knobs
-from bridge.ray_simulation.outbox import Outbox, connect
-from bridge.ray_simulation.service import RayExecutorService
-from steps.ports import Clock
+from bridge.grpc import wakeups
+from ceremony.dev.ray_simulation.jobs import JobBook
+from ceremony.dev.ray_simulation.knobs import KnobError, Knobs
+from ceremony.dev.ray_simulation.outbox import Outbox, connect
+from ceremony.dev.ray_simulation.service import RayExecutorService
+from ports.clock import Clock
 
 __all__ = ["KnobError", "Knobs", "RaySimulation", "SimulationError"]
 
@@ -100,7 +100,7 @@ class RaySimulation:
         return outbox
 
     async def _start_server(self, outbox: Outbox) -> None:
-        grpc_wakeups.take_all()
+        wakeups.take_all()
         server = grpc.aio.server(options=SERVER_OPTIONS)
         service = RayExecutorService(self.knobs, self.book, outbox, self._clock)
         add_RayExecutorServiceServicer_to_server(service, server)

@@ -1,4 +1,4 @@
-"""`python -m bridge.ray_simulation`: the simulated executor as a process of its own; SIGTERM or Ctrl-C ends it."""
+"""`python -m ceremony.dev.ray_simulation`: the simulated executor as its own process; SIGTERM or Ctrl-C ends it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bridge.clock import HostClock
-from bridge.ray_simulation import KnobError, Knobs, RaySimulation, SimulationError
+from ceremony.dev.ray_simulation import KnobError, Knobs, RaySimulation, SimulationError
 
 DEFAULTS = Knobs()
 

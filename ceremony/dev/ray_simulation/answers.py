@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from bridge.ray_simulation.jobs import Job
-from bridge.ray_simulation.knobs import Fate
+from ceremony.dev.ray_simulation.jobs import Job
+from ceremony.dev.ray_simulation.knobs import Fate
 
 PRODUCER = "ray-executor"
 SUBJECTS = {

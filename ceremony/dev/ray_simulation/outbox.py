@@ -17,7 +17,7 @@ from nats.js import JetStreamContext
 from nats.js.api import PubAck, StorageType, StreamConfig
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
-from steps.ports import Clock
+from ports.clock import Clock
 
 STREAM = "AGENT_RESPONSES"
 STREAM_SUBJECTS = ["agent.response.>"]

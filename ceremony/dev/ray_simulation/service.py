@@ -9,11 +9,11 @@ import grpc
 from fleet.ray_executor.v1 import ray_executor_pb2 as pb
 from fleet.ray_executor.v1.ray_executor_pb2_grpc import RayExecutorServiceServicer
 
-from bridge.ray_simulation import answers
-from bridge.ray_simulation.jobs import Job, JobBook, Kind
-from bridge.ray_simulation.knobs import Fate, Knobs
-from bridge.ray_simulation.outbox import Outbox
-from steps.ports import Clock
+from ceremony.dev.ray_simulation import answers
+from ceremony.dev.ray_simulation.jobs import Job, JobBook, Kind
+from ceremony.dev.ray_simulation.knobs import Fate, Knobs
+from ceremony.dev.ray_simulation.outbox import Outbox
+from ports.clock import Clock
 
 LISTED_JOBS = 1_000
 HANG_SECONDS = 3_600.0

@@ -18,7 +18,7 @@ from faust.tables import TableManager
 from mode import OneForOneSupervisor
 
 from streams import topics
-from streams.transport.batch import AgentGone, PartBatch
+from streams.transport.partition.batch import AgentGone, PartBatch
 
 
 class BatchSchema(faust.Schema):  # type: ignore[type-arg]

@@ -14,9 +14,9 @@ from faust.transport import base
 from faust.transport.consumer import Consumer as FaustConsumer
 from faust.types import TP, ConsumerMessage
 
-from streams.transport.batch import PartBatch
-from streams.transport.contract import AgentSpec, Backend, Log, TailedLog
-from streams.transport.owner import Still
+from ports.log import AgentSpec, Backend, Log, TailedLog
+from streams.transport.partition.assignment import Still
+from streams.transport.partition.batch import PartBatch
 
 GIVE_UP_SECONDS = 10.0
 """How long a hand-over waits for agents to finish the batches in hand."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from streams.transport.contract import Header, LogFailed
+from ports.log import Header, LogFailed
 
 Written = tuple[bytes | None, bytes | None, Sequence[Header]]
 """Key, value and headers of a record to be written; without a value it deletes."""

@@ -19,11 +19,11 @@ from aiokafka.errors import (
     TransactionalIdAuthorizationFailed,
 )
 
-from steps.ports import Clock
-from streams.transport.contract import LARGEST_RECORD, Fenced, LogFailed, LogUnavailable, Record
-from streams.transport.kafka_batches import Written, append_batches, retrieve
-from streams.transport.kafka_fetches import packed
-from streams.transport.kafka_records import give_records
+from ports.clock import Clock
+from ports.log import LARGEST_RECORD, Fenced, LogFailed, LogUnavailable, Record
+from streams.transport.kafka.batches import Written, append_batches, retrieve
+from streams.transport.kafka.fetches import packed
+from streams.transport.kafka.records import give_records
 
 PRODUCE_BATCH = 900_000
 """Bytes of a produce batch of more than one record: below LARGEST_BATCH with its framing."""

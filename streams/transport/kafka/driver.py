@@ -12,29 +12,16 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
+from ports.log import POSITION_KEY, AgentSpec, Loading, LogFailed, LogUnavailable, Out, PositionRow, Record, Recovered
 from streams import topics
-from streams.transport import membership
-from streams.transport.contract import (
-    POSITION_KEY,
-    AgentSpec,
-    Loading,
-    LogFailed,
-    LogUnavailable,
-    Out,
-    PositionRow,
-    Record,
-    Recovered,
-)
-from streams.transport.kafka_batches import Written, append_batches
-from streams.transport.kafka_client import (
-    Reader,
-    TransactionalWriter,
-)
-from streams.transport.kafka_log import KafkaLog
-from streams.transport.kafka_recovery import Recovery
-from streams.transport.kafka_session import GroupSession
-from streams.transport.owner import Still, Superseded
-from streams.transport.positions import decode_position, encode_position
+from streams.transport.faust import membership
+from streams.transport.kafka.batches import Written, append_batches
+from streams.transport.kafka.client import Reader, TransactionalWriter
+from streams.transport.kafka.log import KafkaLog
+from streams.transport.kafka.recovery import Recovery
+from streams.transport.kafka.session import GroupSession
+from streams.transport.partition.assignment import Still, Superseded
+from streams.transport.partition.positions import decode_position, encode_position
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
-from steps.ports import Clock
-from streams.transport.contract import Committed, Handle, LogFailed, Record, Taken
-from streams.transport.kafka_client import DRAIN_SECONDS, FETCH_BYTES, FETCH_WAIT_MS, fetch_cheaply
-from streams.transport.kafka_records import give_records
-from streams.transport.kafka_session import SESSION_SECONDS, GroupSession
+from ports.clock import Clock
+from ports.log import Committed, Handle, LogFailed, Record, Taken
+from streams.transport.kafka.client import DRAIN_SECONDS, FETCH_BYTES, FETCH_WAIT_MS, fetch_cheaply
+from streams.transport.kafka.records import give_records
+from streams.transport.kafka.session import SESSION_SECONDS, GroupSession
 
 logger = logging.getLogger(__name__)
 

@@ -11,24 +11,14 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
-from steps.ports import Clock
-from streams.transport.batch import weigh
-from streams.transport.contract import (
-    Follower,
-    Handle,
-    Header,
-    LogUnavailable,
-    Position,
-    Record,
-    RecordTooLarge,
-    Taken,
-    TopicSpec,
-)
-from streams.transport.kafka_client import DRAIN_SECONDS, new_producer, new_reader, stop_reader
-from streams.transport.kafka_follower import GroupFollower
-from streams.transport.kafka_records import give_records
-from streams.transport.kafka_topics import ensure_topics
-from streams.transport.partitioner import partition_of
+from ports.clock import Clock
+from ports.log import Follower, Handle, Header, LogUnavailable, Position, Record, RecordTooLarge, Taken, TopicSpec
+from streams.transport.kafka.client import DRAIN_SECONDS, new_producer, new_reader, stop_reader
+from streams.transport.kafka.follower import GroupFollower
+from streams.transport.kafka.records import give_records
+from streams.transport.kafka.topics import ensure_topics
+from streams.transport.partition.batch import weigh
+from streams.transport.partition.partitioner import partition_of
 
 logger = logging.getLogger(__name__)
 

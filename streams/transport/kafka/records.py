@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException
 
-from streams.transport.contract import Record
+from ports.log import Record
 
 _new = tuple.__new__
 """Of a named tuple, without the Python function that the class itself would call."""

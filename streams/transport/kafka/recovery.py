@@ -8,10 +8,10 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from steps.ports import Clock
-from streams.transport.kafka_batches import retrieve
-from streams.transport.kafka_client import new_reader, stop_reader
-from streams.transport.kafka_records import give_records
+from ports.clock import Clock
+from streams.transport.kafka.batches import retrieve
+from streams.transport.kafka.client import new_reader, stop_reader
+from streams.transport.kafka.records import give_records
 
 AT_ONCE = 8
 """Changelogs read side by side: aiokafka keeps FETCH_BYTES of each, and as much again once they are decoded."""

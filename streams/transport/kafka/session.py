@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiokafka import AIOKafkaConsumer
 
-from steps.ports import Clock
+from ports.clock import Clock
 
 SESSION_SECONDS = 6.0
 """After so long without a heartbeat the group gives a member's partitions away."""

@@ -8,8 +8,8 @@ from typing import Any
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from steps.ports import Clock
-from streams.transport.contract import LARGEST_RECORD, LogFailed, LogUnavailable, TopicSpec
+from ports.clock import Clock
+from ports.log import LARGEST_RECORD, LogFailed, LogUnavailable, TopicSpec
 
 _UNKNOWN_TOPIC, _TOPIC_EXISTS = 3, 36
 """Kafka's error codes."""

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from steps.ports import Clock
-from streams.transport.checkpoints import Limits
-from streams.transport.contract import AgentSpec, Backend, Fenced, LogFailed, PartitionView, StateLost
-from streams.transport.dead_letters import DeadLetters
-from streams.transport.part import Deliver, Part
-from streams.transport.row_cache import RowCache
-from streams.transport.row_store import Stores
-from streams.transport.starting_point import Unserved
+from ports.clock import Clock
+from ports.log import AgentSpec, Backend, Fenced, LogFailed, PartitionView, StateLost
+from streams.transport.partition.checkpoints import Limits
+from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.part import Deliver, Part
+from streams.transport.partition.row_cache import RowCache
+from streams.transport.partition.row_store import Stores
+from streams.transport.partition.starting_point import Unserved
 
 logger = logging.getLogger(__name__)
 

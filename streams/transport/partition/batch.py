@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streams.transport.contract import LARGEST_RECORD, Header, Out, Record, RecordTooLarge
-from streams.transport.dead_letters import dead_letter
+from ports.log import LARGEST_RECORD, Header, Out, Record, RecordTooLarge
+from streams.transport.partition.dead_letters import dead_letter
 
 if TYPE_CHECKING:
-    from streams.transport.part import Part
+    from streams.transport.partition.part import Part
 
 _OVERHEAD = 128
 """Bytes of framing allowed for a record beside its key, value and headers; also its weight without them."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from steps.ports import Clock
-from streams.transport.contract import AgentSpec, Backend, LogFailed, Out, PositionRow, Record
-from streams.transport.positions import checksum
-from streams.transport.rows import Dirty, Rows
+from ports.clock import Clock
+from ports.log import AgentSpec, Backend, LogFailed, Out, PositionRow, Record
+from streams.transport.partition.positions import checksum
+from streams.transport.partition.rows import Dirty, Rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,23 +13,15 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from steps.ports import Clock
-from streams.transport.batch import AgentGone, HeldRecord, PartBatch
-from streams.transport.checkpoints import Checkpoints, Counters, Limits
-from streams.transport.contract import (
-    AgentSpec,
-    Backend,
-    LogFailed,
-    LogUnavailable,
-    Out,
-    Record,
-    Recovered,
-)
-from streams.transport.dead_letters import DeadLetters, dead_letter, origin
-from streams.transport.row_cache import RowCache
-from streams.transport.row_store import MemoryStore, RowStore, Stores
-from streams.transport.rows import Rows, Table
-from streams.transport.starting_point import fold_point, last_folded, resume_point
+from ports.clock import Clock
+from ports.log import AgentSpec, Backend, LogFailed, LogUnavailable, Out, Record, Recovered
+from streams.transport.partition.batch import AgentGone, HeldRecord, PartBatch
+from streams.transport.partition.checkpoints import Checkpoints, Counters, Limits
+from streams.transport.partition.dead_letters import DeadLetters, dead_letter, origin
+from streams.transport.partition.row_cache import RowCache
+from streams.transport.partition.row_store import MemoryStore, RowStore, Stores
+from streams.transport.partition.rows import Rows, Table
+from streams.transport.partition.starting_point import fold_point, last_folded, resume_point
 from tables.errors import FormatTooNew
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import zlib
 
 import msgspec
 
-from streams.transport.contract import LogFailed, PositionRow, Record
+from ports.log import LogFailed, PositionRow, Record
 
 FORMAT = 1
 """Format number of the position row's bytes."""

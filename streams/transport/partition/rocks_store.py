@@ -29,8 +29,8 @@ from rocksdict import (
     WriteOptions,
 )
 
-from streams.transport.contract import LogFailed, StateLost
-from streams.transport.row_store import Encoded, RowStore
+from ports.log import LogFailed, StateLost
+from streams.transport.partition.row_store import Encoded, RowStore
 
 CACHE_BYTES = 16 * 1024 * 1024
 """Of blocks, their indexes and filters, of all databases of a worker."""

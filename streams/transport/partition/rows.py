@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
-from steps.ports import Clock
+from ports.clock import Clock
+from ports.log import LARGEST_RECORD, LogFailed, TableSpec
 from streams.topics import changelog
-from streams.transport.contract import LARGEST_RECORD, LogFailed, TableSpec
-from streams.transport.row_cache import SMALL_ROW, RowCache
-from streams.transport.row_store import Encoded, RowStore
+from streams.transport.partition.row_cache import SMALL_ROW, RowCache
+from streams.transport.partition.row_store import Encoded, RowStore
 
 Dirty = dict[str, dict[bytes, Any]]
 """Rows to be written, by table and key; None is a tombstone."""

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from steps.ports import Clock
-from streams.transport.contract import (
-    AgentSpec,
-    Backend,
-    LogFailed,
-    LogUnavailable,
-    PositionRow,
-    Record,
-    Recovered,
-)
-from streams.transport.dead_letters import origin
-from streams.transport.positions import checksum
+from ports.clock import Clock
+from ports.log import AgentSpec, Backend, LogFailed, LogUnavailable, PositionRow, Record, Recovered
+from streams.transport.partition.dead_letters import origin
+from streams.transport.partition.positions import checksum
 
 COMPARE_SECONDS = 30.0
 """How long the last folded command may take to be read again."""

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streams.transport.contract import Fenced, Loading, Out, PositionRow, Record, Recovered
-from streams.transport.sqlite_log import SqliteLog
-from streams.transport.sqlite_shard import Reader
+from ports.log import Fenced, Loading, Out, PositionRow, Record, Recovered
+from streams.transport.sqlite.log import SqliteLog
+from streams.transport.sqlite.shard import Reader
 
 
 class SqliteBackend:

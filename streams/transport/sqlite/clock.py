@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steps.ports import Clock
+from ports.clock import Clock
 
 
 class LogClock:

@@ -12,13 +12,13 @@ from typing import Any
 
 from yarl import URL
 
-from steps.ports import Clock
+from ports.clock import Clock
+from ports.log import AgentSpec
 from streams.topics import changelog, prefixed
-from streams.transport import membership
-from streams.transport.contract import AgentSpec
-from streams.transport.owner import Still
-from streams.transport.sqlite_backend import SqliteBackend
-from streams.transport.sqlite_log import WINDOW_SECONDS, SqliteLog
+from streams.transport.faust import membership
+from streams.transport.partition.assignment import Still
+from streams.transport.sqlite.backend import SqliteBackend
+from streams.transport.sqlite.log import WINDOW_SECONDS, SqliteLog
 
 SETTINGS = ("synchronous", "window_ms", "take_over")
 LONGEST_WINDOW_MS = 1000.0

@@ -18,14 +18,7 @@ from typing import Any
 
 import msgspec
 
-from streams.transport.contract import (
-    Fenced,
-    Header,
-    LogFailed,
-    PositionRow,
-    Record,
-    TopicSpec,
-)
+from ports.log import Fenced, Header, LogFailed, PositionRow, Record, TopicSpec
 
 FORMAT = 1
 """`PRAGMA user_version` of the files written here. A file with a higher one is refused."""

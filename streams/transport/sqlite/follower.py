@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from steps.ports import Clock
-from streams.transport.contract import Committed, Handle, Taken
+from ports.clock import Clock
+from ports.log import Committed, Handle, Taken
 
 if TYPE_CHECKING:
-    from streams.transport.sqlite_log import SqliteLog
+    from streams.transport.sqlite.log import SqliteLog
 
 
 class SqliteFollower:

@@ -14,26 +14,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from steps.ports import Clock
-from streams.transport.batch import weigh
-from streams.transport.contract import (
-    Handle,
-    Header,
-    LogFailed,
-    LogUnavailable,
-    Out,
-    Position,
-    PositionRow,
-    Record,
-    Taken,
-    TopicSpec,
-)
-from streams.transport.partitioner import partition_of
-from streams.transport.sqlite_clock import LogClock
-from streams.transport.sqlite_file import LogFile
-from streams.transport.sqlite_follower import SqliteFollower
-from streams.transport.sqlite_shard import Reader, Shard, fail, wake
-from streams.transport.sqlite_window import Progress, Window
+from ports.clock import Clock
+from ports.log import Handle, Header, LogFailed, LogUnavailable, Out, Position, PositionRow, Record, Taken, TopicSpec
+from streams.transport.partition.batch import weigh
+from streams.transport.partition.partitioner import partition_of
+from streams.transport.sqlite.clock import LogClock
+from streams.transport.sqlite.file import LogFile
+from streams.transport.sqlite.follower import SqliteFollower
+from streams.transport.sqlite.shard import Reader, Shard, fail, wake
+from streams.transport.sqlite.window import Progress, Window
 
 WINDOW_SECONDS = 0.002
 """How long a commit window gathers after the last commit before it is committed."""

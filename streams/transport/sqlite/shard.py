@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from streams.transport.contract import Record
-from streams.transport.sqlite_file import LogFile, StoredTopic
+from ports.log import Record
+from streams.transport.sqlite.file import LogFile, StoredTopic
 
 TAIL_BYTES = 2 * 1024 * 1024
 """Committed records a partition keeps in memory for readers that are behind; older ones are read from the file."""

@@ -6,10 +6,10 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
 
-from streams.transport.batch import weigh
-from streams.transport.contract import LARGEST_BATCH, PositionRow, Record
-from streams.transport.sqlite_file import Transaction, encode_batch
-from streams.transport.sqlite_shard import Shard
+from ports.log import LARGEST_BATCH, PositionRow, Record
+from streams.transport.partition.batch import weigh
+from streams.transport.sqlite.file import Transaction, encode_batch
+from streams.transport.sqlite.shard import Shard
 
 
 class Progress:

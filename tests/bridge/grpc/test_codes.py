@@ -5,10 +5,10 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from bridge.grpc_refusals import STATUS_OF, page, refusal_of
-from streams.front import Unavailable
-from streams.transport.contract import RecordTooLarge
-from tables import refusals
+from bridge.grpc.refusals import STATUS_OF, page, refusal_of
+from ports.log import RecordTooLarge
+from streams.api import Unavailable
+from tables.fold import refusals
 
 
 def test_every_code_of_the_fold_has_its_status() -> None:

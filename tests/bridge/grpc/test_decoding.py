@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
-from bridge.grpc_decoding import Undecodable
+from bridge.grpc.decoding import Undecodable
 
 pytestmark = pytest.mark.asyncio
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.grpc_diagnosing import Diagnosing
-from bridge.grpc_diagnosis import merged, of_engine
-from bridge.grpc_peers import Peers
-from streams.front import Unavailable
+from bridge.grpc.diagnosing import Diagnosing
+from bridge.grpc.diagnosis import merged, of_engine
+from bridge.grpc.peers import Peers
+from streams.api import Unavailable
 from tests.services import free_port
 
 

@@ -17,11 +17,11 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
     add_PlanningCeremonyProcessorServicer_to_server,
 )
 
-from bridge.grpc_forwarding import ANYWHERE, FORWARDED, METHODS, Forwarding, instance_of
-from bridge.grpc_peers import Peers
-from bridge.grpc_server import SERVICE
-from streams.front import HERE, Unavailable
-from tests.bridge.front_world import refused
+from bridge.grpc.forwarding import ANYWHERE, FORWARDED, METHODS, Forwarding, instance_of
+from bridge.grpc.peers import Peers
+from bridge.grpc.server import SERVICE
+from streams.api import HERE, Unavailable
+from tests.bridge.grpc.world import refused
 from tests.e2e.world import NO_RETRIES
 from tests.services import free_port
 

@@ -21,10 +21,10 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
 )
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from bridge import grpc_intake, grpc_wakeups
 from bridge.clock import HostClock
-from bridge.grpc_intake import Gate, Intake
-from bridge.grpc_refusals import Refusal
+from bridge.grpc import intake, wakeups
+from bridge.grpc.intake import Gate, Intake
+from bridge.grpc.refusals import Refusal
 
 START = "/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/StartPlanningCeremony"
 CALLS = 300
@@ -53,7 +53,7 @@ class Turns:
 
 @contextlib.asynccontextmanager
 async def serving(*gates: Gate) -> AsyncIterator[tuple[Any, Intake, grpc.aio.Server]]:
-    grpc_wakeups.take_all()
+    wakeups.take_all()
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     intake = Intake(server, (), HostClock(), gates)
     add_PlanningCeremonyProcessorServicer_to_server(Answering(), intake)  # type: ignore[arg-type, abstract]
@@ -82,7 +82,7 @@ async def test_calls_that_come_at_once_are_answered_within_few_turns_of_a_slow_l
 
 async def test_calls_that_come_at_once_are_let_in_over_some_turns() -> None:
     """A turn with all of them would take seconds, and hold up everybody else."""
-    pace = grpc_intake._Pace()
+    pace = intake._Pace()
     turns = Turns()
     began: list[int] = []
 
@@ -91,9 +91,9 @@ async def test_calls_that_come_at_once_are_let_in_over_some_turns() -> None:
         began.append(turns.count)
 
     busy = asyncio.create_task(turns.run())
-    await asyncio.gather(*(enter() for _ in range(5 * grpc_intake.A_TURN)))
+    await asyncio.gather(*(enter() for _ in range(5 * intake.A_TURN)))
     busy.cancel()
-    assert max(Counter(began).values()) <= 2 * grpc_intake.A_TURN
+    assert max(Counter(began).values()) <= 2 * intake.A_TURN
     assert len(set(began)) >= 3
 
 
@@ -119,7 +119,7 @@ async def test_past_a_gate_calls_are_refused_with_a_hint_and_those_inside_stay()
 
 async def test_calls_that_are_still_to_be_let_in_do_not_hold_up_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten are inside, though their turn never comes; the others are refused, but for those grpc.aio takes up itself."""
-    monkeypatch.setattr(grpc_intake._Pace, "let_in", lambda _: asyncio.Event().wait())
+    monkeypatch.setattr(intake._Pace, "let_in", lambda _: asyncio.Event().wait())
     full = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded", "ten are inside", 1.5)
     gate = Gate(START, at_once=20, closed=lambda inside: full if inside >= 10 else None)
     async with serving(gate) as (stub, _, _):

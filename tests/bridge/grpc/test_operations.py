@@ -16,10 +16,10 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from bridge.grpc_messages import LARGEST_ANSWER
-from bridge.grpc_server import SERVICE
+from bridge.grpc.messages import LARGEST_ANSWER
+from bridge.grpc.server import SERVICE
 from tables.limits import MAX_TEXT
-from tests.bridge.front_world import definitions_folder, refused
+from tests.bridge.grpc.world import definitions_folder, refused
 from tests.e2e.world import World, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -12,10 +12,10 @@ import pytest
 import pytest_asyncio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.grpc_refusals import LONGEST_NAME
+from bridge.grpc.refusals import LONGEST_NAME
 from streams.topics import COMMANDS, prefixed
 from tables.limits import MAX_TEXT
-from tests.bridge.front_world import HEAD, definitions_folder, refused
+from tests.bridge.grpc.world import HEAD, definitions_folder, refused
 from tests.e2e.world import World, until
 from tests.services import KafkaServer
 

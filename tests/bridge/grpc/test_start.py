@@ -14,7 +14,7 @@ import pytest_asyncio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from tables.commands import PutDefinition, Start, encode_command
-from tests.bridge.front_world import definitions_folder, refused
+from tests.bridge.grpc.world import definitions_folder, refused
 from tests.e2e.world import World, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -11,10 +11,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bridge.start_request import DEEPEST, LARGEST_INPUTS, StartInvalid, check_ids, nesting, parse_input, start_command
+from bridge.grpc.start_request import (
+    DEEPEST,
+    LARGEST_INPUTS,
+    StartInvalid,
+    check_ids,
+    nesting,
+    parse_input,
+    start_command,
+)
 from steps.registry import all_kinds
 from tables.commands import Start, decode_command, encode_command
-from tables.loader import load
+from tables.definitions.loader import load
 
 DEFINITION = load(
     """version: "1.0"

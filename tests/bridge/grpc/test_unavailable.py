@@ -20,17 +20,17 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremo
 from bridge.clock import HostClock, new_id
 from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
-from bridge.grpc_refusals import refusal_of
-from bridge.grpc_server import Front, GrpcServer
-from bridge.nats_connection import NatsConnection
-from bridge.nats_in import AgentResponses
+from bridge.grpc.refusals import refusal_of
+from bridge.grpc.server import Front, GrpcServer
+from bridge.nats.connection import NatsConnection
+from bridge.nats.responses import AgentResponses
 from steps.registry import all_kinds
+from streams.api import Overloaded, Unavailable
 from streams.engine import Engine
-from streams.front import Overloaded, Unavailable
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
-from streams.transport.sqlite_log import SqliteLog
-from tests.bridge.front_world import Refusal, refused
+from streams.transport.sqlite.log import SqliteLog
+from tests.bridge.grpc.world import Refusal, refused
 from tests.e2e.world import NO_RETRIES, SPECS, World, until
 from tests.services import KafkaServer, running
 

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridge.http_server import HttpServer
+from bridge.http.server import HttpServer
 from streams.metrics import process_metrics
 from tests.e2e.world import World, http_get, until
 

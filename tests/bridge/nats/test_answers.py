@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.nats_answers import AnswersFirst
+from bridge.nats.answers import AnswersFirst
 
 OURS, ANOTHER = "_INBOX.ours", "_INBOX.another"
 

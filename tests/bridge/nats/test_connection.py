@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from bridge.clock import HostClock
-from bridge.nats_connection import NatsConnection
+from bridge.nats.connection import NatsConnection
 from tests.services import NatsServer, running
 
 pytestmark = pytest.mark.timeout(60)

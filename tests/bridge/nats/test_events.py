@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from nats.js.api import StreamConfig
 
-from bridge.nats_connection import NatsConnection
-from bridge.nats_out import EventsBridge, outgoing
+from bridge.nats.connection import NatsConnection
+from bridge.nats.events import EventsBridge, outgoing
+from ports.log import Record
 from streams import topics
 from streams.codecs import decode_dead_letter
-from streams.transport.contract import Record
-from streams.transport.sqlite_log import SqliteLog
-from tests.bridge.nats_world import (
+from streams.transport.sqlite.log import SqliteLog
+from tests.bridge.nats.world import (
     CLOCK,
     PARTITIONS,
     PREFIX,

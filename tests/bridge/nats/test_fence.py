@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from bridge.nats_connection import NatsConnection
-from bridge.nats_out import outgoing
-from bridge.nats_progress import Marks, Share
-from bridge.nats_publish import JetStreamPublisher, Nack
-from bridge.nats_streams import ceremony_stream
-from bridge.nats_window import AGAIN_SECONDS, Outgoing, Window
+from bridge.nats.connection import NatsConnection
+from bridge.nats.events import outgoing
+from bridge.nats.progress import Marks, Share
+from bridge.nats.publish import JetStreamPublisher, Nack
+from bridge.nats.streams import ceremony_stream
+from bridge.nats.window import AGAIN_SECONDS, Outgoing, Window
+from ports.log import Record
 from streams.codecs import event_record
-from streams.transport.contract import Record
-from tests.bridge.nats_world import CLOCK, client, connection, count, event, eventually
+from tests.bridge.nats.world import CLOCK, client, connection, count, event, eventually
 from tests.services import NatsServer, running
 
 pytestmark = pytest.mark.timeout(60)

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from nats.js.api import StreamConfig
 
-from bridge.nats_connection import NatsConnection
-from bridge.nats_outbound import NatsOutbound
-from bridge.nats_publish import MESSAGE_ID, Nack, read_answer, refusal, surely_fits
-from bridge.nats_window import Outgoing
-from steps.ports import Published, Refused, Unreachable
-from streams.transport.contract import Record
-from tests.bridge.nats_world import CLOCK, client, connection, eventually, stored
+from bridge.nats.connection import NatsConnection
+from bridge.nats.outbound import NatsOutbound
+from bridge.nats.publish import MESSAGE_ID, Nack, read_answer, refusal, surely_fits
+from bridge.nats.window import Outgoing
+from ports.errors import Unreachable
+from ports.log import Record
+from ports.outbound import Published, Refused
+from tests.bridge.nats.world import CLOCK, client, connection, eventually, stored
 from tests.services import NatsServer
 
 

@@ -1,4 +1,4 @@
-"""Every private name of nats-py that `bridge/nats_client.py` touches: this fails when a new release moves one."""
+"""Every private name of nats-py that `bridge/nats/client.py` touches: this fails when a new release moves one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from nats.aio.client import Client
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
-from bridge.nats_answers import AnswersFirst
-from bridge.nats_client import FencedClient
-from bridge.nats_window import Outgoing
-from streams.transport.contract import Record
+from bridge.nats.answers import AnswersFirst
+from bridge.nats.client import FencedClient
+from bridge.nats.window import Outgoing
+from ports.log import Record
 
 
 def outgoing(subject: str, message_id: str, data: bytes) -> Outgoing:

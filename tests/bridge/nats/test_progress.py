@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.nats_progress import FOLDS_KEPT, Marks, place_of
+from bridge.nats.progress import FOLDS_KEPT, Marks, place_of
 from streams import topics
 
 

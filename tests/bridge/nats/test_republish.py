@@ -13,14 +13,14 @@ import pytest
 import structlog
 from nats.js.api import StreamConfig
 
-from bridge.cli import run
-from bridge.cli.errors import Exit
-from bridge.nats_republish import Republished, Republisher
+from bridge.nats.republish import Republished, Republisher
+from ceremony.cli import run
+from ceremony.cli.errors import Exit
+from ceremony.program import ROOT
 from streams import topics
 from streams.codecs import dead_letter_record
-from streams.main import ROOT
-from streams.transport.sqlite_log import SqliteLog
-from tests.bridge.nats_world import CLOCK, PREFIX, append_events, client, connection, embedded_log, event, stored
+from streams.transport.sqlite.log import SqliteLog
+from tests.bridge.nats.world import CLOCK, PREFIX, append_events, client, connection, embedded_log, event, stored
 from tests.services import NatsServer, free_port
 
 QUIET = replace(ROOT, logs=lambda *_: None)
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bridge.cli.republishing.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("ceremony.cli.republish.CONNECT_SECONDS", 0.5)
     assert run(QUIET, ["republish", "--log", f"sqlite://{folder}/log.sqlite", *told]) == code
     error = capsys.readouterr().err
     assert error.startswith(said)

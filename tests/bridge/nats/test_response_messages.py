@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nats.aio.msg import Msg
 
-from bridge.nats_in_messages import (
+from bridge.nats.response_messages import (
     BACKLOG_REVIEW,
     COMPLETED,
     EXTRACTOR,

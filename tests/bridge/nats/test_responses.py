@@ -13,16 +13,16 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
 
-from bridge import nats_metrics
-from bridge.nats_connection import NatsConnection
-from bridge.nats_in import DURABLE, AgentResponses
-from bridge.nats_in_messages import COMPLETED, FAILED, SUBJECTS
+from bridge.nats import metrics
+from bridge.nats.connection import NatsConnection
+from bridge.nats.response_messages import COMPLETED, FAILED, SUBJECTS
+from bridge.nats.responses import DURABLE, AgentResponses
+from ports.log import Header, LogUnavailable, Position, RecordTooLarge
 from streams import topics
 from streams.codecs import decode_dead_letter
-from streams.transport.contract import Header, LogUnavailable, Position, RecordTooLarge
-from streams.transport.sqlite_log import SqliteLog
+from streams.transport.sqlite.log import SqliteLog
 from tables.commands import AgentResult, decode_command
-from tests.bridge.nats_world import CLOCK, PARTITIONS, PREFIX, client, connection, embedded_log, eventually, records
+from tests.bridge.nats.world import CLOCK, PARTITIONS, PREFIX, client, connection, embedded_log, eventually, records
 from tests.services import NatsServer
 
 
@@ -151,11 +151,11 @@ async def test_it_waits_for_the_stream_and_says_so(log: SqliteLog, server: NatsS
 
 async def test_foreign_messages_are_acknowledged_and_counted(log: SqliteLog, server: NatsServer) -> None:
     """No command, no dead letter."""
-    before = nats_metrics.FOREIGN.labels("other_task")._value.get()
+    before = metrics.FOREIGN.labels("other_task")._value.get()
     await publish(server, [(COMPLETED, response(1, task_id="job-1"))] * 3)
     async with connection(server.url) as link, responses(log, link):
         await settled(server, 3)
-    assert nats_metrics.FOREIGN.labels("other_task")._value.get() - before == 3
+    assert metrics.FOREIGN.labels("other_task")._value.get() - before == 3
     assert await records(log, topics.COMMANDS) == []
     assert await records(log, topics.DEADLETTERS) == []
 
@@ -250,7 +250,7 @@ async def test_it_goes_on_after_the_server_was_killed(log: SqliteLog, server: Na
     """Under load, with more messages afterwards: none is lost."""
     await publish(server, [(COMPLETED, response(ceremony)) for ceremony in range(300)])
     async with connection(server.url) as link, responses(log, link, in_flight=8) as started:
-        await eventually(lambda: nats_metrics.COMMANDS._value.get() > 0, "it has begun")
+        await eventually(lambda: metrics.COMMANDS._value.get() > 0, "it has begun")
         server.kill()
         await eventually(lambda: started.state != "ok", "it says that the server is away")
         await asyncio.to_thread(server.start)

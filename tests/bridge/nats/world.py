@@ -14,11 +14,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bridge.clock import HostClock
-from bridge.nats_connection import NatsConnection
+from bridge.nats.connection import NatsConnection
+from ports.log import Record, TopicSpec
 from streams import topics
 from streams.codecs import event_record
-from streams.transport.contract import Record, TopicSpec
-from streams.transport.sqlite_log import SqliteLog
+from streams.transport.sqlite.log import SqliteLog
 from tables.effects import Event
 
 PREFIX = "t"

@@ -18,8 +18,9 @@ from fleet.ray_executor.v1.ray_executor_pb2_grpc import (
     add_RayExecutorServiceServicer_to_server,
 )
 
-from bridge.ray_executor import RayExecutorClient
-from steps.ports import RayAgent, RayTask, Unreachable
+from bridge.ray.executor import RayExecutorClient
+from ports.errors import Unreachable
+from ports.ray import RayAgent, RayTask
 from tests.services import free_port
 
 pytestmark = pytest.mark.timeout(30)

@@ -18,13 +18,13 @@ from typing import Self
 import pytest
 import yaml
 
-from bridge.cli import run
-from bridge.cli.connection import server
-from bridge.cli.errors import Exit, refused
-from bridge.cli.output import NARROWEST, console
-from bridge.cli.running import Stop
-from bridge.cli.views import said
-from streams.main import ROOT, settings
+from ceremony.cli import run
+from ceremony.cli.connection import server
+from ceremony.cli.errors import Exit, refused
+from ceremony.cli.output import NARROWEST, console
+from ceremony.cli.serve import Stop
+from ceremony.cli.views import said
+from ceremony.program import ROOT, settings
 from tests.dev_process import CEREMONIES, ROOT_FOLDER, alive, ceremony
 
 pytestmark = pytest.mark.timeout(60)
@@ -257,7 +257,7 @@ def test_refusals_keep_the_engines_code_and_say_nothing_of_sockets() -> None:
 def test_reading_a_ceremony_does_not_load_the_worker() -> None:
     """Neither Faust nor NATS nor the core: they take longer than the answer."""
     code = (
-        "import sys; from bridge.cli import run; from streams.main import ROOT;"
+        "import sys; from ceremony.cli import run; from ceremony.program import ROOT;"
         "run(ROOT, ['get', 'a:b', '--server', '127.0.0.1:1']);"
         "print([m for m in ('faust', 'nats', 'aiokafka', 'yaml', 'tables') if m in sys.modules])"
     )

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.cli import doctor, operator, run
-from bridge.cli.errors import Exit
-from streams.main import ROOT
-from tests.bridge.test_cli_verbs import FAILS, data
+from ceremony.cli import deadletters, doctor, run
+from ceremony.cli.errors import Exit
+from ceremony.program import ROOT
+from tests.ceremony.cli.test_verbs import FAILS, data
 from tests.dev_process import CEREMONIES, DevProcess, dev_on
 
 pytestmark = pytest.mark.timeout(120)
@@ -252,7 +252,7 @@ def test_an_origin_is_topic_partition_and_offset(ceremony: Ceremony, origin: str
 
 
 def test_an_origin_may_have_slashes_in_its_topic() -> None:
-    assert operator.parsed("a/b/1/2") == ("a/b", 1, 2)
+    assert deadletters.parsed("a/b/1/2") == ("a/b", 1, 2)
 
 
 def test_a_dead_letter_is_shown_and_sent_back_by_the_command_line(

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.cli import run, views
-from bridge.cli.errors import Exit
-from bridge.cli.output import clean, console, local
-from bridge.cli.watching import ChangeLines
-from streams.main import ROOT
+from ceremony.cli import run, views
+from ceremony.cli.errors import Exit
+from ceremony.cli.output import clean, console, local
+from ceremony.cli.watch import ChangeLines
+from ceremony.program import ROOT
 from tests.dev_process import CEREMONIES, DevProcess, dev_on
 
 pytestmark = pytest.mark.timeout(120)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bridge.cli.checking import check
-from bridge.demo_plan import PlannedStart, inputs_for, plan
-from bridge.demo_report import Missing, Report, percentile
-from bridge.demo_stream import Seen, Tally
-from bridge.dev import DevError, locked, port_of, read_file
+from ceremony.cli.definition_check import check
+from ceremony.demo.plan import PlannedStart, inputs_for, plan
+from ceremony.demo.report import Missing, Report, percentile
+from ceremony.demo.stream import Seen, Tally
+from ceremony.dev.stack import DevError, locked, port_of, read_file
 from steps.registry import all_kinds
 from tables.definition import Definition
 from tests.dev_process import CEREMONIES

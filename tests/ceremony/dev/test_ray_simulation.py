@@ -24,11 +24,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nats.aio.client import Client
 
 from bridge.clock import HostClock
-from bridge.ray_executor import RayExecutorClient
-from bridge.ray_simulation import KnobError, Knobs, RaySimulation, SimulationError
-from bridge.ray_simulation import outbox as outbox_module
-from bridge.ray_simulation.outbox import Outbox, connect
-from steps.ports import RayAgent, RayTask, Unreachable
+from bridge.ray.executor import RayExecutorClient
+from ceremony.dev.ray_simulation import KnobError, Knobs, RaySimulation, SimulationError
+from ceremony.dev.ray_simulation import outbox as outbox_module
+from ceremony.dev.ray_simulation.outbox import Outbox, connect
+from ports.errors import Unreachable
+from ports.ray import RayAgent, RayTask
 from tests.services import NatsServer, free_port, running
 
 pytestmark = pytest.mark.timeout(60)
@@ -492,7 +493,7 @@ def test_a_knob_out_of_range_is_refused(wrong: dict[str, float]) -> None:
 async def test_it_runs_as_a_process_and_ends_on_sigterm(broker: NatsServer) -> None:
     """One line when ready, then it serves; SIGTERM ends it with 0."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bridge.ray_simulation", "--grpc", "127.0.0.1:0", "--nats", broker.url,
+        sys.executable, "-m", "ceremony.dev.ray_simulation", "--grpc", "127.0.0.1:0", "--nats", broker.url,
         "--latency", "0.01", "--seed", "3", stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

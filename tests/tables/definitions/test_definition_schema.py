@@ -10,10 +10,10 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from steps.registry import all_kinds
-from tables.definition_file import definition_schema
-from tables.loader import load, warnings
+from tables.definitions.file_format import definition_schema
+from tables.definitions.loader import load, warnings
 
-SPECS = Path(__file__).parents[2] / "specs"
+SPECS = Path(__file__).parents[3] / "specs"
 EXAMPLES = sorted((SPECS / "ceremonies").glob("*.yaml"))
 SCHEMA = json.loads((SPECS / "ceremony-definition.schema.json").read_text("utf-8"))
 

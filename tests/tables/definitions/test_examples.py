@@ -10,12 +10,12 @@ import pytest
 from steps.aggregation import aggregate, output_of
 from steps.deliberation import DeliberationConfig
 from steps.registry import all_kinds
+from tables.definitions.loader import load
 from tables.effects import StepRequested
 from tables.instance import TERMINAL, Phase
-from tables.loader import load
 from tests.tables.world import World
 
-FOLDER = Path(__file__).parents[2] / "specs" / "ceremonies"
+FOLDER = Path(__file__).parents[3] / "specs" / "ceremonies"
 TASKS = [{"title": "Build it", "description": "All of it", "estimated_hours": 4, "deliberation_indices": [0]}]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from steps.registry import all_kinds
-from tables import graph
 from tables.definition import Definition
-from tables.loader import load
+from tables.definitions import graph
+from tables.definitions.loader import load
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "specs" / "ceremonies").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[3] / "specs" / "ceremonies").glob("*.yaml"))
 WIDTH = 80
 
 

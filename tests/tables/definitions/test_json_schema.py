@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tables.definition import Output
-from tables.json_schema import WORDS, check_value, is_json_schema, schema_problems
+from tables.definitions.json_schema import WORDS, check_value, is_json_schema, schema_problems
 
 
 def problems(value: Any, schema: dict[str, Any] | None = None, kind: str = "object") -> list[str]:

@@ -14,10 +14,10 @@ from jsonschema import Draft202012Validator
 
 from steps.registry import all_kinds
 from tables.definition import Definition
-from tables.definition_file import definition_schema
+from tables.definitions.file_format import definition_schema
+from tables.definitions.loader import content_hash, load, load_pinned
+from tables.definitions.problems import MAX_PROBLEMS
 from tables.errors import CeremonyError, DefinitionInvalid
-from tables.loader import content_hash, load, load_pinned
-from tables.problems import MAX_PROBLEMS
 
 KINDS = all_kinds()
 SCHEMA = Draft202012Validator(definition_schema(KINDS))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from steps.registry import all_kinds
+from tables.definitions.loader import load
 from tables.errors import DefinitionInvalid, Problem
-from tables.loader import load
 
 # ruff: noqa: E501 — a case is one line, however long
 

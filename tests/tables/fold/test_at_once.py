@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steps.registry import all_kinds
+from tables.definitions.loader import load
 from tables.effects import Event, StepRequested
 from tables.kinds import Completed, Failed, Kinds, Opened
 from tables.limits import MAX_AT_ONCE, TRANSITIONS_AT_ONCE
-from tables.loader import load
+from tests.tables.fold.test_chain import chain
 from tests.tables.properties.definitions import random_definition
 from tests.tables.properties.test_fold_properties import QUICK
-from tests.tables.test_fold_chain import chain
 from tests.tables.world import ASKED, KINDS, World, definition_of
 
 MERGE = "{sources: [a], aggregation_type: merge}"

@@ -14,7 +14,7 @@ from tables.effects import FOLD
 from tests.tables.golden import log as golden
 from tests.tables.golden.log import GoldenLog, golden_logs
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("log", golden_logs(), ids=lambda log: log.path.stem)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tables.fold import Decision
+from tables.fold.decide import Decision
 from tables.instance import KEPT_COMMAND_IDS
 from tests.tables.world import BEGIN, World, definition_of, refusal
 

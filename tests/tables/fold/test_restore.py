@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tables.builder import raised
 from tables.commands import Origin, Restore
-from tables.fold import Decision, decide
+from tables.fold.decide import Decision, decide
+from tables.fold.next_row import raised
 from tables.instance import Instance, encode_instance
 from tests.tables.world import BEGIN, ID, KINDS, World, check, definition_of, refusal
 

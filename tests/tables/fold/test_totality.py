@@ -29,7 +29,7 @@ from tables.commands import (
     encode_command,
 )
 from tables.errors import CeremonyError
-from tables.fold import decide
+from tables.fold.decide import decide
 from tables.instance import Instance, encode_instance
 from tests.tables.properties.players import nested
 from tests.tables.world import BEGIN, ID, KINDS, World, check, definition_of

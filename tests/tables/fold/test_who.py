@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from tables.commands import Cancel, Pause, Trigger
-from tables.fold import Decision
+from tables.fold.decide import Decision
 from tables.instance import Pauser
 from tables.limits import MAX_TEXT
-from tests.tables.test_fold_operations import BODY, TALK
+from tests.tables.fold.test_operations import BODY, TALK
 from tests.tables.world import ID, World, definition_of, refusal
 
 ROLES = """

@@ -21,10 +21,10 @@ from msgspec.structs import astuple
 
 from steps.registry import all_kinds
 from tables.commands import AnyCommand, Origin, decode_command, encode_command
+from tables.definitions.loader import load
 from tables.effects import FOLD
-from tables.fold import decide
+from tables.fold.decide import decide
 from tables.instance import Instance, encode_instance
-from tables.loader import load
 
 FOLDER = Path(__file__).parent
 KINDS = all_kinds()

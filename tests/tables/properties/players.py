@@ -23,9 +23,9 @@ from tables.commands import (
     Trigger,
 )
 from tables.effects import StepRequested
+from tables.fold.transitions import open_guards
 from tables.instance import TERMINAL, Phase, StepStatus
 from tables.timers import RUN_ON
-from tables.transitions import open_guards
 from tests.tables.world import ID, World
 
 RECEIPT = {"stream": "CEREMONY", "sequence": 1, "duplicate": False}

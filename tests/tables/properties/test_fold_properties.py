@@ -16,13 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tables.builder import Builder
 from tables.commands import AnyCommand, Origin
+from tables.definitions.loader import load
 from tables.effects import Effect
-from tables.fold import decide
+from tables.fold.decide import decide
+from tables.fold.next_row import Builder
 from tables.instance import TERMINAL, Instance, encode_instance
 from tables.kinds import Kinds
-from tables.loader import load
 from tests.tables.properties.definitions import HANDLERS, random_definition
 from tests.tables.properties.players import Honest, Hostile
 from tests.tables.world import ASKED, KINDS, World

@@ -12,9 +12,9 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 
-from tables.builder import Builder, raised
 from tables.commands import Restore
-from tables.fold import decide
+from tables.fold.decide import decide
+from tables.fold.next_row import Builder, raised
 from tables.instance import TERMINAL, Instance, decode_instance, encode_instance
 from tests.tables.properties.players import Hostile
 from tests.tables.properties.test_fold_properties import QUICK, RANDOM, begun

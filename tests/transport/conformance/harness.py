@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge.clock import HostClock
+from ports.log import AgentSpec, Record, TableSpec, TopicSpec
 from streams.transport.app import AgentFunction, CeremonyApp, create_app
-from streams.transport.contract import AgentSpec, Record, TableSpec, TopicSpec
 
 PARTITIONS = 4
 ROOT = Path(__file__).resolve().parents[3]

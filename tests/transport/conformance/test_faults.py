@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.transport.contract import AgentSpec, Batch, Fenced, PositionRow, Record
+from ports.log import AgentSpec, Batch, Fenced, PositionRow, Record
 from tests.transport.conformance.harness import (
     COUNTS,
     PARTITIONS,

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterable
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from ports.log import LARGEST_RECORD, AgentSpec, Batch, Record, RecordTooLarge
 from streams.transport.app import CeremonyApp
-from streams.transport.contract import LARGEST_RECORD, AgentSpec, Batch, Record, RecordTooLarge
 from tests.transport.conformance.harness import (
     PARTITIONS,
     Place,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, Sequence
 
+from ports.log import AgentSpec, Batch, Held, PartitionView, Record
 from streams import topics as names
-from streams.transport.checkpoints import Limits
-from streams.transport.contract import AgentSpec, Batch, Held, PartitionView, Record
+from streams.transport.partition.checkpoints import Limits
 from tests.transport.conformance.harness import (
     COUNTS,
     PARTITIONS,

@@ -14,8 +14,8 @@ import sys
 from collections.abc import AsyncIterable
 from pathlib import Path
 
+from ports.log import AgentSpec, Batch, Held
 from streams.transport.app import CeremonyApp
-from streams.transport.contract import AgentSpec, Batch, Held
 from tests.transport.conformance.harness import COUNTS, Place
 
 PAUSE = 0.01

@@ -10,8 +10,8 @@ from typing import Any
 import faust
 import pytest
 
+from ports.log import AgentSpec, Batch, LogFailed, TableSpec
 from streams.transport.app import CeremonyApp
-from streams.transport.contract import AgentSpec, Batch, LogFailed, TableSpec
 from tests.transport.memory import MemoryLog
 from tests.transport.memory_transport import MemoryTransport, memory_app
 

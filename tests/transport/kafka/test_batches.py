@@ -13,8 +13,8 @@ from aiokafka.errors import KafkaConnectionError
 from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.record.memory_records import MemoryRecords
 
-from streams.transport.contract import LogFailed
-from streams.transport.kafka_batches import Written, append_batches
+from ports.log import LogFailed
+from streams.transport.kafka.batches import Written, append_batches
 
 TP, OTHER = TopicPartition("events", 0), TopicPartition("events", 1)
 LARGEST = 2_000

@@ -12,10 +12,10 @@ from aiokafka import TopicPartition
 from aiokafka.protocol.fetch import FetchRequest
 
 from bridge.clock import HostClock
-from streams.transport.contract import TopicSpec
-from streams.transport.kafka_client import FETCH_WAIT_MS, IDLE_WAIT_MS, Reader, fetch_cheaply
-from streams.transport.kafka_fetches import Fetch
-from streams.transport.kafka_log import KafkaLog
+from ports.log import TopicSpec
+from streams.transport.kafka.client import FETCH_WAIT_MS, IDLE_WAIT_MS, Reader, fetch_cheaply
+from streams.transport.kafka.fetches import Fetch
+from streams.transport.kafka.log import KafkaLog
 from tests.services import KafkaServer
 
 

@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import pytest
 
+from ports.log import Record
 from streams.transport.app import CeremonyApp
-from streams.transport.contract import Record
 from tests.services import KafkaServer
 from tests.transport.counting_worker import counting_app
 

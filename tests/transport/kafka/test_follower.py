@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from bridge.clock import HostClock
-from streams.transport.contract import Committed, Follower, Record, TopicSpec
-from streams.transport.kafka_log import KafkaLog
+from ports.log import Committed, Follower, Record, TopicSpec
+from streams.transport.kafka.log import KafkaLog
 from tests.services import KafkaServer
 
 pytestmark = pytest.mark.timeout(60)

@@ -17,8 +17,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
-from streams.transport.contract import Header, Record
-from streams.transport.kafka_records import Unpacked, give_records
+from ports.log import Header, Record
+from streams.transport.kafka.records import Unpacked, give_records
 
 TP = TopicPartition("commands", 3)
 HEADERS: Sequence[Header] = [("type", b"start"), ("subject", b"")]

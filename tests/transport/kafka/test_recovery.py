@@ -10,12 +10,12 @@ import pytest
 from aiokafka import TopicPartition
 
 from bridge.clock import HostClock
-from streams.transport.contract import POSITION_KEY, StateLost, TopicSpec
-from streams.transport.kafka import _Read
-from streams.transport.kafka_client import FETCH_BYTES
-from streams.transport.kafka_log import KafkaLog
-from streams.transport.kafka_recovery import AT_ONCE, Recovery
-from streams.transport.row_store import MemoryStore
+from ports.log import POSITION_KEY, StateLost, TopicSpec
+from streams.transport.kafka.client import FETCH_BYTES
+from streams.transport.kafka.driver import _Read
+from streams.transport.kafka.log import KafkaLog
+from streams.transport.kafka.recovery import AT_ONCE, Recovery
+from streams.transport.partition.row_store import MemoryStore
 from tests.conftest import KafkaAddress
 from tests.services import KafkaServer
 

@@ -9,21 +9,13 @@ from typing import Any
 import pytest
 
 from bridge.clock import HostClock
-from streams.transport.batch import PartBatch
-from streams.transport.checkpoints import Limits
-from streams.transport.contract import (
-    AgentSpec,
-    Fenced,
-    Loading,
-    LogFailed,
-    Recovered,
-    StateLost,
-    TableSpec,
-)
-from streams.transport.dead_letters import DeadLetters
-from streams.transport.owner import LEAST_UNSAVED, UNSAVED_BYTES, Owner, Still, Superseded
-from streams.transport.row_cache import RowCache
-from streams.transport.row_store import Encoded, MemoryStore, MemoryStores, RowStore, Stores
+from ports.log import AgentSpec, Fenced, Loading, LogFailed, Recovered, StateLost, TableSpec
+from streams.transport.partition.assignment import LEAST_UNSAVED, UNSAVED_BYTES, Owner, Still, Superseded
+from streams.transport.partition.batch import PartBatch
+from streams.transport.partition.checkpoints import Limits
+from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.row_cache import RowCache
+from streams.transport.partition.row_store import Encoded, MemoryStore, MemoryStores, RowStore, Stores
 from tests.transport.memory import MemoryBackend, MemoryLog
 
 pytestmark = pytest.mark.timeout(20)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from streams.transport.batch import PartBatch
-from streams.transport.checkpoints import Limits
-from streams.transport.contract import LARGEST_RECORD, AgentSpec, Fenced, LogFailed, Out
+from ports.log import LARGEST_RECORD, AgentSpec, Fenced, LogFailed, Out
+from streams.transport.partition.batch import PartBatch
+from streams.transport.partition.checkpoints import Limits
 from tests.transport.memory import MemoryLog
 from tests.transport.parts import COUNTS, WORKER, commands, count, crashed, part_of, running, until
 

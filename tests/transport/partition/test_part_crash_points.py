@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from bridge.clock import HostClock
-from streams.transport.batch import PartBatch
-from streams.transport.checkpoints import Limits
-from streams.transport.contract import AgentSpec, Out, PositionRow, TableSpec
-from streams.transport.dead_letters import DeadLetters
-from streams.transport.part import Part
-from streams.transport.row_cache import RowCache
-from streams.transport.row_store import MemoryStores
+from ports.log import AgentSpec, Out, PositionRow, TableSpec
+from streams.transport.partition.batch import PartBatch
+from streams.transport.partition.checkpoints import Limits
+from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.part import Part
+from streams.transport.partition.row_cache import RowCache
+from streams.transport.partition.row_store import MemoryStores
 from tests.transport.memory import MemoryBackend, MemoryLog
 
 pytestmark = pytest.mark.timeout(120)

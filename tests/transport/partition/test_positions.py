@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from streams.transport.contract import LogFailed, PositionRow, Record
-from streams.transport.positions import FORMAT, checksum, decode_position, encode_position
+from ports.log import LogFailed, PositionRow, Record
+from streams.transport.partition.positions import FORMAT, checksum, decode_position, encode_position
 
 ROW = PositionRow(next=7, partitions=4, timestamp=1_700_000_000_000, checksum=123)
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.transport.contract import LogFailed, StateLost
-from streams.transport.rocks_store import PAGE_ROWS, RocksStore, RocksStores
-from streams.transport.row_store import MemoryStores, RowStore, Stores
+from ports.log import LogFailed, StateLost
+from streams.transport.partition.rocks_store import PAGE_ROWS, RocksStore, RocksStores
+from streams.transport.partition.row_store import MemoryStores, RowStore, Stores
 
 TABLES = ("rows", "rows2")
 """One name begins with the other: their rows must not."""

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from bridge.clock import HostClock
-from streams.transport.contract import LogFailed, TableSpec
-from streams.transport.row_cache import SMALL_ROW, RowCache
-from streams.transport.row_store import WORTH_COMPRESSING, MemoryStore
-from streams.transport.rows import TIDIED, TIDIED_PER_ROW, Rows, Table
+from ports.log import LogFailed, TableSpec
+from streams.transport.partition.row_cache import SMALL_ROW, RowCache
+from streams.transport.partition.row_store import WORTH_COMPRESSING, MemoryStore
+from streams.transport.partition.rows import TIDIED, TIDIED_PER_ROW, Rows, Table
 
 
 class Counting:

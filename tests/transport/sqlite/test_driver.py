@@ -11,11 +11,11 @@ import pytest
 from yarl import URL
 
 from bridge.clock import HostClock
+from ports.log import AgentSpec, Batch, Fenced, LogFailed, Out, PositionRow, TopicSpec
 from streams.transport.app import CeremonyApp, create_app
-from streams.transport.contract import AgentSpec, Batch, Fenced, LogFailed, Out, PositionRow, TopicSpec
-from streams.transport.sqlite import open_log
-from streams.transport.sqlite_backend import SqliteBackend
-from streams.transport.sqlite_log import SqliteLog
+from streams.transport.sqlite.backend import SqliteBackend
+from streams.transport.sqlite.driver import open_log
+from streams.transport.sqlite.log import SqliteLog
 from tests.transport.conformance.harness import COUNTS, eventually, serving
 from tests.transport.memory import read_back
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from bridge.clock import HostClock
-from streams.transport import sqlite_file
-from streams.transport.contract import (
+from ports.log import (
     LARGEST_RECORD,
     Committed,
     Fenced,
@@ -25,9 +24,10 @@ from streams.transport.contract import (
     RecordTooLarge,
     TopicSpec,
 )
-from streams.transport.sqlite_file import FORMAT, LogFile, LogInUse
-from streams.transport.sqlite_log import SqliteLog
-from streams.transport.sqlite_shard import TAIL_BYTES
+from streams.transport.sqlite import file
+from streams.transport.sqlite.file import FORMAT, LogFile, LogInUse
+from streams.transport.sqlite.log import SqliteLog
+from streams.transport.sqlite.shard import TAIL_BYTES
 
 TOPICS = (
     TopicSpec("in", 2),
@@ -332,7 +332,7 @@ async def test_who_takes_over_from_a_process_that_was_stopped_in_a_write_is_told
     """SQLite's lock stays until that process goes on or ends: no disk is to blame."""
     async with opened(path) as log:
         await log.append("in", 0, None, b"before")
-    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(file, "BUSY_SECONDS", 0.1)
     stopped = sqlite3.connect(path, isolation_level=None)
     try:
         stopped.execute("BEGIN IMMEDIATE")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bridge.clock import HostClock
+from ports.log import AgentSpec, Batch, TableSpec, TopicSpec
 from streams.transport.app import CeremonyApp, create_app
-from streams.transport.contract import AgentSpec, Batch, TableSpec, TopicSpec
 
 
 async def agent(stream: AsyncIterable[Batch]) -> None:

@@ -21,18 +21,18 @@ from typing import Any, cast
 import faust
 from yarl import URL
 
-from steps.ports import Clock
+from ports.clock import Clock
+from ports.log import AgentSpec, Batch, Log, PartitionView, TopicSpec
 from streams import topics as names
-from streams.transport.agents import BatchSchema, BatchStream, RowsTable, Supervisor, Tables, supervised
-from streams.transport.batch import PartBatch
-from streams.transport.checkpoints import Limits
-from streams.transport.contract import AgentSpec, Batch, Log, PartitionView, TopicSpec
-from streams.transport.dead_letters import DeadLetters
-from streams.transport.membership import Membership, Transport
-from streams.transport.owner import Owner
-from streams.transport.part import Part
-from streams.transport.row_cache import RowCache
-from streams.transport.row_store import MemoryStores, Stores
+from streams.transport.faust.agents import BatchSchema, BatchStream, RowsTable, Supervisor, Tables, supervised
+from streams.transport.faust.membership import Membership, Transport
+from streams.transport.partition.assignment import Owner
+from streams.transport.partition.batch import PartBatch
+from streams.transport.partition.checkpoints import Limits
+from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.part import Part
+from streams.transport.partition.row_cache import RowCache
+from streams.transport.partition.row_store import MemoryStores, Stores
 
 AgentFunction = Callable[[AsyncIterable[Batch]], Awaitable[None]]
 
@@ -261,24 +261,24 @@ def create_app(
 def _transport(url: str) -> type[Transport]:
     scheme = url.partition("://")[0]
     if scheme == "kafka":
-        from streams.transport import kafka  # noqa: PLC0415 - only the driver that is used is loaded
+        from streams.transport.kafka.driver import Transport as Kafka  # noqa: PLC0415 - the one that is used is loaded
 
-        return kafka.Transport
+        return Kafka
     if scheme == "sqlite":
-        from streams.transport import sqlite  # noqa: PLC0415 - as above
+        from streams.transport.sqlite.driver import Transport as Sqlite  # noqa: PLC0415 - as above
 
-        return sqlite.Transport
+        return Sqlite
     raise ValueError(f"log_url_invalid: {url!r} is neither kafka://host:port nor sqlite:///path")
 
 
 def open_log(url: str, clock: Clock) -> Log:
     """The log at `url` without an app, not started yet. Raises ValueError for a URL that is not understood."""
     if url.startswith("sqlite://"):
-        from streams.transport import sqlite  # noqa: PLC0415 - as above
+        from streams.transport.sqlite import driver  # noqa: PLC0415 - as above
 
-        return sqlite.open_log(URL(url), clock)
-    from streams.transport.kafka import servers  # noqa: PLC0415 - as above
-    from streams.transport.kafka_log import KafkaLog  # noqa: PLC0415 - as above
+        return driver.open_log(URL(url), clock)
+    from streams.transport.kafka.driver import servers  # noqa: PLC0415 - as above
+    from streams.transport.kafka.log import KafkaLog  # noqa: PLC0415 - as above
 
     return KafkaLog(servers(_urls(url)), clock)
 

@@ -1,0 +1,49 @@
+"""Messages to NATS, as the engine needs them: one port that every publication passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+
+class Published(msgspec.Struct, frozen=True):
+    """JetStream's acknowledgement."""
+
+    stream: str
+    sequence: int
+    duplicate: bool
+
+
+class Refused(Exception):
+    """NATS answered and said no (no stream for the subject, too large): asking again does not help."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Outbound(Protocol):
+    """The one way out to NATS; nothing publishes past it."""
+
+    async def publish(
+        self,
+        subject: str,
+        event_type: str,
+        payload: Mapping[str, Any],
+        *,
+        key: str,
+        correlation_id: str,
+        causation_id: str | None = None,
+    ) -> Published:
+        """Put `payload` in the contract's envelope and publish it; `key` is idempotency key and `Nats-Msg-Id`.
+
+        Returns after JetStream's acknowledgement. Raises Unreachable or Refused.
+        """
+
+    async def publish_raw(
+        self, subject: str, envelope: bytes, *, key: str, correlation_id: str, headers: Mapping[str, str] | None = None
+    ) -> Published:
+        """Publish an envelope that is encoded already. Same errors."""

@@ -10,7 +10,7 @@ import pytest
 
 PIECES = """
 import resource
-from streams import heap
+from ceremony import heap
 
 {before}
 for turn in range(51):

@@ -21,7 +21,7 @@ from ports.clock import Clock
 from ports.log import Header, Log, LogUnavailable, Record
 from streams import topics
 from streams.api import Unavailable
-from streams.codecs import DeadLetter, dead_letter_of, placed_letter
+from streams.codecs import DeadLetterRecord, dead_letter_of, placed_letter
 from tables.commands import encode_command
 from tables.errors import CeremonyError
 
@@ -40,7 +40,7 @@ class NotReplayable(CeremonyError):
     """The original cannot be sent back."""
 
 
-class Origin(NamedTuple):
+class LetterOrigin(NamedTuple):
     """Where the original stood: topic or stream, partition (0 of a stream), offset or sequence."""
 
     topic: str
@@ -83,7 +83,7 @@ class Replay(NamedTuple):
 class Shown:
     """A dead letter with everything that is still known of it."""
 
-    letter: DeadLetter
+    letter: DeadLetterRecord
     body: bytes
     body_from: str
     """dead_letter, origin or gone."""
@@ -120,7 +120,7 @@ class DeadLetterOffice:
         self._ours = frozenset((self._commands, *steps))
         self._one_at_a_time = asyncio.Lock()
 
-    async def show(self, origin: Origin) -> Shown:
+    async def show(self, origin: LetterOrigin) -> Shown:
         """The newest dead letter of this origin. Raises DeadLetterUnknown, Unavailable."""
         try:
             letter = await self._letter(origin)
@@ -130,7 +130,7 @@ class DeadLetterOffice:
             raise Unavailable("the log cannot be reached") from error
         return Shown(letter, body, body_from, tuple(done))
 
-    async def replay(self, origin: Origin, actor: str, reason: str, request_id: str) -> tuple[Replay, bool]:
+    async def replay(self, origin: LetterOrigin, actor: str, reason: str, request_id: str) -> tuple[Replay, bool]:
         """Send the original back; True where this request had done so already.
 
         Raises DeadLetterUnknown, NotReplayable, Unavailable, RecordTooLarge.
@@ -141,7 +141,7 @@ class DeadLetterOffice:
         except LogUnavailable as error:
             raise Unavailable("the log cannot be reached; repeating the call is safe") from error
 
-    async def _replay(self, origin: Origin, actor: str, reason: str, request_id: str) -> tuple[Replay, bool]:
+    async def _replay(self, origin: LetterOrigin, actor: str, reason: str, request_id: str) -> tuple[Replay, bool]:
         letter = await self._letter(origin)
         mine = [one for one in await self._entries(origin) if one.entry.request_id == request_id]
         for one in mine:
@@ -161,7 +161,7 @@ class DeadLetterOffice:
         done = msgspec.structs.replace(entry, operation=DONE, offset=position.offset)
         return await self._done(origin, done), False
 
-    async def _done(self, origin: Origin, entry: AuditEntry) -> Replay:
+    async def _done(self, origin: LetterOrigin, entry: AuditEntry) -> Replay:
         replay = Replay(await self._write(origin, entry), entry)
         log.warning(
             "dead_letter_replayed",
@@ -175,12 +175,12 @@ class DeadLetterOffice:
 
     # -- what is written down
 
-    async def _write(self, origin: Origin, entry: AuditEntry) -> int:
+    async def _write(self, origin: LetterOrigin, entry: AuditEntry) -> int:
         partition = origin.partition % self._partitions
         position = await self._log.append(self._audit, partition, str(origin).encode(), _encode(entry))
         return position.timestamp
 
-    async def _entries(self, origin: Origin) -> list[Replay]:
+    async def _entries(self, origin: LetterOrigin) -> list[Replay]:
         """What is written down of this origin; what is no entry, of whatever origin, is set aside."""
         key = str(origin).encode()
         found, bad = [], {}
@@ -227,7 +227,7 @@ class DeadLetterOffice:
 
     # -- the letter and its original
 
-    async def _letter(self, origin: Origin) -> DeadLetter:
+    async def _letter(self, origin: LetterOrigin) -> DeadLetterRecord:
         found = None
         async for record in self._records(self._letters, origin.partition % self._partitions):
             letter = placed_letter(record)
@@ -237,13 +237,13 @@ class DeadLetterOffice:
             raise DeadLetterUnknown("dead_letter_unknown", f"there is no dead letter of {str(origin)[:300]!r}")
         return found
 
-    async def _body(self, letter: DeadLetter) -> tuple[bytes, str]:
+    async def _body(self, letter: DeadLetterRecord) -> tuple[bytes, str]:
         if letter.value is not None:
             return letter.value, FROM_LETTER
         body = await self._original(letter)
         return (b"", GONE) if body is None else (body, FROM_ORIGIN)
 
-    async def _original(self, letter: DeadLetter) -> bytes | None:
+    async def _original(self, letter: DeadLetterRecord) -> bytes | None:
         """The value where it stood, of a dead letter that only refers to it."""
         if letter.topic == AGENT_RESPONSES:
             return await self._stored(letter.offset)
@@ -254,7 +254,7 @@ class DeadLetterOffice:
                 return record.value
         return None
 
-    async def _target(self, letter: DeadLetter) -> Target:
+    async def _target(self, letter: DeadLetterRecord) -> Target:
         """Where the original goes. Raises NotReplayable."""
         body, body_from = await self._body(letter)
         if body_from == GONE:
@@ -268,7 +268,7 @@ class DeadLetterOffice:
         headers = tuple(header for header in letter.headers if header[0] != topics.REPLAY)
         return Target(letter.topic, letter.partition, letter.key, body, headers)
 
-    def _command(self, letter: DeadLetter, body: bytes) -> Target:
+    def _command(self, letter: DeadLetterRecord, body: bytes) -> Target:
         """A message of NATS goes the way it would have gone: it becomes a command."""
         subject = dict(letter.headers).get(topics.SUBJECT, b"").decode(errors="replace")
         verdict = to_command(subject, body, AGENT_RESPONSES, letter.offset)

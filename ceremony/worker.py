@@ -41,11 +41,11 @@ from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, prefixed
-from streams.topology import CEREMONY, AgentFunction, Owner, agents, topics
+from streams.topology import CEREMONY, AgentFunction, PartitionListener, agents, topics
 from streams.transport.app import CeremonyApp, create_app
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStores, Stores
-from streams.worker_directory import Owners
+from streams.worker_directory import WorkerDirectory
 from tables.definition import Definition
 from tables.errors import Problem
 
@@ -146,11 +146,11 @@ class Worker:
 
         return RocksStores(self.settings.state_dir)
 
-    def _new_owners(self) -> Owners | None:
+    def _new_owners(self) -> WorkerDirectory | None:
         """The directory of the workers that share the log; None where there is only this one."""
         if self.app.driver.shared is None or "engine" not in self.settings.roles:
             return None
-        owners = Owners(
+        owners = WorkerDirectory(
             self.app.driver.shared,
             self.clock,
             self._log_clock,
@@ -174,7 +174,7 @@ class Worker:
     def _attach_agents(self) -> None:
         ceremony = CeremonyAgent(self.kinds, self.settings.topic_prefix, self._log_clock, self.engine.answers.waits)
         engine, metrics = self.engine, self.metrics
-        owner = Owner(engine.taken, engine.applied, engine.lost, metrics.recovered, metrics.saved)
+        owner = PartitionListener(engine.taken, engine.applied, engine.lost, metrics.recovered, metrics.saved)
         for spec, function in agents(self.settings.topic_prefix, ceremony, owner, self._step_agents()):
             self.app.attach(spec, function)
 

@@ -16,7 +16,7 @@ class Published(msgspec.Struct, frozen=True):
     duplicate: bool
 
 
-class Refused(Exception):
+class PublishRefused(Exception):
     """NATS answered and said no (no stream for the subject, too large): asking again does not help."""
 
     def __init__(self, code: str, message: str) -> None:

@@ -12,7 +12,7 @@ import structlog
 from ports.clock import Clock
 from ports.errors import Unreachable
 from steps.outcome import INTERNAL_ERROR, Outcome, encode_outcome
-from steps.reading import Asked, Batch, Held, Reader, Wiring
+from steps.reading import Asked, Batch, Held, RequestReader, Wiring
 from tables.effects import StepRequested
 
 B = TypeVar("B")
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 def answering(name: str, wiring: Wiring, body: type[B], answer: Callable[[B], Outcome]) -> AgentFunction:
     """An agent whose answer is computed: the whole batch in one loop, no task and no log line for a record."""
-    reader = Reader(wiring, body)
+    reader = RequestReader(wiring, body)
 
     async def agent(stream: AsyncIterable[Batch]) -> None:
         async for batch in stream:
@@ -40,7 +40,7 @@ def answering(name: str, wiring: Wiring, body: type[B], answer: Callable[[B], Ou
 
 def calling(name: str, wiring: Wiring, body: type[B], calls: Calls[B]) -> AgentFunction:
     """An agent that calls a neighbour: records are held, and each outcome is sent as soon as it is known."""
-    reader = Reader(wiring, body)
+    reader = RequestReader(wiring, body)
 
     async def agent(stream: AsyncIterable[Batch]) -> None:
         running = _Running(wiring, calls)

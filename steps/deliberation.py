@@ -17,7 +17,7 @@ from steps.ray_agent import Model, ray_agent
 from steps.ray_task import description, failures, readable, rendered, succeeded, task_body, task_id, unrendered
 from steps.reading import Wiring
 from tables.definition import Definition, Step
-from tables.instance import Answer
+from tables.instance import AgentAnswer
 from tables.kinds import Completed, Failed, Pending, StepContext, Verdict
 from tables.templates import TemplateFailed
 
@@ -99,7 +99,7 @@ class Deliberation(Kind):
     def accepts(self, context: StepContext, agent_id: str) -> bool:
         return agent_id in config_of(context.step, DeliberationConfig).agent_ids
 
-    def gathered(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+    def gathered(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
         """Settled when every agent has answered: with enough proposals COMPLETED, else `agents_failed`."""
         config = config_of(context.step, DeliberationConfig)
         agents = config.agent_ids
@@ -112,7 +112,7 @@ class Deliberation(Kind):
         good = config.count - len(failed)
         return Failed("agents_failed", f"{good} of {config.needed} needed agents succeeded; {'; '.join(failed)}")
 
-    def timed_out(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+    def timed_out(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
         """Enough proposals when the time is up suffice."""
         output = _output(context, answers)
         if output is not None:
@@ -125,7 +125,7 @@ def _task_id(context: StepContext) -> str:
     return task_id(context, f"role-{config_of(context.step, DeliberationConfig).role}")
 
 
-def _output(context: StepContext, answers: Mapping[str, Answer]) -> dict[str, Any] | None:
+def _output(context: StepContext, answers: Mapping[str, AgentAnswer]) -> dict[str, Any] | None:
     """The step's output, or None while fewer proposals are there than needed. In the order of agent ids."""
     config = config_of(context.step, DeliberationConfig)
     proposals = [

@@ -13,7 +13,7 @@ from steps.config import Config, Text, config_of
 from steps.kind import Kind
 from steps.outcome import Outcome, outcome_of
 from steps.reading import Wiring
-from tables.instance import Answer, StepStatus
+from tables.instance import AgentAnswer, StepStatus
 from tables.kinds import AtOnce, Completed, Decided, Failed, Opened, StepContext, Verdict
 from tables.timers import iso
 
@@ -45,7 +45,7 @@ class HumanGate(Kind):
         """The gate is open; people do the rest."""
         return _opened(body["role"], body["message"])
 
-    def timed_out(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+    def timed_out(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
         """The gate's deadline passed, or its agent never opened it."""
         if context.state.status is StepStatus.WAITING_FOR_HUMAN:
             return Failed("gate_deadline", "nobody decided before the gate's deadline", retryable=False)

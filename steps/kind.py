@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tables.definition import Definition, Step
-from tables.instance import Answer
+from tables.instance import AgentAnswer
 from tables.kinds import AtOnce, Decided, Failed, StepContext, Verdict
 from tables.templates import expressions
 
@@ -35,10 +35,10 @@ class Kind:
     def completed(self, context: StepContext, output: Any) -> Verdict:
         return self._unexpected("completed")
 
-    def gathered(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+    def gathered(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
         return self._unexpected("an agent's result")
 
-    def timed_out(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+    def timed_out(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
         return Failed("timeout", f"no outcome within {context.step.timeout_seconds:g} s")
 
     def decided(self, context: StepContext, decision: Decided) -> Verdict:

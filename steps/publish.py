@@ -9,7 +9,7 @@ import msgspec
 from pydantic import BaseModel
 
 from ports.clock import Clock
-from ports.outbound import Outbound, Refused
+from ports.outbound import Outbound, PublishRefused
 from steps.agent import AgentFunction, Calls, calling
 from steps.config import config_of
 from steps.kind import Kind, unknown_steps
@@ -134,7 +134,7 @@ def agent(
                 correlation_id=request.correlation_id,
                 causation_id=request.id,
             )
-        except Refused as error:
+        except PublishRefused as error:
             return failed(error.code, error.message, retryable=False)
         published = {"stream": done.stream, "sequence": done.sequence, "duplicate": done.duplicate}
         return Outcome("completed", msgspec.structs.asdict(body) | {"published": True}, published=published)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from steps.config import Constraints
-from tables.instance import Answer
+from tables.instance import AgentAnswer
 from tables.kinds import Failed, StepContext
 from tables.templates import TemplateFailed, as_text, render, render_text
 
@@ -108,17 +108,17 @@ def _asked(context: StepContext, constraints: Constraints) -> dict[str, Any]:
     }
 
 
-def failures(agents: Iterable[str], answers: Mapping[str, Answer]) -> list[str]:
+def failures(agents: Iterable[str], answers: Mapping[str, AgentAnswer]) -> list[str]:
     """One phrase for each of these agents that did not succeed."""
     return [f"{agent}: {_reason(answers.get(agent))}" for agent in agents if not succeeded(answers.get(agent))]
 
 
-def succeeded(answer: Answer | None) -> bool:
+def succeeded(answer: AgentAnswer | None) -> bool:
     """Whether an agent gave something to work with."""
     return answer is not None and not answer.error_code and answer.value not in (None, "")
 
 
-def _reason(answer: Answer | None) -> str:
+def _reason(answer: AgentAnswer | None) -> str:
     if answer is None:
         return "no answer"
     if answer.error_code:

@@ -100,7 +100,7 @@ class Served:
         return False
 
 
-class Reader(Generic[B]):
+class RequestReader(Generic[B]):
     """The requests of one kind, whose bodies have the shape of the struct `body`."""
 
     def __init__(self, wiring: Wiring, body: type[B]) -> None:

@@ -16,7 +16,7 @@ from steps.ray_agent import Model, ray_agent
 from steps.ray_task import description, failures, readable, rendered, succeeded, task_body, task_id, unrendered
 from steps.reading import Wiring
 from tables.definition import Definition, Step
-from tables.instance import Answer
+from tables.instance import AgentAnswer
 from tables.kinds import Completed, Failed, Pending, StepContext, Verdict
 from tables.templates import TemplateFailed
 
@@ -94,7 +94,7 @@ class TaskExtraction(Kind):
     def accepts(self, context: StepContext, agent_id: str) -> bool:
         return agent_id == AGENT
 
-    def gathered(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+    def gathered(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
         """The one agent's list of tasks; an empty list is a result too."""
         answer = answers.get(AGENT)
         if answer is None:
@@ -109,7 +109,7 @@ class TaskExtraction(Kind):
                 return Failed("tasks_invalid", f"tasks[{index}] must be an object")
         return Completed(_output(context, tasks))
 
-    def timed_out(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+    def timed_out(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
         return Failed("timeout", f"no result of {AGENT} within {context.step.timeout_seconds:g} s")
 
 

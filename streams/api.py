@@ -17,7 +17,7 @@ Operation = Trigger | GateDecision | Cancel | Pause | Resume | RetryStep | RunSt
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """The fold's answer to a command. `code` is empty when it was accepted, else stable (`already_exists`, …)."""
 
     code: str = ""
@@ -55,7 +55,7 @@ class Overloaded(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetterEntry:
     """One entry of the topic `deadletters`."""
 
     topic: str
@@ -152,8 +152,8 @@ class Directory(Protocol):
         """Of all workers that are heard of, but this one."""
 
 
-class Engine(Protocol):
-    async def start(self, definition: Definition, start: Start) -> Answer:
+class EngineApi(Protocol):
+    async def start(self, definition: Definition, start: Start) -> Reply:
         """Durable when it returns, and folded unless `folded` is False.
 
         Raises Unavailable, Overloaded, RecordTooLarge.
@@ -162,7 +162,7 @@ class Engine(Protocol):
     def closed(self, calls: int) -> Overloaded | None:
         """Why no start is taken now, whatever its partition, with so many calls unanswered; each has its own hint."""
 
-    async def operate(self, command: Operation) -> Answer:
+    async def operate(self, command: Operation) -> Reply:
         """Append, wait for the fold, answer from it. Raises Unavailable (not folded in time, or moving)."""
 
     def get(self, instance_id: str) -> Instance | None:
@@ -194,7 +194,7 @@ class Engine(Protocol):
     def watch(self, instance_id: str) -> AsyncIterator[Instance]:
         """The present row, then each newer version, until the ceremony has ended. Raises Unavailable."""
 
-    async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetter], int]:
+    async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetterEntry], int]:
         """Newest first, with the total; `topic`: only what came from it. Raises Unavailable."""
 
     async def history(self, instance_id: str, limit: int) -> History | None:

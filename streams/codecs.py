@@ -111,7 +111,7 @@ def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) ->
     return effect.instance_id.encode(), value, headers
 
 
-class DeadLetter(NamedTuple):
+class DeadLetterRecord(NamedTuple):
     """What could not be processed and was set aside."""
 
     topic: str
@@ -181,12 +181,12 @@ def dead_letter_of(record: Record, code: str, message: str) -> tuple[bytes | Non
 
 def decode_dead_letter(
     key: bytes | None, value: bytes | None, headers: Sequence[Header], timestamp: int = 0
-) -> DeadLetter:
+) -> DeadLetterRecord:
     """A dead letter from a record of `deadletters`. Headers that are missing leave `unknown`, -1 or 0."""
     found = dict(headers)
     topic, partition, offset = _split_origin(found.get(topics.ORIGIN, b"").decode(errors="replace"))
     referred = found.get(VALUE_SIZE, b"")
-    return DeadLetter(
+    return DeadLetterRecord(
         topic=topic,
         partition=partition,
         offset=offset,
@@ -200,7 +200,7 @@ def decode_dead_letter(
     )
 
 
-def placed_letter(record: Record) -> DeadLetter:
+def placed_letter(record: Record) -> DeadLetterRecord:
     """The dead letter in a record of `deadletters`; what is none of ours is one itself, at its own place."""
     letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
     if letter.partition < 0 or not _NAME.fullmatch(letter.topic):
@@ -208,7 +208,7 @@ def placed_letter(record: Record) -> DeadLetter:
     return letter
 
 
-def letter_of(record: Record) -> DeadLetter:
+def letter_of(record: Record) -> DeadLetterRecord:
     """`placed_letter` for a list or an announcement: with code and reason, and bounded texts."""
     letter = placed_letter(record)
     return letter._replace(
@@ -219,7 +219,7 @@ def letter_of(record: Record) -> DeadLetter:
     )
 
 
-def dead_letter_event(letter: DeadLetter) -> tuple[str, bytes]:
+def dead_letter_event(letter: DeadLetterRecord) -> tuple[str, bytes]:
     """Key and envelope of the `ceremony.deadletter` that announces a dead letter; the key is its origin's."""
     key = f"deadletter/{letter.origin}"
     payload = {

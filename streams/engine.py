@@ -14,14 +14,14 @@ from ports.log import Batch, Header, Log, LogUnavailable, PartitionView, Positio
 from streams.admission import Admission
 from streams.answers import Answers, Folded, Watchers
 from streams.api import (
-    Answer,
-    DeadLetter,
+    DeadLetterEntry,
     Diagnosis,
     History,
     Operation,
     Overloaded,
     PartitionDiffers,
     PartitionState,
+    Reply,
     SortKey,
     Unavailable,
 )
@@ -141,17 +141,17 @@ class Engine:
 
     # -- what the front asks
 
-    async def start(self, definition: Definition, start: Start) -> Answer:
+    async def start(self, definition: Definition, start: Start) -> Reply:
         partition = self._partition(start.instance_id)
         with self.admission.start(partition, self._view(partition).position):
             with self.admission.appending(partition):  # also while it waits for its definition to be put
                 await self._put_definition(partition, definition)
             return await self._append(partition, start, start.correlation_id, patient=True)
 
-    async def operate(self, command: Operation) -> Answer:
+    async def operate(self, command: Operation) -> Reply:
         row = self.get(command.instance_id)
         if row is None:
-            return Answer("unknown_instance", f"there is no ceremony {command.instance_id[:LONGEST_ID]!r}")
+            return Reply("unknown_instance", f"there is no ceremony {command.instance_id[:LONGEST_ID]!r}")
         partition = self._partition(command.instance_id)
         return await self._append(partition, command, row.correlation_id, patient=False)
 
@@ -231,9 +231,9 @@ class Engine:
         finally:
             self._watchers.remove(key, event)
 
-    async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetter], int]:
+    async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetterEntry], int]:
         """Reads the whole topic: dead letters are few, and an operator asks."""
-        found: list[DeadLetter] = []
+        found: list[DeadLetterEntry] = []
         try:
             for partition, (start, end) in enumerate(await self._log.ends(self._dead_letters)):
                 async for records in self._log.read(self._dead_letters, partition, start, end):
@@ -331,9 +331,7 @@ class Engine:
             await self._write(partition, definition.hash.encode(), encode_command(command))
             self._put[key] = None
 
-    async def _append(
-        self, partition: int, command: Start | Operation, correlation_id: str, *, patient: bool
-    ) -> Answer:
+    async def _append(self, partition: int, command: Start | Operation, correlation_id: str, *, patient: bool) -> Reply:
         """Append and wait for the fold; `patient`: durable is enough when the fold takes longer (a Start)."""
         future = self.answers.expect(command.command_id)
         try:
@@ -344,11 +342,11 @@ class Engine:
         finally:
             self.answers.forget(command.command_id, future)
         if folded is not None:
-            return Answer(folded.code, folded.message, partition, position.offset)
+            return Reply(folded.code, folded.message, partition, position.offset)
         if not patient:
             again = f"ask again with request_id {command.command_id!r}"
             raise Unavailable(f"durable, but not folded within {FOLD_SECONDS:g} s; {again}")
-        return Answer(partition=partition, offset=position.offset, folded=False)
+        return Reply(partition=partition, offset=position.offset, folded=False)
 
     async def _folded(self, future: asyncio.Future[Folded]) -> Folded | None:
         """What the fold said, or None when it did not come to it in time."""
@@ -377,9 +375,9 @@ class Engine:
         return position.timestamp
 
 
-def _dead_letter(record: Record) -> DeadLetter:
+def _dead_letter(record: Record) -> DeadLetterEntry:
     letter = letter_of(record)
-    return DeadLetter(
+    return DeadLetterEntry(
         topic=letter.topic,
         partition=letter.partition,
         offset=letter.offset,

@@ -62,7 +62,7 @@ TABLES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class PartitionListener:
     """Who hears of the ceremony agent's partitions."""
 
     taken: Callable[[PartitionView], Any]
@@ -73,7 +73,7 @@ class Owner:
 
 
 def agents(
-    prefix: str, ceremony: AgentFunction, owner: Owner, steps: dict[str, AgentFunction]
+    prefix: str, ceremony: AgentFunction, owner: PartitionListener, steps: dict[str, AgentFunction]
 ) -> list[tuple[AgentSpec, AgentFunction]]:
     """Every agent with its attachment; `steps` maps the short name of a kind to its agent."""
     ceremony_spec = AgentSpec(

@@ -56,7 +56,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Heartbeat).decode
 
 
-class Owners:
+class WorkerDirectory:
     """Fulfils `front.Directory` for several workers on one log."""
 
     def __init__(

@@ -80,7 +80,7 @@ class GuardView:
         }
 
 
-class Expression(Protocol):
+class GuardCheck(Protocol):
     """A parsed check."""
 
     def holds(self, guard: Guard, view: GuardView) -> tuple[bool, str]:
@@ -169,7 +169,7 @@ def _shown(value: float) -> str:
         return "very large"
 
 
-def parse_check(text: str) -> Expression:
+def parse_check(text: str) -> GuardCheck:
     """The expression of an automated guard's check. Raises CeremonyError `bad_check` or `bad_expression`."""
     if text == "all_steps_completed":
         return AllStepsCompleted()
@@ -199,7 +199,7 @@ def holds(guard: Guard, view: GuardView) -> tuple[bool, str]:
     """Whether the guard holds on the instance, and why (not), in words for people and logs. Never raises."""
     if guard.type is GuardType.HUMAN:
         return _approved(guard, view)
-    expression: Expression = guard.expression
+    expression: GuardCheck = guard.expression
     return expression.holds(guard, view)
 
 
@@ -228,5 +228,5 @@ def guard_steps(guard: Guard, definition: Definition) -> frozenset[str]:
     """
     if guard.expression is None:
         return frozenset()
-    expression: Expression = guard.expression
+    expression: GuardCheck = guard.expression
     return expression.steps(tuple(definition.steps))

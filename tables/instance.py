@@ -58,7 +58,7 @@ class Phase(StrEnum):
     """A person is awaited."""
 
 
-class Answer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+class AgentAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The result of one agent of an attempt."""
 
     role: str = ""
@@ -93,7 +93,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Only of a COMPLETED step, a waiting gate, or a rejected gate."""
     error_code: str = ""
     error_message: str = ""
-    answers: dict[str, Answer] = {}
+    answers: dict[str, AgentAnswer] = {}
     """Of the live attempt, by agent id."""
     deliberation_id: str = ""
     asks: int = 0

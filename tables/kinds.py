@@ -9,7 +9,7 @@ import msgspec
 from pydantic import BaseModel
 
 from tables.definition import Definition, Step
-from tables.instance import Answer, Approval, Instance, StepState
+from tables.instance import AgentAnswer, Approval, Instance, StepState
 
 
 class Pending(msgspec.Struct, frozen=True, gc=False):
@@ -106,10 +106,10 @@ class StepKind(Protocol):
     def completed(self, context: StepContext, output: Any) -> Verdict:
         """The agent says `completed` with this output."""
 
-    def gathered(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+    def gathered(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
         """Judge the agents' answers so far (the newest included). Kinds without agents never get any."""
 
-    def timed_out(self, context: StepContext, answers: Mapping[str, Answer]) -> Verdict:
+    def timed_out(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
         """The attempt's time is up: Completed where the answers suffice, else Failed (`timeout`)."""
 
     def decided(self, context: StepContext, decision: Decided) -> Verdict:

@@ -27,7 +27,7 @@ class TemplateFailed(CeremonyError):
     """A template cannot be rendered: `template_unresolved`, `template_too_large` or `template_too_deep`."""
 
 
-class Expression(NamedTuple):
+class Placeholder(NamedTuple):
     """One `${…}`: its root (`inputs` or `steps`), the input or step it names, and the path inside."""
 
     root: str
@@ -39,7 +39,7 @@ class Expression(NamedTuple):
         return ".".join(part for part in self if part)
 
 
-def expressions(template: Any, depth: int = 0) -> Iterator[Expression]:
+def expressions(template: Any, depth: int = 0) -> Iterator[Placeholder]:
     """Every expression in a template, in its order. Raises TemplateFailed when it is nested too deep."""
     _bounded(depth)
     if isinstance(template, str):
@@ -78,7 +78,7 @@ class _Renderer:
         self._inputs = inputs
         self._output_of = output_of
         self._room = LARGEST_RENDERED
-        self._known: dict[Expression, tuple[Any, str]] = {}
+        self._known: dict[Placeholder, tuple[Any, str]] = {}
 
     def value(self, template: Any, depth: int) -> Any:
         _bounded(depth)
@@ -94,7 +94,7 @@ class _Renderer:
     def text(self, template: str) -> str:
         return _EXPRESSION.sub(lambda match: self._resolved(_parsed(match))[1], template)
 
-    def _resolved(self, expression: Expression) -> tuple[Any, str]:
+    def _resolved(self, expression: Placeholder) -> tuple[Any, str]:
         """The value, and the value as text."""
         found = self._known.get(expression)
         if found is None:
@@ -108,7 +108,7 @@ class _Renderer:
             )
         return found
 
-    def _look_up(self, expression: Expression) -> Any:
+    def _look_up(self, expression: Placeholder) -> Any:
         known = self._inputs.get if expression.root == "inputs" else self._output
         base = known(expression.name, MISSING)
         value = base if base is MISSING else dig(base, expression.path)
@@ -125,12 +125,12 @@ class _Renderer:
         return missing if output is None else output
 
 
-def _parsed(match: re.Match[str]) -> Expression:
+def _parsed(match: re.Match[str]) -> Placeholder:
     name, _, path = match[2].partition(".")
-    return Expression(match[1], name, path)
+    return Placeholder(match[1], name, path)
 
 
-def _text_of(value: Any, expression: Expression) -> str:
+def _text_of(value: Any, expression: Placeholder) -> str:
     try:
         return as_text(value)
     except RecursionError:

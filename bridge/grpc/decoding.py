@@ -22,7 +22,7 @@ Handler = Any
 """A method handler; generated ones have no types."""
 
 
-class Undecodable(grpc.aio.ServerInterceptor):
+class RequestDecoding(grpc.aio.ServerInterceptor):
     """Answers what cannot be decoded, before the servicer sees it."""
 
     def __init__(self) -> None:

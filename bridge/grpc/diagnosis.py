@@ -10,7 +10,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.definitions_dir import DefinitionsDir
 from bridge.grpc.messages import LARGEST_ANSWER, within
-from streams.api import Diagnosis, Engine, PartitionState, Unavailable
+from streams.api import Diagnosis, EngineApi, PartitionState, Unavailable
 from streams.codecs import iso
 from tables.diagnosis import URGENT, CeremonyDiagnosis, Verdict
 
@@ -45,7 +45,7 @@ def of_ceremony(found: Diagnosis) -> pb.DiagnoseResponse:
     )
 
 
-async def of_worker(engine: Engine, states: Mapping[str, str]) -> pb.DiagnoseResponse:
+async def of_worker(engine: EngineApi, states: Mapping[str, str]) -> pb.DiagnoseResponse:
     """What one worker sees: its ceremonies, its partitions, its neighbours."""
     found = await engine.diagnose()
     return pb.DiagnoseResponse(
@@ -60,7 +60,7 @@ async def of_worker(engine: Engine, states: Mapping[str, str]) -> pb.DiagnoseRes
 
 
 async def of_engine(
-    seen: pb.DiagnoseResponse, engine: Engine, definitions: DefinitionsDir, *, all_asked: bool
+    seen: pb.DiagnoseResponse, engine: EngineApi, definitions: DefinitionsDir, *, all_asked: bool
 ) -> pb.DiagnoseResponse:
     """The whole answer from what was `seen` by this worker, or by all; what cannot be read now is no error."""
     letters, incomplete = await _dead_letters(engine)
@@ -114,7 +114,7 @@ def _unlike(own: pb.DiagnoseResponse, others: Mapping[str, pb.DiagnoseResponse])
                 yield pb.NeighbourState(name=f"{one.name} of {where}", state=one.state)
 
 
-async def _dead_letters(engine: Engine) -> tuple[Counter[str], str]:
+async def _dead_letters(engine: EngineApi) -> tuple[Counter[str], str]:
     try:
         letters, total = await engine.dead_letters(LETTERS_READ, 0)
     except Unavailable as error:

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private names: tests/bridge/grpc/test_intake.py
 
-from bridge.grpc.refusals import Refusal, told
+from bridge.grpc.refusals import CallRefused, told
 from ports.clock import Clock
 
 AT_ONCE = 16
@@ -27,13 +27,13 @@ though the log has answered."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class CallLimit:
     """How the calls of a method are let in."""
 
     method: str
     at_once: int = AT_ONCE
     """Calls taken up in one turn of the loop; each of them takes 1.3 KiB."""
-    closed: Callable[[int], Refusal | None] = lambda _: None
+    closed: Callable[[int], CallRefused | None] = lambda _: None
     """Why a call is refused as it is taken up, if it is; asked with the number of those that were let in and are still
     unanswered."""
 
@@ -49,7 +49,7 @@ class Intake:
         server: grpc.aio.Server,
         interceptors: Sequence[grpc.aio.ServerInterceptor],
         clock: Clock,
-        gates: Sequence[Gate] = (),
+        gates: Sequence[CallLimit] = (),
     ) -> None:
         self._server = server
         self._interceptors = tuple(interceptors)
@@ -76,7 +76,7 @@ class Intake:
 
     def start(self) -> None:
         for method in self._handlers:
-            gate = self._gates.get(method, Gate(method))
+            gate = self._gates.get(method, CallLimit(method))
             inside: set[Any] = set()
             pace = _Pace()
             self._tasks += [
@@ -84,7 +84,7 @@ class Intake:
                 for _ in range(gate.at_once)
             ]
 
-    async def _take_up(self, gate: Gate, inside: set[Any], pace: _Pace) -> None:
+    async def _take_up(self, gate: CallLimit, inside: set[Any], pace: _Pace) -> None:
         core: Any = self._server._server  # type: ignore[attr-defined]
         loop = asyncio.get_running_loop()
         method = gate.method
@@ -135,7 +135,7 @@ class _Pace:
         turn.set_result(None)
 
 
-async def _refuse(call: Any, refusal: Refusal, loop: asyncio.AbstractEventLoop) -> None:
+async def _refuse(call: Any, refusal: CallRefused, loop: asyncio.AbstractEventLoop) -> None:
     """End a call in one go, before its request is read: half or two thirds of what interceptor and handler take."""
     text, trailing = told(refusal)
     status = cygrpc.SendStatusFromServerOperation(trailing, refusal.status.value[0], text, 0)

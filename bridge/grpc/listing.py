@@ -23,7 +23,7 @@ from bridge.grpc.messages import LARGEST_ANSWER
 from bridge.grpc.peers import SERVICE, Peers
 from bridge.grpc.refusals import Context, abort, page
 from ports.clock import Clock
-from streams.api import HERE, Directory, Engine, SortKey, Unavailable
+from streams.api import HERE, Directory, EngineApi, SortKey, Unavailable
 from tables.instance import Instance, Outline
 
 log = structlog.get_logger(__name__)
@@ -78,7 +78,7 @@ def matches(row: Instance | Outline, request: pb.ListPlanningCeremonyInstancesRe
 class Own:
     """The share of this worker."""
 
-    def __init__(self, engine: Engine, message: Callable[[Instance], Any]) -> None:
+    def __init__(self, engine: EngineApi, message: Callable[[Instance], Any]) -> None:
         self._engine = engine
         self._message = message
 

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.dead_letter_office import DeadLetterOffice, Origin
+from bridge.dead_letter_office import DeadLetterOffice, LetterOrigin
 from bridge.definitions_dir import DefinitionsDir
 from bridge.grpc import diagnosis, messages
 from bridge.grpc.diagnosing import Diagnosing
@@ -17,7 +17,7 @@ from bridge.grpc.metadata import tell
 from bridge.grpc.refusals import (
     LONGEST_NAME,
     LONGEST_TEXT,
-    Refusal,
+    CallRefused,
     accepted,
     answers_errors,
     bounded,
@@ -25,7 +25,7 @@ from bridge.grpc.refusals import (
     required,
     unknown,
 )
-from streams.api import Engine, Operation
+from streams.api import EngineApi, Operation
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep
 from tables.instance import Instance
 from tables.limits import MAX_TEXT
@@ -45,7 +45,7 @@ States = Callable[[], Mapping[str, str]]
 class OperatorCalls:
     """Half of the servicer; the other half, `Front`, sets these."""
 
-    _engine: Engine
+    _engine: EngineApi
     _definitions: DefinitionsDir
     _new_id: Callable[[], str]
     _office: DeadLetterOffice
@@ -94,7 +94,7 @@ class OperatorCalls:
         limit = min(request.limit, LONGEST_HISTORY) if request.limit > 0 else LONGEST_HISTORY
         history = await self._engine.history(request.instance_id, limit)
         if history is None:
-            raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
+            raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
         return messages.history(history)
 
     @answers_errors
@@ -134,7 +134,7 @@ class OperatorCalls:
         if request.instance_id:
             found = await self._engine.diagnose(request.instance_id)
             if not found.ceremonies:
-                raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
+                raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
             return diagnosis.of_ceremony(found)
         seen = await (self.look() if self.diagnosing is None else self.diagnosing.all())
         all_asked = self.diagnosing is not None
@@ -169,7 +169,7 @@ class OperatorCalls:
         accepted(await self._engine.operate(command))
         row = self._engine.get(command.instance_id)
         if row is None:
-            raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(command.instance_id))
+            raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(command.instance_id))
         return row
 
     def _message(self, row: Instance) -> pb.PlanningCeremonyInstance:
@@ -184,6 +184,6 @@ def _step(request: StepRequest) -> str:
     return request.step_id
 
 
-def _origin(request: pb.ShowDeadLetterRequest | pb.ReplayDeadLetterRequest) -> Origin:
+def _origin(request: pb.ShowDeadLetterRequest | pb.ReplayDeadLetterRequest) -> LetterOrigin:
     required(origin=request.origin)
-    return Origin(request.origin, request.partition, request.offset)
+    return LetterOrigin(request.origin, request.partition, request.offset)

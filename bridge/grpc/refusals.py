@@ -15,7 +15,7 @@ from bridge.dead_letter_office import DeadLetterUnknown, NotReplayable
 from bridge.definitions_dir import DefinitionUnknown
 from bridge.grpc.start_request import StartInvalid
 from ports.log import LogFailed, LogUnavailable, RecordTooLarge
-from streams.api import Answer, Overloaded, Unavailable
+from streams.api import Overloaded, Reply, Unavailable
 from tables.errors import CeremonyError, DefinitionInvalid
 from tables.fold.refusals import CLASS_OF
 from tables.limits import MAX_ID
@@ -40,7 +40,7 @@ Context = grpc.aio.ServicerContext
 Call = TypeVar("Call", bound=Callable[..., Awaitable[Any]])
 
 
-class Refusal(Exception):
+class CallRefused(Exception):
     """Ends a call with this status; `code` is stable."""
 
     def __init__(self, status: grpc.StatusCode, code: str, message: str, retry_after: float | None = None) -> None:
@@ -58,27 +58,27 @@ STATUS_OF_ERROR: Mapping[type[CeremonyError], grpc.StatusCode] = {
 """Errors with a code and a text for clients; any other is ours."""
 
 
-def invalid(code: str, message: str) -> Refusal:
-    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, code, message)
+def invalid(code: str, message: str) -> CallRefused:
+    return CallRefused(grpc.StatusCode.INVALID_ARGUMENT, code, message)
 
 
-def refusal_of(error: Exception) -> Refusal:
+def refusal_of(error: Exception) -> CallRefused:
     """The refusal an error means to a client; what is unexpected is logged and says nothing of itself."""
-    if isinstance(error, Refusal):
+    if isinstance(error, CallRefused):
         return error
     if isinstance(error, CeremonyError) and type(error) in STATUS_OF_ERROR:
-        return Refusal(STATUS_OF_ERROR[type(error)], error.code, error.message)
+        return CallRefused(STATUS_OF_ERROR[type(error)], error.code, error.message)
     if isinstance(error, RecordTooLarge):
         return invalid("request_too_large", "the request is larger than a record of the log may be")
     if isinstance(error, (Unavailable, Overloaded)):
         full = isinstance(error, Overloaded)
         status = grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.UNAVAILABLE
-        return Refusal(status, "overloaded" if full else "unavailable", error.message, error.retry_after_seconds)
+        return CallRefused(status, "overloaded" if full else "unavailable", error.message, error.retry_after_seconds)
     if isinstance(error, (LogFailed, LogUnavailable)):
         text = "the log cannot be written or read by this worker; repeating the call is safe"
-        return Refusal(grpc.StatusCode.UNAVAILABLE, "unavailable", text, LOG_SECONDS)
+        return CallRefused(grpc.StatusCode.UNAVAILABLE, "unavailable", text, LOG_SECONDS)
     log.error("grpc_internal_error", exc_info=error)
-    return Refusal(grpc.StatusCode.INTERNAL, "internal", "an error of ours; the engine's log has the details")
+    return CallRefused(grpc.StatusCode.INTERNAL, "internal", "an error of ours; the engine's log has the details")
 
 
 def details(text: str) -> str:
@@ -115,7 +115,7 @@ def end(
     context.set_trailing_metadata(tuple(trailing))
 
 
-def told(refusal: Refusal) -> tuple[str, tuple[tuple[str, str], ...]]:
+def told(refusal: CallRefused) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Status message and trailing metadata of a refused call."""
     trailing = () if refusal.retry_after is None else ((RETRY_KEY, str(int(refusal.retry_after * 1000))),)
     return details(f"{refusal.code}: {refusal.message}"), trailing
@@ -140,11 +140,11 @@ def unknown(instance_id: str) -> str:
     return f"there is no ceremony {instance_id[:300]!r}"
 
 
-def accepted(answer: Answer) -> None:
+def accepted(answer: Reply) -> None:
     """Raises the refusal the fold gave."""
     if answer.code:
         status = STATUS_OF.get(answer.code, grpc.StatusCode.FAILED_PRECONDITION)
-        raise Refusal(status, answer.code, answer.message)
+        raise CallRefused(status, answer.code, answer.message)
 
 
 def required(**fields: str) -> None:

@@ -20,10 +20,10 @@ from grpc_reflection.v1alpha import reflection
 from bridge.dead_letter_office import DeadLetterOffice
 from bridge.definitions_dir import DefinitionsDir
 from bridge.grpc import messages, wakeups
-from bridge.grpc.decoding import Undecodable
+from bridge.grpc.decoding import RequestDecoding
 from bridge.grpc.diagnosing import Diagnosing, DiagnosingHandler
 from bridge.grpc.forwarding import Forwarding
-from bridge.grpc.intake import Gate, Intake
+from bridge.grpc.intake import CallLimit, Intake
 from bridge.grpc.listing import Listing, ListingHandler, Own
 from bridge.grpc.metadata import correlation_in, tell
 from bridge.grpc.operations import LONGEST_REASON, OperatorCalls, States
@@ -31,7 +31,7 @@ from bridge.grpc.peers import Peers
 from bridge.grpc.refusals import (
     LONGEST_NAME,
     LONGEST_TEXT,
-    Refusal,
+    CallRefused,
     abort,
     accepted,
     answers_errors,
@@ -44,7 +44,7 @@ from bridge.grpc.refusals import (
 )
 from bridge.grpc.start_request import check_ids, start_command
 from ports.clock import Clock
-from streams.api import Directory, Engine, PartitionDiffers, Unavailable
+from streams.api import Directory, EngineApi, PartitionDiffers, Unavailable
 from tables.commands import GateDecision, Start, Trigger
 from tables.definition import Definition
 from tables.instance import Instance
@@ -66,7 +66,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineApi,
         definitions: DefinitionsDir,
         office: DeadLetterOffice,
         states: States,
@@ -82,7 +82,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
         self._states = states
         self._new_id = new_id
 
-    def closed(self, inside: int) -> Refusal | None:
+    def closed(self, inside: int) -> CallRefused | None:
         """Why no start at all is taken now, with so many calls unanswered; None while they are."""
         overloaded = self._engine.closed(inside)
         return None if overloaded is None else refusal_of(overloaded)
@@ -244,7 +244,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
         required(instance_id=instance_id)
         row = self._engine.get(instance_id)
         if row is None:
-            raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(instance_id))
+            raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(instance_id))
         return row
 
     async def _reach(self, instance_id: str, position: pb.LogPosition) -> None:
@@ -270,7 +270,7 @@ class GrpcServer:
     def __init__(self, front: Front, address: str, clock: Clock, sharing: Sharing | None = None) -> None:
         wakeups.take_all()
         self._address = address
-        interceptors: list[grpc.aio.ServerInterceptor] = [Undecodable()]
+        interceptors: list[grpc.aio.ServerInterceptor] = [RequestDecoding()]
         self.peers: Peers | None = None
         if sharing is not None:
             self.peers = Peers(sharing.directory.addresses)
@@ -292,7 +292,10 @@ class GrpcServer:
             ],
         )
         self._intake = Intake(
-            self._server, interceptors, clock, [Gate(f"/{SERVICE}/StartPlanningCeremony", STARTS_AT_ONCE, front.closed)]
+            self._server,
+            interceptors,
+            clock,
+            [CallLimit(f"/{SERVICE}/StartPlanningCeremony", STARTS_AT_ONCE, front.closed)],
         )
         add_PlanningCeremonyProcessorServicer_to_server(front, self._intake)  # type: ignore[arg-type]  # for the server
         if self.peers is not None:

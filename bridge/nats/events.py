@@ -19,7 +19,7 @@ from bridge.nats.connection import NatsConnection
 from bridge.nats.progress import Share
 from bridge.nats.publish import JetStreamPublisher, Nack
 from bridge.nats.streams import ensure_ceremony_stream
-from bridge.nats.window import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDOW, Outgoing, Window
+from bridge.nats.window import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDOW, Outgoing, PublishWindow
 from ports.clock import Clock
 from ports.log import Committed, Follower, Log, Record
 from streams import topics
@@ -149,7 +149,7 @@ class EventsBridge:
         await self._opened.wait()
         share = self._shares[first.topic, first.partition]
         share.begin(first)
-        window = Window(
+        window = PublishWindow(
             messages,
             self._connection,
             self._publisher,

@@ -15,7 +15,7 @@ from bridge.nats.publish import MESSAGE_ID, Answer, JetStreamPublisher, refusal
 from bridge.nats.streams import ensure_ceremony_stream
 from ports.clock import Clock
 from ports.errors import Unreachable
-from ports.outbound import Published, Refused
+from ports.outbound import Published, PublishRefused
 from streams.codecs import envelope
 
 NEIGHBOUR = "nats"
@@ -57,7 +57,7 @@ class NatsOutbound:
             async with self._clock.timeout(self._timeout):
                 client = await self._publisher.client()
                 if refused := refusal(client, subject, envelope, ours):
-                    raise Refused(refused.code, refused.message)
+                    raise PublishRefused(refused.code, refused.message)
                 return await self._judge(await self._ask(client, subject, envelope, ours), subject)
         except TimeoutError:
             raise Unreachable(NEIGHBOUR, f"no acknowledgement within {self._timeout:g} s") from None
@@ -82,9 +82,9 @@ class NatsOutbound:
         if isinstance(answer, Published):
             return answer
         if answer.final:
-            raise Refused(answer.code, answer.message)
+            raise PublishRefused(answer.code, answer.message)
         if answer.code == "no_stream" and not await self._has_stream(subject):
-            raise Refused(
+            raise PublishRefused(
                 "no_stream", f"no stream takes the subject {subject}: make one, or publish to another subject"
             )
         raise Unreachable(NEIGHBOUR, answer.message)

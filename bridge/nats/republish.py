@@ -18,7 +18,7 @@ from bridge.nats.progress import Marks, Share
 from bridge.nats.publish import JetStreamPublisher, Nack
 from bridge.nats.sent import StreamGone, sent_since
 from bridge.nats.streams import ensure_ceremony_stream
-from bridge.nats.window import LONGEST_PAUSE_SECONDS, Outgoing, Window
+from bridge.nats.window import LONGEST_PAUSE_SECONDS, Outgoing, PublishWindow
 from ports.clock import Clock
 from ports.log import Log, Record
 from streams import topics
@@ -98,7 +98,7 @@ class Republisher:
             else:
                 messages.append((key, message))
         refused = self.progress.refused
-        window = Window(
+        window = PublishWindow(
             messages,
             self._connection,
             self._publisher,

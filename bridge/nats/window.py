@@ -51,7 +51,7 @@ class Outgoing(msgspec.Struct):
 Reject = Callable[[Outgoing, Nack], Awaitable[None]]
 
 
-class Window:
+class PublishWindow:
     """Publishes one batch: many ceremonies in flight, one message of each."""
 
     def __init__(

@@ -23,7 +23,7 @@ LANES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class BulkItem:
     """One thing to be done: its name for people, and the call."""
 
     name: str
@@ -31,7 +31,7 @@ class Item:
 
 
 @dataclass(slots=True)
-class Outcome:
+class BulkResult:
     """What came of all of them."""
 
     done: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ def confirmed(verb: str, what: str, count: int, *, yes: bool) -> None:
     typer.confirm(f"{verb} {count} {what}?", abort=True, err=True)
 
 
-def run(server: str | None, verb: str, items: Sequence[Item], output: Format) -> None:
+def run(server: str | None, verb: str, items: Sequence[BulkItem], output: Format) -> None:
     """Do them all, at most 16 at a time; a refused one stops none of the others. Raises CommandFailed if any failed."""
     outcome = call(server, lambda client: _all(client, verb, items))
     for name, why in outcome.failed:
@@ -67,7 +67,7 @@ def run(server: str | None, verb: str, items: Sequence[Item], output: Format) ->
         raise CommandFailed
 
 
-def summary(verb: str, outcome: Outcome) -> str:
+def summary(verb: str, outcome: BulkResult) -> str:
     """One line: how many went well, and the rest by code."""
     codes = Counter(why.code for _, why in outcome.failed)
     wrong = ", ".join(f"{count} {code}" for code, count in codes.most_common())
@@ -75,8 +75,8 @@ def summary(verb: str, outcome: Outcome) -> str:
     return f"{verb}: {len(outcome.done)} of {total} done" + (f"; refused or failed: {wrong}" if wrong else "")
 
 
-async def _all(client: PlanningCeremonyClient, verb: str, items: Sequence[Item]) -> Outcome:
-    outcome = Outcome()
+async def _all(client: PlanningCeremonyClient, verb: str, items: Sequence[BulkItem]) -> BulkResult:
+    outcome = BulkResult()
     with _progress() as progress:
         bar = progress.add_task(verb, total=len(items))
         waiting = iter(items)
@@ -90,7 +90,7 @@ async def _all(client: PlanningCeremonyClient, verb: str, items: Sequence[Item])
 
 
 async def _lane(
-    client: PlanningCeremonyClient, items: Iterator[Item], outcome: Outcome, tick: Callable[[], None]
+    client: PlanningCeremonyClient, items: Iterator[BulkItem], outcome: BulkResult, tick: Callable[[], None]
 ) -> None:
     for item in items:
         try:

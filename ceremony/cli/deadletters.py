@@ -93,7 +93,7 @@ def replay(
         return
     if everything:
         bulk.confirmed("replay", "dead letters", len(named), yes=yes)
-    items = [bulk.Item(name, _replaying(parsed(name), who)) for name in dict.fromkeys(named)]
+    items = [bulk.BulkItem(name, _replaying(parsed(name), who)) for name in dict.fromkeys(named)]
     bulk.run(server, "replay", items, output)
 
 

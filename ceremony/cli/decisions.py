@@ -33,7 +33,7 @@ VisitOption = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class GateChoice:
     """What a person says; the gate and the rest may still be open."""
 
     instance_id: str
@@ -56,7 +56,7 @@ def approve(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Approve a human gate or a human guard."""
-    word = Decision(instance_id, actor or login(), comment, gate, role, visit, approved=True)
+    word = GateChoice(instance_id, actor or login(), comment, gate, role, visit, approved=True)
     _decide(word, server, output)
 
 
@@ -71,7 +71,7 @@ def reject(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Reject a human gate: its step fails, and `on_failure` of the definition says what follows."""
-    word = Decision(instance_id, actor or login(), comment, gate, role, visit, approved=False)
+    word = GateChoice(instance_id, actor or login(), comment, gate, role, visit, approved=False)
     _decide(word, server, output)
 
 
@@ -92,7 +92,7 @@ def trigger(
     show(name, call(server, work), output)
 
 
-def _decide(decision: Decision, server: str | None, output: Format) -> None:
+def _decide(decision: GateChoice, server: str | None, output: Format) -> None:
     async def work(client: PlanningCeremonyClient) -> tuple[str, pb.PlanningCeremonyInstance]:
         gate = await open_gate(client, decision)
         after = await client.decide(
@@ -111,7 +111,7 @@ def _decide(decision: Decision, server: str | None, output: Format) -> None:
     show(f"{'approved' if decision.approved else 'rejected'} {name}", after, output)
 
 
-async def open_gate(client: PlanningCeremonyClient, decision: Decision) -> pb.OpenGate:
+async def open_gate(client: PlanningCeremonyClient, decision: GateChoice) -> pb.OpenGate:
     """The gate that is meant. It is looked up, so that the decision is about the visit that is open now, and no later.
 
     A gate that is named and not open is left to the engine, which says best why it cannot be decided.

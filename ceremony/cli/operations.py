@@ -234,7 +234,7 @@ def _whole(
     ids = list(dict.fromkeys(named)) or [one.instance_id for one in _matching(server, filters, on)]
     if not named:
         bulk.confirmed(verb, "ceremonies", len(ids), yes=filters.yes)
-    bulk.run(server, verb, [bulk.Item(name, _on(operation, name, **who)) for name in ids], output)
+    bulk.run(server, verb, [bulk.BulkItem(name, _on(operation, name, **who)) for name in ids], output)
 
 
 def _steps(
@@ -247,7 +247,7 @@ def _steps(
     output: Format,
 ) -> None:
     bulk.confirmed(verb, "steps", len(pairs), yes=filters.yes)
-    items = [bulk.Item(f"{name} {step}", _on(operation, name, step, **who)) for name, step in pairs]
+    items = [bulk.BulkItem(f"{name} {step}", _on(operation, name, step, **who)) for name, step in pairs]
     bulk.run(server, verb, items, output)
 
 

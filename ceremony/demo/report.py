@@ -55,7 +55,7 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DemoReport:
     """All that came out of a run."""
 
     count: int

@@ -19,7 +19,7 @@ from ceremony.cli.root import Root
 from ceremony.demo.engine import DemoError, EngineProcess, engine, last_words
 from ceremony.demo.people import People
 from ceremony.demo.plan import PlannedStart, plan
-from ceremony.demo.report import Missing, Report
+from ceremony.demo.report import DemoReport, Missing
 from ceremony.demo.stream import Seen, StreamReader, Tally
 from ceremony.dev.stack import HOST
 from ports.clock import Clock
@@ -51,7 +51,7 @@ class DemoOptions:
 
 
 @dataclass(slots=True)
-class Progress:
+class DemoProgress:
     """How it stands, for the screen."""
 
     count: int
@@ -80,7 +80,7 @@ class Screen(Protocol):
 
     def engine(self, running: Mapping[str, Any]) -> None: ...
 
-    def progress(self, now: Progress) -> None: ...
+    def progress(self, now: DemoProgress) -> None: ...
 
 
 class Demo:
@@ -100,12 +100,12 @@ class Demo:
         self._engine: dict[str, Any] = {}
         self._seconds = 0.0
 
-    async def run(self) -> Report:
+    async def run(self) -> DemoReport:
         """Raises DemoError; NATS that goes away ends it as a complaint in the report."""
         definitions = self._chosen()
         folder = self.options.folder or Path(tempfile.mkdtemp(prefix="ceremony-demo-"))
         people: People | None = None
-        report: Report | None = None
+        report: DemoReport | None = None
         try:
             people = await self._run_in(folder, definitions)
             report = self._report(folder, people)
@@ -252,10 +252,10 @@ class Demo:
     def _live(self) -> list[str]:
         return [start.instance_id for start in self._accepted if start.instance_id not in self._tally.ended]
 
-    def _progress(self) -> Progress:
+    def _progress(self) -> DemoProgress:
         ended = len(self._tally.ended)
         completed = self._tally.ended_as("completed")
-        return Progress(
+        return DemoProgress(
             count=self.options.count,
             accepted=len(self._accepted),
             refused=len(self._refused),
@@ -279,8 +279,8 @@ class Demo:
                     waiting_for = [] if found is None else list(found.waiting_for)
             self._missing.append(Missing(instance_id, definition[instance_id], status, waiting_for))
 
-    def _report(self, folder: Path, people: People) -> Report:
-        report = Report(
+    def _report(self, folder: Path, people: People) -> DemoReport:
+        report = DemoReport(
             count=self.options.count,
             accepted=self._accepted,
             refused=self._refused,

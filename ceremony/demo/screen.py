@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from bridge.clock import HostClock
@@ -19,9 +19,9 @@ from ceremony.cli.errors import CommandFailed, Exit
 from ceremony.cli.output import Format, clean, console, emit_data, table
 from ceremony.cli.root import Root
 from ceremony.demo.engine import DemoError
-from ceremony.demo.report import ENDS, Report
+from ceremony.demo.report import ENDS, DemoReport
 from ceremony.demo.run import Demo, DemoOptions
-from ceremony.demo.run import Progress as Now
+from ceremony.demo.run import DemoProgress
 
 LINE_SECONDS = 2.0
 """Between lines of progress where there is no terminal."""
@@ -46,7 +46,7 @@ def show(root: Root, options: DemoOptions, output: Format) -> None:
         raise CommandFailed("demo_failed", verdict(found))
 
 
-async def _run(root: Root, options: DemoOptions, seen: Console) -> Report:
+async def _run(root: Root, options: DemoOptions, seen: Console) -> DemoReport:
     """The run as a task of its own, so that SIGTERM and Ctrl-C unwind it and nothing is left running."""
     clock = HostClock()
     screen = LiveScreen(seen, clock)
@@ -55,7 +55,7 @@ async def _run(root: Root, options: DemoOptions, seen: Console) -> Report:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, running.cancel)
     try:
-        found: Report = await running
+        found: DemoReport = await running
     except asyncio.CancelledError:
         screen.close()
         raise CommandFailed(
@@ -98,7 +98,7 @@ class LiveScreen:
         self._rate_at = self._engine_at = self._clock.monotonic()
         self._say(f"engine       {running['log']}, gRPC {running['grpc']}, {running['nats']}")
 
-    def progress(self, now: Now) -> None:
+    def progress(self, now: DemoProgress) -> None:
         self._measure(now)
         if self._console.is_terminal:
             self._draw(now)
@@ -117,7 +117,7 @@ class LiveScreen:
     def _say(self, line: str) -> None:
         self._console.print(Text(clean(line)), soft_wrap=True)
 
-    def _measure(self, now: Now) -> None:
+    def _measure(self, now: DemoProgress) -> None:
         passed = self._clock.monotonic() - self._rate_at
         if self._all_ended:
             return
@@ -129,7 +129,7 @@ class LiveScreen:
             self._rate = (now.events - self._rate_events) / passed
             self._rate_at, self._rate_events = self._clock.monotonic(), now.events
 
-    def _draw(self, now: Now) -> None:
+    def _draw(self, now: DemoProgress) -> None:
         if self._bars is None:
             self._bars = Progress(
                 TextColumn("{task.description:<12}"),
@@ -148,7 +148,7 @@ class LiveScreen:
         self._bars.update(ended, completed=now.ended, rate=self._rate, words=words(now))
 
 
-def words(now: Now) -> str:
+def words(now: DemoProgress) -> str:
     parts = {
         "running": now.running,
         "waiting": now.waiting,
@@ -160,7 +160,7 @@ def words(now: Now) -> str:
     return ", ".join(f"{number} {name}" for name, number in parts.items() if number or name in always)
 
 
-def print_report(found: Report, seen: Console) -> None:
+def print_report(found: DemoReport, seen: Console) -> None:
     """The tables, then what does not add up, then one line."""
     seen.print()
     seen.print(definitions_table(found))
@@ -175,7 +175,7 @@ def print_report(found: Report, seen: Console) -> None:
         seen.print(Text(f"kept in {found.folder} (the engine's log: dev.log)"), soft_wrap=True)
 
 
-def definitions_table(found: Report) -> Any:
+def definitions_table(found: DemoReport) -> Any:
     rows = [
         (
             name,
@@ -195,14 +195,14 @@ def milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 
-def events_table(found: Report) -> Any:
+def events_table(found: DemoReport) -> Any:
     rows = [(subject, f"{number:,}") for subject, number in sorted(found.tally.events.items())]
     return table(
         ("event, as a consumer of CEREMONY saw it", "count"), [*rows, ("", f"{found.tally.total:,}")], right=("count",)
     )
 
 
-def wrong(found: Report) -> list[str]:
+def wrong(found: DemoReport) -> list[str]:
     """A line for each thing that does not add up."""
     lines = list(found.complaints)
     lines += [f"refused {instance_id}: {reason}" for instance_id, reason in found.refused.items()]
@@ -216,7 +216,7 @@ def wrong(found: Report) -> list[str]:
     return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"… and {len(lines) - SHOWN} more (-o json has all)"]
 
 
-def verdict(found: Report) -> str:
+def verdict(found: DemoReport) -> str:
     ended = len(found.tally.ended)
     if found.ok:
         rate = found.steps / found.seconds if found.seconds else 0

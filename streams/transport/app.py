@@ -25,8 +25,8 @@ from ports.clock import Clock
 from ports.log import AgentSpec, Batch, Log, PartitionView, TopicSpec
 from streams import topics as names
 from streams.transport.faust.agents import BatchSchema, BatchStream, RowsTable, Supervisor, Tables, supervised
-from streams.transport.faust.membership import Membership, Transport
-from streams.transport.partition.assignment import Owner
+from streams.transport.faust.membership import GroupTransport, Membership
+from streams.transport.partition.assignment import PartitionAssignment
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import DeadLetters
@@ -73,7 +73,7 @@ class CeremonyApp(faust.App):
         self.attached_topics: set[str] = set()
         self.on_crash: Callable[[BaseException], None] | None = None
         self.failure: BaseException | None = None
-        self._owner: Owner | None = None
+        self._owner: PartitionAssignment | None = None
         super().__init__(name, **{**_settings(partitions, worker_id), **settings})
 
     # ---- declaring
@@ -97,8 +97,8 @@ class CeremonyApp(faust.App):
     # ---- what is seen from outside the agents
 
     @property
-    def driver(self) -> Transport:
-        return cast("Transport", self.transport)
+    def driver(self) -> GroupTransport:
+        return cast("GroupTransport", self.transport)
 
     @property
     def commit_log(self) -> Log:
@@ -106,9 +106,9 @@ class CeremonyApp(faust.App):
         return self.driver.log
 
     @property
-    def owner(self) -> Owner:
+    def owner(self) -> PartitionAssignment:
         if self._owner is None:
-            self._owner = Owner(
+            self._owner = PartitionAssignment(
                 list(self.specs.values()),
                 partitions=self.partitions,
                 clock=self.clock,
@@ -258,16 +258,16 @@ def create_app(
     return app
 
 
-def _transport(url: str) -> type[Transport]:
+def _transport(url: str) -> type[GroupTransport]:
     scheme = url.partition("://")[0]
     if scheme == "kafka":
-        from streams.transport.kafka.driver import Transport as Kafka  # noqa: PLC0415 - the one that is used is loaded
+        from streams.transport.kafka.driver import KafkaTransport  # noqa: PLC0415 - only the driver in use is loaded
 
-        return Kafka
+        return KafkaTransport
     if scheme == "sqlite":
-        from streams.transport.sqlite.driver import Transport as Sqlite  # noqa: PLC0415 - as above
+        from streams.transport.sqlite.driver import SqliteTransport  # noqa: PLC0415 - as above
 
-        return Sqlite
+        return SqliteTransport
     raise ValueError(f"log_url_invalid: {url!r} is neither kafka://host:port nor sqlite:///path")
 
 

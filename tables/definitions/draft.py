@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tables.definition import Timeouts
-from tables.definitions.problems import Report, clipped
+from tables.definitions.problems import ProblemList, clipped
 from tables.definitions.shapes import Fields, Item
 from tables.kinds import Kinds
 
@@ -16,7 +16,7 @@ class Draft:
     """Records that are wrong in part are here with what is right; ids are those that could be read."""
 
     fields: Fields
-    report: Report
+    report: ProblemList
     kinds: Kinds
     states: tuple[Fields, ...]
     transitions: tuple[Fields, ...]
@@ -32,7 +32,7 @@ class Draft:
     """All triggers, in file order."""
 
     @classmethod
-    def of(cls, fields: Fields, report: Report, kinds: Kinds) -> Draft:
+    def of(cls, fields: Fields, report: ProblemList, kinds: Kinds) -> Draft:
         states, steps, roles = (_records(fields, key) for key in ("states", "steps", "roles"))
         transitions = _records(fields, "transitions")
         return cls(
@@ -68,7 +68,7 @@ def _records(fields: Fields, section: str) -> tuple[Fields, ...]:
     return tuple(item.value for item in fields.get(section, ()) if item.value is not None)
 
 
-def _unique(records: Iterable[Fields], noun: str, report: Report) -> dict[str, Fields]:
+def _unique(records: Iterable[Fields], noun: str, report: ProblemList) -> dict[str, Fields]:
     found: dict[str, Fields] = {}
     for record in records:
         name = record.text("id")
@@ -83,7 +83,7 @@ def _unique(records: Iterable[Fields], noun: str, report: Report) -> dict[str, F
     return found
 
 
-def _timeouts(given: Fields | None, report: Report) -> Timeouts:
+def _timeouts(given: Fields | None, report: ProblemList) -> Timeouts:
     if given is None:
         return Timeouts()
     plain = Timeouts()

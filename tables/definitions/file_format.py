@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tables.definition import GuardType
-from tables.definitions.shapes import Flag, FreeMap, Key, ListOf, MapOf, Number, Record, Text, TextOr
+from tables.definitions.shapes import FixedMap, Flag, FreeMap, Key, ListOf, MapOf, Number, Text, TextOr
 from tables.kinds import Kinds
 
 VERSION = "1.0"
@@ -23,13 +23,13 @@ _upper = Text(UPPER_ID, "upper case letters, digits and `_`, with a letter", "ba
 _step_id = Text(STEP_ID, "lower snake case with a letter, as in `estimate_story`", "bad_id")
 _seconds = Number(above=0, maximum=CENTURY)
 
-INPUTS = Record(
+INPUTS = FixedMap(
     {
         "required": Key(ListOf(_name), "inputs that a start must give", default=[]),
         "optional": Key(ListOf(_name), "inputs that a start may give", default=[]),
     }
 )
-OUTPUT = Record(
+OUTPUT = FixedMap(
     {
         "type": Key(Text(words=OUTPUT_TYPES, rule="unknown_type"), "type of the value", required=True),
         "schema": Key(
@@ -37,7 +37,7 @@ OUTPUT = Record(
         ),
     }
 )
-STATE = Record(
+STATE = FixedMap(
     {
         "id": Key(_upper, "upper case, unique", required=True),
         "description": Key(TEXT, "what being in this state means", required=True),
@@ -45,7 +45,7 @@ STATE = Record(
         "terminal": Key(Flag(), "at least one state is; nothing leaves it", default=False),
     }
 )
-TRANSITION = Record(
+TRANSITION = FixedMap(
     {
         "from": Key(TEXT, "id of the state it leaves", required=True),
         "to": Key(TEXT, "id of the state it enters", required=True),
@@ -54,7 +54,7 @@ TRANSITION = Record(
         "description": Key(TEXT, "what taking it means", required=True),
     }
 )
-RETRY = Record(
+RETRY = FixedMap(
     {
         "max_attempts": Key(Number(minimum=1, maximum=MAX_ATTEMPTS, whole=True), "attempts in all", required=True),
         "backoff_seconds": Key(Number(minimum=0, maximum=CENTURY), "pause after a failed attempt", default=5),
@@ -64,7 +64,7 @@ RETRY = Record(
         "non_retryable": Key(ListOf(TEXT), "error codes that end the step at once", default=[]),
     }
 )
-STEP = Record(
+STEP = FixedMap(
     {
         "id": Key(_step_id, "lower snake case, unique", required=True),
         "state": Key(TEXT, "id of the state it runs in", required=True),
@@ -76,7 +76,7 @@ STEP = Record(
         "on_failure": Key(TEXT, "trigger of a transition leaving its state, taken when the step failed for good"),
     }
 )
-GUARD = Record(
+GUARD = FixedMap(
     {
         "type": Key(Text(words=tuple(GuardType), rule="unknown_guard_type"), "who judges it", default="automated"),
         "check": Key(
@@ -89,21 +89,21 @@ GUARD = Record(
         "threshold": Key(Number(), "what a threshold check compares with (≥)"),
     }
 )
-ROLE = Record(
+ROLE = FixedMap(
     {
         "id": Key(_upper, "upper case, unique", required=True),
         "description": Key(TEXT, "who acts in this role", required=True),
         "allowed_actions": Key(ListOf(TEXT), "step ids, triggers, cancel, pause or resume", default=[]),
     }
 )
-TIMEOUTS = Record(
+TIMEOUTS = FixedMap(
     {
         "step_default": Key(_seconds, "seconds per attempt of a step without its own", default=3600),
         "step_max": Key(_seconds, "what no step may exceed", default=86400),
         "ceremony_max": Key(_seconds, "the whole ceremony, then it is TIMED_OUT", default=604800),
     }
 )
-DEFINITION = Record(
+DEFINITION = FixedMap(
     {
         "version": Key(Text(words=(VERSION,), rule="bad_version"), 'exactly "1.0"', required=True),
         "name": Key(_name, "equals the file's name without .yaml", required=True),

@@ -10,7 +10,7 @@ from tables.definition import Definition, Role, State, Transition
 from tables.definitions import graph_rules, section_rules, step_rules
 from tables.definitions.draft import Draft
 from tables.definitions.file_format import DEFINITION
-from tables.definitions.problems import Report, clipped
+from tables.definitions.problems import ProblemList, clipped
 from tables.definitions.shapes import Fields
 from tables.definitions.yaml_source import parse, read_text
 from tables.errors import CeremonyError, DefinitionInvalid, Problem
@@ -59,7 +59,7 @@ def warnings(definition: Definition, file: str = "") -> list[Problem]:
 
     `file` is the name in the messages; default: the one that the definition's name asks for.
     """
-    report = Report(file or f"{definition.name}.yaml")
+    report = ProblemList(file or f"{definition.name}.yaml")
     for step in definition.steps.values():
         refused = step_role_refusal(definition, step)
         if refused is not None:
@@ -68,7 +68,7 @@ def warnings(definition: Definition, file: str = "") -> list[Problem]:
 
 
 def _load(source: str | bytes, file: str, kinds: Kinds, stem: str | None) -> Definition:
-    report = Report(file)
+    report = ProblemList(file)
     text = read_text(source, report)
     root = parse(text, report) if text is not None else None
     if text is None or root is None:

@@ -15,7 +15,7 @@ SHOWN_CHARACTERS = 80
 MESSAGE_CHARACTERS = 300
 
 
-class Report:
+class ProblemList:
     """What is wrong with one file; `add` drops what is beyond the limit and counts it."""
 
     def __init__(self, file: str) -> None:

@@ -9,7 +9,7 @@ from tables.definitions.problems import clipped
 from tables.definitions.shapes import Fields, Item
 from tables.definitions.yaml_source import Node
 from tables.errors import CeremonyError
-from tables.guards import Expression, StepStatusIs, Threshold, parse_check
+from tables.guards import GuardCheck, StepStatusIs, Threshold, parse_check
 from tables.roles import OPERATIONS
 
 MAX_SCHEMA_VALUES = 4000
@@ -75,7 +75,7 @@ def _guard(draft: Draft, name: str, fields: Fields) -> Guard:
     return Guard(name, kind, check, role, threshold, expression)
 
 
-def _expression(draft: Draft, name: str, fields: Fields) -> Expression | None:
+def _expression(draft: Draft, name: str, fields: Fields) -> GuardCheck | None:
     line, check = fields.line_of("check"), fields.get("check")
     where = f"guards.{clipped(name)}.check"
     try:

@@ -11,21 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tables.definitions.problems import Report, clipped, listed
+from tables.definitions.problems import ProblemList, clipped, listed
 from tables.definitions.yaml_source import Node
 
 
 class Shape(Protocol):
     """What a value must look like."""
 
-    def read(self, node: Node, where: str, report: Report) -> Any:
+    def read(self, node: Node, where: str, report: ProblemList) -> Any:
         """The value, or None where it is wrong and reported."""
 
     def schema(self) -> dict[str, Any]:
         """The same as JSON Schema."""
 
 
-def wrong_type(node: Node, where: str, wanted: str, report: Report) -> None:
+def wrong_type(node: Node, where: str, wanted: str, report: ProblemList) -> None:
     if node.kind == "broken":
         return  # reported by the reader of the YAML
     if node.is_null:
@@ -54,7 +54,7 @@ class Text:
     rule: str = "bad_name"
     words: tuple[str, ...] = ()
 
-    def read(self, node: Node, where: str, report: Report) -> str | None:
+    def read(self, node: Node, where: str, report: ProblemList) -> str | None:
         if not isinstance(node.value, str):
             hint = " (quote it)" if node.kind == "scalar" and not node.is_null else ""
             wrong_type(node, where, "text" + hint, report)
@@ -86,7 +86,7 @@ class Number:
     maximum: float | None = None
     whole: bool = False
 
-    def read(self, node: Node, where: str, report: Report) -> float | None:
+    def read(self, node: Node, where: str, report: ProblemList) -> float | None:
         value = node.value
         wanted = "a whole number" if self.whole else "a number"
         if isinstance(value, bool) or not isinstance(value, int | float) or (self.whole and not isinstance(value, int)):
@@ -114,7 +114,7 @@ class Number:
 class Flag:
     """true or false."""
 
-    def read(self, node: Node, where: str, report: Report) -> bool | None:
+    def read(self, node: Node, where: str, report: ProblemList) -> bool | None:
         if isinstance(node.value, bool):
             return node.value
         wrong_type(node, where, "true or false", report)
@@ -130,7 +130,7 @@ class FreeMap:
 
     non_empty: bool = False
 
-    def read(self, node: Node, where: str, report: Report) -> Node | None:
+    def read(self, node: Node, where: str, report: ProblemList) -> Node | None:
         if node.kind != "map":
             wrong_type(node, where, "a map", report)
             return None
@@ -160,7 +160,7 @@ class ListOf:
     of: Shape
     non_empty: bool = False
 
-    def read(self, node: Node, where: str, report: Report) -> tuple[Item, ...] | None:
+    def read(self, node: Node, where: str, report: ProblemList) -> tuple[Item, ...] | None:
         if node.kind != "list":
             wrong_type(node, where, "a list", report)
             return None
@@ -184,7 +184,7 @@ class MapOf:
     pattern: str = ""
     says: str = ""
 
-    def read(self, node: Node, where: str, report: Report) -> dict[str, Item] | None:
+    def read(self, node: Node, where: str, report: ProblemList) -> dict[str, Item] | None:
         if node.kind != "map":
             wrong_type(node, where, "a map", report)
             return None
@@ -244,7 +244,7 @@ class Fields:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FixedMap:
     """A map with fixed keys; unknown and missing ones are reported."""
 
     keys: Mapping[str, Key]
@@ -252,7 +252,7 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict)
     """More JSON Schema, for people's editors."""
 
-    def read(self, node: Node, where: str, report: Report) -> Fields | None:
+    def read(self, node: Node, where: str, report: ProblemList) -> Fields | None:
         if node.kind != "map":
             wrong_type(node, where or "a definition", f"a map with {listed(self.keys)}", report)
             return None
@@ -292,7 +292,7 @@ class TextOr:
     text: Text
     other: Shape
 
-    def read(self, node: Node, where: str, report: Report) -> Any:
+    def read(self, node: Node, where: str, report: ProblemList) -> Any:
         return (self.text if isinstance(node.value, str) else self.other).read(node, where, report)
 
     def schema(self) -> dict[str, Any]:

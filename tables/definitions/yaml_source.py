@@ -14,7 +14,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
-from tables.definitions.problems import Report, clipped
+from tables.definitions.problems import ProblemList, clipped
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 64
@@ -74,7 +74,7 @@ class Node:
         return line
 
 
-def read_text(source: str | bytes, report: Report) -> str | None:
+def read_text(source: str | bytes, report: ProblemList) -> str | None:
     """The file's text, or None and a problem."""
     if len(source) > MAX_BYTES or (isinstance(source, str) and len(source.encode("utf-8", "replace")) > MAX_BYTES):
         report.add(1, "file_too_large", f"a definition has at most {MAX_BYTES // 1024} KiB")
@@ -88,7 +88,7 @@ def read_text(source: str | bytes, report: Report) -> str | None:
     return text
 
 
-def parse(text: str, report: Report) -> Node | None:
+def parse(text: str, report: ProblemList) -> Node | None:
     """The root node of the one document in `text`; None where the text is no YAML at all."""
     try:
         return _Builder(report).build(text)
@@ -106,7 +106,7 @@ class _Stop(Exception):
 
 
 class _Builder:
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: ProblemList) -> None:
         self.report = report
         self.stack: list[Node] = []
         self.keys: list[str | None] = []

@@ -11,10 +11,10 @@ from tables import roles
 from tables.commands import AgentResult, StepOutcome
 from tables.definition import SYSTEM_ROLE, Step, Transition
 from tables.fold import step_life
-from tables.fold.context import Turn
+from tables.fold.context import FoldContext
 from tables.fold.next_row import answer_weight
-from tables.fold.transitions import apply, by_trigger, guards_hold, settle
-from tables.instance import Answer, Phase, StepState, StepStatus
+from tables.fold.transitions import advance, apply, by_trigger, guards_hold
+from tables.instance import AgentAnswer, Phase, StepState, StepStatus
 from tables.kinds import Completed, Failed
 from tables.limits import MAX_ANSWERS, MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
 from tables.timers import ASK
@@ -23,7 +23,7 @@ _SUBMITTED = Phase.SUBMITTED
 _LIVE = frozenset({Phase.ASKED, Phase.UNREACHABLE, _SUBMITTED})
 
 
-def step_outcome(turn: Turn, command: StepOutcome) -> None:
+def step_outcome(turn: FoldContext, command: StepOutcome) -> None:
     """A step agent speaks of one attempt; what is not of the live attempt changes nothing."""
     step = turn.definition.steps.get(command.step_id)
     handler = _OUTCOMES.get(command.outcome)
@@ -50,7 +50,7 @@ def _stale(state: StepState, attempt: int) -> str:
     return "stale_attempt" if state.phase is Phase.BACKOFF else "finished_step"
 
 
-def _published_late(turn: Turn, step: Step, state: StepState, command: StepOutcome) -> None:
+def _published_late(turn: FoldContext, step: Step, state: StepState, command: StepOutcome) -> None:
     """A publish that happened is announced although its attempt was over, once a visit (design §6)."""
     if turn.kind(step).name != step_life.PUBLISH or command.outcome != "completed" or not command.published:
         return
@@ -60,7 +60,7 @@ def _published_late(turn: Turn, step: Step, state: StepState, command: StepOutco
         turn.note = ""
 
 
-def _visit_published(turn: Turn, step: Step, output: Any) -> int:
+def _visit_published(turn: FoldContext, step: Step, output: Any) -> int:
     """The visit whose message an output speaks of, by its key: the state may have been entered again since. Or 0."""
     key = output.get("idempotency_key") if isinstance(output, dict) else None
     number = str(key).rpartition("/")[2]
@@ -71,7 +71,7 @@ def _visit_published(turn: Turn, step: Step, output: Any) -> int:
     return visit if known and key == step_life.publication_key(turn, step, visit) else 0
 
 
-def _completed(turn: Turn, step: Step, command: StepOutcome) -> None:
+def _completed(turn: FoldContext, step: Step, command: StepOutcome) -> None:
     kind = turn.kind(step)
     if kind.name == step_life.PUBLISH:
         visit = turn.row.visits.get(step.state, 0)
@@ -86,24 +86,24 @@ def _completed(turn: Turn, step: Step, command: StepOutcome) -> None:
     else:
         turn.note = "undecided"
         return
-    settle(turn, step)
+    advance(turn, step)
 
 
-def _failed(turn: Turn, step: Step, command: StepOutcome) -> None:
+def _failed(turn: FoldContext, step: Step, command: StepOutcome) -> None:
     code = command.error_code or "failed"
     step_life.fail(turn, step, Failed(code, command.error_message, command.retryable is True))
-    settle(turn)
+    advance(turn)
 
 
-def _waiting(turn: Turn, step: Step, command: StepOutcome) -> None:
+def _waiting(turn: FoldContext, step: Step, command: StepOutcome) -> None:
     if turn.kind(step).name != "human_gate":
         step_life.fail(turn, step, Failed("not_a_gate", f"{step.id} is no gate", retryable=False))
     else:
         step_life.open_gate(turn, step, command.output)
-    settle(turn)
+    advance(turn)
 
 
-def _submitted(turn: Turn, step: Step, command: StepOutcome) -> None:
+def _submitted(turn: FoldContext, step: Step, command: StepOutcome) -> None:
     """The neighbour has it; results that overtook this are judged now."""
     row, state = turn.row, turn.row.steps[step.id]
     row.drop_timer(ASK + step.id)
@@ -113,7 +113,7 @@ def _submitted(turn: Turn, step: Step, command: StepOutcome) -> None:
         _judge(turn, step)
 
 
-def _unreachable(turn: Turn, step: Step, _command: StepOutcome) -> None:
+def _unreachable(turn: FoldContext, step: Step, _command: StepOutcome) -> None:
     if turn.row.steps[step.id].phase is Phase.UNREACHABLE:
         turn.note = "duplicate"
         return
@@ -122,7 +122,7 @@ def _unreachable(turn: Turn, step: Step, _command: StepOutcome) -> None:
         _judge(turn, step)  # it was reached after all: results came
 
 
-_OUTCOMES: dict[str, Callable[[Turn, Step, StepOutcome], None]] = {
+_OUTCOMES: dict[str, Callable[[FoldContext, Step, StepOutcome], None]] = {
     "completed": _completed,
     "failed": _failed,
     "waiting": _waiting,
@@ -131,7 +131,7 @@ _OUTCOMES: dict[str, Callable[[Turn, Step, StepOutcome], None]] = {
 }
 
 
-def agent_result(turn: Turn, command: AgentResult) -> None:
+def agent_result(turn: FoldContext, command: AgentResult) -> None:
     """One agent's result: gathered once per agent and attempt; a `trigger` with it asks for that transition.
 
     Of an agent that the step does not ask nothing counts, its trigger neither; nor does a trigger count in a state or
@@ -152,10 +152,10 @@ def agent_result(turn: Turn, command: AgentResult) -> None:
         _triggered(turn, step, command)
         ended = True
     if ended:
-        settle(turn)
+        advance(turn)
 
 
-def _gather(turn: Turn, step: Step, state: StepState, command: AgentResult, agent_id: str) -> bool:
+def _gather(turn: FoldContext, step: Step, state: StepState, command: AgentResult, agent_id: str) -> bool:
     """Record the result; True when it ended the attempt. Until the submission is settled nothing is judged."""
     if agent_id in state.answers or len(state.answers) >= MAX_ANSWERS:
         turn.note = "duplicate"
@@ -165,7 +165,7 @@ def _gather(turn: Turn, step: Step, state: StepState, command: AgentResult, agen
     except Unfit as error:
         step_life.fail(turn, step, Failed(error.code, error.message))
         return True
-    answer = Answer(
+    answer = AgentAnswer(
         clip(command.role, MAX_ID),
         command.value,
         clip(command.error_code, MAX_ID),
@@ -182,17 +182,17 @@ def _gather(turn: Turn, step: Step, state: StepState, command: AgentResult, agen
     return state.phase is not Phase.ASKED and _judged(turn, step)
 
 
-def _judge(turn: Turn, step: Step) -> None:
+def _judge(turn: FoldContext, step: Step) -> None:
     if _judged(turn, step):
-        settle(turn)
+        advance(turn)
 
 
-def _judged(turn: Turn, step: Step) -> bool:
+def _judged(turn: FoldContext, step: Step) -> bool:
     context = turn.context(step)
     return step_life.conclude(turn, step, turn.kind(step).gathered(context, context.state.answers))
 
 
-def _triggered(turn: Turn, step: Step, command: AgentResult) -> None:
+def _triggered(turn: FoldContext, step: Step, command: AgentResult) -> None:
     """The transition an agent asks for, as role SYSTEM; where it may not be, nothing moves and nobody is told."""
     row = turn.row
     here = step.state == row.state and row.steps[step.id].status is not StepStatus.PENDING
@@ -206,5 +206,5 @@ def _triggered(turn: Turn, step: Step, command: AgentResult) -> None:
     turn.note = ""
 
 
-def _system_may(turn: Turn, transition: Transition) -> bool:
+def _system_may(turn: FoldContext, transition: Transition) -> bool:
     return roles.allows(turn.definition, SYSTEM_ROLE, transition.trigger) and guards_hold(turn, transition)

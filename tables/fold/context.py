@@ -10,7 +10,7 @@ import msgspec
 from tables.commands import Origin
 from tables.definition import Definition, Step
 from tables.effects import FOLD, Effect, Event, Refused
-from tables.fold.next_row import Builder
+from tables.fold.next_row import NextRow
 from tables.guards import GuardView
 from tables.instance import Instance
 from tables.kinds import Kinds, StepContext, StepKind
@@ -32,7 +32,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """Guards whose expression failed or is not boolean, with the reason: they do not hold, and are logged."""
 
 
-class Turn:
+class FoldContext:
     """The handlers' working place. A handler either refuses or notes and changes nothing, or changes the row."""
 
     __slots__ = (
@@ -51,7 +51,7 @@ class Turn:
         "unjudged",
     )
 
-    def __init__(self, row: Builder, definition: Definition, kinds: Kinds, origin: Origin) -> None:
+    def __init__(self, row: NextRow, definition: Definition, kinds: Kinds, origin: Origin) -> None:
         self.row = row
         self.definition = definition
         self.kinds = kinds

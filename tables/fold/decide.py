@@ -33,9 +33,9 @@ from tables.definition import Definition
 from tables.errors import CeremonyError
 from tables.fold import refusals
 from tables.fold.agent_answers import agent_result, step_outcome
-from tables.fold.context import Decision, Turn, refused
+from tables.fold.context import Decision, FoldContext, refused
 from tables.fold.gates import gate_decision
-from tables.fold.next_row import Builder
+from tables.fold.next_row import NextRow
 from tables.fold.operations import cancel, pause, resume, retry_step, run_step, trigger
 from tables.fold.restore import restore
 from tables.fold.start import start
@@ -90,7 +90,7 @@ def _on_row(
         return _refuse(row, command, origin, refusals.ALREADY_ENDED, f"the ceremony is {row.status}")
     if definition is None:
         return _refuse(row, command, origin, refusals.DEFINITION_UNKNOWN, "its definition is not in this partition")
-    turn = Turn(Builder(row, origin.timestamp), definition, kinds, origin)
+    turn = FoldContext(NextRow(row, origin.timestamp), definition, kinds, origin)
     known_again = command.command_id if command.expects_answer else ""
     if known_again and turn.row.knows(known_again):
         return Decision(row, (), "duplicate")
@@ -100,7 +100,7 @@ def _on_row(
     return finish(turn)
 
 
-_HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
+_HANDLERS: dict[type, Callable[[FoldContext, Any], None]] = {
     StepOutcome: step_outcome,
     AgentResult: agent_result,
     TimerFired: timer_fired,

@@ -8,9 +8,9 @@ from tables import roles
 from tables.commands import GateDecision
 from tables.definition import Guard, Step
 from tables.fold import refusals, step_life
-from tables.fold.context import Turn
+from tables.fold.context import FoldContext
 from tables.fold.next_row import approvals_weight
-from tables.fold.transitions import settle
+from tables.fold.transitions import advance
 from tables.guards import is_human
 from tables.instance import Approval, Phase, StepState, StepStatus
 from tables.invariants import REJECTED
@@ -22,7 +22,7 @@ _MOST_APPROVALS = MAX_OUTPUT // 2
 GATE_DECIDED = "ceremony.gate.decided"
 
 
-def gate_decision(turn: Turn, command: GateDecision) -> None:
+def gate_decision(turn: FoldContext, command: GateDecision) -> None:
     """A decision names a gate step, or a human guard."""
     step = turn.definition.steps.get(command.gate)
     guard = turn.definition.guards.get(command.gate)
@@ -38,11 +38,11 @@ def gate_decision(turn: Turn, command: GateDecision) -> None:
         )
 
 
-def _approval(turn: Turn, command: GateDecision) -> Approval:
+def _approval(turn: FoldContext, command: GateDecision) -> Approval:
     return Approval(clip(command.actor, MAX_ID), clip(command.role, MAX_ID), turn.now, clip(command.comment, MAX_TEXT))
 
 
-def _on_step(turn: Turn, command: GateDecision, step: Step) -> None:
+def _on_step(turn: FoldContext, command: GateDecision, step: Step) -> None:
     state = turn.row.steps[step.id]
     problem = _step_problem(turn, command, step, state)
     if problem is not None:
@@ -66,7 +66,7 @@ def _on_step(turn: Turn, command: GateDecision, step: Step) -> None:
     _decide(turn, step, Decided(approved=True, by=approvals))
 
 
-def _step_problem(turn: Turn, command: GateDecision, step: Step, state: StepState) -> tuple[str, str] | None:
+def _step_problem(turn: FoldContext, command: GateDecision, step: Step, state: StepState) -> tuple[str, str] | None:
     """Why this actor may not decide this gate now. Who may not is told so before what is open."""
     refusal = _actor_problem(turn, command, step)
     if refusal is not None:
@@ -83,7 +83,7 @@ def _step_problem(turn: Turn, command: GateDecision, step: Step, state: StepStat
     return None
 
 
-def _actor_problem(turn: Turn, command: GateDecision, step: Step) -> tuple[str, str] | None:
+def _actor_problem(turn: FoldContext, command: GateDecision, step: Step) -> tuple[str, str] | None:
     """Roles that list the gate decide it; where none does, whoever names a role names the gate's own."""
     if not command.actor.strip():
         return refusals.ACTOR_REQUIRED, "a decision needs an actor"
@@ -103,7 +103,7 @@ def _said_before(command: GateDecision, state: StepState) -> bool:
     return command.approved is not rejected
 
 
-def _decide(turn: Turn, step: Step, decision: Decided) -> None:
+def _decide(turn: FoldContext, step: Step, decision: Decided) -> None:
     """The gate is decided: announced, concluded, and the human guards that name its role follow an approval."""
     by = decision.by
     last = by[-1]
@@ -127,10 +127,10 @@ def _decide(turn: Turn, step: Step, decision: Decided) -> None:
             _satisfy_guards(turn, step, last)
     elif isinstance(verdict, Failed):
         step_life.fail(turn, step, verdict, by)
-    settle(turn)
+    advance(turn)
 
 
-def _satisfy_guards(turn: Turn, step: Step, last: Approval) -> None:
+def _satisfy_guards(turn: FoldContext, step: Step, last: Approval) -> None:
     role = getattr(step.config, "role", "")
     for transition in turn.definition.transitions_from.get(step.state, ()):
         for name in transition.guards:
@@ -139,7 +139,7 @@ def _satisfy_guards(turn: Turn, step: Step, last: Approval) -> None:
                 turn.row.approve_guard(name, replace(last, role=role))
 
 
-def _on_guard(turn: Turn, command: GateDecision, guard: Guard) -> None:
+def _on_guard(turn: FoldContext, command: GateDecision, guard: Guard) -> None:
     """Approving satisfies the guard for this visit; rejecting withdraws what was approved."""
     problem = _guard_problem(turn, command, guard)
     if problem is not None:
@@ -167,10 +167,10 @@ def _on_guard(turn: Turn, command: GateDecision, guard: Guard) -> None:
             "comment": approval.comment,
         },
     )
-    settle(turn)
+    advance(turn)
 
 
-def _guard_problem(turn: Turn, command: GateDecision, guard: Guard) -> tuple[str, str] | None:
+def _guard_problem(turn: FoldContext, command: GateDecision, guard: Guard) -> tuple[str, str] | None:
     if not command.actor.strip():
         return refusals.ACTOR_REQUIRED, "a decision needs an actor"
     refusal = roles.guard_refusal(guard, command.role)

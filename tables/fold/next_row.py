@@ -15,7 +15,7 @@ from tables.instance import (
     KEPT_COMMAND_IDS,
     ROW_FORMAT,
     TERMINAL,
-    Answer,
+    AgentAnswer,
     Approval,
     CeremonyStatus,
     Instance,
@@ -35,7 +35,7 @@ _NEW = StepState()
 IN_FLIGHT = frozenset({StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN})
 
 
-class Builder:
+class NextRow:
     """The next version of one row, in the making."""
 
     check_fully: ClassVar[bool] = False
@@ -106,7 +106,7 @@ class Builder:
         selected: tuple[str, ...],
         step_ids: tuple[str, ...],
         now: int,
-    ) -> Builder:
+    ) -> NextRow:
         """The first row of a ceremony, still in no state: the caller enters the initial one."""
         builder = cls(
             Instance(
@@ -287,7 +287,7 @@ class Builder:
         reasons = broken_change(self.base, row)
         for step_id in dict.fromkeys(self._touched):
             reasons += broken_step(row, step_id)
-        if Builder.check_fully:
+        if NextRow.check_fully:
             reasons += broken(row)
         if reasons:
             raise InvariantBroken(row.instance_id, reasons)
@@ -371,6 +371,6 @@ def approvals_weight(approvals: tuple[Approval, ...]) -> int:
     return sum(len(f"{approval.actor}{approval.role}{approval.comment}".encode()) for approval in approvals)
 
 
-def answer_weight(agent_id: str, answer: Answer) -> int:
+def answer_weight(agent_id: str, answer: AgentAnswer) -> int:
     """Bytes an answer adds to the row, its agent's name and message included."""
     return answer.size + len(agent_id) + len(answer.role) + len(answer.error_message)

@@ -6,9 +6,9 @@ from tables import roles
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep, Trigger
 from tables.definition import Step
 from tables.fold import refusals, step_life
-from tables.fold.context import Turn
+from tables.fold.context import FoldContext
 from tables.fold.next_row import IN_FLIGHT
-from tables.fold.transitions import apply, by_trigger, end, failing_guard, settle
+from tables.fold.transitions import advance, apply, by_trigger, end, failing_guard
 from tables.instance import CeremonyStatus, Pauser, StepStatus
 from tables.limits import MAX_ID, MAX_TEXT, clip
 from tables.timers import millis
@@ -28,7 +28,7 @@ def _who(command: Operation) -> dict[str, str]:
     }
 
 
-def _may(turn: Turn, command: Operation, action: str) -> bool:
+def _may(turn: FoldContext, command: Operation, action: str) -> bool:
     """Whether an actor is named and its role allows `action`: a step id, a trigger, or cancel, pause, resume."""
     if not command.actor.strip():
         turn.refuse(command.command_id, refusals.ACTOR_REQUIRED, "an operation needs an actor")
@@ -39,7 +39,7 @@ def _may(turn: Turn, command: Operation, action: str) -> bool:
     return refusal is None
 
 
-def _refused_when(turn: Turn, command: Operation, *, paused: bool = False) -> bool:
+def _refused_when(turn: FoldContext, command: Operation, *, paused: bool = False) -> bool:
     """Refuse what cannot be asked of an ended ceremony, or (`paused`) of one that is PAUSED."""
     if turn.row.ended:
         message = f"the ceremony is {turn.row.status}"
@@ -51,7 +51,7 @@ def _refused_when(turn: Turn, command: Operation, *, paused: bool = False) -> bo
     return False
 
 
-def trigger(turn: Turn, command: Trigger) -> None:
+def trigger(turn: FoldContext, command: Trigger) -> None:
     """Move by the transition of this name, where its guards hold and the actor's role allows it."""
     if not _may(turn, command, command.trigger) or _refused_when(turn, command, paused=True):
         return
@@ -65,10 +65,10 @@ def trigger(turn: Turn, command: Trigger) -> None:
         turn.refuse(command.command_id, refusals.GUARDS_NOT_MET, f"guard `{failing[0]}`: {failing[1]}")
         return
     apply(turn, transition, _who(command))
-    settle(turn)
+    advance(turn)
 
 
-def cancel(turn: Turn, command: Cancel) -> None:
+def cancel(turn: FoldContext, command: Cancel) -> None:
     """End the ceremony as CANCELLED."""
     if not _may(turn, command, roles.CANCEL):
         return
@@ -78,7 +78,7 @@ def cancel(turn: Turn, command: Cancel) -> None:
         end(turn, CeremonyStatus.CANCELLED, more=_who(command))
 
 
-def pause(turn: Turn, command: Pause) -> None:
+def pause(turn: FoldContext, command: Pause) -> None:
     """Stop step and gate timers; from now on answers are recorded, and nothing starts."""
     if not command.by_engine and not _may(turn, command, roles.PAUSE):
         return
@@ -90,7 +90,7 @@ def pause(turn: Turn, command: Pause) -> None:
         turn.lifecycle("paused", who)
 
 
-def resume(turn: Turn, command: Resume) -> None:
+def resume(turn: FoldContext, command: Resume) -> None:
     """Timers go on with their rest, and what the answers of the pause call for happens now."""
     if not _may(turn, command, roles.RESUME) or _refused_when(turn, command):
         return
@@ -99,10 +99,10 @@ def resume(turn: Turn, command: Resume) -> None:
         return
     turn.row.resume()
     turn.lifecycle("resumed", _who(command))
-    settle(turn)
+    advance(turn)
 
 
-def retry_step(turn: Turn, command: RetryStep) -> None:
+def retry_step(turn: FoldContext, command: RetryStep) -> None:
     """Give a FAILED step a new budget of attempts. A FAILED ceremony is open again, with new time for the whole.
 
     In a FAILED ceremony any step of the state that has run may be retried: after `no_transition` none has failed.
@@ -123,7 +123,7 @@ def retry_step(turn: Turn, command: RetryStep) -> None:
         _order(turn, command, step, "retry")
 
 
-def _reopen(turn: Turn, command: RetryStep, step: Step) -> None:
+def _reopen(turn: FoldContext, command: RetryStep, step: Step) -> None:
     """Open a FAILED ceremony again: steps that its end cancelled will run again too."""
     turn.row.reopen(millis(turn.definition.timeouts.ceremony_max))
     for other in turn.here:
@@ -132,7 +132,7 @@ def _reopen(turn: Turn, command: RetryStep, step: Step) -> None:
     turn.lifecycle("resumed", _who(command) | {"step_id": step.id})
 
 
-def run_step(turn: Turn, command: RunStep) -> None:
+def run_step(turn: FoldContext, command: RunStep) -> None:
     """Run a step that the start did not select."""
     step = _step_here(turn, command)
     if step is None or _refused_when(turn, command, paused=True):
@@ -146,7 +146,7 @@ def run_step(turn: Turn, command: RunStep) -> None:
         _order(turn, command, step, "run")
 
 
-def _order(turn: Turn, command: RetryStep | RunStep, step: Step, operation: str) -> None:
+def _order(turn: FoldContext, command: RetryStep | RunStep, step: Step, operation: str) -> None:
     """Say who wants the step to run, and let it run."""
     turn.event(
         STEP_ORDERED,
@@ -160,10 +160,10 @@ def _order(turn: Turn, command: RetryStep | RunStep, step: Step, operation: str)
         },
     )
     step_life.start(turn, step, new_budget=True)
-    settle(turn)
+    advance(turn)
 
 
-def _step_here(turn: Turn, command: RetryStep | RunStep) -> Step | None:
+def _step_here(turn: FoldContext, command: RetryStep | RunStep) -> Step | None:
     """The step, when the actor may use it and it belongs to the present state; else the command is refused."""
     step = turn.definition.steps.get(command.step_id)
     if not _may(turn, command, command.step_id):

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 from tables.commands import Origin, Restore
 from tables.definition import Definition
 from tables.fold import refusals, step_life
-from tables.fold.context import Decision, Turn, refused
-from tables.fold.next_row import Builder
-from tables.fold.transitions import finish, settle
+from tables.fold.context import Decision, FoldContext, refused
+from tables.fold.next_row import NextRow
+from tables.fold.transitions import advance, finish
 from tables.instance import ROW_FORMAT, Instance, Phase
 from tables.invariants import broken
 from tables.kinds import Kinds
@@ -57,11 +57,11 @@ def restore(
         return _refuse(row, command, origin, "; ".join(reasons[:20]))
     if found.expired or definition is None:
         return Decision(found, ())
-    turn = Turn(Builder(found, origin.timestamp), definition, kinds, origin)
+    turn = FoldContext(NextRow(found, origin.timestamp), definition, kinds, origin)
     turn.row.touch()
     if not turn.row.ended:
         _ask_again(turn)
-        settle(turn)
+        advance(turn)
     return finish(turn)
 
 
@@ -71,7 +71,7 @@ def _refuse(
     return Decision(row, (refused(command.instance_id, command.command_id, origin, code, message),), code)
 
 
-def _ask_again(turn: Turn) -> None:
+def _ask_again(turn: FoldContext) -> None:
     """What was gathered belongs to old attempts; while PAUSED the asking waits for the resume."""
     for step in turn.here:
         state = turn.row.steps[step.id]

@@ -13,9 +13,9 @@ from tables.commands import Origin, Start
 from tables.definition import Definition
 from tables.effects import Effect, Event
 from tables.fold import refusals
-from tables.fold.context import Decision, Turn, refused
-from tables.fold.next_row import Builder
-from tables.fold.transitions import end, finish, settle
+from tables.fold.context import Decision, FoldContext, refused
+from tables.fold.next_row import NextRow
+from tables.fold.transitions import advance, end, finish
 from tables.instance import CeremonyStatus, Instance
 from tables.kinds import Kinds
 from tables.limits import MAX_ID, MAX_INPUT_DEPTH, MAX_INPUTS, clip, deeper_than
@@ -130,7 +130,7 @@ def _inputs_size(command: Start) -> int | None:
 def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds) -> Decision:
     chosen = set(command.step_ids)
     selected = tuple(step for step in definition.steps if step in chosen) if chosen else ()
-    builder = Builder.start(
+    builder = NextRow.start(
         instance_id=command.instance_id,
         ceremony_id=command.ceremony_id,
         story_id=command.story_id,
@@ -145,7 +145,7 @@ def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds)
         step_ids=tuple(definition.steps),
         now=origin.timestamp,
     )
-    turn = Turn(builder, definition, kinds, origin)
+    turn = FoldContext(builder, definition, kinds, origin)
     builder.set_timer(CEREMONY_MAX, millis(definition.timeouts.ceremony_max))
     turn.enter(definition.initial)
     turn.lifecycle(
@@ -159,5 +159,5 @@ def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds)
     )
     if definition.states[definition.initial].terminal:
         end(turn, CeremonyStatus.COMPLETED)
-    settle(turn)
+    advance(turn)
     return finish(turn)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tables import roles
 from tables.definition import Step
 from tables.effects import StepRequested
-from tables.fold.context import Turn
+from tables.fold.context import FoldContext
 from tables.fold.next_row import IN_FLIGHT, approvals_weight
 from tables.instance import Approval, Phase, StepState, StepStatus
 from tables.invariants import REJECTED
@@ -34,7 +34,7 @@ PUBLISH = "publish"
 """Short name of the kind whose requests and successes are announced."""
 
 
-def start(turn: Turn, step: Step, *, new_budget: bool = False) -> None:
+def start(turn: FoldContext, step: Step, *, new_budget: bool = False) -> None:
     """Begin the next attempt: the role is checked, then what only computes is settled, of others the agent is asked."""
     row = turn.row
     old = row.steps[step.id]
@@ -60,7 +60,7 @@ def start(turn: Turn, step: Step, *, new_budget: bool = False) -> None:
     _request(turn, step)
 
 
-def ask_again(turn: Turn, step: Step) -> None:
+def ask_again(turn: FoldContext, step: Step) -> None:
     """Ask for the live attempt once more: its neighbour was out of reach, or the row was restored."""
     row, state = turn.row, turn.row.steps[step.id]
     row.drop_timer(ASK + step.id)
@@ -68,7 +68,7 @@ def ask_again(turn: Turn, step: Step) -> None:
     _request(turn, step)
 
 
-def _request(turn: Turn, step: Step) -> None:
+def _request(turn: FoldContext, step: Step) -> None:
     row = turn.row
     base, state = row.base, row.steps[step.id]
     kind = turn.kind(step)
@@ -97,13 +97,13 @@ def _request(turn: Turn, step: Step) -> None:
     )
 
 
-def _deadline(turn: Turn, step: Step, attempt: int) -> int:
+def _deadline(turn: FoldContext, step: Step, attempt: int) -> int:
     """When the attempt's time is up; it runs from when its agent was first asked."""
     timer = turn.row.timers.get(TIMEOUT + step.id)
     return turn.row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), attempt) if timer is None else timer.due
 
 
-def _settle_at_once(turn: Turn, step: Step, settled: AtOnce) -> None:
+def _settle_at_once(turn: FoldContext, step: Step, settled: AtOnce) -> None:
     """Let take effect what the request alone says, as if its agent had said it in a command of its own."""
     turn.at_once += (step.id,)
     if isinstance(settled, Opened):
@@ -112,14 +112,14 @@ def _settle_at_once(turn: Turn, step: Step, settled: AtOnce) -> None:
         conclude(turn, step, settled)
 
 
-def unreachable(turn: Turn, step: Step) -> None:
+def unreachable(turn: FoldContext, step: Step) -> None:
     """The neighbour is out of reach: the same attempt is asked again after a growing pause, until its timeout."""
     state = turn.row.steps[step.id]
     turn.row.set_step(step.id, replace(state, phase=Phase.UNREACHABLE))
     turn.row.set_timer(ASK + step.id, ask_pause(state.asks), state.attempt)
 
 
-def open_gate(turn: Turn, step: Step, output: Any) -> None:
+def open_gate(turn: FoldContext, step: Step, output: Any) -> None:
     """People are awaited: the step's timeout ends, the gate's deadline begins."""
     row, state = turn.row, turn.row.steps[step.id]
     try:
@@ -160,7 +160,7 @@ def open_gate(turn: Turn, step: Step, output: Any) -> None:
     _executed(turn, step, waiting)
 
 
-def conclude(turn: Turn, step: Step, verdict: Verdict) -> bool:
+def conclude(turn: FoldContext, step: Step, verdict: Verdict) -> bool:
     """Let a verdict on the live attempt take effect; False when nothing is settled yet."""
     if isinstance(verdict, Completed):
         complete(turn, step, verdict.output)
@@ -171,7 +171,9 @@ def conclude(turn: Turn, step: Step, verdict: Verdict) -> bool:
     return True
 
 
-def complete(turn: Turn, step: Step, output: Any, claimed: int = 0, approvals: tuple[Approval, ...] = ()) -> None:
+def complete(
+    turn: FoldContext, step: Step, output: Any, claimed: int = 0, approvals: tuple[Approval, ...] = ()
+) -> None:
     """The step has its output, unless that is more than a row keeps."""
     row, state = turn.row, turn.row.steps[step.id]
     try:
@@ -199,7 +201,7 @@ def complete(turn: Turn, step: Step, output: Any, claimed: int = 0, approvals: t
     _executed(turn, step, done)
 
 
-def fail(turn: Turn, step: Step, failure: Failed, approvals: tuple[Approval, ...] = ()) -> None:
+def fail(turn: FoldContext, step: Step, failure: Failed, approvals: tuple[Approval, ...] = ()) -> None:
     """The live attempt failed: retried where its policy allows, else the step has failed for good."""
     state = turn.row.steps[step.id]
     policy = step.retry
@@ -209,7 +211,7 @@ def fail(turn: Turn, step: Step, failure: Failed, approvals: tuple[Approval, ...
         _fail_for_good(turn, step, state, failure, approvals)
 
 
-def _retry_later(turn: Turn, step: Step, state: StepState, failure: Failed) -> None:
+def _retry_later(turn: FoldContext, step: Step, state: StepState, failure: Failed) -> None:
     row = turn.row
     row.drop_step_timers(step.id, state.phase)
     row.set_step(
@@ -240,7 +242,9 @@ def _retry_later(turn: Turn, step: Step, state: StepState, failure: Failed) -> N
     )
 
 
-def _fail_for_good(turn: Turn, step: Step, state: StepState, failure: Failed, approvals: tuple[Approval, ...]) -> None:
+def _fail_for_good(
+    turn: FoldContext, step: Step, state: StepState, failure: Failed, approvals: tuple[Approval, ...]
+) -> None:
     row = turn.row
     output: Mapping[str, Any] | None = failure.output if failure.code == REJECTED and failure.output else None
     size = 0
@@ -267,7 +271,7 @@ def _fail_for_good(turn: Turn, step: Step, state: StepState, failure: Failed, ap
     _executed(turn, step, failed)
 
 
-def cancel_in_flight(turn: Turn) -> None:
+def cancel_in_flight(turn: FoldContext) -> None:
     """Steps in flight become CANCELLED, and say so before the event that moves or ends the ceremony."""
     for step in turn.here:
         state = turn.row.steps[step.id]
@@ -285,14 +289,14 @@ def cancel_in_flight(turn: Turn) -> None:
         _executed(turn, step, cancelled)
 
 
-def reset(turn: Turn, step: Step) -> None:
+def reset(turn: FoldContext, step: Step) -> None:
     """The step's state is entered: it is PENDING, with nothing of an earlier visit but the attempt number."""
     state = turn.row.steps[step.id]
     if state.attempt or state.status is not StepStatus.PENDING:
         turn.row.set_step(step.id, StepState(attempt=state.attempt, announced=state.announced))
 
 
-def published(turn: Turn, step: Step, receipt: Mapping[str, Any], visit: int, *, late: bool = False) -> None:
+def published(turn: FoldContext, step: Step, receipt: Mapping[str, Any], visit: int, *, late: bool = False) -> None:
     """Announce that a publish step's message of this visit is on its stream."""
     turn.row.set_step(step.id, replace(turn.row.steps[step.id], announced=visit))
     payload = _publication(turn, step, visit) | {
@@ -305,12 +309,12 @@ def published(turn: Turn, step: Step, receipt: Mapping[str, Any], visit: int, *,
     turn.event(PUBLISH_COMPLETED, payload)
 
 
-def publication_key(turn: Turn, step: Step, visit: int) -> str:
+def publication_key(turn: FoldContext, step: Step, visit: int) -> str:
     """Key of a publish step's message: the same for every attempt of a visit (contract §5)."""
     return f"publish/{turn.row.base.instance_id}/{step.id}/{visit}"
 
 
-def _publication(turn: Turn, step: Step, visit: int) -> dict[str, Any]:
+def _publication(turn: FoldContext, step: Step, visit: int) -> dict[str, Any]:
     """Which message is meant."""
     return {
         "instance_id": turn.row.base.instance_id,
@@ -321,7 +325,7 @@ def _publication(turn: Turn, step: Step, visit: int) -> dict[str, Any]:
     }
 
 
-def _executed(turn: Turn, step: Step, state: StepState) -> None:
+def _executed(turn: FoldContext, step: Step, state: StepState) -> None:
     payload: dict[str, Any] = {
         "instance_id": turn.row.base.instance_id,
         "step_id": step.id,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from tables.commands import Origin, TimerFired
 from tables.definition import Step
 from tables.fold import step_life
-from tables.fold.context import Decision, Turn
+from tables.fold.context import Decision, FoldContext
 from tables.fold.next_row import stub_of
-from tables.fold.transitions import end, settle
+from tables.fold.transitions import advance, end
 from tables.instance import CeremonyStatus, Instance
 from tables.kinds import Failed
 from tables.timers import ASK, CEREMONY_MAX, GATE, RETRY, RUN_ON, TIMEOUT, UNTIL_TOMBSTONE
@@ -35,7 +35,7 @@ def expire(row: Instance, command: TimerFired, origin: Origin) -> Decision:
     return Decision(None if row.expired else stub_of(row, now, UNTIL_TOMBSTONE), ())
 
 
-def timer_fired(turn: Turn, command: TimerFired) -> None:
+def timer_fired(turn: FoldContext, command: TimerFired) -> None:
     turn.note = not_now(turn.row.base, command, turn.now)
     if turn.note:
         return
@@ -45,10 +45,10 @@ def timer_fired(turn: Turn, command: TimerFired) -> None:
         return
     prefix, _, step_id = command.timer_id.partition("/")
     _OF_STEP[prefix + "/"](turn, turn.definition.steps[step_id])
-    settle(turn)
+    advance(turn)
 
 
-def _timeout(turn: Turn, step: Step) -> None:
+def _timeout(turn: FoldContext, step: Step) -> None:
     """The attempt's time is up: its kind says whether what was gathered suffices."""
     context = turn.context(step)
     verdict = turn.kind(step).timed_out(context, context.state.answers)
@@ -56,7 +56,7 @@ def _timeout(turn: Turn, step: Step) -> None:
         step_life.fail(turn, step, Failed("timeout", f"no answer within {step.timeout_seconds:g} s"))
 
 
-def _gate(turn: Turn, step: Step) -> None:
+def _gate(turn: FoldContext, step: Step) -> None:
     """A gate's deadline has passed: like a rejection it is not retried."""
     context = turn.context(step)
     verdict = turn.kind(step).timed_out(context, context.state.answers)
@@ -64,7 +64,7 @@ def _gate(turn: Turn, step: Step) -> None:
     step_life.fail(turn, step, Failed("gate_deadline", message, retryable=False))
 
 
-_OF_STEP: dict[str, Callable[[Turn, Step], None]] = {
+_OF_STEP: dict[str, Callable[[FoldContext, Step], None]] = {
     TIMEOUT: _timeout,
     RETRY: step_life.start,
     ASK: step_life.ask_again,

@@ -8,7 +8,7 @@ from typing import Any
 from tables.definition import Definition, Step, Transition
 from tables.effects import Ended
 from tables.fold import step_life
-from tables.fold.context import Decision, Turn
+from tables.fold.context import Decision, FoldContext
 from tables.guards import guard_steps, holds, is_human, is_unjudged
 from tables.instance import CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.limits import MAX_TRANSITIONS, clip
@@ -27,7 +27,7 @@ _WORD = {
 }
 
 
-def settle(turn: Turn, completed: Step | None = None) -> None:
+def advance(turn: FoldContext, completed: Step | None = None) -> None:
     """Move as far as it goes now: transitions first, then `on_failure`, then the steps that have become ready.
 
     A step that ends, fails or opens its gate as it is started is settled in the same turn. While PAUSED nothing
@@ -45,7 +45,7 @@ def settle(turn: Turn, completed: Step | None = None) -> None:
         return
 
 
-def _automatic(turn: Turn) -> bool:
+def _automatic(turn: FoldContext) -> bool:
     """Apply the first transition, in definition order, whose guards all hold."""
     for transition in turn.definition.transitions_from.get(turn.row.state, ()):
         if guards_hold(turn, transition) if transition.guards else _all_done(turn):
@@ -54,11 +54,11 @@ def _automatic(turn: Turn) -> bool:
     return False
 
 
-def guards_hold(turn: Turn, transition: Transition) -> bool:
+def guards_hold(turn: FoldContext, transition: Transition) -> bool:
     return failing_guard(turn, transition) is None
 
 
-def failing_guard(turn: Turn, transition: Transition) -> tuple[str, str] | None:
+def failing_guard(turn: FoldContext, transition: Transition) -> tuple[str, str] | None:
     """The first guard that does not hold, with the reason; None when all do."""
     view = turn.view()
     for name in transition.guards:
@@ -71,7 +71,7 @@ def failing_guard(turn: Turn, transition: Transition) -> tuple[str, str] | None:
     return None
 
 
-def _all_done(turn: Turn) -> bool:
+def _all_done(turn: FoldContext) -> bool:
     """Every selected step of the state is COMPLETED, and none at all FAILED: what lets a guard-less transition fire."""
     steps, selected = turn.row.steps, turn.row.base.selected
     for step in reversed(turn.here):  # the last one is the one to be done last
@@ -81,7 +81,7 @@ def _all_done(turn: Turn) -> bool:
     return True
 
 
-def _on_failure(turn: Turn) -> bool:
+def _on_failure(turn: FoldContext) -> bool:
     """Apply the `on_failure` trigger of a step that has failed for good, where its guards hold."""
     for step, transition in turn.definition.ways_out.get(turn.row.state, ()):
         if turn.row.steps[step.id].status is _FAILED and guards_hold(turn, transition):
@@ -90,7 +90,7 @@ def _on_failure(turn: Turn) -> bool:
     return False
 
 
-def by_trigger(turn: Turn, trigger: str) -> Transition | None:
+def by_trigger(turn: FoldContext, trigger: str) -> Transition | None:
     """The transition of this trigger that leaves the present state."""
     for transition in turn.definition.transitions_from.get(turn.row.state, ()):
         if transition.trigger == trigger:
@@ -98,7 +98,7 @@ def by_trigger(turn: Turn, trigger: str) -> Transition | None:
     return None
 
 
-def _start_ready(turn: Turn, candidates: tuple[Step, ...] | None) -> bool:
+def _start_ready(turn: FoldContext, candidates: tuple[Step, ...] | None) -> bool:
     """Start the steps whose predecessors are done, of these or of all; True when one is past the asking already.
 
     It ended, opened its gate, or failed and will be retried: each may move the ceremony, as an answer would.
@@ -120,13 +120,13 @@ def _ready(step: Step, steps: Mapping[str, StepState], selected: tuple[str, ...]
     return not selected or step.id in selected
 
 
-def _under_way(turn: Turn) -> bool:
+def _under_way(turn: FoldContext) -> bool:
     """Whether what this command started last says already that a step of the state is IN_PROGRESS."""
     started = turn.started
     return started is not None and turn.row.steps[started.id].status is _IN_PROGRESS
 
 
-def apply(turn: Turn, transition: Transition, who: dict[str, str] | None = None) -> None:
+def apply(turn: FoldContext, transition: Transition, who: dict[str, str] | None = None) -> None:
     """Leave the state, and enter the other one. `who`: the actor, role and reason of a trigger that was fired."""
     row = turn.row
     if turn.applied >= MAX_TRANSITIONS:
@@ -152,7 +152,7 @@ def apply(turn: Turn, transition: Transition, who: dict[str, str] | None = None)
         end(turn, CeremonyStatus.COMPLETED)
 
 
-def _close(turn: Turn) -> None:
+def _close(turn: FoldContext) -> None:
     """Nothing moves: when nothing is in flight or awaited either, the ceremony has failed."""
     steps, failed = turn.row.steps, ""
     for step in turn.here:
@@ -189,7 +189,7 @@ def open_guards(row: Instance, definition: Definition) -> list[str]:
 
 
 def end(
-    turn: Turn, status: CeremonyStatus, code: str = "", message: str = "", more: dict[str, Any] | None = None
+    turn: FoldContext, status: CeremonyStatus, code: str = "", message: str = "", more: dict[str, Any] | None = None
 ) -> None:
     """Come to a terminal status: steps in flight are CANCELLED first, then the end is announced."""
     row = turn.row
@@ -220,7 +220,7 @@ def live_status(row: Instance, definition: Definition) -> CeremonyStatus:
     return _RUNNING
 
 
-def finish(turn: Turn) -> Decision:
+def finish(turn: FoldContext) -> Decision:
     """The decision of a turn; the status of a live ceremony follows from its row."""
     row = turn.row
     if not row.changed:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bridge.clock import HostClock
-from bridge.dead_letter_office import DeadLetterOffice, DeadLetterUnknown, NotReplayable, Origin
+from bridge.dead_letter_office import DeadLetterOffice, DeadLetterUnknown, LetterOrigin, NotReplayable
 from bridge.nats.metrics import REPLAYED
 from bridge.nats.streams import AGENT_RESPONSES
 from ports.log import LogUnavailable, Record
@@ -48,17 +48,17 @@ class Site:
     async def stored(self, sequence: int) -> bytes | None:
         return self.stream.get(sequence)
 
-    async def put(self, topic: str, partition: int, offset: int, value: bytes | None, **more: Any) -> Origin:
+    async def put(self, topic: str, partition: int, offset: int, value: bytes | None, **more: Any) -> LetterOrigin:
         fields: dict[str, Any] = {"key": b"c1:s1", "headers": [("correlation-id", b"corr")], **more}
         key, body, headers = dead_letter_record(topic, partition, offset, "boom", "it broke", value=value, **fields)
         await self.log.append("t.deadletters", partition % PARTITIONS, key, body, headers)
-        return Origin(topic, partition, offset)
+        return LetterOrigin(topic, partition, offset)
 
     async def records(self, topic: str, partition: int) -> list[Record]:
         start, end = (await self.log.ends(topic))[partition]
         return [record async for records in self.log.read(topic, partition, start, end) for record in records]
 
-    async def replay(self, origin: Origin, request_id: str = "r-1") -> Any:
+    async def replay(self, origin: LetterOrigin, request_id: str = "r-1") -> Any:
         return await self.office.replay(origin, "ana", "it is mended", request_id)
 
 
@@ -91,9 +91,9 @@ async def test_of_several_with_one_origin_the_newest_is_shown(site: Site) -> Non
 async def test_an_origin_without_a_dead_letter_is_unknown(site: Site, origin: tuple[str, int, int]) -> None:
     await site.put("t.commands", 2, 7, b"x")
     with pytest.raises(DeadLetterUnknown, match="dead_letter_unknown"):
-        await site.office.show(Origin(*origin))
+        await site.office.show(LetterOrigin(*origin))
     with pytest.raises(DeadLetterUnknown):
-        await site.replay(Origin(*origin))
+        await site.replay(LetterOrigin(*origin))
 
 
 @pytest.mark.parametrize("topic", ["t.commands", "t.steps.aggregation"])

@@ -23,7 +23,7 @@ from bridge.nats.streams import AGENT_RESPONSES
 from bridge.nats.window import Outgoing
 from ports.log import Record
 from steps.reading import Served
-from streams.api import Answer
+from streams.api import Reply
 from streams.engine import Engine
 from streams.timers import PartitionTimers, Timers
 from streams.transport.partition.checkpoints import Checkpoints
@@ -158,7 +158,7 @@ def _answered_early() -> Any:
 
     async def hasty(self: Engine, partition: int, command: Any, correlation_id: str, *, patient: bool) -> Any:
         self._clock.spawn(append(self, partition, command, correlation_id, patient=patient), name="later")
-        return Answer()
+        return Reply()
 
     return patch.object(Engine, "_append", hasty)
 

@@ -1,7 +1,8 @@
 """One worker process in small: everything of `ceremony/worker.py` that works on ceremonies, on in-memory neighbours.
 
-The same parts are wired in the same order: ceremony agent, step agents, timers, engine front, bridges, `Owner`, `Part`.
-In place of Faust's streams stands a queue for each agent that keeps their contract; gRPC and HTTP are left out.
+The same parts are wired in the same order: ceremony agent, step agents, timers, engine front, bridges,
+`PartitionAssignment`, `Part`. In place of Faust's streams stands a queue for each agent that keeps their contract;
+gRPC and HTTP are left out.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from streams.metrics import process_metrics
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, DEADLETTERS, prefixed
 from streams.topology import AgentFunction, agents
-from streams.topology import Owner as Hearers
-from streams.transport.partition.assignment import Owner, Still
+from streams.topology import PartitionListener
+from streams.transport.partition.assignment import PartitionAssignment, Still
 from streams.transport.partition.batch import AgentGone, PartBatch
 from streams.transport.partition.dead_letters import DeadLetters
 from streams.transport.partition.row_cache import RowCache
@@ -154,15 +155,15 @@ class Process:
 
     # ---- wiring
 
-    def _owner(self) -> Owner:
+    def _owner(self) -> PartitionAssignment:
         ceremony = CeremonyAgent(self.kinds, PREFIX, self._log_clock, self.engine.answers.waits)
-        hearers = Hearers(self.engine.taken, self.engine.applied, self.engine.lost)
+        hearers = PartitionListener(self.engine.taken, self.engine.applied, self.engine.lost)
         specs = []
         for spec, function in agents(PREFIX, ceremony, hearers, self._step_agents()):
             specs.append(spec)
             self._streams[spec.name] = Batches()
             self._functions[spec.name] = function
-        return Owner(
+        return PartitionAssignment(
             specs,
             partitions=self.partitions,
             clock=self.clock,

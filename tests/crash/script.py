@@ -18,7 +18,7 @@ from bridge.nats.response_messages import BACKLOG_REVIEW, COMPLETED, FAILED, TAS
 from bridge.nats.responses import DURABLE
 from bridge.nats.streams import AGENT_RESPONSES
 from steps.registry import all_kinds
-from streams.api import Answer, Unavailable
+from streams.api import Reply, Unavailable
 from streams.topics import CEREMONIES, COMMANDS, DEADLETTERS, EVENTS, STEP_KINDS, prefixed, step_topic
 from tables.commands import GateDecision
 from tables.definition import Definition
@@ -33,7 +33,7 @@ PATIENCE_SECONDS = 1800.0
 TASK = "ceremony-c1:story-s1:{subject}:step-{step}:attempt-{attempt}"
 REVIEW = "role-ARCHITECT"
 
-Call = Callable[[Process], Awaitable[Answer]]
+Call = Callable[[Process], Awaitable[Reply]]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def tasks_are_extracted(around: Surroundings) -> None:
 # ---- what people ask
 
 
-async def _starts(process: Process) -> Answer:
+async def _starts(process: Process) -> Reply:
     command = start_command(
         definition(),
         ceremony_id="c1",
@@ -174,7 +174,7 @@ async def _starts(process: Process) -> Answer:
     return await process.engine.start(definition(), command)
 
 
-async def _approves(process: Process) -> Answer:
+async def _approves(process: Process) -> Reply:
     decision = GateDecision(
         instance_id=INSTANCE,
         command_id="decide-1",

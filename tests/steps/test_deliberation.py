@@ -10,7 +10,7 @@ from ports.errors import Unreachable
 from ports.ray import RayAnswer
 from steps.deliberation import Deliberation, agent
 from steps.ray_agent import Model
-from tables.instance import Answer
+from tables.instance import AgentAnswer
 from tables.kinds import Completed, Decided, Failed, Pending, StepContext
 from tests.steps.fakes import (
     CLOCK,
@@ -145,15 +145,18 @@ def test_only_agents_that_were_asked_are_accepted() -> None:
 
 
 def test_it_waits_until_every_agent_has_answered() -> None:
-    assert KIND.gathered(asked(), {FIRST: Answer(value="yes")}) == Pending()
-    assert KIND.gathered(asked(), {FIRST: Answer(error_code="oom"), "stranger": Answer(value="me too")}) == Pending()
+    assert KIND.gathered(asked(), {FIRST: AgentAnswer(value="yes")}) == Pending()
+    assert (
+        KIND.gathered(asked(), {FIRST: AgentAnswer(error_code="oom"), "stranger": AgentAnswer(value="me too")})
+        == Pending()
+    )
 
 
 def test_all_proposals_make_the_output_in_the_order_of_agents() -> None:
     answers = {
-        SECOND: Answer(value={"content": "b"}, role="QA"),
-        FIRST: Answer(value="a"),
-        "stranger": Answer(value="x"),
+        SECOND: AgentAnswer(value={"content": "b"}, role="QA"),
+        FIRST: AgentAnswer(value="a"),
+        "stranger": AgentAnswer(value="x"),
     }
     assert KIND.gathered(asked(), answers) == Completed(
         {
@@ -171,7 +174,7 @@ def test_all_proposals_make_the_output_in_the_order_of_agents() -> None:
 
 
 def test_one_failed_agent_fails_the_attempt_and_each_is_named() -> None:
-    answers = {FIRST: Answer(error_code="oom", error_message="no memory"), SECOND: Answer(value="")}
+    answers = {FIRST: AgentAnswer(error_code="oom", error_message="no memory"), SECOND: AgentAnswer(value="")}
     verdict = KIND.gathered(asked(), answers)
     assert isinstance(verdict, Failed)
     assert (verdict.code, verdict.retryable) == ("agents_failed", True)
@@ -179,14 +182,16 @@ def test_one_failed_agent_fails_the_attempt_and_each_is_named() -> None:
 
 
 def test_fewer_suffice_where_min_agents_says_so() -> None:
-    verdict = KIND.gathered(asked({"min_agents": 1}), {FIRST: Answer(error_code="oom"), SECOND: Answer(value="b")})
+    verdict = KIND.gathered(
+        asked({"min_agents": 1}), {FIRST: AgentAnswer(error_code="oom"), SECOND: AgentAnswer(value="b")}
+    )
     assert isinstance(verdict, Completed)
     assert [d["agent_id"] for d in verdict.output["deliberations"]] == [SECOND]
     assert verdict.output["num_agents"] == 2
 
 
 def test_when_the_time_is_up_enough_proposals_complete_it_and_fewer_are_a_timeout() -> None:
-    answers = {SECOND: Answer(value="b")}
+    answers = {SECOND: AgentAnswer(value="b")}
     assert isinstance(KIND.timed_out(asked({"min_agents": 1}), answers), Completed)
     verdict = KIND.timed_out(asked(), answers)
     assert isinstance(verdict, Failed)

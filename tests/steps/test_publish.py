@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ports.errors import Unreachable
-from ports.outbound import Published, Refused
+from ports.outbound import Published, PublishRefused
 from steps.publish import Publish, agent, idempotency_key
 from tables.definition import Output
 from tables.kinds import Completed, Failed
@@ -192,6 +192,6 @@ async def test_other_subjects_go_where_the_server_allows_them() -> None:
 
 async def test_nats_out_of_reach_uses_up_no_attempt_and_its_refusal_fails_the_step() -> None:
     away = await published(RecordingOutbound(Unreachable("nats", "no connection")))
-    refused = await published(RecordingOutbound(Refused("no_stream", "no stream takes this subject")))
+    refused = await published(RecordingOutbound(PublishRefused("no_stream", "no stream takes this subject")))
     assert (away.outcome, away.error_code) == ("unreachable", "nats_unreachable")
     assert (refused.outcome, refused.error_code, refused.retryable) == ("failed", "no_stream", False)

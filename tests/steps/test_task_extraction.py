@@ -8,7 +8,7 @@ import pytest
 
 from steps.ray_agent import Model
 from steps.task_extraction import TaskExtraction, agent
-from tables.instance import Answer
+from tables.instance import AgentAnswer
 from tables.kinds import Completed, Failed, Pending, StepContext
 from tests.steps.fakes import (
     CLOCK,
@@ -134,7 +134,7 @@ def test_a_request_that_cannot_be_made_fails_the_step_for_good(prompt: str, code
 
 @pytest.mark.parametrize("tasks", [[], [{"title": "a"}, {}]])
 def test_a_list_of_objects_is_the_result_and_an_empty_one_too(tasks: list[Any]) -> None:
-    assert KIND.gathered(asked(), {AGENT: Answer(value=tasks)}) == Completed(
+    assert KIND.gathered(asked(), {AGENT: AgentAnswer(value=tasks)}) == Completed(
         {
             "source": "deliberation:review",
             "task_id": "ceremony-c1:story-s1:task-extraction:step-it:attempt-2",
@@ -148,13 +148,13 @@ def test_a_list_of_objects_is_the_result_and_an_empty_one_too(tasks: list[Any]) 
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (Answer(value="text"), "tasks_invalid"),
-        (Answer(value=[{}, "x"]), "tasks_invalid"),
-        (Answer(error_code="oom"), "agents_failed"),
-        (Answer(), "agents_failed"),
+        (AgentAnswer(value="text"), "tasks_invalid"),
+        (AgentAnswer(value=[{}, "x"]), "tasks_invalid"),
+        (AgentAnswer(error_code="oom"), "agents_failed"),
+        (AgentAnswer(), "agents_failed"),
     ],
 )
-def test_anything_else_fails_the_attempt_which_may_be_repeated(answer: Answer, code: str) -> None:
+def test_anything_else_fails_the_attempt_which_may_be_repeated(answer: AgentAnswer, code: str) -> None:
     verdict = KIND.gathered(asked(), {AGENT: answer})
     assert isinstance(verdict, Failed)
     assert (verdict.code, verdict.retryable) == (code, True)
@@ -162,7 +162,7 @@ def test_anything_else_fails_the_attempt_which_may_be_repeated(answer: Answer, c
 
 def test_only_the_extractor_counts() -> None:
     assert KIND.accepts(asked(), AGENT) and not KIND.accepts(asked(), "agent-po-001")
-    assert KIND.gathered(asked(), {"agent-po-001": Answer(value=[])}) == Pending()
+    assert KIND.gathered(asked(), {"agent-po-001": AgentAnswer(value=[])}) == Pending()
 
 
 def test_no_result_is_a_timeout() -> None:

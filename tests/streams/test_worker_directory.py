@@ -15,7 +15,7 @@ from streams.api import HERE, Unavailable
 from streams.codecs import placed_letter
 from streams.log_clock import LogClock
 from streams.topics import OWNERS
-from streams.worker_directory import Heartbeat, Owners
+from streams.worker_directory import Heartbeat, WorkerDirectory
 from tests.poison.shapes import good, shapes
 from tests.streams.fakes import HandClock, settle
 
@@ -61,7 +61,7 @@ class Site:
         self.topic = Topic()
         self.mine: set[int] = {0}
         log: Any = self.topic
-        self.owners = Owners(
+        self.owners = WorkerDirectory(
             log,
             self.clock,
             self.log_clock,

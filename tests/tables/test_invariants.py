@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from tables.errors import InvariantBroken
-from tables.fold.next_row import Builder
-from tables.instance import Answer, CeremonyStatus, Instance, Phase, StepState, StepStatus, Timer
+from tables.fold.next_row import NextRow
+from tables.instance import AgentAnswer, CeremonyStatus, Instance, Phase, StepState, StepStatus, Timer
 from tables.invariants import broken, broken_change
 from tables.liveness import waiting_for
 from tests.tables.world import BEGIN, World, definition_of
@@ -72,7 +72,7 @@ def test_a_sound_row_has_nothing_broken(row: Instance) -> None:
         (lambda r: step(r, output=1), "IN_PROGRESS has an output"),
         (lambda r: step(r, phase=Phase.GATE), "IN_PROGRESS in phase 'gate'"),
         (lambda r: step(r, status=StepStatus.FAILED, phase=Phase.NONE), "FAILED without a code"),
-        (lambda r: step(r, status=StepStatus.COMPLETED, answers={"a": Answer()}), "COMPLETED keeps answers"),
+        (lambda r: step(r, status=StepStatus.COMPLETED, answers={"a": AgentAnswer()}), "COMPLETED keeps answers"),
         (lambda r: replace(r, state="ASK"), "in a state that was left"),
     ],
 )
@@ -90,7 +90,7 @@ def test_from_one_row_to_the_next_version_and_time_rise_and_terminal_stays_termi
 
 
 def test_the_builder_refuses_a_row_that_breaks_an_invariant_and_leaves_the_old_one_alone(row: Instance) -> None:
-    builder = Builder(row, BEGIN)
+    builder = NextRow(row, BEGIN)
     builder.set_step("one", StepState(status=StepStatus.FAILED))
     builder.drop_timer("timeout/one")
     with pytest.raises(InvariantBroken, match="step one: FAILED without a code") as caught:

@@ -11,7 +11,7 @@ from yarl import URL
 from bridge.clock import HostClock
 from ports.log import AgentSpec, Follower, Handle, Header, Position, Record, Taken, TopicSpec
 from streams.transport.app import CeremonyApp
-from streams.transport.faust.membership import Transport
+from streams.transport.faust.membership import GroupTransport
 from streams.transport.partition.assignment import Still
 from streams.transport.partition.checkpoints import Limits
 from tests.transport.memory import MemoryBackend, MemoryLog
@@ -55,7 +55,7 @@ class MemoryCommitLog:
         raise NotImplementedError("nothing follows the memory log")
 
 
-class MemoryTransport(Transport):
+class MemoryTransport(GroupTransport):
     """Every partition is this process's own."""
 
     def __init__(self, memory: MemoryLog, app: Any) -> None:

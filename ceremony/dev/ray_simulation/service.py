@@ -20,7 +20,7 @@ HANG_SECONDS = 3_600.0
 AnyRequest = pb.ExecuteDeliberationRequest | pb.ExecuteBacklogReviewDeliberationRequest
 
 
-class Answer:
+class DueAnswer:
     """Letter of one agent, or the second copy of it."""
 
     __slots__ = ("_agent_id", "_body", "_copy", "_service", "fate", "job")
@@ -148,7 +148,7 @@ class RayExecutorService(RayExecutorServiceServicer):
         self.book.accept(job)
         for agent_id in speakers:
             fate = Fate.draw(self.knobs, self.knobs.random(job.task_id, agent_id))
-            self.outbox.put(job.started + fate.delay, Answer(self, job, agent_id, fate))
+            self.outbox.put(job.started + fate.delay, DueAnswer(self, job, agent_id, fate))
         return job
 
     def _result(self, job: Job) -> pb.DeliberationResult:

@@ -193,7 +193,7 @@ class Producer(base.Producer):
         return True
 
 
-class Transport(base.Transport):
+class GroupTransport(base.Transport):
     """Base of both drivers: `log`, `backend`, and a `Consumer` that knows how partitions are assigned."""
 
     Consumer = Membership

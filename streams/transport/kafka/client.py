@@ -154,7 +154,7 @@ class TransactionalWriter:
                 await self._producer.stop()
 
 
-class Reader:
+class PartitionReader:
     """Reads the partitions that are ours. All are assigned once and paused; taking one seeks and resumes it."""
 
     def __init__(self, servers: Sequence[str], clock: Clock) -> None:

@@ -16,7 +16,7 @@ from ports.log import POSITION_KEY, AgentSpec, Loading, LogFailed, LogUnavailabl
 from streams import topics
 from streams.transport.faust import membership
 from streams.transport.kafka.batches import Written, append_batches
-from streams.transport.kafka.client import Reader, TransactionalWriter
+from streams.transport.kafka.client import PartitionReader, TransactionalWriter
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.recovery import Recovery
 from streams.transport.kafka.session import GroupSession
@@ -145,7 +145,7 @@ class Consumer(membership.Membership):
             await group.stop()  # without a worker id it leaves the group at once
 
 
-class Transport(membership.Transport):
+class KafkaTransport(membership.GroupTransport):
     """`kafka://host:port[,host:port]`."""
 
     Consumer = Consumer
@@ -157,7 +157,7 @@ class Transport(membership.Transport):
         self._log = KafkaLog(
             self.servers, app.clock, replication=app.replication, topic_config=app.topic_config, fail=app.fail
         )
-        self.reader = Reader(self.servers, app.clock)
+        self.reader = PartitionReader(self.servers, app.clock)
         self.recovery = Recovery(self.servers, app.clock)
         self._offsets: dict[TopicPartition, int] = {}
         self._committing = asyncio.Lock()
@@ -243,7 +243,7 @@ class _Read:
 class KafkaBackend:
     """Fulfils `contract.Backend` for one partition of one agent."""
 
-    def __init__(self, transport: Transport, spec: AgentSpec, number: int, still: Still) -> None:
+    def __init__(self, transport: KafkaTransport, spec: AgentSpec, number: int, still: Still) -> None:
         app = transport.app
         self._transport = transport
         self._reader = transport.reader

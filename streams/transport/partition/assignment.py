@@ -43,7 +43,7 @@ class MakeBackend(Protocol):
         """A fresh backend for one partition; its `take` raises Superseded when `still` turns false."""
 
 
-class Owner:
+class PartitionAssignment:
     """Takes, serves and gives up parts. One assignment at a time; `give_up` ends it, and is safe to call twice."""
 
     def __init__(

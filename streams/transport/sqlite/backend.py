@@ -8,7 +8,7 @@ from typing import Any
 
 from ports.log import Fenced, Loading, Out, PositionRow, Record, Recovered
 from streams.transport.sqlite.log import SqliteLog
-from streams.transport.sqlite.shard import Reader
+from streams.transport.sqlite.shard import ShardReader
 
 
 class SqliteBackend:
@@ -31,7 +31,7 @@ class SqliteBackend:
         self._partition = partition
         self._changelogs = changelogs
         self._committed_only = committed_only
-        self._reader: Reader | None = None
+        self._reader: ShardReader | None = None
 
     async def take(self, rows: Loading) -> Recovered:
         self._log.owners[self._name, self._topic, self._partition] = self
@@ -50,7 +50,7 @@ class SqliteBackend:
             committed=None if self._changelogs else committed,
         )
 
-    def _open(self) -> Reader:
+    def _open(self) -> ShardReader:
         if self._reader is None or self._log.owners.get((self._name, self._topic, self._partition)) is not self:
             raise Fenced(f"log_fenced: {self._name}[{self._partition}] has another owner")
         return self._reader

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ports.clock import Clock
 
 
-class LogClock:
+class AppendClock:
     """Milliseconds since the epoch that never go back and never stand still.
 
     It follows the host's wall clock when that is ahead. When the wall clock was set back, it goes on from where it was

@@ -24,7 +24,7 @@ SETTINGS = ("synchronous", "window_ms", "take_over")
 LONGEST_WINDOW_MS = 1000.0
 
 
-class Transport(membership.Transport):
+class SqliteTransport(membership.GroupTransport):
     """One log per app. Every partition is assigned to it at once, and recovered from the file."""
 
     driver_version = "ceremony-sqlite"

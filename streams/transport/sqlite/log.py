@@ -18,11 +18,11 @@ from ports.clock import Clock
 from ports.log import Handle, Header, LogFailed, LogUnavailable, Out, Position, PositionRow, Record, Taken, TopicSpec
 from streams.transport.partition.batch import weigh
 from streams.transport.partition.partitioner import partition_of
-from streams.transport.sqlite.clock import LogClock
+from streams.transport.sqlite.clock import AppendClock
 from streams.transport.sqlite.file import LogFile
 from streams.transport.sqlite.follower import SqliteFollower
-from streams.transport.sqlite.shard import Reader, Shard, fail, wake
-from streams.transport.sqlite.window import Progress, Window
+from streams.transport.sqlite.shard import Shard, ShardReader, fail, wake
+from streams.transport.sqlite.window import CommitWindow, ReaderPositions
 
 WINDOW_SECONDS = 0.002
 """How long a commit window gathers after the last commit before it is committed."""
@@ -60,17 +60,17 @@ class SqliteLog:
         self._file: LogFile | None = None
         self._failure: LogFailed | None = None
         self._shards: dict[str, list[Shard]] = {}
-        self._progress = Progress()
+        self._progress = ReaderPositions()
         self._positions: dict[tuple[str, int, int], PositionRow] = {}
         self.owners: dict[tuple[str, str, int], object] = {}
         """Who has taken a partition of a topic for a reader last."""
-        self._window = Window()
+        self._window = CommitWindow()
         self._dirty = asyncio.Event()
         self._writing = asyncio.Lock()
         self._thread: ThreadPoolExecutor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._followers: set[SqliteFollower] = set()
-        self._log_clock = LogClock(clock, 0)
+        self._log_clock = AppendClock(clock, 0)
 
     # -- life
 
@@ -92,7 +92,7 @@ class SqliteLog:
         ]
 
     def _load(self, file: LogFile) -> None:
-        self._log_clock = LogClock(self._clock, file.timestamp())
+        self._log_clock = AppendClock(self._clock, file.timestamp())
         self._positions = file.positions()
         for reader, row in self._positions.items():
             self._progress.note(*reader, row.next)
@@ -187,8 +187,8 @@ class SqliteLog:
             raise LogFailed(f"partition_missing: topic {topic} has partitions 0 to {len(shards) - 1}, not {partition}")
         return shards[partition]
 
-    def reader(self, topic: str, partition: int, *, committed_only: bool) -> Reader:
-        return Reader(self.shard(topic, partition), self.check, committed_only=committed_only)
+    def reader(self, topic: str, partition: int, *, committed_only: bool) -> ShardReader:
+        return ShardReader(self.shard(topic, partition), self.check, committed_only=committed_only)
 
     # -- writing: everything below is in the next transaction
 
@@ -281,7 +281,7 @@ class SqliteLog:
 
     async def _commit(self) -> None:
         self._dirty.clear()
-        window, self._window = self._window, Window()
+        window, self._window = self._window, CommitWindow()
         if self._failure is not None:
             return
         try:
@@ -301,7 +301,7 @@ class SqliteLog:
         if self.on_failure is not None:
             self.on_failure(error)
 
-    def _fail(self, cause: Exception, window: Window) -> None:
+    def _fail(self, cause: Exception, window: CommitWindow) -> None:
         error = cause if isinstance(cause, LogFailed) else LogFailed(f"log_failed: {self._path} cannot take a window")
         error.__cause__ = error.__cause__ or (cause if cause is not error else None)
         self._failure = error
@@ -318,7 +318,7 @@ class SqliteLog:
             try:
                 self.sweep()
             except LogFailed as error:
-                self._fail(error, Window())
+                self._fail(error, CommitWindow())
 
     def sweep(self) -> None:
         """Hand over the deletion of consumed queue records, expired records and old tombstones."""

@@ -51,7 +51,7 @@ class Shard:
         self.tail_bytes = 0
         self.fresh: list[Record] = []
         """Appended since the last cut."""
-        self.readers: set[Reader] = set()
+        self.readers: set[ShardReader] = set()
         self.ahead: list[asyncio.Future[None]] = []
         """Readers that wait for an append."""
         self.behind: list[asyncio.Future[None]] = []
@@ -97,7 +97,7 @@ def fail(future: asyncio.Future[None], error: Exception) -> None:
         future.exception()  # retrieved: it may have no waiter left
 
 
-class Reader:
+class ShardReader:
     """A position in one partition. With `committed_only` it never sees what a crash could take back."""
 
     def __init__(self, shard: Shard, check: Callable[[], LogFile], *, committed_only: bool) -> None:

@@ -12,7 +12,7 @@ from streams.transport.sqlite.file import Transaction, encode_batch
 from streams.transport.sqlite.shard import Shard
 
 
-class Progress:
+class ReaderPositions:
     """How far each reader of each partition has durably come; queue records wait for the slowest."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Progress:
         return min(self._readers[shard.topic.id, shard.number].values(), default=None)
 
 
-class Window:
+class CommitWindow:
     """What was handed over since the last cut and is not in a transaction yet."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Window:
         self.tombstones: list[tuple[int]] = []
         self.waiting: list[asyncio.Future[None]] = []
 
-    def cut(self, progress: Progress, timestamp: int) -> tuple[Transaction, list[tuple[Shard, int]]]:
+    def cut(self, progress: ReaderPositions, timestamp: int) -> tuple[Transaction, list[tuple[Shard, int]]]:
         """The transaction, and the log ends that are durable once it is committed."""
         for reader, row in self.positions.items():
             progress.note(*reader, row.next)
@@ -63,7 +63,7 @@ class Window:
         return transaction, [(shard, shard.end) for shard in self.shards]
 
 
-def _batches(shard: Shard, progress: Progress) -> Iterator[tuple[int, int, int, int, int, bytes]]:
+def _batches(shard: Shard, progress: ReaderPositions) -> Iterator[tuple[int, int, int, int, int, bytes]]:
     """The records appended since the last cut; queue records that are consumed already need no writing."""
     fresh, shard.fresh = shard.fresh, []
     if shard.topic.spec.queue and fresh and (low := progress.consumed(shard)) is not None:

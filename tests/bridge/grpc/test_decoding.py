@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
-from bridge.grpc.decoding import Undecodable
+from bridge.grpc.decoding import RequestDecoding
 
 pytestmark = pytest.mark.asyncio
 
@@ -23,7 +23,7 @@ def handler() -> Any:
     return grpc.unary_unary_rpc_method_handler(call, bytes, bytes)
 
 
-async def guarded(interceptor: Undecodable, method: str, found: Any) -> Any:
+async def guarded(interceptor: RequestDecoding, method: str, found: Any) -> Any:
     async def continuation(_details: Any) -> Any:
         return found
 
@@ -32,7 +32,7 @@ async def guarded(interceptor: Undecodable, method: str, found: Any) -> Any:
 
 
 async def test_each_methods_guard_is_made_once() -> None:
-    interceptor, start, get = Undecodable(), handler(), handler()
+    interceptor, start, get = RequestDecoding(), handler(), handler()
     first = await guarded(interceptor, "/a/Start", start)
     assert await guarded(interceptor, "/a/Start", start) is first
     assert await guarded(interceptor, "/a/Get", get) is not first
@@ -40,7 +40,7 @@ async def test_each_methods_guard_is_made_once() -> None:
 
 
 async def test_another_handler_is_guarded_anew_and_a_method_nobody_has_is_not_remembered() -> None:
-    interceptor = Undecodable()
+    interceptor = RequestDecoding()
     first = await guarded(interceptor, "/a/Start", handler())
     assert await guarded(interceptor, "/a/Start", handler()) is not first
     assert await guarded(interceptor, "/a/None", None) is None

@@ -16,7 +16,7 @@ from bridge.nats.events import outgoing
 from bridge.nats.progress import Marks, Share
 from bridge.nats.publish import JetStreamPublisher, Nack
 from bridge.nats.streams import ceremony_stream
-from bridge.nats.window import AGAIN_SECONDS, Outgoing, Window
+from bridge.nats.window import AGAIN_SECONDS, Outgoing, PublishWindow
 from ports.log import Record
 from streams.codecs import event_record
 from tests.bridge.nats.world import CLOCK, client, connection, count, event, eventually
@@ -52,7 +52,7 @@ class Membership:
 
 def window(
     link: NatsConnection, membership: Membership, share: Share | None = None, numbers: Sequence[int] = range(EVENTS)
-) -> Window:
+) -> PublishWindow:
     messages: list[tuple[bytes, Outgoing]] = []
     for number in numbers:
         key, value, headers = event_record(event(number, 0), number, 0, 1)
@@ -64,7 +64,7 @@ def window(
         pytest.fail(f"{message.id}: {nack}")
 
     share = share or Share(Marks(), end=0, looked=math.inf)
-    return Window(messages, link, JetStreamPublisher(link), CLOCK, reject, share=share, fresh=membership.fresh)
+    return PublishWindow(messages, link, JetStreamPublisher(link), CLOCK, reject, share=share, fresh=membership.fresh)
 
 
 async def lost_before_the_write(url: str) -> None:

@@ -16,7 +16,7 @@ from bridge.nats.publish import MESSAGE_ID, Nack, read_answer, refusal, surely_f
 from bridge.nats.window import Outgoing
 from ports.errors import Unreachable
 from ports.log import Record
-from ports.outbound import Published, Refused
+from ports.outbound import Published, PublishRefused
 from tests.bridge.nats.world import CLOCK, client, connection, eventually, stored
 from tests.services import NatsServer
 
@@ -71,14 +71,14 @@ async def test_a_publish_is_acknowledged_and_a_second_one_is_a_duplicate(
 
 async def test_a_subject_without_a_stream_is_refused(link: NatsConnection) -> None:
     """Asking again does not help, and the message says what would."""
-    with pytest.raises(Refused, match="no stream takes the subject elsewhere") as refused:
+    with pytest.raises(PublishRefused, match="no stream takes the subject elsewhere") as refused:
         await publish(NatsOutbound(link, CLOCK), subject="elsewhere.x")
     assert refused.value.code == "no_stream"
 
 
 @pytest.mark.parametrize("subject", ["ceremony.*", "ceremony.>", "a b", "a..b", "", "a\r\nPUB x 0"])
 async def test_what_is_no_subject_is_refused_before_it_is_sent(link: NatsConnection, subject: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(PublishRefused) as refused:
         await publish(NatsOutbound(link, CLOCK), subject=subject)
     assert refused.value.code == "subject_invalid"
 
@@ -94,7 +94,7 @@ async def test_a_message_above_the_servers_limit_is_refused_and_the_connection_l
         if fits:
             assert (await outbound.publish_raw("ceremony.x", b"x" * size, key="k", correlation_id="c")).sequence == 1
         else:
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(PublishRefused) as refused:
                 await outbound.publish_raw("ceremony.x", b"x" * size, key="k", correlation_id="c")
             assert refused.value.code == "message_too_large"
     assert link.generation == 1
@@ -105,7 +105,7 @@ async def test_a_stream_that_takes_only_small_messages_refuses_a_large_one(
 ) -> None:
     async with client(server.url) as other:
         await other.jetstream().add_stream(StreamConfig(name="SMALL", subjects=["small.>"], max_msg_size=100))
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(PublishRefused) as refused:
         await NatsOutbound(link, CLOCK).publish_raw("small.x", b"x" * 200, key="k", correlation_id="c")
     assert refused.value.code == "message_too_large"
 

@@ -11,7 +11,7 @@ import pytest
 
 from ceremony.cli.definition_check import check
 from ceremony.demo.plan import PlannedStart, inputs_for, plan
-from ceremony.demo.report import Missing, Report, percentile
+from ceremony.demo.report import DemoReport, Missing, percentile
 from ceremony.demo.stream import Seen, Tally
 from ceremony.dev.stack import DevError, locked, port_of, read_file
 from steps.registry import all_kinds
@@ -48,7 +48,7 @@ def whole_run() -> list[Seen]:
     ]
 
 
-def report(messages: Iterable[Seen], **changed: Any) -> Report:
+def report(messages: Iterable[Seen], **changed: Any) -> DemoReport:
     tally = Tally(RUN)
     for message in messages:
         tally.add(message)
@@ -65,7 +65,7 @@ def report(messages: Iterable[Seen], **changed: Any) -> Report:
         "decisions": 1,
         "triggers": 0,
     }
-    return Report(**{**given, **changed})
+    return DemoReport(**{**given, **changed})
 
 
 def test_half_of_a_mix_is_the_backlog_review() -> None:

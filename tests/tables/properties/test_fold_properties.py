@@ -20,7 +20,7 @@ from tables.commands import AnyCommand, Origin
 from tables.definitions.loader import load
 from tables.effects import Effect
 from tables.fold.decide import decide
-from tables.fold.next_row import Builder
+from tables.fold.next_row import NextRow
 from tables.instance import TERMINAL, Instance, encode_instance
 from tables.kinds import Kinds
 from tests.tables.properties.definitions import HANDLERS, random_definition
@@ -38,7 +38,7 @@ _encode = msgspec.json.Encoder().encode
 
 @pytest.fixture(autouse=True)
 def _check_fully(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Builder, "check_fully", True)
+    monkeypatch.setattr(NextRow, "check_fully", True)
 
 
 def begun(rng: Random, kinds: Kinds | None = None) -> World:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 
 from tables.commands import Restore
 from tables.fold.decide import decide
-from tables.fold.next_row import Builder, raised
+from tables.fold.next_row import NextRow, raised
 from tables.instance import TERMINAL, Instance, decode_instance, encode_instance
 from tests.tables.properties.players import Hostile
 from tests.tables.properties.test_fold_properties import QUICK, RANDOM, begun
@@ -27,7 +27,7 @@ AT_ONCE = ("aggregation", "human_gate")
 
 @pytest.fixture(autouse=True)
 def _check_fully(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Builder, "check_fully", True)
+    monkeypatch.setattr(NextRow, "check_fully", True)
 
 
 @SOME

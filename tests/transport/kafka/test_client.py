@@ -13,7 +13,7 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from bridge.clock import HostClock
 from ports.log import TopicSpec
-from streams.transport.kafka.client import FETCH_WAIT_MS, IDLE_WAIT_MS, Reader, fetch_cheaply
+from streams.transport.kafka.client import FETCH_WAIT_MS, IDLE_WAIT_MS, PartitionReader, fetch_cheaply
 from streams.transport.kafka.fetches import Fetch
 from streams.transport.kafka.log import KafkaLog
 from tests.services import KafkaServer
@@ -49,7 +49,7 @@ async def test_an_idle_reader_asks_some_times_a_second_and_gives_a_record_at_onc
     await log.start()
     tp = TopicPartition(f"idle-{uuid.uuid4().hex[:8]}", 0)
     await log.create([TopicSpec(tp.topic, 2, 3_600_000)])
-    reader = Reader([kafka.bootstrap], HostClock())
+    reader = PartitionReader([kafka.bootstrap], HostClock())
     await reader.start([tp, TopicPartition(tp.topic, 1)])
     client, fetches = reader._consumer._client, list[int]()
     send = client.send

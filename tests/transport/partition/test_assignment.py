@@ -10,7 +10,7 @@ import pytest
 
 from bridge.clock import HostClock
 from ports.log import AgentSpec, Fenced, Loading, LogFailed, Recovered, StateLost, TableSpec
-from streams.transport.partition.assignment import LEAST_UNSAVED, UNSAVED_BYTES, Owner, Still, Superseded
+from streams.transport.partition.assignment import LEAST_UNSAVED, UNSAVED_BYTES, PartitionAssignment, Still, Superseded
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import DeadLetters
@@ -49,7 +49,7 @@ class Bench:
             on_lost=self.lost.append,
             on_recovered=lambda rows, seconds: self.recovered.append(rows if 0 <= seconds < 5 else -1),
         )
-        self.owner = Owner(
+        self.owner = PartitionAssignment(
             [self.keeper, WORKER],
             partitions=2,
             clock=FastClock(),

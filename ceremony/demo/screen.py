@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from bridge.clock import HostClock
@@ -20,8 +20,7 @@ from ceremony.cli.output import Format, clean, console, emit_data, table
 from ceremony.cli.root import Root
 from ceremony.demo.engine import DemoError
 from ceremony.demo.report import ENDS, DemoReport
-from ceremony.demo.run import Demo, DemoOptions
-from ceremony.demo.run import DemoProgress
+from ceremony.demo.run import Demo, DemoOptions, DemoProgress
 
 LINE_SECONDS = 2.0
 """Between lines of progress where there is no terminal."""

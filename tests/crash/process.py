@@ -28,8 +28,7 @@ from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, DEADLETTERS, prefixed
-from streams.topology import AgentFunction, agents
-from streams.topology import PartitionListener
+from streams.topology import AgentFunction, PartitionListener, agents
 from streams.transport.partition.assignment import PartitionAssignment, Still
 from streams.transport.partition.batch import AgentGone, PartBatch
 from streams.transport.partition.dead_letters import DeadLetters

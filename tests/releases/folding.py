@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ports.log import Record
 from steps.registry import all_kinds
 from streams.ceremony_agent import CeremonyAgent
 from streams.log_clock import LogClock
 from streams.topics import CEREMONIES, COMMANDS, DEFINITIONS
-from streams.transport.contract import Record
 from tables.instance import encode_instance
 from tests.releases.archive import PREFIX, ArchivedLog
 from tests.streams.fakes import HandClock, MemoryBatch, MemoryView

@@ -27,10 +27,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from fleet.planning_ceremony.v1.client import PlanningCeremonyError
 
 from bridge.clock import HostClock
-from bridge.ray_simulation import Knobs
+from ceremony.dev.ray_simulation import Knobs
+from ceremony.worker import Worker
 from steps import aggregation, publish
 from streams.transport.app import open_log
-from streams.worker import Worker
 from tests.e2e import world as worlds
 from tests.e2e.world import RecordingRay, World, until
 from tests.releases.archive import DRIVERS, PREFIX, ArchivedLog, ArchivedRecord, write_records

@@ -19,7 +19,7 @@ class RayAgent:
 
 @dataclass(frozen=True, slots=True)
 class RayTask:
-    """What is asked of the Ray executor (contract §4). `backlog_review` picks ExecuteBacklogReviewDeliberation."""
+    """A task for the Ray executor (specification 15.1); `backlog_review` picks ExecuteBacklogReviewDeliberation."""
 
     task_id: str
     task_description: str

@@ -59,7 +59,7 @@ Count = Annotated[int, Field(ge=1, le=999), BeforeValidator(_number_from_text)]
 
 
 class Constraints(Config):
-    """What a definition may ask of the Ray executor (contract §1); any other key is an error."""
+    """What a definition may ask of the Ray executor (specification 5.2); any other key is an error."""
 
     story_id: Text | None = None
     """Default: the ceremony's story."""

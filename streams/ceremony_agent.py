@@ -125,7 +125,7 @@ class CeremonyAgent:
     def _fold_failed(
         self, batch: Batch, folding: Folding, record: Record, row: Instance | None, command: AnyCommand
     ) -> Decision:
-        """A bug in the fold pauses that ceremony and puts the command aside (design §3)."""
+        """A bug in the fold pauses that ceremony and puts the command aside (specification 18.11)."""
         batch.dead_letter(record, FOLD_FAILED.code, traceback.format_exc(limit=20))
         pause = Pause(
             instance_id=command.instance_id,
@@ -222,7 +222,7 @@ def _tell(event: Event) -> None:
 
 
 def _tell_unjudged(instance_id: str, decision: Decision) -> None:
-    """One log line for each guard whose expression could not be judged (contract §8)."""
+    """One log line for each guard whose expression could not be judged (specification 3.6)."""
     correlation_id = instance_id if decision.row is None else decision.row.correlation_id
     for guard, reason in decision.unjudged.items():
         log.warning("guard_unjudged", instance=instance_id, guard=guard, reason=reason, correlation_id=correlation_id)

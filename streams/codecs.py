@@ -1,4 +1,4 @@
-"""The bytes that leave the engine: the envelope of contract §5, records of `events`, and dead letters.
+"""The bytes that leave the engine: the envelope (specification 16.1), records of `events`, and dead letters.
 
 The value of an `events` record is the finished envelope, so that the NATS bridge sends it on as it is: encoded once.
 """
@@ -46,7 +46,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Envelope(msgspec.Struct, frozen=True, gc=False):
-    """Field order and names of contract §5."""
+    """Field order and names of specification 16.1."""
 
     event_type: str
     payload: Mapping[str, Any]

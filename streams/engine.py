@@ -46,7 +46,7 @@ from tables.liveness import waiting_for
 log = structlog.get_logger(__name__)
 
 FOLD_SECONDS = 2.0
-"""How long the front waits for the fold (contract §3)."""
+"""How long the front waits for the fold (specification 10.3)."""
 WRITE_SECONDS = 5.0
 """How long the front waits for the log's acknowledgement."""
 LONGEST_ID = 257

@@ -1,6 +1,6 @@
 """The log's clock as an owner knows it: the last append time it learnt, plus monotonic time since.
 
-Deadlines are judged by it, so that no host's wall clock matters (design §3).
+Deadlines are judged by it, so that no host's wall clock matters (specification 18.6).
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class Timers:
         return fired
 
     def _caught_up(self, part: PartitionTimers) -> bool:
-        """Whether answers that waited for the take-over have had their time (design §3)."""
+        """Whether answers that waited for the take-over have had their time (specification 18.7)."""
         if part.caught_up_at is None:
             if part.view.position < part.view.end_at_take_over:
                 return False

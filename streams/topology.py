@@ -40,7 +40,7 @@ AgentFunction = Callable[[Any], Any]
 
 
 def topics(prefix: str, partitions: int) -> list[TopicSpec]:
-    """Every topic but the changelogs (attaching an agent declares those), with its retention (contract §8)."""
+    """Every topic but the changelogs (attaching an agent declares those), with its retention (specification 21.2)."""
 
     def topic(name: str, retention_ms: int, *, queue: bool = False) -> TopicSpec:
         return TopicSpec(prefixed(prefix, name), partitions, retention_ms, queue=queue)

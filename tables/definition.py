@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 SYSTEM_ROLE = "SYSTEM"
-"""The role a trigger inside an agent's message acts as (contract §8)."""
+"""The role a trigger inside an agent's message acts as (specification 13.13)."""
 
 
 class GuardType(StrEnum):

@@ -57,7 +57,7 @@ class GuardView:
         return self.instance.guard_approvals.get(guard, ())
 
     def cel(self) -> dict[str, Any]:
-        """The variables of a CEL expression (contract §8)."""
+        """The variables of a CEL expression (specification 3.5)."""
         if self._cel is None:
             self._cel = self._variables()
         return self._cel

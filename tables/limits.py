@@ -1,4 +1,4 @@
-"""How much one ceremony may hold, and how a value from outside is weighed once, on arrival (design §2)."""
+"""How much one ceremony may hold, and how a value from outside is weighed once, on arrival (specification 20.1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_INPUT_DEPTH = 64
 MAX_OUTPUT_DEPTH = 128
 """Nested containers; far below what any JSON reader on the way can take, and outputs may wrap inputs."""
 MAX_TRANSITIONS = 100
-"""From one command (contract §8)."""
+"""From one command (specification 12.6)."""
 MAX_AT_ONCE = 32
 """Steps of one command that are settled in the fold, each once. Past that a step's agent is asked: every command ends,
 and a ceremony that goes round and round does so at the pace of its agents."""

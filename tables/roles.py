@@ -1,4 +1,4 @@
-"""Who may do what: the rules of contract §2 and §8 on roles and allowed actions."""
+"""Who may do what: the rules on roles and allowed actions (specification 13.1)."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def ask_pause(asks: int) -> int:
 
 
 def retry_pause(policy: RetryPolicy, tries: int, instance_id: str, step_id: str, attempt: int) -> int:
-    """Before the attempt after the `tries`-th of a budget (contract §2).
+    """Before the attempt after the `tries`-th of a budget (specification 11.4).
 
     `jitter` takes up to its fraction off the pause, by a hash of (instance, step, attempt): never longer than written.
     """

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import grpc.aio
 
 CORRELATION_KEY = "x-correlation-id"
-"""Contract §8."""
+"""The key of specification 10.14."""
 
 
 def correlation_metadata(correlation_id: str) -> tuple[tuple[str, str], ...]:

@@ -62,7 +62,7 @@ Context = grpc.aio.ServicerContext
 
 
 class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
-    """The service of contract §3, for the partitions of this worker; `listing` and `diagnosing` ask the others too."""
+    """The service (specification 14.1) for this worker's partitions; `listing` and `diagnosing` ask the others too."""
 
     def __init__(
         self,

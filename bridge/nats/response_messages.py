@@ -21,7 +21,7 @@ BACKLOG_REVIEW = "agent.response.completed.backlog-review.role"
 TASK_EXTRACTION = "agent.response.completed.task-extraction"
 FAILED = "agent.response.failed"
 SUBJECTS = (COMPLETED, BACKLOG_REVIEW, TASK_EXTRACTION, FAILED)
-"""The filter subjects of the durable (contract §5)."""
+"""The filter subjects of the durable (specification 17.1)."""
 
 EXTRACTOR = "agent-task-extractor-001"
 LARGEST_VALUE = 256 * 1024
@@ -162,7 +162,7 @@ def _route(subject: str, payload: dict[str, Any]) -> Route | Foreign:
 
 
 def _task_ids(subject: str, payload: dict[str, Any]) -> Iterator[Any]:
-    """Where a task id may stand, the most trusted first (contract §8 for failures)."""
+    """Where a task id may stand, the most trusted first (specification 17.3)."""
     metadata = [found.get("task_id") for found in _metadata(payload)]
     own = payload.get("task_id")
     yield from (*metadata, own) if subject == FAILED else (own, *metadata)

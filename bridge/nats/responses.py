@@ -220,7 +220,7 @@ class AgentResponses:
 
 
 def durable() -> ConsumerConfig:
-    """The durable of contract §5 as it is made where it is missing."""
+    """The durable (specification 17.1) as it is made where it is missing."""
     return ConsumerConfig(
         durable_name=DURABLE,
         description="Responses of agents for the ceremony engine",

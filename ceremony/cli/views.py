@@ -101,7 +101,7 @@ def one_line(output: str) -> Text:
 
 
 def said(output: str) -> str:
-    """The outputs of contract §1 in words, others as they are."""
+    """The outputs of the step kinds in words, others as they are."""
     words = output
     match json.loads(output or '""'):
         case {"deliberations": [*proposals]}:

@@ -1,4 +1,4 @@
-"""What a definition file may hold: the shapes of contract §1 and of our extensions, section by section."""
+"""What a definition file may hold: its shapes, section by section (specification 2.2)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tables.definitions.problems import clipped, listed
 from tables.definitions.schema_bounds import MOST_WORK, PatternInvalid, TooMuchWork, bounded, budget, pattern
 
 MARKS = ("$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum")
-"""A schema with one of these at its top is JSON Schema, else a flat map (contract §8)."""
+"""A schema with one of these at its top is JSON Schema, else a flat map (specification 4.5)."""
 MAX_PROBLEMS = 50
 
 

@@ -51,7 +51,7 @@ def _stale(state: StepState, attempt: int) -> str:
 
 
 def _published_late(turn: FoldContext, step: Step, state: StepState, command: StepOutcome) -> None:
-    """A publish that happened is announced although its attempt was over, once a visit (design §6)."""
+    """A publish that happened is announced although its attempt was over, once a visit (specification 9.8)."""
     if turn.kind(step).name != step_life.PUBLISH or command.outcome != "completed" or not command.published:
         return
     visit = _visit_published(turn, step, command.output)

@@ -310,7 +310,7 @@ def published(turn: FoldContext, step: Step, receipt: Mapping[str, Any], visit: 
 
 
 def publication_key(turn: FoldContext, step: Step, visit: int) -> str:
-    """Key of a publish step's message: the same for every attempt of a visit (contract §5)."""
+    """Key of a publish step's message: the same for every attempt of a visit (specification 9.6)."""
     return f"publish/{turn.row.base.instance_id}/{step.id}/{visit}"
 
 

@@ -1,4 +1,4 @@
-"""How a ceremony moves: automatic transitions, ready steps, the failing rules of contract §8, the end."""
+"""How a ceremony moves: automatic transitions, ready steps, failing (specification 12.4), the end."""
 
 from __future__ import annotations
 

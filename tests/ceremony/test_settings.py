@@ -24,7 +24,7 @@ CONTRACT = {
     "PUBLISH_SUBJECTS": ("publish_subjects", ("ceremony.>",)),
     "READINESS_REQUIRES": ("readiness_requires", ("log", "tables", "nats", "ray_executor")),
 }
-"""Contract §7 and §8: variable → (field, default)."""
+"""Variable → (field, default)."""
 
 
 def settings() -> Settings:

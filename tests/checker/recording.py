@@ -36,7 +36,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A ceremony as the front shows it (contract §3), as far as it is checked."""
+    """A ceremony as the front shows it (specification 14.1), as far as it is checked."""
 
     instance_id: str
     definition_name: str

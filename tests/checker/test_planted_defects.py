@@ -420,7 +420,7 @@ def test_a_pause_must_be_shown_and_is_waiting_enough() -> None:
 
 
 def test_a_start_that_was_accepted_and_then_refused_by_an_event_is_accounted_for() -> None:
-    """The answer may come before the fold (contract §8)."""
+    """The answer may come before the fold (specification 10.6)."""
     run = Tampered()
     run.starts.append(Start("refused:story-1", "approval"))
     envelope = run.add(GATED, "start.refused", "started", code="already_exists", message="other content")

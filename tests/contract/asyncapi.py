@@ -17,7 +17,7 @@ URI = "urn:ceremony:asyncapi"
 PUBLICATION = "publication"
 """The channel of the publish steps' own subjects."""
 OWN = ("step", "transition", "publish", "dualwrite", "gate", "start")
-"""Second tokens of the engine's own subjects: a publish step may not use them (contract §8)."""
+"""Second tokens of the engine's own subjects: a publish step may not use them (specification 9.5)."""
 
 
 class MessageInvalid(AssertionError):

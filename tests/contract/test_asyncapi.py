@@ -23,7 +23,7 @@ OUT = {
     *(f"ceremony.{word}" for word in ("started", "completed", "failed", "cancelled", "timed_out", "paused", "resumed")),
     *("ceremony.gate.opened", "ceremony.gate.decided", "ceremony.deadletter", "ceremony.start.refused"),
 }
-"""The contract's subjects, §5 and §8, and `ceremony.step.ordered`, which is ours."""
+"""The engine's subjects (specification 16.6), and one that is reserved (specification 9.5)."""
 
 ROOT = {"asyncapi", "id", "info", "servers", "defaultContentType", "channels", "operations", "components"}
 CHANNEL = {"address", "messages", "title", "summary", "description", "servers", "parameters", "tags", "bindings"}

@@ -1,4 +1,4 @@
-"""The numbers of the contract and of the design, written out: a change of one of them is a change of the contract."""
+"""The numbers of the specification and of the design, written out: a change of one of them is a change of those."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ retry_policies:
 
 
 def test_defaults_of_a_definition() -> None:
-    """Contract §1: time limits in seconds, back-off 5 s, no retry without a policy, guards automated."""
+    """Time limits in seconds, back-off 5 s, no retry without a policy, guards automated."""
+    # specification 2.2, 2.10, 2.12, 3.1, 11.3
     definition = load(BARE, "bare.yaml", all_kinds())
     assert definition.timeouts == Timeouts(step_default=3600, step_max=86400, ceremony_max=604800)
     assert (definition.required_inputs, definition.optional_inputs, definition.outputs, definition.roles) == (
@@ -60,12 +61,13 @@ def test_defaults_of_a_definition() -> None:
 
 
 def test_defaults_of_constraints() -> None:
-    """Contract §4: 300 s, 3 retries."""
+    """300 s, 3 retries."""
+    # specification 5.2
     assert (Constraints().timeout_seconds, Constraints().max_retries) == (300, 3)
 
 
 def test_sizes() -> None:
-    """Contract §1, §8, design §2, §3."""
+    # specification 2.4, 5.3, 10.11, 11.13, 14.9, 17.7, 20.1
     assert yaml_source.MAX_BYTES == 256 * KIB
     assert limits.MAX_INPUTS == start_request.LARGEST_INPUTS == 256 * KIB
     assert limits.MAX_OUTPUT == response_messages.LARGEST_VALUE == 256 * KIB
@@ -77,7 +79,7 @@ def test_sizes() -> None:
 
 
 def test_counts() -> None:
-    """Contract §3, §8, design §2."""
+    # specification 12.6, 13.12, 14.8, 14.13
     assert limits.MAX_TRANSITIONS == 100
     assert instance.KEPT_COMMAND_IDS == 64
     assert (refusals.DEFAULT_LIMIT, refusals.LARGEST_LIMIT) == (100, 1000)
@@ -85,7 +87,7 @@ def test_counts() -> None:
 
 
 def test_times() -> None:
-    """Contract §3, §4, §5, §8, design §3."""
+    # specification 10.3, 11.8, 14.4, 14.13, 15.4, 16.5, 18.7 and design 5, 6
     assert engine.FOLD_SECONDS == 2
     assert history.SECONDS == 10
     assert (fold_timers.ASK_FIRST, fold_timers.ASK_LONGEST) == (1_000, 30_000)
@@ -98,7 +100,8 @@ def test_times() -> None:
 
 
 def test_retention() -> None:
-    """Contract §8: a stub after 30 days, and a year later nothing; commands and requests 7 days, events 30 days."""
+    """A stub after 30 days, and a year later nothing; commands and requests 7 days, events 30 days."""
+    # specification 21.1, 21.2
     assert (fold_timers.UNTIL_STUB, fold_timers.UNTIL_TOMBSTONE) == (30 * DAY, 365 * DAY)
     kept = {topic.name: topic.retention_ms for topic in topology.topics("x", 3)}
     del kept["x.owners"]  # the workers' own, of which the contract says nothing

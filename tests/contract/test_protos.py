@@ -14,7 +14,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescript
 PROTO = Path(__file__).parents[2] / "proto"
 INT32, INT64, BOOL = FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_BOOL
 
-# Contract §3 and §4: the fields in the order of their numbers, from 1 on.
+# The fields in the order of their numbers, from 1 on (specification 14.1, 15.1).
 FIXED = {
     (ceremony, "StartPlanningCeremonyRequest"): "ceremony_id definition_name story_id correlation_id inputs step_ids "
     "requested_by",

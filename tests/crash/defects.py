@@ -1,4 +1,4 @@
-"""Defects planted into the engine, each of a kind that the order of writes (design §3) is there to prevent.
+"""Defects planted into the engine, each of a kind that the order of writes (design 5) is there to prevent.
 
 The suite must find every one of them: a proof that cannot fail proves nothing.
 """

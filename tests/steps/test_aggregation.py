@@ -184,7 +184,7 @@ async def test_the_agent_answers_a_whole_batch_through_the_batch() -> None:
         "failed",
         "output_too_large",
         None,
-        True,  # an output too large fails the attempt, a row too large the step (design §2)
+        True,  # an output too large fails the attempt, a row too large the step (specification 11.13)
     )
 
 

@@ -44,7 +44,7 @@ def test_the_default_allows_ceremony_subjects_that_are_not_the_engines() -> None
     ],
 )
 def test_the_engines_own_subjects_are_refused_whatever_the_list_says(subject: str) -> None:
-    """As contract §8 lists them."""
+    """As the specification lists them (specification 9.5)."""
     assert "engine" in refusal(subject, [">", "ceremony.>", subject])
 
 

@@ -1,6 +1,6 @@
 """What one partition has done and not made durable yet, and the checkpoints that make it so.
 
-The order of writes is the engine's whole guarantee (design.md §3): a checkpoint takes rows, effects and position of one
+The order of writes is the engine's whole guarantee (design 5): a checkpoint takes rows, effects and position of one
 moment, waits for exactly those effects, and then writes rows and position in one transaction.
 """
 

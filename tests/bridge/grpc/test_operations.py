@@ -1,4 +1,4 @@
-"""Decisions, triggers, reads and watching over a real socket, on the real engine: contract §3 and §8."""
+"""Decisions, triggers, reads and watching over a real socket, on the real engine."""
 
 from __future__ import annotations
 

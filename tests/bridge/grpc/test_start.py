@@ -1,4 +1,4 @@
-"""StartPlanningCeremony over a real socket, on the real engine: every rule of contract §3 and §8 "Starting"."""
+"""StartPlanningCeremony over a real socket, on the real engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A start request as it becomes a command: contract §3 and §8 "Starting", without a server."""
+"""A start request as it becomes a command, without a server."""
 
 from __future__ import annotations
 

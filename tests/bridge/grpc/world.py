@@ -110,6 +110,6 @@ def refused(status: str, code: str) -> Iterator[Refusal]:
 
 
 def assert_no_raw_text(details: str) -> None:
-    """No exception's own text, class or traceback (contract §3)."""
+    """No exception's own text, class or traceback (specification 1.9)."""
     for trace in ("Traceback", "Error(", "Error:", "Exception", 'File "', "object at 0x"):
         assert trace not in details, details

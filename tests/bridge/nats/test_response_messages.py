@@ -119,7 +119,7 @@ def test_a_failure_of_an_extractor_counts_under_the_generic_subject_too() -> Non
     ],
 )
 def test_a_failure_is_routed_by_constraints_then_metadata_then_task_id(places: dict[str, Any]) -> None:
-    """Contract §8, in this order."""
+    """In this order (specification 17.3)."""
     assert command(FAILED, completed(**places)).step_id == "review_dev"
 
 

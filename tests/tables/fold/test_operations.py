@@ -226,7 +226,7 @@ def test_a_publish_that_happened_is_announced_once_although_the_ceremony_was_can
 
 
 def test_a_publish_is_asked_for_once_an_attempt_however_often_nats_is_asked() -> None:
-    """`unreachable` sends nothing (contract §8); each asking carries the same key."""
+    """`unreachable` sends nothing (specification 9.7); each asking carries the same key."""
     world = World(definition_of(PUBLISH))
     world.start()
     world.outcome("publish_it", "unreachable", error_code="nats_unreachable")

@@ -18,12 +18,12 @@ from bridge.nats import metrics
 from bridge.nats.response_messages import Foreign, Malformed, to_command
 from bridge.nats.streams import AGENT_RESPONSES
 from ports.clock import Clock
+from ports.errors import CeremonyError
 from ports.log import Header, Log, LogUnavailable, Record
 from streams import topics
 from streams.api import Unavailable
 from streams.codecs import DeadLetterRecord, dead_letter_of, placed_letter
 from tables.commands import encode_command
-from tables.errors import CeremonyError
 
 log = structlog.get_logger(__name__)
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import structlog
 
+from ports.errors import CeremonyError
 from tables.definition import Definition
 from tables.definitions.loader import load
-from tables.errors import CeremonyError, DefinitionInvalid, Problem
+from tables.errors import DefinitionInvalid, Problem
 from tables.kinds import Kinds
 
 log = structlog.get_logger(__name__)

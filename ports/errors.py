@@ -6,11 +6,30 @@ An error carries a stable code, and says what is wrong, where, and what would be
 from __future__ import annotations
 
 
-class Unreachable(Exception):
+class CeremonyError(Exception):
+    """Root of the tree. Its text is `code: place: message; remedy`, without the parts that are empty."""
+
+    def __init__(self, code: str, message: str, *, place: str = "", remedy: str = "") -> None:
+        super().__init__(code, message, place, remedy)
+        self.code = code
+        """Stable, lower snake case; programs may compare it."""
+        self.message = message
+        """One line for people: what is wrong. It never holds raw exception text."""
+        self.place = place
+        """File and line, setting, field or record at fault; empty where the message names it."""
+        self.remedy = remedy
+        """What would be right, or what to do."""
+
+    def __str__(self) -> str:
+        text = ": ".join(part for part in (self.code, self.place, self.message) if part)
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+
+class Unreachable(CeremonyError):
     """A neighbour cannot be reached, or did not answer before the call's deadline; asking again later makes sense."""
 
     def __init__(self, neighbour: str, reason: str) -> None:
-        super().__init__(f"{neighbour}: {reason}")
+        super().__init__(f"{neighbour}_unreachable", reason, place=neighbour)
         self.neighbour = neighbour
         """`ray_executor` or `nats`."""
         self.reason = reason

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, Field
 
+from ports.errors import CeremonyError
 from steps.agent import AgentFunction, answering
 from steps.config import Config, Text, config_of
 from steps.kind import Kind
 from steps.outcome import Outcome, outcome_of
 from steps.reading import Wiring
-from tables.errors import CeremonyError
 from tables.kinds import AtOnce, Completed, Failed, StepContext, Verdict
 from tables.limits import MAX_OUTPUT
 from tables.paths import MISSING, dig

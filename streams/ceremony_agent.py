@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from ports.errors import CeremonyError
 from ports.log import Batch, Header, Record
 from streams.answers import ACCEPTED, Folded
 from streams.codecs import event_record
@@ -20,7 +21,7 @@ from tables.commands import AnyCommand, Noop, Origin, Pause, PutDefinition, Star
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load_pinned
 from tables.effects import FOLD, Event, Refused, StepRequested, encode_request
-from tables.errors import CeremonyError, Undecodable
+from tables.errors import Undecodable
 from tables.fold.decide import Decision, decide
 from tables.fold.step_life import PUBLISH_COMPLETED, STEP_EXECUTED
 from tables.instance import Instance, StepStatus

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 import structlog
 
 from ports.clock import Clock
+from ports.errors import CeremonyError
 from ports.log import Batch, Header, Log, LogUnavailable, PartitionView, Position, Record
 from streams.admission import Admission
 from streams.answers import Answers, Folded, Watchers
@@ -38,7 +39,6 @@ from streams.topics import CEREMONIES, COMMANDS, CORRELATION_ID, DEADLETTERS, DE
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
 from tables.definitions.loader import load_pinned
-from tables.errors import CeremonyError
 from tables.instance import TERMINAL, Instance, Outline
 from tables.kinds import Kinds
 from tables.liveness import waiting_for

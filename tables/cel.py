@@ -14,7 +14,7 @@ from typing import Any
 
 from cel_expr_python import cel
 
-from tables.errors import CeremonyError
+from ports.errors import CeremonyError
 
 MAX_SOURCE_BYTES = 4096
 MAX_REASON = 200

@@ -1,18 +1,11 @@
-"""The error tree of the engine: every error carries a stable code, and says what, where and what would be right."""
+"""Errors about definitions, rows and records. The root of the tree is in `ports/errors.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-class CeremonyError(Exception):
-    """Root of the tree. `code` is stable, `message` is meant for people and never holds raw exception text."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
+from ports.errors import CeremonyError
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from cel_expr_python import cel as cel_library
 
+from ports.errors import CeremonyError
 from tables import cel
 from tables.definition import Definition, Guard, GuardType
-from tables.errors import CeremonyError
 from tables.instance import Approval, Instance, StepStatus
 from tables.paths import MISSING, dig
 from tables.timers import iso

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tables.errors import CeremonyError
+from ports.errors import CeremonyError
 
 KIB = 1024
 MAX_INPUTS = 256 * KIB

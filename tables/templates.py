@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tables.errors import CeremonyError
+from ports.errors import CeremonyError
 from tables.paths import MISSING, dig
 
 LARGEST_RENDERED = 1024 * 1024

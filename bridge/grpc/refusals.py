@@ -14,9 +14,10 @@ import structlog
 from bridge.dead_letter_office import DeadLetterUnknown, NotReplayable
 from bridge.definitions_dir import DefinitionUnknown
 from bridge.grpc.start_request import StartInvalid
+from ports.errors import CeremonyError
 from ports.log import LogFailed, LogUnavailable, RecordTooLarge
 from streams.api import Overloaded, Reply, Unavailable
-from tables.errors import CeremonyError, DefinitionInvalid
+from tables.errors import DefinitionInvalid
 from tables.fold.refusals import CLASS_OF
 from tables.limits import MAX_ID
 

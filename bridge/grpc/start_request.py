@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
+from ports.errors import CeremonyError
 from tables.commands import Start
 from tables.definition import Definition
-from tables.errors import CeremonyError
 from tables.fold.refusals import (
     INPUT_MISSING,
     INPUTS_INVALID,

@@ -6,6 +6,7 @@ import hashlib
 from collections import OrderedDict
 from pathlib import PurePosixPath
 
+from ports.errors import CeremonyError
 from tables.definition import Definition, Role, State, Transition
 from tables.definitions import graph_rules, section_rules, step_rules
 from tables.definitions.draft import Draft
@@ -13,7 +14,7 @@ from tables.definitions.file_format import DEFINITION
 from tables.definitions.problems import ProblemList, clipped
 from tables.definitions.shapes import Fields
 from tables.definitions.yaml_source import parse, read_text
-from tables.errors import CeremonyError, DefinitionInvalid, Problem
+from tables.errors import DefinitionInvalid, Problem
 from tables.kinds import Kinds
 from tables.roles import step_role_refusal
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ports.errors import CeremonyError
 from tables.commands import (
     AgentResult,
     AnyCommand,
@@ -30,7 +31,6 @@ from tables.commands import (
     encode_command,
 )
 from tables.definition import Definition
-from tables.errors import CeremonyError
 from tables.fold import refusals
 from tables.fold.agent_answers import agent_result, step_outcome
 from tables.fold.context import Decision, FoldContext, refused

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from ports.errors import CeremonyError
 from steps.registry import all_kinds
 from tables.definition import Definition, Guard, GuardType
 from tables.definitions.loader import load
-from tables.errors import CeremonyError
 from tables.guards import GuardView, guard_steps, holds, is_human, parse_check
 from tables.instance import Approval, CeremonyStatus, Instance, StepState, StepStatus
 

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from ports.errors import CeremonyError
 from steps.registry import all_kinds
 from tables.definition import Definition
 from tables.definitions.file_format import definition_schema
 from tables.definitions.loader import content_hash, load, load_pinned
 from tables.definitions.problems import MAX_PROBLEMS
-from tables.errors import CeremonyError, DefinitionInvalid
+from tables.errors import DefinitionInvalid
 
 KINDS = all_kinds()
 SCHEMA = Draft202012Validator(definition_schema(KINDS))

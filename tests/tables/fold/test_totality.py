@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import force_setattr
 
+from ports.errors import CeremonyError
 from tables.commands import (
     AgentResult,
     AnyCommand,
@@ -28,7 +29,6 @@ from tables.commands import (
     decode_command,
     encode_command,
 )
-from tables.errors import CeremonyError
 from tables.fold.decide import decide
 from tables.instance import Instance, encode_instance
 from tests.tables.properties.players import nested

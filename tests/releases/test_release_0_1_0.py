@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
-from tests.releases.archive import DRIVERS, ArchivedLog, ArchivedRecord, release
+from bridge.clock import HostClock
+from steps.registry import all_kinds
+from streams.settings import Settings
+from streams.worker import Worker
+from tables.loader import load
+from tests.contract.asyncapi import validate_message
+from tests.e2e.world import until, worker_settings
+from tests.releases.archive import DRIVERS, ENDED, ArchivedLog, ArchivedRecord, release
 from tests.releases.folding import Folded, fold
+from tests.services import free_port
 
 ARCHIVE = release("0.1.0")
+PROTO = Path(__file__).parents[2] / "proto"
 STEP_TOPICS = ("steps.deliberation", "steps.task_extraction", "steps.aggregation", "steps.human_gate", "steps.publish")
+# Longer than the gate of `approval` stays open.
+TWO_HOURS_SECONDS = 2 * 3600.0
+# Longer than any ceremony of the archive may last, and shorter than ended ones are kept.
+FORTNIGHT_SECONDS = 15 * 86_400.0
 
 
 @pytest.fixture(params=DRIVERS, scope="module")
@@ -44,3 +66,172 @@ def test_every_row_that_a_checkpoint_wrote_is_a_version_of_the_fold(log: Archive
     for record in log.records("ceremonies.changelog"):
         if record.key is not None and not record.key.startswith(b"\0"):
             assert (record.value or b"") in folded.history[record.key]
+
+
+def test_a_position_row_stands_behind_the_last_command(log: ArchivedLog) -> None:
+    """The stopped worker had folded everything: nothing in the rows is older than the log."""
+    ends = [place["end"] for place in log.about["topics"]["ceremony.commands"]]
+    assert [positions(log)[number]["next"] for number in range(3)] == ends
+
+
+def positions(log: ArchivedLog) -> dict[int, dict[str, Any]]:
+    """The newest position row by partition: records of a changelog on Kafka, a table of its own in the SQLite file."""
+    if "positions" in log.about:
+        stored = log.about["positions"]["ceremony"]
+        return {number: stored[f"ceremony.commands/{number}"] for number in range(3)}
+    records = [record for record in log.records("ceremonies.changelog") if record.key == b"\0position"]
+    return {record.partition: json.loads(record.value or b"") for record in records}
+
+
+def test_a_dead_letter_is_set_aside_again(log: ArchivedLog, folded: Folded) -> None:
+    letters = [dict(record.headers) for record in log.records("deadletters")]
+    archived = {(letter["origin"].decode(), letter["error-code"].decode()) for letter in letters}
+    assert {(f"ceremony.commands/{number}/{offset}", code) for number, offset, code in folded.dead} == archived
+    assert len(archived) == 2
+
+
+def test_the_archive_has_every_status(log: ArchivedLog) -> None:
+    rows = log.ceremonies()
+    assert {row["status"] for row in rows} == ENDED | {"RUNNING", "WAITING_FOR_HUMAN", "PAUSED"}
+    assert [row["instance_id"] for row in rows if row.get("expired")] == ["merge_chain-expired:S1"]
+
+
+def test_the_archive_has_every_kind_of_step_in_flight(log: ArchivedLog) -> None:
+    assert log.in_flight() == {
+        ("deliberation", "submitted"),
+        ("deliberation", "backoff"),
+        ("deliberation", "unreachable"),
+        ("task_extraction", "submitted"),
+        ("aggregation", "asked"),
+        ("human_gate", "gate"),
+        ("publish", "asked"),
+    }
+
+
+def test_the_archive_has_every_type_of_command(log: ArchivedLog) -> None:
+    """But for the `noop` on Kafka, which the engine had no need of."""
+    types = log.command_types()
+    assert types | {"noop"} == {
+        "put_definition", "noop", "start", "step_outcome", "agent_result", "trigger", "gate_decision", "timer_fired",
+        "cancel", "pause", "resume", "retry_step", "run_step", "restore",
+    }  # fmt: skip
+
+
+def test_the_archived_events_are_as_the_document_of_today_says(log: ArchivedLog) -> None:
+    """Both may stand in one stream after an upgrade."""
+    records = log.records("events")
+    assert records
+    for record in records:
+        validate_message(dict(record.headers)["subject"].decode(), json.loads(record.value or b""))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ARCHIVE.folder / "specs/ceremonies").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_an_archived_definition_is_valid_today(path: Path) -> None:
+    assert load(path.read_text("utf-8"), path.name, all_kinds()).name == path.stem
+
+
+def breaking(proto: Path) -> subprocess.CompletedProcess[str]:
+    """What `buf breaking` finds in these protos, against the archived ones."""
+    buf = Path(sys.executable).with_name("buf")
+    command = [str(buf), "breaking", str(proto), "--against", str(ARCHIVE.folder / "proto")]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_protos_of_today_break_no_client_of_the_release() -> None:
+    found = breaking(PROTO)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_removed_field_would_be_found(tmp_path: Path) -> None:
+    copy = tmp_path / "proto"
+    shutil.copytree(ARCHIVE.folder / "proto", copy)
+    path = copy / "fleet/planning_ceremony/v1/planning_ceremony.proto"
+    lines = path.read_text("utf-8").splitlines()
+    path.write_text("\n".join(line for line in lines if "requested_by = 7" not in line), "utf-8")
+    found = breaking(copy)
+    assert found.returncode != 0
+    assert "requested_by" in found.stdout
+
+
+class ArchivedTime(HostClock):
+    """A clock that goes on where the archive ends, and leaps when a test wants it to."""
+
+    def __init__(self, wall: float) -> None:
+        self._behind = time.time() - wall
+        self._leapt = 0.0
+
+    def leap(self, seconds: float) -> None:
+        self._leapt += seconds
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._leapt
+
+    def wall(self) -> float:
+        return time.time() - self._behind + self._leapt
+
+
+class Opened:
+    """The engine of today on a copy of the archived file, without NATS and without a Ray executor."""
+
+    def __init__(self, clock: ArchivedTime, client: PlanningCeremonyClient) -> None:
+        self.clock = clock
+        self._client = client
+
+    async def ceremonies(self) -> dict[str, pb.PlanningCeremonyInstance]:
+        found = await self._client.list(limit=1000)
+        return {one.instance_id: one for one in found.ceremonies}
+
+    async def ended(self, instance_id: str, status: str, state: str) -> bool:
+        found = (await self.ceremonies())[instance_id]
+        return (found.status, found.current_state) == (status, state)
+
+
+@pytest.fixture
+async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
+    archived = ARCHIVE.log("sqlite")
+    path = archived.database(tmp_path / "log.db")
+    clock = ArchivedTime(max(record.timestamp for record in archived.records("commands")) / 1000)
+    nobody = f"127.0.0.1:{free_port()}"
+    worker = Worker(Settings(**worker_settings(f"sqlite://{path}", f"nats://{nobody}", nobody)), clock=clock)
+    async with worker, PlanningCeremonyClient(f"127.0.0.1:{worker.grpc.port}") as client:
+        await until(lambda: worker.states()["tables"] == "ok", "the tables are read")
+        yield Opened(clock, client)
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    """The archived rows of the SQLite driver by instance id."""
+    return {row["instance_id"]: row for row in ARCHIVE.log("sqlite").ceremonies()}
+
+
+@pytest.mark.timeout(60)
+async def test_the_engine_of_today_lists_the_ceremonies_of_the_archived_file(opened: Opened) -> None:
+    """Every one is there as it was, but for the one whose agent answers now."""
+    found, archived = await opened.ceremonies(), rows()
+    assert found.keys() == archived.keys()
+    moving = {"wide_merge-asked:S1"}
+    stands = {name: (one.status, one.current_state) for name, one in found.items() if name not in moving}
+    assert stands == {name: (row["status"], row["state"]) for name, row in archived.items() if name not in moving}
+
+
+@pytest.mark.timeout(60)
+async def test_the_live_ceremonies_of_the_archived_file_go_on_and_end(opened: Opened) -> None:
+    """What the release asked for is answered today, its deadlines come, and in a fortnight every ceremony has ended."""
+    archived = rows()
+    merged, declined, failed = "wide_merge-asked:S1", "approval-open-gate:S1", "refinement-silent:S1"
+    await until(lambda: opened.ended(merged, "COMPLETED", "MERGED"), "the aggregations asked for are answered")
+    opened.clock.leap(TWO_HOURS_SECONDS)
+    await until(lambda: opened.ended(declined, "COMPLETED", "DECLINED"), "the deadline of the open gate has come")
+    await until(lambda: opened.ended(failed, "FAILED", "REFINING"), "the deliberation nobody answered is out of time")
+    opened.clock.leap(FORTNIGHT_SECONDS)
+
+    async def all_ended() -> bool:
+        return {one.status for one in (await opened.ceremonies()).values()} <= ENDED
+
+    await until(all_ended, "every ceremony has ended")
+    found = await opened.ceremonies()
+    assert found.keys() == archived.keys()
+    assert found["approval-paused:S1"].status == "TIMED_OUT"
+    ended = {name for name, row in archived.items() if row["status"] in ENDED}
+    assert {name: found[name].version for name in ended} == {name: archived[name]["version"] for name in ended}

@@ -1,6 +1,6 @@
-"""Reads the archive of a release: the records of its topics, and where its readers stood.
+"""Reads the archive of a release: the records of its topics, and the offsets of its readers.
 
-An archive is a folder `tests/releases/<version>/`; its README.md says what lies in it. It is written by
+An archive is a folder `tests/releases/<version>/`; its README.md lists its files. It is written by
 `tests/releases/record.py` and never changed afterwards.
 """
 

@@ -28,7 +28,7 @@ class SentEffect(NamedTuple):
 
 @dataclass
 class Folded:
-    """What today's agent makes of the commands of a log, all partitions together."""
+    """The rows and effects that today's agent makes of the commands of a log, all partitions together."""
 
     ceremonies: dict[bytes, bytes] = field(default_factory=dict)
     """Encoded rows."""
@@ -40,7 +40,7 @@ class Folded:
     """Partition, offset and code of each command that was set aside."""
 
     def of(self, topic: str) -> list[SentEffect]:
-        """What was sent to a topic (name without prefix), by partition, in order."""
+        """The records sent to a topic (name without prefix), by partition, in order."""
         found = [one for one in self.sent if one.topic == f"{PREFIX}.{topic}"]
         return sorted(found, key=lambda one: one.partition)
 

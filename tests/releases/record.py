@@ -2,7 +2,7 @@
 
 Runs the engine of this checkout against a real Kafka and again on a SQLite file, each with a real nats-server and the
 simulated Ray executor, brings ceremonies into every status and every kind of step into flight, stops the worker, and
-writes down what the log then holds. Copies of `specs/` and `proto/` are put beside it; README.md is written by hand.
+writes down the whole log. Copies of `specs/` and `proto/` are put beside it; README.md is written by hand.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ IN_FLIGHT = frozenset(
         ("deliberation", "unreachable"),
     }
 )
-# Without `noop`, which an owner sends only where nothing else tells it the log's clock.
+# Without `noop`: an owner sends one only if no other record has shown it the log's clock.
 COMMAND_TYPES = frozenset(
     {
         "put_definition", "start", "step_outcome", "agent_result", "trigger", "gate_decision", "timer_fired",
@@ -169,7 +169,7 @@ async def dead_letter(world: World) -> None:
 
 
 async def retention(world: World) -> None:
-    """A stub: a restored row that ended 31 days ago, for nobody can move the clock of Kafka."""
+    """A stub: a restored row that ended 31 days ago, because the clock of Kafka cannot be moved."""
     instance_id = await begin(world, "merge_chain", "expired")
     await world.finish(instance_id)
     log = world.worker.app.driver.log
@@ -189,7 +189,7 @@ def long_ago(body: dict[str, Any]) -> dict[str, Any]:
 
 
 async def in_flight(world: World) -> None:
-    """What nobody answers: silent agents of Ray, step agents that hang, failing agents, Ray out of reach."""
+    """Steps without an answer: silent agents of Ray, step agents that hang, failing agents, Ray out of reach."""
     for name in ("backlog_review", "refinement"):
         await phase(world, await begin(world, name, "silent"), "submitted")
     await phase(
@@ -207,7 +207,7 @@ async def in_flight(world: World) -> None:
 
 
 async def change_ray(world: World, knobs: Knobs) -> None:
-    """Another executor at the same address; what the last one had not answered is lost."""
+    """Another executor at the same address; answers that the last one still owed are lost."""
     await world.stop_ray()
     address = f"127.0.0.1:{world.ray_port}"
     world.ray = RecordingRay(grpc_address=address, nats_url=world.nats.url, clock=world.clock, knobs=knobs)
@@ -259,7 +259,7 @@ def hung_agents() -> Iterator[None]:
 
 
 def keeping_worker(settings: Any) -> Worker:
-    """A worker whose embedded log keeps what was consumed; Kafka keeps it anyway."""
+    """A worker whose embedded log keeps consumed records, as Kafka does anyway."""
     worker = Worker(settings)
     log: Any = worker.app.driver.log
     if hasattr(log, "attach"):
@@ -286,7 +286,7 @@ async def played(folder: Path, log_url: str) -> None:
             await play(world)
 
 
-# -- writing down what the log holds
+# -- writing down the log
 
 
 async def record_kafka(folder: Path, target: Path) -> None:
@@ -366,7 +366,7 @@ async def record_sqlite(folder: Path, target: Path) -> None:
 
 
 def pack(path: Path, packed: Path) -> None:
-    """Compress the SQLite file; whoever closed it last has moved all of its write-ahead log into it."""
+    """Compress the SQLite file; the connection that closed it last has moved the write-ahead log into it."""
     if beside := [name for name in (f"{path}-wal", f"{path}-shm") if Path(name).exists()]:
         raise SystemExit(f"the file was not closed in good order: {', '.join(beside)} is there")
     with packed.open("wb") as target, gzip.GzipFile("", "wb", mtime=0, fileobj=target) as compressed:
@@ -422,7 +422,7 @@ def missing(log: ArchivedLog) -> list[str]:
 
 
 def copy_contract(target: Path) -> None:
-    """`specs/` as it is, and of `proto/` the files that say what goes over the wire."""
+    """Copy `specs/`, and from `proto/` the `.proto` files with their `buf.yaml`."""
     shutil.copytree(SPECS, target / "specs", dirs_exist_ok=True)
     for source in [ROOT / "proto" / "buf.yaml", *(ROOT / "proto").rglob("*.proto")]:
         copy = target / source.relative_to(ROOT)

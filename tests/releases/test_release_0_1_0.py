@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -17,10 +18,10 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 from bridge.clock import HostClock
+from ceremony.settings import Settings
+from ceremony.worker import Worker
 from steps.registry import all_kinds
-from streams.settings import Settings
-from streams.worker import Worker
-from tables.loader import load
+from tables.definitions.loader import load
 from tests.contract.asyncapi import validate_message
 from tests.e2e.world import until, worker_settings
 from tests.releases.archive import DRIVERS, ENDED, ArchivedLog, ArchivedRecord, release
@@ -29,6 +30,8 @@ from tests.services import free_port
 
 ARCHIVE = release("0.1.0")
 PROTO = Path(__file__).parents[2] / "proto"
+# SHA-256 over the paths and bytes of its files.
+DIGEST = "9f80fc65a3b2d34803db6f071730145616532ccc8099be88be1c00903716686e"
 STEP_TOPICS = ("steps.deliberation", "steps.task_extraction", "steps.aggregation", "steps.human_gate", "steps.publish")
 # Longer than the gate of `approval` stays open.
 TWO_HOURS_SECONDS = 2 * 3600.0
@@ -90,6 +93,14 @@ def test_a_dead_letter_is_set_aside_again(log: ArchivedLog, folded: Folded) -> N
     assert len(archived) == 2
 
 
+def test_the_archive_was_never_changed() -> None:
+    """Another recording needs an archive of its own. Only the words of the README may be improved."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in ARCHIVE.folder.rglob("*") if path.is_file() and path.name != "README.md"):
+        digest.update(f"{path.relative_to(ARCHIVE.folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    assert digest.hexdigest() == DIGEST
+
+
 def test_the_archive_has_every_status(log: ArchivedLog) -> None:
     rows = log.ceremonies()
     assert {row["status"] for row in rows} == ENDED | {"RUNNING", "WAITING_FOR_HUMAN", "PAUSED"}
@@ -133,7 +144,7 @@ def test_an_archived_definition_is_valid_today(path: Path) -> None:
 
 
 def breaking(proto: Path) -> subprocess.CompletedProcess[str]:
-    """What `buf breaking` finds in these protos, against the archived ones."""
+    """Run `buf breaking` on these protos against the archived ones."""
     buf = Path(sys.executable).with_name("buf")
     command = [str(buf), "breaking", str(proto), "--against", str(ARCHIVE.folder / "proto")]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -156,7 +167,7 @@ def test_a_removed_field_would_be_found(tmp_path: Path) -> None:
 
 
 class ArchivedTime(HostClock):
-    """A clock that goes on where the archive ends, and leaps when a test wants it to."""
+    """A clock that starts at the end of the archive, and leaps on demand."""
 
     def __init__(self, wall: float) -> None:
         self._behind = time.time() - wall
@@ -193,8 +204,8 @@ async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
     archived = ARCHIVE.log("sqlite")
     path = archived.database(tmp_path / "log.db")
     clock = ArchivedTime(max(record.timestamp for record in archived.records("commands")) / 1000)
-    nobody = f"127.0.0.1:{free_port()}"
-    worker = Worker(Settings(**worker_settings(f"sqlite://{path}", f"nats://{nobody}", nobody)), clock=clock)
+    unserved = f"127.0.0.1:{free_port()}"
+    worker = Worker(Settings(**worker_settings(f"sqlite://{path}", f"nats://{unserved}", unserved)), clock=clock)
     async with worker, PlanningCeremonyClient(f"127.0.0.1:{worker.grpc.port}") as client:
         await until(lambda: worker.states()["tables"] == "ok", "the tables are read")
         yield Opened(clock, client)
@@ -217,13 +228,13 @@ async def test_the_engine_of_today_lists_the_ceremonies_of_the_archived_file(ope
 
 @pytest.mark.timeout(60)
 async def test_the_live_ceremonies_of_the_archived_file_go_on_and_end(opened: Opened) -> None:
-    """What the release asked for is answered today, its deadlines come, and in a fortnight every ceremony has ended."""
+    """Open requests are answered today, deadlines come, and in a fortnight every ceremony has ended."""
     archived = rows()
     merged, declined, failed = "wide_merge-asked:S1", "approval-open-gate:S1", "refinement-silent:S1"
     await until(lambda: opened.ended(merged, "COMPLETED", "MERGED"), "the aggregations asked for are answered")
     opened.clock.leap(TWO_HOURS_SECONDS)
     await until(lambda: opened.ended(declined, "COMPLETED", "DECLINED"), "the deadline of the open gate has come")
-    await until(lambda: opened.ended(failed, "FAILED", "REFINING"), "the deliberation nobody answered is out of time")
+    await until(lambda: opened.ended(failed, "FAILED", "REFINING"), "the unanswered deliberation is out of time")
     opened.clock.leap(FORTNIGHT_SECONDS)
 
     async def all_ended() -> bool:

@@ -94,7 +94,7 @@ class Worker:
             max_lag=settings.max_lag,
         )
         self.timers = Timers(
-            self.clock, self._log_clock, self.engine.send, grace_seconds=settings.take_over_grace_seconds
+            self.clock, self._log_clock, self.engine.commands.send, grace_seconds=settings.take_over_grace_seconds
         )
         self.engine.timers = self.timers
         self._attach_agents()
@@ -116,7 +116,7 @@ class Worker:
             stored=self.nats_in.stored,
         )
         self.owners = self._new_owners()
-        front = Front(self.engine, self.definitions, self.office, self.states, new_id)
+        front = Front(self.engine.commands, self.engine.reads, self.definitions, self.office, self.states, new_id)
         sharing = None if self.owners is None else Sharing(self.owners, new_id)
         self.grpc = GrpcServer(front, settings.grpc_addr, self.clock, sharing)
         self.http = HttpServer(settings.http_addr, self.states, settings.required, self.metrics.registry)
@@ -158,7 +158,7 @@ class Worker:
             partitions=self.settings.partitions,
             worker=self.settings.worker_id or new_id(),
             address=self.advertised,
-            mine=self.engine.mine,
+            mine=self.engine.partitions.mine,
             generation=lambda: self.app.consumer_generation_id,
         )
         self.engine.on_change = owners.changed
@@ -172,7 +172,9 @@ class Worker:
         return f"{platform.node() if host in EVERY_INTERFACE else host}:{self.grpc.port}"
 
     def _attach_agents(self) -> None:
-        ceremony = CeremonyAgent(self.kinds, self.settings.topic_prefix, self._log_clock, self.engine.answers.waits)
+        ceremony = CeremonyAgent(
+            self.kinds, self.settings.topic_prefix, self._log_clock, self.engine.commands.answers.waits
+        )
         engine, metrics = self.engine, self.metrics
         owner = PartitionListener(engine.taken, engine.applied, engine.lost, metrics.recovered, metrics.saved)
         for spec, function in agents(self.settings.topic_prefix, ceremony, owner, self._step_agents()):
@@ -244,10 +246,10 @@ class Worker:
 
     def states(self) -> dict[str, str]:
         """State of each neighbour that a role of this worker needs: `ok`, or what is wrong."""
-        log = self.engine.readiness()["log"]
+        log = self.engine.partitions.readiness()["log"]
         states = {"log": log, "nats": self._nats_state()}
         if "engine" in self.settings.roles:
-            states = {**self.engine.readiness(), "nats": self._nats_state(), "ray_executor": self._ray_state}
+            states = {**self.engine.partitions.readiness(), "nats": self._nats_state(), "ray_executor": self._ray_state}
         return states
 
     def _nats_state(self) -> str:
@@ -358,6 +360,6 @@ class Worker:
                 self._ray_state = "ok"
             except Unreachable as error:
                 self._ray_state = error.reason
-            self.metrics.live.set(self.engine.owned_rows())
+            self.metrics.live.set(self.engine.partitions.owned_rows())
             await self.grpc.serving(ready=self.http.ready())
             await self.clock.sleep(PROBE_SECONDS)

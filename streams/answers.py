@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from tables.instance import Instance
 
+# How long a call waits for the fold (specification 10.3).
+FOLD_SECONDS = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Folded:

@@ -1,4 +1,7 @@
-"""What the front may ask of the engine: the protocol and its data; `streams/engine.py` fulfils it."""
+"""The interfaces of the engine for bridges: commands, reads, and the directory of partitions, with their data.
+
+`streams/command_log.py`, `streams/reads.py` and `streams/worker_directory.py` fulfil them.
+"""
 
 from __future__ import annotations
 
@@ -131,48 +134,33 @@ class Diagnosis:
     """What was not looked at, and why."""
 
 
-HERE = ""
-"""The address of this worker, as a directory says it."""
+class CommandApi(Protocol):
+    """Append a command and wait until it is durable and folded."""
 
-
-class Directory(Protocol):
-    """Which worker answers for a partition."""
-
-    partitions: int
-
-    def partition_of(self, instance_id: str) -> int: ...
-
-    def where(self, partition: int) -> str:
-        """HERE, or the `host:port` of its owner's gRPC. Raises Unavailable while it is not known to have one."""
-
-    def everywhere(self) -> Mapping[str, Collection[int]]:
-        """All partitions by the address that answers for them. Raises Unavailable where one has no owner."""
-
-    def addresses(self) -> Collection[str]:
-        """Of all workers that are heard of, but this one."""
-
-
-class EngineApi(Protocol):
     async def start(self, definition: Definition, start: Start) -> Reply:
         """Durable when it returns, and folded unless `folded` is False.
 
         Raises Unavailable, Overloaded, RecordTooLarge.
         """
 
-    def closed(self, calls: int) -> Overloaded | None:
-        """Why no start is taken now, whatever its partition, with so many calls unanswered; each has its own hint."""
-
     async def operate(self, command: Operation) -> Reply:
         """Append, wait for the fold, answer from it. Raises Unavailable (not folded in time, or moving)."""
 
+    def closed(self, calls: int) -> Overloaded | None:
+        """The refusal for every start while `calls` calls are unanswered, each with its own hint; None: starts pass."""
+
+
+class ReadApi(Protocol):
+    """Read rows, events and dead letters. Everything raises Unavailable where the partition is not served here."""
+
     def get(self, instance_id: str) -> Instance | None:
-        """The present row. Raises Unavailable where its partition is not served."""
+        """The present row."""
 
     def position_of(self, instance_id: str) -> tuple[int, int]:
         """Its partition, and the offset up to which it is folded: everything before is in the row."""
 
     async def reached(self, instance_id: str, partition: int, offset: int) -> None:
-        """Returns once everything before `offset` is folded. Raises Unavailable where that takes more than 2 s.
+        """Return once everything before `offset` is folded. Raises Unavailable where that takes more than 2 s.
 
         Raises PartitionDiffers where the instance lives in another partition.
         """
@@ -180,28 +168,43 @@ class EngineApi(Protocol):
     async def newest(
         self, wanted: Callable[[Instance | Outline], bool], most: int, partitions: Collection[int] | None = None
     ) -> tuple[int, Sequence[SortKey]]:
-        """How many rows of these partitions or of all are wanted, and the keys of the newest `most` of them, in order.
+        """The number of wanted rows in these partitions (None: all), and the keys of the newest `most`, in order."""
 
-        Raises Unavailable where a partition is not served here.
-        """
+    def watch(self, instance_id: str) -> AsyncIterator[Instance]:
+        """The present row, then each newer version, until the ceremony has ended."""
 
     def definition_of(self, instance: Instance) -> Definition | None:
         """The pinned definition."""
 
     def waiting_for(self, instance: Instance) -> Sequence[str]:
-        """What a live ceremony waits for, as lines for people; empty for an ended one."""
-
-    def watch(self, instance_id: str) -> AsyncIterator[Instance]:
-        """The present row, then each newer version, until the ceremony has ended. Raises Unavailable."""
+        """The reasons why a live ceremony waits, as lines for people; empty for an ended one."""
 
     async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetterEntry], int]:
-        """Newest first, with the total; `topic`: only what came from it. Raises Unavailable."""
+        """Newest first, with the total; `topic`: only letters that came from it."""
 
     async def history(self, instance_id: str, limit: int) -> History | None:
-        """The newest events of a ceremony, at most `limit`; None where there is no such one. Raises Unavailable."""
+        """The newest events of a ceremony, at most `limit`; None for an unknown ceremony."""
 
     async def diagnose(self, instance_id: str = "") -> Diagnosis:
-        """One ceremony (none in the answer where there is no such one), or all of this worker. Raises Unavailable."""
+        """One ceremony (an unknown one gives an empty answer), or all of this worker."""
 
-    def readiness(self) -> dict[str, str]:
-        """State of `kafka` (the log) and `tables`: `ok`, or what is wrong."""
+
+# The address of this worker, as a directory gives it.
+HERE = ""
+
+
+class Directory(Protocol):
+    """The worker that serves each partition."""
+
+    partitions: int
+
+    def partition_of(self, instance_id: str) -> int: ...
+
+    def where(self, partition: int) -> str:
+        """HERE, or the `host:port` of its owner's gRPC. Raises Unavailable while no owner is known."""
+
+    def everywhere(self) -> Mapping[str, Collection[int]]:
+        """All partitions by the address that serves them. Raises Unavailable where one has no owner."""
+
+    def addresses(self) -> Collection[str]:
+        """Of all other workers with a valid heartbeat."""

@@ -10,7 +10,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.definitions_dir import DefinitionsDir
 from bridge.grpc.messages import LARGEST_ANSWER, within
-from streams.api import Diagnosis, EngineApi, PartitionState, Unavailable
+from streams.api import Diagnosis, PartitionState, ReadApi, Unavailable
 from streams.codecs import iso
 from tables.diagnosis import URGENT, CeremonyDiagnosis, Verdict
 
@@ -45,9 +45,9 @@ def of_ceremony(found: Diagnosis) -> pb.DiagnoseResponse:
     )
 
 
-async def of_worker(engine: EngineApi, states: Mapping[str, str]) -> pb.DiagnoseResponse:
+async def of_worker(reads: ReadApi, states: Mapping[str, str]) -> pb.DiagnoseResponse:
     """What one worker sees: its ceremonies, its partitions, its neighbours."""
-    found = await engine.diagnose()
+    found = await reads.diagnose()
     return pb.DiagnoseResponse(
         at=iso(found.at),
         ceremonies=within(map(_ceremony, found.ceremonies), LARGEST_ANSWER // 2),
@@ -60,10 +60,10 @@ async def of_worker(engine: EngineApi, states: Mapping[str, str]) -> pb.Diagnose
 
 
 async def of_engine(
-    seen: pb.DiagnoseResponse, engine: EngineApi, definitions: DefinitionsDir, *, all_asked: bool
+    seen: pb.DiagnoseResponse, reads: ReadApi, definitions: DefinitionsDir, *, all_asked: bool
 ) -> pb.DiagnoseResponse:
     """The whole answer from what was `seen` by this worker, or by all; what cannot be read now is no error."""
-    letters, incomplete = await _dead_letters(engine)
+    letters, incomplete = await _dead_letters(reads)
     findings = [
         *_partitions(seen.partitions, all_asked=all_asked),
         *_neighbours(seen.neighbours),
@@ -114,9 +114,9 @@ def _unlike(own: pb.DiagnoseResponse, others: Mapping[str, pb.DiagnoseResponse])
                 yield pb.NeighbourState(name=f"{one.name} of {where}", state=one.state)
 
 
-async def _dead_letters(engine: EngineApi) -> tuple[Counter[str], str]:
+async def _dead_letters(reads: ReadApi) -> tuple[Counter[str], str]:
     try:
-        letters, total = await engine.dead_letters(LETTERS_READ, 0)
+        letters, total = await reads.dead_letters(LETTERS_READ, 0)
     except Unavailable as error:
         return Counter(), f"dead letters: {error.message}"
     more = f"dead letters: only the newest {len(letters)} of {total} are counted" if len(letters) < total else ""

@@ -23,7 +23,7 @@ from bridge.grpc.messages import LARGEST_ANSWER
 from bridge.grpc.peers import SERVICE, Peers
 from bridge.grpc.refusals import Context, abort, page
 from ports.clock import Clock
-from streams.api import HERE, Directory, EngineApi, SortKey, Unavailable
+from streams.api import HERE, Directory, ReadApi, SortKey, Unavailable
 from tables.instance import Instance, Outline
 
 log = structlog.get_logger(__name__)
@@ -78,19 +78,19 @@ def matches(row: Instance | Outline, request: pb.ListPlanningCeremonyInstancesRe
 class Own:
     """The share of this worker."""
 
-    def __init__(self, engine: EngineApi, message: Callable[[Instance], Any]) -> None:
-        self._engine = engine
+    def __init__(self, reads: ReadApi, message: Callable[[Instance], Any]) -> None:
+        self._reads = reads
         self._message = message
 
     async def keys(self, partitions: Collection[int] | None, request: Any, most: int) -> tuple[int, Sequence[SortKey]]:
         """How many rows match, and the keys of the newest `most`. Raises Unavailable where one is not served here."""
-        return await self._engine.newest(lambda row: matches(row, request), most, partitions)
+        return await self._reads.newest(lambda row: matches(row, request), most, partitions)
 
     def rows(self, ids: Iterable[str]) -> RowsFound:
         found: dict[str, bytes] = {}
         size = 0
         for instance_id in ids:
-            row = self._engine.get(instance_id)
+            row = self._reads.get(instance_id)
             if row is None:
                 continue
             data: bytes = self._message(row).SerializeToString()

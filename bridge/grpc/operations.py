@@ -25,7 +25,7 @@ from bridge.grpc.refusals import (
     required,
     unknown,
 )
-from streams.api import EngineApi, Operation
+from streams.api import CommandApi, Operation, ReadApi
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep
 from tables.instance import Instance
 from tables.limits import MAX_TEXT
@@ -45,7 +45,8 @@ States = Callable[[], Mapping[str, str]]
 class OperatorCalls:
     """Half of the servicer; the other half, `Front`, sets these."""
 
-    _engine: EngineApi
+    _commands: CommandApi
+    _reads: ReadApi
     _definitions: DefinitionsDir
     _new_id: Callable[[], str]
     _office: DeadLetterOffice
@@ -92,7 +93,7 @@ class OperatorCalls:
     async def GetHistory(self, request: pb.GetHistoryRequest, context: Context[Any, Any]) -> pb.GetHistoryResponse:
         required(instance_id=request.instance_id)
         limit = min(request.limit, LONGEST_HISTORY) if request.limit > 0 else LONGEST_HISTORY
-        history = await self._engine.history(request.instance_id, limit)
+        history = await self._reads.history(request.instance_id, limit)
         if history is None:
             raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
         return messages.history(history)
@@ -102,7 +103,7 @@ class OperatorCalls:
         self, request: pb.ListDeadLettersRequest, context: Context[Any, Any]
     ) -> pb.ListDeadLettersResponse:
         limit, offset = page(request.limit, request.offset)
-        letters, total = await self._engine.dead_letters(limit, offset, request.topic_filter)
+        letters, total = await self._reads.dead_letters(limit, offset, request.topic_filter)
         return pb.ListDeadLettersResponse(
             dead_letters=messages.within(map(messages.dead_letter, letters)), total_count=total
         )
@@ -132,17 +133,17 @@ class OperatorCalls:
     @answers_errors
     async def Diagnose(self, request: pb.DiagnoseRequest, context: Context[Any, Any]) -> pb.DiagnoseResponse:
         if request.instance_id:
-            found = await self._engine.diagnose(request.instance_id)
+            found = await self._reads.diagnose(request.instance_id)
             if not found.ceremonies:
                 raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
             return diagnosis.of_ceremony(found)
         seen = await (self.look() if self.diagnosing is None else self.diagnosing.all())
         all_asked = self.diagnosing is not None
-        return await diagnosis.of_engine(seen, self._engine, self._definitions, all_asked=all_asked)
+        return await diagnosis.of_engine(seen, self._reads, self._definitions, all_asked=all_asked)
 
     async def look(self) -> pb.DiagnoseResponse:
         """What this worker sees of its partitions and neighbours."""
-        return await diagnosis.of_worker(self._engine, self._states())
+        return await diagnosis.of_worker(self._reads, self._states())
 
     # -- beneath
 
@@ -166,16 +167,16 @@ class OperatorCalls:
         return {"ceremony": message, "request_id": command.command_id, "message": "recorded"}
 
     async def _operate(self, command: Operation) -> Instance:
-        accepted(await self._engine.operate(command))
-        row = self._engine.get(command.instance_id)
+        accepted(await self._commands.operate(command))
+        row = self._reads.get(command.instance_id)
         if row is None:
             raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(command.instance_id))
         return row
 
     def _message(self, row: Instance) -> pb.PlanningCeremonyInstance:
-        definition = self._engine.definition_of(row)
-        position = self._engine.position_of(row.instance_id)
-        return messages.ceremony(row, definition, self._engine.waiting_for(row), position)
+        definition = self._reads.definition_of(row)
+        position = self._reads.position_of(row.instance_id)
+        return messages.ceremony(row, definition, self._reads.waiting_for(row), position)
 
 
 def _step(request: StepRequest) -> str:

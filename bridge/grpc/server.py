@@ -44,7 +44,7 @@ from bridge.grpc.refusals import (
 )
 from bridge.grpc.start_request import check_ids, start_command
 from ports.clock import Clock
-from streams.api import Directory, EngineApi, PartitionDiffers, Unavailable
+from streams.api import CommandApi, Directory, PartitionDiffers, ReadApi, Unavailable
 from tables.commands import GateDecision, Start, Trigger
 from tables.definition import Definition
 from tables.instance import Instance
@@ -66,17 +66,19 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
 
     def __init__(
         self,
-        engine: EngineApi,
+        commands: CommandApi,
+        reads: ReadApi,
         definitions: DefinitionsDir,
         office: DeadLetterOffice,
         states: States,
         new_id: Callable[[], str],
     ) -> None:
         """`states`: of the neighbours; `new_id` draws a command id for a client that gave none."""
-        self.own = Own(engine, self._message)
+        self.own = Own(reads, self._message)
         """What other workers ask of this one."""
         self.listing: Listing | None = None
-        self._engine = engine
+        self._commands = commands
+        self._reads = reads
         self._definitions = definitions
         self._office = office
         self._states = states
@@ -84,7 +86,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
 
     def closed(self, inside: int) -> CallRefused | None:
         """Why no start at all is taken now, with so many calls unanswered; None while they are."""
-        overloaded = self._engine.closed(inside)
+        overloaded = self._commands.closed(inside)
         return None if overloaded is None else refusal_of(overloaded)
 
     # -- the three fixed calls
@@ -113,7 +115,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
             requested_by=request.requested_by,
             command_id=self._new_id(),
         )
-        answer = await self._engine.start(definition, command)
+        answer = await self._commands.start(definition, command)
         accepted(answer)
         await tell(context, self._correlation_of(command))
         message = "" if answer.folded else "durable; the fold has not come to it yet"
@@ -132,7 +134,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
             raise invalid("field_required", "instance_id is required")
         if request.HasField("at_least"):
             await self._reach(request.instance_id, request.at_least)
-        row = self._engine.get(request.instance_id)
+        row = self._reads.get(request.instance_id)
         if row is None:
             return pb.GetPlanningCeremonyInstanceResponse(success=False, message=unknown(request.instance_id))
         message = self._message(row)
@@ -147,7 +149,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
             return await self.listing.answer(request)
         limit, offset = page(request.limit, request.offset)
         total, keys = await self.own.keys(None, request, offset + limit)
-        rows = (self._engine.get(instance_id) for _, instance_id in keys[offset:])
+        rows = (self._reads.get(instance_id) for _, instance_id in keys[offset:])
         found = messages.within(self._message(row) for row in rows if row is not None)
         return pb.ListPlanningCeremonyInstancesResponse(ceremonies=found, total_count=total, success=True)
 
@@ -217,7 +219,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
     ) -> AsyncIterator[pb.WatchPlanningCeremonyResponse]:
         try:
             await tell(context, self._known(request.instance_id).correlation_id)
-            async for row in self._engine.watch(request.instance_id):
+            async for row in self._reads.watch(request.instance_id):
                 yield pb.WatchPlanningCeremonyResponse(ceremony=self._message(row))
         except grpc.aio.AbortError:
             raise
@@ -228,21 +230,21 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
 
     def _begun_with(self, request: pb.StartPlanningCeremonyRequest) -> Definition | None:
         """What a ceremony of this id is pinned to: the same start is judged by it, whatever became of the file."""
-        row = self._engine.get(f"{request.ceremony_id}:{request.story_id}")
+        row = self._reads.get(f"{request.ceremony_id}:{request.story_id}")
         if row is None or row.definition_name != request.definition_name:
             return None
-        return self._engine.definition_of(row)
+        return self._reads.definition_of(row)
 
     def _correlation_of(self, command: Start) -> str:
         """The ceremony's, which a repeated start does not change; its own where the row cannot be read now."""
         with contextlib.suppress(Unavailable):
-            if (row := self._engine.get(command.instance_id)) is not None:
+            if (row := self._reads.get(command.instance_id)) is not None:
                 return row.correlation_id
         return command.correlation_id
 
     def _known(self, instance_id: str) -> Instance:
         required(instance_id=instance_id)
-        row = self._engine.get(instance_id)
+        row = self._reads.get(instance_id)
         if row is None:
             raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(instance_id))
         return row
@@ -250,7 +252,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
     async def _reach(self, instance_id: str, position: pb.LogPosition) -> None:
         """Wait until everything before the position is folded."""
         try:
-            await self._engine.reached(instance_id, position.partition, position.offset)
+            await self._reads.reached(instance_id, position.partition, position.offset)
         except PartitionDiffers as error:
             raise invalid("position_differs", f"at_least: {error}") from None
 

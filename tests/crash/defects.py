@@ -24,7 +24,7 @@ from bridge.nats.window import Outgoing
 from ports.log import Record
 from steps.reading import Served
 from streams.api import Reply
-from streams.engine import Engine
+from streams.command_log import CommandLog
 from streams.timers import PartitionTimers, Timers
 from streams.transport.partition.checkpoints import Checkpoints
 from streams.transport.partition.rows import Rows
@@ -154,13 +154,13 @@ def _always_fresh() -> Any:
 
 @defect("a client is answered, and nothing was appended")
 def _answered_early() -> Any:
-    append = Engine._append
+    append = CommandLog._append
 
-    async def hasty(self: Engine, partition: int, command: Any, correlation_id: str, *, patient: bool) -> Any:
+    async def hasty(self: CommandLog, partition: int, command: Any, correlation_id: str, *, patient: bool) -> Any:
         self._clock.spawn(append(self, partition, command, correlation_id, patient=patient), name="later")
         return Reply()
 
-    return patch.object(Engine, "_append", hasty)
+    return patch.object(CommandLog, "_append", hasty)
 
 
 @defect("an agent takes a request that it reads again for one it has served")

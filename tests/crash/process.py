@@ -128,7 +128,7 @@ class Process:
             partitions=self.partitions,
             metrics=process_metrics(),
         )
-        self.timers = Timers(self.clock, self._log_clock, self.engine.send, grace_seconds=GRACE_SECONDS)
+        self.timers = Timers(self.clock, self._log_clock, self.engine.commands.send, grace_seconds=GRACE_SECONDS)
         self.engine.timers = self.timers
         self._streams: dict[str, Batches] = {}
         self._functions: dict[str, AgentFunction] = {}
@@ -155,7 +155,7 @@ class Process:
     # ---- wiring
 
     def _owner(self) -> PartitionAssignment:
-        ceremony = CeremonyAgent(self.kinds, PREFIX, self._log_clock, self.engine.answers.waits)
+        ceremony = CeremonyAgent(self.kinds, PREFIX, self._log_clock, self.engine.commands.answers.waits)
         hearers = PartitionListener(self.engine.taken, self.engine.applied, self.engine.lost)
         specs = []
         for spec, function in agents(PREFIX, ceremony, hearers, self._step_agents()):

@@ -157,7 +157,7 @@ async def test_an_unreachable_ray_executor_is_asked_again(world: World) -> None:
     instance_id = await world.start("backlog_review", fresh())
 
     def all_asked() -> bool:
-        row = world.worker.engine.get(instance_id)
+        row = world.worker.engine.reads.get(instance_id)
         steps = [state for name, state in row.steps.items() if name.startswith("deliberate")] if row else []
         return bool(steps) and all(state.phase is Phase.UNREACHABLE for state in steps)
 
@@ -181,7 +181,7 @@ async def test_a_publish_waits_for_nats(world: World) -> None:
     await world.client.decide(instance_id, step_id="approve_story", approved=True, actor="ann", role="PRODUCT_OWNER")
 
     def asked_in_vain() -> bool:
-        row = world.worker.engine.get(instance_id)
+        row = world.worker.engine.reads.get(instance_id)
         return row is not None and row.steps["publish_review"].phase is Phase.UNREACHABLE
 
     await until(asked_in_vain, "the publish was tried in vain")

@@ -53,7 +53,7 @@ async def world(tmp_path: Path, clock: LeapingClock) -> AsyncIterator[World]:
 
 
 def row(world: World, instance_id: str) -> Instance | None:
-    return world.worker.engine.get(instance_id)
+    return world.worker.engine.reads.get(instance_id)
 
 
 async def start(world: World, inputs: dict[str, Any] = STARTED) -> str:

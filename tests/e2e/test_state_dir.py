@@ -36,7 +36,7 @@ async def test_whatever_became_of_the_folder_a_worker_starts_with_all_its_rows(d
     url = f"sqlite://{tmp_path}/log.db"
     async with World(tmp_path / "world", url, CEREMONY_STATE="rocks", CEREMONY_STATE_DIR=state) as world:
         instance_id = await world.start("approval", "kept")
-        await until(lambda: world.worker.engine.get(instance_id), "it is there")
+        await until(lambda: world.worker.engine.reads.get(instance_id), "it is there")
         await world.stop_worker()
         await asyncio.to_thread(spoil, state / "partitions", damage)
         await world.start_worker()

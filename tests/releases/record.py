@@ -216,7 +216,7 @@ async def change_ray(world: World, knobs: Knobs) -> None:
 
 
 def row(world: World, instance_id: str) -> Any:
-    return world.worker.engine.get(instance_id)
+    return world.worker.engine.reads.get(instance_id)
 
 
 def row_json(world: World, instance_id: str) -> dict[str, Any]:

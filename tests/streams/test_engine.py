@@ -14,7 +14,7 @@ import pytest
 from bridge.clock import HostClock
 from ports.log import TopicSpec
 from steps.registry import all_kinds
-from streams import engine as engine_module
+from streams import command_log
 from streams.admission import Admission
 from streams.answers import ACCEPTED, Folded
 from streams.api import Overloaded, PartitionDiffers, Unavailable
@@ -76,7 +76,7 @@ class Site:
 
 @pytest.fixture
 async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
-    monkeypatch.setattr(engine_module, "FOLD_SECONDS", 0.1)
+    monkeypatch.setattr(command_log, "FOLD_SECONDS", 0.1)
     log = SqliteLog(tmp_path / "log.db", HostClock())
     await log.start()
     await log.create([TopicSpec("t.commands", PARTITIONS), TopicSpec("t.deadletters", PARTITIONS)])
@@ -88,7 +88,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 async def test_a_start_that_is_durable_but_not_folded_is_accepted(site: Site) -> None:
     """It tells where it stands, and that nobody has come to it yet."""
-    answer = await site.engine.start(PROBE, start())
+    answer = await site.engine.commands.start(PROBE, start())
     assert (answer.code, answer.folded) == ("", False)
     assert answer.partition == site.home().number and answer.offset >= 0
     assert [type(command) for command in await site.commands()] == [PutDefinition, Start]
@@ -99,17 +99,17 @@ async def test_a_start_is_refused_while_its_partition_lags_and_an_operation_is_n
     """Nobody folds: the definition and two starts fill it. Nothing is appended for the start that is refused."""
     site.home().put(row())
     for _ in range(2):
-        await site.engine.start(PROBE, start())
+        await site.engine.commands.start(PROBE, start())
     with pytest.raises(Overloaded):
-        await site.engine.start(PROBE, start())
+        await site.engine.commands.start(PROBE, start())
     with pytest.raises(Unavailable, match="durable"):
-        await site.engine.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
+        await site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
     assert [type(command) for command in await site.commands()] == [PutDefinition, Start, Start, Cancel]
 
 
 async def test_starts_that_come_together_count_before_their_definition_is_put(site: Site) -> None:
     """The limit is 3: one records the definition, two wait for it, and those behind them are refused at once."""
-    starts = [asyncio.create_task(site.engine.start(PROBE, start())) for _ in range(20)]
+    starts = [asyncio.create_task(site.engine.commands.start(PROBE, start())) for _ in range(20)]
     answers = await asyncio.gather(*starts, return_exceptions=True)
     assert [isinstance(answer, Overloaded) for answer in answers].count(True) >= 16
 
@@ -118,15 +118,15 @@ async def test_an_operation_that_is_not_folded_is_unavailable_by_its_id(site: Si
     """Repeating it with that request id gives the answer."""
     site.home().put(row())
     with pytest.raises(Unavailable, match="request_id 'mine'"):
-        await site.engine.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
-    assert not site.engine.answers.waits("mine")
+        await site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
+    assert not site.engine.commands.answers.waits("mine")
 
 
 @pytest.mark.parametrize("said", [ACCEPTED, Folded("paused", "resume it first")])
 async def test_an_operation_is_answered_by_its_fold(site: Site, said: Folded) -> None:
     site.home().put(row())
     asked = asyncio.create_task(
-        site.engine.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna")),
+        site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna")),
     )
     while not await site.commands():
         await settle()
@@ -136,22 +136,22 @@ async def test_an_operation_is_answered_by_its_fold(site: Site, said: Folded) ->
 
 
 async def test_an_operation_on_nobody_is_not_appended(site: Site) -> None:
-    answer = await site.engine.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
+    answer = await site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
     assert answer.code == "unknown_instance"
     assert await site.commands() == []
 
 
 async def test_a_definition_is_sent_once_per_partition(site: Site) -> None:
     """Also by starts that come at once; and again after the partition was away."""
-    site.engine.admission = Admission(0, HostClock())  # without a limit
+    site.engine.commands.admission = Admission(0, HostClock())  # without a limit
     names = [f"c{n}" for n in range(12)]
-    await asyncio.gather(*(site.engine.start(PROBE, start(name)) for name in names))
+    await asyncio.gather(*(site.engine.commands.start(PROBE, start(name)) for name in names))
     partitions = {site.home(f"{name}:s1").number for name in names}
     puts = [command for command in await site.commands() if isinstance(command, PutDefinition)]
     assert len(puts) == len(partitions)
     site.engine.lost(site.home().number)
     await site.engine.taken(site.home())
-    await site.engine.start(PROBE, start("c1"))
+    await site.engine.commands.start(PROBE, start("c1"))
     puts = [command for command in await site.commands() if isinstance(command, PutDefinition)]
     assert len(puts) == len(partitions) + 1
 
@@ -161,30 +161,30 @@ async def test_a_partition_that_is_being_taken_over_is_not_served(site: Site) ->
     site.home().put(row())
     site.home().end_at_take_over = 5
     with pytest.raises(Unavailable, match="moving"):
-        site.engine.get("c1:s1")
+        site.engine.reads.get("c1:s1")
     with pytest.raises(Unavailable, match="moving"):
-        await site.engine.start(PROBE, start())
+        await site.engine.commands.start(PROBE, start())
     with pytest.raises(Unavailable, match="moving"):
-        await site.engine.newest(bool, 10)
+        await site.engine.reads.newest(bool, 10)
     assert await site.commands() == []
-    assert site.engine.readiness()["tables"] == "1 of 3 partitions not recovered yet"
+    assert site.engine.partitions.readiness()["tables"] == "1 of 3 partitions not recovered yet"
     site.home().position = 5
-    found = site.engine.get("c1:s1")
+    found = site.engine.reads.get("c1:s1")
     assert found is not None and found.instance_id == "c1:s1"
-    assert site.engine.readiness() == {"log": "ok", "tables": "ok"}
+    assert site.engine.partitions.readiness() == {"log": "ok", "tables": "ok"}
 
 
 async def test_a_partition_that_must_not_be_served_says_why(site: Site) -> None:
     site.engine.lost(site.home().number)
     site.unserved[site.home().number] = ("log_truncated", "the log begins above the position")
     with pytest.raises(Unavailable, match="log_truncated"):
-        site.engine.get("c1:s1")
-    assert "log_truncated: the log begins above the position" in site.engine.readiness()["tables"]
+        site.engine.reads.get("c1:s1")
+    assert "log_truncated: the log begins above the position" in site.engine.partitions.readiness()["tables"]
 
 
 async def test_a_watcher_hears_that_the_partition_was_lost(site: Site) -> None:
     site.home().put(row())
-    watching = site.engine.watch("c1:s1")
+    watching = site.engine.reads.watch("c1:s1")
     assert (await anext(watching)).instance_id == "c1:s1"
     waiting = asyncio.ensure_future(anext(watching))
     await settle()
@@ -198,15 +198,15 @@ async def test_a_pinned_definition_that_is_refused_now_leaves_its_ceremony_reada
     found = row()
     site.home().put(found)
     site.home().tables[DEFINITIONS][b"h"] = "states: []"
-    assert site.engine.definition_of(found) is None
-    assert list(site.engine.waiting_for(found)) == []
+    assert site.engine.reads.definition_of(found) is None
+    assert list(site.engine.reads.waiting_for(found)) == []
 
 
 async def test_dead_letters_of_one_millisecond_are_listed_newest_first_too(site: Site) -> None:
     """What one batch sets aside has one time."""
     appends = [site.log.append("t.deadletters", 1, None, b"%d" % n, (("origin", b"t/1/%d" % n),)) for n in range(30)]
     await asyncio.gather(*appends)
-    letters, total = await site.engine.dead_letters(100, 0)
+    letters, total = await site.engine.reads.dead_letters(100, 0)
     assert total == 30
     assert [letter.offset for letter in letters] == list(reversed(range(30)))
     assert len({letter.timestamp for letter in letters}) < 30
@@ -214,16 +214,16 @@ async def test_dead_letters_of_one_millisecond_are_listed_newest_first_too(site:
 
 async def test_dead_letters_that_are_no_records_of_ours_are_shown_all_the_same(site: Site) -> None:
     await site.log.append("t.deadletters", 0, None, b"what is this")
-    (letter,), total = await site.engine.dead_letters(10, 0)
+    (letter,), total = await site.engine.reads.dead_letters(10, 0)
     assert (letter.topic, letter.code, letter.size, total) == ("t.deadletters", "unknown", 12, 1)  # at its own place
 
 
 async def test_a_log_that_was_stopped_is_unavailable(site: Site) -> None:
     await site.log.stop()
     with pytest.raises(Unavailable, match="repeating the call is safe"):
-        await site.engine.start(PROBE, start())
+        await site.engine.commands.start(PROBE, start())
     with pytest.raises(Unavailable, match="cannot be reached"):
-        await site.engine.dead_letters(10, 0)
+        await site.engine.reads.dead_letters(10, 0)
 
 
 async def test_who_may_have_been_replaced_answers_nothing(tmp_path: Path) -> None:
@@ -234,46 +234,46 @@ async def test_who_may_have_been_replaced_answers_nothing(tmp_path: Path) -> Non
     site = Site(log)
     await site.serve()
     site.home().put(row())
-    site.engine._fresh = lambda: False
+    site.engine.partitions._fresh = lambda: False
     with pytest.raises(Unavailable, match="membership_not_confirmed"):
-        site.engine.get("c1:s1")
+        site.engine.reads.get("c1:s1")
     with pytest.raises(Unavailable, match="membership_not_confirmed"):
-        await site.engine.start(PROBE, start())
+        await site.engine.commands.start(PROBE, start())
     assert await site.commands() == []
-    assert site.engine.readiness()["tables"].startswith("membership not confirmed")
+    assert site.engine.partitions.readiness()["tables"].startswith("membership not confirmed")
     await log.stop()
 
 
 async def test_while_partitions_move_nothing_is_appended(site: Site) -> None:
     """What is there may be read: its owner has not given it up yet."""
     site.home().put(row())
-    site.engine._held = lambda: None
+    site.engine.partitions._held = lambda: None
     with pytest.raises(Unavailable, match="moving"):
-        await site.engine.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
+        await site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
     assert await site.commands() == []
-    assert site.engine.get("c1:s1") is not None
-    assert site.engine.readiness()["tables"] == "the partitions of this worker are being settled"
+    assert site.engine.reads.get("c1:s1") is not None
+    assert site.engine.partitions.readiness()["tables"] == "the partitions of this worker are being settled"
 
 
 async def test_a_read_waits_until_what_it_brings_is_folded(site: Site) -> None:
     """Everything before the position: the one that follows the last record needs no waiting."""
     home = site.home()
     home.position = 7
-    await site.engine.reached("c1:s1", home.number, 7)
-    assert site.engine.position_of("c1:s1") == (home.number, 7)
+    await site.engine.reads.reached("c1:s1", home.number, 7)
+    assert site.engine.reads.position_of("c1:s1") == (home.number, 7)
     with pytest.raises(PartitionDiffers):
-        await site.engine.reached("c1:s1", home.number + 1, 1)
+        await site.engine.reads.reached("c1:s1", home.number + 1, 1)
 
 
 async def test_rows_of_some_partitions_are_asked_for_by_number(site: Site) -> None:
     """What is not served here is refused, never left out."""
     site.home().put(row())
-    assert await site.engine.newest(bool, 10, [site.home().number]) == (1, [(-row().created_at, "c1:s1")])
+    assert await site.engine.reads.newest(bool, 10, [site.home().number]) == (1, [(-row().created_at, "c1:s1")])
     other = (site.home().number + 1) % PARTITIONS
-    assert await site.engine.newest(bool, 10, [other]) == (0, [])
+    assert await site.engine.reads.newest(bool, 10, [other]) == (0, [])
     site.engine.lost(other)
     with pytest.raises(Unavailable):
-        await site.engine.newest(bool, 10, [other])
+        await site.engine.reads.newest(bool, 10, [other])
 
 
 async def test_a_partition_lost_while_its_rows_are_looked_at_is_refused_not_left_out(site: Site) -> None:
@@ -284,7 +284,7 @@ async def test_a_partition_lost_while_its_rows_are_looked_at_is_refused_not_left
         return True
 
     with pytest.raises(Unavailable, match="moving"):
-        await site.engine.newest(lose, 10)
+        await site.engine.reads.newest(lose, 10)
 
 
 async def test_of_many_rows_only_the_newest_are_kept_in_order(site: Site) -> None:
@@ -292,7 +292,7 @@ async def test_of_many_rows_only_the_newest_are_kept_in_order(site: Site) -> Non
     ages = random.Random(7).sample(range(10_000), 4_000)
     for age in ages:
         site.home().put(msgspec.structs.replace(row(), instance_id=f"c{age}:s1", created_at=age))
-    total, keys = await site.engine.newest(lambda one: one.created_at % 2 == 0, 25)
+    total, keys = await site.engine.reads.newest(lambda one: one.created_at % 2 == 0, 25)
     even = sorted((age for age in ages if age % 2 == 0), reverse=True)
     assert total == len(even)
     assert list(keys) == [(-age, f"c{age}:s1") for age in even[:25]]

@@ -111,12 +111,12 @@ class Fleet:
         await until(self._shares, "every worker knows who owns what")
 
     def _shares(self) -> bool:
-        owned = sorted(number for worker in self.workers for number in worker.engine.mine())
+        owned = sorted(number for worker in self.workers for number in worker.engine.partitions.mine())
         if owned != list(range(self.partitions)):
             return False
         try:
             return all(
-                len(worker.owners.everywhere()) == len([one for one in self.workers if one.engine.mine()])
+                len(worker.owners.everywhere()) == len([one for one in self.workers if one.engine.partitions.mine()])
                 for worker in self.workers
                 if worker.owners is not None
             )
@@ -128,15 +128,15 @@ class Fleet:
     # -- who owns what
 
     def owner_of(self, instance_id: str) -> Worker:
-        partition = self.workers[0].engine._log.partition_of(instance_id.encode(), self.partitions)
-        return next(worker for worker in self.workers if partition in worker.engine.mine())
+        partition = self.workers[0].engine.partitions._log.partition_of(instance_id.encode(), self.partitions)
+        return next(worker for worker in self.workers if partition in worker.engine.partitions.mine())
 
     def name_in(self, partition: int) -> str:
         """A ceremony id whose instance (story S1) lives in this partition."""
         return next(
             name
             for name in (f"p-{number}" for number in range(1000))
-            if self.workers[0].engine._log.partition_of(f"{name}:S1".encode(), self.partitions) == partition
+            if self.workers[0].engine.partitions._log.partition_of(f"{name}:S1".encode(), self.partitions) == partition
         )
 
     def name_owned_by(self, worker: Worker, prefix: str = "c") -> str:

@@ -21,7 +21,7 @@ async def test_twelve_workers_own_a_partition_each(kafka: KafkaServer, tmp_path:
     async with Fleet(tmp_path, kafka.bootstrap, partitions=WORKERS) as fleet:
         await asyncio.gather(*(fleet.start() for _ in range(WORKERS)))
         await fleet.shared()
-        assert [len(worker.engine.mine()) for worker in fleet.workers] == [1] * WORKERS
+        assert [len(worker.engine.partitions.mine()) for worker in fleet.workers] == [1] * WORKERS
         started = []
         for number, worker in enumerate(fleet.workers):
             async with stub_of(worker) as stub:

@@ -43,13 +43,13 @@ async def test_a_restart_in_place_keeps_its_partitions(kafka: KafkaServer, tmp_p
     async with Fleet(tmp_path, kafka.bootstrap, partitions=4) as fleet:
         named, other = await fleet.process(WORKER_ID="a"), await fleet.start(WORKER_ID="b")
         await named.ready()
-        await until(lambda: len(other.engine.mine()) == 2, "the partitions are shared")
-        mine = sorted(other.engine.mine())
+        await until(lambda: len(other.engine.partitions.mine()) == 2, "the partitions are shared")
+        mine = sorted(other.engine.partitions.mine())
         await asyncio.to_thread(named.terminate)
         named.start()
         await named.ready()
         await until(lambda: knows_two(other), "both are known")
-        assert sorted(other.engine.mine()) == mine
+        assert sorted(other.engine.partitions.mine()) == mine
 
 
 def knows_two(worker: Worker) -> bool:
@@ -64,8 +64,8 @@ async def test_a_worker_that_was_frozen_gives_no_old_answer(kafka: KafkaServer, 
     async with Fleet(tmp_path, kafka.bootstrap, partitions=2) as fleet:
         zombie, other = await fleet.process(), await fleet.start()
         await zombie.ready()
-        await until(lambda: len(other.engine.mine()) == 1, "the partitions are shared")
-        partition = next(number for number in range(2) if number not in other.engine.mine())
+        await until(lambda: len(other.engine.partitions.mine()) == 1, "the partitions are shared")
+        partition = next(number for number in range(2) if number not in other.engine.partitions.mine())
         name = fleet.name_in(partition)
         async with stub_of(other) as asked, stub_at(zombie.address) as frozen:
             await asked.StartPlanningCeremony(fleet.request(name))
@@ -77,8 +77,8 @@ async def test_a_worker_that_was_frozen_gives_no_old_answer(kafka: KafkaServer, 
 
             await until(waits, "the gate is open")
             zombie.pause()
-            await until(lambda: len(other.engine.mine()) == 2, "its partition has moved")
-            await until(lambda: other.engine.readiness()["tables"] == "ok", "it is served again")
+            await until(lambda: len(other.engine.partitions.mine()) == 2, "its partition has moved")
+            await until(lambda: other.engine.partitions.readiness()["tables"] == "ok", "it is served again")
             await asked.DecideGate(
                 pb.DecideGateRequest(
                     instance_id=f"{name}:S1", step_id="ask", approved=True, actor="anna", role="APPROVER"

@@ -355,7 +355,7 @@ async def test_a_watcher_that_goes_leaves_nothing_behind(world: World) -> None:
     call = world.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id=instance_id))
     await call.read()
     call.cancel()
-    watchers = world.worker.engine._watchers
+    watchers = world.worker.engine.reads._watchers
     await until(lambda: instance_id.encode() not in watchers._events, "the watcher is forgotten")
 
 
@@ -365,8 +365,8 @@ async def test_a_watcher_that_goes_leaves_nothing_behind(world: World) -> None:
 async def test_dead_letters_are_listed_newest_first(world: World) -> None:
     """With origin, code and size, and only those of a topic where one is named."""
     engine, topic = world.worker.engine, f"{world.worker.settings.topic_prefix}.commands"
-    await engine.send(1, b"some key", b"no JSON")
-    await engine.send(1, b"another key", b'{"type":"cancel","instance_id":"c:s","actor":"a"}')
+    await engine.commands.send(1, b"some key", b"no JSON")
+    await engine.commands.send(1, b"another key", b'{"type":"cancel","instance_id":"c:s","actor":"a"}')
 
     async def both() -> pb.ListDeadLettersResponse | None:
         found = await world.stub.ListDeadLetters(pb.ListDeadLettersRequest(topic_filter=topic))

@@ -49,7 +49,7 @@ def request(ceremony_id: str = "", **more: Any) -> pb.StartPlanningCeremonyReque
 
 
 async def stored_inputs(world: World, ceremony_id: str) -> dict[str, Any]:
-    row = world.worker.engine.get(f"{ceremony_id}:S1")
+    row = world.worker.engine.reads.get(f"{ceremony_id}:S1")
     assert row is not None
     return row.inputs
 
@@ -218,8 +218,8 @@ async def test_a_start_that_nobody_waits_for_any_more_is_refused_by_an_event(wor
         command_id="somebody else's",
     )
     put = encode_command(PutDefinition(hash=definition.hash, text=definition.text))
-    await engine.send(partition, definition.hash.encode(), put)
-    await engine.send(partition, instance_id.encode(), encode_command(late))
+    await engine.commands.send(partition, definition.hash.encode(), put)
+    await engine.commands.send(partition, instance_id.encode(), encode_command(late))
 
     async def event() -> Any:
         found = await world.messages(instance_id)

@@ -66,7 +66,9 @@ async def front_without_tables(folder: Path) -> AsyncIterator[Any]:
     )
     nats_in = AgentResponses(log, NatsConnection("nats://127.0.0.1:1", clock), clock, prefix="t", partitions=3)
     office = DeadLetterOffice(log, clock, prefix="t", partitions=3, stored=nats_in.stored)
-    front = Front(engine, DefinitionsDir(SPECS, kinds), office, engine.readiness, new_id)
+    front = Front(
+        engine.commands, engine.reads, DefinitionsDir(SPECS, kinds), office, engine.partitions.readiness, new_id
+    )
     server = GrpcServer(front, "127.0.0.1:0", clock)
     await server.start()
     try:

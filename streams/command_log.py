@@ -1,0 +1,136 @@
+"""Clients' commands: appended to the log, then answered by the fold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from ports.clock import Clock
+from ports.log import Header, Log, LogUnavailable, Position
+from streams.admission import Admission
+from streams.answers import FOLD_SECONDS, Answers, Folded
+from streams.api import Operation, Overloaded, ReadApi, Reply, Unavailable
+from streams.log_clock import LogClock
+from streams.partitions import LONGEST_ID, Partitions
+from streams.topics import CORRELATION_ID
+from tables.commands import PutDefinition, Start, encode_command
+from tables.definition import Definition
+
+log = structlog.get_logger(__name__)
+
+# How long a call waits for the log's acknowledgement.
+WRITE_SECONDS = 5.0
+
+
+class CommandLog:
+    """Appends commands to the partitions served here and waits for the fold; fulfils `streams.api.CommandApi`."""
+
+    def __init__(
+        self,
+        log: Log,
+        topic: str,
+        clock: Clock,
+        log_clock: LogClock,
+        *,
+        partitions: Partitions,
+        reads: ReadApi,
+        max_lag: int,
+    ) -> None:
+        """`topic`: of the commands; `max_lag`: commands not yet folded above which starts are refused, 0 for none."""
+        self.answers = Answers()
+        self.admission = Admission(max_lag, clock)
+        self._log = log
+        self._topic = topic
+        self._clock = clock
+        self._log_clock = log_clock
+        self._partitions = partitions
+        self._reads = reads
+        self._put: dict[tuple[int, str], asyncio.Lock | None] = {}
+        """A lock while a definition is being put, by partition and hash; None once it is durable."""
+
+    def lost(self, number: int) -> None:
+        """Forget the definitions put into a partition that another worker has now."""
+        self._put = {key: lock for key, lock in self._put.items() if key[0] != number}
+
+    # -- calls of clients
+
+    async def start(self, definition: Definition, start: Start) -> Reply:
+        view = self._partitions.settled(start.instance_id)
+        with self.admission.start(view.number, view.position):
+            with self.admission.appending(view.number):  # also while it waits for its definition to be put
+                await self._put_definition(view.number, definition)
+            return await self._append(view.number, start, start.correlation_id, patient=True)
+
+    async def operate(self, command: Operation) -> Reply:
+        row = self._reads.get(command.instance_id)
+        if row is None:
+            return Reply("unknown_instance", f"there is no ceremony {command.instance_id[:LONGEST_ID]!r}")
+        view = self._partitions.settled(command.instance_id)
+        return await self._append(view.number, command, row.correlation_id, patient=False)
+
+    def closed(self, calls: int) -> Overloaded | None:
+        return self.admission.closed(calls, self._partitions.positions())
+
+    # -- commands of the timers
+
+    async def send(self, partition: int, key: bytes, value: bytes, headers: Sequence[Header] = ()) -> int:
+        """Append a command and return its append time in milliseconds. Raises LogUnavailable."""
+        position = await self._log.append(self._topic, partition, key, value, headers)
+        self.admission.appended(partition, position.offset)
+        return position.timestamp
+
+    # -- beneath
+
+    async def _put_definition(self, partition: int, definition: Definition) -> None:
+        """Once per (partition, hash) and process, and durable before the Start that needs it is appended."""
+        key = (partition, definition.hash)
+        if key in self._put and self._put[key] is None:
+            return
+        lock = self._put.setdefault(key, asyncio.Lock())
+        if lock is None:
+            return
+        async with lock:
+            if self._put.get(key) is None and key in self._put:
+                return
+            command = PutDefinition(hash=definition.hash, text=definition.text)
+            await self._write(partition, definition.hash.encode(), encode_command(command))
+            self._put[key] = None
+
+    async def _append(self, partition: int, command: Start | Operation, correlation_id: str, *, patient: bool) -> Reply:
+        """Append and wait for the fold; `patient`: durable is enough when the fold takes longer (a Start)."""
+        future = self.answers.expect(command.command_id)
+        try:
+            headers = ((CORRELATION_ID, correlation_id.encode()),)
+            key = command.instance_id.encode()
+            position = await self._write(partition, key, encode_command(command), headers)
+            folded = await self._folded(future)
+        finally:
+            self.answers.forget(command.command_id, future)
+        if folded is not None:
+            return Reply(folded.code, folded.message, partition, position.offset)
+        if not patient:
+            again = f"ask again with request_id {command.command_id!r}"
+            raise Unavailable(f"durable, but not folded within {FOLD_SECONDS:g} s; {again}")
+        return Reply(partition=partition, offset=position.offset, folded=False)
+
+    async def _folded(self, future: asyncio.Future[Folded]) -> Folded | None:
+        """The fold's answer, or None when it took longer than FOLD_SECONDS."""
+        try:
+            async with self._clock.timeout(FOLD_SECONDS):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            return None
+
+    async def _write(self, partition: int, key: bytes, value: bytes, headers: Sequence[Header] = ()) -> Position:
+        try:
+            with self.admission.appending(partition):
+                async with self._clock.timeout(WRITE_SECONDS):
+                    position = await self._log.append(self._topic, partition, key, value, headers)
+        except (LogUnavailable, TimeoutError) as error:
+            log.warning("append_failed", reason=str(error) or f"no acknowledgement within {WRITE_SECONDS:g} s")
+            raise Unavailable("the log cannot be reached; repeating the call is safe") from error
+        self.admission.appended(partition, position.offset)
+        self._log_clock.acknowledged(position.timestamp)
+        return position

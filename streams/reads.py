@@ -1,0 +1,180 @@
+"""Reads for clients and operators: rows, watches, history, dead letters and diagnosis."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+
+import structlog
+
+from ports.clock import Clock
+from ports.errors import CeremonyError
+from ports.log import Log, LogUnavailable, PartitionView, Record
+from streams.answers import FOLD_SECONDS, Rows, Watchers
+from streams.api import DeadLetterEntry, Diagnosis, History, PartitionDiffers, SortKey, Unavailable
+from streams.codecs import letter_of
+from streams.doctor import Doctor
+from streams.history import HistoryReader
+from streams.log_clock import LogClock
+from streams.newest import newest
+from streams.partitions import LONGEST_ID, MOVING, Partitions
+from streams.topics import CEREMONIES, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
+from tables.definition import Definition
+from tables.definitions.loader import load_pinned
+from tables.instance import TERMINAL, Instance, Outline
+from tables.kinds import Kinds
+from tables.liveness import waiting_for
+
+log = structlog.get_logger(__name__)
+
+# How long a history waits for the events of the commands folded last.
+SENT_SECONDS = 1.0
+
+
+class Reads:
+    """Reads the partitions served here; fulfils `streams.api.ReadApi`."""
+
+    def __init__(
+        self, log: Log, clock: Clock, log_clock: LogClock, *, partitions: Partitions, kinds: Kinds, prefix: str
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self._log_clock = log_clock
+        self._partitions = partitions
+        self._kinds = kinds
+        self._watchers = Watchers()
+        self._dead_letters = prefixed(prefix, DEADLETTERS)
+        self._history = HistoryReader(log, clock, prefixed(prefix, EVENTS))
+
+    # -- changes of the tables
+
+    def changed(self, rows: Rows) -> None:
+        self._watchers.changed(rows)
+
+    def lost(self) -> None:
+        """Ownership changed: every watcher looks again."""
+        self._watchers.lost()
+
+    # -- rows
+
+    def get(self, instance_id: str) -> Instance | None:
+        if len(instance_id) > LONGEST_ID:
+            return None
+        row: Instance | None = self._partitions.of(instance_id).rows(CEREMONIES).get(instance_id.encode())
+        return row
+
+    def position_of(self, instance_id: str) -> tuple[int, int]:
+        view = self._partitions.of(instance_id)
+        return view.number, view.position
+
+    async def reached(self, instance_id: str, partition: int, offset: int) -> None:
+        view = self._partitions.of(instance_id[:LONGEST_ID])
+        if view.number != partition:
+            raise PartitionDiffers(partition, view.number)
+        if view.position >= offset:
+            return
+        try:
+            async with self._clock.timeout(FOLD_SECONDS):
+                await view.folded(offset - 1)
+        except TimeoutError:
+            raise Unavailable(f"partition {partition} is not folded up to {offset} yet") from None
+        except LogUnavailable:
+            raise Unavailable(f"partition {partition} is not served: moving: {MOVING}") from None
+
+    async def newest(
+        self, wanted: Callable[[Instance | Outline], bool], most: int, partitions: Collection[int] | None = None
+    ) -> tuple[int, Sequence[SortKey]]:
+        numbers = range(self._partitions.count) if partitions is None else partitions
+        views = [self._partitions.view(number) for number in numbers]
+        found = await newest(views, wanted, most, self._clock)
+        if views != [self._partitions.view(number) for number in numbers]:  # one was lost while its rows were read
+            raise Unavailable(f"a partition was taken over meanwhile: moving: {MOVING}")
+        return found
+
+    async def watch(self, instance_id: str) -> AsyncIterator[Instance]:
+        key = instance_id.encode()
+        event = self._watchers.add(key)
+        seen = -1
+        try:
+            while True:
+                event.clear()
+                row = self.get(instance_id)
+                if row is None:
+                    return
+                if row.version > seen:
+                    seen = row.version
+                    yield row
+                if row.status in TERMINAL:
+                    return
+                await event.wait()
+        finally:
+            self._watchers.remove(key, event)
+
+    # -- definitions
+
+    def definition_of(self, instance: Instance) -> Definition | None:
+        return self.pinned(self._partitions.of(instance.instance_id), instance)
+
+    def pinned(self, view: PartitionView, instance: Instance) -> Definition | None:
+        """The definition a row of this partition is pinned to; None where it cannot be read any more."""
+        text = view.rows(DEFINITIONS).get(instance.definition_hash.encode())
+        try:
+            return None if text is None else load_pinned(text, instance.definition_hash, self._kinds)
+        except CeremonyError as error:  # a rule came after the ceremony had begun: its row can still be read
+            log.error("pinned_definition_invalid", hash=instance.definition_hash, problems=error.message)
+            return None
+
+    def waiting_for(self, instance: Instance) -> Sequence[str]:
+        definition = self.definition_of(instance)
+        return [] if definition is None else waiting_for(instance, definition)
+
+    # -- reads of operators
+
+    async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetterEntry], int]:
+        """Reads the whole topic: dead letters are few, and an operator asks."""
+        found: list[DeadLetterEntry] = []
+        try:
+            for partition, (start, end) in enumerate(await self._log.ends(self._dead_letters)):
+                async for records in self._log.read(self._dead_letters, partition, start, end):
+                    letters = (_dead_letter(record) for record in records)
+                    found += [letter for letter in letters if topic in ("", letter.topic)]
+        except LogUnavailable as error:
+            raise Unavailable("the log cannot be reached") from error
+        found.reverse()  # many have one time: of those, too, the last in the log comes first
+        found.sort(key=lambda letter: letter.timestamp, reverse=True)
+        return found[offset : offset + limit], len(found)
+
+    async def history(self, instance_id: str, limit: int) -> History | None:
+        row = self.get(instance_id)
+        if row is None:
+            return None
+        view = self._partitions.settled(instance_id)
+        with contextlib.suppress(TimeoutError):  # a slow log or none: the events that it has are shown
+            async with self._clock.timeout(SENT_SECONDS):
+                await view.sent()
+        return await self._history.read(view.number, instance_id, limit, row.created_at)
+
+    async def diagnose(self, instance_id: str = "") -> Diagnosis:
+        doctor = Doctor(self._clock, self.pinned, self._log_clock.now())
+        states = self._partitions.states()
+        if not instance_id:
+            return await doctor.all(self._partitions.served(), states)
+        row = self.get(instance_id)
+        found = [] if row is None else [doctor.one(self._partitions.settled(instance_id), row)]
+        statuses = Counter(str(one.row.status) for one in found)
+        return Diagnosis(self._log_clock.now(), found, Counter(one.verdict for one in found), statuses, states)
+
+
+def _dead_letter(record: Record) -> DeadLetterEntry:
+    letter = letter_of(record)
+    return DeadLetterEntry(
+        topic=letter.topic,
+        partition=letter.partition,
+        offset=letter.offset,
+        code=letter.code,
+        message=letter.message,
+        timestamp=letter.timestamp,
+        size=letter.size,
+        key=letter.key,
+    )

@@ -29,6 +29,8 @@ def definitions(folder: Path, *rules: ServerRule) -> DefinitionsDir:
 
 
 def test_a_definition_is_found_by_its_name(tmp_path: Path) -> None:
+    # specification 2.1
+    # specification 2.1
     found = definitions(folder_with(tmp_path, good=SELECTING)).get("good")
     assert found.name == "good"
 
@@ -39,6 +41,7 @@ def test_a_definition_is_found_by_its_name(tmp_path: Path) -> None:
 )
 def test_a_name_never_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     """The file it would name is there; it is not looked at."""
+    # specification 2.1
     folder = folder_with(tmp_path / "definitions", good=SELECTING)
     folder_with(tmp_path, secret=SELECTING)
     folder_with(folder / "sub", secret=SELECTING)
@@ -50,6 +53,8 @@ def test_a_name_never_leads_out_of_the_folder(tmp_path: Path, name: str) -> None
 
 
 def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    # specification 2.16
+    # specification 2.16
     found = definitions(folder_with(tmp_path, good=SELECTING))
     before = found.get("good")
     assert found.get("good") is before
@@ -78,6 +83,7 @@ def test_a_file_that_is_gone_is_unknown(tmp_path: Path) -> None:
 
 def test_an_invalid_file_does_not_touch_the_others(tmp_path: Path) -> None:
     """It names its problems, each with file and line, and may become valid without a restart."""
+    # specification 2.15
     found = definitions(folder_with(tmp_path, good=SELECTING, bad="states: []\n"))
     with pytest.raises(DefinitionInvalid) as caught:
         found.get("bad")
@@ -90,12 +96,16 @@ def test_an_invalid_file_does_not_touch_the_others(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_the_files_is_invalid(tmp_path: Path) -> None:
+    # specification 2.1
+    # specification 2.1
     (tmp_path / "other.yaml").write_text(HEAD.format(name="good") + SELECTING)
     with pytest.raises(DefinitionInvalid, match="name"):
         definitions(tmp_path).get("other")
 
 
 def test_a_file_over_256_kib_is_invalid(tmp_path: Path) -> None:
+    # specification 2.4
+    # specification 2.4
     folder_with(tmp_path, big=SELECTING + "#" * (256 * 1024))
     with pytest.raises(DefinitionInvalid):
         definitions(tmp_path).get("big")
@@ -115,6 +125,7 @@ def test_a_folder_in_a_files_place_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_servers_rule_is_checked_at_load(tmp_path: Path) -> None:
     """Subjects outside the publish allowlist: invalid on this server, valid on one that allows them."""
+    # specification 9.4
     folder_with(tmp_path, selfish=SELFISH)
     strict = definitions(tmp_path, lambda d, file: subject_problems(d, ("ceremony.>",), file))
     with pytest.raises(DefinitionInvalid, match="subject_not_allowed"):
@@ -124,6 +135,8 @@ def test_a_servers_rule_is_checked_at_load(tmp_path: Path) -> None:
 
 
 def test_every_invalid_file_is_reported_in_full(tmp_path: Path) -> None:
+    # specification 2.15
+    # specification 2.15
     found = definitions(folder_with(tmp_path, good=SELECTING, bad="states: []\n"))
     with pytest.raises(DefinitionInvalid) as caught:
         found.get("bad")

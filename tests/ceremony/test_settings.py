@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("variable", CONTRACT)
 def test_defaults_of_the_contract(variable: str) -> None:
+    # specification 14.1, 22.1
+    # specification 14.1, 22.1
     field, default = CONTRACT[variable]
     assert Settings.model_fields[field].alias == variable
     assert getattr(settings(), field) == default
@@ -70,6 +73,8 @@ def test_defaults_of_the_contract(variable: str) -> None:
 def test_the_environment_is_read(
     monkeypatch: pytest.MonkeyPatch, variable: str, text: str, field: str, value: Any
 ) -> None:
+    # specification 22.1, 22.3
+    # specification 22.1, 22.3
     monkeypatch.setenv(variable, text)
     assert getattr(settings(), field) == value
 
@@ -102,6 +107,7 @@ def test_a_wrong_value_is_refused_by_its_variables_name(
     monkeypatch: pytest.MonkeyPatch, variable: str, text: str
 ) -> None:
     """Before anything starts: one error, about this variable alone."""
+    # specification 22.2
     monkeypatch.setenv(variable, text)
     with pytest.raises(ValidationError) as caught:
         settings()
@@ -126,8 +132,29 @@ def test_an_unknown_readiness_name_is_told_what_there_is(monkeypatch: pytest.Mon
     ],
 )
 def test_the_program_says_in_a_line_what_is_wrong(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
+    # specification 22.2
+    # specification 22.2
     monkeypatch.setenv(variable, text)
     with pytest.raises(SettingsInvalid) as caught:
         program.settings({})
     (problem,) = caught.value.problems
     assert problem.startswith(f"{variable}: ") and text in problem and "\n" not in problem
+
+
+def test_the_page_of_settings_lists_every_variable_with_its_default() -> None:
+    # specification 22.1
+    page = (Path(__file__).parents[2] / "docs/settings.md").read_text()
+    listed: dict[str, str] = {}
+    for names, defaults in re.findall(r"^\| (`[A-Z].*?) \| (.*?) \|", page, re.MULTILINE):
+        listed.update(zip(names.split(", "), defaults.split(", "), strict=True))
+    ours = {f"`{field.alias}`": written(field.default) for field in Settings.model_fields.values()}
+    assert {name: default.strip("`") for name, default in listed.items()} == ours
+
+
+def written(default: Any) -> str:
+    """A default as the page writes it."""
+    if default is None:
+        return "unset"
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return f"{default:g}" if isinstance(default, float) else str(default)

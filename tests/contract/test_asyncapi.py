@@ -112,6 +112,7 @@ def test_every_schema_is_valid_json_schema() -> None:
 
 def test_every_subject_of_the_contract_is_there_in_its_direction() -> None:
     """Sent: the engine's events and the publish steps' own subjects; received: the four of AGENT_RESPONSES."""
+    # specification 16.6, 17.1
     found: dict[str, set[str]] = {"send": set(), "receive": set()}
     for operation in document()["operations"].values():
         found[operation["action"]].add(resolve(operation["channel"]["$ref"])["address"])
@@ -119,6 +120,8 @@ def test_every_subject_of_the_contract_is_there_in_its_direction() -> None:
 
 
 def test_no_publish_step_may_use_a_subject_of_the_document() -> None:
+    # specification 9.5
+    # specification 9.5
     for subject in OUT:
         assert own(subject), subject
 
@@ -161,6 +164,8 @@ EXECUTED = {
 
 
 def test_an_envelope_of_the_codec_is_valid() -> None:
+    # specification 16.1
+    # specification 16.1
     for who in (None, FIRED_BY):
         fired = event("ceremony.transition.applied", APPLIED, metadata=who)
         validate_message("ceremony.transition.applied", fired)
@@ -208,6 +213,8 @@ def test_what_is_not_as_the_document_says_is_named(change: dict[str, Any], where
 
 
 def test_errors_belong_to_failed_steps_only() -> None:
+    # specification 11.6
+    # specification 11.6
     for payload in ({**EXECUTED, "error_code": "x"}, {**EXECUTED, "status": "FAILED"}):
         with pytest.raises(MessageInvalid):
             validate_message("ceremony.step.executed", event("ceremony.step.executed", payload))

@@ -83,6 +83,7 @@ async def client_of(engine: Engine) -> AsyncIterator[PlanningCeremonyClient]:
 
 async def test_a_start_is_repeated_with_the_same_request_id_while_the_engine_is_unavailable() -> None:
     """Twice UNAVAILABLE, then accepted: three times the very same request."""
+    # specification 14.19
     engine = Engine(pb.StartPlanningCeremonyResponse(instance_id="c1:s1", status="accepted"), moving=2)
     async with client_of(engine) as client:
         inputs = {"text": "plain", "points": 5, "tags": ["a", {"b": None}]}
@@ -99,6 +100,7 @@ async def test_a_start_is_repeated_with_the_same_request_id_while_the_engine_is_
 
 async def test_a_start_is_repeated_when_the_engine_says_while_it_has_no_room() -> None:
     """Twice RESOURCE_EXHAUSTED with a hint, then accepted: the same request each time, no sooner than half the hint."""
+    # specification 14.19
     engine = Engine(pb.StartPlanningCeremonyResponse(instance_id="c1:s1"), full=2)
     async with client_of(engine) as client:
         began = time.monotonic()
@@ -110,6 +112,7 @@ async def test_a_start_is_repeated_when_the_engine_says_while_it_has_no_room() -
 
 async def test_a_start_whose_time_is_up_before_there_is_room_raises_with_the_hint() -> None:
     """An hour is more than the client's timeout: it does not wait for it in vain."""
+    # specification 14.19
     async with client_of(Engine(full=9, hint="3600000")) as client:
         with pytest.raises(PlanningCeremonyError, match="overloaded") as raised:
             await client.start("review", ceremony_id="c1", story_id="s1", requested_by="po")

@@ -45,6 +45,7 @@ def envelopes(world: World) -> Iterator[tuple[str, dict[str, object]]]:
 
 def test_every_event_is_as_the_document_says_and_every_subject_occurs() -> None:
     """No field more, none less; times are ISO-8601 in UTC with milliseconds."""
+    # specification 1.8, 16.6
     seen: Counter[str] = Counter()
     for world in worlds():
         for subject, envelope in envelopes(world):
@@ -56,6 +57,7 @@ def test_every_event_is_as_the_document_says_and_every_subject_occurs() -> None:
 
 def test_transitions_are_a_path_and_each_event_stands_in_the_state_it_names(world: World) -> None:
     """`current_state` is the state before a transition that follows; only a reopened one speaks after its end."""
+    # specification 11.6
     state, ended = world.definition.initial, False
     for event in world.events():
         payload = event.payload
@@ -73,6 +75,8 @@ def test_transitions_are_a_path_and_each_event_stands_in_the_state_it_names(worl
 
 
 def test_a_step_is_concluded_once_per_attempt_and_only_after_it_began(world: World) -> None:
+    # specification 11.6
+    # specification 11.6
     begun: set[tuple[str, int]] = set()
     concluded: Counter[tuple[str, int]] = Counter()
     for effect in world.effects:
@@ -97,6 +101,8 @@ def test_a_step_is_concluded_once_per_attempt_and_only_after_it_began(world: Wor
 
 
 def test_a_publication_is_asked_for_before_it_begins_and_announced_before_its_step_is_concluded(world: World) -> None:
+    # specification 9.7
+    # specification 9.7
     asked: set[str] = set()
     told: set[str] = set()
     announced: dict[str, bool] = {}

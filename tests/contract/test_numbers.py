@@ -7,7 +7,7 @@ from bridge.nats import response_messages, streams
 from bridge.ray import executor
 from ceremony.settings import Settings
 from ports import log
-from steps import ray_task
+from steps import aggregation, publish, ray_task
 from steps.config import Constraints
 from steps.registry import all_kinds
 from streams import answers, history, timers, topology
@@ -18,6 +18,7 @@ from tables import timers as fold_timers
 from tables.definition import RetryPolicy, Timeouts
 from tables.definitions import yaml_source
 from tables.definitions.loader import load
+from tests.contract.asyncapi import document
 
 KIB = 1024
 DAY = 24 * 60 * 60 * 1000
@@ -60,6 +61,17 @@ def test_defaults_of_a_definition() -> None:
     assert not definition.states["RUN"].terminal and not definition.states["DONE"].initial
 
 
+def test_statuses() -> None:
+    # specification 1.3, 1.4
+    ended = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
+    assert list(instance.CeremonyStatus) == ["RUNNING", "WAITING_FOR_HUMAN", "PAUSED", *ended]
+    assert sorted(instance.TERMINAL) == sorted(ended)
+    steps = ["PENDING", "IN_PROGRESS", "COMPLETED", "FAILED", "WAITING_FOR_HUMAN", "CANCELLED"]
+    assert list(instance.StepStatus) == steps
+    outside = document()["components"]["schemas"]["CeremonyStatus"]["enum"]
+    assert outside == list(instance.CeremonyStatus)
+
+
 def test_defaults_of_constraints() -> None:
     """300 s, 3 retries."""
     # specification 5.2
@@ -75,6 +87,8 @@ def test_sizes() -> None:
     assert limits.MAX_ROW == 768 * KIB
     assert limits.MAX_INPUT_DEPTH == start_request.DEEPEST == 64
     assert messages.LARGEST_ANSWER == 3 * KIB * KIB
+    assert (publish.LARGEST_PAYLOAD, aggregation.LARGEST_REQUEST) == (200 * KIB, 2 * KIB * KIB)
+    assert (limits.MAX_OUTPUT_DEPTH, response_messages.DEEPEST, yaml_source.MAX_DEPTH) == (128, 64, 64)
     assert (log.LARGEST_RECORD, log.LARGEST_BATCH) == (4 * KIB * KIB, KIB * KIB)
 
 

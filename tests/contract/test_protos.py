@@ -59,6 +59,7 @@ def message(file: FileDescriptor, name: str) -> Descriptor:
 @pytest.mark.parametrize(("module", "name"), FIXED, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_fixed_message_has_the_contracts_names_numbers_and_types(module: object, name: str) -> None:
     """Real clients depend on them; what is ours takes the numbers after them."""
+    # specification 14.1, 15.1
     fields = message(module.DESCRIPTOR, name).fields_by_number  # type: ignore[attr-defined]
     wanted = FIXED[module, name].split()  # type: ignore[index]
     assert [fields[number].name for number in range(1, len(wanted) + 1)] == wanted
@@ -70,6 +71,7 @@ def test_a_fixed_message_has_the_contracts_names_numbers_and_types(module: objec
 
 def test_the_services_have_the_contracts_names() -> None:
     """A service's and a method's name are the path of every call."""
+    # specification 14.1, 15.1
     assert list(ceremony.DESCRIPTOR.services_by_name["PlanningCeremonyProcessor"].methods_by_name)[:3] == [
         "StartPlanningCeremony", "GetPlanningCeremonyInstance", "ListPlanningCeremonyInstances"
     ]  # fmt: skip
@@ -102,6 +104,7 @@ def test_the_committed_code_is_what_the_protos_generate(tmp_path: Path) -> None:
 @pytest.mark.timeout(60)
 def test_the_client_distribution_needs_nothing_of_the_engine() -> None:
     """The Planning Service imports it without Faust, and without our general top-level names."""
+    # specification 14.19
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import fleet.planning_ceremony.v1.client;"
         "import fleet.ray_executor.v1.ray_executor_pb2_grpc;"

@@ -72,6 +72,7 @@ def test_every_await_that_tracing_counts_is_a_point(proof: Proof, capsys: pytest
 @pytest.mark.timeout(600)
 def test_killed_at_every_await(capsys: pytest.CaptureFixture[str]) -> None:
     """Rows, effects and messages are the same, to the byte. In a process of its own, for it forks at each of them."""
+    # specification 9.6, 16.4, 18.2, 18.4
     command = [sys.executable, "-m", "tests.crash", "--kills", "--seed", str(SEED)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     with capsys.disabled():
@@ -81,6 +82,7 @@ def test_killed_at_every_await(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_killed_and_away_for_longer_than_the_duplicate_window(proof: Proof) -> None:
     """JetStream has forgotten what it was sent: what it holds is read back."""
+    # specification 16.7
     stride, offset = strided(SEED, len(proof.deaths), BUDGET)
     done = report(proof.away(stride, offset))
     assert not done.found, str(done)
@@ -93,6 +95,7 @@ def test_killed_twice(proof: Proof) -> None:
 
 def test_a_zombie_does_no_harm(proof: Proof) -> None:
     """It goes on when another has taken over, beside it, until both are told to stop."""
+    # specification 18.5
     done = report(proof.zombies(50))
     assert not done.found, str(done)
 

@@ -110,6 +110,7 @@ async def metric(world: World, name: str) -> float:
 @pytest.mark.parametrize("body", [b"no JSON", b"[]", b"\xff\xfe", b'{"event_type": "x"}', b""])
 async def test_a_malformed_message_is_a_dead_letter(world: World, body: bytes) -> None:
     """It is set aside with its origin, announced on CEREMONY, never sent again, and those behind it go on."""
+    # specification 17.5, 19.1, 19.3
     sequence = await send(world, "agent.response.completed", body)
 
     async def aside() -> list[pb.DeadLetter]:
@@ -130,6 +131,7 @@ async def test_a_malformed_message_is_a_dead_letter(world: World, body: bytes) -
 
 async def test_a_foreign_message_is_acknowledged_and_counted(world: World) -> None:
     """Other services use the same subjects: no dead letter, no error, and nothing stays pending."""
+    # specification 17.4
     before = await metric(world, "ceremony_nats_foreign_total")
     letters = (await world.client.dead_letters(topic="AGENT_RESPONSES")).total_count
     payload = {"task_id": "somebody-else-7", "agent_id": "a", "role": "R", "status": "completed", "duration_ms": 1}
@@ -153,6 +155,7 @@ async def test_a_foreign_message_is_acknowledged_and_counted(world: World) -> No
 
 async def test_an_unreachable_ray_executor_is_asked_again(world: World) -> None:
     """The steps stay IN_PROGRESS in their first attempt; once it is back the same task ids are asked for, and end."""
+    # specification 11.8, 15.2
     await world.stop_ray()
     instance_id = await world.start("backlog_review", fresh())
 
@@ -175,6 +178,7 @@ async def test_an_unreachable_ray_executor_is_asked_again(world: World) -> None:
 
 async def test_a_publish_waits_for_nats(world: World) -> None:
     """The step stays IN_PROGRESS while NATS is down, then publishes once, and no event is missing or twice."""
+    # specification 9.9, 16.8
     instance_id = await world.start("backlog_review", fresh())
     found = await all_in(world, instance_id)
     await asyncio.to_thread(world.nats.kill)

@@ -56,6 +56,7 @@ def dev(tmp_path: Path) -> Iterator[DevProcess]:
 
 def test_every_start_of_a_demo_is_accounted_for(tmp_path: Path) -> None:
     """What a consumer saw adds up with what was started: per definition, per event, per step."""
+    # specification 23.10
     code, found, err = demo("--count", "20", folder=tmp_path)
     assert code == 0, err
     assert found["ok"] is True
@@ -89,6 +90,7 @@ def test_a_demo_of_one_definition_in_a_folder_that_was_used_before(tmp_path: Pat
 
 def test_a_demo_without_time_names_what_is_missing(tmp_path: Path) -> None:
     """Exit 1, and each start that did not end with what it waits for."""
+    # specification 23.10
     slow = ("--definition", "backlog_review", "--timeout", "5", "--", "--latency", "60")
     code, found, err = demo("--count", "2", *slow, folder=tmp_path)
     assert code == 1
@@ -142,6 +144,7 @@ def test_a_demo_that_cannot_begin_says_why(arguments: tuple[str, ...], code: str
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_demo_leaves_nothing_running(number: signal.Signals, tmp_path: Path) -> None:
     """By Ctrl-C, by SIGTERM, and even when it is killed: its engine ends with it."""
+    # specification 23.10
     process = ceremony("demo", "--count", "5000", "--folder", str(tmp_path))
     try:
         wait_for(tmp_path / "dev.json")
@@ -169,6 +172,7 @@ def wait_for(path: Path, seconds: float = 60) -> None:
 @pytest.mark.uncounted
 def test_dev_forgets_nothing_when_it_is_killed(dev: DevProcess) -> None:
     """Kill -9 in the middle of everything, start again: every ceremony that was accepted comes to its end."""
+    # specification 18.1, 23.9
     first = dev.start()
     asyncio.run(start_many(dev.server))
     nats = first["nats_pid"]
@@ -236,6 +240,7 @@ async def listed(server: str) -> list[str]:
 
 def test_a_folder_belongs_to_one_dev(dev: DevProcess) -> None:
     """The second one says by whom the folder is held, and touches nothing."""
+    # specification 23.9
     running = dev.start()
     second = ceremony("dev", str(dev.folder))
     _, err = second.communicate(timeout=30)
@@ -250,6 +255,7 @@ def test_a_folder_belongs_to_one_dev(dev: DevProcess) -> None:
 
 def test_clients_find_the_dev_of_their_folder(tmp_path: Path) -> None:
     """`ceremony dev` here, `ceremony list` here, nothing else to be said."""
+    # specification 23.4
     dev = DevProcess(tmp_path / ".ceremony")
     try:
         dev.start()

@@ -62,6 +62,7 @@ async def test_a_definition_runs_to_its_end(world: World, name: str) -> None:
 @pytest.mark.parametrize("name", INPUTS)
 async def test_what_was_published_is_as_the_document_says(world: World, name: str) -> None:
     """Each message validates against specs/asyncapi.yaml, and its envelope is exact."""
+    # specification 16.1, 16.6
     found = await world.messages(f"C-{name}:S1")
     assert found
     for message in found:
@@ -83,6 +84,7 @@ def check_envelope(message: Message) -> None:
 
 async def test_idempotency_keys_are_unique(world: World) -> None:
     """No two messages share one, whatever their subject."""
+    # specification 16.2
     keys = [message.envelope["idempotency_key"] for message in await world.messages()]
     assert len(keys) == len(set(keys))
 
@@ -90,6 +92,7 @@ async def test_idempotency_keys_are_unique(world: World) -> None:
 @pytest.mark.parametrize("name", INPUTS)
 async def test_the_events_tell_the_whole_ceremony(world: World, name: str) -> None:
     """Started first, completed last, one executed per step conclusion, transitions a path from initial to the end."""
+    # specification 16.6
     instance_id = f"C-{name}:S1"
     found = await world.messages(instance_id)
     assert (found[0].subject, found[-1].subject) == ("ceremony.started", "ceremony.completed")
@@ -107,11 +110,14 @@ async def test_the_events_tell_the_whole_ceremony(world: World, name: str) -> No
 
 @pytest.mark.parametrize("name", INPUTS)
 async def test_the_correlation_id_is_on_every_message(world: World, name: str) -> None:
+    # specification 1.7
+    # specification 1.7
     assert {m.envelope["correlation_id"] for m in await world.messages(f"C-{name}:S1")} == {f"{CORRELATION}-{name}"}
 
 
 async def test_the_correlation_id_is_on_every_record(world: World) -> None:
     """Start, step requests, outcomes and events carry it as a header; only what is nobody's does not."""
+    # specification 1.7
     bare = [record for record in await all_records(world) if not correlated(record)]
     assert {json.loads(record.value or b"{}").get("type") for record in bare} <= {
         "put_definition",
@@ -141,6 +147,7 @@ async def all_records(world: World) -> list[Record]:
 
 async def test_the_ray_executor_is_called_with_correlation_and_metadata(world: World) -> None:
     """Each call carries `x-correlation-id`, a task id of its own step and attempt, and the four metadata keys."""
+    # specification 1.7, 15.2, 15.3, 15.4
     calls = world.ray.calls
     assert len(calls) >= 7  # backlog_review 4, planning 2, refinement 1
     for metadata, request in calls:
@@ -166,6 +173,7 @@ async def test_a_publish_step_publishes_between_its_announcements(
     world: World, name: str, step_id: str, subject: str
 ) -> None:
     """Its message has the key of step and visit, and `.completed` tells where the stream keeps it."""
+    # specification 9.6, 9.7
     found = await world.messages(f"C-{name}:S1")
     (own,) = [m for m in found if m.subject == subject]
     (requested,) = [m for m in found if m.subject == "ceremony.publish.requested"]
@@ -181,6 +189,7 @@ async def test_a_publish_step_publishes_between_its_announcements(
 
 async def test_outputs_are_those_of_the_contract(world: World) -> None:
     """The outputs of a backlog review, step by step."""
+    # specification 5.7, 6.5, 8.4, 9.10, 14.10
     found = await world.get("C-backlog_review:S1")
     outputs = {step: json.loads(text) for step, text in found.step_outputs.items()}
     architect = outputs["deliberate_architect"]
@@ -216,6 +225,7 @@ async def waits(world: World, instance_id: str) -> bool:
 
 async def test_a_rejected_gate_starts_another_round(world: World) -> None:
     """`on_failure` leads back; the state's steps run again with a higher attempt and the next visit."""
+    # specification 8.5, 11.10
     instance_id = await world.start("refinement", "C-round")
     await until(lambda: waits(world, instance_id), "the first round waits for reviewers")
     found = await world.client.decide(instance_id, step_id="agree", approved=False, actor="rosa", role="REVIEWER")
@@ -229,6 +239,7 @@ async def test_a_rejected_gate_starts_another_round(world: World) -> None:
 
 async def test_a_trigger_moves_past_an_open_gate(world: World) -> None:
     """`decline` leaves the gate behind: its step is CANCELLED, and says so before the transition."""
+    # specification 12.8, 13.5
     instance_id = await world.start("approval", "C-trigger")
     await until(lambda: waits(world, instance_id), "the gate is open")
     found = await world.client.trigger(instance_id, "decline", actor="tom", role="")

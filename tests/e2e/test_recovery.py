@@ -113,6 +113,7 @@ async def test_a_killed_worker_loses_nothing_and_says_nothing_twice(site: Site) 
 
     Half of those that wait for a person are attended to only afterwards: however fast the others are, not all can end.
     """
+    # specification 16.7, 18.1
     names = ("backlog_review", "merge_chain", "refinement")
     starts = [site.start(name, f"kill-{name}-{n}") for name in names for n in range(COUNT)]
     ids = await asyncio.gather(*starts)
@@ -160,6 +161,7 @@ async def test_a_restart_in_order_keeps_reads_and_pinned_definitions(site: Site)
     A definition edited meanwhile does not touch what has begun, although nobody remembers the former file; what starts
     afterwards has the new one.
     """
+    # specification 1.2, 18.8
     old = await site.start("approval", "edit-old")
     await until(lambda: waits(site, old), "the gate is open")
     file = site.definitions / "approval.yaml"

@@ -85,6 +85,7 @@ async def stub_of(world: World, clock: LeapingClock, instance_id: str) -> Instan
 
 async def test_a_repeated_start_is_answered_from_the_stub(world: World, clock: LeapingClock) -> None:
     """The same start is accepted and begins nothing; another one of that id is refused. A restart changes neither."""
+    # specification 21.1
     instance_id = await completed(world)
     stub = await stub_of(world, clock, instance_id)
     assert not stub.steps and not stub.inputs
@@ -99,6 +100,7 @@ async def test_a_repeated_start_is_answered_from_the_stub(world: World, clock: L
 
 async def test_a_year_later_nothing_is_left_and_the_id_is_free(world: World, clock: LeapingClock) -> None:
     """The tombstone is in the changelog, too: a restarted worker knows nothing of it."""
+    # specification 21.1
     instance_id = await completed(world)
     await stub_of(world, clock, instance_id)
     clock.leap(UNTIL_TOMBSTONE / 1000 + MINUTE)

@@ -14,6 +14,7 @@ from tests.services import NatsServer
 
 async def test_a_second_worker_on_one_folder_ends_with_one_line(nats: NatsServer, tmp_path: Path) -> None:
     """Exit code 1; the first goes on."""
+    # specification 22.8
     first = RocksStores(tmp_path / "state")
     await first.start()
     told = worker_settings(f"sqlite://{tmp_path}/log.db", nats.url, "127.0.0.1:9", CEREMONY_STATE="rocks")
@@ -32,6 +33,8 @@ async def test_a_second_worker_on_one_folder_ends_with_one_line(nats: NatsServer
 
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "garbage"])
 async def test_whatever_became_of_the_folder_a_worker_starts_with_all_its_rows(damage: str, tmp_path: Path) -> None:
+    # specification 22.8
+    # specification 22.8
     state = tmp_path / "state"
     url = f"sqlite://{tmp_path}/log.db"
     async with World(tmp_path / "world", url, CEREMONY_STATE="rocks", CEREMONY_STATE_DIR=state) as world:

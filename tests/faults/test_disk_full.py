@@ -40,6 +40,7 @@ async def start_until_refused(world: World, begun: list[Start]) -> None:
 
 async def test_a_full_disk_under_load_loses_nothing_accepted(tmp_path: Path) -> None:
     """The independent checker finds every accepted start ended, each effect once and in order."""
+    # specification 18.10
     begun: list[Start] = []
     async with World(tmp_path, f"sqlite://{tmp_path}/log.db") as world:
         begun.append(Start(await world.start("merge_chain", "before"), "merge_chain"))

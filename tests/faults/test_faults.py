@@ -29,6 +29,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[Fault, Verdict]:
 @pytest.mark.parametrize("fault", SHORT.faults, ids=lambda fault: fault.name.lower())
 def test_every_accepted_start_is_accounted_for(fault: Fault, verdicts: dict[Fault, Verdict]) -> None:
     """Ended or visibly waiting, on a path of its definition, each effect id once and in order, whatever is broken."""
+    # specification 18.1, 18.5
     verdict = verdicts[fault]
     assert verdict.violations == []
     assert verdict.problems == []

@@ -47,6 +47,7 @@ def test_a_worker_waits_for_its_kafka_and_ends_without_it(tmp_path: Path) -> Non
 
     With Kafka gone there is no last checkpoint; it ends all the same, in time.
     """
+    # specification 18.8, 22.5
     kafka = KafkaServer(tmp_path / "kafka")
     worker = worker_before(tmp_path, kafka)
     worker.launch()

@@ -82,6 +82,7 @@ async def test_a_worker_that_finds_a_bad_row_ends_and_says_where(
     driver: str, kafka: KafkaServer, tmp_path: Path
 ) -> None:
     """Exit code 1 and a line with topic, partition and key, on the log and as the last word; no traceback."""
+    # specification 18.10
     file = tmp_path / "log.db"
     url = f"kafka://{kafka.bootstrap}" if driver == "kafka" else f"sqlite://{file}"
     prefix = f"rows-{uuid4().hex[:8]}"

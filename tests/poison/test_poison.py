@@ -90,6 +90,7 @@ async def audited(world: World) -> None:
 @pytest.mark.parametrize("topic", TOPICS)
 async def test_poison_stops_nobody_and_is_found(world: World, topic: str) -> None:
     """Thirty shapes and more in each topic, among good ceremonies: each has a dead letter with its reason."""
+    # specification 19.1
     assert len(shapes(topic)) >= 30
     before = [await world.start(DEFINITION, f"before-{topic}-{n}") for n in range(2)]
     written = await poison(world, topic)

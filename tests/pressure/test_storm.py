@@ -28,6 +28,7 @@ def weathered(request: pytest.FixtureRequest, tmp_path: Path) -> Weathered:
 
 def test_what_is_refused_comes_back_and_all_of_it_ends_in_bounded_memory(weathered: Weathered) -> None:
     """RESOURCE_EXHAUSTED with a hint, and nothing else; every start is in the tables in its last state, once."""
+    # specification 22.6
     assert weathered.refused > 0, "the lag never passed its limit: this proves nothing"
     assert (weathered.without_hint, weathered.other_answers) == (0, {})
     assert weathered.found == weathered.ended == weathered.starts

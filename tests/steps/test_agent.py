@@ -105,6 +105,8 @@ def test_what_was_served_is_remembered_within_bounds() -> None:
 async def test_an_unexpected_error_of_an_answer_fails_its_attempt_and_tells_nobody_its_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # specification 1.9
+    # specification 1.9
     def broken(_body: Body) -> Outcome:
         raise RuntimeError("password=1234")
 

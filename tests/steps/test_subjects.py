@@ -25,10 +25,14 @@ from tests.steps.fakes import definition, step
     ],
 )
 def test_patterns_match_as_in_nats(pattern: str, subject: str, *, fits: bool) -> None:
+    # specification 9.4
+    # specification 9.4
     assert matches(subject, pattern) is fits
 
 
 def test_the_default_allows_ceremony_subjects_that_are_not_the_engines() -> None:
+    # specification 9.4
+    # specification 9.4
     assert refusal("ceremony.backlog.reviewed", DEFAULT_ALLOWLIST) == ""
     assert "PUBLISH_SUBJECTS" in refusal("orders.created", DEFAULT_ALLOWLIST)
     assert "none" in refusal("orders.created", ())
@@ -45,6 +49,7 @@ def test_the_default_allows_ceremony_subjects_that_are_not_the_engines() -> None
 )
 def test_the_engines_own_subjects_are_refused_whatever_the_list_says(subject: str) -> None:
     """As the specification lists them (specification 9.5)."""
+    # specification 9.5
     assert "engine" in refusal(subject, [">", "ceremony.>", subject])
 
 

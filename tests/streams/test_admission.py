@@ -27,6 +27,8 @@ def test_below_the_limit_a_start_is_taken() -> None:
 
 
 def test_at_the_limit_a_start_is_refused_with_a_hint() -> None:
+    # specification 22.6
+    # specification 22.6
     with pytest.raises(Overloaded, match="partition 3 has 5 records") as refused, lagging(5, 5).start(3, 100):
         raise AssertionError("taken")
     assert SHORTEST_HINT <= refused.value.retry_after_seconds <= LONGEST_HINT
@@ -67,6 +69,7 @@ def test_acknowledgements_out_of_order_do_not_shorten_the_log() -> None:
 
 def test_starts_that_wait_are_bounded_whatever_the_lag(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each holds a call; one that was answered makes room."""
+    # specification 22.6
     monkeypatch.setattr(module, "WAITING_STARTS", 1)
     admission = lagging(limit=0, lag=0)
     with admission.start(3, 100), pytest.raises(Overloaded, match="1 starts wait"), admission.start(2, 0):

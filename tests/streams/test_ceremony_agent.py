@@ -143,6 +143,8 @@ def test_changed_rows_are_told_and_unchanged_ones_counted() -> None:
     "value", [None, b"", b"no JSON", b"[]", b'{"type":"unheard_of"}', b'{"type":"start"}', b"\xff"]
 )
 def test_what_cannot_be_decoded_is_put_aside_and_the_partition_flows_on(value: bytes | None) -> None:
+    # specification 19.1
+    # specification 19.1
     partition = Partition()
     batch = partition.fold(
         command_record(0, PutDefinition(hash=PROBE.hash, text=PROBE.text)),
@@ -197,6 +199,7 @@ def boom(*_: Any) -> Any:
 
 def test_a_bug_in_the_fold_pauses_that_ceremony_and_no_other() -> None:
     """The command is put aside with its traceback; ceremonies beside it, in the same batch, go on."""
+    # specification 18.11
     partition = Partition()
     partition.begin("c1", "c2")
     with mock.patch.object(Aggregation, "completed", boom):
@@ -265,6 +268,8 @@ def test_a_batch_without_a_note_of_ours_counts_nothing() -> None:
 
 
 def test_an_expression_that_fails_or_is_not_boolean_is_logged_with_its_reason_and_one_that_is_false_is_not() -> None:
+    # specification 3.6
+    # specification 3.6
     guards = "".join(
         f"  {name}: {{check: 'cel:{check}'}}\n"
         for name, check in {"untrue": "1 > 2", "number": "1 + 1", "absent": "inputs.b == 1"}.items()

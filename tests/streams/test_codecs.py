@@ -24,6 +24,7 @@ EVENT = Event(
 
 def test_an_envelope_has_exactly_the_fields_of_the_contract() -> None:
     """No field more or less; `causation_id` only when set; metadata is an empty object."""
+    # specification 16.1
     data = json.loads(codecs.envelope("ceremony.started", {"a": 1}, "key", "corr", 1_769_860_800_007))
     assert data == {
         "event_type": "ceremony.started",
@@ -48,6 +49,8 @@ def test_an_empty_mandatory_field_is_refused_by_name(empty: str) -> None:
 
 
 def test_what_an_event_says_beside_its_payload_is_the_envelopes_metadata() -> None:
+    # specification 13.11, 16.1
+    # specification 13.11, 16.1
     who = {"actor": "ana", "role": "PO", "reason": "größer"}
     told = json.loads(codecs.event_record(replace(EVENT, metadata=who), 41, 2, 1)[1])
     untold = json.loads(codecs.event_record(EVENT, 41, 2, 1)[1])
@@ -76,6 +79,7 @@ def test_an_event_record_carries_the_finished_envelope_and_what_the_bridge_reads
 @pytest.mark.parametrize(("size", "kept"), [(10, True), (256 * 1024, True), (256 * 1024 + 1, False)])
 def test_a_dead_letter_keeps_its_value_up_to_256_kib(size: int, *, kept: bool) -> None:
     """Above it there is the size, and the origin says where to find the value."""
+    # specification 19.2
     key, value, headers = codecs.dead_letter_record(
         "AGENT_RESPONSES", 0, 17, "envelope_invalid", "no", key=b"k", value=b"x" * size, headers=[("subject", b"s")]
     )
@@ -101,6 +105,7 @@ def test_a_dead_letter_of_the_transport_is_read_alike() -> None:
 
 def test_the_announcement_of_a_dead_letter_is_keyed_by_its_origin() -> None:
     """So it is stored once, however often it is announced."""
+    # specification 16.3, 19.3
     letter = codecs.decode_dead_letter(
         *codecs.dead_letter_record("S", 0, 4, "c", "m", key=None, value=b"1", headers=[]), 1000
     )
@@ -123,6 +128,7 @@ def test_the_announcement_of_a_dead_letter_is_keyed_by_its_origin() -> None:
 )
 def test_a_traceback_stays_with_the_dead_letter(message: str, announced: str) -> None:
     """It may show what nobody outside should see."""
+    # specification 19.3
     encoded = codecs.dead_letter_record("t.commands", 0, 4, "fold_failed", message, key=None, value=b"1")
     _, data = codecs.dead_letter_event(codecs.decode_dead_letter(*encoded, 1000))
     assert json.loads(data)["payload"]["message"] == announced

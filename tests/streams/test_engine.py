@@ -88,6 +88,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 async def test_a_start_that_is_durable_but_not_folded_is_accepted(site: Site) -> None:
     """It tells where it stands, and that nobody has come to it yet."""
+    # specification 10.3
     answer = await site.engine.commands.start(PROBE, start())
     assert (answer.code, answer.folded) == ("", False)
     assert answer.partition == site.home().number and answer.offset >= 0
@@ -97,6 +98,7 @@ async def test_a_start_that_is_durable_but_not_folded_is_accepted(site: Site) ->
 
 async def test_a_start_is_refused_while_its_partition_lags_and_an_operation_is_not(site: Site) -> None:
     """Nobody folds: the definition and two starts fill it. Nothing is appended for the start that is refused."""
+    # specification 22.6
     site.home().put(row())
     for _ in range(2):
         await site.engine.commands.start(PROBE, start())
@@ -116,6 +118,7 @@ async def test_starts_that_come_together_count_before_their_definition_is_put(si
 
 async def test_an_operation_that_is_not_folded_is_unavailable_by_its_id(site: Site) -> None:
     """Repeating it with that request id gives the answer."""
+    # specification 14.4
     site.home().put(row())
     with pytest.raises(Unavailable, match="request_id 'mine'"):
         await site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
@@ -175,6 +178,7 @@ async def test_a_partition_that_is_being_taken_over_is_not_served(site: Site) ->
 
 
 async def test_a_partition_that_must_not_be_served_says_why(site: Site) -> None:
+    # specification 18.9
     site.engine.lost(site.home().number)
     site.unserved[site.home().number] = ("log_truncated", "the log begins above the position")
     with pytest.raises(Unavailable, match="log_truncated"):
@@ -228,6 +232,7 @@ async def test_a_log_that_was_stopped_is_unavailable(site: Site) -> None:
 
 async def test_who_may_have_been_replaced_answers_nothing(tmp_path: Path) -> None:
     """No old value, and nothing appended; readiness says why."""
+    # specification 14.16
     log = SqliteLog(tmp_path / "log.db", HostClock())
     await log.start()
     await log.create([TopicSpec("t.commands", PARTITIONS)])
@@ -257,6 +262,7 @@ async def test_while_partitions_move_nothing_is_appended(site: Site) -> None:
 
 async def test_a_read_waits_until_what_it_brings_is_folded(site: Site) -> None:
     """Everything before the position: the one that follows the last record needs no waiting."""
+    # specification 14.7
     home = site.home()
     home.position = 7
     await site.engine.reads.reached("c1:s1", home.number, 7)

@@ -257,6 +257,7 @@ async def test_timers_wait_for_a_log_that_is_down() -> None:
 
 async def test_step_timeouts_have_a_grace_after_the_take_over() -> None:
     """They wait until the partition has folded to the end seen then, and the grace more; other timers do not."""
+    # specification 18.7
     owner = Owner(grace=30)
     view = MemoryView(position=5, end=9)
     view.put(row(timeout__a=0, gate__b=0))

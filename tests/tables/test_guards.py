@@ -79,12 +79,16 @@ def with_output(output: Any, status: StepStatus = DONE) -> Instance:
     ],
 )
 def test_what_is_no_check_is_refused_with_a_code(check: str, code: str) -> None:
+    # specification 3.1, 3.7
+    # specification 3.1, 3.7
     with pytest.raises(CeremonyError) as caught:
         parse_check(check)
     assert caught.value.code == code
 
 
 def test_all_steps_completed_speaks_of_the_selected_steps() -> None:
+    # specification 3.2
+    # specification 3.2
     one_done = {"one": StepState(status=DONE), "two": StepState()}
     assert judged("all_steps_completed", row(steps=one_done)) == (False, "step `two` is PENDING")
     assert judged("all_steps_completed", row(steps=one_done, selected=("one",)))[0]
@@ -93,6 +97,8 @@ def test_all_steps_completed_speaks_of_the_selected_steps() -> None:
 
 @pytest.mark.parametrize("status", list(StepStatus))
 def test_step_status_compares_one_step(status: StepStatus) -> None:
+    # specification 3.3
+    # specification 3.3
     instance = row(steps={"one": StepState(status=status)})
     for other in StepStatus:
         assert judged(f"step_status:one:{other}", instance) == (status is other, f"step `one` is {status}")
@@ -114,17 +120,23 @@ def test_step_status_compares_one_step(status: StepStatus) -> None:
     ],
 )
 def test_a_threshold_compares_a_number_and_a_boolean_is_none(output: Any, *, held: bool) -> None:
+    # specification 3.4
+    # specification 3.4
     result, reason = judged("threshold:one.score", with_output(output), 0.7)
     assert result is held and reason
 
 
 def test_a_threshold_reaches_into_objects_and_lists() -> None:
+    # specification 3.4
+    # specification 3.4
     output = {"a": {"b": [{"c": 3}]}}
     assert judged("threshold:one.a.b.0.c", with_output(output), 3) == (True, "`one.a.b.0.c` is 3, the threshold is 3")
     assert not judged("threshold:one.a.b.1.c", with_output(output), 3)[0]
 
 
 def test_a_threshold_sees_outputs_of_completed_steps_only() -> None:
+    # specification 3.4
+    # specification 3.4
     held, reason = judged("threshold:one.x", with_output({"x": 9}, StepStatus.FAILED), 1)
     assert not held and "FAILED" in reason
 
@@ -146,6 +158,8 @@ def test_a_threshold_sees_outputs_of_completed_steps_only() -> None:
     ],
 )
 def test_an_expression_sees_inputs_outputs_status_state_and_ceremony(expression: str) -> None:
+    # specification 3.5
+    # specification 3.5
     instance = row({"n": 3, "list": [1, 2]}, steps={"one": StepState(status=DONE, output={"score": 0.5})})
     assert judged(f"cel:{expression}", instance) == (True, "the expression is true")
 
@@ -164,6 +178,7 @@ def test_an_expression_sees_inputs_outputs_status_state_and_ceremony(expression:
 )
 def test_an_expression_that_fails_or_is_not_boolean_does_not_hold(expression: str, reason: str) -> None:
     """The engine returns errors as truthy values: only True counts."""
+    # specification 3.6
     instance = row({"n": 3, "deep": list(range(2000))})
     held, why = judged(f"cel:{expression}", instance)
     assert held is False and reason in why and "\n" not in why
@@ -179,6 +194,7 @@ def test_a_number_beyond_64_bits_does_not_spoil_the_other_data() -> None:
 @pytest.mark.timeout(20)
 def test_new_lists_are_made_of_short_ones_only() -> None:
     """`map` copies its result at each element: ten thousand took the fold seconds, whatever the iteration limit."""
+    # specification 3.7
     check = "cel:inputs.many.map(x, inputs.many.filter(y, y == x)).size() > 0"
     assert judged(check, row({"many": [1] * 50}))[0]
     held, why = judged(check, row({"many": [1] * 20_000}))
@@ -203,6 +219,8 @@ def approved(role: str) -> Instance:
 
 
 def test_a_human_guard_waits_for_an_approval_in_its_role() -> None:
+    # specification 3.8
+    # specification 3.8
     def judge(guard: Guard, instance: Instance) -> tuple[bool, str]:
         return holds(guard, GuardView.of(instance, DEFINITION))
 

@@ -41,6 +41,7 @@ async def stubs(fleet: Fleet) -> AsyncIterator[tuple[Any, Any]]:
 
 async def test_whoever_is_asked_starts_and_reads_any_ceremony(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
     """Started by one worker and read by both, whoever owns it; no answer is older than the start."""
+    # specification 14.15
     for owner in fleet.workers:
         name = fleet.name_owned_by(owner)
         started = await stubs[0].StartPlanningCeremony(start_request(name))
@@ -54,6 +55,7 @@ async def test_whoever_is_asked_starts_and_reads_any_ceremony(fleet: Fleet, stub
 
 async def test_a_read_brings_its_position_and_sees_what_was_written(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
     """A position that is not folded within 2 s is UNAVAILABLE, one of another partition is the client's mistake."""
+    # specification 14.7
     name = fleet.name_owned_by(fleet.workers[1])
     started = await stubs[0].StartPlanningCeremony(start_request(name))
     ahead = pb.LogPosition(partition=started.position.partition, offset=started.position.offset + 1000)
@@ -68,6 +70,7 @@ async def test_a_read_brings_its_position_and_sees_what_was_written(fleet: Fleet
 
 async def test_operations_and_watching_reach_the_owner(fleet: Fleet) -> None:
     """A gate is decided through a worker that does not own the ceremony, while another client watches it there."""
+    # specification 14.15
     name = fleet.name_owned_by(fleet.workers[1])
     async with client_of(fleet.workers[0]) as client:
         instance_id = await client.start("approval", ceremony_id=name, story_id="S1", requested_by="anna")
@@ -118,6 +121,7 @@ async def test_refusals_pass_through_as_the_owner_said_them(fleet: Fleet, stubs:
 
 async def test_a_forwarded_call_is_never_forwarded_again(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
     """Who is taken for the owner and is not says UNAVAILABLE."""
+    # specification 14.15
     name = fleet.name_owned_by(fleet.workers[1])
     await stubs[1].StartPlanningCeremony(start_request(name))
     request = pb.GetPlanningCeremonyInstanceRequest(instance_id=f"{name}:S1")
@@ -147,6 +151,7 @@ async def test_the_correlation_id_and_the_deadline_travel_with_the_call(fleet: F
 
 async def test_a_list_is_of_all_workers(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
     """Whoever is asked: the same order, exact totals, and pages that together are the whole."""
+    # specification 14.15
     names = [fleet.name_owned_by(fleet.workers[number % 2], "list") for number in range(9)]
     for number, name in enumerate(names):
         request = start_request(name)
@@ -174,6 +179,7 @@ async def test_a_list_is_of_all_workers(fleet: Fleet, stubs: tuple[Any, Any]) ->
 
 async def test_a_diagnosis_is_of_all_workers(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
     """Whoever is asked: every partition is served by somebody, and the ceremonies of all are counted."""
+    # specification 14.15
     for owner in fleet.workers:
         await stubs[0].StartPlanningCeremony(start_request(fleet.name_owned_by(owner)))
     listed = await stubs[0].ListPlanningCeremonyInstances(pb.ListPlanningCeremonyInstancesRequest(limit=1))

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.timeout(110), pytest.mark.uncounted]
 
 async def test_workers_that_stop_and_die_under_load(kafka: KafkaServer, tmp_path: Path) -> None:
     """SIGTERM: no partition stands still for 5 s. Kill -9: for the session timeout and a recovery. Nothing is lost."""
+    # specification 18.1, 18.8
     async with Fleet(tmp_path, kafka.bootstrap, partitions=4) as fleet:
         first, second, third = [await fleet.process() for _ in range(3)]
         for process in (first, second, third):
@@ -40,6 +41,7 @@ async def test_workers_that_stop_and_die_under_load(kafka: KafkaServer, tmp_path
 
 async def test_a_restart_in_place_keeps_its_partitions(kafka: KafkaServer, tmp_path: Path) -> None:
     """With a worker id the group waits for it: nobody else takes what it had."""
+    # specification 22.7
     async with Fleet(tmp_path, kafka.bootstrap, partitions=4) as fleet:
         named, other = await fleet.process(WORKER_ID="a"), await fleet.start(WORKER_ID="b")
         await named.ready()
@@ -61,6 +63,7 @@ def knows_two(worker: Worker) -> bool:
 
 async def test_a_worker_that_was_frozen_gives_no_old_answer(kafka: KafkaServer, tmp_path: Path) -> None:
     """Its partitions have moved meanwhile. Awake again it does not know, but it knows that it may not: UNAVAILABLE."""
+    # specification 14.16
     async with Fleet(tmp_path, kafka.bootstrap, partitions=2) as fleet:
         zombie, other = await fleet.process(), await fleet.start()
         await zombie.ready()
@@ -97,6 +100,7 @@ async def test_a_worker_that_was_frozen_gives_no_old_answer(kafka: KafkaServer, 
 
 async def test_each_role_runs_alone_and_both_make_the_whole(kafka: KafkaServer, tmp_path: Path) -> None:
     """An engine and a bridge in processes of their own: each is ready with what its role needs, and events come out."""
+    # specification 22.3, 22.4
     async with Fleet(tmp_path, kafka.bootstrap, partitions=2) as fleet:
         bridge = await fleet.process(CEREMONY_ROLE="bridge")
         await bridge.ready()

@@ -57,6 +57,7 @@ async def test_each_worker_tells_of_its_partitions_and_all_is_well() -> None:
 
 async def test_a_partition_for_which_nobody_has_answered_stands_still() -> None:
     """Its owner is silent, or there is none: which ceremonies are stuck there nobody has seen."""
+    # specification 14.14
     found = await whole(merged(seen(["served", "elsewhere", "elsewhere"]), {}, ["b:1"]))
     assert codes(found)["partitions_unanswered"] == "no worker has answered for 1, 2"
     assert not found.healthy
@@ -64,6 +65,8 @@ async def test_a_partition_for_which_nobody_has_answered_stands_still() -> None:
 
 
 async def test_ceremonies_are_counted_together_and_the_gravest_come_first() -> None:
+    # specification 14.14, 14.15
+    # specification 14.14, 14.15
     own = seen(["served"], [("overdue", "2026-01-03"), ("waiting_for_human", "2026-01-01")], incomplete="5 not")
     other = seen(["elsewhere"], [("stuck", "2026-01-09"), ("overdue", "2026-01-02")], incomplete="7 not")
     found = await whole(merged(own, {"b:1": other}, []))

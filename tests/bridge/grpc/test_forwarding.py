@@ -111,6 +111,7 @@ GET = pb.GetPlanningCeremonyInstanceRequest(instance_id="c:s")
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.name))
 def test_every_method_is_about_an_instance_or_known_not_to_be(method: Any) -> None:
     """A new one must say which: a call that no one forwards would be answered from a part of the rows."""
+    # specification 14.15
     about_one = "instance_id" in method.input_type.fields_by_name or method.name == "StartPlanningCeremony"
     assert about_one != (method.name in ANYWHERE)
 
@@ -140,6 +141,8 @@ async def test_what_is_here_or_was_forwarded_is_answered_here(site: Site) -> Non
 
 
 async def test_without_an_owner_it_is_unavailable_with_a_hint(site: Site) -> None:
+    # specification 14.3, 14.15
+    # specification 14.3, 14.15
     site.directory.address = "nowhere"
     with refused("UNAVAILABLE", "unavailable") as seen:
         await site.stub.GetPlanningCeremonyInstance(GET)
@@ -158,6 +161,7 @@ async def test_the_owners_refusal_comes_back_as_it_was_said(site: Site) -> None:
 
 async def test_an_owner_that_cannot_be_reached_is_unavailable_and_names_the_request(site: Site) -> None:
     """The id that the front drew: with it the client may ask whether its operation was recorded."""
+    # specification 14.4, 14.15
     site.directory.address = f"127.0.0.1:{free_port()}"
     with refused("UNAVAILABLE", "unavailable") as seen:
         await site.stub.DecideGate(pb.DecideGateRequest(instance_id="c:s", step_id="ask", actor="a"))

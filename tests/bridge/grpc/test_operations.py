@@ -79,6 +79,7 @@ async def test_a_gate_of_any_length_is_refused(world: World) -> None:
 
 async def test_a_quorum_counts_distinct_actors(world: World) -> None:
     """The same actor twice is one; the second person opens the way."""
+    # specification 8.4
     instance_id = await opened(world)
     for _ in range(2):
         answer = await world.stub.DecideGate(decision(instance_id))
@@ -91,6 +92,8 @@ async def test_a_quorum_counts_distinct_actors(world: World) -> None:
 
 @pytest.mark.parametrize(("role", "code"), [("", "role_required"), ("CLERK", "role_not_allowed")])
 async def test_a_decision_needs_a_role_that_may(world: World, role: str, code: str) -> None:
+    # specification 13.1
+    # specification 13.1
     instance_id = await opened(world)
     before = (await world.get(instance_id)).version
     with refused("PERMISSION_DENIED", code):
@@ -100,6 +103,7 @@ async def test_a_decision_needs_a_role_that_may(world: World, role: str, code: s
 
 async def test_a_decision_on_another_visit_is_refused(world: World) -> None:
     """Approving one visit never approves the next."""
+    # specification 8.3
     instance_id = await opened(world)
     with refused("FAILED_PRECONDITION", "stale_visit"):
         await world.stub.DecideGate(decision(instance_id, visit=2))
@@ -118,6 +122,7 @@ async def test_a_decision_on_another_visit_is_refused(world: World) -> None:
 
 async def test_the_same_request_id_is_the_same_decision(world: World) -> None:
     """Repeated before, while and after it is folded: answered alike, and counted once."""
+    # specification 13.12
     instance_id = await opened(world)
     made = decision(instance_id, request_id=uuid4().hex)
     await asyncio.gather(*(world.stub.DecideGate(made) for _ in range(4)))
@@ -130,11 +135,15 @@ async def test_the_same_request_id_is_the_same_decision(world: World) -> None:
 
 
 async def test_the_answer_names_a_request_id_that_was_not_given(world: World) -> None:
+    # specification 14.5
+    # specification 14.5
     answer = await world.stub.DecideGate(decision(await opened(world)))
     assert answer.request_id
 
 
 async def test_a_human_guard_is_decided_by_its_name(world: World) -> None:
+    # specification 8.3, 8.7
+    # specification 8.3, 8.7
     instance_id = await opened(world)
     with refused("FAILED_PRECONDITION", "gate_not_open"):
         await world.stub.DecideGate(decision(instance_id, guard="clerk_agrees", role="CLERK"))
@@ -149,6 +158,8 @@ async def test_a_human_guard_is_decided_by_its_name(world: World) -> None:
 
 
 async def test_a_rejection_fails_the_step_and_keeps_its_output(world: World) -> None:
+    # specification 8.5
+    # specification 8.5
     instance_id = await opened(world)
     answer = await world.stub.DecideGate(decision(instance_id, approved=False, comment="no"))
     found = answer.ceremony
@@ -158,6 +169,8 @@ async def test_a_rejection_fails_the_step_and_keeps_its_output(world: World) -> 
 
 
 async def test_an_ended_ceremony_takes_no_decision(world: World) -> None:
+    # specification 13.4
+    # specification 13.4
     instance_id = await opened(world)
     await world.stub.TriggerTransition(trigger(instance_id, "shut"))
     with refused("FAILED_PRECONDITION", "already_ended"):
@@ -167,6 +180,8 @@ async def test_an_ended_ceremony_takes_no_decision(world: World) -> None:
 @pytest.mark.parametrize("field", ["instance_id", "actor", "step_id"])
 @pytest.mark.parametrize("blank", ["", "  "])
 async def test_required_fields_of_a_decision(world: World, field: str, blank: str) -> None:
+    # specification 13.3
+    # specification 13.3
     made = decision("c:s")
     setattr(made, field, blank)
     with refused("INVALID_ARGUMENT", "field_required"):
@@ -176,6 +191,7 @@ async def test_required_fields_of_a_decision(world: World, field: str, blank: st
 @pytest.mark.parametrize(("field", "longest"), [("comment", 4096), ("actor", 256), ("role", 256), ("request_id", 256)])
 async def test_long_fields_of_a_decision(world: World, field: str, longest: int) -> None:
     """An actor or a request id that were shortened would be taken for another one that begins alike."""
+    # specification 14.17
     made = decision(await opened(world))
     setattr(made, field, "x" * (longest + 1))
     with refused("INVALID_ARGUMENT", "field_too_long") as seen:
@@ -189,6 +205,8 @@ async def test_a_gate_that_is_none(world: World) -> None:
 
 
 async def test_operations_on_an_unknown_instance_are_not_found(world: World) -> None:
+    # specification 13.4
+    # specification 13.4
     with refused("NOT_FOUND", "unknown_instance"):
         await world.stub.DecideGate(decision("nobody:s"))
     with refused("NOT_FOUND", "unknown_instance"):
@@ -202,6 +220,8 @@ async def test_operations_on_an_unknown_instance_are_not_found(world: World) -> 
 
 
 async def test_a_trigger_moves_the_ceremony(world: World) -> None:
+    # specification 13.5, 14.4
+    # specification 13.5, 14.4
     instance_id = await opened(world)
     made = trigger(instance_id, "shut", request_id=uuid4().hex)
     answer = await world.stub.TriggerTransition(made)
@@ -217,11 +237,15 @@ async def test_a_trigger_needs_a_role_that_may(world: World, role: str, code: st
 
 
 async def test_a_trigger_of_another_state(world: World) -> None:
+    # specification 13.5
+    # specification 13.5
     with refused("FAILED_PRECONDITION", "trigger_unknown"):
         await world.stub.TriggerTransition(trigger(await opened(world), "finish", role="CLERK"))
 
 
 async def test_a_trigger_whose_guards_do_not_hold(world: World) -> None:
+    # specification 13.5
+    # specification 13.5
     instance_id = await opened(world)
     for actor in ("gus", "gil"):
         await world.stub.DecideGate(decision(instance_id, actor=actor))
@@ -239,6 +263,8 @@ async def test_required_fields_of_a_trigger(world: World, field: str) -> None:
 
 
 async def test_a_trigger_with_a_reason_longer_than_is_kept(world: World) -> None:
+    # specification 14.17
+    # specification 14.17
     made = trigger(await opened(world), "shut", reason="r" * (MAX_TEXT + 1))
     with refused("INVALID_ARGUMENT", "field_too_long"):
         await world.stub.TriggerTransition(made)
@@ -248,6 +274,8 @@ async def test_a_trigger_with_a_reason_longer_than_is_kept(world: World) -> None
 
 
 async def test_get_of_an_unknown_instance_is_ok_without_success(world: World) -> None:
+    # specification 14.6
+    # specification 14.6
     answer = await world.stub.GetPlanningCeremonyInstance(pb.GetPlanningCeremonyInstanceRequest(instance_id="nobody:s"))
     assert (answer.success, answer.HasField("ceremony")) == (False, False)
     assert "nobody:s" in answer.message
@@ -259,6 +287,8 @@ async def test_get_needs_an_id(world: World) -> None:
 
 
 async def test_get_shows_a_gate_that_waits(world: World) -> None:
+    # specification 14.10
+    # specification 14.10
     instance_id = await opened(world)
     found = await world.get(instance_id)
     assert (found.status, found.step_status["let_in"]) == ("WAITING_FOR_HUMAN", "WAITING_FOR_HUMAN")
@@ -275,6 +305,7 @@ async def listed(world: World, **fields: Any) -> pb.ListPlanningCeremonyInstance
 
 async def test_list_pages_through_what_matches(world: World) -> None:
     """Newest first, then by id; limit ≤ 0 is 100, offset < 0 is 0, and the total is of all that match."""
+    # specification 14.8, 14.9
     await asyncio.gather(*(world.start("approval", f"many-{n:03d}", story_id="MANY") for n in range(101)))
     first = await listed(world, story_id="MANY", limit=0, offset=-5)
     rest = await listed(world, story_id="MANY", limit=5000, offset=100)
@@ -292,6 +323,7 @@ async def test_list_pages_through_what_matches(world: World) -> None:
 
 async def test_list_filters(world: World) -> None:
     """By current state, by definition and by story, alone and together; an empty filter filters nothing."""
+    # specification 14.8
     story = f"story-{uuid4().hex[:8]}"
     waiting = await opened(world, story_id=story)
     shut = await opened(world, story_id=story)
@@ -310,6 +342,7 @@ async def test_list_filters(world: World) -> None:
 
 async def test_a_page_ends_before_three_mebibytes(world: World) -> None:
     """What does not fit is left for the next page, and the total tells of it."""
+    # specification 14.9
     payload = {"text": "x" * 200_000}
     started = [
         await world.start("selecting", f"big-{n}", story_id="BIG", inputs={"payload": payload}) for n in range(9)
@@ -327,6 +360,8 @@ async def test_a_page_ends_before_three_mebibytes(world: World) -> None:
 
 
 async def test_watch_shows_each_change_until_the_end(world: World) -> None:
+    # specification 14.11
+    # specification 14.11
     instance_id = await opened(world)
     seen: list[pb.PlanningCeremonyInstance] = []
 
@@ -344,6 +379,8 @@ async def test_watch_shows_each_change_until_the_end(world: World) -> None:
 
 
 async def test_watch_of_an_ended_ceremony_shows_its_end(world: World) -> None:
+    # specification 14.11
+    # specification 14.11
     instance_id = await opened(world)
     await world.stub.TriggerTransition(trigger(instance_id, "shut"))
     found = [ceremony.status async for ceremony in world.client.watch(instance_id)]
@@ -364,6 +401,7 @@ async def test_a_watcher_that_goes_leaves_nothing_behind(world: World) -> None:
 
 async def test_dead_letters_are_listed_newest_first(world: World) -> None:
     """With origin, code and size, and only those of a topic where one is named."""
+    # specification 19.4
     engine, topic = world.worker.engine, f"{world.worker.settings.topic_prefix}.commands"
     await engine.commands.send(1, b"some key", b"no JSON")
     await engine.commands.send(1, b"another key", b'{"type":"cancel","instance_id":"c:s","actor":"a"}')
@@ -384,6 +422,8 @@ async def test_dead_letters_are_listed_newest_first(world: World) -> None:
 
 
 async def test_definitions_are_listed_with_their_problems(world: World) -> None:
+    # specification 2.15, 14.12
+    # specification 2.15, 14.12
     found = {summary.name: summary for summary in await world.client.definitions()}
     assert found["doors"].valid and found["doors"].hash and not found["doors"].problems
     assert not found["broken"].valid and not found["broken"].hash
@@ -396,6 +436,8 @@ async def test_definitions_are_listed_with_their_problems(world: World) -> None:
 
 @pytest.mark.parametrize("service", ["", SERVICE])
 async def test_health_is_serving(world: World, service: str) -> None:
+    # specification 14.18
+    # specification 14.18
     stub: Any = health_pb2_grpc.HealthStub(world.channel)
 
     async def serving() -> bool:
@@ -413,6 +455,8 @@ async def test_health_of_an_unknown_service_is_not_found(world: World) -> None:
 
 
 async def test_reflection_tells_the_service_and_its_file(world: World) -> None:
+    # specification 14.18
+    # specification 14.18
     channel: Any = world.channel
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
     call = stub.ServerReflectionInfo()

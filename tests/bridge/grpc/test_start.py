@@ -55,6 +55,8 @@ async def stored_inputs(world: World, ceremony_id: str) -> dict[str, Any]:
 
 
 async def test_a_start_is_accepted_with_the_instance_id(world: World) -> None:
+    # specification 1.1, 10.3
+    # specification 1.1, 10.3
     answer = await world.stub.StartPlanningCeremony(request("c-plain"))
     assert (answer.instance_id, answer.status) == ("c-plain:S1", "accepted")
     found = await world.get("c-plain:S1")
@@ -66,6 +68,7 @@ async def test_a_start_is_accepted_with_the_instance_id(world: World) -> None:
 @pytest.mark.parametrize("value", ["", "  "])
 async def test_required_fields(world: World, field: str, value: str) -> None:
     """Empty and blank alike are INVALID_ARGUMENT, and the message names the field."""
+    # specification 10.1
     made = request()
     setattr(made, field, value)
     code = "invalid_id" if value and field.endswith("_id") else "field_required"
@@ -77,6 +80,8 @@ async def test_required_fields(world: World, field: str, value: str) -> None:
 @pytest.mark.parametrize("bad", [":", "a:b", "-a", ".a", "a b", "ä", "a" * 129, "a\n", "../a"])
 @pytest.mark.parametrize("field", ["ceremony_id", "story_id"])
 async def test_ids_that_would_not_split_one_way(world: World, field: str, bad: str) -> None:
+    # specification 1.1, 10.1
+    # specification 1.1, 10.1
     made = request()
     setattr(made, field, bad)
     with refused("INVALID_ARGUMENT", "invalid_id"):
@@ -86,6 +91,7 @@ async def test_ids_that_would_not_split_one_way(world: World, field: str, bad: s
 @pytest.mark.parametrize("name", ["nowhere", "../specs/approval", "approval.yaml", "", "a/b"])
 async def test_a_definition_that_is_not_there(world: World, name: str) -> None:
     """NOT_FOUND, also for a path; nothing outside the folder is looked at."""
+    # specification 2.1, 10.2
     made = request(definition_name=name or "x" * 5000)
     with refused("NOT_FOUND", "definition_unknown"):
         await world.stub.StartPlanningCeremony(made)
@@ -94,6 +100,7 @@ async def test_a_definition_that_is_not_there(world: World, name: str) -> None:
 @pytest.mark.parametrize(("name", "rule"), [("broken", "states"), ("selfish", "subject_not_allowed")])
 async def test_a_definition_that_is_invalid(world: World, name: str, rule: str) -> None:
     """INVALID_ARGUMENT with the reasons: by the language, and by the server's own publish allowlist."""
+    # specification 9.4, 10.2
     with refused("INVALID_ARGUMENT", "definition_invalid") as seen:
         await world.stub.StartPlanningCeremony(request(definition_name=name, inputs={}))
     assert rule in seen.details
@@ -102,6 +109,7 @@ async def test_a_definition_that_is_invalid(world: World, name: str, rule: str) 
 
 async def test_the_same_start_again_is_the_first_answer(world: World) -> None:
     """Correlation id and requested_by do not count, nor does how JSON was written, nor an order of step ids."""
+    # specification 10.4, 10.5
     await world.stub.StartPlanningCeremony(request("c-again", step_ids=["one", "two"], correlation_id="first"))
     again = request(
         "c-again",
@@ -116,6 +124,8 @@ async def test_the_same_start_again_is_the_first_answer(world: World) -> None:
 
 
 async def test_all_step_ids_are_as_good_as_none(world: World) -> None:
+    # specification 10.4
+    # specification 10.4
     await world.stub.StartPlanningCeremony(request("c-all"))
     answer = await world.stub.StartPlanningCeremony(request("c-all", step_ids=["hold", "one", "two"]))
     assert answer.status == "accepted"
@@ -139,6 +149,8 @@ async def test_both_ways_to_give_inputs_mean_the_same(world: World) -> None:
     ids=["value", "one more input", "true is not 1", "step_ids", "definition"],
 )
 async def test_the_same_id_with_other_content_exists(world: World, other: dict[str, Any]) -> None:
+    # specification 10.5
+    # specification 10.5
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id))
     with refused("ALREADY_EXISTS", "already_exists"):
@@ -147,6 +159,7 @@ async def test_the_same_id_with_other_content_exists(world: World, other: dict[s
 
 async def test_an_edit_of_the_file_does_not_make_another_start(world: World) -> None:
     """The same start after an edit gets the first answer, and the instance keeps its definition."""
+    # specification 1.2, 10.4
     file = world.worker.definitions.folder / "edited.yaml"
     text = (world.worker.definitions.folder / "selecting.yaml").read_text().replace("name: selecting", "name: edited")
     file.write_text(text)
@@ -165,6 +178,7 @@ async def test_an_edit_of_the_file_does_not_make_another_start(world: World) -> 
 )
 async def test_the_same_start_is_answered_alike_whatever_became_of_the_file(world: World, edit: str) -> None:
     """It is judged by the definition that the ceremony is pinned to; another ceremony is judged by the file."""
+    # specification 1.2, 10.4
     folder, name = world.worker.definitions.folder, f"edited_{edit}"
     text = (folder / "selecting.yaml").read_text().replace("name: selecting", f"name: {name}")
     file = folder / f"{name}.yaml"
@@ -188,6 +202,7 @@ async def test_the_same_start_is_answered_alike_whatever_became_of_the_file(worl
 
 async def test_racing_starts_are_settled_by_the_log(world: World) -> None:
     """Of many different starts with one id exactly one is accepted; the others are ALREADY_EXISTS."""
+    # specification 10.6
     ceremony_id = fresh()
     calls = [
         world.stub.StartPlanningCeremony(request(ceremony_id, inputs={"payload": json.dumps({"n": n})}))
@@ -200,6 +215,7 @@ async def test_racing_starts_are_settled_by_the_log(world: World) -> None:
 
 async def test_a_start_that_nobody_waits_for_any_more_is_refused_by_an_event(world: World) -> None:
     """Appended behind another with the same id, as by a front that had answered `accepted` already."""
+    # specification 10.6
     ceremony_id = fresh()
     instance_id = f"{ceremony_id}:S1"
     await world.stub.StartPlanningCeremony(request(ceremony_id))
@@ -231,17 +247,23 @@ async def test_a_start_that_nobody_waits_for_any_more_is_refused_by_an_event(wor
 
 
 async def test_the_correlation_id_may_come_as_metadata(world: World) -> None:
+    # specification 10.14
+    # specification 10.14
     await world.stub.StartPlanningCeremony(request("c-meta"), metadata=(("x-correlation-id", "from-metadata"),))
     assert (await world.get("c-meta:S1")).correlation_id == "from-metadata"
 
 
 async def test_the_field_wins_over_the_metadata(world: World) -> None:
+    # specification 10.14
+    # specification 10.14
     made = request("c-field", correlation_id="from-field")
     await world.stub.StartPlanningCeremony(made, metadata=(("x-correlation-id", "from-metadata"),))
     assert (await world.get("c-field:S1")).correlation_id == "from-field"
 
 
 async def test_a_blank_correlation_id_counts_as_not_given(world: World) -> None:
+    # specification 10.14
+    # specification 10.14
     made = request("c-blank", correlation_id="   ")
     await world.stub.StartPlanningCeremony(made, metadata=(("x-correlation-id", "  "),))
     assert (await world.get("c-blank:S1")).correlation_id == "c-blank:S1"
@@ -249,6 +271,7 @@ async def test_a_blank_correlation_id_counts_as_not_given(world: World) -> None:
 
 async def test_the_correlation_id_travels_with_each_answer(world: World) -> None:
     """As gRPC metadata; a repeated start is answered with the first one's, for that is the ceremony's."""
+    # specification 1.7
     made = request("c-told", correlation_id="größe", definition_name="selecting")
     get = pb.GetPlanningCeremonyInstanceRequest(instance_id="c-told:S1")
     first = world.stub.StartPlanningCeremony(made)
@@ -264,6 +287,8 @@ async def test_the_correlation_id_travels_with_each_answer(world: World) -> None
 
 
 async def test_inputs_are_parsed_where_they_are_objects_or_arrays(world: World) -> None:
+    # specification 10.8
+    # specification 10.8
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id, inputs={"payload": "[1, {}]", "more": '"text"'}))
     found = await stored_inputs(world, ceremony_id)
@@ -271,6 +296,8 @@ async def test_inputs_are_parsed_where_they_are_objects_or_arrays(world: World) 
 
 
 async def test_an_input_that_no_definition_declares_is_kept(world: World) -> None:
+    # specification 10.10
+    # specification 10.10
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id, inputs={"payload": "{}", "unheard_of": "[1]"}))
     assert (await stored_inputs(world, ceremony_id))["unheard_of"] == [1]
@@ -289,6 +316,8 @@ async def test_an_input_that_no_definition_declares_is_kept(world: World) -> Non
     ids=["missing", "story_id", "ceremony_id", "deep", "large", "huge"],
 )
 async def test_inputs_that_are_refused(world: World, inputs: dict[str, str], code: str) -> None:
+    # specification 10.9, 10.10, 10.11
+    # specification 10.9, 10.10, 10.11
     with refused("INVALID_ARGUMENT", code):
         await world.stub.StartPlanningCeremony(request(inputs=inputs))
 
@@ -308,6 +337,7 @@ async def test_a_struct_value_without_a_kind_is_refused(world: World) -> None:
 
 async def test_a_request_that_cannot_be_decoded_is_refused(world: World) -> None:
     """Also a Struct that nests deeper than protobuf reads: INVALID_ARGUMENT without the library's own words."""
+    # specification 14.17
     deep: Any = {}
     for _ in range(40):
         deep = {"a": deep}
@@ -335,11 +365,15 @@ async def test_an_undecodable_message_of_a_stream_is_refused(world: World) -> No
 
 
 async def test_a_name_in_both_kinds_of_inputs_is_refused(world: World) -> None:
+    # specification 10.8
+    # specification 10.8
     with refused("INVALID_ARGUMENT", "input_twice"):
         await world.stub.StartPlanningCeremony(request(inputs_json={"payload": {"a": 1}}))
 
 
 async def test_an_unknown_step_is_refused(world: World) -> None:
+    # specification 10.12
+    # specification 10.12
     with refused("INVALID_ARGUMENT", "step_unknown") as seen:
         await world.stub.StartPlanningCeremony(request(step_ids=["one", "three"]))
     assert "three" in seen.details and "one, two, hold" in seen.details
@@ -348,6 +382,7 @@ async def test_an_unknown_step_is_refused(world: World) -> None:
 @pytest.mark.parametrize("names", [["x" * 100_000], [f"s{n}" for n in range(10_000)], ["é" * 50] * 30, ["😀" * 3000]])
 async def test_a_refusal_can_always_be_received(world: World, names: list[str]) -> None:
     """However much a client sends, the message about it fits the trailers: else it would read RESOURCE_EXHAUSTED."""
+    # specification 14.2
     with refused("INVALID_ARGUMENT", "step_unknown"):
         await world.stub.StartPlanningCeremony(request(step_ids=names))
     with refused("NOT_FOUND", "definition_unknown"):
@@ -355,6 +390,8 @@ async def test_a_refusal_can_always_be_received(world: World, names: list[str]) 
 
 
 async def test_only_selected_steps_run(world: World) -> None:
+    # specification 10.12, 10.13
+    # specification 10.12, 10.13
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id, step_ids=["two", "hold", "two"]))
     found = await world.finish(f"{ceremony_id}:S1")
@@ -374,6 +411,8 @@ async def test_a_burst_of_one_start_is_answered_to_everybody(world: World) -> No
 
 @pytest.mark.parametrize("field", ["requested_by", "correlation_id"])
 async def test_long_texts_are_refused(world: World, field: str) -> None:
+    # specification 10.1
+    # specification 10.1
     made = request()
     setattr(made, field, "x" * 257)
     with refused("INVALID_ARGUMENT", "field_too_long"):
@@ -382,5 +421,6 @@ async def test_long_texts_are_refused(world: World, field: str) -> None:
 
 async def test_nothing_that_was_refused_left_a_trace(world: World) -> None:
     """A refused start is no instance, not even after other starts: List knows accepted ones only."""
+    # specification 10.7
     page = await world.client.list(story_id="S2", limit=1000)
     assert page.total_count == 0

@@ -76,6 +76,8 @@ def test_the_command_names_its_instance_and_its_pinned_definition() -> None:
 
 @pytest.mark.parametrize(("given_id", "meant"), [("", "c1:s1"), ("  ", "c1:s1"), (" x ", "x"), ("x", "x")])
 def test_a_blank_correlation_id_is_the_instance_id(given_id: str, meant: str) -> None:
+    # specification 1.7, 10.14
+    # specification 1.7, 10.14
     assert command(correlation_id=given_id).correlation_id == meant
 
 
@@ -85,6 +87,8 @@ def test_step_ids_are_kept_once_each_in_the_order_of_the_file() -> None:
 
 
 def test_an_unknown_step_is_refused() -> None:
+    # specification 10.12
+    # specification 10.12
     assert code_of(step_ids=["one", "nine"]) == "step_unknown"
 
 
@@ -102,6 +106,8 @@ def test_an_unknown_step_is_refused() -> None:
     ],
 )
 def test_json_objects_and_arrays_are_parsed(text: str, value: Any) -> None:
+    # specification 10.8
+    # specification 10.8
     assert parse_input("a", text) == value
 
 
@@ -129,6 +135,7 @@ def test_json_objects_and_arrays_are_parsed(text: str, value: Any) -> None:
 )
 def test_all_else_stays_a_string(text: str) -> None:
     """Also JSON for numbers that are none, and half a surrogate pair, which no JSON we write can hold."""
+    # specification 10.8
     assert parse_input("a", text) == text
 
 
@@ -142,6 +149,8 @@ def test_integers_beyond_64_bits_become_floats() -> None:
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 @pytest.mark.parametrize("depth", [DEEPEST, DEEPEST + 1, 5_000, 100_000])
 def test_json_nests_up_to_64_containers(opening: str, closing: str, depth: int) -> None:
+    # specification 10.11
+    # specification 10.11
     text = opening * depth + ("1" if "a" in opening else "") + closing * depth
     if depth <= DEEPEST:
         assert nesting(text) == depth
@@ -160,6 +169,7 @@ def test_brackets_inside_strings_do_not_nest() -> None:
 
 def test_inputs_are_measured_as_json_with_their_names() -> None:
     """256 KiB is the most; a letter outside ASCII counts as the bytes it has in UTF-8."""
+    # specification 10.11
     bare = command(inputs={"a": ""}).inputs_size
     assert command(inputs={"a": "x" * (LARGEST_INPUTS - bare)}).inputs_size == LARGEST_INPUTS
     assert code_of(inputs={"a": "x" * (LARGEST_INPUTS - bare + 1)}) == "inputs_too_large"
@@ -169,6 +179,7 @@ def test_inputs_are_measured_as_json_with_their_names() -> None:
 @pytest.mark.parametrize("name", ["ceremony_id", "story_id"])
 def test_the_ids_are_inputs_that_cannot_be_overridden(name: str) -> None:
     """Given as they are, they are no contradiction."""
+    # specification 10.9
     assert code_of(inputs={"a": "", name: "other"}) == "inputs_invalid"
     assert code_of(rich_inputs={name: 1}) == "inputs_invalid"
     same = {"ceremony_id": "c1", "story_id": "s1"}[name]
@@ -177,12 +188,14 @@ def test_the_ids_are_inputs_that_cannot_be_overridden(name: str) -> None:
 
 def test_required_inputs_are_required_and_undeclared_ones_are_kept() -> None:
     """What no definition declares is an input like any other (docs/decisions/0002)."""
+    # specification 10.10
     assert code_of(inputs={}) == "input_missing"
     assert command(inputs={"a": "", "zzz": "[1]"}).inputs["zzz"] == [1]
 
 
 def test_rich_inputs_mean_the_same_as_texts() -> None:
     """A Struct knows doubles only: whole numbers become integers again."""
+    # specification 10.8
     rich = command(inputs={}, rich_inputs={"a": {"n": 3.0, "x": 2.5, "t": True, "z": None, "l": [1.0]}})
     text = command(inputs={"a": '{"n": 3, "x": 2.5, "t": true, "z": null, "l": [1]}'})
     assert rich.inputs == text.inputs
@@ -204,6 +217,8 @@ def test_rich_inputs_nest_up_to_64_containers(container: type) -> None:
 
 
 def test_a_name_is_given_in_one_place_only() -> None:
+    # specification 10.8
+    # specification 10.8
     assert code_of(rich_inputs={"a": 1}) == "input_twice"
 
 
@@ -231,21 +246,29 @@ def ids_code(**more: str) -> str:
 
 @pytest.mark.parametrize("good", ["a", "0", "A.b_c-d", "a" * 128])
 def test_ids_that_are_taken(good: str) -> None:
+    # specification 1.1
+    # specification 1.1
     assert ids_code(ceremony_id=good) == ids_code(story_id=good) == ""
 
 
 @pytest.mark.parametrize("bad", ["_a", "-a", ".a", "a:b", "a/b", "a b", "a\n", "ä", "a" * 129, " a"])
 def test_ids_that_are_not(bad: str) -> None:
+    # specification 1.1, 10.1
+    # specification 1.1, 10.1
     assert ids_code(ceremony_id=bad) == ids_code(story_id=bad) == "invalid_id"
 
 
 @pytest.mark.parametrize("field", ["ceremony_id", "story_id", "definition_name", "requested_by"])
 def test_fields_that_must_be_given(field: str) -> None:
+    # specification 10.1
+    # specification 10.1
     assert ids_code(**{field: ""}) == "field_required"
 
 
 @pytest.mark.parametrize("field", ["requested_by", "correlation_id"])
 def test_texts_that_are_too_long(field: str) -> None:
+    # specification 10.1
+    # specification 10.1
     assert ids_code(**{field: "x" * 256}) == ""
     assert ids_code(**{field: "x" * 257}) == "field_too_long"
 

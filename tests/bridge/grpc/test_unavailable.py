@@ -104,6 +104,7 @@ NAMES = ["start", "get", "list", "decide", "trigger", "cancel", "retry", "histor
 @pytest.mark.parametrize("call", CALLS, ids=NAMES)
 async def test_before_the_tables_are_recovered(tmp_path: Path, call: Callable[[Any], Awaitable[Any]]) -> None:
     """An unknown instance would be a guess: nobody has looked yet."""
+    # specification 14.2, 14.3
     async with front_without_tables(tmp_path) as stub:
         with refused("UNAVAILABLE", "unavailable") as seen:
             await call(stub)
@@ -126,6 +127,8 @@ async def test_a_refused_call_leaves_nothing_to_the_collector(tmp_path: Path) ->
 
 
 def test_too_much_waiting_is_resource_exhausted_with_a_hint() -> None:
+    # specification 14.3, 22.6
+    # specification 14.3, 22.6
     refusal = refusal_of(Overloaded("partition 3 has 9 records to fold, 5 are the limit", 1.5))
     assert (refusal.status, refusal.code, refusal.retry_after) == (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -137,6 +140,7 @@ def test_too_much_waiting_is_resource_exhausted_with_a_hint() -> None:
 @pytest.mark.uncounted
 async def test_a_stopped_kafka_is_unavailable_and_all_goes_on_when_it_is_back(tmp_path: Path) -> None:
     """Answers come within seconds while it is down; what was refused then can be asked again, and works."""
+    # specification 14.2, 18.1
     with contextlib.ExitStack() as stack:
         kafka = stack.enter_context(running(KafkaServer(tmp_path / "kafka")))
         async with World(tmp_path, f"kafka://{kafka.bootstrap}") as world:

@@ -44,11 +44,15 @@ async def becomes(world: World, status: int, **states: str) -> None:
 
 
 async def test_it_is_alive(world: World) -> None:
+    # specification 22.4
+    # specification 22.4
     status, body = await world.http("/livez")
     assert (status, json.loads(body)) == (200, {"status": "alive"})
 
 
 async def test_it_is_ready_with_every_neighbours_state(world: World) -> None:
+    # specification 22.4
+    # specification 22.4
     await becomes(world, 200, log="ok", tables="ok", nats="ok", ray_executor="ok")
     _, neighbours = await readyz(world)
     assert set(neighbours) == NEIGHBOURS
@@ -56,6 +60,7 @@ async def test_it_is_ready_with_every_neighbours_state(world: World) -> None:
 
 async def test_it_is_not_ready_without_nats_and_ready_again_with_it(world: World) -> None:
     """It stays alive, and says which neighbour is missing in words of our own."""
+    # specification 22.4
     await asyncio.to_thread(world.nats.kill)
     await becomes(world, 503, nats="!", log="ok", tables="ok")
     _, neighbours = await readyz(world)
@@ -82,6 +87,7 @@ async def metric(world: World, name: str, **labels: str) -> float:
 
 async def test_steps_publishes_and_endings_are_counted(world: World) -> None:
     """A backlog review: seven steps, one publish, one ceremony."""
+    # specification 22.4
     before = [
         await metric(world, "ceremony_steps_total", status="COMPLETED"),
         await metric(world, "ceremony_publish_total", duplicate="false"),
@@ -115,6 +121,7 @@ async def test_what_is_not_there_is_not_found(world: World) -> None:
 )
 async def test_only_required_neighbours_decide(states: dict[str, str], status: int) -> None:
     """What is required and not known is not ready either."""
+    # specification 22.4
     server = HttpServer("127.0.0.1:0", lambda: states, ("log", "nats"), process_metrics().registry)
     await server.start()
     try:

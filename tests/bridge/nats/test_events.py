@@ -92,6 +92,7 @@ async def arrives(server: NatsServer, count: int, seconds: float = 30.0) -> None
 
 async def test_events_arrive_once_and_in_order_per_ceremony(log: SqliteLog, server: NatsServer) -> None:
     """The value is sent as it stands in the log, with the effect id as `Nats-Msg-Id`; the stream is made as ruled."""
+    # specification 16.2, 16.5, 16.7
     events = [event(ceremony, number) for number in range(12) for ceremony in range(40)]
     await append_events(log, events)
     async with connection(server.url) as link, bridge(log, link, window=64, batch=200) as started:
@@ -116,6 +117,7 @@ async def test_events_arrive_once_and_in_order_per_ceremony(log: SqliteLog, serv
 
 async def test_what_is_sent_again_is_stored_once(log: SqliteLog, server: NatsServer) -> None:
     """A bridge that lost its commits publishes all again, as after kill -9."""
+    # specification 16.7
     events = [event(ceremony, number) for number in range(5) for ceremony in range(20)]
     await append_events(log, events)
     async with connection(server.url) as link, bridge(log, link):
@@ -129,6 +131,7 @@ async def test_what_is_sent_again_is_stored_once(log: SqliteLog, server: NatsSer
 
 async def test_effects_that_stand_in_the_log_again_are_sent_once(log: SqliteLog, server: NatsServer) -> None:
     """As after a crash of the engine, and a bridge that was started anew: the note says how far it was sent."""
+    # specification 16.7
     async with client(server.url) as other:
         await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"], duplicate_window=0.1))
     events = [event(ceremony, number) for number in range(5) for ceremony in range(20)]
@@ -147,6 +150,7 @@ async def test_effects_that_stand_in_the_log_again_are_sent_once(log: SqliteLog,
 
 async def test_a_server_that_is_killed_under_load_loses_nothing(log: SqliteLog, server: NatsServer) -> None:
     """Down for a while, with events coming meanwhile: the bridge waits, catches up, and each id is there once."""
+    # specification 16.8
     first = [event(ceremony, number) for number in range(10) for ceremony in range(60)]
     second = [event(ceremony, number) for number in range(10, 20) for ceremony in range(60)]
     async with connection(server.url) as link, bridge(log, link, window=32, batch=100) as started:
@@ -214,6 +218,7 @@ async def test_a_record_that_is_no_event_is_set_aside(log: SqliteLog, server: Na
 
 async def test_a_stream_that_misses_our_subjects_is_left_alone_and_reported(log: SqliteLog, server: NatsServer) -> None:
     """It is somebody's; once it takes them, the bridge goes on by itself."""
+    # specification 16.5
     async with client(server.url) as other:
         await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.started"]))
         await append_events(log, [event(1, 0)])
@@ -226,6 +231,7 @@ async def test_a_stream_that_misses_our_subjects_is_left_alone_and_reported(log:
 
 async def test_after_the_duplicate_window_what_is_stored_is_read_back(log: SqliteLog, server: NatsServer) -> None:
     """A worker that was down for long does not send its predecessor's last batch again."""
+    # specification 16.7
     events = [event(ceremony, number) for number in range(5) for ceremony in range(20)]
     await append_events(log, events)
     async with client(server.url) as other:
@@ -286,6 +292,7 @@ async def test_an_event_written_again_after_the_duplicate_window_is_not_sent_aga
 
 async def test_a_stream_that_is_deleted_is_made_again(log: SqliteLog, server: NatsServer) -> None:
     """An operator's slip does not end the flow."""
+    # specification 16.5
     async with connection(server.url) as link, bridge(log, link):
         await append_events(log, [event(1, 0)])
         await arrives(server, 1)

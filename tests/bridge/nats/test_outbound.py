@@ -48,6 +48,7 @@ async def test_a_publish_is_acknowledged_and_a_second_one_is_a_duplicate(
     server: NatsServer, link: NatsConnection
 ) -> None:
     """Envelope, message id and acknowledgement as the contract has them; the stream is made if it is missing."""
+    # specification 9.6, 16.2
     outbound = NatsOutbound(link, CLOCK)
     with pytest.raises(Unreachable):  # nobody had made the stream: now it is there
         await publish(outbound)
@@ -71,6 +72,7 @@ async def test_a_publish_is_acknowledged_and_a_second_one_is_a_duplicate(
 
 async def test_a_subject_without_a_stream_is_refused(link: NatsConnection) -> None:
     """Asking again does not help, and the message says what would."""
+    # specification 9.9
     with pytest.raises(PublishRefused, match="no stream takes the subject elsewhere") as refused:
         await publish(NatsOutbound(link, CLOCK), subject="elsewhere.x")
     assert refused.value.code == "no_stream"
@@ -85,6 +87,7 @@ async def test_what_is_no_subject_is_refused_before_it_is_sent(link: NatsConnect
 
 async def test_a_message_above_the_servers_limit_is_refused_and_the_connection_lives(link: NatsConnection) -> None:
     """Header lines count: the server would cut the connection on a byte more."""
+    # specification 9.9
     outbound = NatsOutbound(link, CLOCK)
     client_ = await link.connected()
     with pytest.raises(Unreachable):
@@ -114,6 +117,7 @@ async def test_without_a_server_it_is_unreachable_at_once_and_works_again_afterw
     server: NatsServer, link: NatsConnection
 ) -> None:
     """A publish step asks again later; nothing waits here."""
+    # specification 9.9
     outbound = NatsOutbound(link, CLOCK)
     with pytest.raises(Unreachable):
         await publish(outbound)

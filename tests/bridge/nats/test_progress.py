@@ -19,6 +19,7 @@ def record(offset: int, ordinal: int = 0, fold: int = 1) -> dict[str, bytes]:
 
 def test_what_is_not_above_the_highest_of_its_fold_was_sent() -> None:
     """A new fold begins anew: after an upgrade an effect may come twice, never be swallowed."""
+    # specification 16.7, 24.2
     marks = Marks()
     assert [marks.passed(record(*place)) for place in ((3, 0), (3, 1), (3, 0), (2, 9), (4, 0))] == [
         False,

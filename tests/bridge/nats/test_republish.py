@@ -58,6 +58,7 @@ async def ids(server: NatsServer) -> list[str]:
 
 async def test_a_deleted_stream_comes_back_in_order(log: SqliteLog, server: NatsServer) -> None:
     """Each retained event once, in order per ceremony, dead letters announced; what is none is counted."""
+    # specification 16.9
     assert await republish(log, server) == Republished(total=302, read=302, sent=301, present=0, refused=1)
     async with client(server.url) as other:
         await other.jetstream().delete_stream("CEREMONY")
@@ -72,6 +73,7 @@ async def test_a_deleted_stream_comes_back_in_order(log: SqliteLog, server: Nats
 
 async def test_what_the_stream_holds_is_not_stored_twice(log: SqliteLog, server: NatsServer) -> None:
     """Also where its duplicate window has forgotten it."""
+    # specification 16.9
     async with client(server.url) as other:
         await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"], duplicate_window=0.1))
     await republish(log, server)

@@ -62,6 +62,7 @@ def malformed(subject: str, data: bytes) -> Malformed:
 @pytest.mark.parametrize("subject", [COMPLETED, BACKLOG_REVIEW])
 def test_a_completed_agent_is_a_result_of_its_attempt(subject: str) -> None:
     """Instance, step and attempt come from the task id; the correlation id of the sender is nowhere."""
+    # specification 17.3
     found = command(subject, completed())
     assert (found.instance_id, found.step_id, found.attempt) == ("c-1:s.1", "review_dev", 2)
     assert (found.agent_id, found.role, found.value, found.size) == ("agent-dev-001", "DEV", "Do it", len('"Do it"'))
@@ -75,6 +76,8 @@ def test_the_id_of_a_step_and_its_role_have_any_length_that_a_definition_gives_t
 
 
 def test_a_proposal_may_be_an_object() -> None:
+    # specification 5.5
+    # specification 5.5
     assert command(COMPLETED, completed(proposal={"content": "x", "n": [1]})).value == {"content": "x", "n": [1]}
 
 
@@ -120,11 +123,13 @@ def test_a_failure_of_an_extractor_counts_under_the_generic_subject_too() -> Non
 )
 def test_a_failure_is_routed_by_constraints_then_metadata_then_task_id(places: dict[str, Any]) -> None:
     """In this order (specification 17.3)."""
+    # specification 17.3
     assert command(FAILED, completed(**places)).step_id == "review_dev"
 
 
 def test_a_shortened_task_id_is_routed_by_metadata() -> None:
     """The executor may cut the suffix off; the four keys of ours in its metadata say the same."""
+    # specification 17.3
     metadata = {"instance_id": "c-1:s.1", "step_id": "review_dev", "attempt": "2"}
     short = completed(task_id="ceremony-c-1:story-s.1:role-DEV", constraints={"metadata": metadata})
     found = command(COMPLETED, short)
@@ -148,6 +153,7 @@ def test_a_shortened_task_id_is_routed_by_metadata() -> None:
 )
 def test_what_belongs_to_no_attempt_is_foreign(subject: str, payload: dict[str, Any], reason: str) -> None:
     """Others use the same subjects: counted by reason, no error."""
+    # specification 17.4
     assert to_command(subject, message(payload), STREAM, 1) == Foreign(reason)
 
 
@@ -175,12 +181,14 @@ def test_what_belongs_to_no_attempt_is_foreign(subject: str, payload: dict[str, 
 )
 def test_what_breaks_the_contract_is_malformed_with_a_code(data: bytes, code: str) -> None:
     """Set aside, with the reason."""
+    # specification 17.5
     assert malformed(COMPLETED, data).code == code
 
 
 @pytest.mark.parametrize(("depth", "fits"), [(62, True), (63, False)])
 def test_64_nested_containers_are_the_deepest(depth: int, *, fits: bool) -> None:
     """Envelope and payload are two of them."""
+    # specification 17.5, 20.1
     nested: Any = 1
     for _ in range(depth):
         nested = {"a": nested}
@@ -192,6 +200,7 @@ def test_64_nested_containers_are_the_deepest(depth: int, *, fits: bool) -> None
 @pytest.mark.parametrize(("size", "kept"), [(256 * 1024, True), (256 * 1024 + 1, False)])
 def test_a_result_over_256_kib_leaves_its_size_only(size: int, *, kept: bool) -> None:
     """The fold fails the attempt with it."""
+    # specification 17.7
     text = "x" * (size - 2)
     found = command(COMPLETED, completed(proposal=text))
     assert found.size == size
@@ -209,6 +218,7 @@ def test_a_result_over_256_kib_leaves_its_size_only(size: int, *, kept: bool) ->
 )
 def test_an_answer_of_the_wrong_shape_fails_the_agent(subject: str, payload: dict[str, Any], code: str) -> None:
     """The attempt is known: it should not wait for its timeout."""
+    # specification 17.7
     assert command(subject, payload).error_code == code
 
 
@@ -218,6 +228,7 @@ def test_a_trigger_travels_with_the_result() -> None:
 
 def test_a_command_id_is_of_task_and_agent_not_of_the_message() -> None:
     """A redelivery, and the same answer sent twice, are one command; another agent, attempt or task is another."""
+    # specification 17.6
     first = command(COMPLETED, completed(), sequence=1).command_id
     assert command(COMPLETED, completed(), sequence=2).command_id == first
     assert command(COMPLETED, completed(agent_id="agent-dev-002")).command_id != first

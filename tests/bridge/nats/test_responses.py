@@ -102,6 +102,7 @@ async def commands(log: SqliteLog) -> list[AgentResult]:
 
 async def test_responses_become_commands_in_the_partition_of_their_instance(log: SqliteLog, server: NatsServer) -> None:
     """Each once, acknowledged; the key is the instance's id."""
+    # specification 17.2
     await publish(server, [(COMPLETED, response(ceremony, agent)) for ceremony in range(40) for agent in (1, 2)])
     async with connection(server.url) as link, responses(log, link) as started:
         await settled(server, 80)
@@ -129,6 +130,7 @@ async def test_a_lone_response_does_not_wait_for_others(log: SqliteLog, server: 
 
 async def test_it_waits_for_the_stream_and_says_so(log: SqliteLog, server: NatsServer) -> None:
     """Others make it; the durable has the contract's name and its four subjects."""
+    # specification 17.1
     async with connection(server.url) as link, responses(log, link) as started:
         await eventually(
             lambda: started.state == "waiting for the stream AGENT_RESPONSES", "the state names the stream"
@@ -151,6 +153,7 @@ async def test_it_waits_for_the_stream_and_says_so(log: SqliteLog, server: NatsS
 
 async def test_foreign_messages_are_acknowledged_and_counted(log: SqliteLog, server: NatsServer) -> None:
     """No command, no dead letter."""
+    # specification 17.4
     before = metrics.FOREIGN.labels("other_task")._value.get()
     await publish(server, [(COMPLETED, response(1, task_id="job-1"))] * 3)
     async with connection(server.url) as link, responses(log, link):
@@ -162,6 +165,7 @@ async def test_foreign_messages_are_acknowledged_and_counted(log: SqliteLog, ser
 
 async def test_malformed_messages_are_set_aside_and_never_sent_again(log: SqliteLog, server: NatsServer) -> None:
     """With stream and sequence as origin, code, reason, subject and the bytes themselves."""
+    # specification 17.5
     await publish(server, [(COMPLETED, b"{"), (COMPLETED, response(1)), (FAILED, response(1, agent_id=5))])
     async with connection(server.url) as link, responses(log, link):
         await settled(server, 3)
@@ -206,6 +210,7 @@ class Narrow(Flaky):
 
 async def test_a_command_larger_than_a_record_is_set_aside(log: SqliteLog, server: NatsServer) -> None:
     """It would come again for ever."""
+    # specification 20.2
     await publish(server, [(COMPLETED, response(1))])
     async with connection(server.url) as link, responses(Narrow(log, 0), link):
         await settled(server, 1)
@@ -225,6 +230,7 @@ async def test_without_a_server_it_stops_at_once(log: SqliteLog, tmp_path: Path)
 
 async def test_while_the_log_is_away_nothing_is_acknowledged(log: SqliteLog, server: NatsServer) -> None:
     """The message comes again, and is appended once the log is back."""
+    # specification 17.2
     await publish(server, [(COMPLETED, response(1))])
     flaky = Flaky(log, failures=1)
     async with connection(server.url) as link, responses(flaky, link):
@@ -235,6 +241,7 @@ async def test_while_the_log_is_away_nothing_is_acknowledged(log: SqliteLog, ser
 
 async def test_a_redelivered_message_is_the_same_command(log: SqliteLog, server: NatsServer) -> None:
     """An acknowledgement that got lost costs a second record, byte for byte the first."""
+    # specification 17.6
     await publish(server, [(COMPLETED, response(1))])
     async with connection(server.url) as link, responses(log, link):
         await settled(server, 1)
@@ -273,6 +280,7 @@ async def test_it_makes_a_deleted_durable_again(log: SqliteLog, server: NatsServ
 
 async def test_the_durable_is_that_of_the_contract(log: SqliteLog, server: NatsServer) -> None:
     """Its name, its four subjects, explicit acknowledgements, from the beginning of the stream."""
+    # specification 17.1
     await publish(server, [(COMPLETED, response(1))])
     async with connection(server.url) as link, responses(log, link):
         await settled(server, 1)
@@ -290,6 +298,7 @@ async def test_the_durable_is_that_of_the_contract(log: SqliteLog, server: NatsS
 
 async def test_a_durable_that_an_older_engine_left_gets_the_four_subjects(log: SqliteLog, server: NatsServer) -> None:
     """It bears the same name, and heard of one subject only; what it has acknowledged stays acknowledged."""
+    # specification 17.1
     await publish(server, [(COMPLETED, response(1))])
     async with client(server.url) as other:
         older = ConsumerConfig(durable_name=DURABLE, filter_subject=COMPLETED, ack_policy=AckPolicy.EXPLICIT)

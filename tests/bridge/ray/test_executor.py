@@ -110,6 +110,7 @@ def task(**changes: Any) -> RayTask:
 
 async def test_a_backlog_review_is_sent_whole_and_submitted() -> None:
     """Every field arrives, the plan id in the metadata, the correlation id as gRPC metadata, with a deadline."""
+    # specification 15.1, 15.3, 15.4
     executor = Executor(says("submitted"))
     async with serving(executor) as url, RayExecutorClient(url, call_timeout=7) as client:
         answer = await client.execute(task())
@@ -139,6 +140,7 @@ async def test_a_backlog_review_is_sent_whole_and_submitted() -> None:
 
 async def test_other_tasks_go_by_the_generic_call_with_their_plan_id() -> None:
     """Task extraction uses ExecuteDeliberation, whose constraints hold the plan id themselves."""
+    # specification 15.1, 15.3
     executor = Executor(says("submitted"))
     async with serving(executor) as url, RayExecutorClient(url) as client:
         await client.execute(task(backlog_review=False, metadata={"task_type": "TASK_EXTRACTION"}))
@@ -150,6 +152,7 @@ async def test_other_tasks_go_by_the_generic_call_with_their_plan_id() -> None:
 
 async def test_ok_with_failed_is_a_failed_attempt() -> None:
     """The executor's own reason is kept, on one line."""
+    # specification 15.5
     async with serving(Executor(says("failed", "no\ngpu"))) as url, RayExecutorClient(url) as client:
         answer = await client.execute(task())
     assert (answer.status, answer.code) == ("failed", "ray_refused")
@@ -158,6 +161,7 @@ async def test_ok_with_failed_is_a_failed_attempt() -> None:
 
 async def test_an_unknown_status_is_a_failed_attempt() -> None:
     """Only `submitted` lets the attempt go on."""
+    # specification 15.5
     async with serving(Executor(says("queued"))) as url, RayExecutorClient(url) as client:
         answer = await client.execute(task())
     assert (answer.status, answer.code) == ("failed", "ray_unknown_status")
@@ -166,6 +170,7 @@ async def test_an_unknown_status_is_a_failed_attempt() -> None:
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN])
 async def test_an_answer_by_status_is_a_failed_attempt_without_foreign_text(code: grpc.StatusCode) -> None:
     """The code is stable, and what the other side wrote into the details goes to our log only."""
+    # specification 1.9, 15.5
     async with serving(Executor(aborts(code))) as url, RayExecutorClient(url) as client:
         answer = await client.execute(task())
     assert (answer.status, answer.code) == ("failed", f"ray_{code.name.lower()}")
@@ -175,6 +180,7 @@ async def test_an_answer_by_status_is_a_failed_attempt_without_foreign_text(code
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
 async def test_no_answer_is_unreachable(code: grpc.StatusCode) -> None:
     """What nobody judged may be asked again, and uses up no attempt."""
+    # specification 15.6
     async with serving(Executor(aborts(code))) as url, RayExecutorClient(url) as client:
         with pytest.raises(Unreachable) as raised:
             await client.execute(task())
@@ -184,6 +190,7 @@ async def test_no_answer_is_unreachable(code: grpc.StatusCode) -> None:
 
 async def test_a_call_past_its_deadline_is_unreachable() -> None:
     """A hanging executor costs the deadline, no more."""
+    # specification 15.4, 15.6
 
     async def hang(request: Any, context: Any) -> pb.ExecuteDeliberationResponse:
         await asyncio.sleep(20)

@@ -9,14 +9,17 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Self
+from typing import Any, Self
 
+import grpc
 import pytest
 import yaml
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from fleet.planning_ceremony.v1.client import PlanningCeremonyError
 
 from ceremony.cli import run
 from ceremony.cli.connection import server
@@ -24,6 +27,7 @@ from ceremony.cli.errors import Exit, refused
 from ceremony.cli.output import NARROWEST, console
 from ceremony.cli.serve import Stop
 from ceremony.cli.views import said
+from ceremony.cli.watch import forms
 from ceremony.program import ROOT, settings
 from tests.dev_process import CEREMONIES, ROOT_FOLDER, alive, ceremony
 
@@ -51,6 +55,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_the_help_names_every_verb_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     """Who types `--help` finds everything."""
+    # specification 23.1
     assert run(ROOT, ["--help"]) == Exit.OK
     said = " ".join(capsys.readouterr().out.split())
     verbs = (
@@ -67,6 +72,18 @@ def test_each_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixtur
     assert f"ceremony {verb}" in capsys.readouterr().out
 
 
+def test_the_exit_codes_are_fixed() -> None:
+    # specification 23.1
+    assert {code.name: code.value for code in Exit} == {
+        "OK": 0,
+        "FAILED": 1,
+        "USAGE": 2,
+        "UNAVAILABLE": 3,
+        "NOT_FOUND": 4,
+        "INTERRUPTED": 130,
+    }
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -80,6 +97,7 @@ def test_each_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixtur
 )
 def test_wrong_usage_is_exit_2(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is done then, and stdout stays empty."""
+    # specification 23.1
     assert run(ROOT, arguments) == Exit.USAGE
     said = capsys.readouterr()
     assert said.out == ""
@@ -115,6 +133,7 @@ def test_without_an_engine_every_verb_says_so_in_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit 3, what does not answer, and what to do; at once."""
+    # specification 23.1, 23.2
     assert run(ROOT, [*arguments, "--server", "127.0.0.1:1"]) == Exit.UNAVAILABLE
     said = capsys.readouterr()
     assert said.out == ""
@@ -124,6 +143,7 @@ def test_without_an_engine_every_verb_says_so_in_one_line(
 
 def test_the_server_is_what_was_given_else_the_dev_of_the_folder_else_the_default(nobody: Path) -> None:
     """And a `dev` that has ended is named as the reason."""
+    # specification 23.4
     assert server(None).address == "localhost:50057"
     (nobody / ".ceremony").mkdir()
     (nobody / ".ceremony/dev.json").write_text(json.dumps({"grpc": "127.0.0.1:7", "pid": os.getpid()}))
@@ -139,6 +159,7 @@ def test_the_server_is_what_was_given_else_the_dev_of_the_folder_else_the_defaul
 
 def test_valid_definitions_are_exit_0(capsys: pytest.CaptureFixture[str]) -> None:
     """A folder is all its files."""
+    # specification 23.1, 23.5
     assert run(ROOT, ["validate", str(CEREMONIES)]) == Exit.OK
     said = capsys.readouterr()
     assert "backlog_review.yaml: valid (5 states, 7 steps)" in said.out
@@ -149,6 +170,7 @@ def test_an_invalid_definition_is_exit_1_with_every_reason_on_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """File, line, rule, and what would be right; the valid ones beside it are still told."""
+    # specification 2.15, 23.5
     (tmp_path / "broken.yaml").write_text(BROKEN)
     (tmp_path / "good.yaml").write_text(
         (CEREMONIES / "approval.yaml").read_text().replace("name: approval", "name: good")
@@ -164,6 +186,7 @@ def test_an_invalid_definition_is_exit_1_with_every_reason_on_stderr(
 @pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
 def test_reasons_are_data_too(form: str, read: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same reasons, for programs, on stdout; stderr is empty."""
+    # specification 23.3
     assert callable(read)
     (tmp_path / "broken.yaml").write_text(BROKEN)
     assert run(ROOT, ["validate", str(tmp_path), "-o", form]) == Exit.FAILED
@@ -188,10 +211,39 @@ def test_what_is_not_there_is_no_valid_definition(tmp_path: Path, capsys: pytest
 )
 def test_a_definition_is_drawn_in_three_ways(form: str, begins: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Only the drawing on stdout, so that it can be piped on."""
+    # specification 23.5
     assert run(ROOT, ["graph", str(CEREMONIES / "backlog_review.yaml"), "--format", form]) == Exit.OK
     said = capsys.readouterr().out
     assert begins in said
     assert "deliberate_qa" in said
+
+
+def test_a_warning_is_shown_and_does_not_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # specification 2.14, 23.5
+    roles = "roles:\n  - {id: SOMEBODY, description: may nothing}\n"
+    (tmp_path / "approval.yaml").write_text((CEREMONIES / "approval.yaml").read_text() + roles)
+    assert run(ROOT, ["validate", str(tmp_path)]) == Exit.OK
+    shown = capsys.readouterr()
+    assert ": warning: role_not_allowed: " in shown.err
+    assert "approval.yaml: valid" in shown.out
+
+
+class RestartedEngine:
+    """A client whose stream breaks with UNAVAILABLE after each form but the last."""
+
+    def __init__(self, versions: Sequence[int]) -> None:
+        self._versions = iter(versions)
+
+    async def watch(self, _instance_id: str) -> AsyncIterator[pb.PlanningCeremonyInstance]:
+        for version in self._versions:
+            yield pb.PlanningCeremonyInstance(version=version)
+            raise PlanningCeremonyError(grpc.StatusCode.UNAVAILABLE, "unavailable: it restarts")
+
+
+async def test_watching_goes_on_over_restarts_of_the_engine_and_shows_each_form_once() -> None:
+    # specification 23.6
+    client: Any = RestartedEngine([1, 1, 3])
+    assert [found.version async for found in forms(client, "c:s")] == [1, 3]
 
 
 def test_an_invalid_definition_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,6 +259,7 @@ def test_wrong_settings_are_one_line_for_each_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All of them at once, by the names under which they are set."""
+    # specification 22.2
     monkeypatch.setenv("CEREMONY_PARTITIONS", "many")
     monkeypatch.setenv("READINESS_REQUIRES", "luck")
     assert run(ROOT, ["serve"]) == Exit.FAILED
@@ -229,6 +282,7 @@ def test_wrong_settings_are_one_line_for_each_variable(
 )
 def test_a_worker_that_cannot_start_says_why(options: list[str], line: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Exit 1, the reason in one line, never a traceback."""
+    # specification 23.2
     assert run(ROOT, ["serve", *options]) == Exit.FAILED
     said = capfd.readouterr().err
     assert line in said
@@ -237,6 +291,7 @@ def test_a_worker_that_cannot_start_says_why(options: list[str], line: str, capf
 
 def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever types something means it."""
+    # specification 22.2
     monkeypatch.setenv("CEREMONY_LOG", "kafka://a:1")
     assert settings({}).log == "kafka://a:1"
     assert settings({"log": "kafka://b:2"}).log == "kafka://b:2"
@@ -279,6 +334,7 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
 
 def test_what_is_unexpected_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A bug of ours is not a person's traceback; CEREMONY_DEBUG shows it to who wants it."""
+    # specification 1.9, 23.2
 
     def broken() -> object:
         raise RuntimeError("two\nlines")
@@ -310,6 +366,7 @@ class FailingWorker:
 
 def test_a_worker_that_fails_for_good_is_exit_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever restarts it reads why."""
+    # specification 18.10
     root = replace(ROOT, worker=lambda _: FailingWorker(), logs=lambda *_: None)  # type: ignore[arg-type,return-value]
     assert run(root, ["serve"]) == Exit.FAILED
     assert capsys.readouterr().err == "worker_failed: fenced: another worker has taken over\n"
@@ -342,6 +399,7 @@ def test_a_worker_that_stopped_halfway_is_left_at_once(
 
 async def test_a_second_interrupt_ends_the_process_and_its_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first asks for a clean end; whoever asks again does not want to wait for a neighbour that is away."""
+    # specification 23.1
     codes: list[int] = []
     monkeypatch.setattr("os._exit", codes.append)
     child = await asyncio.create_subprocess_exec("sleep", "60")
@@ -363,6 +421,7 @@ async def test_a_second_interrupt_ends_the_process_and_its_children(monkeypatch:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_ends_cleanly_by_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     """Exit 0, also while NATS and the Ray executor were never there."""
+    # specification 18.8, 22.5
     options = ("--log", f"sqlite://{tmp_path}/log.db", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0")
     process = ceremony("serve", *options, env={"NATS_URL": "nats://127.0.0.1:1", "RAY_EXECUTOR_URL": "127.0.0.1:1"})
     try:

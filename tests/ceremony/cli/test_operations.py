@@ -74,6 +74,8 @@ def test_one_is_paused_resumed_and_cancelled(ceremony: Ceremony, capsys: Said) -
 
 
 def test_several_are_done_each_and_each_refusal_is_told(ceremony: Ceremony, capsys: Said) -> None:
+    # specification 23.7
+    # specification 23.7
     ids = begun(ceremony, capsys, "several-1", "several-2")
     assert ceremony("cancel", *ids, "no:body") == Exit.FAILED
     said = capsys.readouterr()
@@ -83,6 +85,8 @@ def test_several_are_done_each_and_each_refusal_is_told(ceremony: Ceremony, caps
 
 
 def test_all_that_match_the_filters_and_no_others(ceremony: Ceremony, capsys: Said) -> None:
+    # specification 23.7
+    # specification 23.7
     mine = begun(ceremony, capsys, *(f"all-{number}" for number in range(20)), story="mine")
     (other,) = begun(ceremony, capsys, "all-other", story="other")
     filters = ("--all", "--story", "mine", "--definition", "approval", "--state", "ASKED", "--yes")
@@ -99,6 +103,7 @@ def test_all_that_match_the_filters_and_no_others(ceremony: Ceremony, capsys: Sa
 
 def test_nothing_is_touched_unasked(ceremony: Ceremony, capsys: Said) -> None:
     """Where nobody can be asked --yes is wanted; filters need --all; names and --all exclude each other."""
+    # specification 23.7
     (one,) = begun(ceremony, capsys, "unasked")
     for arguments in (
         ("--all", "--story", "s"),
@@ -135,6 +140,7 @@ def test_a_failed_step_is_retried_by_name_or_because_it_is_the_one(ceremony: Cer
 
 def test_an_unselected_step_is_run(ceremony: Ceremony, capsys: Said) -> None:
     """After it the guard holds that speaks of it; a step that runs by itself is refused."""
+    # specification 13.10
     (one,) = begun(ceremony, capsys, "run")
     capsys.readouterr()
     assert ceremony("run", one, "ask") == Exit.FAILED
@@ -163,6 +169,8 @@ def test_history_tells_who_did_what(ceremony: Ceremony, capsys: Said) -> None:
 
 
 def test_history_tells_who_fired_a_trigger(ceremony: Ceremony, capsys: Said) -> None:
+    # specification 13.11
+    # specification 13.11
     (one,) = begun(ceremony, capsys, "fired")
     ceremony("trigger", one, "decline", "--role", "APPROVER", "-m", "too late")
     capsys.readouterr()
@@ -176,6 +184,8 @@ def test_history_tells_who_fired_a_trigger(ceremony: Ceremony, capsys: Said) -> 
 
 
 def test_doctor_of_one_shows_what_it_waits_for_and_what_to_do(ceremony: Ceremony, capsys: Said) -> None:
+    # specification 14.14
+    # specification 14.14
     (one,) = begun(ceremony, capsys, "patient")
     capsys.readouterr()
     assert ceremony("doctor", one) == Exit.OK
@@ -187,6 +197,8 @@ def test_doctor_of_one_shows_what_it_waits_for_and_what_to_do(ceremony: Ceremony
 
 
 def test_doctor_of_all_is_data_too(ceremony: Ceremony, capsys: Said) -> None:
+    # specification 23.3
+    # specification 23.3
     (one,) = begun(ceremony, capsys, "for-the-doctor")
     ceremony("pause", one, "-m", "lunch")
     capsys.readouterr()
@@ -201,6 +213,7 @@ def test_doctor_of_all_is_data_too(ceremony: Ceremony, capsys: Said) -> None:
 
 def test_doctor_fails_where_something_stands_still(capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     """The report says what, where and what to do; a stuck ceremony is told in full."""
+    # specification 12.11, 23.8
     found = pb.DiagnoseResponse(
         findings=[
             pb.Finding(

@@ -68,6 +68,7 @@ def data(said: Said) -> Any:
 
 def test_from_start_to_end_by_the_command_line(ceremony: Ceremony, capsys: Said) -> None:
     """Start, look, approve the one gate that is open, follow to the end, and read all of it as data."""
+    # specification 23.3
     assert ceremony("start", "approval", "--ceremony-id", "all", "--story-id", "s") == Exit.OK
     assert capsys.readouterr().out == "started all:s\n"
     assert ceremony("get", "all:s") == Exit.OK
@@ -87,6 +88,7 @@ def test_from_start_to_end_by_the_command_line(ceremony: Ceremony, capsys: Said)
 
 def test_a_start_may_be_waited_for(ceremony: Ceremony, capsys: Said) -> None:
     """One line of JSON for each change; the last one is the end."""
+    # specification 23.6
     arguments = ("--ceremony-id", "wait", "--story-id", "s", "--input", 'payload={"a": 1}', "--wait", "-o", "json")
     assert ceremony("start", "merge_chain", *arguments) == Exit.OK
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -120,6 +122,7 @@ def test_a_rejection_is_followed_to_its_end(ceremony: Ceremony, capsys: Said) ->
 
 def test_a_ceremony_that_failed_is_exit_1(ceremony: Ceremony, capsys: Said) -> None:
     """Scripts need not read the output to know."""
+    # specification 23.6
     arguments = ("--ceremony-id", "bad", "--story-id", "s", "--input", "payload={}", "--wait")
     assert ceremony("start", "fails", *arguments) == Exit.FAILED
     said = capsys.readouterr()
@@ -143,6 +146,7 @@ def test_a_refusal_is_its_code_and_its_reason_on_stderr(
     arguments: tuple[str, ...], exit_code: Exit, code: str, ceremony: Ceremony, capsys: Said
 ) -> None:
     """One line, nothing on stdout."""
+    # specification 23.1, 23.2
     assert ceremony(*arguments) == exit_code
     said = capsys.readouterr()
     assert said.out == ""
@@ -247,6 +251,7 @@ def test_a_dead_letter_is_shown_with_its_origin(capsys: Said) -> None:
 
 def test_nothing_an_engine_sends_can_command_a_terminal(capsys: Said) -> None:
     """Escape sequences in ids and errors are shown as what they are not."""
+    # specification 23.11
     evil = pb.PlanningCeremonyInstance(
         instance_id="a:b\x1b[2J",
         status="FAILED",

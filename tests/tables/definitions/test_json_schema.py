@@ -21,17 +21,22 @@ SAMPLES: dict[str, Any] = {"object": {}, "array": [], "string": "x", "number": 1
 @pytest.mark.parametrize("given", SAMPLES)
 def test_the_type_of_an_output_is_enforced(kind: str, given: str) -> None:
     """A bool is not a number, and a number no bool."""
+    # specification 4.6, 9.3
     assert problems(SAMPLES[given], kind=kind) == ([] if kind == given else [f"$: must be of type {kind}"])
 
 
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("given", SAMPLES)
 def test_each_type_word_of_a_flat_schema(word: str, given: str) -> None:
+    # specification 4.6
+    # specification 4.6
     wanted = [] if WORDS[word] == given else [f"$.a: must be of type {WORDS[word]}"]
     assert problems({"a": SAMPLES[given]}, {"a": word}) == wanted
 
 
 def test_a_flat_schema_requires_every_field_and_allows_others() -> None:
+    # specification 4.6
+    # specification 4.6
     assert problems({"a": "x", "c": 1}, {"a": "string", "b": "int"}) == ["$.b: is missing"]
     assert problems({"a": None}, {"a": "string"}) == ["$.a: must be of type string"]
 
@@ -47,6 +52,8 @@ def test_a_flat_schema_of_a_text_asks_for_an_object() -> None:
 
 @pytest.mark.parametrize("mark", ["$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum"])
 def test_one_of_its_marks_makes_a_schema_json_schema(mark: str) -> None:
+    # specification 4.5
+    # specification 4.5
     assert is_json_schema({mark: "string"}) and not is_json_schema({"title": "string", "type": "string"})
 
 
@@ -63,6 +70,8 @@ SCHEMA = {
 
 
 def test_json_schema_names_path_and_rule_and_never_the_value() -> None:
+    # specification 9.3
+    # specification 9.3
     value = {"a": True, "c": "secret-value", "list": [1, "secret-value", 2.0], "other": "secret-value"}
     found = problems(value, SCHEMA)
     assert found == [
@@ -114,11 +123,15 @@ def test_sound_schemas_are_accepted_and_enforced(schema: dict[str, Any]) -> None
     ],
 )
 def test_an_unsound_json_schema_is_a_load_error_with_its_place(schema: dict[str, Any], path: tuple[Any, ...]) -> None:
+    # specification 4.7
+    # specification 4.7
     found = schema_problems(Output("o", "object", schema))
     assert [(p, rule) for p, rule, _ in found] == [(path, "bad_json_schema")]
 
 
 def test_unknown_type_words_are_load_errors() -> None:
+    # specification 4.6
+    # specification 4.6
     found = schema_problems(Output("o", "object", {"a": "string", "b": "text", "c": 3, "d": {"x": "y"}}))
     assert [(path, rule) for path, rule, _ in found] == [((key,), "unknown_type_word") for key in "bcd"]
 
@@ -170,6 +183,7 @@ BRANCHING = {
 )
 def test_no_schema_takes_long(schema: dict[str, Any], value: Any) -> None:
     """The fold applies them: a partition would stand still, under every owner."""
+    # specification 4.7
     assert schema_problems(Output("o", "object", schema)) == []
     assert problems(value, schema) != []
 

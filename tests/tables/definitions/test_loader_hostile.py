@@ -49,6 +49,8 @@ def test_a_file_that_is_no_map_is_refused(text: str) -> None:
 
 
 def test_a_file_over_256_kib_is_not_even_parsed() -> None:
+    # specification 2.4
+    # specification 2.4
     assert rules(HEAD + "#" * 262_144) == ["file_too_large"]
     assert rules(("é" * 131_072 + "x").encode()) == ["file_too_large"]
     assert rules("é" * 131_072 + "x") == ["file_too_large"]
@@ -78,6 +80,8 @@ def test_deep_nesting_is_refused_where_it_begins(opening: str) -> None:
 
 
 def test_64_levels_are_allowed_and_65_are_not() -> None:
+    # specification 2.4
+    # specification 2.4
     def nested(levels: int) -> str:
         return HEAD + STATES + "x: " + "[" * levels + "]" * levels + "\n"
 
@@ -86,6 +90,8 @@ def test_64_levels_are_allowed_and_65_are_not() -> None:
 
 
 def test_a_billion_laughs_stop_at_the_first_alias() -> None:
+    # specification 2.3
+    # specification 2.3
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     assert rules("\n".join(lines)) == ["yaml_alias"]
@@ -103,6 +109,8 @@ def test_a_hundred_thousand_items_are_bounded() -> None:
 
 @pytest.mark.uncounted
 def test_ten_thousand_unknown_keys_are_bounded() -> None:
+    # specification 2.5
+    # specification 2.5
     found = rules(HEAD + STATES + "".join(f"key_number_{n}: 1\n" for n in range(12_000)))
     assert found.count("unknown_key") == MAX_PROBLEMS
 
@@ -115,6 +123,8 @@ def test_a_huge_scalar_is_clipped_in_the_message() -> None:
 
 @pytest.mark.parametrize("number", ["9" * 60, "9" * 5000, "1:" * 30 + "1", "0b_", "0x_", "-.inf", ".nan", "1e400"])
 def test_odd_numbers_are_problems_not_crashes(number: str) -> None:
+    # specification 2.3
+    # specification 2.3
     assert rules(HEAD + STATES + f"timeouts: {{step_max: {number}}}\n")
 
 
@@ -157,6 +167,8 @@ def test_json_schemas_are_bounded_all_together() -> None:
 
 
 def test_a_path_is_no_name() -> None:
+    # specification 2.1
+    # specification 2.1
     with pytest.raises(DefinitionInvalid):
         load(HEAD.replace("name: x", "name: ../../etc/passwd") + STATES, "../../etc/passwd.yaml", KINDS)
 
@@ -194,6 +206,8 @@ def loaded_or_refused(text: str | bytes) -> Definition | DefinitionInvalid:
 @given(st.binary(max_size=300))
 @settings(max_examples=150, deadline=None)
 def test_arbitrary_bytes_never_raise_anything_else(data: bytes) -> None:
+    # specification 2.4
+    # specification 2.4
     loaded_or_refused(data)
 
 
@@ -216,6 +230,7 @@ def test_arbitrary_content_never_raises_anything_else(content: dict[str, object]
 @settings(max_examples=300, deadline=None)
 def test_a_valid_file_with_one_part_exchanged_never_raises_anything_else(data: st.DataObject) -> None:
     """And what loads fits the published schema too."""
+    # specification 2.4, 2.17
     content = copy.deepcopy(PARSED)
     place, key = data.draw(st.sampled_from(list(_places(content))))
     place[key] = data.draw(_trees | st.sampled_from(SENSIBLE))
@@ -265,6 +280,7 @@ def test_the_file_that_is_mutated_is_valid() -> None:
 
 def test_a_pinned_definition_is_found_by_its_hash_and_loaded_once() -> None:
     """Its file may be called anything by now: the name rule is not applied again."""
+    # specification 1.2
     digest = content_hash(VALID)
     first = load_pinned(VALID, digest, KINDS)
     assert first is load_pinned(VALID, digest, KINDS)

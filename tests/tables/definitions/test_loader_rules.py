@@ -217,6 +217,7 @@ CASES = [
 @pytest.mark.parametrize(("rule", "text"), CASES, ids=[f"{n}-{rule}" for n, (rule, _) in enumerate(CASES)])
 def test_each_rule_is_reported_once_with_its_line(rule: str, text: str) -> None:
     """The violation is found under its code in the line that is marked, and nothing else is blamed."""
+    # specification 2.2, 2.3, 2.5, 2.6, 2.7, 2.8, 2.9, 2.10, 2.11, 2.12, 2.13, 3.1
     line = 1 + next(n for n, content in enumerate(text.split("\n")) if "#!" in content)
     found = problems(text)
     assert [(p.rule, p.line) for p in found] == [(rule, line)], "\n".join(map(str, found))
@@ -233,11 +234,14 @@ def test_the_base_of_these_cases_is_valid() -> None:
 
 def test_publish_output_must_be_an_object() -> None:
     """A publish step's output of another type is a load error."""
+    # specification 9.3
     text = changed(RESULT, "  result: {type: array}\n")
     assert [p.line for p in problems(text)] == [1 + text.split("\n").index(PUBLISH.rstrip("\n"))]
 
 
 def test_every_violation_is_listed_not_just_the_first() -> None:
+    # specification 2.5
+    # specification 2.5
     text = """\
 version: "2.0"
 name: other
@@ -282,4 +286,6 @@ retry_policies:
     ],
 )
 def test_a_misspelt_word_is_answered_with_the_right_one(old: str, new: str, hint: str) -> None:
+    # specification 2.5
+    # specification 2.5
     assert any(hint in p.message for p in problems(changed(old, new)))

@@ -29,6 +29,8 @@ def world_of(body: str) -> World:
 
 
 def test_a_chain_of_steps_that_compute_is_one_command() -> None:
+    # specification 11.11
+    # specification 11.11
     world = World(chain(5), KINDS)
     decision = world.start(a={"x": 1})
     assert (world.live.status, world.live.version) == ("COMPLETED", 1)
@@ -48,6 +50,8 @@ def test_a_chain_of_steps_that_compute_is_one_command() -> None:
 
 
 def test_a_gate_is_open_when_the_command_that_reached_it_is_folded() -> None:
+    # specification 8.2, 11.11
+    # specification 8.2, 11.11
     world = world_of(
         """
 states:
@@ -161,6 +165,8 @@ steps:
 
 
 def test_past_so_many_steps_of_one_command_the_next_ones_agent_is_asked() -> None:
+    # specification 11.11
+    # specification 11.11
     world = World(chain(2 * MAX_AT_ONCE + 2), KINDS)
     world.start(a={"x": 1})
     for asked in (MAX_AT_ONCE + 1, 2 * MAX_AT_ONCE + 2):
@@ -173,6 +179,7 @@ def test_past_so_many_steps_of_one_command_the_next_ones_agent_is_asked() -> Non
 
 def test_a_step_that_a_command_comes_to_again_is_asked_of_its_agent() -> None:
     """What goes round and round moves at its agents' pace; the events of one command stay near what a row may weigh."""
+    # specification 11.11
     world = world_of(
         """
 inputs: {required: [a]}
@@ -228,6 +235,7 @@ timeouts: {{ceremony_max: 100}}
 
 def test_steps_that_were_settled_never_bring_a_command_near_the_transitions_that_fail_a_ceremony() -> None:
     """Twelve states with a step, and ten without one behind each: 132 transitions in all."""
+    # specification 11.11
     names = [f"S{n}" if n % 11 == 0 else f"E{n}" for n in range(132)]
     states = "".join(
         f"  - {{id: {name}, description: s{', initial: true' if n == 0 else ''}}}\n" for n, name in enumerate(names)
@@ -275,6 +283,7 @@ def answer(world: World, request: StepRequested) -> None:
 @given(st.randoms(use_true_random=False))
 def test_it_comes_to_the_same_as_asking_the_agents(rng: Random) -> None:
     """Step after step: the same events at the same times, and the same row but for its version."""
+    # specification 11.11
     definition = load(one_after_the_other(random_definition(rng)), "probe.yaml", KINDS)
     at_once, asked = World(definition, KINDS), World(definition, ASKED)
     for world in (at_once, asked):

@@ -38,7 +38,23 @@ def started(of: Definition, *step_ids: str) -> World:
     return world
 
 
+def test_the_first_transition_in_file_order_whose_guards_all_hold_is_applied() -> None:
+    # specification 12.1
+    ways = [
+        "from: RUN, to: DONE, trigger: both, guards: [x_done, x_failed]",
+        "from: RUN, to: MEND, trigger: one, guards: [x_done]",
+        "from: RUN, to: DONE, trigger: same, guards: [x_done]",
+        MENDED,
+    ]
+    done = "  x_done: {check: 'step_status:x:COMPLETED'}\n"
+    world = started(definition(ways, agg("x"), more=ON_FAILED + done))
+    world.done("x")
+    assert [event.payload["trigger"] for event in world.events("ceremony.transition.applied")] == ["one", "mended"]
+
+
 def test_first_the_automatic_transitions_whose_guards_hold_on_the_failure() -> None:
+    # specification 12.1, 12.3
+    # specification 12.1, 12.3
     world = started(
         definition(
             [FINISH, MEND, "from: RUN, to: MEND, trigger: seen, guards: [x_failed]", MENDED],
@@ -52,12 +68,16 @@ def test_first_the_automatic_transitions_whose_guards_hold_on_the_failure() -> N
 
 
 def test_then_the_on_failure_trigger_even_past_a_failed_step() -> None:
+    # specification 12.3
+    # specification 12.3
     world = started(definition([FINISH, MEND, MENDED], agg("x", ", on_failure: mend")))
     world.failed("x")
     assert world.path() == ["MEND", "DONE"]
 
 
 def test_guards_of_the_on_failure_transition_count() -> None:
+    # specification 12.3
+    # specification 12.3
     world = started(
         definition(
             [FINISH, "from: RUN, to: MEND, trigger: mend, guards: [y_done]", MENDED],
@@ -73,6 +93,8 @@ def test_guards_of_the_on_failure_transition_count() -> None:
 
 
 def test_then_the_ceremony_fails_once_nothing_else_is_in_flight() -> None:
+    # specification 12.4
+    # specification 12.4
     world = started(definition([FINISH, MEND, MENDED], agg("x", ", after: []"), agg("y", ", after: []")))
     world.failed("x")
     assert world.live.status == "RUNNING"
@@ -82,6 +104,8 @@ def test_then_the_ceremony_fails_once_nothing_else_is_in_flight() -> None:
 
 
 def test_a_failed_step_does_not_keep_independent_steps_from_starting() -> None:
+    # specification 11.1
+    # specification 11.1
     world = started(
         definition([FINISH, MEND, MENDED], agg("x", ", after: []"), agg("y", ", after: []"), agg("z", ", after: [y]"))
     )
@@ -93,6 +117,8 @@ def test_a_failed_step_does_not_keep_independent_steps_from_starting() -> None:
 
 
 def test_steps_in_flight_are_cancelled_before_the_event_that_moves_the_ceremony() -> None:
+    # specification 12.8
+    # specification 12.8
     world = started(
         definition(
             [FINISH, "from: RUN, to: MEND, trigger: seen, guards: [x_failed]", MENDED],
@@ -115,6 +141,8 @@ def test_steps_in_flight_are_cancelled_before_the_event_that_moves_the_ceremony(
 
 
 def test_when_all_steps_have_ended_and_nothing_can_hold_the_ceremony_fails_with_no_transition() -> None:
+    # specification 12.5
+    # specification 12.5
     world = started(
         definition(
             [FINISH + ", guards: [never]", MEND + ", guards: [never]", MENDED],
@@ -127,6 +155,8 @@ def test_when_all_steps_have_ended_and_nothing_can_hold_the_ceremony_fails_with_
 
 
 def test_a_guard_over_an_unselected_step_keeps_the_ceremony_waiting_until_an_operator_runs_it() -> None:
+    # specification 1.5, 12.5, 13.10
+    # specification 1.5, 12.5, 13.10
     world = started(
         definition(
             ["from: RUN, to: DONE, trigger: finish, guards: [y_done]", MEND + ", guards: [y_done]", MENDED],
@@ -163,6 +193,7 @@ def test_a_failed_unselected_step_fails_the_ceremony_too() -> None:
 
 def test_a_guardless_transition_never_fires_past_a_failed_step_that_an_operator_ran() -> None:
     """All selected steps are COMPLETED, and yet it does not go on."""
+    # specification 12.2
     world = started(
         definition([FINISH, MEND, MENDED], agg("x", ", after: []"), agg("y", ", after: []")),
         "x",
@@ -175,6 +206,8 @@ def test_a_guardless_transition_never_fires_past_a_failed_step_that_an_operator_
 
 
 def test_more_than_a_hundred_transitions_from_one_command_fail_the_ceremony() -> None:
+    # specification 12.6
+    # specification 12.6
     world = started(
         definition(
             [
@@ -192,6 +225,8 @@ def test_more_than_a_hundred_transitions_from_one_command_fail_the_ceremony() ->
 
 
 def test_entering_a_state_again_runs_its_steps_again_with_rising_attempts_and_a_new_budget() -> None:
+    # specification 1.6, 11.10
+    # specification 1.6, 11.10
     world = started(
         definition(
             [
@@ -231,6 +266,8 @@ def test_a_step_that_fails_as_it_starts_moves_the_ceremony_before_its_neighbours
 
 
 def test_a_failed_step_may_be_retried_while_its_neighbour_is_still_in_flight() -> None:
+    # specification 13.9
+    # specification 13.9
     world = started(definition([FINISH, MEND, MENDED], agg("x", ", after: []"), agg("y", ", after: []")))
     world.failed("x")
     world.retry("x")

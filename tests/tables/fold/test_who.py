@@ -42,6 +42,7 @@ def failed() -> World:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_needs_an_actor_and_a_role_that_allows_it(name: str) -> None:
     """Where a role names the action; the refusal comes before anything is said of the ceremony's state."""
+    # specification 13.1, 13.3
     world = failed()
     operation = OPERATIONS[name](world)
     assert refusal(operation(actor=" ")) == "actor_required"
@@ -53,6 +54,8 @@ def test_an_operation_needs_an_actor_and_a_role_that_allows_it(name: str) -> Non
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_where_no_role_names_it_whoever_names_himself_may(name: str) -> None:
+    # specification 13.1
+    # specification 13.1
     world = World(definition_of(BODY + "roles:\n  - {id: WATCHER, description: d, allowed_actions: [hold]}\n"))
     world.start(a=1)
     operation = OPERATIONS[name](world)
@@ -61,6 +64,8 @@ def test_where_no_role_names_it_whoever_names_himself_may(name: str) -> None:
 
 
 def test_actor_role_and_reason_are_announced() -> None:
+    # specification 13.11
+    # specification 13.11
     world = failed()
     who = {"actor": "ana", "role": "OPERATOR", "reason": "the vendor is back"}
     world.retry("one", **who)
@@ -80,6 +85,7 @@ def told_of_transitions(world: World) -> list[tuple[str, dict[str, str] | None]]
 
 def test_who_fired_a_trigger_stands_beside_the_payload_of_its_transition_only() -> None:
     """The payload's fields are fixed; a transition that follows by itself was asked for by nobody."""
+    # specification 13.11
     body = BODY.replace('"step_status:late:COMPLETED"', '"step_status:late:PENDING"')
     world = World(definition_of(body + ROLES))
     world.start("one", a=1)
@@ -100,6 +106,8 @@ def test_a_reason_is_kept_as_far_as_a_text_may_go() -> None:
 
 
 def test_an_agents_trigger_is_its_own_in_the_role_system() -> None:
+    # specification 13.13
+    # specification 13.13
     world = World(definition_of(TALK))
     world.start()
     world.outcome("talk", "submitted", deliberation_id="d")
@@ -109,6 +117,7 @@ def test_an_agents_trigger_is_its_own_in_the_role_system() -> None:
 
 def test_a_decision_of_people_is_announced_by_itself_and_its_transition_has_no_actor() -> None:
     """What an approved guard lets happen is found, not asked for: `ceremony.gate.decided` says who approved."""
+    # specification 8.10, 13.11
     body = BODY.replace("guards:\n", "guards:\n  agreed: {type: human, role: PO, check: the owner agrees}\n")
     body = body.replace("trigger: hold,", "trigger: hold, guards: [agreed],")
     world = World(definition_of(body + "roles:\n  - {id: PO, description: d, allowed_actions: [hold]}\n"))
@@ -119,6 +128,8 @@ def test_a_decision_of_people_is_announced_by_itself_and_its_transition_has_no_a
 
 
 def test_a_retry_is_announced_after_the_resumption_and_before_its_attempt_begins() -> None:
+    # specification 13.11
+    # specification 13.11
     world = failed()
     world.retry("one", role="OPERATOR")
     subjects = [event.subject for event in world.events()]
@@ -156,6 +167,8 @@ def test_the_engines_own_pause_asks_for_no_role() -> None:
 
 
 def test_the_same_request_again_retries_nothing_twice() -> None:
+    # specification 13.12
+    # specification 13.12
     world = failed()
     world.retry("one", role="OPERATOR", command_id="r-1")
     assert world.retry("one", role="OPERATOR", command_id="r-1").note == "duplicate"

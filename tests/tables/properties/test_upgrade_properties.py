@@ -34,6 +34,7 @@ def _check_fully(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(RANDOM)
 def test_what_an_older_release_began_comes_to_an_end_under_this_one(rng: Random) -> None:
     """From a checkpoint on, all that came later is folded again; answers to the older requests come too."""
+    # specification 24.3
     world = begun(rng, ASKED)
     hostile = Hostile(world, rng)
     moved(world, hostile, rng.randint(0, 20))

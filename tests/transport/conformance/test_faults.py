@@ -78,6 +78,7 @@ async def finish(place: Place) -> None:
 
 async def test_nothing_is_lost_when_workers_are_killed(place: Place) -> None:
     """A kill -9 in the middle of folding, four times: rows exact, each effect there, with the same id if twice."""
+    # specification 18.1, 18.2, 18.12
     await loaded(place)
     for _ in range(4):
         async with worker(place, "count") as victim:
@@ -122,6 +123,7 @@ async def test_a_frozen_owner_that_wakes_up_is_fenced(place: Place) -> None:
 
     Embedded, that ends the former owner. On Kafka it takes its place in the group again.
     """
+    # specification 18.5, 18.12
     await loaded(place)
     async with worker(place, "count", static=False) as frozen:
         await frozen.reaches("folded", 800)
@@ -158,6 +160,7 @@ async def test_the_checkpoint_of_a_former_owner_is_refused(place: Place) -> None
 
 async def test_a_held_record_is_delivered_again_after_a_kill(place: Place) -> None:
     """What was answered may come twice, what was held comes again: every request is answered in the end."""
+    # specification 18.4, 18.12
     requests = [b"stick" if i % 50 == 7 else b"%d" % i for i in range(400)]
     async with beside(place) as app:
         await load(app, place.topic("requests"), [(b"k%d" % (i % 9), value) for i, value in enumerate(requests)])

@@ -40,6 +40,7 @@ async def send_with_timestamp(place: Place, app: CeremonyApp, topic: str, claime
 
 async def test_records_of_a_partition_keep_their_order(place: Place) -> None:
     """An agent gets the records of each partition in offset order, without a gap; its effects keep that order."""
+    # specification 18.3, 18.12
     seen: list[Record] = []
 
     async def forward(stream: AsyncIterable[Batch]) -> None:
@@ -87,6 +88,7 @@ async def test_headers_arrive_as_they_were_sent(place: Place) -> None:
 
 async def test_timestamps_are_the_logs(place: Place) -> None:
     """The position's timestamp is the record's, monotone per partition; one that a sender claims does nothing."""
+    # specification 18.6, 18.12
     topic = place.topic("in")
     before = int(time.time() * 1000)
     async with beside(place) as app:
@@ -107,6 +109,7 @@ async def test_timestamps_are_the_logs(place: Place) -> None:
 
 async def test_the_largest_record_passes_and_one_byte_more_is_refused(place: Place) -> None:
     """From outside and from an agent: RecordTooLarge before anything is sent, and the partition still works."""
+    # specification 20.1
     topic = place.topic("in")
     key = b"k"
     largest = b"x" * (LARGEST_RECORD - FRAMING - len(key))

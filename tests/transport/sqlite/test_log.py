@@ -300,6 +300,7 @@ async def test_retention_removes_what_is_older_and_moves_the_log_start(path: Pat
 
 async def test_a_second_process_gets_one_clear_error(path: Path) -> None:
     """The file has one owner; the error says who is in the way and what to do."""
+    # specification 22.10
     async with opened(path):
         with pytest.raises(LogInUse, match=r"log_in_use: .*log\.db is open in another process"):
             await SqliteLog(path, HostClock()).start()

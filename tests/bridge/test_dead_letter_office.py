@@ -73,7 +73,6 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 async def test_it_is_shown_with_headers_and_body(site: Site) -> None:
     # specification 19.4
-    # specification 19.4
     origin = await site.put("t.commands", 2, 7, b'{"type": "nonsense"}')
     found = await site.office.show(origin)
     assert (found.letter.code, found.letter.message, found.letter.key) == ("boom", "it broke", b"c1:s1")
@@ -101,7 +100,6 @@ async def test_an_origin_without_a_dead_letter_is_unknown(site: Site, origin: tu
 @pytest.mark.parametrize("topic", ["t.commands", "t.steps.aggregation"])
 async def test_a_record_goes_back_with_its_key_headers_and_partition(site: Site, topic: str) -> None:
     # specification 19.5
-    # specification 19.5
     origin = await site.put(topic, 2, 7, b"body")
     before = REPLAYED.labels(topic)._value.get()
     replay, repeated = await site.replay(origin)
@@ -115,7 +113,6 @@ async def test_a_record_goes_back_with_its_key_headers_and_partition(site: Site,
 
 
 async def test_the_same_request_again_sends_nothing_and_another_one_sends_again(site: Site) -> None:
-    # specification 19.5
     # specification 19.5
     origin = await site.put("t.commands", 1, 7, b"body")
     first, _ = await site.replay(origin)
@@ -170,7 +167,6 @@ async def test_a_large_body_is_read_where_it_stood(site: Site) -> None:
 
 async def test_a_body_that_nobody_has_any_more_cannot_be_sent(site: Site) -> None:
     # specification 19.6
-    # specification 19.6
     origin = await site.put("t.commands", 1, 7, b"x" * (DEADLETTER_BODY_LIMIT + 1))
     assert (await site.office.show(origin)).body_from == "gone"
     with pytest.raises(NotReplayable, match="body_gone"):
@@ -181,14 +177,12 @@ async def test_a_body_that_nobody_has_any_more_cannot_be_sent(site: Site) -> Non
 @pytest.mark.parametrize("origin", [("t.events", 1, 7), ("elsewhere", 1, 7), ("t.commands", 4, 7)])
 async def test_only_commands_and_step_requests_of_ours_are_sent_back(site: Site, origin: tuple[str, int, int]) -> None:
     # specification 19.6
-    # specification 19.6
     where = await site.put(*origin, b"body")
     with pytest.raises(NotReplayable, match="not_replayable"):
         await site.replay(where)
 
 
 async def test_a_message_of_nats_becomes_the_command_it_would_have_become(site: Site) -> None:
-    # specification 19.5
     # specification 19.5
     subject = [("subject", b"agent.response.completed")]
     origin = await site.put(AGENT_RESPONSES, 0, 12, json.dumps(RESPONSE).encode(), key=None, headers=subject)
@@ -221,7 +215,6 @@ async def test_a_large_message_of_nats_is_read_from_its_stream(site: Site) -> No
     ids=["malformed", "foreign"],
 )
 async def test_a_message_of_nats_that_is_still_wrong_is_refused(site: Site, body: bytes | str, code: str) -> None:
-    # specification 19.6
     # specification 19.6
     value = body if isinstance(body, bytes) else body.encode()
     subject = [("subject", b"agent.response.completed")]

@@ -30,7 +30,6 @@ def definitions(folder: Path, *rules: ServerRule) -> DefinitionsDir:
 
 def test_a_definition_is_found_by_its_name(tmp_path: Path) -> None:
     # specification 2.1
-    # specification 2.1
     found = definitions(folder_with(tmp_path, good=SELECTING)).get("good")
     assert found.name == "good"
 
@@ -53,7 +52,6 @@ def test_a_name_never_leads_out_of_the_folder(tmp_path: Path, name: str) -> None
 
 
 def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
-    # specification 2.16
     # specification 2.16
     found = definitions(folder_with(tmp_path, good=SELECTING))
     before = found.get("good")
@@ -97,14 +95,12 @@ def test_an_invalid_file_does_not_touch_the_others(tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_the_files_is_invalid(tmp_path: Path) -> None:
     # specification 2.1
-    # specification 2.1
     (tmp_path / "other.yaml").write_text(HEAD.format(name="good") + SELECTING)
     with pytest.raises(DefinitionInvalid, match="name"):
         definitions(tmp_path).get("other")
 
 
 def test_a_file_over_256_kib_is_invalid(tmp_path: Path) -> None:
-    # specification 2.4
     # specification 2.4
     folder_with(tmp_path, big=SELECTING + "#" * (256 * 1024))
     with pytest.raises(DefinitionInvalid):
@@ -135,7 +131,6 @@ def test_a_servers_rule_is_checked_at_load(tmp_path: Path) -> None:
 
 
 def test_every_invalid_file_is_reported_in_full(tmp_path: Path) -> None:
-    # specification 2.15
     # specification 2.15
     found = definitions(folder_with(tmp_path, good=SELECTING, bad="states: []\n"))
     with pytest.raises(DefinitionInvalid) as caught:

@@ -44,7 +44,6 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("variable", CONTRACT)
 def test_defaults_of_the_contract(variable: str) -> None:
     # specification 14.1, 22.1
-    # specification 14.1, 22.1
     field, default = CONTRACT[variable]
     assert Settings.model_fields[field].alias == variable
     assert getattr(settings(), field) == default
@@ -73,7 +72,6 @@ def test_defaults_of_the_contract(variable: str) -> None:
 def test_the_environment_is_read(
     monkeypatch: pytest.MonkeyPatch, variable: str, text: str, field: str, value: Any
 ) -> None:
-    # specification 22.1, 22.3
     # specification 22.1, 22.3
     monkeypatch.setenv(variable, text)
     assert getattr(settings(), field) == value
@@ -132,7 +130,6 @@ def test_an_unknown_readiness_name_is_told_what_there_is(monkeypatch: pytest.Mon
     ],
 )
 def test_the_program_says_in_a_line_what_is_wrong(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
-    # specification 22.2
     # specification 22.2
     monkeypatch.setenv(variable, text)
     with pytest.raises(SettingsInvalid) as caught:

@@ -391,7 +391,6 @@ def test_every_rule_has_a_defect_that_shows_it() -> None:
 
 def test_a_late_publish_after_the_end_is_allowed() -> None:
     # specification 9.8
-    # specification 9.8
     run = Tampered()
     published = run.payload(PLANNED, "publish.completed")
     run.add(PLANNED, "publish.completed", "publish.completed", **{**published, "late": True})

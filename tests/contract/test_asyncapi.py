@@ -121,7 +121,6 @@ def test_every_subject_of_the_contract_is_there_in_its_direction() -> None:
 
 def test_no_publish_step_may_use_a_subject_of_the_document() -> None:
     # specification 9.5
-    # specification 9.5
     for subject in OUT:
         assert own(subject), subject
 
@@ -164,7 +163,6 @@ EXECUTED = {
 
 
 def test_an_envelope_of_the_codec_is_valid() -> None:
-    # specification 16.1
     # specification 16.1
     for who in (None, FIRED_BY):
         fired = event("ceremony.transition.applied", APPLIED, metadata=who)
@@ -213,7 +211,6 @@ def test_what_is_not_as_the_document_says_is_named(change: dict[str, Any], where
 
 
 def test_errors_belong_to_failed_steps_only() -> None:
-    # specification 11.6
     # specification 11.6
     for payload in ({**EXECUTED, "error_code": "x"}, {**EXECUTED, "status": "FAILED"}):
         with pytest.raises(MessageInvalid):

@@ -76,7 +76,6 @@ def test_transitions_are_a_path_and_each_event_stands_in_the_state_it_names(worl
 
 def test_a_step_is_concluded_once_per_attempt_and_only_after_it_began(world: World) -> None:
     # specification 11.6
-    # specification 11.6
     begun: set[tuple[str, int]] = set()
     concluded: Counter[tuple[str, int]] = Counter()
     for effect in world.effects:
@@ -101,7 +100,6 @@ def test_a_step_is_concluded_once_per_attempt_and_only_after_it_began(world: Wor
 
 
 def test_a_publication_is_asked_for_before_it_begins_and_announced_before_its_step_is_concluded(world: World) -> None:
-    # specification 9.7
     # specification 9.7
     asked: set[str] = set()
     told: set[str] = set()

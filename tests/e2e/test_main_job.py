@@ -111,7 +111,6 @@ async def test_the_events_tell_the_whole_ceremony(world: World, name: str) -> No
 @pytest.mark.parametrize("name", INPUTS)
 async def test_the_correlation_id_is_on_every_message(world: World, name: str) -> None:
     # specification 1.7
-    # specification 1.7
     assert {m.envelope["correlation_id"] for m in await world.messages(f"C-{name}:S1")} == {f"{CORRELATION}-{name}"}
 
 

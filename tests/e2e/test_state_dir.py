@@ -34,7 +34,6 @@ async def test_a_second_worker_on_one_folder_ends_with_one_line(nats: NatsServer
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "garbage"])
 async def test_whatever_became_of_the_folder_a_worker_starts_with_all_its_rows(damage: str, tmp_path: Path) -> None:
     # specification 22.8
-    # specification 22.8
     state = tmp_path / "state"
     url = f"sqlite://{tmp_path}/log.db"
     async with World(tmp_path / "world", url, CEREMONY_STATE="rocks", CEREMONY_STATE_DIR=state) as world:

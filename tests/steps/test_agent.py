@@ -106,7 +106,6 @@ async def test_an_unexpected_error_of_an_answer_fails_its_attempt_and_tells_nobo
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # specification 1.9
-    # specification 1.9
     def broken(_body: Body) -> Outcome:
         raise RuntimeError("password=1234")
 

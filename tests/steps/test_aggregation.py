@@ -39,7 +39,6 @@ TYPES = ("merge", "list", "concat", "object", "deep_merge", "flatten", "unique")
 )
 def test_what_each_type_makes_of_its_sources(aggregation_type: str, values: dict[str, Any], result: Any) -> None:
     # specification 7.2
-    # specification 7.2
     made = aggregate(aggregation_type, list(values), values)
     assert made == result
     assert list(map(type, made)) == list(map(type, result))
@@ -61,14 +60,12 @@ def failure(aggregation_type: str, sources: Any, values: dict[str, Any]) -> Aggr
 @pytest.mark.parametrize("aggregation_type", TYPES)
 def test_a_missing_source_is_named_with_the_type(aggregation_type: str) -> None:
     # specification 7.3
-    # specification 7.3
     error = failure(aggregation_type, ["a", "absent.x"], {"a": {}})
     assert error.code == "source_missing" and "`absent.x`" in error.message
 
 
 @pytest.mark.parametrize("aggregation_type", TYPES)
 def test_an_empty_list_of_sources_has_its_own_code(aggregation_type: str) -> None:
-    # specification 7.3
     # specification 7.3
     assert failure(aggregation_type, [], {}).code == "sources_empty"
 
@@ -93,14 +90,12 @@ def test_a_source_of_the_wrong_type_is_named_with_what_is_wanted(
     aggregation_type: str, values: dict[str, Any], says: str
 ) -> None:
     # specification 7.3
-    # specification 7.3
     error = failure(aggregation_type, list(values), values)
     assert error.code == "source_wrong_type" and f"`bad` is {says}" in error.message
 
 
 @pytest.mark.parametrize("aggregation_type", ["list", "object"])
 def test_list_and_object_take_every_type(aggregation_type: str) -> None:
-    # specification 7.2
     # specification 7.2
     values: dict[str, Any] = {"a": None, "b": 1, "c": "x", "d": [], "e": {}, "f": False, "g": 0.5}
     made = aggregate(aggregation_type, list(values), values)
@@ -132,7 +127,6 @@ def config(*sources: str, aggregation_type: str = "merge") -> dict[str, Any]:
 )
 def test_a_wrong_config_is_found_at_load(given: dict[str, Any], error: str) -> None:
     # specification 7.1
-    # specification 7.1
     assert error in wrong("aggregation_step", given)
 
 
@@ -146,7 +140,6 @@ def test_a_source_may_be_named_twice_and_counts_twice() -> None:
 
 def test_a_source_is_a_steps_output_first_then_an_input_and_dots_reach_inside() -> None:
     # specification 7.1
-    # specification 7.1
     it = step("aggregation_step", config("plan.id", "review", "list.1", "shadow.only"))
     asked = context(
         it,
@@ -158,7 +151,6 @@ def test_a_source_is_a_steps_output_first_then_an_input_and_dots_reach_inside() 
 
 def test_a_source_that_is_not_there_when_the_step_begins_fails_it_for_good() -> None:
     # specification 7.3
-    # specification 7.3
     it = step("aggregation_step", config("later"))
     verdict = KIND.request(context(it))
     assert isinstance(verdict, Failed)
@@ -167,7 +159,6 @@ def test_a_source_that_is_not_there_when_the_step_begins_fails_it_for_good() -> 
 
 
 def test_many_sources_that_are_too_much_together_are_refused() -> None:
-    # specification 7.3, 20.1
     # specification 7.3, 20.1
     it = step("aggregation_step", config(*(f"big.{number}" for number in range(12)), aggregation_type="list"))
     asked = context(it, inputs={"big": ["x" * 200_000] * 12})
@@ -207,7 +198,6 @@ async def test_the_agent_answers_a_whole_batch_through_the_batch() -> None:
 
 
 async def test_the_kind_says_at_once_what_its_agent_says() -> None:
-    # specification 7.4, 11.11
     # specification 7.4, 11.11
     bodies = [
         {"aggregation_type": "merge", "sources": ["a", "b"], "values": {"a": {"x": 1}, "b": {"y": 2}}},

@@ -67,13 +67,11 @@ def asked(config: dict[str, Any] | None = None, **state: Any) -> StepContext:
 )
 def test_a_wrong_config_is_found_at_load(change: dict[str, Any], error: str) -> None:
     # specification 5.1, 5.2
-    # specification 5.1, 5.2
     assert error in wrong("deliberation_step", {**BASE, **change})
 
 
 @pytest.mark.parametrize("missing", ["prompt", "role"])
 def test_prompt_and_role_are_required(missing: str) -> None:
-    # specification 5.1
     # specification 5.1
     config = {key: value for key, value in BASE.items() if key != missing}
     assert wrong("deliberation_step", config) == [f"{missing}:missing"]
@@ -85,12 +83,10 @@ def test_prompt_and_role_are_required(missing: str) -> None:
 )
 def test_agents_are_a_number_a_quoted_number_or_a_list_that_is_counted(change: dict[str, Any], agents: int) -> None:
     # specification 5.1
-    # specification 5.1
     assert len(body_of(KIND, asked(change))["agents"]) == agents
 
 
 def test_a_template_that_names_an_unknown_step_is_found_at_load() -> None:
-    # specification 4.3
     # specification 4.3
     config = {**BASE, "prompt": "${steps.absent.x}", "constraints": {"metadata": {"a": "${steps.gone}"}}}
     it = step("deliberation_step", config)
@@ -100,7 +96,6 @@ def test_a_template_that_names_an_unknown_step_is_found_at_load() -> None:
 
 
 def test_the_request_is_the_task_of_this_attempt() -> None:
-    # specification 5.3, 5.4, 15.2
     # specification 5.3, 5.4, 15.2
     body = body_of(KIND, asked())
     task = "ceremony-c1:story-s1:role-PO:step-it:attempt-2"
@@ -121,7 +116,6 @@ def test_the_request_is_the_task_of_this_attempt() -> None:
 
 
 def test_constraints_are_followed_and_our_metadata_wins() -> None:
-    # specification 5.2, 15.3
     # specification 5.2, 15.3
     constraints = {
         "story_id": "other",
@@ -146,7 +140,6 @@ def test_constraints_are_followed_and_our_metadata_wins() -> None:
 )
 def test_a_request_that_cannot_be_made_fails_the_step_for_good(prompt: str, code: str) -> None:
     # specification 4.3, 5.3
-    # specification 4.3, 5.3
     verdict = KIND.request(asked({"prompt": prompt}))
     assert isinstance(verdict, Failed)
     assert (verdict.code, verdict.retryable) == (code, False)
@@ -154,14 +147,12 @@ def test_a_request_that_cannot_be_made_fails_the_step_for_good(prompt: str, code
 
 def test_only_agents_that_were_asked_are_accepted() -> None:
     # specification 5.4
-    # specification 5.4
     assert KIND.accepts(asked(), SECOND)
     assert not KIND.accepts(asked(), "agent-po-003")
     assert not KIND.accepts(asked(), "")
 
 
 def test_it_waits_until_every_agent_has_answered() -> None:
-    # specification 5.5
     # specification 5.5
     assert KIND.gathered(asked(), {FIRST: AgentAnswer(value="yes")}) == Pending()
     assert (
@@ -171,7 +162,6 @@ def test_it_waits_until_every_agent_has_answered() -> None:
 
 
 def test_all_proposals_make_the_output_in_the_order_of_agents() -> None:
-    # specification 5.7
     # specification 5.7
     answers = {
         SECOND: AgentAnswer(value={"content": "b"}, role="QA"),
@@ -195,7 +185,6 @@ def test_all_proposals_make_the_output_in_the_order_of_agents() -> None:
 
 def test_one_failed_agent_fails_the_attempt_and_each_is_named() -> None:
     # specification 5.5
-    # specification 5.5
     answers = {FIRST: AgentAnswer(error_code="oom", error_message="no memory"), SECOND: AgentAnswer(value="")}
     verdict = KIND.gathered(asked(), answers)
     assert isinstance(verdict, Failed)
@@ -204,7 +193,6 @@ def test_one_failed_agent_fails_the_attempt_and_each_is_named() -> None:
 
 
 def test_fewer_suffice_where_min_agents_says_so() -> None:
-    # specification 5.5
     # specification 5.5
     verdict = KIND.gathered(
         asked({"min_agents": 1}), {FIRST: AgentAnswer(error_code="oom"), SECOND: AgentAnswer(value="b")}
@@ -215,7 +203,6 @@ def test_fewer_suffice_where_min_agents_says_so() -> None:
 
 
 def test_when_the_time_is_up_enough_proposals_complete_it_and_fewer_are_a_timeout() -> None:
-    # specification 5.6
     # specification 5.6
     answers = {SECOND: AgentAnswer(value="b")}
     assert isinstance(KIND.timed_out(asked({"min_agents": 1}), answers), Completed)
@@ -244,7 +231,6 @@ async def answered(ray: RecordingRay) -> Any:
 
 async def test_the_agent_hands_the_task_over_with_this_servers_model() -> None:
     # specification 15.4
-    # specification 15.4
     ray = RecordingRay()
     outcome = await answered(ray)
     assert (outcome.outcome, outcome.deliberation_id) == ("submitted", "d-1")
@@ -257,7 +243,6 @@ async def test_the_agent_hands_the_task_over_with_this_servers_model() -> None:
 
 async def test_a_refusal_of_the_executor_is_a_failed_attempt() -> None:
     # specification 15.5
-    # specification 15.5
     outcome = await answered(RecordingRay(RayAnswer("failed", code="ray_refused", message="no such role")))
     assert (outcome.outcome, outcome.error_code, outcome.error_message) == ("failed", "ray_refused", "no such role")
     assert outcome.retryable
@@ -265,7 +250,6 @@ async def test_a_refusal_of_the_executor_is_a_failed_attempt() -> None:
 
 
 async def test_an_executor_out_of_reach_uses_up_no_attempt() -> None:
-    # specification 11.8
     # specification 11.8
     outcome = await answered(RecordingRay(Unreachable("ray_executor", "connection refused")))
     assert (outcome.outcome, outcome.error_code) == ("unreachable", "ray_executor_unreachable")

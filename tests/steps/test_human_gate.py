@@ -34,12 +34,10 @@ BEN = Approval(actor="ben", role="PO", at=1_700_000_001_000)
 )
 def test_a_wrong_config_is_found_at_load(config: dict[str, Any], error: str) -> None:
     # specification 8.1
-    # specification 8.1
     assert error in wrong("human_gate_step", config)
 
 
 def test_an_approval_completes_it() -> None:
-    # specification 8.4
     # specification 8.4
     assert KIND.decided(ASKED, Decided(approved=True, by=(ANA,))) == Completed(
         {
@@ -55,7 +53,6 @@ def test_an_approval_completes_it() -> None:
 
 def test_a_quorum_is_named_together_and_dated_by_the_last() -> None:
     # specification 8.4
-    # specification 8.4
     verdict = KIND.decided(ASKED, Decided(approved=True, by=(ANA, BEN)))
     assert isinstance(verdict, Completed)
     assert (verdict.output["decided_by"], verdict.output["comment"]) == ("ana, ben", "fine")
@@ -64,7 +61,6 @@ def test_a_quorum_is_named_together_and_dated_by_the_last() -> None:
 
 def test_a_rejection_fails_it_for_good_and_keeps_its_output() -> None:
     # specification 8.5
-    # specification 8.5
     verdict = KIND.decided(ASKED, Decided(approved=False, by=(BEN,)))
     assert isinstance(verdict, Failed)
     assert (verdict.code, verdict.retryable) == ("rejected", False)
@@ -72,7 +68,6 @@ def test_a_rejection_fails_it_for_good_and_keeps_its_output() -> None:
 
 
 def test_a_gate_left_alone_past_its_deadline_fails_for_good_and_one_never_opened_may_be_repeated() -> None:
-    # specification 8.6
     # specification 8.6
     waiting = KIND.timed_out(context(ASKED.step, status=StepStatus.WAITING_FOR_HUMAN), {})
     unopened = KIND.timed_out(ASKED, {})
@@ -96,6 +91,5 @@ async def test_the_agent_opens_the_gate() -> None:
 
 
 def test_the_kind_opens_it_as_its_agent_does() -> None:
-    # specification 8.2, 11.11
     # specification 8.2, 11.11
     assert KIND.at_once(KIND.request(ASKED)) == Opened({"role": "PO", "message": "Release?", "waiting": True})

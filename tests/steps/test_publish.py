@@ -58,7 +58,6 @@ def publishing(config: dict[str, Any] | None = None, name: str = "publish_report
 )
 def test_a_wrong_config_is_found_at_load(config: dict[str, Any], error: str) -> None:
     # specification 9.1
-    # specification 9.1
     assert error in wrong("publish_step", config)
 
 
@@ -82,13 +81,11 @@ def test_a_template_nested_too_deep_is_found_at_load() -> None:
 )
 def test_rules_that_need_the_definition(config: dict[str, Any], outputs: list[Output], codes: list[str]) -> None:
     # specification 4.3, 9.3, 9.5
-    # specification 4.3, 9.3, 9.5
     it = publishing(config)
     assert [code for _, code, _ in KIND.check(it, definition(it, outputs=outputs))] == codes
 
 
 def test_the_payload_is_the_template_overlaid_by_publish_data() -> None:
-    # specification 9.2
     # specification 9.2
     template = {"points": "${inputs.points}", "title": "About ${inputs.title}", "who": "${steps.gate.decided_by}"}
     it = context(
@@ -110,7 +107,6 @@ def test_without_template_and_data_the_payload_is_empty() -> None:
 
 def test_the_key_is_the_same_for_every_attempt_of_a_visit() -> None:
     # specification 9.6
-    # specification 9.6
     assert idempotency_key("c1:s1", "publish_report", 3) == KEY
     assert body_of(KIND, context(publishing(), attempt=9))["idempotency_key"] == KEY
 
@@ -131,7 +127,6 @@ def test_a_payload_that_may_not_leave_fails_the_step_for_good(
     template: dict[str, Any], inputs: dict[str, Any], outputs: list[Output], code: str, says: str
 ) -> None:
     # specification 4.3, 9.2, 9.3
-    # specification 4.3, 9.2, 9.3
     verdict = KIND.request(context(publishing({"payload_template": template}), inputs=inputs, outputs=outputs))
     assert isinstance(verdict, Failed)
     assert (verdict.code, verdict.retryable) == (code, False)
@@ -139,7 +134,6 @@ def test_a_payload_that_may_not_leave_fails_the_step_for_good(
 
 
 def test_the_output_that_binds_is_the_named_one_or_that_of_the_steps_own_name() -> None:
-    # specification 9.3
     # specification 9.3
     def code(name: str, config: dict[str, Any]) -> str:
         found = KIND.request(context(publishing(config, name), outputs=[FLAT]))
@@ -168,7 +162,6 @@ async def published(outbound: RecordingOutbound, config: dict[str, Any] | None =
 
 async def test_the_agent_publishes_once_and_tells_where_it_stands() -> None:
     # specification 9.10
-    # specification 9.10
     outbound = RecordingOutbound(Published("CEREMONY", 41, duplicate=True))
     outcome = await published(outbound)
     assert outcome.outcome == "completed"
@@ -194,7 +187,6 @@ async def test_the_agent_publishes_once_and_tells_where_it_stands() -> None:
 @pytest.mark.parametrize("subject", ["orders.created", "ceremony.gate.opened", "ceremony.completed"])
 async def test_the_agent_judges_the_subject_again_before_it_publishes(subject: str) -> None:
     # specification 9.4
-    # specification 9.4
     outbound = RecordingOutbound()
     outcome = await published(outbound, {"subject": subject})
     assert (outcome.outcome, outcome.error_code, outcome.retryable) == ("failed", "subject_not_allowed", False)
@@ -207,7 +199,6 @@ async def test_other_subjects_go_where_the_server_allows_them() -> None:
 
 
 async def test_nats_out_of_reach_uses_up_no_attempt_and_its_refusal_fails_the_step() -> None:
-    # specification 9.9, 11.8
     # specification 9.9, 11.8
     away = await published(RecordingOutbound(Unreachable("nats", "no connection")))
     refused = await published(RecordingOutbound(PublishRefused("no_stream", "no stream takes this subject")))

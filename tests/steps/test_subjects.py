@@ -26,12 +26,10 @@ from tests.steps.fakes import definition, step
 )
 def test_patterns_match_as_in_nats(pattern: str, subject: str, *, fits: bool) -> None:
     # specification 9.4
-    # specification 9.4
     assert matches(subject, pattern) is fits
 
 
 def test_the_default_allows_ceremony_subjects_that_are_not_the_engines() -> None:
-    # specification 9.4
     # specification 9.4
     assert refusal("ceremony.backlog.reviewed", DEFAULT_ALLOWLIST) == ""
     assert "PUBLISH_SUBJECTS" in refusal("orders.created", DEFAULT_ALLOWLIST)

@@ -51,12 +51,10 @@ def asked(
 )
 def test_a_wrong_config_is_found_at_load(config: dict[str, Any], error: str) -> None:
     # specification 6.1
-    # specification 6.1
     assert error in wrong("task_extraction_step", config)
 
 
 def test_the_source_must_be_a_deliberation_step_of_the_definition() -> None:
-    # specification 6.1
     # specification 6.1
     it = step("task_extraction_step", {**BASE, "extraction_prompt": "${steps.absent.x}"})
     gate = step("human_gate_step", {"role": "PO", "message": "m"}, "review")
@@ -66,7 +64,6 @@ def test_the_source_must_be_a_deliberation_step_of_the_definition() -> None:
 
 
 def test_the_request_is_one_task_for_the_extractor() -> None:
-    # specification 6.4, 15.2, 15.3
     # specification 6.4, 15.2, 15.3
     body = body_of(KIND, asked({"extraction_prompt": "Split ${inputs.title}."}))
     task = "ceremony-c1:story-s1:task-extraction:step-it:attempt-2"
@@ -85,7 +82,6 @@ def test_the_request_is_one_task_for_the_extractor() -> None:
 
 def test_the_agent_reads_the_inputs_every_deliberation_and_the_json_wanted() -> None:
     # specification 6.3
-    # specification 6.3
     text = body_of(KIND, asked({"extraction_prompt": "Split ${inputs.title}."}))["task_description"]
     assert text.startswith("Split Login.\n\nInputs:")
     assert '"title": "Login"' in text
@@ -96,7 +92,6 @@ def test_the_agent_reads_the_inputs_every_deliberation_and_the_json_wanted() -> 
 
 
 def test_an_input_wins_over_the_source_step() -> None:
-    # specification 6.2
     # specification 6.2
     text = body_of(KIND, asked(inputs={"agent_deliberations": [{**ONE, "proposal": "From the input"}]}))[
         "task_description"
@@ -121,7 +116,6 @@ def test_an_input_wins_over_the_source_step() -> None:
 )
 def test_deliberations_are_validated_from_the_input_and_from_the_step(deliberations: Any, code: str, says: str) -> None:
     # specification 6.2
-    # specification 6.2
     for it in (asked(inputs={"agent_deliberations": deliberations}), asked(review=(deliberations,))):
         verdict = KIND.request(it)
         assert isinstance(verdict, Failed)
@@ -130,7 +124,6 @@ def test_deliberations_are_validated_from_the_input_and_from_the_step(deliberati
 
 
 def test_without_input_and_source_there_is_nothing_to_extract_from() -> None:
-    # specification 6.2
     # specification 6.2
     verdict = KIND.request(asked(review=None))
     assert isinstance(verdict, Failed)
@@ -148,7 +141,6 @@ def test_a_request_that_cannot_be_made_fails_the_step_for_good(prompt: str, code
 
 @pytest.mark.parametrize("tasks", [[], [{"title": "a"}, {}]])
 def test_a_list_of_objects_is_the_result_and_an_empty_one_too(tasks: list[Any]) -> None:
-    # specification 6.4, 6.5
     # specification 6.4, 6.5
     assert KIND.gathered(asked(), {AGENT: AgentAnswer(value=tasks)}) == Completed(
         {
@@ -172,14 +164,12 @@ def test_a_list_of_objects_is_the_result_and_an_empty_one_too(tasks: list[Any]) 
 )
 def test_anything_else_fails_the_attempt_which_may_be_repeated(answer: AgentAnswer, code: str) -> None:
     # specification 6.4
-    # specification 6.4
     verdict = KIND.gathered(asked(), {AGENT: answer})
     assert isinstance(verdict, Failed)
     assert (verdict.code, verdict.retryable) == (code, True)
 
 
 def test_only_the_extractor_counts() -> None:
-    # specification 6.4
     # specification 6.4
     assert KIND.accepts(asked(), AGENT) and not KIND.accepts(asked(), "agent-po-001")
     assert KIND.gathered(asked(), {"agent-po-001": AgentAnswer(value=[])}) == Pending()
@@ -191,7 +181,6 @@ def test_no_result_is_a_timeout() -> None:
 
 
 async def test_the_agent_uses_the_plain_deliberation_call() -> None:
-    # specification 15.1
     # specification 15.1
     ray = RecordingRay()
     batch = MemoryBatch(request(KIND.request(asked())))

@@ -28,7 +28,6 @@ def test_below_the_limit_a_start_is_taken() -> None:
 
 def test_at_the_limit_a_start_is_refused_with_a_hint() -> None:
     # specification 22.6
-    # specification 22.6
     with pytest.raises(Overloaded, match="partition 3 has 5 records") as refused, lagging(5, 5).start(3, 100):
         raise AssertionError("taken")
     assert SHORTEST_HINT <= refused.value.retry_after_seconds <= LONGEST_HINT

@@ -144,7 +144,6 @@ def test_changed_rows_are_told_and_unchanged_ones_counted() -> None:
 )
 def test_what_cannot_be_decoded_is_put_aside_and_the_partition_flows_on(value: bytes | None) -> None:
     # specification 19.1
-    # specification 19.1
     partition = Partition()
     batch = partition.fold(
         command_record(0, PutDefinition(hash=PROBE.hash, text=PROBE.text)),
@@ -268,7 +267,6 @@ def test_a_batch_without_a_note_of_ours_counts_nothing() -> None:
 
 
 def test_an_expression_that_fails_or_is_not_boolean_is_logged_with_its_reason_and_one_that_is_false_is_not() -> None:
-    # specification 3.6
     # specification 3.6
     guards = "".join(
         f"  {name}: {{check: 'cel:{check}'}}\n"

@@ -50,7 +50,6 @@ def test_an_empty_mandatory_field_is_refused_by_name(empty: str) -> None:
 
 def test_what_an_event_says_beside_its_payload_is_the_envelopes_metadata() -> None:
     # specification 13.11, 16.1
-    # specification 13.11, 16.1
     who = {"actor": "ana", "role": "PO", "reason": "größer"}
     told = json.loads(codecs.event_record(replace(EVENT, metadata=who), 41, 2, 1)[1])
     untold = json.loads(codecs.event_record(EVENT, 41, 2, 1)[1])

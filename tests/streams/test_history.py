@@ -122,7 +122,6 @@ async def test_what_is_older_than_the_ceremony_is_not_read_either(site: Site) ->
 
 async def test_the_limit_leaves_out_older_ones_and_says_where_it_stopped(site: Site) -> None:
     # specification 14.13
-    # specification 14.13
     await fill(site, range(1, 6), others=0)
     found = await site.reader.read(0, MINE, 2, 0)
     assert [event.effect_id for event in found.events] == ["c:s/4/0@2", "c:s/5/0@2"]
@@ -134,7 +133,6 @@ async def test_the_size_leaves_out_older_ones_too_but_never_the_newest(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # specification 14.13
-    # specification 14.13
     monkeypatch.setattr(history_module, "LARGEST", 1000)
     for number in (1, 2):
         await site.put(MINE, number, size=2000)
@@ -144,7 +142,6 @@ async def test_the_size_leaves_out_older_ones_too_but_never_the_newest(
 
 
 async def test_what_a_crash_wrote_twice_is_shown_once_where_it_happened_first(site: Site) -> None:
-    # specification 14.13
     # specification 14.13
     await fill(site, [1, 2, 3], others=0)
     await fill(site, [2, 3, 4], others=0)

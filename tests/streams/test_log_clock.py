@@ -13,7 +13,6 @@ def test_before_anything_was_learnt_it_is_no_time_at_all() -> None:
 
 def test_time_goes_on_with_the_hosts_monotonic_clock() -> None:
     # specification 18.6
-    # specification 18.6
     hand = HandClock()
     clock = LogClock(hand)
     clock.acknowledged(5_000)

@@ -72,7 +72,6 @@ def logs() -> Iterator[list[dict[str, object]]]:
 
 async def test_a_partition_that_is_taken_is_judged_whole(site: Site, logs: list[dict[str, object]]) -> None:
     # specification 12.11
-    # specification 12.11
     site.put(site.sound, "a:s", "b:s")
     site.put(site.ended, "c:s")
     site.put(site.stuck, "d:s")

@@ -78,7 +78,6 @@ def test_a_neighbour_out_of_reach_and_a_back_off_say_when_it_goes_on(world: Worl
 
 def test_each_way_out_tells_why_each_guard_does_not_hold(world: World) -> None:
     # specification 14.14
-    # specification 14.14
     (way,) = look(world).ways_out
     (guard,) = way.guards
     assert (way.trigger, guard.guard, guard.holds) == ("talked", "good", False)

@@ -18,7 +18,6 @@ DECODERS = [decode_command, decode_request]
 @pytest.mark.parametrize("value", [b'{"format": 2}', b'{"format": 9, "type": "of_tomorrow", "id": 5, "attempt": "a"}'])
 def test_a_newer_record_is_never_taken_for_a_broken_one(decode: Callable[[bytes], Any], value: bytes) -> None:
     # specification 24.1
-    # specification 24.1
     with pytest.raises(FormatTooNew, match="format_too_new"):
         decode(value)
 

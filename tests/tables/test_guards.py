@@ -80,14 +80,12 @@ def with_output(output: Any, status: StepStatus = DONE) -> Instance:
 )
 def test_what_is_no_check_is_refused_with_a_code(check: str, code: str) -> None:
     # specification 3.1, 3.7
-    # specification 3.1, 3.7
     with pytest.raises(CeremonyError) as caught:
         parse_check(check)
     assert caught.value.code == code
 
 
 def test_all_steps_completed_speaks_of_the_selected_steps() -> None:
-    # specification 3.2
     # specification 3.2
     one_done = {"one": StepState(status=DONE), "two": StepState()}
     assert judged("all_steps_completed", row(steps=one_done)) == (False, "step `two` is PENDING")
@@ -97,7 +95,6 @@ def test_all_steps_completed_speaks_of_the_selected_steps() -> None:
 
 @pytest.mark.parametrize("status", list(StepStatus))
 def test_step_status_compares_one_step(status: StepStatus) -> None:
-    # specification 3.3
     # specification 3.3
     instance = row(steps={"one": StepState(status=status)})
     for other in StepStatus:
@@ -121,13 +118,11 @@ def test_step_status_compares_one_step(status: StepStatus) -> None:
 )
 def test_a_threshold_compares_a_number_and_a_boolean_is_none(output: Any, *, held: bool) -> None:
     # specification 3.4
-    # specification 3.4
     result, reason = judged("threshold:one.score", with_output(output), 0.7)
     assert result is held and reason
 
 
 def test_a_threshold_reaches_into_objects_and_lists() -> None:
-    # specification 3.4
     # specification 3.4
     output = {"a": {"b": [{"c": 3}]}}
     assert judged("threshold:one.a.b.0.c", with_output(output), 3) == (True, "`one.a.b.0.c` is 3, the threshold is 3")
@@ -135,7 +130,6 @@ def test_a_threshold_reaches_into_objects_and_lists() -> None:
 
 
 def test_a_threshold_sees_outputs_of_completed_steps_only() -> None:
-    # specification 3.4
     # specification 3.4
     held, reason = judged("threshold:one.x", with_output({"x": 9}, StepStatus.FAILED), 1)
     assert not held and "FAILED" in reason
@@ -158,7 +152,6 @@ def test_a_threshold_sees_outputs_of_completed_steps_only() -> None:
     ],
 )
 def test_an_expression_sees_inputs_outputs_status_state_and_ceremony(expression: str) -> None:
-    # specification 3.5
     # specification 3.5
     instance = row({"n": 3, "list": [1, 2]}, steps={"one": StepState(status=DONE, output={"score": 0.5})})
     assert judged(f"cel:{expression}", instance) == (True, "the expression is true")
@@ -219,7 +212,6 @@ def approved(role: str) -> Instance:
 
 
 def test_a_human_guard_waits_for_an_approval_in_its_role() -> None:
-    # specification 3.8
     # specification 3.8
     def judge(guard: Guard, instance: Instance) -> tuple[bool, str]:
         return holds(guard, GuardView.of(instance, DEFINITION))

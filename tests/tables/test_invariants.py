@@ -82,7 +82,6 @@ def test_each_broken_invariant_is_named(row: Instance, bend: Any, reason: str) -
 
 def test_from_one_row_to_the_next_version_and_time_rise_and_terminal_stays_terminal(row: Instance) -> None:
     # specification 12.10
-    # specification 12.10
     assert broken_change(row, replace(row, version=3)) == ["version went from 1 to 3"]
     assert broken_change(row, replace(row, version=2, updated_at=1)) == [f"updated_at went back from {BEGIN} to 1"]
     ended = replace(row, status=CeremonyStatus.CANCELLED, ended_at=1)
@@ -103,7 +102,6 @@ def test_the_builder_refuses_a_row_that_breaks_an_invariant_and_leaves_the_old_o
 
 
 def test_what_a_ceremony_waits_for_is_named() -> None:
-    # specification 12.11
     # specification 12.11
     world = World(DEFINITION)
     world.start(a=1)

@@ -34,7 +34,6 @@ def definition(more: str = "") -> Definition:
 @pytest.mark.parametrize("role", ["", "PO", "SYSTEM", "ANY"])
 def test_without_roles_everybody_may_do_everything(role: str) -> None:
     # specification 13.1
-    # specification 13.1
     assert allows(definition(), role, "ship") and allows(definition(), role, "gate")
 
 
@@ -54,14 +53,12 @@ def test_without_roles_everybody_may_do_everything(role: str) -> None:
 )
 def test_where_a_role_names_the_action_only_such_a_role_may_use_it(role: str, action: str, code: str | None) -> None:
     # specification 13.1
-    # specification 13.1
     found = refusal(definition(ROLES), role, action)
     assert (found and found[0]) == code
     assert allows(definition(ROLES), role, action) is (code is None)
 
 
 def test_system_may_use_what_it_is_declared_with() -> None:
-    # specification 13.1, 13.13
     # specification 13.1, 13.13
     system = "- {id: SYSTEM, description: s, allowed_actions: [drop]}\n"
     assert allows(definition(ROLES + system), "SYSTEM", "drop")
@@ -73,7 +70,6 @@ def test_system_may_use_what_it_is_declared_with() -> None:
     [(None, "", None), ("PO", "PO", None), ("PO", "", "role_required"), ("PO", "DEV", "role_not_allowed")],
 )
 def test_a_human_guard_is_decided_in_its_role(needs: str | None, role: str, code: str | None) -> None:
-    # specification 13.2
     # specification 13.2
     found = guard_refusal(Guard("g", GuardType.HUMAN, "ok?", needs), role)
     assert (found and found[0]) == code
@@ -89,7 +85,6 @@ def test_a_human_guard_is_decided_in_its_role(needs: str | None, role: str, code
     ],
 )
 def test_a_step_whose_role_may_not_run_it_is_a_warning_with_its_line(roles: str, *, warned: bool) -> None:
-    # specification 2.14
     # specification 2.14
     found = definition(roles)
     assert [(p.file, p.line, p.rule) for p in warnings(found)] == [("r.yaml", 9, "role_not_allowed")] * warned

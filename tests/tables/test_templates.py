@@ -30,12 +30,10 @@ def rendered(template: Any) -> Any:
 )
 def test_a_sole_expression_keeps_the_type_of_its_value(template: str, value: Any) -> None:
     # specification 4.2
-    # specification 4.2
     assert rendered(template) == value
 
 
 def test_inside_text_strings_stand_as_they_are_and_all_else_becomes_json() -> None:
-    # specification 4.2
     # specification 4.2
     assert rendered("${inputs.title}: ${inputs.points}, ${inputs.plan}, ${inputs.nothing}") == (
         'Login: 5, {"id":"p-1","tags":["a","b"]}, null'
@@ -48,7 +46,6 @@ def test_text_is_asked_for_where_text_is_needed() -> None:
 
 def test_leaves_of_nested_templates_are_replaced_and_the_template_is_left_as_it_was() -> None:
     # specification 4.1
-    # specification 4.1
     template = {"a": ["${inputs.title}", 1, None], "b": {"c": "${steps.review.score}"}}
     assert rendered(template) == {"a": ["Login", 1, None], "b": {"c": 0.5}}
     assert template["a"] == ["${inputs.title}", 1, None]
@@ -57,12 +54,10 @@ def test_leaves_of_nested_templates_are_replaced_and_the_template_is_left_as_it_
 @pytest.mark.parametrize("text", ["$5", "${HOME}", "${}", "${inputs}", "${input.title}", "$${x", "}{"])
 def test_anything_else_is_plain_text(text: str) -> None:
     # specification 4.1
-    # specification 4.1
     assert rendered(text) == text
 
 
 def test_what_is_put_in_is_never_read_as_a_template() -> None:
-    # specification 4.2
     # specification 4.2
     assert render("<${inputs.a}>", {"a": "${inputs.b}", "b": "secret"}, OUTPUTS.get) == "<${inputs.b}>"
 
@@ -80,7 +75,6 @@ def test_what_is_put_in_is_never_read_as_a_template() -> None:
 )
 def test_a_missing_value_is_an_error_that_names_the_path(path: str) -> None:
     # specification 4.3
-    # specification 4.3
     with pytest.raises(TemplateFailed) as caught:
         rendered(f"see ${{{path}}}")
     assert caught.value.code == "template_unresolved"
@@ -95,7 +89,6 @@ def test_a_path_with_empty_parts_is_unresolved() -> None:
 
 def test_a_small_template_cannot_make_a_huge_value() -> None:
     # specification 4.4
-    # specification 4.4
     inputs = {"big": "x" * (LARGEST_RENDERED // 10)}
     with pytest.raises(TemplateFailed, match="template_too_large"):
         render(["${inputs.big}"] * 11, inputs, OUTPUTS.get)
@@ -103,7 +96,6 @@ def test_a_small_template_cannot_make_a_huge_value() -> None:
 
 
 def test_nesting_is_bounded_in_templates_and_in_values() -> None:
-    # specification 4.4
     # specification 4.4
     deep: Any = "${inputs.title}"
     value: Any = 1

@@ -37,7 +37,6 @@ def test_every_code_of_the_fold_has_its_status() -> None:
 )
 def test_statuses_of_the_contract(code: str, status: str) -> None:
     # specification 14.2
-    # specification 14.2
     assert STATUS_OF[code].name == status
 
 
@@ -47,12 +46,10 @@ def test_statuses_of_the_contract(code: str, status: str) -> None:
 )
 def test_limits_of_a_page(asked: tuple[int, int], meant: tuple[int, int]) -> None:
     # specification 14.8
-    # specification 14.8
     assert page(*asked) == meant
 
 
 def test_an_unexpected_error_says_nothing_of_itself() -> None:
-    # specification 1.9
     # specification 1.9
     refusal = refusal_of(KeyError("a secret path /etc/x"))
     assert (refusal.status, refusal.code) == (grpc.StatusCode.INTERNAL, "internal")
@@ -61,13 +58,11 @@ def test_an_unexpected_error_says_nothing_of_itself() -> None:
 
 def test_unavailable_says_when_to_ask_again() -> None:
     # specification 14.3
-    # specification 14.3
     refusal = refusal_of(Unavailable("moving", retry_after_seconds=2.5))
     assert (refusal.status, refusal.code, refusal.retry_after) == (grpc.StatusCode.UNAVAILABLE, "unavailable", 2.5)
 
 
 def test_a_record_that_is_too_large_is_the_clients_mistake() -> None:
-    # specification 20.2
     # specification 20.2
     refusal = refusal_of(RecordTooLarge("5 MiB"))
     assert (refusal.status, refusal.code) == (grpc.StatusCode.INVALID_ARGUMENT, "request_too_large")

@@ -66,7 +66,6 @@ async def test_a_partition_for_which_nobody_has_answered_stands_still() -> None:
 
 async def test_ceremonies_are_counted_together_and_the_gravest_come_first() -> None:
     # specification 14.14, 14.15
-    # specification 14.14, 14.15
     own = seen(["served"], [("overdue", "2026-01-03"), ("waiting_for_human", "2026-01-01")], incomplete="5 not")
     other = seen(["elsewhere"], [("stuck", "2026-01-09"), ("overdue", "2026-01-02")], incomplete="7 not")
     found = await whole(merged(own, {"b:1": other}, []))

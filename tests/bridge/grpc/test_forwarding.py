@@ -142,7 +142,6 @@ async def test_what_is_here_or_was_forwarded_is_answered_here(site: Site) -> Non
 
 async def test_without_an_owner_it_is_unavailable_with_a_hint(site: Site) -> None:
     # specification 14.3, 14.15
-    # specification 14.3, 14.15
     site.directory.address = "nowhere"
     with refused("UNAVAILABLE", "unavailable") as seen:
         await site.stub.GetPlanningCeremonyInstance(GET)

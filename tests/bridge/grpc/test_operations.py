@@ -93,7 +93,6 @@ async def test_a_quorum_counts_distinct_actors(world: World) -> None:
 @pytest.mark.parametrize(("role", "code"), [("", "role_required"), ("CLERK", "role_not_allowed")])
 async def test_a_decision_needs_a_role_that_may(world: World, role: str, code: str) -> None:
     # specification 13.1
-    # specification 13.1
     instance_id = await opened(world)
     before = (await world.get(instance_id)).version
     with refused("PERMISSION_DENIED", code):
@@ -136,13 +135,11 @@ async def test_the_same_request_id_is_the_same_decision(world: World) -> None:
 
 async def test_the_answer_names_a_request_id_that_was_not_given(world: World) -> None:
     # specification 14.5
-    # specification 14.5
     answer = await world.stub.DecideGate(decision(await opened(world)))
     assert answer.request_id
 
 
 async def test_a_human_guard_is_decided_by_its_name(world: World) -> None:
-    # specification 8.3, 8.7
     # specification 8.3, 8.7
     instance_id = await opened(world)
     with refused("FAILED_PRECONDITION", "gate_not_open"):
@@ -159,7 +156,6 @@ async def test_a_human_guard_is_decided_by_its_name(world: World) -> None:
 
 async def test_a_rejection_fails_the_step_and_keeps_its_output(world: World) -> None:
     # specification 8.5
-    # specification 8.5
     instance_id = await opened(world)
     answer = await world.stub.DecideGate(decision(instance_id, approved=False, comment="no"))
     found = answer.ceremony
@@ -170,7 +166,6 @@ async def test_a_rejection_fails_the_step_and_keeps_its_output(world: World) -> 
 
 async def test_an_ended_ceremony_takes_no_decision(world: World) -> None:
     # specification 13.4
-    # specification 13.4
     instance_id = await opened(world)
     await world.stub.TriggerTransition(trigger(instance_id, "shut"))
     with refused("FAILED_PRECONDITION", "already_ended"):
@@ -180,7 +175,6 @@ async def test_an_ended_ceremony_takes_no_decision(world: World) -> None:
 @pytest.mark.parametrize("field", ["instance_id", "actor", "step_id"])
 @pytest.mark.parametrize("blank", ["", "  "])
 async def test_required_fields_of_a_decision(world: World, field: str, blank: str) -> None:
-    # specification 13.3
     # specification 13.3
     made = decision("c:s")
     setattr(made, field, blank)
@@ -206,7 +200,6 @@ async def test_a_gate_that_is_none(world: World) -> None:
 
 async def test_operations_on_an_unknown_instance_are_not_found(world: World) -> None:
     # specification 13.4
-    # specification 13.4
     with refused("NOT_FOUND", "unknown_instance"):
         await world.stub.DecideGate(decision("nobody:s"))
     with refused("NOT_FOUND", "unknown_instance"):
@@ -220,7 +213,6 @@ async def test_operations_on_an_unknown_instance_are_not_found(world: World) -> 
 
 
 async def test_a_trigger_moves_the_ceremony(world: World) -> None:
-    # specification 13.5, 14.4
     # specification 13.5, 14.4
     instance_id = await opened(world)
     made = trigger(instance_id, "shut", request_id=uuid4().hex)
@@ -238,13 +230,11 @@ async def test_a_trigger_needs_a_role_that_may(world: World, role: str, code: st
 
 async def test_a_trigger_of_another_state(world: World) -> None:
     # specification 13.5
-    # specification 13.5
     with refused("FAILED_PRECONDITION", "trigger_unknown"):
         await world.stub.TriggerTransition(trigger(await opened(world), "finish", role="CLERK"))
 
 
 async def test_a_trigger_whose_guards_do_not_hold(world: World) -> None:
-    # specification 13.5
     # specification 13.5
     instance_id = await opened(world)
     for actor in ("gus", "gil"):
@@ -264,7 +254,6 @@ async def test_required_fields_of_a_trigger(world: World, field: str) -> None:
 
 async def test_a_trigger_with_a_reason_longer_than_is_kept(world: World) -> None:
     # specification 14.17
-    # specification 14.17
     made = trigger(await opened(world), "shut", reason="r" * (MAX_TEXT + 1))
     with refused("INVALID_ARGUMENT", "field_too_long"):
         await world.stub.TriggerTransition(made)
@@ -274,7 +263,6 @@ async def test_a_trigger_with_a_reason_longer_than_is_kept(world: World) -> None
 
 
 async def test_get_of_an_unknown_instance_is_ok_without_success(world: World) -> None:
-    # specification 14.6
     # specification 14.6
     answer = await world.stub.GetPlanningCeremonyInstance(pb.GetPlanningCeremonyInstanceRequest(instance_id="nobody:s"))
     assert (answer.success, answer.HasField("ceremony")) == (False, False)
@@ -287,7 +275,6 @@ async def test_get_needs_an_id(world: World) -> None:
 
 
 async def test_get_shows_a_gate_that_waits(world: World) -> None:
-    # specification 14.10
     # specification 14.10
     instance_id = await opened(world)
     found = await world.get(instance_id)
@@ -361,7 +348,6 @@ async def test_a_page_ends_before_three_mebibytes(world: World) -> None:
 
 async def test_watch_shows_each_change_until_the_end(world: World) -> None:
     # specification 14.11
-    # specification 14.11
     instance_id = await opened(world)
     seen: list[pb.PlanningCeremonyInstance] = []
 
@@ -379,7 +365,6 @@ async def test_watch_shows_each_change_until_the_end(world: World) -> None:
 
 
 async def test_watch_of_an_ended_ceremony_shows_its_end(world: World) -> None:
-    # specification 14.11
     # specification 14.11
     instance_id = await opened(world)
     await world.stub.TriggerTransition(trigger(instance_id, "shut"))
@@ -423,7 +408,6 @@ async def test_dead_letters_are_listed_newest_first(world: World) -> None:
 
 async def test_definitions_are_listed_with_their_problems(world: World) -> None:
     # specification 2.15, 14.12
-    # specification 2.15, 14.12
     found = {summary.name: summary for summary in await world.client.definitions()}
     assert found["doors"].valid and found["doors"].hash and not found["doors"].problems
     assert not found["broken"].valid and not found["broken"].hash
@@ -436,7 +420,6 @@ async def test_definitions_are_listed_with_their_problems(world: World) -> None:
 
 @pytest.mark.parametrize("service", ["", SERVICE])
 async def test_health_is_serving(world: World, service: str) -> None:
-    # specification 14.18
     # specification 14.18
     stub: Any = health_pb2_grpc.HealthStub(world.channel)
 
@@ -455,7 +438,6 @@ async def test_health_of_an_unknown_service_is_not_found(world: World) -> None:
 
 
 async def test_reflection_tells_the_service_and_its_file(world: World) -> None:
-    # specification 14.18
     # specification 14.18
     channel: Any = world.channel
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)

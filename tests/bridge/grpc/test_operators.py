@@ -84,7 +84,6 @@ OPERATIONS = ("cancel", "pause", "resume", "retry", "run")
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_an_operation_is_refused_where_a_field_or_a_role_is_missing(world: World, name: str) -> None:
     # specification 13.1, 13.3, 13.4, 14.17
-    # specification 13.1, 13.3, 13.4, 14.17
     instance_id = await failed(world)
     wrong: list[tuple[dict[str, str], str, str]] = [
         ({}, "INVALID_ARGUMENT", "field_required"),
@@ -116,7 +115,6 @@ async def test_a_step_is_named_and_known(world: World, name: str) -> None:
 
 async def test_cancel_answers_with_the_ended_ceremony_and_again_with_ok(world: World) -> None:
     # specification 13.4, 13.6, 14.4
-    # specification 13.4, 13.6, 14.4
     instance_id = await opened(world)
     answer = await calls(world, instance_id, actor="ana", reason="enough")["cancel"]()
     assert (answer.ceremony.status, answer.ceremony.step_status["let_in"]) == ("CANCELLED", "CANCELLED")
@@ -127,7 +125,6 @@ async def test_cancel_answers_with_the_ended_ceremony_and_again_with_ok(world: W
 
 
 async def test_pause_and_resume_once_for_each_request(world: World) -> None:
-    # specification 13.7, 13.8, 13.12
     # specification 13.7, 13.8, 13.12
     instance_id = await opened(world)
     with refused("FAILED_PRECONDITION", "not_paused"):
@@ -142,7 +139,6 @@ async def test_pause_and_resume_once_for_each_request(world: World) -> None:
 
 async def test_a_retry_opens_a_failed_ceremony_and_a_run_starts_what_was_not_selected(world: World) -> None:
     # specification 13.9
-    # specification 13.9
     instance_id = await failed(world)
     who = {"actor": "ana", "role": "OPERATOR", "reason": "again"}
     retried = await calls(world, instance_id, request_id="again", **who)["retry"]()
@@ -155,7 +151,6 @@ async def test_a_retry_opens_a_failed_ceremony_and_a_run_starts_what_was_not_sel
 
 
 async def test_list_filters_by_status(world: World) -> None:
-    # specification 14.8
     # specification 14.8
     instance_id = await opened(world)
     story = "only-this-story"
@@ -244,7 +239,6 @@ async def test_a_dead_letter_is_shown_and_sent_back(world: World) -> None:
 
 async def test_a_dead_letter_that_is_none_is_not_found(world: World) -> None:
     # specification 14.2
-    # specification 14.2
     for call in (
         world.stub.ShowDeadLetter(pb.ShowDeadLetterRequest(origin="ceremony.commands", offset=10**9)),
         world.stub.ReplayDeadLetter(pb.ReplayDeadLetterRequest(origin="ceremony.commands", offset=10**9, actor="ana")),
@@ -257,7 +251,6 @@ async def test_a_dead_letter_that_is_none_is_not_found(world: World) -> None:
 
 
 async def test_diagnose_one_tells_what_it_waits_for_and_what_to_do(world: World) -> None:
-    # specification 14.14
     # specification 14.14
     instance_id = await opened(world)
     found = await world.client.diagnose(instance_id)
@@ -275,7 +268,6 @@ async def test_diagnose_one_tells_what_it_waits_for_and_what_to_do(world: World)
 
 
 async def test_diagnose_all_tells_of_neighbours_partitions_definitions_and_dead_letters(world: World) -> None:
-    # specification 14.14
     # specification 14.14
     await world.worker.app.driver.log.append("ceremony.commands", 0, b"c:s", b"rubbish")
 
@@ -310,7 +302,6 @@ async def test_diagnose_is_not_healthy_where_a_partition_is_not_served(world: Wo
 
 
 async def test_the_metrics_count_stuck_ceremonies_and_those_of_each_status(world: World) -> None:
-    # specification 12.11
     # specification 12.11
     instance_id = await opened(world)
     await calls(world, instance_id, actor="ana")["pause"]()

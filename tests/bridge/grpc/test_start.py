@@ -56,7 +56,6 @@ async def stored_inputs(world: World, ceremony_id: str) -> dict[str, Any]:
 
 async def test_a_start_is_accepted_with_the_instance_id(world: World) -> None:
     # specification 1.1, 10.3
-    # specification 1.1, 10.3
     answer = await world.stub.StartPlanningCeremony(request("c-plain"))
     assert (answer.instance_id, answer.status) == ("c-plain:S1", "accepted")
     found = await world.get("c-plain:S1")
@@ -80,7 +79,6 @@ async def test_required_fields(world: World, field: str, value: str) -> None:
 @pytest.mark.parametrize("bad", [":", "a:b", "-a", ".a", "a b", "ä", "a" * 129, "a\n", "../a"])
 @pytest.mark.parametrize("field", ["ceremony_id", "story_id"])
 async def test_ids_that_would_not_split_one_way(world: World, field: str, bad: str) -> None:
-    # specification 1.1, 10.1
     # specification 1.1, 10.1
     made = request()
     setattr(made, field, bad)
@@ -125,7 +123,6 @@ async def test_the_same_start_again_is_the_first_answer(world: World) -> None:
 
 async def test_all_step_ids_are_as_good_as_none(world: World) -> None:
     # specification 10.4
-    # specification 10.4
     await world.stub.StartPlanningCeremony(request("c-all"))
     answer = await world.stub.StartPlanningCeremony(request("c-all", step_ids=["hold", "one", "two"]))
     assert answer.status == "accepted"
@@ -149,7 +146,6 @@ async def test_both_ways_to_give_inputs_mean_the_same(world: World) -> None:
     ids=["value", "one more input", "true is not 1", "step_ids", "definition"],
 )
 async def test_the_same_id_with_other_content_exists(world: World, other: dict[str, Any]) -> None:
-    # specification 10.5
     # specification 10.5
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id))
@@ -248,13 +244,11 @@ async def test_a_start_that_nobody_waits_for_any_more_is_refused_by_an_event(wor
 
 async def test_the_correlation_id_may_come_as_metadata(world: World) -> None:
     # specification 10.14
-    # specification 10.14
     await world.stub.StartPlanningCeremony(request("c-meta"), metadata=(("x-correlation-id", "from-metadata"),))
     assert (await world.get("c-meta:S1")).correlation_id == "from-metadata"
 
 
 async def test_the_field_wins_over_the_metadata(world: World) -> None:
-    # specification 10.14
     # specification 10.14
     made = request("c-field", correlation_id="from-field")
     await world.stub.StartPlanningCeremony(made, metadata=(("x-correlation-id", "from-metadata"),))
@@ -262,7 +256,6 @@ async def test_the_field_wins_over_the_metadata(world: World) -> None:
 
 
 async def test_a_blank_correlation_id_counts_as_not_given(world: World) -> None:
-    # specification 10.14
     # specification 10.14
     made = request("c-blank", correlation_id="   ")
     await world.stub.StartPlanningCeremony(made, metadata=(("x-correlation-id", "  "),))
@@ -288,7 +281,6 @@ async def test_the_correlation_id_travels_with_each_answer(world: World) -> None
 
 async def test_inputs_are_parsed_where_they_are_objects_or_arrays(world: World) -> None:
     # specification 10.8
-    # specification 10.8
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id, inputs={"payload": "[1, {}]", "more": '"text"'}))
     found = await stored_inputs(world, ceremony_id)
@@ -296,7 +288,6 @@ async def test_inputs_are_parsed_where_they_are_objects_or_arrays(world: World) 
 
 
 async def test_an_input_that_no_definition_declares_is_kept(world: World) -> None:
-    # specification 10.10
     # specification 10.10
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id, inputs={"payload": "{}", "unheard_of": "[1]"}))
@@ -316,7 +307,6 @@ async def test_an_input_that_no_definition_declares_is_kept(world: World) -> Non
     ids=["missing", "story_id", "ceremony_id", "deep", "large", "huge"],
 )
 async def test_inputs_that_are_refused(world: World, inputs: dict[str, str], code: str) -> None:
-    # specification 10.9, 10.10, 10.11
     # specification 10.9, 10.10, 10.11
     with refused("INVALID_ARGUMENT", code):
         await world.stub.StartPlanningCeremony(request(inputs=inputs))
@@ -366,13 +356,11 @@ async def test_an_undecodable_message_of_a_stream_is_refused(world: World) -> No
 
 async def test_a_name_in_both_kinds_of_inputs_is_refused(world: World) -> None:
     # specification 10.8
-    # specification 10.8
     with refused("INVALID_ARGUMENT", "input_twice"):
         await world.stub.StartPlanningCeremony(request(inputs_json={"payload": {"a": 1}}))
 
 
 async def test_an_unknown_step_is_refused(world: World) -> None:
-    # specification 10.12
     # specification 10.12
     with refused("INVALID_ARGUMENT", "step_unknown") as seen:
         await world.stub.StartPlanningCeremony(request(step_ids=["one", "three"]))
@@ -390,7 +378,6 @@ async def test_a_refusal_can_always_be_received(world: World, names: list[str]) 
 
 
 async def test_only_selected_steps_run(world: World) -> None:
-    # specification 10.12, 10.13
     # specification 10.12, 10.13
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id, step_ids=["two", "hold", "two"]))
@@ -411,7 +398,6 @@ async def test_a_burst_of_one_start_is_answered_to_everybody(world: World) -> No
 
 @pytest.mark.parametrize("field", ["requested_by", "correlation_id"])
 async def test_long_texts_are_refused(world: World, field: str) -> None:
-    # specification 10.1
     # specification 10.1
     made = request()
     setattr(made, field, "x" * 257)

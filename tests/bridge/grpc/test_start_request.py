@@ -77,7 +77,6 @@ def test_the_command_names_its_instance_and_its_pinned_definition() -> None:
 @pytest.mark.parametrize(("given_id", "meant"), [("", "c1:s1"), ("  ", "c1:s1"), (" x ", "x"), ("x", "x")])
 def test_a_blank_correlation_id_is_the_instance_id(given_id: str, meant: str) -> None:
     # specification 1.7, 10.14
-    # specification 1.7, 10.14
     assert command(correlation_id=given_id).correlation_id == meant
 
 
@@ -87,7 +86,6 @@ def test_step_ids_are_kept_once_each_in_the_order_of_the_file() -> None:
 
 
 def test_an_unknown_step_is_refused() -> None:
-    # specification 10.12
     # specification 10.12
     assert code_of(step_ids=["one", "nine"]) == "step_unknown"
 
@@ -106,7 +104,6 @@ def test_an_unknown_step_is_refused() -> None:
     ],
 )
 def test_json_objects_and_arrays_are_parsed(text: str, value: Any) -> None:
-    # specification 10.8
     # specification 10.8
     assert parse_input("a", text) == value
 
@@ -149,7 +146,6 @@ def test_integers_beyond_64_bits_become_floats() -> None:
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 @pytest.mark.parametrize("depth", [DEEPEST, DEEPEST + 1, 5_000, 100_000])
 def test_json_nests_up_to_64_containers(opening: str, closing: str, depth: int) -> None:
-    # specification 10.11
     # specification 10.11
     text = opening * depth + ("1" if "a" in opening else "") + closing * depth
     if depth <= DEEPEST:
@@ -218,7 +214,6 @@ def test_rich_inputs_nest_up_to_64_containers(container: type) -> None:
 
 def test_a_name_is_given_in_one_place_only() -> None:
     # specification 10.8
-    # specification 10.8
     assert code_of(rich_inputs={"a": 1}) == "input_twice"
 
 
@@ -247,13 +242,11 @@ def ids_code(**more: str) -> str:
 @pytest.mark.parametrize("good", ["a", "0", "A.b_c-d", "a" * 128])
 def test_ids_that_are_taken(good: str) -> None:
     # specification 1.1
-    # specification 1.1
     assert ids_code(ceremony_id=good) == ids_code(story_id=good) == ""
 
 
 @pytest.mark.parametrize("bad", ["_a", "-a", ".a", "a:b", "a/b", "a b", "a\n", "ä", "a" * 129, " a"])
 def test_ids_that_are_not(bad: str) -> None:
-    # specification 1.1, 10.1
     # specification 1.1, 10.1
     assert ids_code(ceremony_id=bad) == ids_code(story_id=bad) == "invalid_id"
 
@@ -261,13 +254,11 @@ def test_ids_that_are_not(bad: str) -> None:
 @pytest.mark.parametrize("field", ["ceremony_id", "story_id", "definition_name", "requested_by"])
 def test_fields_that_must_be_given(field: str) -> None:
     # specification 10.1
-    # specification 10.1
     assert ids_code(**{field: ""}) == "field_required"
 
 
 @pytest.mark.parametrize("field", ["requested_by", "correlation_id"])
 def test_texts_that_are_too_long(field: str) -> None:
-    # specification 10.1
     # specification 10.1
     assert ids_code(**{field: "x" * 256}) == ""
     assert ids_code(**{field: "x" * 257}) == "field_too_long"

@@ -128,7 +128,6 @@ async def test_a_refused_call_leaves_nothing_to_the_collector(tmp_path: Path) ->
 
 def test_too_much_waiting_is_resource_exhausted_with_a_hint() -> None:
     # specification 14.3, 22.6
-    # specification 14.3, 22.6
     refusal = refusal_of(Overloaded("partition 3 has 9 records to fold, 5 are the limit", 1.5))
     assert (refusal.status, refusal.code, refusal.retry_after) == (
         grpc.StatusCode.RESOURCE_EXHAUSTED,

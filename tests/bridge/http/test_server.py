@@ -45,13 +45,11 @@ async def becomes(world: World, status: int, **states: str) -> None:
 
 async def test_it_is_alive(world: World) -> None:
     # specification 22.4
-    # specification 22.4
     status, body = await world.http("/livez")
     assert (status, json.loads(body)) == (200, {"status": "alive"})
 
 
 async def test_it_is_ready_with_every_neighbours_state(world: World) -> None:
-    # specification 22.4
     # specification 22.4
     await becomes(world, 200, log="ok", tables="ok", nats="ok", ray_executor="ok")
     _, neighbours = await readyz(world)

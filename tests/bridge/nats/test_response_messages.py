@@ -77,7 +77,6 @@ def test_the_id_of_a_step_and_its_role_have_any_length_that_a_definition_gives_t
 
 def test_a_proposal_may_be_an_object() -> None:
     # specification 5.5
-    # specification 5.5
     assert command(COMPLETED, completed(proposal={"content": "x", "n": [1]})).value == {"content": "x", "n": [1]}
 
 

@@ -75,7 +75,6 @@ def test_one_is_paused_resumed_and_cancelled(ceremony: Ceremony, capsys: Said) -
 
 def test_several_are_done_each_and_each_refusal_is_told(ceremony: Ceremony, capsys: Said) -> None:
     # specification 23.7
-    # specification 23.7
     ids = begun(ceremony, capsys, "several-1", "several-2")
     assert ceremony("cancel", *ids, "no:body") == Exit.FAILED
     said = capsys.readouterr()
@@ -85,7 +84,6 @@ def test_several_are_done_each_and_each_refusal_is_told(ceremony: Ceremony, caps
 
 
 def test_all_that_match_the_filters_and_no_others(ceremony: Ceremony, capsys: Said) -> None:
-    # specification 23.7
     # specification 23.7
     mine = begun(ceremony, capsys, *(f"all-{number}" for number in range(20)), story="mine")
     (other,) = begun(ceremony, capsys, "all-other", story="other")
@@ -170,7 +168,6 @@ def test_history_tells_who_did_what(ceremony: Ceremony, capsys: Said) -> None:
 
 def test_history_tells_who_fired_a_trigger(ceremony: Ceremony, capsys: Said) -> None:
     # specification 13.11
-    # specification 13.11
     (one,) = begun(ceremony, capsys, "fired")
     ceremony("trigger", one, "decline", "--role", "APPROVER", "-m", "too late")
     capsys.readouterr()
@@ -185,7 +182,6 @@ def test_history_tells_who_fired_a_trigger(ceremony: Ceremony, capsys: Said) -> 
 
 def test_doctor_of_one_shows_what_it_waits_for_and_what_to_do(ceremony: Ceremony, capsys: Said) -> None:
     # specification 14.14
-    # specification 14.14
     (one,) = begun(ceremony, capsys, "patient")
     capsys.readouterr()
     assert ceremony("doctor", one) == Exit.OK
@@ -197,7 +193,6 @@ def test_doctor_of_one_shows_what_it_waits_for_and_what_to_do(ceremony: Ceremony
 
 
 def test_doctor_of_all_is_data_too(ceremony: Ceremony, capsys: Said) -> None:
-    # specification 23.3
     # specification 23.3
     (one,) = begun(ceremony, capsys, "for-the-doctor")
     ceremony("pause", one, "-m", "lunch")

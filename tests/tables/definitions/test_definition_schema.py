@@ -31,7 +31,6 @@ def test_the_schema_is_valid_itself() -> None:
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f.stem)
 def test_every_example_fits_the_schema_and_loads_without_a_warning(file: Path) -> None:
     # specification 2.17
-    # specification 2.17
     Draft202012Validator(SCHEMA).validate(yaml.safe_load(file.read_text("utf-8")))
     assert warnings(load(file.read_bytes(), str(file), all_kinds())) == []
 
@@ -75,7 +74,6 @@ def test_the_examples_show_every_feature() -> None:
     ],
 )
 def test_the_schema_refuses_what_the_loader_refuses(file: str, change: dict[str, object]) -> None:
-    # specification 2.2
     # specification 2.2
     content = yaml.safe_load((SPECS / "ceremonies" / f"{file}.yaml").read_text("utf-8")) | change
     assert not Draft202012Validator(SCHEMA).is_valid(content)

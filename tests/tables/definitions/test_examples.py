@@ -104,7 +104,6 @@ def test_every_example_is_run() -> None:
 @pytest.mark.parametrize(("name", "end"), [("approval", "DECLINED"), ("backlog_review", "REJECTED")])
 def test_a_rejection_takes_the_way_of_on_failure(name: str, end: str) -> None:
     # specification 8.6
-    # specification 8.6
     world = world_of(name)
     world.start(**INPUTS[name])
     run(world, approve=False)

@@ -29,13 +29,11 @@ def test_the_type_of_an_output_is_enforced(kind: str, given: str) -> None:
 @pytest.mark.parametrize("given", SAMPLES)
 def test_each_type_word_of_a_flat_schema(word: str, given: str) -> None:
     # specification 4.6
-    # specification 4.6
     wanted = [] if WORDS[word] == given else [f"$.a: must be of type {WORDS[word]}"]
     assert problems({"a": SAMPLES[given]}, {"a": word}) == wanted
 
 
 def test_a_flat_schema_requires_every_field_and_allows_others() -> None:
-    # specification 4.6
     # specification 4.6
     assert problems({"a": "x", "c": 1}, {"a": "string", "b": "int"}) == ["$.b: is missing"]
     assert problems({"a": None}, {"a": "string"}) == ["$.a: must be of type string"]
@@ -53,7 +51,6 @@ def test_a_flat_schema_of_a_text_asks_for_an_object() -> None:
 @pytest.mark.parametrize("mark", ["$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum"])
 def test_one_of_its_marks_makes_a_schema_json_schema(mark: str) -> None:
     # specification 4.5
-    # specification 4.5
     assert is_json_schema({mark: "string"}) and not is_json_schema({"title": "string", "type": "string"})
 
 
@@ -70,7 +67,6 @@ SCHEMA = {
 
 
 def test_json_schema_names_path_and_rule_and_never_the_value() -> None:
-    # specification 9.3
     # specification 9.3
     value = {"a": True, "c": "secret-value", "list": [1, "secret-value", 2.0], "other": "secret-value"}
     found = problems(value, SCHEMA)
@@ -124,13 +120,11 @@ def test_sound_schemas_are_accepted_and_enforced(schema: dict[str, Any]) -> None
 )
 def test_an_unsound_json_schema_is_a_load_error_with_its_place(schema: dict[str, Any], path: tuple[Any, ...]) -> None:
     # specification 4.7
-    # specification 4.7
     found = schema_problems(Output("o", "object", schema))
     assert [(p, rule) for p, rule, _ in found] == [(path, "bad_json_schema")]
 
 
 def test_unknown_type_words_are_load_errors() -> None:
-    # specification 4.6
     # specification 4.6
     found = schema_problems(Output("o", "object", {"a": "string", "b": "text", "c": 3, "d": {"x": "y"}}))
     assert [(path, rule) for path, rule, _ in found] == [((key,), "unknown_type_word") for key in "bcd"]

@@ -50,7 +50,6 @@ def test_a_file_that_is_no_map_is_refused(text: str) -> None:
 
 def test_a_file_over_256_kib_is_not_even_parsed() -> None:
     # specification 2.4
-    # specification 2.4
     assert rules(HEAD + "#" * 262_144) == ["file_too_large"]
     assert rules(("é" * 131_072 + "x").encode()) == ["file_too_large"]
     assert rules("é" * 131_072 + "x") == ["file_too_large"]
@@ -81,7 +80,6 @@ def test_deep_nesting_is_refused_where_it_begins(opening: str) -> None:
 
 def test_64_levels_are_allowed_and_65_are_not() -> None:
     # specification 2.4
-    # specification 2.4
     def nested(levels: int) -> str:
         return HEAD + STATES + "x: " + "[" * levels + "]" * levels + "\n"
 
@@ -90,7 +88,6 @@ def test_64_levels_are_allowed_and_65_are_not() -> None:
 
 
 def test_a_billion_laughs_stop_at_the_first_alias() -> None:
-    # specification 2.3
     # specification 2.3
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
@@ -110,7 +107,6 @@ def test_a_hundred_thousand_items_are_bounded() -> None:
 @pytest.mark.uncounted
 def test_ten_thousand_unknown_keys_are_bounded() -> None:
     # specification 2.5
-    # specification 2.5
     found = rules(HEAD + STATES + "".join(f"key_number_{n}: 1\n" for n in range(12_000)))
     assert found.count("unknown_key") == MAX_PROBLEMS
 
@@ -123,7 +119,6 @@ def test_a_huge_scalar_is_clipped_in_the_message() -> None:
 
 @pytest.mark.parametrize("number", ["9" * 60, "9" * 5000, "1:" * 30 + "1", "0b_", "0x_", "-.inf", ".nan", "1e400"])
 def test_odd_numbers_are_problems_not_crashes(number: str) -> None:
-    # specification 2.3
     # specification 2.3
     assert rules(HEAD + STATES + f"timeouts: {{step_max: {number}}}\n")
 
@@ -168,7 +163,6 @@ def test_json_schemas_are_bounded_all_together() -> None:
 
 def test_a_path_is_no_name() -> None:
     # specification 2.1
-    # specification 2.1
     with pytest.raises(DefinitionInvalid):
         load(HEAD.replace("name: x", "name: ../../etc/passwd") + STATES, "../../etc/passwd.yaml", KINDS)
 
@@ -206,7 +200,6 @@ def loaded_or_refused(text: str | bytes) -> Definition | DefinitionInvalid:
 @given(st.binary(max_size=300))
 @settings(max_examples=150, deadline=None)
 def test_arbitrary_bytes_never_raise_anything_else(data: bytes) -> None:
-    # specification 2.4
     # specification 2.4
     loaded_or_refused(data)
 

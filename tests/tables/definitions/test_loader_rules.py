@@ -241,7 +241,6 @@ def test_publish_output_must_be_an_object() -> None:
 
 def test_every_violation_is_listed_not_just_the_first() -> None:
     # specification 2.5
-    # specification 2.5
     text = """\
 version: "2.0"
 name: other
@@ -286,6 +285,5 @@ retry_policies:
     ],
 )
 def test_a_misspelt_word_is_answered_with_the_right_one(old: str, new: str, hint: str) -> None:
-    # specification 2.5
     # specification 2.5
     assert any(hint in p.message for p in problems(changed(old, new)))

@@ -30,7 +30,6 @@ def world_of(body: str) -> World:
 
 def test_a_chain_of_steps_that_compute_is_one_command() -> None:
     # specification 11.11
-    # specification 11.11
     world = World(chain(5), KINDS)
     decision = world.start(a={"x": 1})
     assert (world.live.status, world.live.version) == ("COMPLETED", 1)
@@ -50,7 +49,6 @@ def test_a_chain_of_steps_that_compute_is_one_command() -> None:
 
 
 def test_a_gate_is_open_when_the_command_that_reached_it_is_folded() -> None:
-    # specification 8.2, 11.11
     # specification 8.2, 11.11
     world = world_of(
         """
@@ -165,7 +163,6 @@ steps:
 
 
 def test_past_so_many_steps_of_one_command_the_next_ones_agent_is_asked() -> None:
-    # specification 11.11
     # specification 11.11
     world = World(chain(2 * MAX_AT_ONCE + 2), KINDS)
     world.start(a={"x": 1})

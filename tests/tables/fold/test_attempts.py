@@ -57,7 +57,6 @@ def talk() -> World:
 
 def test_a_failed_attempt_is_retried_after_its_pause_under_a_new_number(world: World) -> None:
     # specification 1.6, 11.4, 11.5
-    # specification 1.6, 11.4, 11.5
     world.failed("one")
     retrying = world.events("ceremony.step.retrying")[0].payload
     assert retrying == {
@@ -75,7 +74,6 @@ def test_a_failed_attempt_is_retried_after_its_pause_under_a_new_number(world: W
 
 
 def test_pauses_grow_up_to_their_maximum_and_the_last_attempt_fails_the_ceremony(world: World) -> None:
-    # specification 11.4, 12.4
     # specification 11.4, 12.4
     world.failed("one")
     world.fire("retry/one")
@@ -101,13 +99,11 @@ def test_pauses_grow_up_to_their_maximum_and_the_last_attempt_fails_the_ceremony
 @pytest.mark.parametrize("more", [{"code": "hopeless"}, {"retryable": False}])
 def test_what_is_not_retryable_fails_the_step_at_once(world: World, more: dict[str, Any]) -> None:
     # specification 11.3
-    # specification 11.3
     world.failed("one", **more)
     assert world.live.status == "FAILED"
 
 
 def test_without_a_policy_there_is_one_attempt() -> None:
-    # specification 11.3
     # specification 11.3
     world = World(one_step(MERGE.rstrip(", ") + "}"))
     world.start(a={})
@@ -116,7 +112,6 @@ def test_without_a_policy_there_is_one_attempt() -> None:
 
 
 def test_the_policy_named_default_serves_steps_without_one_and_no_others() -> None:
-    # specification 11.3
     # specification 11.3
     policies = "retry_policies:\n  default: {max_attempts: 2, backoff_seconds: 7}\n  none: {max_attempts: 1}\n"
     of_default = World(one_step(MERGE.rstrip(", ") + "}", policies))
@@ -130,7 +125,6 @@ def test_the_policy_named_default_serves_steps_without_one_and_no_others() -> No
 
 
 def test_an_answer_to_an_older_attempt_is_counted_and_ignored(world: World) -> None:
-    # specification 11.7
     # specification 11.7
     world.failed("one")
     assert world.done("one", attempt=1).note == "stale_attempt"
@@ -158,7 +152,6 @@ def test_times_outside_are_iso_8601_in_utc_with_milliseconds(at: int, written: s
 
 def test_backoff_is_linear_or_doubles_and_jitter_only_shortens_it() -> None:
     # specification 11.4
-    # specification 11.4
     plain = RetryPolicy(9, 5)
     assert [retry_pause(plain, tries, "i", "s", tries) for tries in (1, 2, 3)] == [5000, 5000, 5000]
     growing = RetryPolicy(9, 5, exponential_backoff=True)
@@ -175,7 +168,6 @@ def test_backoff_is_linear_or_doubles_and_jitter_only_shortens_it() -> None:
 
 
 def test_an_attempt_that_times_out_is_retried(world: World) -> None:
-    # specification 11.2
     # specification 11.2
     assert world.requests()[0].deadline == BEGIN + 60_000
     world.fire("timeout/one")
@@ -202,7 +194,6 @@ def test_an_early_timer_changes_nothing(world: World) -> None:
 
 def test_while_the_neighbour_is_unreachable_the_same_attempt_is_asked_after_growing_pauses(world: World) -> None:
     # specification 11.8
-    # specification 11.8
     pauses = []
     for _ in range(5):
         world.outcome("one", "unreachable")
@@ -220,7 +211,6 @@ def test_while_the_neighbour_is_unreachable_the_same_attempt_is_asked_after_grow
 
 def test_pauses_between_asks_end_at_30_seconds() -> None:
     # specification 11.8
-    # specification 11.8
     assert [ask_pause(asks) for asks in (1, 5, 6, 60, 10**9)] == [1000, 16000, 30000, 30000, 30000]
 
 
@@ -228,7 +218,6 @@ def test_pauses_between_asks_end_at_30_seconds() -> None:
 
 
 def test_a_deliberation_completes_when_all_agents_answered_and_it_was_submitted(talk: World) -> None:
-    # specification 1.4
     # specification 1.4
     talk.outcome("talk", "submitted", deliberation_id="d-1")
     for number in (1, 2, 3):
@@ -242,7 +231,6 @@ def test_a_deliberation_completes_when_all_agents_answered_and_it_was_submitted(
 
 def test_results_may_overtake_submitted_but_complete_nothing_before_it(talk: World) -> None:
     # specification 1.4
-    # specification 1.4
     for number in (1, 2, 3):
         talk.result("talk", f"agent-dev-00{number}")
     assert talk.step("talk").status == "IN_PROGRESS"
@@ -252,7 +240,6 @@ def test_results_may_overtake_submitted_but_complete_nothing_before_it(talk: Wor
 
 def test_a_result_counts_once_per_agent_and_unknown_agents_do_not(talk: World) -> None:
     # specification 5.4, 11.12
-    # specification 5.4, 11.12
     talk.outcome("talk", "submitted", deliberation_id="d")
     talk.result("talk", "agent-dev-001", value="first")
     assert talk.result("talk", "agent-dev-001", value="second").note == "duplicate"
@@ -261,7 +248,6 @@ def test_a_result_counts_once_per_agent_and_unknown_agents_do_not(talk: World) -
 
 
 def test_enough_proposals_at_the_timeout_complete_the_step(talk: World) -> None:
-    # specification 5.6
     # specification 5.6
     talk.outcome("talk", "submitted", deliberation_id="d")
     talk.result("talk", "agent-dev-001")
@@ -282,7 +268,6 @@ def test_too_few_proposals_at_the_timeout_fail_the_attempt_and_its_answers_go(ta
 
 def test_failed_agents_fail_the_attempt_when_all_have_answered(talk: World) -> None:
     # specification 5.5
-    # specification 5.5
     talk.outcome("talk", "submitted", deliberation_id="d")
     talk.result("talk", "agent-dev-001")
     talk.result("talk", "agent-dev-002", value=None, error_code="oom", error_message="out of memory")
@@ -291,7 +276,6 @@ def test_failed_agents_fail_the_attempt_when_all_have_answered(talk: World) -> N
 
 
 def test_the_second_word_of_an_attempt_performed_twice_does_not_count(talk: World) -> None:
-    # specification 18.4
     # specification 18.4
     talk.outcome("talk", "submitted", deliberation_id="d")
     for word in ("submitted", "failed", "unreachable"):
@@ -302,7 +286,6 @@ def test_the_second_word_of_an_attempt_performed_twice_does_not_count(talk: Worl
 
 
 def test_a_step_whose_role_does_not_list_it_fails_before_it_runs_and_is_not_retried() -> None:
-    # specification 11.9
     # specification 11.9
     step = (
         "  - {id: talk, state: RUN, handler: deliberation_step, retry: {max_attempts: 5},"
@@ -319,13 +302,11 @@ def test_a_step_whose_role_does_not_list_it_fails_before_it_runs_and_is_not_retr
 
 def test_an_output_above_the_limit_fails_the_attempt(world: World) -> None:
     # specification 11.13
-    # specification 11.13
     world.done("one", "x" * MAX_OUTPUT)
     assert world.events("ceremony.step.retrying")[0].payload["error_code"] == "output_too_large"
 
 
 def test_a_result_without_its_body_fails_the_attempt_with_its_size_only(talk: World) -> None:
-    # specification 17.7
     # specification 17.7
     talk.outcome("talk", "submitted", deliberation_id="d")
     talk.result("talk", "agent-dev-001", value=None, size=300_000)
@@ -335,7 +316,6 @@ def test_a_result_without_its_body_fails_the_attempt_with_its_size_only(talk: Wo
 
 
 def test_a_row_above_its_limit_fails_the_step_and_is_not_retried() -> None:
-    # specification 11.13
     # specification 11.13
     steps = "\n".join(
         f"  - {{id: s{i}, state: RUN, handler: aggregation_step, retry: {{max_attempts: 3}},"
@@ -352,7 +332,6 @@ def test_a_row_above_its_limit_fails_the_step_and_is_not_retried() -> None:
 
 def test_an_output_that_nests_too_deep_fails_the_attempt(world: World) -> None:
     # specification 11.13
-    # specification 11.13
     value: Any = 1
     for _ in range(200):
         value = [value]
@@ -361,7 +340,6 @@ def test_an_output_that_nests_too_deep_fails_the_attempt(world: World) -> None:
 
 
 def test_results_that_together_overfill_the_row_fail_the_step() -> None:
-    # specification 11.13
     # specification 11.13
     world = World(
         one_step(

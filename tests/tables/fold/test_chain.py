@@ -29,7 +29,6 @@ steps:
 
 def test_steps_of_a_state_run_one_after_the_other_and_the_ceremony_completes() -> None:
     # specification 2.10, 11.1, 12.2, 12.7
-    # specification 2.10, 11.1, 12.2, 12.7
     world = World(chain(3))
     world.start(a={"x": 1})
     assert [request.step_id for request in world.requests()] == ["s1"]
@@ -48,7 +47,6 @@ def test_steps_of_a_state_run_one_after_the_other_and_the_ceremony_completes() -
 
 
 def test_an_outcome_of_a_finished_step_changes_nothing() -> None:
-    # specification 11.7
     # specification 11.7
     world = World(chain(2))
     world.start(a={"x": 1})

@@ -54,7 +54,6 @@ def test_the_first_transition_in_file_order_whose_guards_all_hold_is_applied() -
 
 def test_first_the_automatic_transitions_whose_guards_hold_on_the_failure() -> None:
     # specification 12.1, 12.3
-    # specification 12.1, 12.3
     world = started(
         definition(
             [FINISH, MEND, "from: RUN, to: MEND, trigger: seen, guards: [x_failed]", MENDED],
@@ -69,14 +68,12 @@ def test_first_the_automatic_transitions_whose_guards_hold_on_the_failure() -> N
 
 def test_then_the_on_failure_trigger_even_past_a_failed_step() -> None:
     # specification 12.3
-    # specification 12.3
     world = started(definition([FINISH, MEND, MENDED], agg("x", ", on_failure: mend")))
     world.failed("x")
     assert world.path() == ["MEND", "DONE"]
 
 
 def test_guards_of_the_on_failure_transition_count() -> None:
-    # specification 12.3
     # specification 12.3
     world = started(
         definition(
@@ -94,7 +91,6 @@ def test_guards_of_the_on_failure_transition_count() -> None:
 
 def test_then_the_ceremony_fails_once_nothing_else_is_in_flight() -> None:
     # specification 12.4
-    # specification 12.4
     world = started(definition([FINISH, MEND, MENDED], agg("x", ", after: []"), agg("y", ", after: []")))
     world.failed("x")
     assert world.live.status == "RUNNING"
@@ -104,7 +100,6 @@ def test_then_the_ceremony_fails_once_nothing_else_is_in_flight() -> None:
 
 
 def test_a_failed_step_does_not_keep_independent_steps_from_starting() -> None:
-    # specification 11.1
     # specification 11.1
     world = started(
         definition([FINISH, MEND, MENDED], agg("x", ", after: []"), agg("y", ", after: []"), agg("z", ", after: [y]"))
@@ -117,7 +112,6 @@ def test_a_failed_step_does_not_keep_independent_steps_from_starting() -> None:
 
 
 def test_steps_in_flight_are_cancelled_before_the_event_that_moves_the_ceremony() -> None:
-    # specification 12.8
     # specification 12.8
     world = started(
         definition(
@@ -142,7 +136,6 @@ def test_steps_in_flight_are_cancelled_before_the_event_that_moves_the_ceremony(
 
 def test_when_all_steps_have_ended_and_nothing_can_hold_the_ceremony_fails_with_no_transition() -> None:
     # specification 12.5
-    # specification 12.5
     world = started(
         definition(
             [FINISH + ", guards: [never]", MEND + ", guards: [never]", MENDED],
@@ -155,7 +148,6 @@ def test_when_all_steps_have_ended_and_nothing_can_hold_the_ceremony_fails_with_
 
 
 def test_a_guard_over_an_unselected_step_keeps_the_ceremony_waiting_until_an_operator_runs_it() -> None:
-    # specification 1.5, 12.5, 13.10
     # specification 1.5, 12.5, 13.10
     world = started(
         definition(
@@ -207,7 +199,6 @@ def test_a_guardless_transition_never_fires_past_a_failed_step_that_an_operator_
 
 def test_more_than_a_hundred_transitions_from_one_command_fail_the_ceremony() -> None:
     # specification 12.6
-    # specification 12.6
     world = started(
         definition(
             [
@@ -225,7 +216,6 @@ def test_more_than_a_hundred_transitions_from_one_command_fail_the_ceremony() ->
 
 
 def test_entering_a_state_again_runs_its_steps_again_with_rising_attempts_and_a_new_budget() -> None:
-    # specification 1.6, 11.10
     # specification 1.6, 11.10
     world = started(
         definition(
@@ -266,7 +256,6 @@ def test_a_step_that_fails_as_it_starts_moves_the_ceremony_before_its_neighbours
 
 
 def test_a_failed_step_may_be_retried_while_its_neighbour_is_still_in_flight() -> None:
-    # specification 13.9
     # specification 13.9
     world = started(definition([FINISH, MEND, MENDED], agg("x", ", after: []"), agg("y", ", after: []")))
     world.failed("x")

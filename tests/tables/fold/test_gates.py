@@ -57,7 +57,6 @@ def guarded() -> World:
 
 def test_an_open_gate_waits_visibly_and_its_step_timeout_does_not_run(world: World) -> None:
     # specification 1.5, 8.2
-    # specification 1.5, 8.2
     assert (world.live.status, world.step("gate").status) == ("WAITING_FOR_HUMAN", "WAITING_FOR_HUMAN")
     assert set(world.live.timers) == {"ceremony_max", "gate/gate"}
     assert world.step("gate").output == {"role": "PO", "message": "is it good", "waiting": True}
@@ -75,7 +74,6 @@ def test_an_open_gate_waits_visibly_and_its_step_timeout_does_not_run(world: Wor
 
 
 def test_a_quorum_of_distinct_actors_approves(world: World) -> None:
-    # specification 8.4, 8.10
     # specification 8.4, 8.10
     world.decide("gate", actor="petra", role="PO")
     assert world.decide("gate", actor="petra", role="PO").note == "duplicate"
@@ -100,7 +98,6 @@ def test_an_actor_with_a_name_too_long_to_be_kept_is_still_one_actor(world: Worl
 
 def test_a_rejection_fails_the_step_with_its_output_kept_and_takes_on_failure(world: World) -> None:
     # specification 8.5, 8.6
-    # specification 8.5, 8.6
     world.decide("gate", approved=False, role="PO", comment="no")
     failed = world.events("ceremony.step.executed")[1].payload
     assert (failed["status"], failed["error_code"]) == ("FAILED", "rejected")
@@ -109,7 +106,6 @@ def test_a_rejection_fails_the_step_with_its_output_kept_and_takes_on_failure(wo
 
 
 def test_the_same_decision_again_is_answered_alike(world: World) -> None:
-    # specification 8.9
     # specification 8.9
     world.decide("gate", actor="petra", role="PO", command_id="r1")
     assert world.decide("gate", actor="petra", role="PO", command_id="r1").note == "duplicate"
@@ -120,7 +116,6 @@ def test_the_same_decision_again_is_answered_alike(world: World) -> None:
 
 def test_the_deadline_of_a_gate_serves_like_a_rejection_but_keeps_no_output(world: World) -> None:
     # specification 8.6
-    # specification 8.6
     world.fire("gate/gate")
     failed = world.events("ceremony.step.executed")[1].payload
     assert (failed["error_code"], failed["output"]) == ("gate_deadline", {})
@@ -128,7 +123,6 @@ def test_the_deadline_of_a_gate_serves_like_a_rejection_but_keeps_no_output(worl
 
 
 def test_a_gate_whose_deadline_has_passed_is_not_asked_again_whatever_its_retry_policy() -> None:
-    # specification 8.6
     # specification 8.6
     world = World(definition_of(GATE.replace("on_failure: back,", "on_failure: back, retry: {max_attempts: 3},")))
     world.start()
@@ -139,7 +133,6 @@ def test_a_gate_whose_deadline_has_passed_is_not_asked_again_whatever_its_retry_
 
 
 def test_approving_one_visit_never_approves_the_next(world: World) -> None:
-    # specification 8.3, 8.8
     # specification 8.3, 8.8
     world.decide("gate", actor="petra", role="PO")
     world.fire("gate/gate")
@@ -152,7 +145,6 @@ def test_approving_one_visit_never_approves_the_next(world: World) -> None:
 
 @pytest.mark.parametrize(("role", "code"), [("", "role_required"), ("DEV", "role_not_allowed")])
 def test_a_decision_needs_a_role_that_lists_the_gate(world: World, role: str, code: str) -> None:
-    # specification 13.1, 13.2
     # specification 13.1, 13.2
     decision = world.decide("gate", role=role)
     assert refusal(decision) == code
@@ -171,7 +163,6 @@ def test_without_roles_in_the_definition_a_named_role_is_the_gates_own(role: str
 
 def test_a_gate_that_is_not_open_or_not_there_is_refused() -> None:
     # specification 14.2
-    # specification 14.2
     world = World(definition_of(GATE))
     world.start()
     assert refusal(world.decide("gate", role="PO")) == "gate_not_open"
@@ -180,7 +171,6 @@ def test_a_gate_that_is_not_open_or_not_there_is_refused() -> None:
 
 
 def test_an_approved_gate_satisfies_human_guards_of_its_role_on_leaving_transitions() -> None:
-    # specification 8.7
     # specification 8.7
     world = World(
         definition_of(
@@ -196,7 +186,6 @@ def test_an_approved_gate_satisfies_human_guards_of_its_role_on_leaving_transiti
 
 def test_a_human_guard_is_satisfied_by_an_approval_of_its_role(guarded: World) -> None:
     # specification 3.8, 8.7
-    # specification 3.8, 8.7
     assert guarded.live.status == "WAITING_FOR_HUMAN"
     assert refusal(guarded.decide("po_agrees", role="DEV")) == "role_not_allowed"
     assert refusal(guarded.decide("po_agrees")) == "role_required"
@@ -206,7 +195,6 @@ def test_a_human_guard_is_satisfied_by_an_approval_of_its_role(guarded: World) -
 
 def test_approvals_of_a_guard_are_of_one_visit(guarded: World) -> None:
     # specification 8.8
-    # specification 8.8
     guarded.decide("dev_agrees", role="DEV")
     assert guarded.path() == ["BACK", "RUN"]
     assert guarded.live.guard_approvals == {}
@@ -214,7 +202,6 @@ def test_approvals_of_a_guard_are_of_one_visit(guarded: World) -> None:
 
 
 def test_a_rejected_guard_loses_its_approval() -> None:
-    # specification 8.7
     # specification 8.7
     world = World(
         definition_of(
@@ -242,7 +229,6 @@ def test_a_guard_of_another_state_is_not_open(world: World, guarded: World) -> N
 
 def test_a_decision_while_paused_is_recorded_and_moves_the_ceremony_at_the_resume(world: World) -> None:
     # specification 13.7, 13.8
-    # specification 13.7, 13.8
     world.decide("gate", actor="petra", role="PO")
     world.pause()
     world.decide("gate", actor="paul", role="PO")
@@ -262,7 +248,6 @@ def test_a_quorum_cannot_outgrow_the_row_by_its_comments() -> None:
 
 
 def test_an_approved_gate_satisfies_no_guard_of_another_role() -> None:
-    # specification 8.7
     # specification 8.7
     world = World(
         definition_of(

@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize("log", golden_logs(), ids=lambda log: log.path.stem)
 def test_a_golden_log_folds_to_the_recorded_digests(log: GoldenLog) -> None:
     # specification 18.2
-    # specification 18.2
     found = log.folded()
     differing = [i for i, pair in enumerate(zip(found, log.digests, strict=True)) if pair[0] != pair[1]]
     command = log.entries[differing[0]][0] if differing else None
@@ -33,14 +32,12 @@ def test_a_golden_log_folds_to_the_recorded_digests(log: GoldenLog) -> None:
 
 def test_the_golden_logs_fold_alike_under_two_hash_seeds() -> None:
     # specification 18.2
-    # specification 18.2
     assert len({_digest_under(seed) for seed in ("0", "4242")}) == 1
 
 
 def test_a_renewal_is_refused_while_the_fold_number_was_not_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # specification 24.2
     # specification 24.2
     first = golden_logs()[0].path
     shutil.copy(first, tmp_path / first.name)

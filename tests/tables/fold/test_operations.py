@@ -53,14 +53,12 @@ def world() -> World:
 
 def test_a_trigger_moves_the_ceremony_and_cancels_what_is_in_flight(world: World) -> None:
     # specification 12.8, 13.5
-    # specification 12.8, 13.5
     world.trigger("hold")
     assert world.path() == ["HELD"]
     assert world.executed() == [("one", "CANCELLED")]
 
 
 def test_a_trigger_that_leaves_another_state_or_whose_guards_do_not_hold_is_refused(world: World) -> None:
-    # specification 13.5
     # specification 13.5
     assert refusal(world.trigger("finish")) == "trigger_unknown"
     world.trigger("hold")
@@ -70,14 +68,12 @@ def test_a_trigger_that_leaves_another_state_or_whose_guards_do_not_hold_is_refu
 
 def test_the_same_trigger_again_is_accepted_without_moving_twice(world: World) -> None:
     # specification 13.12
-    # specification 13.12
     world.trigger("hold", command_id="r-1")
     decision = world.trigger("hold", command_id="r-1")
     assert (decision.note, decision.effects) == ("duplicate", ())
 
 
 def test_the_last_64_command_ids_are_kept(world: World) -> None:
-    # specification 13.12
     # specification 13.12
     for _ in range(40):
         world.pause()
@@ -86,7 +82,6 @@ def test_the_last_64_command_ids_are_kept(world: World) -> None:
 
 
 def test_a_trigger_needs_a_role_where_roles_name_it() -> None:
-    # specification 13.1
     # specification 13.1
     world = World(definition_of(BODY + "roles:\n  - {id: PO, description: o, allowed_actions: [hold]}\n"))
     world.start(a=1)
@@ -100,7 +95,6 @@ def test_a_trigger_needs_a_role_where_roles_name_it() -> None:
 
 def test_while_paused_answers_are_recorded_and_nothing_starts_until_resume(world: World) -> None:
     # specification 13.7, 13.8
-    # specification 13.7, 13.8
     world.pause()
     world.done("one")
     assert (world.live.status, world.live.state, world.step("one").status) == ("PAUSED", "RUN", "COMPLETED")
@@ -111,7 +105,6 @@ def test_while_paused_answers_are_recorded_and_nothing_starts_until_resume(world
 
 
 def test_timers_stop_while_paused_and_go_on_with_their_rest(world: World) -> None:
-    # specification 13.7, 13.8
     # specification 13.7, 13.8
     world.wait(30)
     world.pause()
@@ -142,7 +135,6 @@ def test_a_last_failure_while_paused_fails_the_ceremony_at_resume(world: World) 
 
 def test_pause_twice_is_one_pause_and_resume_needs_one(world: World) -> None:
     # specification 13.7, 13.8
-    # specification 13.7, 13.8
     assert refusal(world.resume()) == "not_paused"
     world.pause()
     assert world.pause().note == "duplicate"
@@ -150,7 +142,6 @@ def test_pause_twice_is_one_pause_and_resume_needs_one(world: World) -> None:
 
 
 def test_ceremony_max_runs_on_while_paused_and_ends_it_as_timed_out(world: World) -> None:
-    # specification 12.9, 13.7
     # specification 12.9, 13.7
     world.pause()
     world.fire("ceremony_max")
@@ -163,7 +154,6 @@ def test_ceremony_max_runs_on_while_paused_and_ends_it_as_timed_out(world: World
 
 def test_cancel_announces_the_cancelled_steps_first(world: World) -> None:
     # specification 12.8, 13.6
-    # specification 12.8, 13.6
     world.cancel(reason="no longer wanted")
     assert world.live.status == "CANCELLED"
     assert world.subjects()[-2:] == ["ceremony.step.executed", "ceremony.cancelled"]
@@ -174,7 +164,6 @@ def test_cancel_announces_the_cancelled_steps_first(world: World) -> None:
 
 
 def test_only_a_retry_of_the_step_opens_a_failed_ceremony_again(world: World) -> None:
-    # specification 12.10, 13.9
     # specification 12.10, 13.9
     world.failed("one", retryable=False)
     assert world.live.status == "FAILED"
@@ -193,13 +182,11 @@ def test_only_a_retry_of_the_step_opens_a_failed_ceremony_again(world: World) ->
 
 def test_a_step_in_flight_or_completed_is_not_retried(world: World) -> None:
     # specification 13.9
-    # specification 13.9
     assert refusal(world.retry("one")) == "step_in_flight"
     assert refusal(world.retry("nothing")) == "step_unknown"
 
 
 def test_an_unselected_step_is_run_once_and_only_while_it_is_pending() -> None:
-    # specification 13.10
     # specification 13.10
     two = "  - {id: two, state: RUN, handler: aggregation_step, config: {sources: [a], aggregation_type: list}}\n"
     world = World(definition_of(BODY + two))
@@ -215,7 +202,6 @@ def test_an_unselected_step_is_run_once_and_only_while_it_is_pending() -> None:
 
 
 def test_a_publish_is_announced_when_asked_and_when_done_with_one_key() -> None:
-    # specification 9.6, 9.7
     # specification 9.6, 9.7
     world = World(definition_of(PUBLISH))
     world.start()
@@ -241,7 +227,6 @@ def test_a_publish_is_announced_when_asked_and_when_done_with_one_key() -> None:
 
 
 def test_a_publish_that_happened_is_announced_once_although_the_ceremony_was_cancelled() -> None:
-    # specification 9.8
     # specification 9.8
     world = World(definition_of(PUBLISH))
     world.start()
@@ -340,7 +325,6 @@ SYSTEM = "roles:\n  - {id: DEV, description: d, allowed_actions: [talk]}\n"
     ],
 )
 def test_an_agents_trigger_acts_as_role_system(roles: str, end: str) -> None:
-    # specification 13.13
     # specification 13.13
     world = World(definition_of(TALK + roles))
     world.start()

@@ -36,7 +36,6 @@ def world() -> World:
 
 def test_the_same_start_again_is_accepted_and_changes_nothing(world: World) -> None:
     # specification 10.5
-    # specification 10.5
     first = world.start(a=[1], b={"x": 1, "y": 2})
     again = world.start(b={"y": 2, "x": 1}, a=[1])
     assert again.row is first.row
@@ -44,7 +43,6 @@ def test_the_same_start_again_is_accepted_and_changes_nothing(world: World) -> N
 
 
 def test_all_step_ids_are_as_good_as_none_and_a_repeated_one_counts_once(world: World) -> None:
-    # specification 10.4
     # specification 10.4
     world.start(a=1)
     assert world.start("two", "one", "two", a=1).note == "duplicate"
@@ -62,7 +60,6 @@ def test_a_repeated_step_id_and_their_order_do_not_make_another_start(world: Wor
 
 def test_correlation_id_and_requested_by_do_not_make_another_start(world: World) -> None:
     # specification 10.4
-    # specification 10.4
     world.start(a=1)
     other = replace(world.start_command(a=1), correlation_id="other", requested_by="someone else")
     assert world.fold(other).note == "duplicate"
@@ -70,7 +67,6 @@ def test_correlation_id_and_requested_by_do_not_make_another_start(world: World)
 
 @pytest.mark.parametrize("other", [{"a": 2}, {"a": 1, "b": 1}])
 def test_other_content_is_refused_and_said_outside(world: World, other: dict[str, Any]) -> None:
-    # specification 10.5, 10.6, 16.3
     # specification 10.5, 10.6, 16.3
     row = world.start(a=1).row
     decision = world.start(**other)
@@ -83,7 +79,6 @@ def test_other_content_is_refused_and_said_outside(world: World, other: dict[str
 
 
 def test_other_step_ids_are_other_content(world: World) -> None:
-    # specification 10.4
     # specification 10.4
     world.start("one", a=1)
     assert refusal(world.start("two", a=1)) == "already_exists"
@@ -108,14 +103,12 @@ def test_other_step_ids_are_other_content(world: World) -> None:
 )
 def test_a_start_that_cannot_be_is_refused_with_a_code(world: World, change: dict[str, Any], code: str) -> None:
     # specification 10.6
-    # specification 10.6
     decision = world.fold(replace(world.start_command(a=1), **change))
     assert (decision.row, refusal(decision), decision.note) == (None, code, code)
     assert world.subjects() == ["ceremony.start.refused"]
 
 
 def test_inputs_may_nest_64_containers_and_no_more(world: World) -> None:
-    # specification 10.11
     # specification 10.11
     value: Any = []
     for _ in range(63):
@@ -139,13 +132,11 @@ def test_an_input_that_no_definition_declares_is_kept(world: World) -> None:
 
 def test_the_ids_are_always_among_the_inputs(world: World) -> None:
     # specification 10.9
-    # specification 10.9
     world.start(a=1)
     assert world.live.inputs == {"a": 1, "ceremony_id": "c1", "story_id": "s1"}
 
 
 def test_a_blank_correlation_id_becomes_the_instance_id(world: World) -> None:
-    # specification 1.7
     # specification 1.7
     world.fold(replace(world.start_command(a=1), correlation_id="  "))
     assert world.live.correlation_id == ID
@@ -153,13 +144,11 @@ def test_a_blank_correlation_id_becomes_the_instance_id(world: World) -> None:
 
 def test_effect_ids_are_derived_from_instance_version_and_ordinal(world: World) -> None:
     # specification 16.3, 16.4
-    # specification 16.3, 16.4
     world.start(a=1)
     assert [effect.id for effect in world.effects] == [f"c1:s1/1/0@{FOLD}", f"c1:s1/1/1@{FOLD}"]
 
 
 def test_an_unselected_step_counts_as_satisfied_and_stays_pending(world: World) -> None:
-    # specification 10.13
     # specification 10.13
     world.start("two", a=1)
     assert [request.step_id for request in world.requests()] == ["two"]
@@ -175,7 +164,6 @@ def test_the_clock_of_a_fold_never_goes_back(world: World) -> None:
 
 
 def test_a_definition_without_steps_runs_to_its_end_at_once() -> None:
-    # specification 12.1, 12.7
     # specification 12.1, 12.7
     bare = definition_of(
         """
@@ -202,7 +190,6 @@ def test_a_definition_whose_one_state_is_beginning_and_end_is_completed_at_once(
 
 
 def test_retention_leaves_a_stub_that_answers_a_repeated_start_and_later_a_tombstone(world: World) -> None:
-    # specification 21.1
     # specification 21.1
     start = world.start_command("one", a=1)
     world.fold(start)

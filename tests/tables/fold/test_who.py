@@ -55,7 +55,6 @@ def test_an_operation_needs_an_actor_and_a_role_that_allows_it(name: str) -> Non
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_where_no_role_names_it_whoever_names_himself_may(name: str) -> None:
     # specification 13.1
-    # specification 13.1
     world = World(definition_of(BODY + "roles:\n  - {id: WATCHER, description: d, allowed_actions: [hold]}\n"))
     world.start(a=1)
     operation = OPERATIONS[name](world)
@@ -64,7 +63,6 @@ def test_where_no_role_names_it_whoever_names_himself_may(name: str) -> None:
 
 
 def test_actor_role_and_reason_are_announced() -> None:
-    # specification 13.11
     # specification 13.11
     world = failed()
     who = {"actor": "ana", "role": "OPERATOR", "reason": "the vendor is back"}
@@ -107,7 +105,6 @@ def test_a_reason_is_kept_as_far_as_a_text_may_go() -> None:
 
 def test_an_agents_trigger_is_its_own_in_the_role_system() -> None:
     # specification 13.13
-    # specification 13.13
     world = World(definition_of(TALK))
     world.start()
     world.outcome("talk", "submitted", deliberation_id="d")
@@ -128,7 +125,6 @@ def test_a_decision_of_people_is_announced_by_itself_and_its_transition_has_no_a
 
 
 def test_a_retry_is_announced_after_the_resumption_and_before_its_attempt_begins() -> None:
-    # specification 13.11
     # specification 13.11
     world = failed()
     world.retry("one", role="OPERATOR")
@@ -167,7 +163,6 @@ def test_the_engines_own_pause_asks_for_no_role() -> None:
 
 
 def test_the_same_request_again_retries_nothing_twice() -> None:
-    # specification 13.12
     # specification 13.12
     world = failed()
     world.retry("one", role="OPERATOR", command_id="r-1")

@@ -66,7 +66,6 @@ def digests(log: Sequence[tuple[AnyCommand, Origin]], world: World) -> list[str]
 @given(RANDOM)
 def test_a_world_that_answers_honestly_brings_every_ceremony_to_an_end(rng: Random) -> None:
     # specification 12.11
-    # specification 12.11
     world = begun(rng)
     Honest(world, rng).play()
     assert world.live.status in TERMINAL
@@ -75,7 +74,6 @@ def test_a_world_that_answers_honestly_brings_every_ceremony_to_an_end(rng: Rand
 @QUICK
 @given(RANDOM)
 def test_no_stream_of_commands_breaks_an_invariant_and_the_same_commands_give_the_same_bytes(rng: Random) -> None:
-    # specification 12.10, 12.11, 18.2
     # specification 12.10, 12.11, 18.2
     world = begun(rng)
     hostile = Hostile(world, rng)

@@ -172,7 +172,6 @@ async def test_a_fenced_owner_drops_its_partition_and_recovers_it(bench: Bench) 
 
 async def test_a_position_beyond_the_log_is_named_and_the_other_partitions_are_served(bench: Bench) -> None:
     # specification 18.9
-    # specification 18.9
     async with running(bench.app()) as app:
         await bench.send(app, *"abcdefgh")
         await until(lambda: len(rows(app)) == 8)
@@ -189,7 +188,6 @@ async def test_a_position_beyond_the_log_is_named_and_the_other_partitions_are_s
 
 
 async def test_another_partition_count_is_refused_at_the_start(bench: Bench) -> None:
-    # specification 22.9
     # specification 22.9
     async with running(bench.app()):
         pass
@@ -223,7 +221,6 @@ async def test_topics_have_their_settings(bench: Bench) -> None:
 
 async def test_a_topic_with_the_senders_time_is_refused(bench: Bench) -> None:
     # specification 22.9
-    # specification 22.9
     admin = AIOKafkaAdminClient(bootstrap_servers=bench.bootstrap)
     await admin.start()
     await admin.create_topics([NewTopic(bench.name("commands"), PARTITIONS, 1)])
@@ -235,7 +232,6 @@ async def test_a_topic_with_the_senders_time_is_refused(bench: Bench) -> None:
 
 
 async def test_a_static_member_is_back_without_a_rebalance_of_the_others(bench: Bench) -> None:
-    # specification 22.7
     # specification 22.7
     async with running(bench.app(worker_id="w1")) as app:
         await bench.send(app, *"abab")
@@ -249,7 +245,6 @@ async def test_a_static_member_is_back_without_a_rebalance_of_the_others(bench: 
 
 
 async def test_two_workers_with_one_id_do_not_fight_for_ever(bench: Bench) -> None:
-    # specification 22.7
     # specification 22.7
     first, second = bench.app(worker_id="w1"), bench.app(worker_id="w1")
     async with running(first):
@@ -335,7 +330,6 @@ async def test_effects_of_many_megabytes_arrive_in_order(bench: Bench) -> None:
 
 
 async def test_an_effect_to_a_topic_nobody_declared_ends_the_worker(bench: Bench) -> None:
-    # specification 18.10
     # specification 18.10
     async with running(bench.app()) as app:
         backend = app.driver.backend(app.specs["counter"], 0, lambda: True)

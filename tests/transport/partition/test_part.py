@@ -88,7 +88,6 @@ async def test_a_poison_record_alone_becomes_a_dead_letter() -> None:
 
 async def test_a_large_dead_letter_goes_by_reference() -> None:
     # specification 19.2
-    # specification 19.2
     log = MemoryLog()
     log.append("commands", 0, b"a", b"x" * (BY_REFERENCE_ABOVE + 1))
 
@@ -169,7 +168,6 @@ async def served(log: MemoryLog) -> None:
 
 async def test_a_position_below_the_log_start_is_not_served() -> None:
     # specification 18.9
-    # specification 18.9
     log = MemoryLog()
     await served(log)
     commands(log, "d", "e", "f")
@@ -182,7 +180,6 @@ async def test_a_position_below_the_log_start_is_not_served() -> None:
 
 async def test_a_position_beyond_the_log_end_is_not_served() -> None:
     # specification 18.9
-    # specification 18.9
     log = MemoryLog()
     await served(log)
     del log.records["commands", 0][1:]
@@ -191,7 +188,6 @@ async def test_a_position_beyond_the_log_end_is_not_served() -> None:
 
 
 async def test_another_last_command_is_not_served() -> None:
-    # specification 18.9
     # specification 18.9
     log = MemoryLog()
     await served(log)
@@ -209,7 +205,6 @@ async def test_a_last_command_that_retention_took_is_not_compared() -> None:
 
 
 async def test_another_partition_count_ends_the_worker() -> None:
-    # specification 18.10
     # specification 18.10
     log = MemoryLog()
     await served(log)
@@ -383,7 +378,6 @@ async def test_stopping_gives_the_agent_time_to_finish_and_abort_does_not() -> N
 
 
 async def test_a_record_of_a_newer_release_ends_the_worker_and_is_no_dead_letter() -> None:
-    # specification 18.10, 24.1
     # specification 18.10, 24.1
     log = MemoryLog()
     commands(log, "a")

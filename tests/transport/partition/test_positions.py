@@ -18,7 +18,6 @@ def test_a_position_row_comes_back_as_it_was() -> None:
 
 def test_a_newer_format_is_refused() -> None:
     # specification 24.1
-    # specification 24.1
     newer = json.loads(encode_position(ROW)) | {"format": FORMAT + 1}
     with pytest.raises(LogFailed, match="format_too_new"):
         decode_position(json.dumps(newer).encode())

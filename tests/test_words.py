@@ -1,0 +1,57 @@
+"""scripts/words.py finds docstrings that are no plain sentences."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.uncounted
+ROOT = Path(__file__).parent.parent
+PLAIN = '"""Rows of a partition."""\n'
+
+
+def words(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts/words.py"), str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_plain_docstrings_pass(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    done = words(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("opening", ["Who takes part.", "Where rows live.", "Whether it ended.", "How it ends."])
+def test_a_docstring_that_opens_with_a_question_word_is_named(tmp_path: Path, opening: str) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    (tmp_path / "odd.py").write_text(f'{PLAIN}\n\ndef rows() -> None:\n    """{opening}"""\n')
+    done = words(tmp_path)
+    assert done.returncode == 1
+    assert f"odd.py:4: {opening}" in done.stderr
+
+
+def test_a_docstring_with_what_is_named_with_its_class(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(f'{PLAIN}\n\nclass Row:\n    """The place of what is kept."""\n')
+    done = words(tmp_path)
+    assert done.returncode == 1
+    assert "odd.py:4: The place of what is kept." in done.stderr
+
+
+def test_one_what_among_many_words_passes(tmp_path: Path) -> None:
+    (tmp_path / "long.py").write_text(f'"""Rows, and what they hold.\n\n{"a word or two " * 250}\n"""\n')
+    assert words(tmp_path).returncode == 0
+
+
+def test_generated_modules_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "made_pb2.py").write_text('"""What was generated."""\n')
+    assert words(tmp_path).returncode == 0
+
+
+def test_a_report_never_fails(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text('"""What is here."""\n')
+    done = words(tmp_path, "--report")
+    assert done.returncode == 0
+    assert "100.0 % of docstrings open with a question word" in done.stdout

@@ -54,4 +54,4 @@ def test_a_report_never_fails(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text('"""What is here."""\n')
     done = words(tmp_path, "--report")
     assert done.returncode == 0
-    assert "100.0 % of docstrings open with a question word" in done.stdout
+    assert "100.0 % of 1 docstrings open with a question word" in done.stdout

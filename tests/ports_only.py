@@ -18,9 +18,10 @@ CHANCE = frozenset({"random", "secrets", "uuid"})
 CLIENTS = frozenset({"nats", "grpc", "grpc_health", "grpc_reflection", "aiokafka", "faust", "mode", "redis", "neo4j"})
 THREADS = frozenset({"threading", "concurrent", "multiprocessing", "_thread"})
 STORES = frozenset({"sqlite3", "socket", "urllib.request", "http.client"})
+# Modules whose import is a finding, submodules included.
 MODULES = CLOCK | CHANCE | CLIENTS | THREADS | STORES
-"""Modules whose import is a finding, submodules included."""
 
+# Names that are findings wherever they are used, by their full name.
 CALLS = frozenset(
     {
         "asyncio.create_task",
@@ -40,17 +41,16 @@ CALLS = frozenset(
         "tempfile.mktemp",
     }
 )
-"""Names that are findings wherever they are used, by their full name."""
 
+# Methods of an event loop (or of a task group) that go past the Clock port, whatever the variable is called.
 LOOP_METHODS = frozenset({"call_at", "call_later", "create_task", "run_in_executor"})
-"""Methods of an event loop (or of a task group) that go past the Clock port, whatever the variable is called."""
 
+# Calls that are findings only with a `timeout`: without one they wait for tasks, not for the clock.
 MODULE_TIMEOUTS = frozenset({"asyncio.wait", "asyncio.as_completed"})
-"""Calls that are findings only with a `timeout`: without one they wait for tasks, not for the clock."""
 
 
+# A finding unless it is given tasks by name: of a coroutine it makes a task, past the Clock port.
 GATHER = "asyncio.gather"
-"""A finding unless it is given tasks by name: of a coroutine it makes a task, past the Clock port."""
 
 
 @dataclass(frozen=True, slots=True)

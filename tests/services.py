@@ -36,8 +36,8 @@ from tests.kafka_install import KafkaInstall, cache_folder, install_kafka, locke
 READY_SECONDS = 60.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.05
+# Brokers of a cluster, and how many must have a record before it is acknowledged.
 CLUSTER, MIN_INSYNC = 3, 2
-"""Brokers of a cluster, and how many must have a record before it is acknowledged."""
 JVM_FLAGS = (
     "-Xmx256m",
     "-XX:+UseSerialGC",
@@ -46,10 +46,10 @@ JVM_FLAGS = (
     "-Xlog:disable",
     "-Xlog:all=error",
 )
+# Below the range from which the system gives ports to clients: a client that redials a dead server on a port of that
+# range can be given that very port, and is then connected to itself, and the server cannot come back. Of test
+# processes that run side by side each has a part of its own.
 FIRST_PORT, LAST_PORT = map(int, os.environ.get("CEREMONY_TEST_PORTS", "15000-32000").split("-"))
-"""Below the range from which the system gives ports to clients: a client that redials a dead server on a port of that
-range can be given that very port, and is then connected to itself, and the server cannot come back. Of test processes
-that run side by side each has a part of its own."""
 
 AServer = TypeVar("AServer", bound="Server")
 

@@ -11,6 +11,7 @@ from tests.ports_only import PACKAGES, findings, findings_below, forbidden
 pytestmark = pytest.mark.uncounted
 ROOT = Path(__file__).parent.parent
 
+# Path pattern → top-level modules and names that may be used there; each line says why.
 ALLOWED = {
     # The Clock port itself, and the ids that the front draws for a command before it is in the log.
     "bridge/clock.py": frozenset({"time", "uuid", "asyncio.sleep", "asyncio.create_task", "asyncio.timeout"}),
@@ -27,7 +28,6 @@ ALLOWED = {
     # SQLite blocks: its commits run in the one thread of the file.
     "streams/transport/sqlite/*.py": frozenset({"sqlite3", "concurrent", "loop.run_in_executor"}),
 }
-"""Path pattern → top-level modules and names that may be used there; each line says why."""
 
 
 def test_clocks_chance_and_clients_are_used_in_the_ports_only() -> None:

@@ -11,8 +11,8 @@ from aiokafka import ConsumerRecord
 from ports.log import Out
 from tests.benchmarks.sizes import CeremonyRecords, Records, RecordSize
 
+# Value and headers.
 Template = tuple[bytes, list[tuple[str, bytes]]]
-"""Value and headers."""
 
 
 class Options(msgspec.Struct, kw_only=True):

@@ -24,8 +24,8 @@ from tests.benchmarks.workloads import MERGES, PUBLISHES, STEPS, Workload
 from tests.services import KafkaServer
 
 BARE_SECONDS = 120
+# (done, wanted).
 Seen = Callable[[int, int], None]
-"""(done, wanted)."""
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ import msgspec
 
 from tests.benchmarks.processes import BenchmarkFailed
 
+# How long a command may take.
 SECONDS = 1800.0
-"""How long a command may take."""
 Figure = Annotated[float, msgspec.Meta(gt=0)]
 
 

@@ -50,8 +50,8 @@ from tests.streams.fakes import MemoryBatch, MemoryView, Sent, command_record
 from tests.tables.world import ASKED, KINDS
 
 PREFIX = "bench"
+# Append time of the first records, in milliseconds; as from a broker, those of a batch have one time.
 BEGAN = 1_700_000_000_000
-"""Append time of the first records, in milliseconds; as from a broker, those of a batch have one time."""
 STAGES = {
     "decode": "a command out of its record",
     "decide": "the fold",
@@ -63,8 +63,8 @@ STAGES = {
 }
 
 
+# Records of a batch: few enough that now and then nothing else has the processor meanwhile.
 BATCH = 100
-"""Records of a batch: few enough that now and then nothing else has the processor meanwhile."""
 
 
 class Meter:

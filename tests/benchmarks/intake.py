@@ -19,11 +19,11 @@ from tests.benchmarks.processes import ROOT, BenchmarkFailed
 from tests.benchmarks.site import Ground, Site, log_of, started
 from tests.benchmarks.throughput import Progress
 
+# Starts a second that are asked of the engine.
 WANTED = 3000
-"""Starts a second that are asked of the engine."""
 CALLERS = 128
+# Of each phase: it begins with new connections.
 SKIP_SECONDS = 1.0
-"""Of each phase: it begins with new connections."""
 REST_SECONDS = 1.0
 QUIET_SECONDS = 180.0
 FOLDED = "ceremony_commands_total"

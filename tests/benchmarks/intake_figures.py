@@ -8,8 +8,8 @@ from typing import Any
 from tests.benchmarks.intake import WANTED, IntakeRun, Phase
 from tests.benchmarks.report import Row, number
 
+# An engine further behind at the end did not keep up: calls piled up, and their times say only for how long.
 BEHIND_SECONDS = 1.0
-"""An engine further behind at the end did not keep up: calls piled up, and their times say only for how long."""
 KINDS = {
     "approval": "a gate opens in the command that starts it; then a person is awaited",
     "merge_chain": "its five merges are settled in the command that starts it",

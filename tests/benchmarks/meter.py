@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 SAMPLE_SECONDS = 0.02
+# What `CpuMeter.between` calls the whole machine.
 MACHINE = "machine"
-"""What `CpuMeter.between` calls the whole machine."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

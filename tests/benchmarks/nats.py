@@ -38,15 +38,15 @@ from tests.benchmarks.meter import cpu_seconds
 
 PREFIX = "bench"
 TOPIC = prefixed(PREFIX, EVENTS)
+# Ceremonies of a partition that go on side by side.
 GROUP = 250
-"""Ceremonies of a partition that go on side by side."""
+# Records that the log hands over at once.
 BATCH = 500
-"""Records that the log hands over at once."""
 WARM_UP = 5_000
+# Events of each command of a chain: started, five steps executed, the transition, the end.
 AT_ONCE = (8,)
-"""Events of each command of a chain: started, five steps executed, the transition, the end."""
+# The same where the agent of each step is asked: with the last step the transition and the end.
 ASKED = (1, 1, 1, 1, 1, 3)
-"""The same where the agent of each step is asked: with the last step the transition and the end."""
 Handle = Callable[[Sequence[Record]], Awaitable[str]]
 
 

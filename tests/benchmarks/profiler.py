@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from tests.benchmarks.processes import BenchmarkFailed
 
+# Samples a second.
 RATE = 200
-"""Samples a second."""
+# Part of a frame's file → who is charged; C functions are charged to the Python line that calls them.
 OWNERS = (
     ("aiokafka", "aiokafka (client)"),
     ("nats/", "nats-py (client)"),
@@ -30,7 +31,6 @@ OWNERS = (
     ("prometheus_client/", "prometheus"),
     ("uvloop/", "uvloop and the kernel: sockets, callbacks"),
 )
-"""Part of a frame's file → who is charged; C functions are charged to the Python line that calls them."""
 
 _LOOP = "Runner.run (asyncio/runners.py)"
 

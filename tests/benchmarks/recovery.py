@@ -28,8 +28,8 @@ from tests.benchmarks.site import Ground, log_of, started
 from tests.benchmarks.throughput import Progress
 from tests.benchmarks.workloads import PUBLISHES
 
+# Rows of a produce batch, about what checkpoints write at once.
 CHECKPOINT_ROWS = 500
-"""Rows of a produce batch, about what checkpoints write at once."""
 RECOVERED, TAKEN = "ceremony_recovery_rows_total", "ceremony_recovery_last_seconds"
 
 

@@ -18,10 +18,10 @@ from tests.benchmarks import preload, processes
 from tests.benchmarks.processes import BenchmarkFailed
 from tests.benchmarks.workloads import SAID, Workload
 
+# What is measured: five merges on each log, and on Kafka five steps that ask their agent.
 KAFKA, EMBEDDED, ASKED = "kafka", "embedded", "kafka, publish steps"
-"""What is measured: five merges on each log, and on Kafka five steps that ask their agent."""
+# Ceremonies that are not counted: connections are made and code is warm after these.
 WARM_UP = 10
-"""Ceremonies that are not counted: connections are made and code is warm after these."""
 WAIT_SECONDS = 20.0
 Progress = Callable[[int, int], None]
 

@@ -22,17 +22,17 @@ from tests.benchmarks.sizes import CeremonyRecords, Weighed
 from tests.benchmarks.workloads import MERGES, STEPS, Workload
 
 EXECUTED = b"ceremony.step.executed"
+# How long one run may take.
 RUN_SECONDS = 150.0
-"""How long one run may take."""
+# Of the six after which the group believes a silent member dead.
 FROZEN_SECONDS = 4.0
-"""Of the six after which the group believes a silent member dead."""
 TOPICS = (EVENTS, COMMANDS, *map(step_topic, STEP_KINDS))
 WORKER = "worker-"
 SAVED = ("ceremony_checkpoint_seconds_count", "ceremony_checkpoint_rows_total", "ceremony_checkpoint_seconds_sum")
+# (messages on NATS, messages wanted).
 Progress = Callable[[int, int], None]
-"""(messages on NATS, messages wanted)."""
+# Log end of each partition by topic.
 Ends = Mapping[str, Sequence[int]]
-"""Log end of each partition by topic."""
 
 
 class Checkpoints(NamedTuple):

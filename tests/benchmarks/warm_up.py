@@ -15,8 +15,8 @@ from tests.benchmarks.workloads import MERGES, Workload
 CEREMONIES = 200
 ROUNDS = 20
 SECONDS = 60.0
+# The metrics of each worker.
 Said = Sequence[Mapping[str, float]]
-"""The metrics of each worker."""
 OWNED, PUBLISHED = "ceremony_partitions_owned", "ceremony_nats_published_total"
 
 

@@ -10,8 +10,8 @@ from tables.definition import Definition
 from tables.definitions.loader import load
 from tests.benchmarks.processes import SPECS
 
+# Of one ceremony, of any workload.
 STEPS = 5
-"""Of one ceremony, of any workload."""
 
 
 class Workload(NamedTuple):
@@ -33,8 +33,9 @@ class Workload(NamedTuple):
         return load(file.read_text(encoding="utf-8"), file.name, all_kinds())
 
 
+# Events: started, five steps executed, one transition, completed.
 MERGES = Workload("merge_chain", SPECS, "merges", 8, "five merges, settled in one command")
-"""Events: started, five steps executed, one transition, completed."""
+# Events: started; of each step requested, completed, executed; transition, completed. And five publications.
 PUBLISHES = Workload(
     "publish_chain",
     Path(__file__).parent / "ceremonies",
@@ -42,6 +43,5 @@ PUBLISHES = Workload(
     1 + 5 * (3 + 1) + 2,
     "five publish steps, each asks its agent",
 )
-"""Events: started; of each step requested, completed, executed; transition, completed. And five publications."""
+# Subject and type of what they publish.
 SAID = "ceremony.bench.said"
-"""Subject and type of what they publish."""

@@ -20,8 +20,8 @@ from tests.faults.plan import FULL, LONG, SHORT, Fault
 from tests.faults.run import FaultRun, FaultRunFailed
 from tests.services import KafkaServer, ServiceError, end_orphans, running
 
+# Columns where nobody looks.
 WIDE = 160
-"""Columns where nobody looks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,10 +16,10 @@ from tests.faults.plan import Fault, Plan
 from tests.faults.world import PARTITIONS, TERM_SECONDS, FaultRunFailed, WorkerServer, World
 from tests.services import KafkaCluster
 
+# Share of the changes that add a worker, where both can be done.
 ADDED = 0.5
-"""Share of the changes that add a worker, where both can be done."""
+# How long a woken worker may take to end by itself, or to be a sound member of the group again.
 WOKEN_SECONDS = 30.0
-"""How long a woken worker may take to end by itself, or to be a sound member of the group again."""
 
 
 @dataclass(slots=True)

@@ -33,13 +33,13 @@ CHANNEL = (
 )
 CALL_SECONDS = 5.0
 AGAIN_SECONDS = 0.2
+# To the first look at a ceremony; later ones come after growing pauses.
 LOOK_SECONDS = 0.5
-"""To the first look at a ceremony; later ones come after growing pauses."""
 OVERLOADED = grpc.StatusCode.RESOURCE_EXHAUSTED
 UNANSWERED = (OVERLOADED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
+# Starts that wait for an answer: an outage holds the load up, it does not heap up.
 IN_FLIGHT = 64
-"""Starts that wait for an answer: an outage holds the load up, it does not heap up."""
 MIX: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("backlog_review", 3, {"title": "Pay by card"}),
     ("planning", 2, {"title": "Pay by card", "score": {"value": 0.9}, "urgent": "yes"}),
@@ -48,10 +48,10 @@ MIX: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("approval", 2, {}),
     ("merge_chain", 2, {"payload": {"a": 1, "b": [True, None]}}),
 )
+# Share of the approvals that a trigger ends, past the open gate.
 TRIGGERED = 0.3
-"""Share of the approvals that a trigger ends, past the open gate."""
+# Share of the gates that are turned down.
 REJECTED = 0.1
-"""Share of the gates that are turned down."""
 
 
 class Fleet:

@@ -24,8 +24,8 @@ from tests.faults.world import faketime
 from tests.services import KafkaCluster, KafkaServer, ServiceError
 
 USUAL_RUNS = 3
+# A run's seed follows from its number: what failed can be repeated by `--seed`.
 FIRST_SEED = 1000
-"""A run's seed follows from its number: what failed can be repeated by `--seed`."""
 
 
 def not_here(fault: Fault) -> str:

@@ -24,8 +24,8 @@ class Fault(StrEnum):
     UNREACHABLE = "all three brokers out of reach"
 
 
+# Those that need three brokers.
 CLUSTER = frozenset({Fault.LEADER, Fault.BROKERS, Fault.UNREACHABLE})
-"""Those that need three brokers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,5 +117,5 @@ LONG = replace(
     brokers_down=5,
     unreachable=60,
 )
+# Of the long form, where it is not 3: with five kills each these are 50 moments.
 RUNS = {Fault.KILL: 10}
-"""Of the long form, where it is not 3: with five kills each these are 50 moments."""

@@ -22,14 +22,14 @@ from tests.faults.world import FaultRunFailed, World
 from tests.services import KafkaCluster, KafkaServer
 
 SETTLE_SECONDS = 30.0
+# So long nothing was added to the stream: the last events of what has ended are there.
 QUIET_SECONDS = 1.5
-"""So long nothing was added to the stream: the last events of what has ended are there."""
 LOST = frozenset({"start_lost", "instance_missing", "end_lost", "publish_message_lost", "stream_gap", "stuck"})
 DOUBLED = frozenset({"message_id_twice", "key_twice", "started_twice", "step_concluded_twice", "two_ends"})
+# What `republish` cannot bring back: messages of publish steps are not in the log's events.
 NOT_IN_EVENTS = frozenset({"publish_message_lost"})
-"""What `republish` cannot bring back: messages of publish steps are not in the log's events."""
+# What was on its way when a worker was killed is no sign of its recovery.
 IN_FLIGHT_SECONDS = 0.3
-"""What was on its way when a worker was killed is no sign of its recovery."""
 SHOWN = 20
 
 Tell = Callable[[str], None]

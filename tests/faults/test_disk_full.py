@@ -21,8 +21,8 @@ from tests.e2e.world import SPECS, World, until
 
 pytestmark = pytest.mark.timeout(120)
 DEFINITIONS = ("backlog_review", "merge_chain")
+# Pages of 4 KiB that are left.
 ROOM = 90
-"""Pages of 4 KiB that are left."""
 
 
 async def start_until_refused(world: World, begun: list[Start]) -> None:

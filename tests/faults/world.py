@@ -27,14 +27,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SPECS = ROOT / "specs" / "ceremonies"
 CEREMONY = Path(sys.executable).with_name("ceremony")
 PARTITIONS = 4
+# Of the step timeout.
 LATE = 1.25
-"""Of the step timeout."""
+# At most at the same time.
 WORKERS = 3
-"""At most at the same time."""
+# A worker that is asked to end has ended within this time.
 TERM_SECONDS = 10.0
-"""A worker that is asked to end has ended within this time."""
+# The longest until all that was started has ended, on a loaded machine.
 DRAIN_SECONDS = 180.0
-"""The longest until all that was started has ended, on a loaded machine."""
 
 
 class FaultRunFailed(Exception):

@@ -17,8 +17,8 @@ from streams.worker_directory import Heartbeat
 from tables.commands import Cancel, encode_command
 from tables.effects import FOLD, Event, StepRequested, encode_request
 
+# Bytes of a record of the largest size that are left for what the log itself adds.
 ROOM = 200
-"""Bytes of a record of the largest size that are left for what the log itself adds."""
 
 
 class Written(NamedTuple):
@@ -91,6 +91,7 @@ def _json(name: str, change: Callable[[dict[str, Any]], object]) -> Shape:
     return _value(name, make)
 
 
+# Bad as a value of whatever topic.
 VALUES = (
     _always("empty", b""),
     _always("text", b"hello"),
@@ -124,8 +125,8 @@ VALUES = (
     _value("comment", lambda value: b"/* a */" + value),
     _value("deep_within", lambda value: value.replace(b"{", b'{"x":' + b"[" * 50_000 + b"]" * 50_000 + b",", 1)),
 )
-"""Bad as a value of whatever topic."""
 
+# Bad as a command and as a step request.
 FIELDS = (
     _always("empty_object", b"{}"),
     _json("unknown_type", lambda good: {**good, "type": "explode", "attempt": "one"}),
@@ -138,7 +139,6 @@ FIELDS = (
     _value("integer_beyond_all", lambda value: value.replace(b"{", b'{"format":-1' + b"0" * 5000 + b",", 1)),
     _always("of_another_topic", b'{"event_type":"ceremony.started","payload":{},"metadata":{}}'),
 )
-"""Bad as a command and as a step request."""
 
 COMMANDS = (
     Shape("key_of_another", lambda record: record._replace(key=b"another:S1")),
@@ -217,6 +217,7 @@ OWNERS = (
     _json("partition_is_null", lambda good: {**good, "partitions": [None]}),
     _json("generation_is_missing", lambda good: {name: value for name, value in good.items() if name != "generation"}),
 )
+# No room is left in a dead letter for what it has to say of them.
 LARGE = (
     Shape(
         "key_of_the_largest_size",
@@ -228,7 +229,6 @@ LARGE = (
     ),
     Shape("many_headers", lambda record: record._replace(value=b"", headers=(("x", b""),) * 20_000)),
 )
-"""No room is left in a dead letter for what it has to say of them."""
 
 
 def shapes(topic: str) -> tuple[Shape, ...]:

@@ -25,8 +25,8 @@ from tests.poison.shapes import FIELDS, VALUES, Shape, Written
 from tests.services import KafkaServer
 
 PARTITION = 2
+# A row has no type.
 SHAPES = [shape for shape in (*VALUES, *FIELDS) if not shape.name.startswith(("unknown_type", "type_is"))]
-"""A row has no type."""
 TEXTS = [
     "ceremony_id",
     "story_id",

@@ -17,8 +17,8 @@ from tests.poison.shapes import good, shapes
 from tests.services import KafkaServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120), pytest.mark.uncounted]
+# All but `owners`, which workers that share a log read: tests/workers has that.
 TOPICS = (COMMANDS, *map(step_topic, STEP_KINDS), EVENTS, DEADLETTERS, AUDIT)
-"""All but `owners`, which workers that share a log read: tests/workers has that."""
 CODES = {
     COMMANDS: {"command_undecodable", "key_mismatch", "definition_refused"},
     EVENTS: {"event_undecodable", "subject_invalid", "header_invalid", "message_too_large"},
@@ -28,10 +28,10 @@ CODES = {
 }
 PAGE = 1000
 ASIDE_SECONDS = 20
+# Topic, partition and offset.
 Origin = tuple[str, int, int]
-"""Topic, partition and offset."""
+# Uses every step kind: a good ceremony passes every topic.
 DEFINITION = "backlog_review"
-"""Uses every step kind: a good ceremony passes every topic."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "kafka"])

@@ -15,8 +15,8 @@ from tests.pressure.storm import Storm, Weathered, weather
 from tests.pressure.waiting import Waited, Waiting, wait_and_recover
 from tests.services import KafkaServer, running
 
+# The bounds of the long forms: 200,000 starts at once; 50,000 that wait with 20 KiB each, rows on disk.
 STORM_MIB, WAITING_MIB = 1024.0, 512.0
-"""The bounds of the long forms: 200,000 starts at once; 50,000 that wait with 20 KiB each, rows on disk."""
 
 
 def sound(result: Weathered, bound: float) -> bool:

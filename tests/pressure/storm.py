@@ -28,16 +28,16 @@ from tests.faults.world import SPECS, WorkerServer
 from tests.services import free_port, running
 
 DEFINITION, ENDED_IN = "merge_chain", "MERGED"
+# Of one call: 20,000 callers in one process are slow themselves, all the more beside the worker they call.
 CALL_SECONDS = 120.0
-"""Of one call: 20,000 callers in one process are slow themselves, all the more beside the worker they call."""
 LOOK_SECONDS = 0.5
+# The same start may be sent again after any of these.
 AGAIN = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
 )
-"""The same start may be sent again after any of these."""
 OPTIONS = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
 
 

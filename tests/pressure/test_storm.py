@@ -12,10 +12,10 @@ from tests.services import KafkaServer
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.uncounted]
 
+# A limit so low that starts run into it however slow their client is: three at a time are too many.
 STORM = Storm(starts=400, at_once=400, channels=2, partitions=1, max_lag=2, patience=150.0)
-"""A limit so low that starts run into it however slow their client is: three at a time are too many."""
+# A worker that has started takes about 150, the calls of this storm some 25, and its rows a few.
 PEAK_MIB = 260.0
-"""A worker that has started takes about 150, the calls of this storm some 25, and its rows a few."""
 
 
 @pytest.fixture(params=["kafka", "sqlite"])

@@ -13,8 +13,8 @@ from tests.services import KafkaServer
 pytestmark = [pytest.mark.timeout(480), pytest.mark.uncounted]
 
 WAITING = Waiting(ceremonies=300, partitions=4, patience=150.0)
+# A worker that has started takes about 150; the rows are six.
 PEAK_MIB = 260.0
-"""A worker that has started takes about 150; the rows are six."""
 
 
 def test_ceremonies_whose_rows_are_on_disk_outlive_two_kills_and_end(

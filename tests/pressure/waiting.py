@@ -38,10 +38,10 @@ from tests.pressure.storm import memory_of
 from tests.services import free_port, running
 
 LOOK_SECONDS = 0.5
+# Ceremonies appended before the log has to acknowledge them: four megabytes.
 BATCH = 200
-"""Ceremonies appended before the log has to acknowledge them: four megabytes."""
+# Ceremonies that are approved by a call instead of a command in the log.
 ASKED = 20
-"""Ceremonies that are approved by a call instead of a command in the log."""
 
 
 @dataclass(frozen=True, slots=True)

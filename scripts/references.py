@@ -1,4 +1,4 @@
-"""Checks references: rules and sections that code and docs cite, links and paths in Markdown, rules without a test.
+"""Checks references: rules and sections that code and docs cite, links, paths, and rules without a test.
 
 A reference reads `specification` or `design` in lower case, a space and a number; further numbers may follow after
 commas. It must lead to a rule of docs/specification.md or to a section of docs/design.md. Every rule of the
@@ -254,6 +254,21 @@ def _is_there(root: Path, source: Source, span: str, names: frozenset[str]) -> b
     return "/" not in span and span in names
 
 
+# -- code
+
+
+def stale_paths(root: Path, files: Iterable[Source]) -> Iterator[Finding]:
+    """Paths of files that code and configuration name and that are not there; tests make up paths of their own."""
+    folders = "|".join(sorted(re.escape(path.name) for path in root.iterdir() if path.is_dir()))
+    named = re.compile(rf"(?<![\w/.<{{-])(?:{folders})/[\w/.-]*\w\.(?:py|md|yaml|proto|json|svg|sh)\b")
+    for source in files:
+        if not source.name.endswith(".md") and not source.name.startswith(f"{TESTS}/"):
+            for line, text in source.lines:
+                for path in named.findall(text):
+                    if not (root / path).exists():
+                        yield Finding(source.name, line, f"there is no `{path}`")
+
+
 # -- the whole
 
 
@@ -269,6 +284,7 @@ def check(root: Path, untested: Mapping[str, str] = UNTESTED) -> list[Finding]:
             *dangling(files, known),
             *broken_links(root, files),
             *missing_paths(root, files),
+            *stale_paths(root, files),
             *unnamed(files, known["specification"], untested),
         }
     )

@@ -148,6 +148,17 @@ def test_a_path_that_is_not_there_is_found(root: Path, span: str) -> None:
     assert found(root) == [f"docs/two.md:2: there is no `{span}`"]
 
 
+@pytest.mark.parametrize("place", ["tables/two.py", "specs/two.yaml", "scripts/two", "pyproject.toml"])
+def test_a_path_in_code_that_is_not_there_is_found(root: Path, place: str) -> None:
+    write(root, place, "# see tables/one.py and\n# tables/gone/two.py.\n")
+    assert found(root) == [f"{place}:2: there is no `tables/gone/two.py`"]
+
+
+def test_tests_may_make_up_paths(root: Path) -> None:
+    write(root, "tests/test_two.py", '"""Writes tables/gone.py."""\n')
+    assert not found(root)
+
+
 def test_generated_code_and_archives_are_left_alone(root: Path) -> None:
     for name in ("tables/one_pb2.py", "tests/releases/0.1.0/old.md", ".venv/two.md", "build/two.md"):
         write(root, name, f"{CITING} 9.9 [a](gone.md) `tables/gone.py`\n")

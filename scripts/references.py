@@ -78,7 +78,11 @@ class Citation(NamedTuple):
 
 def sources(root: Path) -> list[Source]:
     """Every text file that may cite something, in order of name."""
-    return [Source(_name(path, root), path.read_text()) for path in _files(root) if _is_read(path, root)]
+    return [Source(_name(path, root), _text(path)) for path in _files(root) if _is_read(path, root)]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -209,7 +213,7 @@ def _wrong_link(root: Path, source: Source, target: str) -> str:
 @cache
 def _anchors(file: Path) -> frozenset[str]:
     """Anchors of a Markdown file's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ +(.+?) *$", _without_code_blocks(file.read_text()), re.MULTILINE)
+    headings = re.findall(r"^#+ +(.+?) *$", _without_code_blocks(_text(file)), re.MULTILINE)
     return frozenset(_slug(heading) for heading in headings)
 
 

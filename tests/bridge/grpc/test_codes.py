@@ -50,7 +50,7 @@ def test_limits_of_a_page(asked: tuple[int, int], meant: tuple[int, int]) -> Non
 
 
 def test_an_unexpected_error_says_nothing_of_itself() -> None:
-    # specification 1.9
+    # specification 1.9, 14.2
     refusal = refusal_of(KeyError("a secret path /etc/x"))
     assert (refusal.status, refusal.code) == (grpc.StatusCode.INTERNAL, "internal")
     assert "secret" not in refusal.message

@@ -147,6 +147,7 @@ def test_ceremony_max_runs_on_while_paused_and_ends_it_as_timed_out(world: World
     world.fire("ceremony_max")
     assert world.live.status == "TIMED_OUT"
     assert world.subjects()[-2:] == ["ceremony.step.executed", "ceremony.timed_out"]
+    assert world.events("ceremony.timed_out")[0].payload["error_code"] == "ceremony_max"
 
 
 # -- the end

@@ -22,7 +22,7 @@ from aiokafka.errors import (
 from ports.clock import Clock
 from ports.log import LARGEST_RECORD, Fenced, LogFailed, LogUnavailable, Record
 from streams.transport.kafka.batches import Written, append_batches, retrieve
-from streams.transport.kafka.fetches import packed
+from streams.transport.kafka.wire import packed
 from streams.transport.kafka.records import give_records
 
 PRODUCE_BATCH = 900_000

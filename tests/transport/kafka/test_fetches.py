@@ -7,7 +7,7 @@ from io import BytesIO
 import pytest
 from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v10, FetchRequest_v11, FetchResponse_v11
 
-from streams.transport.kafka.fetches import packed
+from streams.transport.kafka.wire import packed
 
 TOPICS = [("fleet.commands", [(0, 1, 2), (11, 2**40, 5 * 1024 * 1024)]), ("fleet.steps.\u00fc", [(3, 0, 1)])]
 REQUESTS = {

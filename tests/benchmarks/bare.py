@@ -23,8 +23,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from bridge.clock import HostClock
 from ports.log import Out, TopicSpec
-from streams.transport.kafka.batches import append_batches
 from streams.transport.kafka.log import KafkaLog
+from streams.transport.kafka.wire import append_batches
 from tests.benchmarks.bare_work import Options, Output, ceremonies_of, template
 from tests.benchmarks.sizes import Records
 

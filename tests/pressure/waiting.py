@@ -27,8 +27,8 @@ from ports.log import Out
 from steps.registry import all_kinds
 from streams.topics import COMMANDS, prefixed
 from streams.topology import topics
-from streams.transport.kafka.batches import append_batches
 from streams.transport.kafka.log import KafkaLog
+from streams.transport.kafka.wire import append_batches
 from tables.commands import AnyCommand, GateDecision, PutDefinition, Start, StepOutcome, encode_command
 from tables.definition import Definition
 from tables.definitions.loader import load

@@ -21,9 +21,7 @@ from aiokafka.errors import (
 
 from ports.clock import Clock
 from ports.log import LARGEST_RECORD, Fenced, LogFailed, LogUnavailable, Record
-from streams.transport.kafka.batches import Written, append_batches, retrieve
-from streams.transport.kafka.wire import packed
-from streams.transport.kafka.records import give_records
+from streams.transport.kafka.wire import Written, append_batches, give_records, packed, retrieve
 
 PRODUCE_BATCH = 900_000
 """Bytes of a produce batch of more than one record: below LARGEST_BATCH with its framing."""

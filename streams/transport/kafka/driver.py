@@ -15,11 +15,11 @@ from faust.types import TP
 from ports.log import POSITION_KEY, AgentSpec, Loading, LogFailed, LogUnavailable, Out, PositionRow, Record, Recovered
 from streams import topics
 from streams.transport.faust import membership
-from streams.transport.kafka.batches import Written, append_batches
 from streams.transport.kafka.client import PartitionReader, TransactionalWriter
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.recovery import Recovery
 from streams.transport.kafka.session import GroupSession
+from streams.transport.kafka.wire import Written, append_batches
 from streams.transport.partition.assignment import Still, Superseded
 from streams.transport.partition.positions import decode_position, encode_position
 

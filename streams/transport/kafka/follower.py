@@ -16,8 +16,8 @@ from aiokafka.structs import OffsetAndMetadata
 from ports.clock import Clock
 from ports.log import Committed, Handle, LogFailed, Record, Taken
 from streams.transport.kafka.client import DRAIN_SECONDS, FETCH_BYTES, FETCH_WAIT_MS, fetch_cheaply
-from streams.transport.kafka.records import give_records
 from streams.transport.kafka.session import SESSION_SECONDS, GroupSession
+from streams.transport.kafka.wire import give_records
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from ports.clock import Clock
 from ports.log import Follower, Handle, Header, LogUnavailable, Position, Record, RecordTooLarge, Taken, TopicSpec
 from streams.transport.kafka.client import DRAIN_SECONDS, new_producer, new_reader, stop_reader
 from streams.transport.kafka.follower import GroupFollower
-from streams.transport.kafka.records import give_records
 from streams.transport.kafka.topics import ensure_topics
+from streams.transport.kafka.wire import give_records
 from streams.transport.partition.batch import weigh
 from streams.transport.partition.partitioner import partition_of
 

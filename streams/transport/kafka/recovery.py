@@ -9,9 +9,8 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from ports.clock import Clock
-from streams.transport.kafka.batches import retrieve
 from streams.transport.kafka.client import new_reader, stop_reader
-from streams.transport.kafka.records import give_records
+from streams.transport.kafka.wire import give_records, retrieve
 
 AT_ONCE = 8
 """Changelogs read side by side: aiokafka keeps FETCH_BYTES of each, and as much again once they are decoded."""

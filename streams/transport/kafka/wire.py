@@ -1,15 +1,94 @@
-"""Fetch requests and their answers, a partition at a time: aiokafka packs and unpacks each of their fields by itself.
+"""Kafka's bytes, past aiokafka's own packing: produce batches, fetch requests and answers, records fetched.
 
-Fetches have no sessions with aiokafka: each names every partition that is read, and is answered for every one.
+aiokafka handles each record and each field by itself. Here many records go into one produce batch, a fetch is packed
+and unpacked a partition at a time, and fetched records become `Record`s in one step. Fetches have no sessions with
+aiokafka: each names every partition that is read, and is answered for every one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import struct
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import islice
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
+from aiokafka.errors import CorruptRecordException
 from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v11, FetchResponse_v11
+
+from ports.log import Header, LogFailed, Record
+
+# ---- produce batches
+
+Written = tuple[bytes | None, bytes | None, Sequence[Header]]
+"""Key, value and headers of a record to be written; without a value it deletes."""
+_NO_HEADERS: list[Header] = []
+
+
+def append_batches(
+    producer: AIOKafkaProducer, tp: TopicPartition, records: Sequence[Written]
+) -> list[asyncio.Future[Any]]:
+    """Put records into the batch of their partition that still waits to be sent, then into new ones.
+
+    One future per batch: others may wait for it too, so it must not be cancelled. Past `send_batch`, which would wait
+    for the partition's last batch to be drained before it queues another. The timestamp does not matter: topics have
+    LogAppendTime.
+    """
+    accumulator = producer._message_accumulator
+    if accumulator._exception is not None:
+        raise LogFailed(f"producer_failed: {type(accumulator._exception).__name__}") from accumulator._exception
+    futures: list[asyncio.Future[Any]] = []
+    batch, taken = _waiting(accumulator, tp), 0
+    while taken < len(records):
+        if batch is None:
+            batch = accumulator._append_batch(accumulator.create_builder(), tp)
+            batch._drain_waiter.add_done_callback(retrieve)
+        builder = batch._builder
+        fitted = _fill(builder, records, taken)
+        if fitted:
+            futures.append(batch.future)
+        taken += fitted
+        if taken < len(records):
+            builder.close()
+            batch = None
+    return futures
+
+
+def _waiting(accumulator: Any, tp: TopicPartition) -> Any | None:
+    """The last batch of a partition that was never sent and has room, so that what is added comes behind all others."""
+    batches = accumulator._batches.get(tp)
+    if not batches:
+        return None
+    batch = batches[-1]
+    return None if batch.retry_count or batch._builder.closed() else batch
+
+
+def _fill(builder: Any, records: Sequence[Written], begin: int) -> int:
+    """Append records from `begin` on; returns how many there was room for. An empty batch has room for any record."""
+    append = builder._builder.append
+    count: int = builder._relative_offset
+    number = count
+    try:
+        for key, value, headers in islice(records, begin, None):
+            if append(number, 0, key, value, list(headers) if headers else _NO_HEADERS) is None:
+                break
+            number += 1
+    finally:
+        builder._relative_offset = number
+    return number - count
+
+
+def retrieve(future: asyncio.Future[Any]) -> None:
+    """Look at a future's exception, which its owner does not: aiokafka tells the same failure on several futures."""
+    if future.done() and not future.cancelled():
+        future.exception()
+
+
+# ---- fetch requests and their answers
 
 _REQUEST = struct.Struct(">iiiibiii")
 """Replica, waiting time, least and most bytes, isolation level, session, its epoch, number of topics."""
@@ -134,3 +213,83 @@ class _Packed(FetchRequest_v11):  # type: ignore[misc]
         rack = self.rack_id.encode()
         parts += [_INT.pack(0), _SHORT.pack(len(rack)), rack]  # no topics are forgotten
         return b"".join(parts)
+
+
+# ---- records fetched
+
+_new = tuple.__new__
+"""Of a named tuple, without the Python function that the class itself would call."""
+
+
+def give_records(consumer: AIOKafkaConsumer, drain_seconds: float) -> None:
+    """`getmany` of this consumer gives `contract.Record`s from now on; it has been started and has fetched nothing.
+
+    The next fetch waits at most `drain_seconds` for what the last one brought to be taken.
+    """
+    fetcher = consumer._fetcher
+    fetcher._prefetch_backoff = drain_seconds
+    fetcher._records = _Results()
+
+
+class _Results(OrderedDict[Any, Any]):
+    """What has been fetched and not been taken, by partition, as the fetcher keeps it."""
+
+    def __setitem__(self, tp: Any, result: Any) -> None:
+        if type(result) is FetchResult:
+            fetched = result._partition_records
+            result._partition_records = Unpacked(
+                tp,
+                fetched._records,
+                fetched._aborted_transactions,
+                fetched.next_fetch_offset,
+                None,
+                None,
+                fetched._check_crcs,
+                fetched._isolation_level,
+            )
+            fetched._records_iterator = None  # it never began and would hold what was fetched until a collection
+        super().__setitem__(tp, result)
+
+
+class Unpacked(PartitionRecords):  # type: ignore[misc]
+    """The records of one partition's fetch: the same ones, in the same steps of `next_fetch_offset`, as aiokafka's."""
+
+    next_fetch_offset: int
+
+    def __iter__(self) -> Iterator[Record]:
+        """Goes on where the last iteration was left."""
+        records: Iterator[Record] = self._records_iterator
+        return records
+
+    def _unpack_records(self) -> Iterator[Record]:
+        topic, partition = self._tp
+        fetched = self._records
+        while fetched.has_next():
+            batch = fetched.next_batch()
+            if self._check_crcs and not batch.validate_crc():
+                raise CorruptRecordException(f"Invalid CRC - {self._tp}")
+            if not (self._was_aborted(batch) or batch.is_control_batch):
+                for record in batch:
+                    offset = record.offset
+                    if offset < self.next_fetch_offset:
+                        continue  # a fetch begins with the batch that has its offset
+                    self.next_fetch_offset = offset + 1
+                    values = (
+                        topic,
+                        partition,
+                        offset,
+                        record.timestamp,
+                        record.key,
+                        record.value,
+                        tuple(record.headers),
+                    )
+                    yield _new(Record, values)
+            self.next_fetch_offset = batch.next_offset  # behind what compaction has taken from the batch's end, too
+
+    def _was_aborted(self, batch: Any) -> bool:
+        if self._isolation_level != READ_COMMITTED or batch.producer_id is None:
+            return False
+        self._consume_aborted_up_to(batch.base_offset)
+        if batch.is_control_batch and self._contains_abort_marker(batch):
+            self._aborted_producers.discard(batch.producer_id)
+        return batch.is_transactional and batch.producer_id in self._aborted_producers

@@ -14,8 +14,8 @@ from aiokafka.protocol.fetch import FetchRequest
 from bridge.clock import HostClock
 from ports.log import TopicSpec
 from streams.transport.kafka.client import FETCH_WAIT_MS, IDLE_WAIT_MS, PartitionReader, fetch_cheaply
-from streams.transport.kafka.wire import Fetch
 from streams.transport.kafka.log import KafkaLog
+from streams.transport.kafka.wire import Fetch
 from tests.services import KafkaServer
 
 

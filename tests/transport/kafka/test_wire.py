@@ -1,24 +1,30 @@
-"""Records made of what was fetched, held against what aiokafka itself makes of the same bytes."""
+"""The bytes of Kafka's wire, held against those of aiokafka: produce batches, fetches with their answers, records."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import struct
 import weakref
 from collections.abc import Sequence
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, READ_UNCOMMITTED, FetchError, FetchResult, PartitionRecords
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, KafkaConnectionError
+from aiokafka.producer.message_accumulator import MessageAccumulator
+from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v10, FetchRequest_v11, FetchResponse_v11
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
-from ports.log import Header, Record
-from streams.transport.kafka.records import Unpacked, give_records
+from ports.log import Header, LogFailed, Record
+from streams.transport.kafka.wire import Unpacked, Written, append_batches, give_records, packed
+
+# ---- records
 
 TP = TopicPartition("commands", 3)
 HEADERS: Sequence[Header] = [("type", b"start"), ("subject", b"")]
@@ -203,3 +209,190 @@ def test_what_is_taken_is_let_go_of_without_a_collection() -> None:
         assert [ref() for ref in kept] == [None, None]
     finally:
         gc.enable()
+
+
+# ---- fetches
+
+TOPICS = [("fleet.commands", [(0, 1, 2), (11, 2**40, 5 * 1024 * 1024)]), ("fleet.steps.\u00fc", [(3, 0, 1)])]
+REQUESTS = {
+    "two topics": FetchRequest(20, 1, 52_428_800, 1, TOPICS),
+    "in a rack": FetchRequest(500, 7, 100, 0, TOPICS, rack_id="b"),
+    "nothing": FetchRequest(20, 1, 100, 1, []),
+}
+RECORDS = bytes(range(256))
+ANSWERS = {
+    "nothing": FetchResponse_v11(0, 0, 0, []),
+    "records, none, and null": FetchResponse_v11(
+        7,
+        3,
+        2,
+        [
+            ("fleet.commands", [(0, 0, 10, 9, 1, [], -1, RECORDS), (1, 1, -1, -1, -1, None, 4, None)]),
+            ("fleet.steps.\u00fc", [(11, 0, 2**40, 2**40, 0, [], -1, b"")]),
+        ],
+    ),
+    "aborted transactions": FetchResponse_v11(
+        0, 0, 0, [("changelog", [(2, 0, 9, 9, 0, [(1_000, 4), (1_001, 2**33)], -1, RECORDS)])]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("version", [FetchRequest_v10, FetchRequest_v11])
+def test_a_request_is_that_of_aiokafka(name: str, version: type[FetchRequest_v11]) -> None:
+    request = REQUESTS[name]
+    assert packed(request).topics == request.topics
+    assert packed(request).build(version).encode() == request.build(version).encode()
+
+
+def test_version_11_is_the_last() -> None:
+    """A later one would be asked for, and packed field by field again."""
+    ours = packed(REQUESTS["two topics"]).prepare({1: (4, 99)})
+    assert ours.API_VERSION == 11
+    assert ours.encode() == REQUESTS["two topics"].prepare({1: (4, 99)}).encode()
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_is_read_as_by_aiokafka(name: str) -> None:
+    reader = packed(REQUESTS["two topics"]).build(FetchRequest_v11).RESPONSE_TYPE
+    frame = b"head" + ANSWERS[name].encode()
+    data, theirs = BytesIO(frame), BytesIO(frame)
+    data.seek(4)
+    theirs.seek(4)
+    answer = reader.decode(data)
+    assert answer == FetchResponse_v11.decode(theirs) == ANSWERS[name]
+    assert answer.API_VERSION == 11
+
+
+def test_an_answer_that_was_cut_off_is_refused() -> None:
+    reader = packed(REQUESTS["two topics"]).build(FetchRequest_v11).RESPONSE_TYPE
+    with pytest.raises(ValueError, match="fetch answer cut off: 255 of 256 bytes of partition 2"):
+        reader.decode(ANSWERS["aborted transactions"].encode()[:-1])
+
+
+# ---- produce batches
+
+EVENTS, OTHER_EVENTS = TopicPartition("events", 0), TopicPartition("events", 1)
+LARGEST = 2_000
+"""Bytes of a batch here."""
+
+
+class Producer:
+    """A producer whose sender is the test."""
+
+    def __init__(self) -> None:
+        cluster = SimpleNamespace(leader_for_partition=lambda _tp: 1)
+        self._message_accumulator = MessageAccumulator(cluster, LARGEST, 0, 60.0)
+
+    def append(self, *records: Written, tp: TopicPartition = EVENTS) -> list[asyncio.Future[Any]]:
+        return append_batches(self, tp, records)
+
+    def drained(self) -> Any:
+        """The next batch that goes out for the partition."""
+        nodes, _ = self._message_accumulator.drain_by_nodes(ignore_nodes=[])
+        return nodes[1][EVENTS]
+
+
+@pytest.fixture
+async def producer() -> Producer:
+    return Producer()
+
+
+def record(number: int, size: int = 10) -> Written:
+    return b"k%d" % number, b"%0*d" % (size, number), [("n", b"%d" % number)] if number % 2 else ()
+
+
+def keys(batch: Any) -> Sequence[bytes]:
+    """Of what the broker would be sent, whose offsets must be one after the other."""
+    records = MemoryRecords(bytes(batch.get_data_buffer())).next_batch()
+    assert records is not None
+    assert records.validate_crc()
+    found = list(records)
+    assert [one.offset for one in found] == list(range(batch.record_count)), "the broker refuses another count"
+    return [one.key or b"" for one in found]
+
+
+async def test_what_two_callers_send_goes_out_in_one_batch(producer: Producer) -> None:
+    first, second = producer.append(record(0), record(1)), producer.append(record(2))
+    batch = producer.drained()
+    assert keys(batch) == [b"k0", b"k1", b"k2"]
+    batch.done(base_offset=70)
+    assert [(await ack).offset for ack in (*first, *second)] == [70, 70]
+
+
+async def test_partitions_have_batches_of_their_own(producer: Producer) -> None:
+    (one,), (other,) = producer.append(record(0)), producer.append(record(1), tp=OTHER_EVENTS)
+    assert one is not other
+    assert keys(producer.drained()) == [b"k0"]
+
+
+async def test_a_full_batch_is_followed_by_another(producer: Producer) -> None:
+    first = producer.append(record(0, 900))
+    second = producer.append(*(record(number, 900) for number in range(1, 4)))
+    assert len(second) == 2
+    assert second[0] is first[0], "the rest of the first batch is filled"
+    assert [keys(producer.drained()), keys(producer.drained())] == [[b"k0", b"k1"], [b"k2", b"k3"]]
+
+
+async def test_a_record_too_large_for_a_batch_has_one_to_itself(producer: Producer) -> None:
+    acks = producer.append(record(0), record(1, 3 * LARGEST), record(2))
+    assert len(acks) == 3
+    assert [keys(producer.drained()) for _ in acks] == [[b"k0"], [b"k1"], [b"k2"]]
+
+
+async def test_what_is_under_way_is_not_changed(producer: Producer) -> None:
+    producer.append(record(0))
+    sent = producer.drained()
+    producer.append(record(1))
+    assert keys(sent) == [b"k0"]
+    assert keys(producer.drained()) == [b"k1"]
+
+
+async def test_what_is_sent_again_is_not_changed(producer: Producer) -> None:
+    """Its sequence number and its count of records are known to the broker."""
+    producer.append(record(0))
+    sent = producer.drained()
+    producer._message_accumulator.reenqueue(sent)
+    producer.append(record(1))
+    again = producer.drained()
+    assert again is sent
+    assert keys(again) == [b"k0"]
+    assert keys(producer.drained()) == [b"k1"]
+
+
+async def test_a_closed_batch_is_left_alone(producer: Producer) -> None:
+    (first,) = producer.append(record(0))
+    flushing = asyncio.ensure_future(producer._message_accumulator.flush_for_commit())
+    await asyncio.sleep(0)
+    (second,) = producer.append(record(1))
+    batch = producer.drained()
+    assert keys(batch) == [b"k0"]
+    batch.done(base_offset=0)
+    await flushing
+    assert first.done()
+    assert not second.done()
+
+
+async def test_a_single_send_joins_the_batch_and_learns_its_own_offset(producer: Producer) -> None:
+    """A front appends record by record through the same producer."""
+    producer.append(record(0), record(1))
+    alone = await producer._message_accumulator.add_message(EVENTS, b"k2", b"v", timeout=1, timestamp_ms=0)
+    producer.append(record(3))
+    batch = producer.drained()
+    assert keys(batch) == [b"k0", b"k1", b"k2", b"k3"]
+    batch.done(base_offset=70)
+    assert (await alone).offset == 72
+
+
+async def test_a_record_that_cannot_be_written_leaves_a_sound_batch(producer: Producer) -> None:
+    wrong: Any = (b"k2", b"v", [(None, b"a header without a name")])
+    with pytest.raises(Exception, match=r"."):
+        producer.append(record(0), record(1), wrong)
+    producer.append(record(3))
+    assert keys(producer.drained()) == [b"k0", b"k1", b"k3"]
+
+
+async def test_a_producer_that_has_failed_says_so(producer: Producer) -> None:
+    producer._message_accumulator.fail_all(KafkaConnectionError())
+    with pytest.raises(LogFailed, match="producer_failed: KafkaConnectionError"):
+        producer.append(record(0))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from itertools import chain
 
 import structlog
 
@@ -17,17 +19,18 @@ from streams.codecs import letter_of
 from streams.doctor import Doctor
 from streams.history import HistoryReader
 from streams.log_clock import LogClock
-from streams.newest import newest
 from streams.partitions import LONGEST_ID, MOVING, Partitions
 from streams.topics import CEREMONIES, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
 from tables.definition import Definition
 from tables.definitions.loader import load_pinned
-from tables.instance import TERMINAL, Instance, Outline
+from tables.instance import TERMINAL, Instance, Outline, decode_outline
 from tables.kinds import Kinds
 from tables.liveness import waiting_for
 
 log = structlog.get_logger(__name__)
 
+# Rows looked at before the loop gets its turn.
+SLICE = 500
 # How long a history waits for the events of the commands folded last.
 SENT_SECONDS = 1.0
 
@@ -87,7 +90,7 @@ class Reads:
     ) -> tuple[int, Sequence[SortKey]]:
         numbers = range(self._partitions.count) if partitions is None else partitions
         views = [self._partitions.view(number) for number in numbers]
-        found = await newest(views, wanted, most, self._clock)
+        found = await _newest(views, wanted, most, self._clock)
         if views != [self._partitions.view(number) for number in numbers]:  # one was lost while its rows were read
             raise Unavailable(f"a partition was taken over meanwhile: moving: {MOVING}")
         return found
@@ -178,3 +181,21 @@ def _dead_letter(record: Record) -> DeadLetterEntry:
         size=letter.size,
         key=letter.key,
     )
+
+
+async def _newest(
+    views: Iterable[PartitionView], wanted: Callable[[Instance | Outline], bool], most: int, clock: Clock
+) -> tuple[int, list[SortKey]]:
+    """How many match, and the keys of the first `most` of them, in order."""
+    rows = chain.from_iterable(view.scan(CEREMONIES, decode_outline) for view in views)
+    found: list[SortKey] = []
+    total = 0
+    for number, (_, row) in enumerate(rows, start=1):
+        if wanted(row):
+            total += 1
+            found.append((-row.created_at, row.instance_id))
+        if number % SLICE == 0:
+            if len(found) > 2 * most + SLICE:
+                found = heapq.nsmallest(most, found)
+            await clock.sleep(0)
+    return total, heapq.nsmallest(most, found)

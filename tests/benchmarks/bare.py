@@ -22,9 +22,10 @@ import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from bridge.clock import HostClock
-from ports.log import Out, TopicSpec
+from ports.log import TopicSpec
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.wire import append_batches
+from streams.transport.partition.backend import Out
 from tests.benchmarks.bare_work import Options, Output, ceremonies_of, template
 from tests.benchmarks.sizes import Records
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 from aiokafka import ConsumerRecord
 
-from ports.log import Out
+from streams.transport.partition.backend import Out
 from tests.benchmarks.sizes import CeremonyRecords, Records, RecordSize
 
 # Value and headers.

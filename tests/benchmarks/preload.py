@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from aiokafka import TopicPartition
 
-from ports.log import Out
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.wire import append_batches
+from streams.transport.partition.backend import Out
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
 from tests.benchmarks.workloads import Workload

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from aiokafka import TopicPartition
 
 from bridge.clock import HostClock
-from ports.log import Out
 from steps.registry import all_kinds
 from streams.topics import CEREMONIES, DEFINITIONS, changelog, prefixed
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.recovery import Recovery
+from streams.transport.partition.backend import Out
 from tables.commands import Origin
 from tables.fold.decide import decide
 from tables.instance import encode_instance

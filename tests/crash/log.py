@@ -14,23 +14,9 @@ from typing import Any
 from aiokafka.partitioner import murmur2
 
 from ports.clock import Clock
-from ports.log import (
-    AgentSpec,
-    Committed,
-    Fenced,
-    Follower,
-    Handle,
-    Header,
-    Loading,
-    Out,
-    Position,
-    PositionRow,
-    Record,
-    Recovered,
-    Taken,
-    TopicSpec,
-)
+from ports.log import AgentSpec, Committed, Fenced, Follower, Handle, Header, Position, Record, Taken, TopicSpec
 from streams.transport.partition.assignment import Still
+from streams.transport.partition.backend import Loading, Out, PositionRow, Recovered
 from streams.transport.partition.batch import weigh
 from tests.crash.world import Host, World
 

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import pytest
 
-from ports.log import LARGEST_RECORD, AgentSpec, Fenced, Out, PositionRow, Record, RecordTooLarge, TableSpec
+from ports.log import LARGEST_RECORD, AgentSpec, Fenced, Record, RecordTooLarge, TableSpec
+from streams.transport.partition.backend import Out, PositionRow
 from tests.crash.log import Broker, CrashBackend, CrashLog
 from tests.crash.process import LoopClock
 from tests.crash.world import Host, World

@@ -23,12 +23,12 @@ from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
 
 from bridge.clock import HostClock
-from ports.log import Out
 from steps.registry import all_kinds
 from streams.topics import COMMANDS, prefixed
 from streams.topology import topics
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.wire import append_batches
+from streams.transport.partition.backend import Out
 from tables.commands import AnyCommand, GateDecision, PutDefinition, Start, StepOutcome, encode_command
 from tables.definition import Definition
 from tables.definitions.loader import load

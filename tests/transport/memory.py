@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ports.log import AgentSpec, Backend, Fenced, Loading, Out, PositionRow, Record, Recovered
+from ports.log import AgentSpec, Fenced, Record
+from streams.transport.partition.backend import Backend, Loading, Out, PositionRow, Recovered
 from streams.transport.partition.row_store import MemoryStore
 
 

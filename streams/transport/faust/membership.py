@@ -14,8 +14,9 @@ from faust.transport import base
 from faust.transport.consumer import Consumer as FaustConsumer
 from faust.types import TP, ConsumerMessage
 
-from ports.log import AgentSpec, Backend, Log, TailedLog
+from ports.log import AgentSpec, Log, TailedLog
 from streams.transport.partition.assignment import Still
+from streams.transport.partition.backend import Backend
 from streams.transport.partition.batch import PartBatch
 
 GIVE_UP_SECONDS = 10.0

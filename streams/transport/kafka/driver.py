@@ -1,26 +1,26 @@
-"""The Kafka driver: membership of the group, and for each partition fencing, recovery and transactions."""
+"""The Kafka driver: the connections of a worker, and for each partition fencing, recovery and transactions."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from faust.types import TP
 
-from ports.log import POSITION_KEY, AgentSpec, Loading, LogFailed, LogUnavailable, Out, PositionRow, Record, Recovered
+from ports.log import AgentSpec, LogFailed, Record
 from streams import topics
 from streams.transport.faust import membership
 from streams.transport.kafka.client import PartitionReader, TransactionalWriter
+from streams.transport.kafka.group import GroupMember
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.recovery import Recovery
-from streams.transport.kafka.session import GroupSession
 from streams.transport.kafka.wire import Written, append_batches
 from streams.transport.partition.assignment import Still, Superseded
+from streams.transport.partition.backend import POSITION_KEY, Loading, Out, PositionRow, Recovered
 from streams.transport.partition.positions import decode_position, encode_position
 
 logger = logging.getLogger(__name__)
@@ -28,127 +28,12 @@ logger = logging.getLogger(__name__)
 COMMIT_SECONDS = 0.5
 """Seconds between two commits of the group's offsets."""
 DEFAULT_PORT = 9092
-TWIN_SECONDS, TWIN_LOSSES = 30.0, 3
-"""A static member that lost its membership so often within this time shares its worker id with another."""
-
-
-class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """The group's rebalances, passed on to Faust."""
-
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
-
-    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        self._consumer.app.on_rebalance_start()
-        self._consumer.notice_lost_membership()
-        await self._consumer.on_partitions_revoked({TP(*tp) for tp in revoked})
-
-    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> Awaitable[None]:
-        tps = set(assigned)
-        self._consumer.silence(tps)  # in this very step: the fetcher must not begin to look for positions
-        return self._consumer.assigned(tps)
-
-
-class Consumer(membership.Membership):
-    """A member of the consumer group. It never polls: what is assigned is read by the parts' own reader."""
-
-    _group: AIOKafkaConsumer | None = None
-    _session: GroupSession | None = None
-    _lost: tuple[float, ...] = ()
-
-    async def on_start(self) -> None:
-        await self.app.driver.open()
-        conf = self.app.conf
-        self._group = AIOKafkaConsumer(
-            bootstrap_servers=self.app.driver.servers,
-            group_id=conf.id,
-            group_instance_id=self.app.worker_id,
-            client_id=conf.broker_client_id,
-            partition_assignment_strategy=[self.app.assignor],
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            session_timeout_ms=int(conf.broker_session_timeout * 1000),
-            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
-            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
-            max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
-            retry_backoff_ms=50,
-        )
-        await self._group.start()
-        self._session = GroupSession(self._group, self.app.clock, conf.broker_session_timeout)
-        await super().on_start()
-
-    async def subscribe(self, topics: Iterable[str]) -> None:
-        self.group.subscribe(list(topics), listener=Listener(self))
-
-    @property
-    def fresh(self) -> bool:
-        return self._session is not None and self._session.fresh
-
-    @property
-    def group(self) -> AIOKafkaConsumer:
-        if self._group is None:
-            raise LogUnavailable("log_unavailable: not a member of the group")
-        return self._group
-
-    def notice_lost_membership(self) -> None:
-        """A static member that is thrown out again and again has a twin: both would take the group from each other."""
-        if self.app.worker_id is None or self.group._coordinator.generation >= 0:
-            return
-        now = self.app.clock.monotonic()
-        self._lost = (*[then for then in self._lost if now - then < TWIN_SECONDS], now)
-        if len(self._lost) >= TWIN_LOSSES:
-            self.app.fail(
-                LogFailed(
-                    f"worker_id_taken: another worker of group {self.app.conf.id} also has the worker id"
-                    f" {self.app.worker_id!r}; give each its own"
-                )
-            )
-
-    def silence(self, tps: Iterable[TopicPartition]) -> None:
-        for tp in tps:
-            self.group.seek(tp, 0)
-            self.group.pause(tp)
-
-    async def assigned(self, tps: set[TopicPartition]) -> None:
-        self.app.consumer_generation_id = self.group._coordinator.generation
-        self._tps = {TP(*tp) for tp in tps}
-        if self._session is not None:
-            self._session.joined()
-        try:
-            await self.on_partitions_assigned(set(self._tps), self.app.consumer_generation_id)
-        finally:
-            self.app.on_rebalance_end()
-
-    def still(self, generation: int) -> Still:
-        """Also false once the coordinator no longer knows us, before the rebalance has been heard of."""
-
-        def still() -> bool:
-            return (
-                self._group is not None
-                and generation == self.app.consumer_generation_id == self._group._coordinator.generation
-                and not self.should_stop
-            )
-
-        return still
-
-    async def commit_offsets(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Raises KafkaError; what is not ours any more is left out."""
-        ours = self.group.assignment()
-        mine = {tp: offset for tp, offset in offsets.items() if tp in ours}
-        if mine:
-            await self.group.commit(mine)
-
-    async def on_stop(self) -> None:
-        await super().on_stop()
-        group, self._group = self._group, None
-        if group is not None:
-            await group.stop()  # without a worker id it leaves the group at once
 
 
 class KafkaTransport(membership.GroupTransport):
     """`kafka://host:port[,host:port]`."""
 
-    Consumer = Consumer
+    Consumer = GroupMember
     default_port = DEFAULT_PORT
 
     def __init__(self, url: Any, app: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:

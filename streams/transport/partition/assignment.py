@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import Protocol
 
 from ports.clock import Clock
-from ports.log import AgentSpec, Backend, Fenced, LogFailed, PartitionView, StateLost
+from ports.log import AgentSpec, Fenced, LogFailed, PartitionView, StateLost
+from streams.transport.partition.backend import Backend
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import DeadLetters
 from streams.transport.partition.part import Deliver, Part
+from streams.transport.partition.positions import Unserved
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import Stores
-from streams.transport.partition.starting_point import Unserved
 
 logger = logging.getLogger(__name__)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from ports.log import LARGEST_RECORD, Header, Out, Record, RecordTooLarge
-from streams.transport.partition.dead_letters import dead_letter
-
-if TYPE_CHECKING:
-    from streams.transport.partition.part import Part
+from ports.log import LARGEST_RECORD, AgentSpec, Header, Record, RecordTooLarge
+from streams.transport.partition.backend import Out
+from streams.transport.partition.dead_letters import DeadLetters, dead_letter
 
 _OVERHEAD = 128
 """Bytes of framing allowed for a record beside its key, value and headers; also its weight without them."""
@@ -36,12 +34,32 @@ def weigh(topic: str, key: bytes | None, value: bytes, headers: Sequence[Header]
     return size
 
 
+class BatchOwner(Protocol):
+    """The partition that a batch was read from; `Part` is one."""
+
+    spec: AgentSpec
+    number: int
+    dead_letters: DeadLetters
+
+    def rows(self, table: str) -> Mapping[bytes, Any]:
+        """Present rows of a table. Raises KeyError for a table that its agent does not have."""
+
+    def hold(self, record: Record) -> HeldRecord:
+        """Keep the committed offset at or below this record until its release."""
+
+    def release(self, offset: int) -> None: ...
+
+    def send_soon(self, topic: str, partition: int, record: Out) -> None: ...
+
+    def count_dead_letter(self, code: str) -> None: ...
+
+
 class PartBatch:
     """Fulfils `contract.Batch`; rows and effects are kept here until the part takes the batch back."""
 
     __slots__ = ("_part", "_records", "_rows", "bytes", "finished", "held", "note", "outputs", "partition")
 
-    def __init__(self, part: Part, records: Sequence[Record]) -> None:
+    def __init__(self, part: BatchOwner, records: Sequence[Record]) -> None:
         self._part = part
         self._records = records
         self._rows: dict[str, dict[bytes, Any]] = {}
@@ -121,7 +139,7 @@ class HeldRecord:
 
     __slots__ = ("_part", "record")
 
-    def __init__(self, part: Part, record: Record) -> None:
+    def __init__(self, part: BatchOwner, record: Record) -> None:
         self._part = part
         self.record = record
 

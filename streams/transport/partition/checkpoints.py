@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ports.clock import Clock
-from ports.log import AgentSpec, Backend, LogFailed, Out, PositionRow, Record
+from ports.log import AgentSpec, LogFailed, Record
+from streams.transport.partition.backend import Backend, Out, PositionRow
 from streams.transport.partition.positions import checksum
 from streams.transport.partition.rows import Dirty, Rows
 

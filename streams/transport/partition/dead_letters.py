@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ports.log import Header, Out, Record
+from ports.log import Header, Record
 from streams import topics
+from streams.transport.partition.backend import Out
 
 BY_REFERENCE_ABOVE = 256 * 1024
 """Bytes of a value above which a dead letter carries its size and origin instead of the value."""

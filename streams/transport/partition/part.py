@@ -14,14 +14,15 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from typing import Any
 
 from ports.clock import Clock
-from ports.log import AgentSpec, Backend, LogFailed, LogUnavailable, Out, Record, Recovered
+from ports.log import AgentSpec, LogFailed, LogUnavailable, Record
+from streams.transport.partition.backend import Backend, Out, Recovered
 from streams.transport.partition.batch import AgentGone, HeldRecord, PartBatch
 from streams.transport.partition.checkpoints import Checkpoints, Counters, Limits
 from streams.transport.partition.dead_letters import DeadLetters, dead_letter, origin
+from streams.transport.partition.positions import fold_point, last_folded, resume_point
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStore, RowStore, Stores
 from streams.transport.partition.rows import Rows, Table
-from streams.transport.partition.starting_point import fold_point, last_folded, resume_point
 from tables.errors import FormatTooNew
 
 logger = logging.getLogger(__name__)

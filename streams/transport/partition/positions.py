@@ -1,4 +1,7 @@
-"""The position row: its bytes in a changelog, and the checksum that tells whether the log is still the same."""
+"""Positions of a partition: the position row of its changelog, and the offset at which a new owner begins.
+
+Before a new owner folds, it checks that the log is still the one its rows were folded from.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import zlib
 
 import msgspec
 
-from ports.log import LogFailed, PositionRow, Record
+from ports.clock import Clock
+from ports.log import AgentSpec, LogFailed, LogUnavailable, Record
+from streams.transport.partition.backend import Backend, PositionRow, Recovered
+from streams.transport.partition.dead_letters import origin
 
 FORMAT = 1
 """Format number of the position row's bytes."""
@@ -43,3 +49,67 @@ def decode_position(raw: bytes) -> PositionRow:
     if stored.format > FORMAT:
         raise LogFailed(f"format_too_new: position row format {stored.format}, this release reads up to {FORMAT}")
     return PositionRow(stored.next, stored.partitions, stored.timestamp, stored.checksum)
+
+
+# ---- where a new owner begins
+
+COMPARE_SECONDS = 30.0
+"""How long the last folded command may take to be read again."""
+
+
+class Unserved(Exception):
+    """A partition must not be served: its log is not the one its rows were folded from."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
+        self.text = text
+
+
+def resume_point(spec: AgentSpec, number: int, recovered: Recovered) -> int:
+    """Offset at which an agent without tables goes on: the committed one, or the log start. Raises Unserved."""
+    begin = recovered.start if recovered.committed is None else max(recovered.committed, recovered.start)
+    _within(spec, number, begin, recovered)
+    return begin
+
+
+def fold_point(spec: AgentSpec, number: int, recovered: Recovered, partitions: int) -> int:
+    """Offset of the next command to fold; 0 without a position row. Raises Unserved; LogFailed for another count."""
+    row = recovered.position
+    if row is not None and row.partitions != partitions:
+        raise LogFailed(
+            f"partition_count_changed: {spec.topic} was folded with {row.partitions} partitions and has"
+            f" {partitions} now; keys would change their owner"
+        )
+    begin = 0 if row is None else row.next
+    _within(spec, number, begin, recovered)
+    return begin
+
+
+def _within(spec: AgentSpec, number: int, begin: int, recovered: Recovered) -> None:
+    where = f"{spec.topic}[{number}]: position {begin}, log {recovered.start}..{recovered.end}"
+    if begin < recovered.start:
+        raise Unserved(
+            "position_below_log_start", f"{where}: commands not yet folded were deleted; restore the log or rehydrate"
+        )
+    if begin > recovered.end:
+        raise Unserved(
+            "position_beyond_log_end", f"{where}: the log lost records that were folded; restore the log or rehydrate"
+        )
+
+
+async def last_folded(backend: Backend, row: PositionRow, where: str, clock: Clock) -> Record:
+    """Re-read the last command folded; the backend then stands behind it. Raises Unserved when it is another one."""
+    backend.seek(row.next - 1)
+    try:
+        async with clock.timeout(COMPARE_SECONDS):
+            (record,) = await backend.fetch(1)
+    except TimeoutError:
+        raise LogUnavailable(f"log_unavailable: {where} cannot be read") from None
+    if record.offset != row.next - 1 or checksum(record) != row.checksum:
+        raise Unserved(
+            "log_differs",
+            f"{origin(record)} is not the command that was folded last (position {row.next}): the topic was"
+            " replaced or rewound; restore the log or rehydrate",
+        )
+    return record

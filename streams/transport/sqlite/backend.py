@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ports.log import Fenced, Loading, Out, PositionRow, Record, Recovered
+from ports.log import Fenced, Record
+from streams.transport.partition.backend import Loading, Out, PositionRow, Recovered
 from streams.transport.sqlite.log import SqliteLog
 from streams.transport.sqlite.shard import ShardReader
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from ports.log import Fenced, Header, LogFailed, PositionRow, Record, TopicSpec
+from ports.log import Fenced, Header, LogFailed, Record, TopicSpec
+from streams.transport.partition.backend import PositionRow
 
 FORMAT = 1
 """`PRAGMA user_version` of the files written here. A file with a higher one is refused."""

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 from ports.clock import Clock
 from ports.log import Committed, Handle, Taken
+from streams.transport.sqlite.shard import Shard, ShardReader
 
-if TYPE_CHECKING:
-    from streams.transport.sqlite.log import SqliteLog
+
+class FollowedLog(Protocol):
+    """The part of `SqliteLog` that a follower uses."""
+
+    @property
+    def state(self) -> str: ...
+
+    def shards(self, topic: str) -> Sequence[Shard]: ...
+
+    def reader(self, topic: str, partition: int, *, committed_only: bool) -> ShardReader: ...
+
+    def attach(self, reader: str, topic: str, partition: int) -> int | None: ...
+
+    def note(self, reader: str, topic: str, partition: int) -> str: ...
+
+    def put_offset(self, reader: str, topic: str, partition: int, offset: int, note: str | None = None) -> None: ...
+
+    async def ends(self, topic: str) -> Sequence[tuple[int, int]]: ...
+
+    async def flush(self) -> None: ...
+
+    def crash(self, error: Exception) -> None: ...
 
 
 class SqliteFollower:
@@ -17,7 +39,7 @@ class SqliteFollower:
 
     def __init__(
         self,
-        log: SqliteLog,
+        log: FollowedLog,
         clock: Clock,
         group: str,
         topic: str,

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ports.clock import Clock
-from ports.log import Handle, Header, LogFailed, LogUnavailable, Out, Position, PositionRow, Record, Taken, TopicSpec
+from ports.log import Handle, Header, LogFailed, LogUnavailable, Position, Record, Taken, TopicSpec
+from streams.transport.partition.backend import Out, PositionRow
 from streams.transport.partition.batch import weigh
 from streams.transport.partition.partitioner import partition_of
 from streams.transport.sqlite.clock import AppendClock

@@ -6,7 +6,8 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ports.log import LARGEST_BATCH, PositionRow, Record
+from ports.log import LARGEST_BATCH, Record
+from streams.transport.partition.backend import PositionRow
 from streams.transport.partition.batch import weigh
 from streams.transport.sqlite.file import Transaction, encode_batch
 from streams.transport.sqlite.shard import Shard

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ports.log import AgentSpec, Batch, Fenced, PositionRow, Record
+from ports.log import AgentSpec, Batch, Fenced, Record
+from streams.transport.partition.backend import PositionRow
 from tests.transport.conformance.harness import (
     COUNTS,
     PARTITIONS,

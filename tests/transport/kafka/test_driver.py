@@ -15,10 +15,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from bridge.clock import HostClock
-from ports.log import AgentSpec, Batch, LogFailed, LogUnavailable, Out, Record, TableSpec, TopicSpec
+from ports.log import AgentSpec, Batch, LogFailed, LogUnavailable, Record, TableSpec, TopicSpec
 from streams.transport.app import CeremonyApp, create_app
 from streams.transport.kafka.driver import KafkaBackend
 from streams.transport.kafka.log import KafkaLog
+from streams.transport.partition.backend import Out
 
 pytestmark = pytest.mark.timeout(90)
 COUNTS = TableSpec("counts", lambda row: json.dumps(row).encode(), json.loads)

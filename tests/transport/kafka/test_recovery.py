@@ -10,11 +10,12 @@ import pytest
 from aiokafka import TopicPartition
 
 from bridge.clock import HostClock
-from ports.log import POSITION_KEY, StateLost, TopicSpec
+from ports.log import StateLost, TopicSpec
 from streams.transport.kafka.client import FETCH_BYTES
 from streams.transport.kafka.driver import _Read
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.recovery import AT_ONCE, Recovery
+from streams.transport.partition.backend import POSITION_KEY
 from streams.transport.partition.row_store import MemoryStore
 from tests.conftest import KafkaAddress
 from tests.services import KafkaServer

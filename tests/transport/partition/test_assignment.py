@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from bridge.clock import HostClock
-from ports.log import AgentSpec, Fenced, Loading, LogFailed, Recovered, StateLost, TableSpec
+from ports.log import AgentSpec, Fenced, LogFailed, StateLost, TableSpec
 from streams.transport.partition.assignment import LEAST_UNSAVED, UNSAVED_BYTES, PartitionAssignment, Still, Superseded
+from streams.transport.partition.backend import Loading, Recovered
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import DeadLetters

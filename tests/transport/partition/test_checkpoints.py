@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ports.log import LARGEST_RECORD, AgentSpec, Fenced, LogFailed, Out
+from ports.log import LARGEST_RECORD, AgentSpec, Fenced, LogFailed
+from streams.transport.partition.backend import Out
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
 from tests.transport.memory import MemoryLog

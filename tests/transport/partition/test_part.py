@@ -15,7 +15,7 @@ from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import BY_REFERENCE_ABOVE, VALUE_SIZE
 from streams.transport.partition.part import FIRST_BATCH
-from streams.transport.partition.starting_point import Unserved
+from streams.transport.partition.positions import Unserved
 from tables.errors import FormatTooNew
 from tests.transport.memory import MemoryLog
 from tests.transport.parts import COUNTER, COUNTS, WORKER, commands, count, part_of, running, until

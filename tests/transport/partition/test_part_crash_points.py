@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from bridge.clock import HostClock
-from ports.log import AgentSpec, Out, PositionRow, TableSpec
+from ports.log import AgentSpec, TableSpec
+from streams.transport.partition.backend import Out, PositionRow
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import DeadLetters

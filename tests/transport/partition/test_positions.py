@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from ports.log import LogFailed, PositionRow, Record
+from ports.log import LogFailed, Record
+from streams.transport.partition.backend import PositionRow
 from streams.transport.partition.positions import FORMAT, checksum, decode_position, encode_position
 
 ROW = PositionRow(next=7, partitions=4, timestamp=1_700_000_000_000, checksum=123)

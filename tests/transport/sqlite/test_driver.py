@@ -11,8 +11,9 @@ import pytest
 from yarl import URL
 
 from bridge.clock import HostClock
-from ports.log import AgentSpec, Batch, Fenced, LogFailed, Out, PositionRow, TopicSpec
+from ports.log import AgentSpec, Batch, Fenced, LogFailed, TopicSpec
 from streams.transport.app import CeremonyApp, create_app
+from streams.transport.partition.backend import Out, PositionRow
 from streams.transport.sqlite.backend import SqliteBackend
 from streams.transport.sqlite.driver import open_log
 from streams.transport.sqlite.log import SqliteLog

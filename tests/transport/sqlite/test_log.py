@@ -12,18 +12,8 @@ from pathlib import Path
 import pytest
 
 from bridge.clock import HostClock
-from ports.log import (
-    LARGEST_RECORD,
-    Committed,
-    Fenced,
-    LogFailed,
-    LogUnavailable,
-    Out,
-    PositionRow,
-    Record,
-    RecordTooLarge,
-    TopicSpec,
-)
+from ports.log import LARGEST_RECORD, Committed, Fenced, LogFailed, LogUnavailable, Record, RecordTooLarge, TopicSpec
+from streams.transport.partition.backend import Out, PositionRow
 from streams.transport.sqlite import file
 from streams.transport.sqlite.file import FORMAT, LogFile, LogInUse
 from streams.transport.sqlite.log import SqliteLog

@@ -124,7 +124,8 @@ ROOT = Root(
     kinds=kinds,
     logs=logs,
     run=on_loop,
-    program=(sys.executable, "-m", "ceremony.program"),
+    # -P: a folder `tables` where the program was started is not ours.
+    program=(sys.executable, "-P", "-m", "ceremony_engine"),
 )
 
 

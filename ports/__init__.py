@@ -1,1 +1,4 @@
-"""Interfaces between the engine and the world: clock, log, Ray executor, outbound messages."""
+"""Interfaces between the engine and the world: clock, log, Ray executor, outbound messages.
+
+A package of the ceremony engine.
+"""

@@ -1,1 +1,4 @@
-"""The pipeline: topics, tables, agents, checkpoints, timers, and the root that wires everything."""
+"""The pipeline: topics, tables, agents, checkpoints, timers, and the root that wires everything.
+
+A package of the ceremony engine.
+"""

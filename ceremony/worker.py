@@ -26,6 +26,7 @@ from bridge.nats.outbound import NatsOutbound
 from bridge.nats.responses import AgentResponses
 from bridge.ray.executor import RayExecutorClient
 from ceremony.settings import Settings
+from ceremony.version import VERSION
 from ports.clock import Clock
 from ports.errors import Unreachable
 from ports.log import LogFailed, LogUnavailable
@@ -68,6 +69,7 @@ class Worker:
         self.clock = clock or HostClock()
         self.kinds = all_kinds()
         self.metrics = process_metrics()
+        self.metrics.build.labels(VERSION).set(1)
         self.failure: BaseException | None = None
         self.halfway = False
         self._log_clock = LogClock(self.clock)
@@ -260,6 +262,7 @@ class Worker:
         return "; ".join(bridges) or "ok"
 
     async def _start(self) -> None:
+        log.info("starting", version=VERSION)
         self.definitions.report()
         self.app.on_crash = self._fail
         start = self._started

@@ -17,6 +17,9 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self.build = Gauge(
+            "ceremony_build_info", "Always 1; the label is the release that runs.", ["version"], registry=self.registry
+        )
         self.commands = Counter("ceremony_commands", "Commands folded, by type.", ["type"], registry=self.registry)
         self.unchanged = Counter(
             "ceremony_commands_unchanged",

@@ -7,18 +7,26 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
-from ceremony.cli import ceremonies, deadletters, decisions, doctor, history, operations, serve, validate, watch
+from ceremony.cli import ceremonies, deadletters, decisions, doctor, history, init, operations, serve, validate, watch
 from ceremony.cli.errors import EPILOG, CommandFailed, Exit
 from ceremony.cli.output import say
 from ceremony.cli.republish import republish_verb
 from ceremony.cli.root import Root
+from ceremony.version import VERSION
 
 __all__ = ["Root", "build", "run"]
 
 CEREMONIES, LOOK = "Ceremonies", "Look"
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it
+    if wanted:
+        typer.echo(f"ceremony {VERSION}")
+        raise typer.Exit
 
 
 def build(root: Root) -> typer.Typer:
@@ -31,6 +39,7 @@ def build(root: Root) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_options)
     serve.add_verbs(app, root)
     app.command(rich_help_panel="Run")(republish_verb(root))
     for name, verb in (
@@ -56,7 +65,18 @@ def build(root: Root) -> typer.Typer:
         app.command(name, rich_help_panel=LOOK)(look)
     app.add_typer(deadletters.deadletters, name="deadletters", rich_help_panel=LOOK)
     validate.add_verbs(app, root)
+    app.command(rich_help_panel=validate.FILES)(init.init)
+    app.command(rich_help_panel=validate.FILES)(init.schema)
     return app
+
+
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the release and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    pass
 
 
 def run(root: Root, arguments: Sequence[str]) -> int:

@@ -51,6 +51,15 @@ HttpOption = Annotated[str | None, typer.Option(help="Where health and metrics l
 CeremoniesOption = Annotated[
     Path | None, typer.Option(help="Folder of definitions; default: CEREMONIES_DIR, else specs/ceremonies.")
 ]
+TriedOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ceremonies-dir",
+        help="Folder of definitions; default: CEREMONIES_DIR, else specs/ceremonies, else the examples.",
+        show_default=False,
+    ),
+]
+BEST_EXAMPLE = "backlog_review"
 RAY = "Simulated Ray executor"
 LevelOption = Annotated[
     Level | None, typer.Option(case_sensitive=False, help="Of the log on stderr.", show_default=False)
@@ -187,7 +196,7 @@ def dev_verb(root: Root) -> Callable[..., None]:
         nats_port: Annotated[
             int | None, typer.Option(min=1, max=65535, help="Where nats-server listens.", show_default=False)
         ] = None,
-        ceremonies_dir: CeremoniesOption = None,
+        ceremonies_dir: TriedOption = None,
         topic_prefix: Annotated[
             str | None, typer.Option(help="Of the topics, on a Kafka that others use too.", show_default=False)
         ] = None,
@@ -211,6 +220,7 @@ def dev_verb(root: Root) -> Callable[..., None]:
         """
         from ceremony.dev.ray_simulation.knobs import KnobError, Knobs  # noqa: PLC0415 - as above
         from ceremony.dev.stack import DevOptions  # noqa: PLC0415 - nats and gRPC servers are loaded by who runs them
+        from ceremony.packaged import folder_to_try  # noqa: PLC0415 - as above
 
         try:
             knobs = Knobs(
@@ -218,7 +228,8 @@ def dev_verb(root: Root) -> Callable[..., None]:
             )
         except KnobError as error:
             raise CommandFailed(error.code, str(error), Exit.USAGE) from None
-        options = DevOptions(folder, log, grpc_addr, http_addr, nats_port, ceremonies_dir, topic_prefix, knobs)
+        definitions = folder_to_try(ceremonies_dir)
+        options = DevOptions(folder, log, grpc_addr, http_addr, nats_port, definitions, topic_prefix, knobs)
         with readable_errors():
             root.logs(log_level, "console")
             root.run(_dev(root, options, output, until_stdin_closes=until_stdin_closes))
@@ -305,9 +316,10 @@ def dev_panel(running: dict[str, Any], folder: Path) -> Panel:
             "definitions": running["ceremonies_dir"],
         }
     )
+    name = to_start(Path(running["ceremonies_dir"]))
     lines = (
         f"ceremony definitions{here}",
-        f"ceremony start backlog_review --ceremony-id c1 --story-id s1 --input title='A first story'{here}",
+        f"ceremony start {name} --ceremony-id c1 --story-id s1 --input title='A first story'{here}",
         f"ceremony watch c1:s1{here}",
         f"ceremony approve c1:s1{here}",
         f"ceremony list{here}",
@@ -320,6 +332,12 @@ def dev_panel(running: dict[str, Any], folder: Path) -> Panel:
         expand=False,
         padding=(1, 2),
     )
+
+
+def to_start(folder: Path) -> str:
+    """The definition to try first: the example that shows most, where it is there."""
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    return names[0] if names and BEST_EXAMPLE not in names else BEST_EXAMPLE
 
 
 def demo_verb(root: Root) -> Callable[..., None]:
@@ -337,7 +355,7 @@ def demo_verb(root: Root) -> Callable[..., None]:
         folder: Annotated[
             Path | None, typer.Option(help="Keep everything there; default: a temporary one.", show_default=False)
         ] = None,
-        ceremonies_dir: CeremoniesOption = None,
+        ceremonies_dir: TriedOption = None,
         timeout: Annotated[float, typer.Option(min=5, help="Seconds for all of it.")] = 300,
         concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Starts in flight.")] = 32,
         output: OutputOption = Format.TABLE,
@@ -348,13 +366,14 @@ def demo_verb(root: Root) -> Callable[..., None]:
         """
         from ceremony.demo.run import DemoOptions  # noqa: PLC0415 - as above
         from ceremony.demo.screen import show  # noqa: PLC0415 - nats is loaded by who speaks to it
+        from ceremony.packaged import folder_to_try  # noqa: PLC0415 - as above
 
         options = DemoOptions(
             count=count,
             definitions=tuple(definitions or ()),
             log=log,
             folder=folder,
-            ceremonies_dir=ceremonies_dir or Path(os.environ.get("CEREMONIES_DIR", "specs/ceremonies")),
+            ceremonies_dir=folder_to_try(ceremonies_dir),
             timeout=timeout,
             concurrency=concurrency,
             dev_options=tuple(dev_options or ()),

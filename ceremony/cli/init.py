@@ -1,0 +1,62 @@
+"""The verbs for who writes a first ceremony: `init` and `schema`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ceremony.cli.errors import CommandFailed, Exit
+from ceremony.cli.output import say
+
+FIRST_NAME = "first_ceremony"
+
+
+def init(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="[NAME]", help="Of the ceremony. The name of an example, as backlog_review, copies it."),
+    ] = FIRST_NAME,
+) -> None:
+    """Write a ceremony to begin with, and the schema by which editors check and complete it.
+
+    Both go where `ceremony dev` looks for them: into CEREMONIES_DIR, else into specs/.
+    """
+    from bridge.definitions_dir import NAME  # noqa: PLC0415 - the loader takes longer than `get`
+    from ceremony.packaged import SCHEMA_NAME, USUAL_FOLDER, schema_text  # noqa: PLC0415 - as above
+
+    if NAME.fullmatch(name) is None:
+        raise CommandFailed("name_invalid", f"{name!r}: a name has letters A-Z a-z, digits and `_` only", Exit.USAGE)
+    folder = Path(os.environ.get("CEREMONIES_DIR") or USUAL_FOLDER)
+    schema = (folder.parent if folder == USUAL_FOLDER else folder) / SCHEMA_NAME
+    file = folder / f"{name}.yaml"
+    if file.exists():
+        raise CommandFailed("file_exists", f"{file} is there already; choose another name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        schema.write_text(schema_text(), encoding="utf-8")
+        file.write_text(_definition(name, os.path.relpath(schema, folder)), encoding="utf-8")
+    except OSError as error:
+        raise CommandFailed("file_unwritable", f"{error.filename}: {error.strerror}") from None
+    say(f"{file} and {schema} are written. Next:")
+    say(f"  ceremony validate {file}")
+    say("  ceremony dev")
+    say(f"  ceremony start {name} --ceremony-id c1 --story-id s1 --input title='A first story'")
+
+
+def _definition(name: str, schema: str) -> str:
+    """The text of an example, or of the template under this name; its first line tells editors the schema."""
+    from ceremony.packaged import examples_folder, template_text  # noqa: PLC0415 - as above
+
+    example = examples_folder() / f"{name}.yaml"
+    text = example.read_text("utf-8") if example.is_file() else template_text().replace(FIRST_NAME, name)
+    return f"# yaml-language-server: $schema={schema}\n{text}"
+
+
+def schema() -> None:
+    """Print the JSON Schema of a ceremony definition, for editors and other tools."""
+    from ceremony.packaged import schema_text  # noqa: PLC0415 - as above
+
+    typer.echo(schema_text(), nl=False)

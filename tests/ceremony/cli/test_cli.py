@@ -59,7 +59,8 @@ def test_the_help_names_every_verb_and_the_exit_codes(capsys: pytest.CaptureFixt
     assert run(ROOT, ["--help"]) == Exit.OK
     said = " ".join(capsys.readouterr().out.split())
     verbs = (
-        "serve dev demo republish validate graph init schema start get list watch approve reject trigger deadletters definitions"
+        "serve dev demo republish validate graph init schema start get list watch approve reject trigger"
+        " deadletters definitions"
     )
     assert [verb for verb in verbs.split() if f" {verb} " not in said] == []
     assert "Exit codes: 0 ok · 1 refused or failed · 2 wrong usage" in said

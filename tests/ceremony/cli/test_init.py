@@ -91,7 +91,7 @@ def test_schema_and_version_are_printed(capsys: pytest.CaptureFixture[str]) -> N
 def test_dev_looks_for_definitions_from_the_nearest_to_the_examples(
     empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder named, else CEREMONIES_DIR, else specs/ceremonies, else the examples. A name to start is among them."""
+    """The folder named, else CEREMONIES_DIR, else specs/ceremonies, else the examples. One to start is among them."""
     assert folder_to_try(None) == examples_folder()
     assert to_start(folder_to_try(None)) == "backlog_review"
     assert run(ROOT, ["init", "mine"]) == Exit.OK

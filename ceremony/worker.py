@@ -30,19 +30,17 @@ from ceremony.version import VERSION
 from ports.clock import Clock
 from ports.errors import Unreachable
 from ports.log import LogFailed, LogUnavailable
-from steps import aggregation, deliberation, human_gate, publish, task_extraction
-from steps.agent import BACKSTOP_SECONDS
-from steps.ray_agent import Model
+from steps.agent import BACKSTOP_SECONDS, AgentPorts, Model
+from steps.publish import subject_problems
 from steps.reading import Wiring
-from steps.registry import all_kinds
-from steps.subjects import subject_problems
+from steps.registry import all_kinds, step_agents
 from streams.ceremony_agent import CeremonyAgent
 from streams.engine import Engine
 from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, prefixed
-from streams.topology import CEREMONY, AgentFunction, PartitionListener, agents, topics
+from streams.topology import CEREMONY, PartitionListener, agents, topics
 from streams.transport.app import CeremonyApp, create_app
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStores, Stores
@@ -179,29 +177,22 @@ class Worker:
         )
         engine, metrics = self.engine, self.metrics
         owner = PartitionListener(engine.taken, engine.applied, engine.lost, metrics.recovered, metrics.saved)
-        for spec, function in agents(self.settings.topic_prefix, ceremony, owner, self._step_agents()):
+        for spec, function in agents(self.settings.topic_prefix, ceremony, owner, step_agents(self._agent_ports())):
             self.app.attach(spec, function)
 
-    def _step_agents(self) -> dict[str, AgentFunction]:
+    def _agent_ports(self) -> AgentPorts:
         settings = self.settings
-        wiring = Wiring(prefixed(settings.topic_prefix, COMMANDS), CORRELATION_ID, self._log_clock.now)
-        model = Model(settings.vllm_url, settings.vllm_model)
-        calls = settings.agent_concurrency
-        # The executor's own deadline ends a call; this one stands behind it, however long that is.
-        backstop = settings.ray_call_timeout_seconds + BACKSTOP_SECONDS
-        return {
-            "deliberation": deliberation.agent(
-                wiring, self.clock, self.ray, model, concurrency=calls, call_seconds=backstop
-            ),
-            "task_extraction": task_extraction.agent(
-                wiring, self.clock, self.ray, model, concurrency=calls, call_seconds=backstop
-            ),
-            "aggregation": aggregation.agent(wiring),
-            "human_gate": human_gate.agent(wiring),
-            "publish": publish.agent(
-                wiring, self.clock, self.outbound, allowlist=settings.publish_subjects, concurrency=calls
-            ),
-        }
+        return AgentPorts(
+            Wiring(prefixed(settings.topic_prefix, COMMANDS), CORRELATION_ID, self._log_clock.now),
+            self.clock,
+            self.ray,
+            self.outbound,
+            Model(settings.vllm_url, settings.vllm_model),
+            publish_subjects=tuple(settings.publish_subjects),
+            concurrency=settings.agent_concurrency,
+            # The executor's own deadline ends a call; this one stands behind it, however long that is.
+            ray_call_seconds=settings.ray_call_timeout_seconds + BACKSTOP_SECONDS,
+        )
 
     def _server_rule(self, definition: Definition, file: str) -> list[Problem]:
         """What this server asks of a definition beyond the language: subjects it may publish to."""

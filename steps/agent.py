@@ -11,8 +11,12 @@ import structlog
 
 from ports.clock import Clock
 from ports.errors import Unreachable
+from ports.log import Batch, Held
+from ports.outbound import Outbound
+from ports.ray import RayExecutor
 from steps.outcome import INTERNAL_ERROR, Outcome, encode_outcome
-from steps.reading import Asked, Batch, Held, RequestReader, Wiring
+from steps.reading import Asked, RequestReader, Wiring
+from steps.subjects import DEFAULT_ALLOWLIST
 from tables.effects import StepRequested
 
 B = TypeVar("B")
@@ -22,6 +26,33 @@ Perform = Callable[[StepRequested, B], Awaitable[Outcome]]
 """Asks the neighbour. Raises Unreachable."""
 BACKSTOP_SECONDS = 30.0
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The language model of the agents: settings of this server, not of the request."""
+
+    url: str
+    """VLLM_URL"""
+    name: str
+    """VLLM_MODEL"""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPorts:
+    """The world as step agents may use it. The program makes one; each kind's agent takes what it needs."""
+
+    wiring: Wiring
+    clock: Clock
+    ray: RayExecutor
+    outbound: Outbound
+    model: Model
+    publish_subjects: tuple[str, ...] = DEFAULT_ALLOWLIST
+    """Patterns of PUBLISH_SUBJECTS: the subjects that publish steps may use."""
+    concurrency: int = 32
+    """Calls of one kind under way at most."""
+    ray_call_seconds: float = BACKSTOP_SECONDS
+    """Backstop above the Ray executor's own deadline."""
 
 
 def answering(name: str, wiring: Wiring, body: type[B], answer: Callable[[B], Outcome]) -> AgentFunction:

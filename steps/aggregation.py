@@ -9,11 +9,10 @@ import msgspec
 from pydantic import BaseModel, Field
 
 from ports.errors import CeremonyError
-from steps.agent import AgentFunction, answering
+from steps.agent import AgentFunction, AgentPorts, answering
 from steps.config import Config, Text, config_of
 from steps.kind import Kind
 from steps.outcome import Outcome, outcome_of
-from steps.reading import Wiring
 from tables.kinds import AtOnce, Completed, Failed, StepContext, Verdict
 from tables.limits import MAX_OUTPUT
 from tables.paths import MISSING, dig
@@ -197,9 +196,9 @@ class AggregationBody(msgspec.Struct, frozen=True, gc=False):
     values: dict[str, Any]
 
 
-def agent(wiring: Wiring) -> AgentFunction:
+def agent(ports: AgentPorts) -> AgentFunction:
     """The agent of `steps.aggregation`."""
-    return answering("aggregation", wiring, AggregationBody, _answer)
+    return answering("aggregation", ports.wiring, AggregationBody, _answer)
 
 
 def _answer(body: AggregationBody) -> Outcome:

@@ -8,14 +8,20 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ports.clock import Clock
-from ports.ray import RayExecutor
-from steps.agent import BACKSTOP_SECONDS, AgentFunction
+from steps.agent import AgentFunction, AgentPorts
 from steps.config import Config, Constraints, Count, TaskRole, Text, config_of
 from steps.kind import Kind, unknown_steps
-from steps.ray_agent import Model, ray_agent
-from steps.ray_task import description, failures, readable, rendered, succeeded, task_body, task_id, unrendered
-from steps.reading import Wiring
+from steps.ray_task import (
+    description,
+    failures,
+    ray_agent,
+    readable,
+    rendered,
+    succeeded,
+    task_body,
+    task_id,
+    unrendered,
+)
 from tables.definition import Definition, Step
 from tables.instance import AgentAnswer
 from tables.kinds import Completed, Failed, Pending, StepContext, Verdict
@@ -69,6 +75,13 @@ class Deliberation(Kind):
     handler: str = "deliberation_step"
     name: str = "deliberation"
     config: type[BaseModel] = DeliberationConfig
+    reaches_out: bool = True
+
+    def role(self, step: Step) -> str | None:
+        return config_of(step, DeliberationConfig).role
+
+    def agents(self, step: Step) -> tuple[str, ...]:
+        return tuple(config_of(step, DeliberationConfig).agent_ids)
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
         """Templates name steps that exist."""
@@ -145,14 +158,6 @@ def _output(context: StepContext, answers: Mapping[str, AgentAnswer]) -> dict[st
     }
 
 
-def agent(
-    wiring: Wiring,
-    clock: Clock,
-    ray: RayExecutor,
-    model: Model,
-    *,
-    concurrency: int = 16,
-    call_seconds: float = BACKSTOP_SECONDS,
-) -> AgentFunction:
-    """The agent of `steps.deliberation`. `call_seconds` is a backstop above the executor's own deadline."""
-    return ray_agent("deliberation", wiring, clock, ray, model, concurrency, call_seconds)
+def agent(ports: AgentPorts) -> AgentFunction:
+    """The agent of `steps.deliberation`."""
+    return ray_agent("deliberation", ports)

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, Field
 
-from steps.agent import AgentFunction, answering
+from steps.agent import AgentFunction, AgentPorts, answering
 from steps.config import Config, Text, config_of
 from steps.kind import Kind
 from steps.outcome import Outcome, outcome_of
-from steps.reading import Wiring
+from tables.definition import Gate, Step
 from tables.instance import AgentAnswer, StepStatus
 from tables.kinds import AtOnce, Completed, Decided, Failed, Opened, StepContext, Verdict
 from tables.timers import iso
@@ -35,6 +35,13 @@ class HumanGate(Kind):
     handler: str = "human_gate_step"
     name: str = "human_gate"
     config: type[BaseModel] = HumanGateConfig
+
+    def role(self, step: Step) -> str | None:
+        return config_of(step, HumanGateConfig).role
+
+    def gate(self, step: Step) -> Gate | None:
+        config = config_of(step, HumanGateConfig)
+        return Gate(config.role, config.message, config.quorum, config.deadline_seconds)
 
     def request(self, context: StepContext) -> Any | Failed:
         """Body: `{role, message}`."""
@@ -78,9 +85,9 @@ class GateBody(msgspec.Struct, frozen=True, gc=False):
     message: str
 
 
-def agent(wiring: Wiring) -> AgentFunction:
+def agent(ports: AgentPorts) -> AgentFunction:
     """The agent of `steps.human_gate`: it opens the gate; people do the rest."""
-    return answering("human_gate", wiring, GateBody, _answer)
+    return answering("human_gate", ports.wiring, GateBody, _answer)
 
 
 def _answer(body: GateBody) -> Outcome:

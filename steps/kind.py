@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tables.definition import Definition, Step
+from tables.definition import Definition, Gate, Step
 from tables.instance import AgentAnswer
-from tables.kinds import AtOnce, Decided, Failed, StepContext, Verdict
+from tables.kinds import AtOnce, Decided, Failed, Publication, StepContext, Verdict
 from tables.templates import expressions
 
 
@@ -19,6 +19,23 @@ class Kind:
     handler: str
     name: str
     config: type[BaseModel]
+    reaches_out: bool = False
+
+    def role(self, step: Step) -> str | None:
+        """It needs none."""
+        return None
+
+    def gate(self, step: Step) -> Gate | None:
+        """It is none."""
+        return None
+
+    def agents(self, step: Step) -> tuple[str, ...]:
+        """It counts the answers of none."""
+        return ()
+
+    def publication(self, step: Step, instance_id: str, visit: int) -> Publication | None:
+        """It sends none."""
+        return None
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
         """The config model says it all."""

@@ -2,36 +2,84 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, Field
+from pydantic_core import PydanticCustomError
 
-from ports.clock import Clock
-from ports.outbound import Outbound, PublishRefused
-from steps.agent import AgentFunction, Calls, calling
-from steps.config import config_of
+from ports.outbound import PublishRefused
+from steps.agent import AgentFunction, AgentPorts, Calls, calling
+from steps.config import Config, Text, config_of
 from steps.kind import Kind, unknown_steps
 from steps.outcome import Outcome, failed
-from steps.publish_config import PublishConfig, output_of
-from steps.reading import Wiring
-from steps.subjects import DEFAULT_ALLOWLIST, own, refusal
-from tables.definition import Definition, Step
+from steps.subjects import own, refusal
+from tables.definition import Definition, Output, Step
 from tables.definitions.json_schema import check_value
 from tables.effects import StepRequested
-from tables.kinds import Completed, Failed, StepContext, Verdict
-from tables.templates import TemplateFailed, render
+from tables.errors import Problem
+from tables.kinds import Completed, Failed, Publication, StepContext, Verdict
+from tables.templates import TemplateFailed, expressions, render
 
 PUBLISH_DATA = "publish_data"
 """Input (object) that overlays the payload."""
 LARGEST_PAYLOAD = 200 * 1024
 """Bytes of the encoded payload: the output that holds it stays below 256 KiB, the envelope below NATS's 1 MiB."""
+OUTPUT_PREFIX = "publish_"
+"""Of a step's id: without it the id names the output that the payload must fit."""
 
 
-def idempotency_key(instance_id: str, step_id: str, visit: int) -> str:
-    """Key of the message and its `Nats-Msg-Id`: the same for every attempt of a visit."""
-    return f"publish/{instance_id}/{step_id}/{visit}"
+_SUBJECT = re.compile(r"[!-)+-\-/-=?-z|~]+(?:\.[!-)+-\-/-=?-z|~]+)*")
+"""Tokens of printable ASCII; no wildcards, no braces."""
+
+
+def _subject(text: str) -> str:
+    if not _SUBJECT.fullmatch(text):
+        raise PydanticCustomError("subject_malformed", "must be a NATS subject: tokens separated by dots, no wildcards")
+    return text
+
+
+def _json(value: Any) -> Any:
+    try:
+        for _ in expressions(value):
+            pass
+    except TemplateFailed as error:
+        raise PydanticCustomError("template_too_deep", "{message}", {"message": error.message}) from None
+    _check_json(value)
+    return value
+
+
+def _check_json(value: Any) -> None:
+    """Only what JSON can say; nesting was bounded before."""
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise PydanticCustomError("template_not_json", "keys must be strings: quote them")
+        for item in value.values():
+            _check_json(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_json(item)
+    elif not isinstance(value, str | int | float | None) or not _encodable(value):
+        raise PydanticCustomError("template_not_json", "every value must be one that JSON has: quote it")
+
+
+def _encodable(value: Any) -> bool:
+    """Numbers that every reader of JSON can take."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or -(2**63) <= value < 2**64
+
+
+class PublishConfig(Config):
+    subject: Annotated[str, Field(max_length=256), AfterValidator(_subject)]
+    event_type: Text
+    payload_template: Annotated[dict[Any, Any], AfterValidator(_json)] = Field(default_factory=dict)
+    """String leaves may hold `${inputs.…}` and `${steps.…}`."""
+    output: Text | None = None
+    """Name in the definition's `outputs`; default: the step id without `publish_`, where such an output exists."""
 
 
 class Publish(Kind):
@@ -40,6 +88,11 @@ class Publish(Kind):
     handler: str = "publish_step"
     name: str = "publish"
     config: type[BaseModel] = PublishConfig
+    reaches_out: bool = True
+
+    def publication(self, step: Step, instance_id: str, visit: int) -> Publication:
+        config = config_of(step, PublishConfig)
+        return Publication(config.subject, config.event_type, f"publish/{instance_id}/{step.id}/{visit}")
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
         """The subject is not the engine's, the output exists and is an object, templates name steps that exist."""
@@ -62,15 +115,24 @@ class Publish(Kind):
         refused = _refused(context, payload)
         if refused is not None:
             return refused
+        publication = self.publication(context.step, context.instance.instance_id, context.visit)
         return {
-            "subject": config.subject,
-            "event_type": config.event_type,
+            "subject": publication.subject,
+            "event_type": publication.event_type,
             "payload": payload,
-            "idempotency_key": idempotency_key(context.instance.instance_id, context.step.id, context.visit),
+            "idempotency_key": publication.idempotency_key,
         }
 
     def completed(self, context: StepContext, output: Any) -> Verdict:
         return Completed(output)
+
+
+def output_of(step: Step, definition: Definition) -> Output | None:
+    """The output that the payload must fit, or None."""
+    name = config_of(step, PublishConfig).output
+    if name is None and step.id.startswith(OUTPUT_PREFIX):
+        name = step.id.removeprefix(OUTPUT_PREFIX)
+    return None if name is None else definition.outputs.get(name)
 
 
 def _payload(context: StepContext, config: PublishConfig) -> dict[str, Any] | Failed:
@@ -100,6 +162,16 @@ def _refused(context: StepContext, payload: dict[str, Any]) -> Failed | None:
     return None
 
 
+def subject_problems(definition: Definition, allowlist: Iterable[str], file: str = "") -> list[Problem]:
+    """Publish steps of a definition whose subject this server does not allow; `file` defaults to `<name>.yaml`."""
+    allowed = tuple(allowlist)
+    return [
+        Problem(file or f"{definition.name}.yaml", step.line, "subject_not_allowed", f"step `{step.id}`: {reason}")
+        for step in definition.steps.values()
+        if isinstance(step.config, PublishConfig) and (reason := refusal(step.config.subject, allowed))
+    ]
+
+
 class PublishBody(msgspec.Struct, frozen=True, gc=False):
     """Body of the request."""
 
@@ -109,24 +181,16 @@ class PublishBody(msgspec.Struct, frozen=True, gc=False):
     idempotency_key: str
 
 
-def agent(
-    wiring: Wiring,
-    clock: Clock,
-    outbound: Outbound,
-    *,
-    allowlist: Iterable[str] = DEFAULT_ALLOWLIST,
-    concurrency: int = 32,
-) -> AgentFunction:
-    """The agent of `steps.publish`. `allowlist`: patterns of PUBLISH_SUBJECTS."""
-    allowed = tuple(allowlist)
+def agent(ports: AgentPorts) -> AgentFunction:
+    """The agent of `steps.publish`."""
 
     async def perform(request: StepRequested, body: PublishBody) -> Outcome:
         # Judged again: the request may be older than this server's allowlist.
-        reason = refusal(body.subject, allowed)
+        reason = refusal(body.subject, ports.publish_subjects)
         if reason:
             return failed("subject_not_allowed", reason, retryable=False)
         try:
-            done = await outbound.publish(
+            done = await ports.outbound.publish(
                 body.subject,
                 body.event_type,
                 body.payload,
@@ -139,4 +203,4 @@ def agent(
         published = {"stream": done.stream, "sequence": done.sequence, "duplicate": done.duplicate}
         return Outcome("completed", msgspec.structs.asdict(body) | {"published": True}, published=published)
 
-    return calling("publish", wiring, PublishBody, Calls(clock, "nats", perform, concurrency))
+    return calling("publish", ports.wiring, PublishBody, Calls(ports.clock, "nats", perform, ports.concurrency))

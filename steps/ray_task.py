@@ -1,4 +1,4 @@
-"""What the two kinds that ask the Ray executor share: the task's body, its ids, and how many answers suffice."""
+"""Tasks of the Ray executor, for the step kinds that have any: the body, its ids, the answers, and the agent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Any
 
 import msgspec
 
+from ports.ray import RayAgent, RayTask
+from steps.agent import AgentFunction, AgentPorts, Calls, Model, calling
 from steps.config import Constraints
+from steps.outcome import Outcome, failed
+from tables.effects import StepRequested
 from tables.instance import AgentAnswer
 from tables.kinds import Failed, StepContext
 from tables.templates import TemplateFailed, as_text, render, render_text
@@ -124,3 +128,49 @@ def _reason(answer: AgentAnswer | None) -> str:
     if answer.error_code:
         return answer.error_code + (f" ({answer.error_message})" if answer.error_message else "")
     return "empty result"
+
+
+class TaskBody(msgspec.Struct, frozen=True, gc=False):
+    """Body of the request, as `task_body` makes it."""
+
+    task_id: str
+    task_description: str
+    role: str
+    agents: list[str]
+    story_id: str
+    plan_id: str
+    timeout_seconds: int
+    max_retries: int
+    metadata: dict[str, str]
+    backlog_review: bool
+
+
+def ray_agent(name: str, ports: AgentPorts) -> AgentFunction:
+    """The agent of `steps.<name>`: hands over each task; its results come later, on NATS."""
+
+    async def perform(request: StepRequested, body: TaskBody) -> Outcome:
+        answer = await ports.ray.execute(_task(request, body, ports.model))
+        if answer.status == "submitted":
+            return Outcome("submitted", deliberation_id=answer.deliberation_id)
+        return failed(answer.code or "ray_refused", answer.message or "the Ray executor refused the task")
+
+    calls = Calls(ports.clock, "ray_executor", perform, ports.concurrency, ports.ray_call_seconds)
+    return calling(name, ports.wiring, TaskBody, calls)
+
+
+def _task(request: StepRequested, body: TaskBody, model: Model) -> RayTask:
+    return RayTask(
+        task_id=body.task_id,
+        task_description=body.task_description,
+        role=body.role,
+        agents=[RayAgent(agent, body.role, model.name) for agent in body.agents],
+        story_id=body.story_id,
+        backlog_review=body.backlog_review,
+        plan_id=body.plan_id,
+        timeout_seconds=body.timeout_seconds,
+        max_retries=body.max_retries,
+        metadata=body.metadata,
+        vllm_url=model.url,
+        vllm_model=model.name,
+        correlation_id=request.correlation_id,
+    )

@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 import structlog
 
+from ports.log import Batch, Record
 from tables.effects import StepRequested, decode_request, request_decoder
 from tables.errors import Undecodable
 
 B = TypeVar("B")
 log = structlog.get_logger(__name__)
-
-
-class Record(Protocol):
-    """What an agent reads of a record."""
-
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def value(self) -> bytes | None: ...
-
-
-class Held(Protocol):
-    """A record that is answered later, from a task."""
-
-    def send(
-        self,
-        topic: str,
-        key: bytes,
-        value: bytes,
-        headers: Sequence[tuple[str, bytes]] = (),
-        partition: int | None = None,
-    ) -> None: ...
-    def release(self) -> None: ...
-
-
-class Batch(Protocol):
-    """What was fetched of one partition, as far as a step agent needs it. `record` is always one of its own."""
-
-    def __iter__(self) -> Iterator[Record]: ...
-    def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes,
-        headers: Sequence[tuple[str, bytes]] = (),
-        partition: int | None = None,
-    ) -> None: ...
-    def hold(self, record: Any) -> Held: ...
-    def dead_letter(self, record: Any, code: str, message: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

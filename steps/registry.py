@@ -1,20 +1,38 @@
-"""All step kinds, by the handler that a definition names."""
+"""The registry of step kinds: one line for each, with its pure kind and its agent."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MappingProxyType
+from typing import NamedTuple
 
-from steps.aggregation import Aggregation
-from steps.deliberation import Deliberation
-from steps.human_gate import HumanGate
-from steps.publish import Publish
-from steps.task_extraction import TaskExtraction
+from steps import aggregation, deliberation, human_gate, publish, task_extraction
+from steps.agent import AgentFunction, AgentPorts
 from tables.kinds import Kinds, StepKind
 
-_KINDS: tuple[StepKind, ...] = (Deliberation(), TaskExtraction(), Aggregation(), HumanGate(), Publish())
-_REGISTRY: Kinds = MappingProxyType({kind.handler: kind for kind in _KINDS})
+
+class Registered(NamedTuple):
+    """One step kind: its part in the fold, and its agent outside."""
+
+    kind: StepKind
+    agent: Callable[[AgentPorts], AgentFunction]
+
+
+REGISTRY: tuple[Registered, ...] = (
+    Registered(deliberation.Deliberation(), deliberation.agent),
+    Registered(task_extraction.TaskExtraction(), task_extraction.agent),
+    Registered(aggregation.Aggregation(), aggregation.agent),
+    Registered(human_gate.HumanGate(), human_gate.agent),
+    Registered(publish.Publish(), publish.agent),
+)
+_KINDS: Kinds = MappingProxyType({entry.kind.handler: entry.kind for entry in REGISTRY})
 
 
 def all_kinds() -> Kinds:
-    """Registry: handler → kind."""
-    return _REGISTRY
+    """Every step kind, by the handler that a definition names."""
+    return _KINDS
+
+
+def step_agents(ports: AgentPorts) -> dict[str, AgentFunction]:
+    """The agent of every step kind, by the kind's short name."""
+    return {entry.kind.name: entry.agent(ports) for entry in REGISTRY}

@@ -6,10 +6,6 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from steps.publish_config import PublishConfig
-from tables.definition import Definition
-from tables.errors import Problem
-
 DEFAULT_ALLOWLIST = ("ceremony.>",)
 OWN = (
     "ceremony.step.>",
@@ -70,13 +66,3 @@ def _refusal(subject: str, allowed: tuple[str, ...]) -> str:
     if not any(matches(subject, pattern) for pattern in allowed):
         return f"`{subject}` is not among the allowed subjects (PUBLISH_SUBJECTS): {', '.join(allowed) or 'none'}"
     return ""
-
-
-def subject_problems(definition: Definition, allowlist: Iterable[str], file: str = "") -> list[Problem]:
-    """Publish steps of a definition whose subject this server does not allow; `file` defaults to `<name>.yaml`."""
-    allowed = tuple(allowlist)
-    return [
-        Problem(file or f"{definition.name}.yaml", step.line, "subject_not_allowed", f"step `{step.id}`: {reason}")
-        for step in definition.steps.values()
-        if isinstance(step.config, PublishConfig) and (reason := refusal(step.config.subject, allowed))
-    ]

@@ -7,14 +7,20 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, StringConstraints
 
-from ports.clock import Clock
-from ports.ray import RayExecutor
-from steps.agent import BACKSTOP_SECONDS, AgentFunction
+from steps.agent import AgentFunction, AgentPorts
 from steps.config import Config, Constraints, Text, config_of
 from steps.kind import Kind, unknown_steps
-from steps.ray_agent import Model, ray_agent
-from steps.ray_task import description, failures, readable, rendered, succeeded, task_body, task_id, unrendered
-from steps.reading import Wiring
+from steps.ray_task import (
+    description,
+    failures,
+    ray_agent,
+    readable,
+    rendered,
+    succeeded,
+    task_body,
+    task_id,
+    unrendered,
+)
 from tables.definition import Definition, Step
 from tables.instance import AgentAnswer
 from tables.kinds import Completed, Failed, Pending, StepContext, Verdict
@@ -50,6 +56,7 @@ class TaskExtraction(Kind):
     handler: str = "task_extraction_step"
     name: str = "task_extraction"
     config: type[BaseModel] = TaskExtractionConfig
+    reaches_out: bool = True
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
         """The source is a deliberation step of the definition, templates name steps that exist."""
@@ -172,14 +179,6 @@ def _refused(code: str, message: str) -> Failed:
     return Failed(code, message, retryable=False)
 
 
-def agent(
-    wiring: Wiring,
-    clock: Clock,
-    ray: RayExecutor,
-    model: Model,
-    *,
-    concurrency: int = 16,
-    call_seconds: float = BACKSTOP_SECONDS,
-) -> AgentFunction:
-    """The agent of `steps.task_extraction`. `call_seconds` is a backstop above the executor's own deadline."""
-    return ray_agent("task_extraction", wiring, clock, ray, model, concurrency, call_seconds)
+def agent(ports: AgentPorts) -> AgentFunction:
+    """The agent of `steps.task_extraction`."""
+    return ray_agent("task_extraction", ports)

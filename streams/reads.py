@@ -23,9 +23,9 @@ from streams.partitions import LONGEST_ID, MOVING, Partitions
 from streams.topics import CEREMONIES, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
 from tables.definition import Definition
 from tables.definitions.loader import load_pinned
+from tables.diagnosis import waiting_for
 from tables.instance import TERMINAL, Instance, Outline, decode_outline
 from tables.kinds import Kinds
-from tables.liveness import waiting_for
 
 log = structlog.get_logger(__name__)
 

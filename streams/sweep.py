@@ -15,8 +15,8 @@ from ports.log import PartitionView
 from streams.metrics import Metrics
 from streams.topics import CEREMONIES
 from tables.definition import Definition
+from tables.diagnosis import waiting_for
 from tables.instance import TERMINAL, CeremonyStatus, Instance
-from tables.liveness import waiting_for
 
 log = structlog.get_logger(__name__)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from steps.registry import all_kinds
+
 COMMANDS = "commands"
 EVENTS = "events"
 DEADLETTERS = "deadletters"
@@ -9,7 +11,7 @@ OWNERS = "owners"
 """Heartbeats of the workers, in one partition: who owns what, and where it answers."""
 AUDIT = "audit"
 """What operators did beside the commands: dead letters sent back."""
-STEP_KINDS = ("deliberation", "task_extraction", "aggregation", "human_gate", "publish")
+STEP_KINDS = tuple(kind.name for kind in all_kinds().values())
 """Short names of the step kinds; each has the topic `steps.<kind>`."""
 CEREMONIES = "ceremonies"
 """Table: instance id → instance."""

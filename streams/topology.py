@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ports.log import AgentSpec, Batch, PartitionView, TableSpec, TopicSpec
+from steps.registry import all_kinds
 from streams.topics import (
     AUDIT,
     CEREMONIES,
@@ -88,11 +89,8 @@ def agents(
         on_saved=owner.saved,
     )
     attached = [(ceremony_spec, ceremony)]
-    for kind in STEP_KINDS:
-        spec = AgentSpec(kind, prefixed(prefix, step_topic(kind)), batch=FETCH, committed_only=kind in REACHES_OUT)
-        attached.append((spec, steps[kind]))
+    for kind in all_kinds().values():
+        topic = prefixed(prefix, step_topic(kind.name))
+        spec = AgentSpec(kind.name, topic, batch=FETCH, committed_only=kind.reaches_out)
+        attached.append((spec, steps[kind.name]))
     return attached
-
-
-REACHES_OUT = frozenset({"deliberation", "task_extraction", "publish"})
-"""Kinds whose agents speak to a neighbour: they may act only on what is durable."""

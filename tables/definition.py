@@ -51,6 +51,19 @@ class RetryPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """The facts of a step that people decide."""
+
+    role: str
+    """Decides it, where no role lists the step among its allowed actions."""
+    message: str
+    quorum: int = 1
+    """Approvals by distinct actors."""
+    deadline_seconds: float | None = None
+    """From the opening of the gate; None: it waits as long as the ceremony may."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     id: str
     state: str
@@ -66,6 +79,12 @@ class Step:
     on_failure: str | None = None
     """Trigger of a transition leaving its state."""
     line: int = 1
+    role: str | None = None
+    """Its kind says: the role in which the step acts; None: it needs none."""
+    gate: Gate | None = None
+    """Its kind says: people decide the step; None: it is no gate."""
+    agents: tuple[str, ...] = ()
+    """Its kind says: ids of the agents whose answers it counts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from tables.definition import Definition, Step, Transition
 from tables.fold.transitions import open_guards
 from tables.guards import GuardView, holds, is_human
 from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase, StepState, StepStatus
-from tables.liveness import waiting_for
 from tables.timers import ASK, GATE, RETRY, RUN_ON, TIMEOUT, iso
 
 OVERDUE_MS = 60_000
@@ -76,6 +75,33 @@ class CeremonyDiagnosis(NamedTuple):
     todo: tuple[str, ...] = ()
     waits: tuple[Wait, ...] = ()
     ways_out: tuple[WayOut, ...] = ()
+
+
+_AWAITED_IN = {
+    Phase.ASKED: "asked",
+    Phase.SUBMITTED: "submitted, results are awaited",
+    Phase.UNREACHABLE: "unreachable, asked again later",
+    Phase.BACKOFF: "failed, the next attempt begins later",
+    Phase.GATE: "a decision is awaited",
+}
+
+
+def waiting_for(row: Instance, definition: Definition) -> list[str]:
+    """One line for each thing awaited: a pause, attempts in flight, open gates, timers of steps and gates, open guards.
+
+    Empty for an ended ceremony; empty for a live one means that it is stuck.
+    """
+    if row.status in TERMINAL:
+        return []
+    reasons = ["paused"] if row.status is CeremonyStatus.PAUSED else []
+    reasons += [
+        f"step {step_id} (attempt {step.attempt}): {_AWAITED_IN[step.phase]}"
+        for step_id, step in row.steps.items()
+        if step.phase is not Phase.NONE
+    ]
+    reasons += [f"timer {timer_id}" for timer_id in row.timers if timer_id not in RUN_ON]
+    reasons += [f"guard {name}" for name in open_guards(row, definition)]
+    return reasons
 
 
 def verdict_of(row: Instance, definition: Definition | None, now: int) -> Verdict:
@@ -201,7 +227,7 @@ def _decisions(row: Instance, definition: Definition) -> Iterator[str]:
 
 
 def _gate_role(definition: Definition, step: Step) -> str:
-    return _role(definition, step.id) or str(getattr(step.config, "role", ""))
+    return _role(definition, step.id) or ("" if step.gate is None else step.gate.role)
 
 
 def _role(definition: Definition, action: str) -> str:
@@ -270,7 +296,7 @@ def _awaited(step: Step | None, state: StepState) -> str:
 
 
 def _answered(step: Step | None, state: StepState) -> str:
-    agents = getattr(None if step is None else step.config, "agent_ids", ())
+    agents = () if step is None else step.agents
     if not agents:
         return "its result on NATS is awaited"
     missing = [agent for agent in agents if agent not in state.answers]
@@ -279,11 +305,12 @@ def _answered(step: Step | None, state: StepState) -> str:
 
 
 def _gate(step: Step | None, state: StepState) -> str:
-    config = None if step is None else step.config
-    quorum = getattr(config, "quorum", 1) or 1
+    gate = None if step is None else step.gate
+    if gate is None:
+        return "the role ? decides: "
     approvals = len({approval.actor for approval in state.approvals})
-    counted = f", {approvals} of {quorum} approvals" if quorum > 1 else ""
-    return f"the role {getattr(config, 'role', '?')} decides: {getattr(config, 'message', '')}{counted}"
+    counted = f", {approvals} of {gate.quorum} approvals" if gate.quorum > 1 else ""
+    return f"the role {gate.role} decides: {gate.message}{counted}"
 
 
 def _ways_out(row: Instance, definition: Definition) -> Iterator[WayOut]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import msgspec
 from pydantic import BaseModel
 
-from tables.definition import Definition, Step
+from tables.definition import Definition, Gate, Step
 from tables.instance import AgentAnswer, Approval, Instance, StepState
 
 
@@ -75,6 +76,15 @@ class Decided(msgspec.Struct, frozen=True, gc=False):
     """The deciding approvals (distinct actors), or the one rejection."""
 
 
+class Publication(msgspec.Struct, frozen=True, gc=False):
+    """The message that a step sends out in one visit of its state; it is announced when requested and when sent."""
+
+    subject: str
+    event_type: str
+    idempotency_key: str
+    """The same for every attempt of a visit (specification 9.6)."""
+
+
 class StepKind(Protocol):
     """One kind of step; pure. A registry maps `handler` to it."""
 
@@ -84,6 +94,25 @@ class StepKind(Protocol):
     """Short: `deliberation`, …; its topic is `steps.<name>`."""
     config: type[BaseModel]
     """Strict pydantic model, unknown keys forbidden."""
+
+    reaches_out: bool
+    """Its agent speaks to a neighbour: it may act only on what is durable in the log."""
+
+    # -- the facts of a step, from its config
+
+    def role(self, step: Step) -> str | None:
+        """The role in which the step acts, or None where it needs none."""
+
+    def gate(self, step: Step) -> Gate | None:
+        """The facts of the gate, or None for a step that people do not decide."""
+
+    def agents(self, step: Step) -> tuple[str, ...]:
+        """Ids of the agents whose answers the step counts."""
+
+    def publication(self, step: Step, instance_id: str, visit: int) -> Publication | None:
+        """The message that the step sends out in this visit, or None for a step that sends none."""
+
+    # -- the life of an attempt
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
         """Rules that need the whole definition, at load: (config path, rule code, message) for each violation."""
@@ -114,6 +143,11 @@ class StepKind(Protocol):
 
     def decided(self, context: StepContext, decision: Decided) -> Verdict:
         """A gate was decided. Kinds without a gate answer Failed (`not_a_gate`)."""
+
+
+def with_facts(step: Step, kind: StepKind) -> Step:
+    """The step with the facts that the fold reads of it, as its kind states them."""
+    return replace(step, role=kind.role(step), gate=kind.gate(step), agents=kind.agents(step))
 
 
 Kinds = Mapping[str, StepKind]

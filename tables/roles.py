@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tables.definition import SYSTEM_ROLE, Definition, Guard, Step
+from tables.definition import SYSTEM_ROLE, Definition, Gate, Guard, Step
 
 CANCEL, PAUSE, RESUME = "cancel", "pause", "resume"
 OPERATIONS = (CANCEL, PAUSE, RESUME)
@@ -42,12 +42,24 @@ def guard_refusal(guard: Guard, role: str) -> tuple[str, str] | None:
     return "role_not_allowed", f"role {role} may not decide guard `{guard.name}`; it is {guard.role}'s"
 
 
+def gate_refusal(definition: Definition, step: Step, gate: Gate, role: str) -> tuple[str, str] | None:
+    """Why an actor in `role` may not decide a gate step: (code, message).
+
+    Roles that list the step decide it. Where none does, an actor who names a role must name the gate's own.
+    """
+    if any(step.id in declared.allowed_actions for declared in definition.roles.values()):
+        return refusal(definition, role, step.id)
+    if role and role != gate.role:
+        return "role_not_allowed", f"gate `{step.id}` is decided by the role {gate.role}"
+    return None
+
+
 def step_role_refusal(definition: Definition, step: Step) -> tuple[str, str] | None:
-    """Why the `role` in a step's config may not run it: (code, message).
+    """Why the role of a step may not run it: (code, message).
 
     Steps without one, and definitions that declare no roles, are free.
     """
-    role = getattr(step.config, "role", None)
+    role = step.role
     if role is None or not definition.roles:
         return None
     declared = definition.roles.get(role)

@@ -102,17 +102,17 @@ def open_gates(instance: Instance, definition: Definition) -> Iterator[pb.OpenGa
 def _gate_steps(instance: Instance, definition: Definition) -> Iterator[pb.OpenGate]:
     for step in definition.steps_by_state.get(instance.state, ()):
         state = instance.steps.get(step.id)
-        if state is None or state.phase is not Phase.GATE:
+        if state is None or state.phase is not Phase.GATE or step.gate is None:
             continue
         deadline = instance.timers.get(f"gate/{step.id}")
         running = deadline is not None and instance.status is not CeremonyStatus.PAUSED
         yield pb.OpenGate(
             step_id=step.id,
-            role=str(getattr(step.config, "role", "")),
-            message=str(getattr(step.config, "message", "")),
+            role=step.gate.role,
+            message=step.gate.message,
             visit=instance.visits.get(instance.state, 0),
             approvals=len({approval.actor for approval in state.approvals}),
-            quorum=int(getattr(step.config, "quorum", 1) or 1),
+            quorum=step.gate.quorum,
             deadline=iso(deadline.due) if deadline is not None and running else "",
         )
 

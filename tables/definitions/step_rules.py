@@ -14,6 +14,7 @@ from tables.definitions.draft import Draft
 from tables.definitions.problems import MESSAGE_CHARACTERS, clipped
 from tables.definitions.shapes import Fields
 from tables.definitions.yaml_source import Node
+from tables.kinds import with_facts
 
 
 class _Unread(BaseModel):
@@ -56,7 +57,7 @@ def _step(draft: Draft, name: str, fields: Fields, policies: Mapping[str, RetryP
         _place(draft, where, fields, state)
     if handler:
         draft.known(handler, draft.kinds, fields.line_of("handler"), "unknown_handler", where)
-    return Step(
+    step = Step(
         id=name,
         state=state,
         handler=handler,
@@ -67,6 +68,7 @@ def _step(draft: Draft, name: str, fields: Fields, policies: Mapping[str, RetryP
         on_failure=fields.get("on_failure"),
         line=fields.line,
     )
+    return step if isinstance(step.config, _Unread) else with_facts(step, draft.kinds[handler])
 
 
 def _place(draft: Draft, where: str, fields: Fields, state: str) -> None:

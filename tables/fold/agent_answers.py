@@ -52,31 +52,33 @@ def _stale(state: StepState, attempt: int) -> str:
 
 def _published_late(turn: FoldContext, step: Step, state: StepState, command: StepOutcome) -> None:
     """A publish that happened is announced although its attempt was over, once a visit (specification 9.8)."""
-    if turn.kind(step).name != step_life.PUBLISH or command.outcome != "completed" or not command.published:
+    if command.outcome != "completed" or not command.published:
         return
-    visit = _visit_published(turn, step, command.output)
+    visit = _visit_published(turn, command.output, step)
+    publication = turn.publication(step, visit)
+    if not visit or publication is None or command.output.get("idempotency_key") != publication.idempotency_key:
+        return
     if state.announced < visit and command.attempt <= state.attempt:
-        step_life.published(turn, step, command.published, visit, late=True)
+        step_life.published(turn, step, publication, command.published, visit, late=True)
         turn.note = ""
 
 
-def _visit_published(turn: FoldContext, step: Step, output: Any) -> int:
-    """The visit whose message an output speaks of, by its key: the state may have been entered again since. Or 0."""
+def _visit_published(turn: FoldContext, output: Any, step: Step) -> int:
+    """The visit that the key in an output ends with: the state may have been entered again since. Or 0."""
     key = output.get("idempotency_key") if isinstance(output, dict) else None
     number = str(key).rpartition("/")[2]
-    if not number.isascii() or not number.isdecimal() or len(number) > len(str(turn.row.visits.get(step.state, 0))):
+    latest = turn.row.visits.get(step.state, 0)
+    if not number.isascii() or not number.isdecimal() or len(number) > len(str(latest)):
         return 0
-    visit = int(number)
-    known = visit <= turn.row.visits.get(step.state, 0)
-    return visit if known and key == step_life.publication_key(turn, step, visit) else 0
+    return int(number) if int(number) <= latest else 0
 
 
 def _completed(turn: FoldContext, step: Step, command: StepOutcome) -> None:
     kind = turn.kind(step)
-    if kind.name == step_life.PUBLISH:
-        visit = turn.row.visits.get(step.state, 0)
-        if turn.row.steps[step.id].announced < visit:
-            step_life.published(turn, step, command.published, visit)
+    visit = turn.row.visits.get(step.state, 0)
+    publication = turn.publication(step, visit)
+    if publication is not None and turn.row.steps[step.id].announced < visit:
+        step_life.published(turn, step, publication, command.published, visit)
     verdict = kind.completed(turn.context(step), command.output)
     if isinstance(verdict, Completed):
         measured = command.size if verdict.output is command.output else 0
@@ -96,10 +98,7 @@ def _failed(turn: FoldContext, step: Step, command: StepOutcome) -> None:
 
 
 def _waiting(turn: FoldContext, step: Step, command: StepOutcome) -> None:
-    if turn.kind(step).name != "human_gate":
-        step_life.fail(turn, step, Failed("not_a_gate", f"{step.id} is no gate", retryable=False))
-    else:
-        step_life.open_gate(turn, step, command.output)
+    step_life.open_gate(turn, step, command.output)
     advance(turn)
 
 

@@ -13,7 +13,7 @@ from tables.effects import FOLD, Effect, Event, Refused
 from tables.fold.next_row import NextRow
 from tables.guards import GuardView
 from tables.instance import Instance
-from tables.kinds import Kinds, StepContext, StepKind
+from tables.kinds import Kinds, Publication, StepContext, StepKind
 from tables.limits import MAX_AT_ONCE, TRANSITIONS_AT_ONCE
 
 
@@ -106,6 +106,9 @@ class FoldContext:
 
     def kind(self, step: Step) -> StepKind:
         return self.kinds[step.handler]
+
+    def publication(self, step: Step, visit: int) -> Publication | None:
+        return self.kinds[step.handler].publication(step, self.row.base.instance_id, visit)
 
     def settles_at_once(self, step: Step) -> bool:
         """Whether this command may settle the step without its agent."""

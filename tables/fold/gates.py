@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from tables import roles
 from tables.commands import GateDecision
-from tables.definition import Guard, Step
+from tables.definition import Gate, Guard, Step
 from tables.fold import refusals, step_life
 from tables.fold.context import FoldContext
 from tables.fold.next_row import approvals_weight
@@ -26,8 +26,8 @@ def gate_decision(turn: FoldContext, command: GateDecision) -> None:
     """A decision names a gate step, or a human guard."""
     step = turn.definition.steps.get(command.gate)
     guard = turn.definition.guards.get(command.gate)
-    if step is not None and turn.kind(step).name == "human_gate":
-        _on_step(turn, command, step)
+    if step is not None and step.gate is not None:
+        _on_step(turn, command, step, step.gate)
     elif guard is not None and is_human(guard):
         _on_guard(turn, command, guard)
     else:
@@ -42,9 +42,9 @@ def _approval(turn: FoldContext, command: GateDecision) -> Approval:
     return Approval(clip(command.actor, MAX_ID), clip(command.role, MAX_ID), turn.now, clip(command.comment, MAX_TEXT))
 
 
-def _on_step(turn: FoldContext, command: GateDecision, step: Step) -> None:
+def _on_step(turn: FoldContext, command: GateDecision, step: Step, gate: Gate) -> None:
     state = turn.row.steps[step.id]
-    problem = _step_problem(turn, command, step, state)
+    problem = _step_problem(turn, command, step, gate)
     if problem is not None:
         turn.refuse(command.command_id, *problem)
         return
@@ -58,19 +58,20 @@ def _on_step(turn: FoldContext, command: GateDecision, step: Step) -> None:
         turn.refuse(command.command_id, refusals.ROW_FULL, "the ceremony cannot hold one more comment of that length")
         return
     if not command.approved:
-        _decide(turn, step, Decided(approved=False, by=(approval,)))
+        _decide(turn, step, gate, Decided(approved=False, by=(approval,)))
         return
-    if len(approvals) < getattr(step.config, "quorum", 1):
+    if len(approvals) < gate.quorum:
         turn.row.set_step(step.id, replace(state, approvals=approvals, gathered=weight))
         return
-    _decide(turn, step, Decided(approved=True, by=approvals))
+    _decide(turn, step, gate, Decided(approved=True, by=approvals))
 
 
-def _step_problem(turn: FoldContext, command: GateDecision, step: Step, state: StepState) -> tuple[str, str] | None:
+def _step_problem(turn: FoldContext, command: GateDecision, step: Step, gate: Gate) -> tuple[str, str] | None:
     """Why this actor may not decide this gate now. Who may not is told so before what is open."""
-    refusal = _actor_problem(turn, command, step)
+    refusal = _actor_problem(turn, command, step, gate)
     if refusal is not None:
         return refusal
+    state = turn.row.steps[step.id]
     visit = turn.row.visits.get(step.state, 0)
     if command.visit and command.visit != visit:
         return refusals.STALE_VISIT, f"the decision is on visit {command.visit} of {step.id}, now it is visit {visit}"
@@ -83,16 +84,10 @@ def _step_problem(turn: FoldContext, command: GateDecision, step: Step, state: S
     return None
 
 
-def _actor_problem(turn: FoldContext, command: GateDecision, step: Step) -> tuple[str, str] | None:
-    """Roles that list the gate decide it; where none does, whoever names a role names the gate's own."""
+def _actor_problem(turn: FoldContext, command: GateDecision, step: Step, gate: Gate) -> tuple[str, str] | None:
     if not command.actor.strip():
         return refusals.ACTOR_REQUIRED, "a decision needs an actor"
-    if any(step.id in role.allowed_actions for role in turn.definition.roles.values()):
-        return roles.refusal(turn.definition, command.role, step.id)
-    gate_role = getattr(step.config, "role", "")
-    if command.role and command.role != gate_role:
-        return refusals.ROLE_NOT_ALLOWED, f"gate `{step.id}` is decided by the role {gate_role}"
-    return None
+    return roles.gate_refusal(turn.definition, step, gate, command.role)
 
 
 def _said_before(command: GateDecision, state: StepState) -> bool:
@@ -103,7 +98,7 @@ def _said_before(command: GateDecision, state: StepState) -> bool:
     return command.approved is not rejected
 
 
-def _decide(turn: FoldContext, step: Step, decision: Decided) -> None:
+def _decide(turn: FoldContext, step: Step, gate: Gate, decision: Decided) -> None:
     """The gate is decided: announced, concluded, and the human guards that name its role follow an approval."""
     by = decision.by
     last = by[-1]
@@ -124,19 +119,18 @@ def _decide(turn: FoldContext, step: Step, decision: Decided) -> None:
     if isinstance(verdict, Completed):
         step_life.complete(turn, step, verdict.output, approvals=by)
         if turn.row.steps[step.id].status is StepStatus.COMPLETED:
-            _satisfy_guards(turn, step, last)
+            _satisfy_guards(turn, step, gate, last)
     elif isinstance(verdict, Failed):
         step_life.fail(turn, step, verdict, by)
     advance(turn)
 
 
-def _satisfy_guards(turn: FoldContext, step: Step, last: Approval) -> None:
-    role = getattr(step.config, "role", "")
+def _satisfy_guards(turn: FoldContext, step: Step, gate: Gate, last: Approval) -> None:
     for transition in turn.definition.transitions_from.get(step.state, ()):
         for name in transition.guards:
             guard = turn.definition.guards[name]
-            if is_human(guard) and guard.role == role:
-                turn.row.approve_guard(name, replace(last, role=role))
+            if is_human(guard) and guard.role == gate.role:
+                turn.row.approve_guard(name, replace(last, role=gate.role))
 
 
 def _on_guard(turn: FoldContext, command: GateDecision, guard: Guard) -> None:

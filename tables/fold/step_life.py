@@ -17,7 +17,7 @@ from tables.fold.context import FoldContext
 from tables.fold.next_row import IN_FLIGHT, approvals_weight
 from tables.instance import Approval, Phase, StepState, StepStatus
 from tables.invariants import REJECTED
-from tables.kinds import AtOnce, Completed, Failed, Opened, Verdict
+from tables.kinds import AtOnce, Completed, Failed, Opened, Publication, Verdict
 from tables.limits import MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
 from tables.timers import ASK, GATE, RETRY, TIMEOUT, ask_pause, iso, millis, retry_pause
 
@@ -30,8 +30,6 @@ GATE_OPENED = "ceremony.gate.opened"
 _IN_PROGRESS, _COMPLETED, _FAILED = StepStatus.IN_PROGRESS, StepStatus.COMPLETED, StepStatus.FAILED
 _ASKED = Phase.ASKED
 _WORD = {status: status.value for status in StepStatus}
-PUBLISH = "publish"
-"""Short name of the kind whose requests and successes are announced."""
 
 
 def start(turn: FoldContext, step: Step, *, new_budget: bool = False) -> None:
@@ -80,8 +78,9 @@ def _request(turn: FoldContext, step: Step) -> None:
         _settle_at_once(turn, step, settled)
         return
     visit = row.visits.get(step.state, 0)
-    if kind.name == PUBLISH and state.asks == 1:
-        turn.event(PUBLISH_REQUESTED, _publication(turn, step, visit))
+    publication = kind.publication(step, base.instance_id, visit)
+    if publication is not None and state.asks == 1:
+        turn.event(PUBLISH_REQUESTED, _announced(turn, step, publication))
     turn.effects.append(
         StepRequested(
             id=turn.effect_id(),
@@ -121,6 +120,10 @@ def unreachable(turn: FoldContext, step: Step) -> None:
 
 def open_gate(turn: FoldContext, step: Step, output: Any) -> None:
     """People are awaited: the step's timeout ends, the gate's deadline begins."""
+    gate = step.gate
+    if gate is None:
+        fail(turn, step, Failed("not_a_gate", f"{step.id} is no gate", retryable=False))
+        return
     row, state = turn.row, turn.row.steps[step.id]
     try:
         size = weigh(output)
@@ -141,7 +144,7 @@ def open_gate(turn: FoldContext, step: Step, output: Any) -> None:
         size=size,
     )
     row.set_step(step.id, waiting)
-    deadline = getattr(step.config, "deadline_seconds", None)
+    deadline = gate.deadline_seconds
     if deadline is not None:
         row.set_timer(GATE + step.id, millis(deadline), state.attempt)
     turn.event(
@@ -151,9 +154,9 @@ def open_gate(turn: FoldContext, step: Step, output: Any) -> None:
             "step_id": step.id,
             "current_state": row.state,
             "visit": row.visits.get(step.state, 0),
-            "role": getattr(step.config, "role", ""),
-            "message": getattr(step.config, "message", ""),
-            "quorum": getattr(step.config, "quorum", 1),
+            "role": gate.role,
+            "message": gate.message,
+            "quorum": gate.quorum,
             "deadline": None if deadline is None else iso(turn.now + millis(deadline)),
         },
     )
@@ -296,10 +299,18 @@ def reset(turn: FoldContext, step: Step) -> None:
         turn.row.set_step(step.id, StepState(attempt=state.attempt, announced=state.announced))
 
 
-def published(turn: FoldContext, step: Step, receipt: Mapping[str, Any], visit: int, *, late: bool = False) -> None:
+def published(
+    turn: FoldContext,
+    step: Step,
+    publication: Publication,
+    receipt: Mapping[str, Any],
+    visit: int,
+    *,
+    late: bool = False,
+) -> None:
     """Announce that a publish step's message of this visit is on its stream."""
     turn.row.set_step(step.id, replace(turn.row.steps[step.id], announced=visit))
-    payload = _publication(turn, step, visit) | {
+    payload = _announced(turn, step, publication) | {
         "stream": receipt.get("stream", ""),
         "sequence": receipt.get("sequence", 0),
         "duplicate": receipt.get("duplicate") is True,
@@ -309,19 +320,14 @@ def published(turn: FoldContext, step: Step, receipt: Mapping[str, Any], visit: 
     turn.event(PUBLISH_COMPLETED, payload)
 
 
-def publication_key(turn: FoldContext, step: Step, visit: int) -> str:
-    """Key of a publish step's message: the same for every attempt of a visit (specification 9.6)."""
-    return f"publish/{turn.row.base.instance_id}/{step.id}/{visit}"
-
-
-def _publication(turn: FoldContext, step: Step, visit: int) -> dict[str, Any]:
+def _announced(turn: FoldContext, step: Step, publication: Publication) -> dict[str, Any]:
     """Which message is meant."""
     return {
         "instance_id": turn.row.base.instance_id,
         "step_id": step.id,
-        "subject": getattr(step.config, "subject", ""),
-        "event_type": getattr(step.config, "event_type", ""),
-        "idempotency_key": publication_key(turn, step, visit),
+        "subject": publication.subject,
+        "event_type": publication.event_type,
+        "idempotency_key": publication.idempotency_key,
     }
 
 

@@ -46,6 +46,7 @@ from tables.instance import Instance, encode_instance
 from tables.kinds import Kinds
 from tests.benchmarks.preload import PAYLOAD, STORY
 from tests.benchmarks.workloads import MERGES, STEPS
+from tests.steps.fakes import agent_ports
 from tests.streams.fakes import MemoryBatch, MemoryView, Sent, command_record
 from tests.tables.world import ASKED, KINDS
 
@@ -105,7 +106,7 @@ class Chain:
         self._engine.timers = Timers(clock, log_clock, _nobody)
         self._agent = CeremonyAgent(self._kinds, PREFIX, log_clock, self._engine.commands.answers.waits)
         self._commands = prefixed(PREFIX, COMMANDS)
-        self._step_agent = aggregation.agent(Wiring(self._commands, CORRELATION_ID, log_clock.now))
+        self._step_agent = aggregation.agent(agent_ports(wiring=Wiring(self._commands, CORRELATION_ID, log_clock.now)))
         self._requests = prefixed(PREFIX, step_topic(Aggregation.name))
         self._definition = definition
         self.batches: list[Sequence[Record]] = []

@@ -9,8 +9,8 @@ import pytest
 import structlog
 
 from bridge.definitions_dir import DefinitionsDir, DefinitionUnknown, ServerRule
+from steps.publish import subject_problems
 from steps.registry import all_kinds
-from steps.subjects import subject_problems
 from tables.errors import DefinitionInvalid
 from tests.bridge.grpc.world import HEAD, SELECTING, SELFISH
 

@@ -18,10 +18,9 @@ from bridge.nats.events import EventsBridge
 from bridge.nats.outbound import NatsOutbound
 from bridge.nats.responses import AgentResponses
 from ports.log import AgentSpec
-from steps import aggregation, deliberation, human_gate, publish, task_extraction
-from steps.ray_agent import Model
+from steps.agent import AgentPorts, Model
 from steps.reading import Wiring
-from steps.registry import all_kinds
+from steps.registry import all_kinds, step_agents
 from streams.ceremony_agent import CeremonyAgent
 from streams.engine import Engine
 from streams.log_clock import LogClock
@@ -158,7 +157,7 @@ class Process:
         ceremony = CeremonyAgent(self.kinds, PREFIX, self._log_clock, self.engine.commands.answers.waits)
         hearers = PartitionListener(self.engine.taken, self.engine.applied, self.engine.lost)
         specs = []
-        for spec, function in agents(PREFIX, ceremony, hearers, self._step_agents()):
+        for spec, function in agents(PREFIX, ceremony, hearers, step_agents(self._agent_ports())):
             specs.append(spec)
             self._streams[spec.name] = Batches()
             self._functions[spec.name] = function
@@ -174,17 +173,14 @@ class Process:
             fail=lambda error: self.failures.append(f"worker failed: {error!r}"),
         )
 
-    def _step_agents(self) -> dict[str, AgentFunction]:
-        wiring = Wiring(prefixed(PREFIX, COMMANDS), CORRELATION_ID, self._log_clock.now)
-        model = Model("http://vllm", "model")
-        ray = RayPort(self.around.ray, self.host)
-        return {
-            "deliberation": deliberation.agent(wiring, self.clock, ray, model),
-            "task_extraction": task_extraction.agent(wiring, self.clock, ray, model),
-            "aggregation": aggregation.agent(wiring),
-            "human_gate": human_gate.agent(wiring),
-            "publish": publish.agent(wiring, self.clock, NatsOutbound(self.nats, self.clock)),
-        }
+    def _agent_ports(self) -> AgentPorts:
+        return AgentPorts(
+            Wiring(prefixed(PREFIX, COMMANDS), CORRELATION_ID, self._log_clock.now),
+            self.clock,
+            RayPort(self.around.ray, self.host),
+            NatsOutbound(self.nats, self.clock),
+            Model("http://vllm", "model"),
+        )
 
     def _backend(self, spec: AgentSpec, number: int, still: Still) -> CrashBackend:
         return CrashBackend(self.around.broker, self.host, GROUP, spec, number, still)

@@ -10,24 +10,26 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from bridge.clock import HostClock
+from ports.log import Header, Record
 from ports.outbound import Published
 from ports.ray import RayAnswer, RayTask
-from steps.agent import AgentFunction
+from steps.agent import AgentFunction, AgentPorts, Model
 from steps.reading import Wiring
 from steps.registry import all_kinds
 from tables.commands import StepOutcome, decode_command
 from tables.definition import Definition, Output, RetryPolicy, State, Step, Timeouts
 from tables.effects import StepRequested, encode_request
 from tables.instance import CeremonyStatus, Instance, StepState, StepStatus
-from tables.kinds import Failed, StepContext, StepKind
+from tables.kinds import Failed, StepContext, StepKind, with_facts
 
 STATE = "WORK"
 
 
 def step(handler: str, config: Mapping[str, Any], step_id: str = "it") -> Step:
     """A step whose config its kind has read as the loader lets it."""
-    model = all_kinds()[handler].config.model_validate(config)
-    return Step(step_id, STATE, handler, model, RetryPolicy(), timeout_seconds=60)
+    kind = all_kinds()[handler]
+    model = kind.config.model_validate(config)
+    return with_facts(Step(step_id, STATE, handler, model, RetryPolicy(), timeout_seconds=60), kind)
 
 
 def wrong(handler: str, config: Mapping[str, Any]) -> list[str]:
@@ -95,66 +97,67 @@ def body_of(kind: StepKind, asked: StepContext) -> dict[str, Any]:
     return found
 
 
-class MemoryRecord(NamedTuple):
-    offset: int
-    value: bytes | None
-    partition: int = 1
-
-
 class Sent(NamedTuple):
     topic: str
     key: bytes | None
     value: bytes
-    headers: Sequence[tuple[str, bytes]]
+    headers: Sequence[Header]
     partition: int | None
 
 
 class MemoryHeld:
-    def __init__(self, batch: MemoryBatch, record: MemoryRecord) -> None:
-        self._batch, self._record = batch, record
+    def __init__(self, batch: MemoryBatch, record: Record) -> None:
+        self._batch, self.record = batch, record
 
     def send(
-        self,
-        topic: str,
-        key: bytes,
-        value: bytes,
-        headers: Sequence[tuple[str, bytes]] = (),
-        partition: int | None = None,
+        self, topic: str, key: bytes, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
     ) -> None:
         self._batch.sent.append(Sent(topic, key, value, headers, partition))
 
     def release(self) -> None:
-        self._batch.held.remove(self._record.offset)
+        self._batch.held.remove(self.record.offset)
 
 
 class MemoryBatch:
-    """A batch that keeps what is done with it."""
+    """A batch of a stateless agent; it keeps what is done with it."""
+
+    partition = 1
+    note: Any = None
 
     def __init__(self, *values: bytes | None, offset: int = 0) -> None:
-        self.records = [MemoryRecord(offset + index, value) for index, value in enumerate(values)]
+        self.records = [
+            Record("x.steps.k", self.partition, offset + index, 0, None, value) for index, value in enumerate(values)
+        ]
         self.sent: list[Sent] = []
         self.held: list[int] = []
         """Offsets held and not released."""
         self.dead: list[tuple[int, str]] = []
 
-    def __iter__(self) -> Iterator[MemoryRecord]:
+    def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
 
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def get(self, table: str, key: bytes) -> Any | None:
+        raise AssertionError("a step agent has no table")
+
+    def put(self, table: str, key: bytes, row: Any | None) -> None:
+        raise AssertionError("a step agent has no table")
+
+    def rows_changed(self, table: str) -> Mapping[bytes, Any | None]:
+        raise AssertionError("a step agent has no table")
+
     def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes,
-        headers: Sequence[tuple[str, bytes]] = (),
-        partition: int | None = None,
+        self, topic: str, key: bytes | None, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
     ) -> None:
         self.sent.append(Sent(topic, key, value, headers, partition))
 
-    def hold(self, record: MemoryRecord) -> MemoryHeld:
+    def hold(self, record: Record) -> MemoryHeld:
         self.held.append(record.offset)
         return MemoryHeld(self, record)
 
-    def dead_letter(self, record: MemoryRecord, code: str, message: str) -> None:
+    def dead_letter(self, record: Record, code: str, message: str) -> None:
         self.dead.append((record.offset, code))
 
     @property
@@ -250,3 +253,21 @@ class RecordingOutbound:
         self, subject: str, envelope: bytes, *, key: str, correlation_id: str, headers: Mapping[str, str] | None = None
     ) -> Published:
         raise AssertionError("a publish step never publishes raw envelopes")
+
+
+def agent_ports(
+    ray: RecordingRay | None = None,
+    outbound: RecordingOutbound | None = None,
+    **options: Any,
+) -> AgentPorts:
+    """Ports of an agent whose neighbours record; options as AgentPorts has them."""
+    return AgentPorts(
+        **{
+            "wiring": wiring(),
+            "clock": CLOCK,
+            "ray": ray or RecordingRay(),
+            "outbound": outbound or RecordingOutbound(),
+            "model": Model("http://vllm", "llama"),
+            **options,
+        }
+    )

@@ -13,7 +13,7 @@ from steps.agent import AgentFunction, Calls, answering, calling
 from steps.config import config_of
 from steps.human_gate import HumanGateConfig
 from steps.outcome import Outcome
-from steps.publish_config import PublishConfig
+from steps.publish import PublishConfig
 from steps.reading import Served
 from steps.registry import all_kinds
 from tables.effects import REQUEST_FORMAT, StepRequested

@@ -9,7 +9,7 @@ import pytest
 from steps.aggregation import Aggregation, AggregationFailed, agent, aggregate
 from steps.registry import all_kinds
 from tables.kinds import Completed, Failed
-from tests.steps.fakes import MemoryBatch, body_of, context, request, run, step, wiring, wrong
+from tests.steps.fakes import MemoryBatch, agent_ports, body_of, context, request, run, step, wrong
 
 KIND = all_kinds()["aggregation_step"]
 TYPES = ("merge", "list", "concat", "object", "deep_merge", "flatten", "unique")
@@ -180,7 +180,7 @@ async def test_the_agent_answers_a_whole_batch_through_the_batch() -> None:
         request(body("concat", {"a": 5}), number=2),
         request(body("list", {"a": "x" * 300_000}), number=3),
     )
-    await run(agent(wiring()), batch)
+    await run(agent(agent_ports()), batch)
     good, bad, large = batch.outcomes
     assert (good.outcome, good.attempt, good.effect_id) == ("completed", 2, "c1:s1/1/1@1")
     assert good.output == {
@@ -204,7 +204,7 @@ async def test_the_kind_says_at_once_what_its_agent_says() -> None:
         {"aggregation_type": "concat", "sources": ["a"], "values": {"a": 7}},
     ]
     batch = MemoryBatch(*(request(body, number=number) for number, body in enumerate(bodies)))
-    await run(agent(wiring()), batch)
+    await run(agent(agent_ports()), batch)
     merged, wrong_type = batch.outcomes
     assert KIND.at_once(bodies[0]) == Completed(merged.output)
     assert KIND.at_once(bodies[1]) == Failed(wrong_type.error_code, wrong_type.error_message, retryable=False)
@@ -213,7 +213,7 @@ async def test_the_kind_says_at_once_what_its_agent_says() -> None:
 
 async def test_an_outcome_goes_to_the_commands_partition_of_its_request_with_its_correlation_id() -> None:
     batch = MemoryBatch(request({"aggregation_type": "list", "sources": ["a"], "values": {"a": 1}}))
-    await run(agent(wiring()), batch)
+    await run(agent(agent_ports()), batch)
     (sent,) = batch.sent
     assert (sent.topic, sent.key, sent.partition) == ("x.commands", b"c1:s1", None)
     assert tuple(sent.headers) == (("correlation-id", b"corr-1"),)

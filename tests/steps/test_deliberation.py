@@ -8,21 +8,20 @@ import pytest
 
 from ports.errors import Unreachable
 from ports.ray import RayAnswer
+from steps.agent import Model
 from steps.deliberation import Deliberation, agent
-from steps.ray_agent import Model
 from tables.instance import AgentAnswer
 from tables.kinds import Completed, Decided, Failed, Pending, StepContext
 from tests.steps.fakes import (
-    CLOCK,
     MemoryBatch,
     RecordingRay,
+    agent_ports,
     body_of,
     context,
     definition,
     request,
     run,
     step,
-    wiring,
     wrong,
 )
 
@@ -224,7 +223,7 @@ MODEL = Model("http://vllm", "llama")
 
 async def answered(ray: RecordingRay) -> Any:
     batch = MemoryBatch(request(KIND.request(asked()), kind="deliberation"))
-    await run(agent(wiring(), CLOCK, ray, MODEL), batch)
+    await run(agent(agent_ports(ray, model=MODEL)), batch)
     (outcome,) = batch.outcomes
     return outcome
 

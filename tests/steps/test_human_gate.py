@@ -9,7 +9,7 @@ import pytest
 from steps.human_gate import HumanGate, agent
 from tables.instance import Approval, StepStatus
 from tables.kinds import Completed, Decided, Failed, Opened
-from tests.steps.fakes import MemoryBatch, context, request, run, step, wiring, wrong
+from tests.steps.fakes import MemoryBatch, agent_ports, context, request, run, step, wrong
 
 KIND = HumanGate()
 BASE = {"role": "PO", "message": "Release?"}
@@ -84,7 +84,7 @@ def test_it_has_no_agents_and_nobody_else_completes_it() -> None:
 
 async def test_the_agent_opens_the_gate() -> None:
     batch = MemoryBatch(request(KIND.request(ASKED)))
-    await run(agent(wiring()), batch)
+    await run(agent(agent_ports()), batch)
     (outcome,) = batch.outcomes
     assert outcome.outcome == "waiting"
     assert outcome.output == {"role": "PO", "message": "Release?", "waiting": True}

@@ -8,20 +8,19 @@ import pytest
 
 from ports.errors import Unreachable
 from ports.outbound import Published, PublishRefused
-from steps.publish import Publish, agent, idempotency_key
+from steps.publish import Publish, agent
 from tables.definition import Output
 from tables.kinds import Completed, Failed
 from tests.steps.fakes import (
-    CLOCK,
     MemoryBatch,
     RecordingOutbound,
+    agent_ports,
     body_of,
     context,
     definition,
     request,
     run,
     step,
-    wiring,
     wrong,
 )
 
@@ -107,7 +106,8 @@ def test_without_template_and_data_the_payload_is_empty() -> None:
 
 def test_the_key_is_the_same_for_every_attempt_of_a_visit() -> None:
     # specification 9.6
-    assert idempotency_key("c1:s1", "publish_report", 3) == KEY
+    publication = KIND.publication(publishing(), "c1:s1", 3)
+    assert publication.idempotency_key == KEY
     assert body_of(KIND, context(publishing(), attempt=9))["idempotency_key"] == KEY
 
 
@@ -155,7 +155,7 @@ def test_the_agents_output_is_the_steps_and_time_may_run_out() -> None:
 async def published(outbound: RecordingOutbound, config: dict[str, Any] | None = None, **options: Any) -> Any:
     body = body_of(KIND, context(publishing({"payload_template": {"a": 1}, **(config or {})})))
     batch = MemoryBatch(request(body))
-    await run(agent(wiring(), CLOCK, outbound, **options), batch)
+    await run(agent(agent_ports(outbound=outbound, **options)), batch)
     (outcome,) = batch.outcomes
     return outcome
 
@@ -194,7 +194,7 @@ async def test_the_agent_judges_the_subject_again_before_it_publishes(subject: s
 
 
 async def test_other_subjects_go_where_the_server_allows_them() -> None:
-    outcome = await published(RecordingOutbound(), {"subject": "orders.created"}, allowlist=["orders.*"])
+    outcome = await published(RecordingOutbound(), {"subject": "orders.created"}, publish_subjects=("orders.*",))
     assert outcome.outcome == "completed"
 
 

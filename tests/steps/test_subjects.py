@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from steps.subjects import DEFAULT_ALLOWLIST, matches, parse_allowlist, refusal, subject_problems
+from steps.publish import subject_problems
+from steps.subjects import DEFAULT_ALLOWLIST, matches, parse_allowlist, refusal
 from tests.steps.fakes import definition, step
 
 

@@ -6,21 +6,19 @@ from typing import Any
 
 import pytest
 
-from steps.ray_agent import Model
 from steps.task_extraction import TaskExtraction, agent
 from tables.instance import AgentAnswer
 from tables.kinds import Completed, Failed, Pending, StepContext
 from tests.steps.fakes import (
-    CLOCK,
     MemoryBatch,
     RecordingRay,
+    agent_ports,
     body_of,
     context,
     definition,
     request,
     run,
     step,
-    wiring,
     wrong,
 )
 
@@ -184,7 +182,7 @@ async def test_the_agent_uses_the_plain_deliberation_call() -> None:
     # specification 15.1
     ray = RecordingRay()
     batch = MemoryBatch(request(KIND.request(asked())))
-    await run(agent(wiring(), CLOCK, ray, Model("http://vllm", "llama")), batch)
+    await run(agent(agent_ports(ray)), batch)
     assert [outcome.outcome for outcome in batch.outcomes] == ["submitted"]
     assert not ray.tasks[0].backlog_review
     assert [a.id for a in ray.tasks[0].agents] == [AGENT]

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from tables.diagnosis import waiting_for
 from tables.errors import InvariantBroken
 from tables.fold.next_row import NextRow
 from tables.instance import AgentAnswer, CeremonyStatus, Instance, Phase, StepState, StepStatus, Timer
 from tables.invariants import broken, broken_change
-from tables.liveness import waiting_for
 from tests.tables.world import BEGIN, World, definition_of
 
 DEFINITION = definition_of(

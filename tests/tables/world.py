@@ -27,12 +27,12 @@ from tables.commands import (
 )
 from tables.definition import Definition
 from tables.definitions.loader import load
+from tables.diagnosis import waiting_for
 from tables.effects import Effect, Event, Refused, StepRequested
 from tables.fold.decide import Decision, decide
 from tables.instance import TERMINAL, Instance, StepState, decode_instance, encode_instance
 from tables.invariants import broken
 from tables.kinds import Kinds
-from tables.liveness import waiting_for
 
 KINDS = all_kinds()
 

@@ -70,6 +70,11 @@ async def test_what_was_published_is_as_the_document_says(world: World, name: st
         check_envelope(message)
 
 
+def is_event(message: Message) -> bool:
+    """A message that a publish step sends is no event: it takes its own way to NATS, in no order with the events."""
+    return not message.envelope["idempotency_key"].startswith("publish/")
+
+
 def check_envelope(message: Message) -> None:
     envelope = message.envelope
     caused = {"causation_id"} if envelope["idempotency_key"].startswith("publish/") else set()
@@ -92,9 +97,9 @@ async def test_idempotency_keys_are_unique(world: World) -> None:
 @pytest.mark.parametrize("name", INPUTS)
 async def test_the_events_tell_the_whole_ceremony(world: World, name: str) -> None:
     """Started first, completed last, one executed per step conclusion, transitions a path from initial to the end."""
-    # specification 16.6
+    # specification 16.6, 16.7
     instance_id = f"C-{name}:S1"
-    found = await world.messages(instance_id)
+    found = [message for message in await world.messages(instance_id) if is_event(message)]
     assert (found[0].subject, found[-1].subject) == ("ceremony.started", "ceremony.completed")
     row = await world.get(instance_id)
     completed = [

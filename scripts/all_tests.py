@@ -1,7 +1,7 @@
 """Runs all tests as two pytest processes side by side: one mostly waits, the other mostly computes.
 
-What waits for session timeouts, outages and elections leaves a core idle that the other needs. The computing one writes
-to the terminal; what the waiting one says follows when that has ended, so that no line of one is within the other.
+Tests that wait for session timeouts, outages and elections leave a core idle that the others can use. The computing
+process writes to the terminal; the output of the waiting one follows when the first has ended, so lines do not mix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-# They run one after the other, so that no two of them are measured against each other's load.
+# They run one after the other, so that none of them is measured under the load of another.
 WAITING = (
     "tests/e2e",
     "tests/faults",
@@ -23,7 +23,7 @@ WAITING = (
     "tests/transport/conformance",
     "tests/workers",
 )
-# A port that a killed server comes back to must not be given to a test of the other process meanwhile.
+# A killed server comes back to its port, so the other process must not give it to a test meanwhile.
 PORTS = {"waiting": "15000-23499", "computing": "23500-32000"}
 LOG = Path("build/tests-waiting.log")
 END_SECONDS = 60.0
@@ -33,14 +33,14 @@ Process = subprocess.Popen[bytes]
 
 
 def start(part: str, arguments: tuple[str, ...], output: IO[bytes] | None) -> Process:
-    """A pytest under coverage, in a session of its own: Ctrl-C comes once, from here."""
+    """Start pytest under coverage, in a session of its own: it gets Ctrl-C once, from this program."""
     command = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "--durations=5", *arguments]
     environment = {**os.environ, "CEREMONY_TEST_PORTS": PORTS[part]}
     return subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
 
 
 def follow(process: Process, log: IO[bytes]) -> None:
-    """Print what is in the log and what comes, until the process has ended."""
+    """Print the log's content and every addition, until the process has ended."""
     while True:
         ended = process.poll() is not None
         sys.stdout.buffer.write(log.read())
@@ -51,7 +51,7 @@ def follow(process: Process, log: IO[bytes]) -> None:
 
 
 def end(processes: list[Process]) -> None:
-    """Ask by SIGINT what still runs to clean up and to end, and kill what does not."""
+    """Send SIGINT to running processes so that they clean up, and kill those that do not end."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGINT)
@@ -65,7 +65,7 @@ def end(processes: list[Process]) -> None:
 
 
 def main() -> int:
-    """Exit code 0 when both processes say so, 130 when interrupted, else that of the first which does not."""
+    """Return exit code 0 if both processes do, 130 if interrupted, else the first other code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     LOG.parent.mkdir(exist_ok=True)
     processes: list[Process] = []

@@ -1,7 +1,7 @@
-"""Combines what the tests' processes measured and fails where a part is covered less than its floor.
+"""Combines the coverage of all test processes and fails if a part is covered less than its floor.
 
-A part of the pure code is held to its branches alone, the whole to lines and branches together. Tests marked
-`uncounted`, which prove by volume and by load, add nothing here: what they run has to be covered by others.
+The floor of a pure package counts branches alone; that of the whole counts lines and branches together. Tests marked
+`uncounted`, which prove by volume and by load, do not count: other tests must cover the same lines.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# Per cent of the branches of each folder.
+# Package → per cent of its branches.
 BRANCH_FLOORS = {"tables/": 85.0, "steps/": 85.0}
 # Per cent of all lines and branches.
 WHOLE_FLOOR = 80.0
@@ -24,7 +24,7 @@ Summary = Mapping[str, int]
 
 
 def measured() -> Mapping[str, Any]:
-    """The combined report of all processes."""
+    """Combine the data of all processes and return the report."""
     REPORT.parent.mkdir(exist_ok=True)
     coverage = [sys.executable, "-m", "coverage"]
     subprocess.run([*coverage, "combine", "--quiet"], check=True)
@@ -34,7 +34,7 @@ def measured() -> Mapping[str, Any]:
 
 
 def percent(summaries: Iterable[Summary], *kinds: str) -> float:
-    """Covered per cent of the named kinds (`lines`, `branches`) over several files; 0 where nothing was measured."""
+    """Return the covered per cent of the named kinds (`lines`, `branches`) over several files; 0 without data."""
     covered = wanted = 0
     for summary in summaries:
         for kind in kinds:
@@ -44,7 +44,7 @@ def percent(summaries: Iterable[Summary], *kinds: str) -> float:
 
 
 def shortfalls(files: Mapping[str, Any]) -> Iterator[str]:
-    """Print each part's figure; yield a line for each that is below its floor."""
+    """Print each part's figure; yield a line for each part below its floor."""
     for folder, floor in BRANCH_FLOORS.items():
         of_folder = [file["summary"] for name, file in files.items() if name.startswith(folder)]
         reached = percent(of_folder, "branches")
@@ -58,7 +58,7 @@ def shortfalls(files: Mapping[str, Any]) -> Iterator[str]:
 
 
 def uncounted() -> Iterator[str]:
-    """Places of the pure code that ask not to be counted."""
+    """Yield the places of the pure packages that are excluded from coverage."""
     for folder in BRANCH_FLOORS:
         for path in sorted(Path(folder).rglob("*.py")):
             for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -67,7 +67,7 @@ def uncounted() -> Iterator[str]:
 
 
 def main() -> int:
-    """Exit code 1, with the reasons on stderr, when a floor is not reached."""
+    """Return exit code 1, with the reasons on stderr, if a floor is not reached."""
     failures = [*shortfalls(measured()["files"]), *uncounted()]
     for failure in failures:
         print(f"coverage: {failure}", file=sys.stderr)

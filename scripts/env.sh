@@ -1,8 +1,8 @@
-# Sourced by the scripts beside it: goes to the project's root and makes .venv what requirements.lock says.
+# Sourced by the scripts beside it: goes to the project's root and makes .venv match requirements.lock.
 #
-# By uv where it runs or can be installed, else by pip; wheels only, checked by hash. PYTHON names another interpreter.
-# The stamp is written last: a run that was interrupted is repaired by the next. All output goes to stderr: on a terminal
-# with the installer's own progress, elsewhere a few lines.
+# uv installs if it runs or can be installed, else pip; wheels only, checked by hash. PYTHON names another interpreter.
+# The stamp is written last, so the next run repairs an interrupted one. All output goes to stderr: the installer's own
+# progress on a terminal, a few lines elsewhere.
 set -eu
 cd "$(dirname "$0")/.."
 UV_VERSION=0.13.9
@@ -13,7 +13,7 @@ fail() {
     exit 2
 }
 
-# Asked by running it: a shim of that name can exist and fail.
+# The candidate is run, because a shim of that name can exist and fail.
 usable() {
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
@@ -63,7 +63,7 @@ make_venv() {
     fi
 }
 
-# Runs the command with --quiet at its end, or on a terminal without it: uv and pip then show their progress.
+# Runs a command with --quiet at its end, or without it on a terminal, where uv and pip then show their progress.
 showing_progress() {
     if [ -t 2 ]; then "$@" >&2; else "$@" --quiet >&2; fi
 }
@@ -76,8 +76,8 @@ fetch_uv() {
     uv=$(pick_uv)
 }
 
-# uv trusts its own list of authorities. A company's own authority is in the system's store only, so when uv refuses a
-# certificate it is sent there. The reason is read from a second run, for the first one has the terminal to itself.
+# uv trusts its own list of authorities. A company's own authority is in the system's store only, so that store is used
+# when uv refuses a certificate. The reason is read from a second run, because the first one writes to the terminal.
 uv_install() {
     showing_progress "$uv" "$@" && return
     echo "$0: uv failed; running it again to learn the reason" >&2
@@ -101,7 +101,7 @@ use_system_certificates() {
 install_all() {
     [ -n "$uv" ] || fetch_uv
     if [ -n "$uv" ]; then
-        # Compiled once, as pip does: where PYTHONDONTWRITEBYTECODE is set each start of a program would do it again.
+        # Compiled once, as pip does: with PYTHONDONTWRITEBYTECODE set, each start of a program would compile again.
         uv_install pip sync --python .venv/bin/python --only-binary :all: --require-hashes --compile-bytecode \
             requirements.lock
         "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e ./proto -e . >&2

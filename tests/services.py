@@ -36,7 +36,7 @@ from tests.kafka_install import KafkaInstall, cache_folder, install_kafka, locke
 READY_SECONDS = 60.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.05
-# Brokers of a cluster, and how many must have a record before it is acknowledged.
+# Brokers of a cluster, and the number that must have a record before it is acknowledged.
 CLUSTER, MIN_INSYNC = 3, 2
 JVM_FLAGS = (
     "-Xmx256m",
@@ -46,9 +46,9 @@ JVM_FLAGS = (
     "-Xlog:disable",
     "-Xlog:all=error",
 )
-# Below the range from which the system gives ports to clients: a client that redials a dead server on a port of that
-# range can be given that very port, and is then connected to itself, and the server cannot come back. Of test
-# processes that run side by side each has a part of its own.
+# Below the range from which the system gives ports to clients. In that range a client that redials a dead server could
+# get the server's own port, be connected to itself, and keep the server from coming back. Test processes that run side
+# by side have a part each.
 FIRST_PORT, LAST_PORT = map(int, os.environ.get("CEREMONY_TEST_PORTS", "15000-32000").split("-"))
 
 AServer = TypeVar("AServer", bound="Server")
@@ -123,7 +123,7 @@ class Server:
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """End in good order (SIGTERM), by SIGKILL when that takes longer than 20 s. Harmless when it does not run."""
+        """End in good order (SIGTERM), or by SIGKILL after 20 s. Harmless when it does not run."""
         try:
             if self._process is not None:
                 self._process.terminate()
@@ -170,7 +170,7 @@ class KafkaServer(Server):
     name = "kafka"
 
     def __init__(self, folder: Path, port: int | None = None, flush_messages: int | None = None) -> None:
-        """`flush_messages` 1 syncs every append to disk (`log.flush.interval.messages`); default: as Kafka does."""
+        """`flush_messages` 1 syncs every append to disk (`log.flush.interval.messages`); default: Kafka's own."""
         super().__init__(folder, port)
         self.controller_port = free_port()
         self.node_id = 1
@@ -282,7 +282,7 @@ class KafkaCluster:
         return ",".join(node.bootstrap for node in self.nodes)
 
     def start(self) -> None:
-        """Start all and wait until each has been told of the others: a controller alone has no quorum."""
+        """Start all and wait until they have found each other: a controller alone has no quorum."""
         try:
             for node in self.nodes:
                 node.launch()
@@ -309,7 +309,7 @@ class KafkaCluster:
             node.resume()
 
     def leader(self, topic: str, partition: int) -> KafkaNode:
-        """The broker that leads a partition now. Raises ServiceError where none does."""
+        """Return the broker that leads a partition now. Raises ServiceError if none does."""
         for node in self.nodes:
             if _in_thread(lambda: asyncio.run(_leader(self.bootstrap, topic, partition)) == node.node_id):  # noqa: B023
                 return node
@@ -351,13 +351,13 @@ class NatsServer(Server):
 
 
 def java(install: KafkaInstall) -> list[str]:
-    """The start of a Java command line on Kafka's jars, with the class data archive where there is one."""
+    """Return the start of a Java command line on Kafka's jars, with the class data archive if there is one."""
     archive = [f"-XX:SharedArchiveFile={install.archive}"] if install.archive.exists() else []
     return [install.java, *JVM_FLAGS, *archive, "-cp", install.classpath]
 
 
 def installed_kafka() -> KafkaInstall:
-    """Kafka from the user's cache, with its class data archive where Java can make one; fetched where it is missing."""
+    """Return Kafka from the user's cache, fetched if missing, with its class data archive if Java can make one."""
     install = install_kafka()
     tried = install.archive.with_suffix(".tried")
     if not install.archive.exists() and not tried.exists():
@@ -369,9 +369,9 @@ def installed_kafka() -> KafkaInstall:
 
 
 def _make_archive(install: KafkaInstall) -> None:
-    """Run a broker once and let Java write down the classes it loaded: later starts take half the time.
+    """Run a broker once and let Java record the classes it loaded: later starts take half the time.
 
-    A Java that cannot is no error: the broker then starts more slowly.
+    If Java cannot do that, the broker starts more slowly.
     """
     progress("preparing Kafka for fast starts, once per user")
     with tempfile.TemporaryDirectory(prefix="ceremony-kafka-") as folder:
@@ -401,7 +401,7 @@ class _Archiving(KafkaServer):
 
 
 def new_cluster_id() -> str:
-    """A cluster id as Kafka wants it: a UUID in URL-safe base64 that does not look like an option."""
+    """Return a cluster id in Kafka's format: a UUID in URL-safe base64 that does not look like an option."""
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         if not text.startswith("-"):
@@ -431,7 +431,7 @@ async def _has_broker(bootstrap: str, brokers: int = 1) -> bool:
 
 
 def _in_thread(question: Callable[[], bool]) -> bool:
-    """Ask in a thread of its own, for the caller may be in an event loop, and asyncio.run cannot be nested."""
+    """Run `question` in a thread of its own: the caller may be in an event loop, and asyncio.run cannot be nested."""
     answers: list[bool] = []
     thread = threading.Thread(target=lambda: answers.append(question()))
     thread.start()
@@ -441,7 +441,7 @@ def _in_thread(question: Callable[[], bool]) -> bool:
 
 @contextlib.contextmanager
 def running(server: AServer) -> Iterator[AServer]:
-    """Start a server, end it at the end whatever happens."""
+    """Start a server, and end it after the block in any case."""
     server.start()
     try:
         yield server
@@ -450,7 +450,7 @@ def running(server: AServer) -> Iterator[AServer]:
 
 
 def end_orphans() -> None:
-    """End the servers whose starter was killed before it could end them; they are known by their folder."""
+    """End servers whose starter was killed before it could end them; their folder identifies them."""
     for note in _notes().iterdir():
         with contextlib.suppress(OSError, ValueError):
             owner, folder = note.read_text().split("\n", 1)

@@ -1,7 +1,7 @@
-"""scripts/env.sh installs behind a company's own certificate authority; it shows progress, except in a pipe.
+"""scripts/env.sh installs behind a company's own certificate authority, and shows progress on a terminal.
 
 The real uv meets a real HTTPS index on loopback whose authority it does not know. No test may change the system's
-certificate store, so a `uv` before it on the path plays the store: asked for it, it trusts the index's authority.
+certificate store, so a `uv` before it on the path plays the store: when the store is chosen, it trusts the authority.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Project:
     root: Path
 
     def uv(self, text: str) -> None:
-        """Make this shell text the `uv` on the path; every call is noted in `calls`."""
+        """Make this shell text the `uv` on the path; every call is recorded in `calls`."""
         program = self.root / "bin/uv"
         program.write_text(
             f'#!/bin/sh\necho "${{UV_SYSTEM_CERTS:-}}${{UV_NATIVE_TLS:-}} $*" >>"{self.root}/calls"\n{text}'
@@ -76,7 +76,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def _venv_then(text: str) -> str:
-    """A uv that makes real environments and does this for `pip sync`; `pip install` of our own packages succeeds."""
+    """A uv that makes real environments and runs `text` for `pip sync`; `pip install` of our own packages succeeds."""
     return f"""
 case "$*" in
     --version) echo uv 0.13.9 ;;
@@ -91,7 +91,7 @@ esac
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A package index on HTTPS with one wheel: its address, and the certificate of its authority."""
+    """Serve a package index on HTTPS with one wheel; give its address and its authority's certificate."""
     served = tmp_path / "served/simple/pretty-small"
     served.mkdir(parents=True)
     with zipfile.ZipFile(served / WHEEL, "w") as wheel:
@@ -113,11 +113,11 @@ def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
             super().__init__(*given, directory=str(tmp_path / "served"))
 
         def log_message(self, *given: Any) -> None:
-            """Nothing: pytest shows what matters."""
+            """Requests are not logged."""
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *given: Any) -> None:
-            """Nothing: a refused certificate is an error here, and wanted."""
+            """A refused certificate is expected here and not printed."""
 
     server = Server(("127.0.0.1", 0), Handler)
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
@@ -131,8 +131,8 @@ def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         server.server_close()
 
 
-def test_uv_is_sent_to_the_systems_certificates_when_it_refuses_one(project: Project, index: tuple[str, Path]) -> None:
-    """The real uv refuses the index's certificate in its own words, and installs once the system's store counts."""
+def test_uv_uses_the_systems_certificates_after_it_refused_one(project: Project, index: tuple[str, Path]) -> None:
+    """The real uv refuses the index's certificate, and installs once it uses the system's store."""
     address, authority = index
     wheel = project.root / "served/simple/pretty-small" / WHEEL
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -153,7 +153,7 @@ def test_uv_is_sent_to_the_systems_certificates_when_it_refuses_one(project: Pro
 
 
 def test_a_second_refusal_ends_the_script_with_the_reason(project: Project) -> None:
-    """Where the system's store does not know the authority either, nothing is tried a fourth time."""
+    """If the system's store does not know the authority either, there is no fourth try."""
     project.uv(_venv_then("echo 'invalid peer certificate: UnknownIssuer' >&2; exit 2"))
     done = project.run()
     assert done.returncode == 2
@@ -162,15 +162,15 @@ def test_a_second_refusal_ends_the_script_with_the_reason(project: Project) -> N
 
 
 def test_the_system_store_is_not_tried_twice(project: Project) -> None:
-    """A person who chose the system's store already sees uv's reason once, and the script ends."""
+    """A user who has already chosen the system's store sees uv's reason once, and the script ends."""
     project.uv(_venv_then("echo 'invalid peer certificate: UnknownIssuer' >&2; exit 2"))
     done = project.run(UV_SYSTEM_CERTS="true")
     assert done.returncode == 2
     assert len(project.installs()) == 2
 
 
-def test_another_failure_leaves_the_certificates_alone(project: Project) -> None:
-    """Only a refused certificate leads to the system's store; any other failure ends the script."""
+def test_another_failure_does_not_change_the_certificates(project: Project) -> None:
+    """Only after a refused certificate is the system's store tried; any other failure ends the script."""
     project.uv(_venv_then("echo 'error: no space left on device' >&2; exit 2"))
     done = project.run()
     assert done.returncode == 2
@@ -188,7 +188,7 @@ def test_an_older_uv_gets_the_older_name_of_the_option(project: Project) -> None
 
 
 def test_a_pipe_gets_a_few_lines(project: Project) -> None:
-    """Without a terminal uv is quiet and each stage is one line; the next run has nothing to say."""
+    """Without a terminal uv is quiet and each stage is one line; the next run prints nothing."""
     project.uv(_venv_then('case "$*" in *--quiet*) ;; *) echo progress >&2 ;; esac'))
     first = project.run()
     assert first.returncode == 0, first.stderr

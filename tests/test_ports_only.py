@@ -11,7 +11,7 @@ from tests.ports_only import PACKAGES, findings, findings_below, forbidden
 pytestmark = pytest.mark.uncounted
 ROOT = Path(__file__).parent.parent
 
-# Path pattern → top-level modules and names that may be used there; each line says why.
+# Path pattern → top-level modules and names that may be used there, each with its reason.
 ALLOWED = {
     # The Clock port itself, and the ids that the front draws for a command before it is in the log.
     "bridge/clock.py": frozenset({"time", "uuid", "asyncio.sleep", "asyncio.create_task", "asyncio.timeout"}),
@@ -19,31 +19,31 @@ ALLOWED = {
     "bridge/nats/*.py": frozenset({"nats"}),
     "bridge/ray/executor.py": frozenset({"grpc"}),
     "bridge/grpc/*.py": frozenset({"grpc", "grpc_health", "grpc_reflection"}),
-    # A neighbour in small: it speaks both protocols, and its chance comes from a seed.
+    # A small neighbour: it speaks both protocols and draws its random numbers from a seed.
     "ceremony/dev/ray_simulation/*.py": frozenset({"grpc", "grpc_health", "nats", "random"}),
     # The drivers are the log's own side of the port; Faust and aiokafka are known here only.
     "streams/transport/*.py": frozenset({"aiokafka", "faust", "mode"}),
-    # What waits for the disk runs in the one thread of the row stores.
+    # Disk operations run in the one thread of the row stores.
     "streams/transport/partition/rocks_*.py": frozenset({"concurrent", "loop.run_in_executor"}),
     # SQLite blocks: its commits run in the one thread of the file.
     "streams/transport/sqlite/*.py": frozenset({"sqlite3", "concurrent", "loop.run_in_executor"}),
 }
 
 
-def test_clocks_chance_and_clients_are_used_in_the_ports_only() -> None:
+def test_clocks_randomness_and_clients_are_used_in_the_ports_only() -> None:
     """Each use outside the allow-list is named with its file and line."""
     found = [str(finding) for finding in findings_below(ROOT) if forbidden(finding, ALLOWED)]
-    assert not found, "use the ports of ports/ray.py instead:\n" + "\n".join(found)
+    assert not found, "use the protocols of ports/ instead:\n" + "\n".join(found)
 
 
 def test_the_pure_core_has_no_entry_in_the_allow_list() -> None:
-    """What is allowed is allowed in bridge/ and in the drivers, never in tables/ or steps/."""
+    """Entries exist for bridge/, ceremony/ and the drivers, never for tables/ or steps/."""
     assert all(pattern.startswith(("bridge/", "streams/transport/", "ceremony/")) for pattern in ALLOWED)
     assert all(any((ROOT / package).rglob("*.py")) for package in PACKAGES)
 
 
 def test_every_entry_of_the_allow_list_is_needed() -> None:
-    """An entry that covers nothing has outlived its reason."""
+    """An entry that covers nothing is out of date."""
     found = list(findings_below(ROOT))
     for pattern, names in ALLOWED.items():
         for name in names:
@@ -73,7 +73,7 @@ def test_every_entry_of_the_allow_list_is_needed() -> None:
     ],
 )
 def test_a_planted_use_is_found(source: str, found: list[str]) -> None:
-    """The check can fail: each way past the ports is seen, under another name too."""
+    """Each way to bypass the ports is found, under another name too."""
     assert [str(finding) for finding in findings(source, "m.py")] == found
 
 
@@ -88,5 +88,5 @@ def test_a_planted_use_is_found(source: str, found: list[str]) -> None:
     ],
 )
 def test_an_innocent_use_is_not_found(source: str) -> None:
-    """What goes through the ports or only waits for tasks is no finding."""
+    """Calls through the ports and waits for tasks are no findings."""
     assert findings(source, "m.py") == []

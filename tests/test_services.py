@@ -1,4 +1,4 @@
-"""The services that the tests stand on are real: they keep what they acknowledged, and end when they are told to."""
+"""The services of the tests are real: they keep acknowledged data, and end when they are stopped."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def _read(bootstrap: str, topic: str) -> list[bytes | None]:
 
 
 @pytest.mark.timeout(60)
-async def test_kafka_keeps_what_it_acknowledged_through_a_kill(tmp_path: Path) -> None:
+async def test_kafka_keeps_acknowledged_records_through_a_kill(tmp_path: Path) -> None:
     """A broker that was killed with SIGKILL comes back on the same port with every acknowledged record."""
     with running(KafkaServer(tmp_path, flush_messages=1)) as server:
         await _produce(server.bootstrap, "kept", 20)
@@ -57,7 +57,7 @@ async def test_kafka_keeps_what_it_acknowledged_through_a_kill(tmp_path: Path) -
         assert await _read(server.bootstrap, "kept") == [str(number).encode() for number in range(20)]
 
 
-async def test_nats_keeps_what_it_acknowledged_through_a_kill(tmp_path: Path) -> None:
+async def test_nats_keeps_acknowledged_messages_through_a_kill(tmp_path: Path) -> None:
     """A nats-server that was killed with SIGKILL comes back with its stream."""
     with running(NatsServer(tmp_path)) as server:
         client = await nats_client.connect(server.url)
@@ -90,8 +90,8 @@ async def test_the_products_nats_server_replaces_one_that_a_killed_run_left(tmp_
     assert left_over(tmp_path) is None
 
 
-async def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
-    """The error of a server whose port is taken carries the last lines of its log, and nothing is left running."""
+async def test_a_service_that_cannot_start_gives_the_reason(tmp_path: Path) -> None:
+    """The error of a server whose port is taken ends with the last lines of its log, and nothing is left running."""
     with running(NatsServer(tmp_path / "one")) as taken:
         rival = NatsServer(tmp_path / "two")
         rival.port = taken.port
@@ -100,8 +100,8 @@ async def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
         assert rival.pid is None
 
 
-def test_servers_of_a_killed_run_are_ended_by_the_next(tmp_path: Path) -> None:
-    """Whoever starts a server and is killed leaves it running; the next run ends it, and no other."""
+def test_servers_of_a_killed_run_are_ended_by_the_next_run(tmp_path: Path) -> None:
+    """A killed run leaves its server running; the next run ends that server and no other."""
     program = (
         "import sys, os; from pathlib import Path; from tests.services import NatsServer;"
         "server = NatsServer(Path(sys.argv[1])); server.start(); print(server.pid, flush=True); os.kill(os.getpid(), 9)"
@@ -117,7 +117,7 @@ def test_servers_of_a_killed_run_are_ended_by_the_next(tmp_path: Path) -> None:
 
 
 def test_ports_are_given_once() -> None:
-    """No port is handed out twice, and none lies in the range from which clients get theirs."""
+    """No port is given twice, and none lies in the range of the system's client ports."""
     ports = [free_port() for _ in range(200)]
     assert len(set(ports)) == 200
     assert max(ports) < 32_768
@@ -139,8 +139,8 @@ def _ended(pid: int) -> bool:
 
 
 @pytest.mark.timeout(120)
-def test_a_cluster_keeps_what_it_acknowledged_when_its_leader_is_killed(tmp_path: Path) -> None:
-    """Another broker leads then, and the killed one comes back."""
+def test_a_cluster_keeps_acknowledged_records_when_its_leader_is_killed(tmp_path: Path) -> None:
+    """Another broker takes the lead, and the killed one comes back."""
     cluster = KafkaCluster(tmp_path)
     cluster.start()
     try:

@@ -17,7 +17,7 @@ def mine(*_: object) -> None:
 
 @pytest.fixture(autouse=True)
 def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Coverage at work, or what looks like it from here."""
+    """A tracer and a process configuration, as coverage sets them."""
     monkeypatch.setenv(PROCESS_CONFIG, "config")
     before = sys.gettrace()
     sys.settrace(mine)
@@ -32,7 +32,7 @@ def now() -> tuple[object, str | None]:
 
 
 @pytest.mark.uncounted
-def test_it_is_away_while_a_marked_test_runs_and_back_afterwards(request: pytest.FixtureRequest) -> None:
+def test_coverage_is_off_while_a_marked_test_runs_and_on_afterwards(request: pytest.FixtureRequest) -> None:
     running = pytest_runtest_protocol(request.node)
     next(running)
     assert now() == (None, None)
@@ -41,7 +41,7 @@ def test_it_is_away_while_a_marked_test_runs_and_back_afterwards(request: pytest
     assert now() == (mine, "config")
 
 
-def test_it_stays_where_nothing_is_marked(request: pytest.FixtureRequest) -> None:
+def test_coverage_stays_on_for_a_test_without_the_mark(request: pytest.FixtureRequest) -> None:
     running = pytest_runtest_protocol(request.node)
     next(running)
     assert now() == (mine, "config")

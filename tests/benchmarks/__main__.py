@@ -45,7 +45,7 @@ async def measure_all(plan: Plan, console: Console, found: Found) -> None:
 
 
 def main() -> int:
-    """Exit code 1, with the reason on stderr, when something could not be measured; what was is shown all the same."""
+    """Return exit code 1, with the reason on stderr, if a part failed; the others are shown all the same."""
     given = parsed(sys.argv[1:], __doc__ or "")
     plan, found = plan_of(given), Found()
     load_before = os.getloadavg()
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def tell(given: argparse.Namespace, found: Found, summary: dict[str, Any]) -> None:
-    """Table and line, and what else was asked for."""
+    """Print table and line, and write the files that the options name."""
     console = Console(stderr=given.output == "json")
     profiles = [run.profile for runs in found.engine.values() for run in runs if run.profile is not None]
     report.show(console, figures.rows(found, summary), profiles[-1] if profiles else None)

@@ -1,4 +1,4 @@
-"""What is made of the throughput runs whose steps ask their agent: their way through topics, agent and outcome."""
+"""Figures of the throughput runs whose steps ask their agent, and so pass through topics, agent and outcome."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.benchmarks.workloads import PUBLISHES
 
 
 def measured(found: Found, workers: int) -> bool:
-    """Whether there is all that its ratios need."""
+    """Return whether engine runs and bare loops, which the ratios need, are there."""
     return bool(found.asked) and set(bare_figures.kinds([workers])) <= set(found.asked_bare)
 
 
 def summary(found: Found, workers: int) -> dict[str, Any]:
-    """`asked_…`: medians of the first layout, and of the loops that read and write what its ceremonies do."""
+    """`asked_…`: medians of the first layout, and of the loops that read and write the same records."""
     runs = found.asked
     rate = spread([run.steps_per_s for run in runs]).median
     records = runs[0].records
@@ -37,12 +37,12 @@ def summary(found: Found, workers: int) -> dict[str, Any]:
 
 
 def spreads(found: Found) -> dict[str, Spread]:
-    """What the plot draws as bars."""
+    """Bars of the plot."""
     return {"engine, publish steps, until on NATS": spread([run.steps_per_s for run in found.asked])}
 
 
 def rows(found: Found, figures: dict[str, Any], workers: int) -> list[Row]:
-    """The table for people."""
+    """Rows of the table for people."""
     layout = f"engine, {'1 worker' if workers == 1 else f'{workers} workers'}, {PUBLISHES.steps}"
     ratios = bare_figures.ratios(found.asked_bare, figures["asked_steps_per_s"], workers)
     return [

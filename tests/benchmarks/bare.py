@@ -1,11 +1,11 @@
-"""A bare aiokafka loop that does what one ceremony costs the log: reads commands, replaces a row, writes the rest.
+"""A bare aiokafka loop with the reads and writes of a ceremony: it reads commands, replaces a row, writes the rest.
 
 Run as a process of its own (`python -m tests.benchmarks.bare`, options as JSON on stdin, the answer as JSON on
 stdout), which starts one loop, or several that share the partitions, each a process. It preloads the records that the
-engine would read of so many ceremonies, as many and of the sizes the engine's had. Then the loops read them: for each
+engine would read of as many ceremonies, in the number and sizes of the engine's. Then the loops read them: for each
 command they replace the row of its key in a dict and write its share of the events and requests, for each request its
 outcome. They decode and encode nothing. All writes are acknowledged by the end, and offsets are committed every half
-second: what any consumer that writes would do.
+second, as any consumer that writes would do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BATCH_BYTES = 900_000
 
 
 class Measured(msgspec.Struct):
-    """What was measured, of one loop or of all."""
+    """Measurements of one loop or of all."""
 
     began: float
     """Wall clock."""
@@ -51,7 +51,7 @@ Write = Callable[[dict[TopicPartition, list[Out]]], Awaitable[None]]
 
 
 async def measure(options: Options) -> Measured:
-    """Preload, then time the loops together: from the first to begin to the last to end."""
+    """Preload, then time the loops together, from the first begin to the last end."""
     await _prepare(options)
     loops = [await _spawn(msgspec.structs.replace(options, share=share)) for share in range(options.processes)]
     try:
@@ -91,7 +91,7 @@ async def _line(loop: asyncio.subprocess.Process) -> bytes:
 
 
 async def share(options: Options) -> Measured:
-    """One loop: connect, say so, and begin when told."""
+    """Run one loop: connect, report that, and begin on the parent's signal."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=options.bootstrap,
         group_id=f"{options.name}-{options.share}",
@@ -151,7 +151,7 @@ async def _loop(options: Options, consumer: AIOKafkaConsumer, write: Write) -> M
 
 
 def _records(producer: AIOKafkaProducer) -> Write:
-    """One `send` a record, as the client's documentation does it."""
+    """Write with one `send` a record, as the client's documentation does."""
 
     async def write(records: dict[TopicPartition, list[Out]]) -> None:
         for tp, some in records.items():
@@ -164,7 +164,7 @@ def _records(producer: AIOKafkaProducer) -> Write:
 
 
 def _batches(producer: AIOKafkaProducer) -> Write:
-    """One produce batch for what was read of a partition at once."""
+    """Write one produce batch for each batch read of a partition."""
 
     async def write(records: dict[TopicPartition, list[Out]]) -> None:
         for tp, some in records.items():
@@ -183,7 +183,7 @@ def _batches(producer: AIOKafkaProducer) -> Write:
 
 
 async def _prepare(options: Options) -> None:
-    """Create the topics, and append what is to be read."""
+    """Create the topics, and append the records that the loops read."""
     log = KafkaLog([options.bootstrap], HostClock(), topic_config=options.topic_config)
     await log.start()
     try:

@@ -1,4 +1,4 @@
-"""What is made of the bare loops: steps a second that they would allow, and the engine's share of it."""
+"""Figures of the bare loops: the steps a second that they would allow, and the engine's share of that."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.benchmarks.workloads import STEPS, Workload
 
 
 class Kind(NamedTuple):
-    """One way to loop."""
+    """One kind of loop: its number of processes and its way to write."""
 
     processes: int
     batches: bool
-    """One future a batch, else one `send` a record."""
+    """Write with one future a batch, else with one `send` a record."""
 
     def __str__(self) -> str:
         loops = "bare loop" if self.processes == 1 else f"{self.processes} bare loops"
@@ -36,7 +36,7 @@ Bare = Mapping[Kind, Sequence[BareRun]]
 
 
 def kinds(workers: Sequence[int]) -> list[Kind]:
-    """One loop, and as many as there are workers: each worker has the loop of its own that it is compared with."""
+    """One loop, and as many loops as workers, so that each worker is compared with a loop of its own."""
     return [Kind(count, batches) for count in sorted({1, *workers}) for batches in (False, True)]
 
 
@@ -45,7 +45,7 @@ def rate(bare: Bare, kind: Kind) -> Spread:
 
 
 def summary(bare: Bare, records: CeremonyRecords) -> dict[str, Any]:
-    """Of one loop under short names, and of all kinds. `records`: what the loops read and wrote."""
+    """Figures of one loop under short names, and of all kinds. `records`: the numbers that the loops read and wrote."""
     one = rate(bare, ONE).median
     return {
         "bare_loop_steps_per_s": one,
@@ -57,7 +57,7 @@ def summary(bare: Bare, records: CeremonyRecords) -> dict[str, Any]:
 
 
 def ratios(bare: Bare, steps_per_s: float, workers: int) -> dict[str, float]:
-    """Of the engine to one loop, and to as many loops as it has workers."""
+    """Ratios of the engine to one loop, and to as many loops as it has workers."""
     return {
         "ratio_to_bare_loop": steps_per_s / rate(bare, ONE).median,
         "ratio_to_bare_loop_in_batches": steps_per_s / rate(bare, Kind(1, batches=True)).median,

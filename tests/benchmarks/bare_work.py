@@ -1,4 +1,4 @@
-"""What a bare loop reads and writes: the records that so many ceremonies leave in the engine's log."""
+"""The reads and writes of a bare loop: the records that a number of ceremonies leave in the engine's log."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from aiokafka import ConsumerRecord
 from streams.transport.partition.backend import Out
 from tests.benchmarks.sizes import CeremonyRecords, Records, RecordSize
 
-# Value and headers.
+# A value and its headers.
 Template = tuple[bytes, list[tuple[str, bytes]]]
 
 
 class Options(msgspec.Struct, kw_only=True):
-    """What is to be measured."""
+    """Options of one measurement."""
 
     bootstrap: str
     name: str
-    """Prefix of its topics and group."""
+    """Prefix of topics and group."""
     ceremonies: int
     partitions: int
     batches: bool
@@ -30,7 +30,7 @@ class Options(msgspec.Struct, kw_only=True):
     processes: int = 1
     """Loops that share the partitions, evenly."""
     share: int | None = None
-    """Which of them this process is; None: the one that prepares all and starts them."""
+    """Number of this process among them; None for the process that prepares all and starts them."""
 
     @property
     def mine(self) -> range:
@@ -38,12 +38,12 @@ class Options(msgspec.Struct, kw_only=True):
 
     @property
     def outputs(self) -> list[str]:
-        """Topics that are written."""
+        """Topics that the loops write."""
         return [topic for given in self.inputs for topic, records in given.writes if records.each]
 
     @property
     def inputs(self) -> list[Input]:
-        """What is read; of a topic where there is nothing to read, nothing."""
+        """Topics with records to read."""
         of = self.records
         commands = Input(
             f"{self.name}.in.commands",
@@ -55,32 +55,32 @@ class Options(msgspec.Struct, kw_only=True):
 
 
 class Input(NamedTuple):
-    """A topic that is read, and what its records cause."""
+    """A topic that the loops read, and the writes that its records cause."""
 
     topic: str
     holds: list[Records]
-    """In this order."""
+    """Sorts of records, in their order in the topic."""
     writes: list[tuple[str, Records]]
-    """Topics and records that are written, evenly over what is read."""
+    """Topics and records to write, spread evenly over the records read."""
 
     @property
     def each(self) -> int:
-        """Records of one ceremony."""
+        """Number of records of one ceremony."""
         return sum(records.each for records in self.holds)
 
 
 class Output:
-    """Records that are written for those of one input."""
+    """The records that are written for those of one input."""
 
     def __init__(self, topic: str, read: int, records: Records) -> None:
-        """`read`: records of the input in one ceremony."""
+        """`read`: number of records of the input in one ceremony."""
         self.topic = topic
         self._read = read
         self._written = records.each
         self._value, self._headers = template(records.size)
 
     def caused_by(self, records: Sequence[ConsumerRecord], before: int) -> list[Out]:
-        """`before`: so many records of the partition were read earlier. By the end of a ceremony none is missing."""
+        """Return the writes for `records`, with `before` read earlier. At the end of a ceremony none is missing."""
         count, of = self._due(before + len(records)) - self._due(before), len(records)
         return [Out(records[number * of // count].key, self._value, self._headers) for number in range(count)]
 
@@ -89,7 +89,7 @@ class Output:
 
 
 def ceremonies_of(partition: int, options: Options) -> range:
-    """Numbers of the ceremonies whose records are in this partition."""
+    """Numbers of the ceremonies in this partition."""
     return range(partition, options.ceremonies, options.partitions)
 
 

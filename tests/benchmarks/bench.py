@@ -1,4 +1,4 @@
-"""Everything that is measured, one after the other, on one broker."""
+"""Runs all parts of the benchmark one after the other, on one broker."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tests.benchmarks.workloads import MERGES, PUBLISHES, STEPS, Workload
 from tests.services import KafkaServer
 
 BARE_SECONDS = 120
-# (done, wanted).
+# Arguments: done, wanted.
 Seen = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
 class Found:
-    """What has been measured so far."""
+    """Measurements so far."""
 
     engine: dict[Layout, list[throughput.EngineRun]] = field(default_factory=dict)
     synced: list[throughput.EngineRun] = field(default_factory=list)
     bare: dict[Kind, list[BareRun]] = field(default_factory=dict)
     asked: list[throughput.EngineRun] = field(default_factory=list)
-    """Of the first layout, where each step asks its agent."""
+    """Runs of the first layout in which each step asks its agent."""
     asked_bare: dict[Kind, list[BareRun]] = field(default_factory=dict)
     serial: dict[str, serial.SerialRun] = field(default_factory=dict)
     recovery: recovery.RecoveryRun | None = None
@@ -45,7 +45,7 @@ class Found:
 
 
 class Bench:
-    """One run of all parts that are asked for; `found` has what was measured, also where a later part failed."""
+    """One run of all chosen parts; `found` keeps the measurements even if a later part fails."""
 
     def __init__(self, plan: Plan, folder: Path, kafka: KafkaServer, screen: Progress, found: Found) -> None:
         self._plan = plan
@@ -83,7 +83,7 @@ class Bench:
         found.synced.append(synced)
 
     async def _asked(self, turn: int) -> None:
-        """Steps that pass their topics and their agent, by the first layout, and the loops beside it."""
+        """Measure steps that pass their topics and their agent, in the first layout, and the loops beside it."""
         layout, ceremonies, found = self._plan.layouts[0], self._plan.asked_ceremonies, self.found
         found.asked.append(await self._engine(turn, layout, ceremonies, workload=PUBLISHES))
         for kind in kinds([len(layout.roles)]):
@@ -198,7 +198,7 @@ class Bench:
 
 
 def _in_process(options: bare_work.Options) -> bytes:
-    """The bare loop's answer. Raises BenchmarkFailed."""
+    """Run the bare loop in a process; return its answer. Raises BenchmarkFailed."""
     command = [sys.executable, "-m", "tests.benchmarks.bare"]
     given = msgspec.json.encode(options)
     done = subprocess.run(command, input=given, capture_output=True, cwd=ROOT, timeout=BARE_SECONDS, check=False)

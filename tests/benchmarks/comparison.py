@@ -12,10 +12,10 @@ from tests.benchmarks.report import Row, number
 
 
 class Measure(NamedTuple):
-    """One figure that both have."""
+    """A figure that both engines have."""
 
     key: str
-    """In our summary, there also after `asked_`, and of `engines.Figures`."""
+    """Its key in our summary (there also after `asked_`) and in `engines.Figures`."""
     title: str
     more_is_better: bool
 
@@ -32,9 +32,9 @@ MEASURES = (
 
 
 def compared(ours: Mapping[str, Any], others: Mapping[str, Figures]) -> dict[str, dict[str, Any]]:
-    """Each engine's figures; `ratios` say how many times better ours is, above 1, or worse, below.
+    """Figures of each other engine; a ratio above 1 says how many times better ours is.
 
-    `asked_…`: against ours where each step asks its agent, as the steps of most engines do.
+    `asked_…` compares with our steps that ask their agent, as the steps of most engines do.
     """
     return {name: {**msgspec.to_builtins(theirs), "ratios": _ratios(ours, theirs)} for name, theirs in others.items()}
 
@@ -51,7 +51,7 @@ def _ratios(ours: Mapping[str, Any], theirs: Figures) -> dict[str, float]:
 
 
 def rows(figures: Mapping[str, Any]) -> list[Row]:
-    """A row for each figure of each other engine."""
+    """Return a row for each figure of each other engine."""
     return [
         Row(f"{name}: {measure.title}", number(theirs[measure.key]), _beside(theirs, measure.key))
         for name, theirs in figures["other_engines"].items()

@@ -13,38 +13,38 @@ import msgspec
 
 from tests.benchmarks.processes import BenchmarkFailed
 
-# How long a command may take.
+# Time limit of a command.
 SECONDS = 1800.0
 Figure = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class OtherEngine(NamedTuple):
-    """What measures another engine."""
+    """A command that measures another engine."""
 
     name: str
     command: str
 
 
 class Figures(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What such a command prints, in the units of our own table; all but the first may be left out."""
+    """The output of such a command, in the units of our own table; only the first figure is required."""
 
     steps_per_s: Figure
-    """Of ceremonies, or whatever it calls them, of five steps that compute nothing."""
+    """Steps of chains of five steps that compute nothing."""
     serial_p50_ms: Figure | None = None
-    """From the call that starts one until the caller has seen its end; one at a time."""
+    """From the call that starts a chain until the caller has seen its end; one chain at a time."""
     serial_p99_ms: Figure | None = None
     recovery_rows_per_s: Figure | None = None
     starts_per_s: Figure | None = None
     start_p99_ms: Figure | None = None
-    """Of the call that starts one, at half of `starts_per_s`."""
+    """Time of the call that starts a chain, at half of `starts_per_s`."""
     cpu_us_per_step: Figure | None = None
-    """Of the engine's processes, without its log or database."""
+    """CPU of the engine's processes, without its log or database."""
     note: str = ""
-    """Version, durability, how it was run: stands beside the figures."""
+    """Version, durability, method; shown beside the figures."""
 
 
 def parse_engine(text: str) -> OtherEngine:
-    """`NAME=COMMAND`. Raises ValueError."""
+    """Parse `NAME=COMMAND`. Raises ValueError."""
     name, equals, command = text.partition("=")
     if not equals or not name.strip() or not command.strip():
         raise ValueError(f"{text!r}: NAME=COMMAND is wanted")
@@ -56,9 +56,9 @@ def parse_engine(text: str) -> OtherEngine:
 
 
 def measure(engine: OtherEngine, seconds: float = SECONDS) -> Figures:
-    """Run the command, with all that it starts, and read what it prints. Raises BenchmarkFailed."""
+    """Run the command, read its output, and end every process that it started. Raises BenchmarkFailed."""
     try:
-        # A group of its own: what it leaves running would be measured with all that follows.
+        # A group of its own: a process left running would take CPU from all later measurements.
         process = subprocess.Popen(
             shlex.split(engine.command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )
@@ -79,7 +79,7 @@ def measure(engine: OtherEngine, seconds: float = SECONDS) -> Figures:
 
 
 def read(name: str, printed: bytes) -> Figures:
-    """Raises BenchmarkFailed, which says which field is wrong."""
+    """Decode the figures. Raises BenchmarkFailed, which names the wrong field."""
     try:
         return msgspec.json.decode(printed, type=Figures)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

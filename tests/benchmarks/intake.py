@@ -1,4 +1,4 @@
-"""Starts through the front: how many a second at most, and how long one takes at half of that."""
+"""Starts through the front: the highest rate, and the latency at half of that rate."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.benchmarks.processes import ROOT, BenchmarkFailed
 from tests.benchmarks.site import Ground, Site, log_of, started
 from tests.benchmarks.throughput import Progress
 
-# Starts a second that are asked of the engine.
+# Starts a second at which the engine is called.
 WANTED = 3000
 CALLERS = 128
-# Of each phase: it begins with new connections.
+# The uncounted beginning of each phase, which opens new connections.
 SKIP_SECONDS = 1.0
 REST_SECONDS = 1.0
 QUIET_SECONDS = 180.0
@@ -31,18 +31,18 @@ FOLDED = "ceremony_commands_total"
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Some seconds of calls."""
+    """One phase of calls."""
 
     asked: float | None
-    """Starts a second; None: as many as it takes."""
+    """Starts a second; None for as many as the engine takes."""
     measured: Measured
     worker_us: float
-    """CPU of the workers, µs for an accepted start, all that followed from it included."""
+    """CPU of the workers in µs for an accepted start and everything that followed from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class IntakeRun:
-    """Starts of one definition."""
+    """Phases of starts of one definition."""
 
     definition: str
     layout: Layout
@@ -89,7 +89,7 @@ async def _phase(site: Site, definition: str, name: str, seconds: float, rate: f
 
 
 async def _quiet(site: Site) -> None:
-    """Return once nothing is folded any more: what is still under way would burden the next phase."""
+    """Return once nothing is folded any more, so that the next phase begins without a backlog."""
     before = -1.0
     deadline = time.monotonic() + QUIET_SECONDS
     while (folded := sum(said.get(FOLDED, 0) for said in await warm_up.metrics(site))) != before:
@@ -100,7 +100,7 @@ async def _quiet(site: Site) -> None:
 
 
 def _fronts(site: Site) -> Sequence[str]:
-    """Of the workers with a front, which goes with the engine."""
+    """Addresses of the workers with the role engine, which have a front."""
     return [
         worker.address
         for worker, roles in zip(site.workers, site.ground.layout.roles, strict=True)
@@ -109,7 +109,7 @@ def _fronts(site: Site) -> Sequence[str]:
 
 
 def _call(options: Options) -> Measured:
-    """In a process of its own: callers that shared the benchmark's loop would wait for each other."""
+    """Run the callers in a process of their own; in the benchmark's loop they would wait for each other."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.intake_load"],
         input=msgspec.json.encode(options),

@@ -1,4 +1,4 @@
-"""What is made of the starts that were measured."""
+"""Figures of the measured starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from tests.benchmarks.intake import WANTED, IntakeRun, Phase
 from tests.benchmarks.report import Row, number
 
-# An engine further behind at the end did not keep up: calls piled up, and their times say only for how long.
+# An engine further behind at the end did not keep up: calls piled up, and their times only show for how long.
 BEHIND_SECONDS = 1.0
 KINDS = {
     "approval": "a gate opens in the command that starts it; then a person is awaited",
@@ -17,7 +17,7 @@ KINDS = {
 
 
 def summary(runs: Sequence[IntakeRun]) -> dict[str, Any]:
-    """The first definition's figures under short names, of the layout that took most, and all by what was started."""
+    """Figures of the first definition under short names, in the layout that took most starts, and all by definition."""
     first = max((run for run in runs if run.definition == runs[0].definition), key=lambda run: run.most.measured.per_s)
     return {
         "starts_served_by": str(first.layout),
@@ -55,17 +55,17 @@ def _of_phase(phase: Phase) -> dict[str, Any]:
 
 
 def sustained(phase: Phase) -> bool:
-    """Whether the engine kept up with what was asked of it."""
+    """Return whether the engine kept up with the rate."""
     return phase.asked is None or (phase.measured.behind_s <= BEHIND_SECONDS and not phase.measured.failed)
 
 
 def rows(runs: Sequence[IntakeRun]) -> list[Row]:
-    """The table for people."""
+    """Rows of the table for people."""
     return [row for run in runs for row in _rows(run)]
 
 
 def sentence(figures: dict[str, Any]) -> str:
-    """For the one line that a human reads."""
+    """Part of the one line for people."""
     return (
         f"{figures['starts_per_s']:,.0f} starts/s, {figures['starts_served_by']}, at half of that"
         f" {figures['start_p99_ms']:.0f} ms p99"

@@ -1,7 +1,7 @@
 """The callers: a process that calls StartPlanningCeremony, as fast as it goes or at a fixed rate.
 
 Run as `python -m tests.benchmarks.intake_load`, options as JSON on stdin, the answer as JSON on stdout. Every call goes
-through the thin client, which repeats a start that was refused for lag: what the caller waits is what counts.
+through the thin client, which repeats a start that was refused for lag: the caller's whole wait counts.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ class Options(msgspec.Struct, kw_only=True):
     """One phase of calls."""
 
     addresses: list[str]
-    """Of the workers' gRPC servers; calls go to each in turn."""
+    """Addresses of the workers' gRPC servers; calls go to each in turn."""
     definition: str
     name: str
     """Prefix of the ceremonies' ids."""
     seconds: float
     callers: int = 0
-    """Each calls again as soon as it has its answer. 0: calls are sent at `rate`, whatever became of those before."""
+    """Callers that call again as soon as they have their answer. 0: calls are sent at `rate`, answered or not."""
     rate: float = 0.0
     """Calls a second."""
     skip_seconds: float = 0.0
-    """At the beginning, not counted."""
+    """Uncounted seconds at the beginning."""
 
 
 class Measured(msgspec.Struct, kw_only=True):
-    """What the callers met."""
+    """Measurements of the callers."""
 
     began: float
     """Wall clock."""
     ended: float
-    """Wall clock: of the last answer that counts."""
+    """Wall clock of the last answer that counts."""
     behind_s: float
-    """Seconds from the end of the phase until the last answer that counts: how far the engine was behind."""
+    """Seconds by which the engine was behind: from the end of the phase until the last answer that counts."""
     accepted: int
     failed: dict[str, int]
-    """By the client's words for it."""
+    """Failed calls by the client's description."""
     p50_ms: float
     p99_ms: float
-    """Of accepted calls, from when the call was due: one that was sent late, behind others, waits here, too."""
+    """Time of accepted calls, from when the call was due; a call sent late, behind others, includes that wait."""
     cpu_cores: float
-    """What the callers themselves took."""
+    """CPU of the callers themselves."""
 
     @property
     def per_s(self) -> float:
@@ -63,7 +63,7 @@ class Measured(msgspec.Struct, kw_only=True):
 
 
 class Callers:
-    """Makes the calls and keeps what came of each."""
+    """Makes the calls and keeps the answer to each."""
 
     def __init__(self, options: Options, clients: Sequence[PlanningCeremonyClient]) -> None:
         self._options = options
@@ -135,9 +135,9 @@ def counted(
     wall: float,
     cores: float,
 ) -> Measured:
-    """What counts, after `skip_seconds`: of callers what is answered before the end, at a rate what is due before it.
+    """Return the calls that count: after `skip_seconds`, answered before the end, or at a rate due before the end.
 
-    Raises ValueError where that is nothing.
+    Raises ValueError if there are none.
     """
     first, last = began + options.skip_seconds, began + options.seconds
     if options.callers:

@@ -1,4 +1,4 @@
-"""How many events the stream CEREMONY has, and when it stored the last one."""
+"""Reads the number of events in the stream CEREMONY, and the time at which it stored the last."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Info(msgspec.Struct):
 
 
 async def stored(connection: Client) -> tuple[int, float]:
-    """Messages of the stream, and when the last one was stored: nats-py's own call leaves that time out."""
+    """Return the number of messages and the time of the last, which nats-py's own call leaves out."""
     try:
         answer = await connection.request("$JS.API.STREAM.INFO.CEREMONY", timeout=5)
     except nats.errors.Error:
@@ -42,7 +42,7 @@ async def until_stored(
     seconds: float,
     progress: Callable[[int], None] = lambda _: None,
 ) -> float:
-    """Wall-clock time at which the stream stored the last of so many events. Raises BenchmarkFailed."""
+    """Return the wall-clock time at which the stream stored the last of `count` events. Raises BenchmarkFailed."""
     deadline = time.monotonic() + seconds
     while True:
         count, last = await stored(connection)

@@ -1,4 +1,4 @@
-"""Which worker processes share the work of one run: `2`, or `engine+bridge`."""
+"""Layouts: the worker processes that share the work of one run, as in `2` or `engine+bridge`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ MOST = 16
 
 
 class Layout(NamedTuple):
-    """Some worker processes on one log."""
+    """A set of worker processes on one log."""
 
     name: str
-    """As it was asked for."""
+    """The layout as written in the option."""
     roles: tuple[str, ...]
     """CEREMONY_ROLE of each process."""
 
     def members(self, role: str) -> int:
-        """How many processes have this role."""
+        """Return the number of processes with this role."""
         return sum(role in roles.split(",") for roles in self.roles)
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ ONE = Layout("1", (ALL_ROLES,))
 
 
 def parse_layouts(text: str) -> list[Layout]:
-    """`1,2,engine+bridge`: so many workers with all roles, or a worker for each role. Raises ValueError."""
+    """Parse `1,2,engine+bridge`: a number of workers with all roles, or a worker for each role. Raises ValueError."""
     layouts = [_layout(part.strip()) for part in text.split(",")]
     if len({layout.name for layout in layouts}) < len(layouts):
         raise ValueError(f"{text}: each once")

@@ -1,4 +1,4 @@
-"""The CPU time of the processes that are measured, and of the whole machine, for any span of wall time."""
+"""Measures the CPU time of processes, and of the whole machine, for any span of wall time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 SAMPLE_SECONDS = 0.02
-# What `CpuMeter.between` calls the whole machine.
+# The name of the whole machine in `CpuMeter.between`.
 MACHINE = "machine"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class CpuMeter:
-    """Samples the CPU time of processes, so that it can be told for a span of wall time afterwards."""
+    """Samples the CPU time of processes, so that a span of wall time can be evaluated afterwards."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._pids = pids
@@ -37,32 +37,32 @@ class CpuMeter:
 
     def _sample(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
-            with contextlib.suppress(OSError):  # it has ended: nothing more is asked of it
+            with contextlib.suppress(OSError):  # it has ended and is not sampled any more
                 used = {name: cpu_seconds(pid) for name, pid in self._pids.items()} | {MACHINE: machine_seconds()}
                 self._at.append(time.time())
                 for name, seconds in used.items():
                     self._used[name].append(seconds)
 
     def between(self, began: float, ended: float) -> dict[str, float]:
-        """CPU seconds of each process, and of the whole machine, between two wall-clock times."""
+        """Return the CPU seconds of each process and of the whole machine between two wall-clock times."""
         first, last = bisect.bisect_left(self._at, began), bisect.bisect_left(self._at, ended)
         last = min(last, len(self._at) - 1)
         return {name: used[last] - used[min(first, last)] for name, used in self._used.items()}
 
 
 def machine_seconds() -> float:
-    """What all processes have used of all cores so far, and what the host has taken from them (steal)."""
+    """Return the CPU seconds of all processes so far, and those that the host took away (steal)."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     user, nice, system, _idle, _waiting, hard, soft, steal = map(int, fields)
     return (user + nice + system + hard + soft + steal) / _TICKS
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far. Raises OSError when it is gone, or where there is no /proc."""
+    """Return user and system time of a process so far. Raises OSError when it is gone, or without /proc."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def resident_bytes(pid: int) -> float:
-    """Memory of a process that is in RAM. Raises OSError when it is gone, or where there is no /proc."""
+    """Return the resident memory of a process. Raises OSError when it is gone, or without /proc."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * float(os.sysconf("SC_PAGE_SIZE"))

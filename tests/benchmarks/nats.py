@@ -1,4 +1,4 @@
-"""What a message costs at the NATS bridges: `python -m tests.benchmarks.nats`.
+"""Measures the cost of a message at the NATS bridges: `python -m tests.benchmarks.nats`.
 
 On a real nats-server: the events bridge is handed batches of the events of chains, as its follower would hand them; and
 the agents' answers, stored before, are pulled and appended to a log that takes them at once. CPU time, of our process
@@ -38,7 +38,7 @@ from tests.benchmarks.meter import cpu_seconds
 
 PREFIX = "bench"
 TOPIC = prefixed(PREFIX, EVENTS)
-# Ceremonies of a partition that go on side by side.
+# Ceremonies of a partition that run at the same time.
 GROUP = 250
 # Records that the log hands over at once.
 BATCH = 500
@@ -52,7 +52,7 @@ Handle = Callable[[Sequence[Record]], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one run, per message."""
+    """Cost of a message in one run."""
 
     ours_us: float
     server_us: float
@@ -60,7 +60,7 @@ class Cost:
 
 
 class _Followed:
-    """The follower of a log that hands over what the benchmark gives it."""
+    """A log's follower that hands over the batches of the benchmark."""
 
     fresh = True
 
@@ -68,7 +68,7 @@ class _Followed:
 
 
 class _FedLog:
-    """As much of a log as the events bridge asks for."""
+    """The part of a log that the events bridge uses."""
 
     def __init__(self) -> None:
         self.handle: Handle | None = None
@@ -81,7 +81,7 @@ class _FedLog:
 
 
 def batches(run: str, partition: int, count: int, commands: Sequence[int], first: int) -> Iterator[list[Record]]:
-    """About `count` events of a partition, in the order in which the fold writes them; `first`: offset of the first."""
+    """Return about `count` events of a partition, in the fold's order; `first`: offset of the first."""
     batch: list[Record] = []
     groups = -(-count // (GROUP * sum(commands)))
     offset = command_offset = first
@@ -104,7 +104,7 @@ def batches(run: str, partition: int, count: int, commands: Sequence[int], first
 
 
 def _event(instance: str, number: int) -> Event:
-    """As large as `ceremony.step.executed` of the chain: some 490 bytes of JSON."""
+    """An event as large as `ceremony.step.executed` of the chain: some 490 bytes of JSON."""
     return Event(
         id=f"{instance}/{number}/0@1",
         subject="ceremony.step.executed",
@@ -143,7 +143,7 @@ async def events_out(
 
 
 async def answers_in(server: processes.MeasuredNats, count: int) -> Cost:
-    """Pull `count` answers of agents, which are in the stream, and acknowledge each when the log has taken it."""
+    """Pull `count` answers of agents from the stream, and acknowledge each when the log has taken it."""
     await _store_answers(server.url, count)
     log, link = _TakingLog(count), NatsConnection(server.url, HostClock())
     bridge = AgentResponses(cast(Log, log), link, HostClock(), prefix=PREFIX, partitions=4)
@@ -162,7 +162,7 @@ async def answers_in(server: processes.MeasuredNats, count: int) -> Cost:
 
 
 class _TakingLog:
-    """As much of a log as the agents' answers need: it says yes in the loop's next turn."""
+    """The part of a log that the agents' answers need; it acknowledges in the loop's next turn."""
 
     def __init__(self, wanted: int) -> None:
         self.taken = asyncio.Event()
@@ -190,7 +190,7 @@ async def _store_answers(url: str, count: int) -> None:
 
 
 def _answer(number: int) -> bytes:
-    """Of a reviewing agent; some 800 bytes."""
+    """An answer of a reviewing agent; some 800 bytes."""
     payload = {
         "task_id": f"ceremony-c-{number}:story-S:role-DEVELOPER:step-review:attempt-1",
         "agent_id": "agent-developer-001",
@@ -253,9 +253,9 @@ async def measure(given: argparse.Namespace) -> dict[str, list[Cost]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.nats", description=__doc__)
-    parser.add_argument("--events", type=int, default=30_000, help="of a run (default 30000)")
-    parser.add_argument("--asked", action="store_true", help="events as of steps that ask their agent")
-    parser.add_argument("--answers", type=int, default=10_000, help="of a run (default 10000)")
+    parser.add_argument("--events", type=int, default=30_000, help="events of a run (default 30000)")
+    parser.add_argument("--asked", action="store_true", help="send the events of steps that ask their agent")
+    parser.add_argument("--answers", type=int, default=10_000, help="answers of a run (default 10000)")
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--window", type=int, default=WINDOW, help=f"messages in flight a partition (default {WINDOW})")
     parser.add_argument("--repetitions", type=int, default=3)

@@ -1,4 +1,4 @@
-"""What is to be measured: the options of `scripts/bench`."""
+"""The plan of a benchmark: the options of `scripts/bench`."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ Parsed = TypeVar("Parsed")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured."""
+    """Parts, sizes and settings of a benchmark."""
 
     parts: Sequence[str]
     repetitions: int
     ceremonies: int
     synced_ceremonies: int
     asked_ceremonies: int
-    """Whose steps ask their agent."""
+    """Ceremonies whose steps ask their agent."""
     serial: int
     rows: int
-    """That a worker recovers."""
+    """Rows that a worker recovers."""
     starts: Sequence[str]
-    """Definitions that are started as fast as it goes."""
+    """Definitions whose starts are measured."""
     start_layouts: int | None
-    """Of the layouts so many, None: all."""
+    """Number of layouts that are measured with starts; None for all."""
     start_seconds: float
-    """Of each phase of that."""
+    """Length of each phase of starts."""
     partitions: int
     layouts: Sequence[Layout]
     flush: bool
@@ -87,7 +87,7 @@ def parsed(arguments: Sequence[str], description: str) -> argparse.Namespace:
     add("--quick", action="store_true", help="one repetition of everything, fewer ceremonies")
     add("--repetitions", type=int, help=f"of the throughput and recovery runs (default {FULL['repetitions']})")
     add("--ceremonies", type=int, help=f"of a throughput run (default {FULL['ceremonies']})")
-    add("--partitions", type=int, default=4, help="of every topic (default 4)")
+    add("--partitions", type=int, default=4, help="partitions of every topic (default 4)")
     add(
         "--workers",
         type=_or_refused(parse_layouts),
@@ -132,7 +132,7 @@ def parsed(arguments: Sequence[str], description: str) -> argparse.Namespace:
 
 
 def _parts(text: str) -> Sequence[str]:
-    """In the order in which they are measured. Raises ValueError."""
+    """Return the parts in the order in which they are measured. Raises ValueError."""
     named = {part.strip() for part in text.split(",")}
     if unknown := sorted(named - set(PARTS)):
         raise ValueError(f"{', '.join(unknown)}: some of {', '.join(PARTS)} are wanted")
@@ -140,7 +140,7 @@ def _parts(text: str) -> Sequence[str]:
 
 
 def _or_refused(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed]:
-    """With argparse's own words for what is wrong, which leave a ValueError's out."""
+    """Turn a ValueError into argparse's own error, so that argparse prints its message."""
 
     def type_(text: str) -> Parsed:
         try:

@@ -1,4 +1,4 @@
-"""What the engine is given to do: ceremonies of a workload, appended to the log as a front would append them."""
+"""Appends the ceremonies of a workload to the log, as a front would."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STORY = "S"
 def commands(
     workload: Workload, prefix: str, ceremonies: int, partitions: int, partition_of: Callable[[bytes, int], int]
 ) -> list[list[Out]]:
-    """By partition: the definition, and a Start for each of its ceremonies."""
+    """Return for each partition the definition, and a Start for each of its ceremonies."""
     pinned = workload.definition()
     put = Out(pinned.hash.encode(), encode_command(PutDefinition(hash=pinned.hash, text=pinned.text)))
     made = [[put] for _ in range(partitions)]
@@ -33,8 +33,8 @@ def commands(
 
 
 async def append(log: KafkaLog, topic: str, records: Sequence[Sequence[Out]]) -> None:
-    """Append to each partition what is meant for it, in as few batches as possible; durable at the end."""
-    await log.producer.partitions_for(topic)  # who leads them must be known: batches pass the send that would ask
+    """Append the records of each partition in as few batches as possible; durable at the end."""
+    await log.producer.partitions_for(topic)  # the leaders must be known: batches bypass `send`
     sent = [
         append_batches(log.producer, TopicPartition(topic, partition), some)
         for partition, some in enumerate(records)
@@ -44,7 +44,7 @@ async def append(log: KafkaLog, topic: str, records: Sequence[Sequence[Out]]) ->
 
 
 def start(definition: Definition, ceremony_id: str) -> Start:
-    """As the front makes it of a request."""
+    """A Start as the front makes it of a request."""
     instance_id = f"{ceremony_id}:{STORY}"
     return Start(
         instance_id=instance_id,

@@ -1,4 +1,4 @@
-"""The processes that are measured: a nats-server that syncs as it is told, and workers."""
+"""The measured processes: a nats-server with a choice of sync, and workers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _SYNC_ALWAYS = ", sync_interval: always"
 
 
 class BenchmarkFailed(Exception):
-    """A measurement could not be finished; the message says which process failed, and its last words."""
+    """A measurement could not be finished; the message names the process and ends with its last words."""
 
 
 class MeasuredNats(NatsServer):
-    """A nats-server that syncs every write, as the tests' own does, or every two minutes, which is NATS' default."""
+    """A nats-server that syncs every write, or every two minutes, which is NATS' default."""
 
     def __init__(self, folder: Path, *, sync_always: bool) -> None:
         super().__init__(folder)
@@ -49,7 +49,7 @@ class MeasuredNats(NatsServer):
 
 
 class WorkerProcess:
-    """One `ceremony serve`; all roles unless the settings say which."""
+    """One `ceremony serve`, with all roles unless the settings name some."""
 
     def __init__(self, folder: Path, settings: Mapping[str, object], name: str = "worker") -> None:
         self._grpc, self._http = free_port(), free_port()
@@ -80,7 +80,7 @@ class WorkerProcess:
 
     @property
     def address(self) -> str:
-        """Of its gRPC server."""
+        """Address of its gRPC server."""
         return f"127.0.0.1:{self._grpc}"
 
     @property
@@ -88,12 +88,12 @@ class WorkerProcess:
         return self._process.pid
 
     def check(self) -> None:
-        """Raises BenchmarkFailed when it has ended."""
+        """Raise BenchmarkFailed if the process has ended."""
         if self._process.poll() is not None:
             raise BenchmarkFailed(f"{self._name} ended with {self._process.returncode}: {self.last_words()}")
 
     async def ready(self) -> None:
-        """Return when `/readyz` says so. Raises BenchmarkFailed."""
+        """Return when `/readyz` is 200. Raises BenchmarkFailed."""
         deadline = time.monotonic() + READY_SECONDS
         while not await asyncio.to_thread(self._answers):
             self.check()
@@ -102,7 +102,7 @@ class WorkerProcess:
             await asyncio.sleep(0.05)
 
     async def metrics(self) -> Mapping[str, float]:
-        """What `/metrics` says now: the sum of each metric over its labels. Raises BenchmarkFailed."""
+        """Return the sum of each metric over its labels, from `/metrics`. Raises BenchmarkFailed."""
         try:
             return summed(await asyncio.to_thread(self._get, "/metrics"))
         except OSError as error:
@@ -123,14 +123,14 @@ class WorkerProcess:
         return " | ".join(self._log.read_text(errors="replace").splitlines()[-6:])
 
     def freeze(self) -> None:
-        """SIGSTOP, until `thaw`."""
+        """Stop the process (SIGSTOP) until `thaw`."""
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL where that takes too long."""
+        """End the process with SIGTERM, or with SIGKILL when that takes too long."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -143,7 +143,7 @@ class WorkerProcess:
 async def workers(
     folder: Path, settings: Mapping[str, object], layout: Layout = ONE
 ) -> AsyncIterator[list[WorkerProcess]]:
-    """The workers of a layout, which are being started; stopped at the end."""
+    """Start the workers of a layout without waiting; stop them at the end."""
     running: list[WorkerProcess] = []
     try:
         for number, roles in enumerate(layout.roles, start=1):
@@ -156,14 +156,14 @@ async def workers(
 
 @contextlib.asynccontextmanager
 async def worker(folder: Path, settings: Mapping[str, object]) -> AsyncIterator[WorkerProcess]:
-    """One worker with all roles, which is being started; stopped at the end."""
+    """Start one worker with all roles without waiting; stop it at the end."""
     async with workers(folder, settings) as (process,):
         yield process
 
 
 @contextlib.contextmanager
 def frozen(processes: Sequence[WorkerProcess]) -> Iterator[None]:
-    """All of them stand still meanwhile."""
+    """Freeze all workers for the duration of the block."""
     try:
         for process in processes:
             process.freeze()
@@ -175,7 +175,7 @@ def frozen(processes: Sequence[WorkerProcess]) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def nats(folder: Path, *, sync_always: bool) -> AsyncIterator[MeasuredNats]:
-    """A fresh nats-server: no run finds messages of another. The stream that others make in the fleet is there."""
+    """Start a fresh nats-server, so that no run finds messages of another, with the fleet's own stream."""
     server = MeasuredNats(folder, sync_always=sync_always)
     await asyncio.to_thread(server.start)
     try:
@@ -188,7 +188,7 @@ async def nats(folder: Path, *, sync_always: bool) -> AsyncIterator[MeasuredNats
 
 
 def summed(exposition: str) -> dict[str, float]:
-    """Prometheus' text as the sum of each sample over its labels; of histograms the count and the sum."""
+    """Parse Prometheus' text into the sum of each sample over its labels; histograms give count and sum."""
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(exposition):
         for sample in family.samples:

@@ -1,4 +1,4 @@
-"""Where a worker's time goes: py-spy's samples of the running process, added up by who did the work."""
+"""Profiles a worker: py-spy's samples of the running process, added up by the code that did the work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.benchmarks.processes import BenchmarkFailed
 
 # Samples a second.
 RATE = 200
-# Part of a frame's file → who is charged; C functions are charged to the Python line that calls them.
+# Part of a frame's file → the owner that is charged; C functions are charged to the Python line that calls them.
 OWNERS = (
     ("aiokafka", "aiokafka (client)"),
     ("nats/", "nats-py (client)"),
@@ -36,7 +36,7 @@ _LOOP = "Runner.run (asyncio/runners.py)"
 
 
 class Profile(NamedTuple):
-    """Shares of the samples, 0 to 1."""
+    """Shares of the samples, from 0 to 1."""
 
     samples: int
     by_owner: dict[str, float]
@@ -53,7 +53,7 @@ class Profiler:
         self._process: subprocess.Popen[bytes] | None = None
 
     def begin(self) -> None:
-        """Attach, at the first call. Raises BenchmarkFailed where py-spy is not installed."""
+        """Attach at the first call. Raises BenchmarkFailed if py-spy is not installed."""
         if self._file is None or self._process is not None:
             return
         program = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
@@ -63,7 +63,7 @@ class Profiler:
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     async def finish(self) -> Profile | None:
-        """Stop sampling and read what was found. Raises BenchmarkFailed where py-spy may not attach."""
+        """Stop sampling and read the samples. Raises BenchmarkFailed if py-spy may not attach."""
         process, file = self._process, self._file
         if process is None or file is None:
             return None
@@ -81,7 +81,7 @@ class Profiler:
 def read_profile(file: Path) -> Profile:
     """Add up py-spy's raw stacks, one `frame;frame;… count` a line, from the event loop on.
 
-    Other threads are left out: those of gRPC wait in C, which py-spy takes for work.
+    Other threads are left out: gRPC's threads wait in C, which py-spy takes for work.
     """
     own: Counter[str] = Counter()
     total: Counter[str] = Counter()
@@ -101,7 +101,7 @@ def read_profile(file: Path) -> Profile:
 
 
 def _function(frame: str) -> str:
-    """`name (file:line)` without its line."""
+    """Return a frame `name (file:line)` without its line."""
     name, _, where = frame.rpartition(" (")
     return f"{name} ({where.rstrip(')').rpartition(':')[0]})"
 

@@ -1,4 +1,4 @@
-"""A worker that starts on a full changelog: how long its rows take, of the whole engine and of the driver alone."""
+"""Recovery: a worker starts on a full changelog; the time of the whole engine and of the driver alone."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ from tests.benchmarks.site import Ground, log_of, started
 from tests.benchmarks.throughput import Progress
 from tests.benchmarks.workloads import PUBLISHES
 
-# Rows of a produce batch, about what checkpoints write at once.
+# Rows of a produce batch, about as many as a checkpoint writes.
 CHECKPOINT_ROWS = 500
 RECOVERED, TAKEN = "ceremony_recovery_rows_total", "ceremony_recovery_last_seconds"
 
 
 @dataclass(frozen=True, slots=True)
 class RecoveryRun:
-    """What it takes to have a number of running ceremonies at hand again."""
+    """Cost of having a number of running ceremonies at hand again."""
 
     rows: int
     row_bytes: int
-    """Of one encoded row."""
+    """Bytes of one encoded row."""
     empty_s: Spread
-    """From the start of the process until it is ready, without any rows."""
+    """Seconds from the start of the process until it is ready, without any rows."""
     full_s: Spread
-    """The same with them."""
+    """The same with the rows."""
     taken_s: Spread
-    """From the assignment until the last partition is at hand: fenced, read, in the timers' heap."""
+    """Seconds from the assignment until the last partition is at hand: fenced, read, in the timers' heap."""
     driver_s: Spread
-    """The changelogs read by the driver's own reader alone, into a dict."""
+    """Seconds in which the driver's own reader alone reads the changelogs into a dict."""
     cpu_us_per_row: float
-    """Of the worker, until it is ready, above that of the worker without rows."""
+    """CPU of the worker until it is ready, above that of the worker without rows."""
     bytes_per_row: float
-    """Of resident memory, in the same way."""
+    """Resident memory of a row, in the same way."""
 
     @property
     def rows_per_s(self) -> float:
-        """Of the engine."""
+        """Rows a second of the engine."""
         return self.rows / self.taken_s.median
 
     @property
@@ -64,7 +64,7 @@ class RecoveryRun:
 
 
 async def measure(ground: Ground, rows: int, repetitions: int, progress: Progress) -> RecoveryRun:
-    """Start workers on an empty log, then on one with the rows of so many ceremonies. Raises BenchmarkFailed."""
+    """Start workers on an empty log, then on a log with `rows` ceremonies. Raises BenchmarkFailed."""
     async with log_of(ground) as log:
         await _start(ground, log, 0)  # makes the changelogs; not counted
         empty = [await _start(ground, log, 0) for _ in range(repetitions)]
@@ -88,7 +88,7 @@ def _more(full: Sequence[float], empty: Sequence[float]) -> float:
 
 
 class _Start(NamedTuple):
-    """What a worker has taken when it is ready."""
+    """Cost of one worker's start until it is ready."""
 
     seconds: float
     taken_seconds: float
@@ -98,18 +98,18 @@ class _Start(NamedTuple):
 
 
 async def _start(ground: Ground, log: KafkaLog, rows: int) -> _Start:
-    """Raises BenchmarkFailed, also where rows are missing."""
+    """Start a worker and measure it. Raises BenchmarkFailed, also if rows are missing."""
     async with started(ground, log) as site:
         (worker,) = site.workers
         await worker.ready()
         seconds = time.monotonic() - worker.began
-        # Ready is earlier than at hand: the timers' heaps are still being filled.
+        # A worker is ready before all rows are at hand: the timers' heaps are still being filled.
         (said,) = await warm_up.until_metrics(site, lambda said: said[0][RECOVERED] >= rows, f"{rows} rows")
         return _Start(seconds, said[TAKEN], cpu_seconds(worker.pid), resident_bytes(worker.pid))
 
 
 async def _fill(ground: Ground, log: KafkaLog, rows: int, progress: Progress) -> int:
-    """Append rows to the changelogs behind what the first workers wrote: their position rows stay right."""
+    """Append rows to the changelogs behind those of the first workers, whose position rows stay right."""
     pinned = PUBLISHES.definition()
     await preload.append(
         log,
@@ -130,7 +130,7 @@ async def _fill(ground: Ground, log: KafkaLog, rows: int, progress: Progress) ->
 
 
 def running_rows(prefix: str, count: int) -> Iterator[Out]:
-    """Encoded rows of ceremonies that have just been started: the first step's agent is asked, and its timer runs."""
+    """Return encoded rows of ceremonies just started: the first step's agent is asked, and its timer runs."""
     pinned, kinds, now = PUBLISHES.definition(), all_kinds(), int(time.time() * 1000)
     for number in range(count):
         start = preload.start(pinned, f"{prefix}-{number}")
@@ -141,7 +141,7 @@ def running_rows(prefix: str, count: int) -> Iterator[Out]:
 
 
 async def _read(ground: Ground) -> float:
-    """Seconds that the driver's reader takes for both changelogs."""
+    """Return the seconds that the driver's reader takes for both changelogs."""
     topics: Sequence[str] = [prefixed(ground.name, changelog(table)) for table in (CEREMONIES, DEFINITIONS)]
     tps = [TopicPartition(topic, number) for topic in topics for number in range(ground.partitions)]
     rows: dict[TopicPartition, dict[bytes, bytes | None]] = {tp: {} for tp in tps}

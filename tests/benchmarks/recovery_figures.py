@@ -1,4 +1,4 @@
-"""What is made of the starts on full changelogs."""
+"""Figures of the starts on full changelogs."""
 
 from __future__ import annotations
 

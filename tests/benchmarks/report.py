@@ -16,7 +16,7 @@ PROFILE_ROWS = 15
 
 
 class Spread(NamedTuple):
-    """One figure over its repetitions."""
+    """A figure over its repetitions."""
 
     median: float
     low: float
@@ -30,7 +30,7 @@ class Spread(NamedTuple):
 
 
 def number(value: float) -> str:
-    """With about three digits."""
+    """Format a number with about three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -69,7 +69,7 @@ def _show_profile(console: Console, profile: Profile) -> None:
 
 
 def plot(file: Path, found: dict[str, Any]) -> None:
-    """What was measured of throughput, latencies and rates. The format follows from the file's suffix."""
+    """Draw throughput, latencies and rates. The file's suffix chooses the format."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, and not everybody plots
 
     shown = {title: bars for title, bars in _panels(found).items() if bars}
@@ -82,7 +82,7 @@ def plot(file: Path, found: dict[str, Any]) -> None:
 
 
 def _panels(found: dict[str, Any]) -> dict[str, dict[str, Spread]]:
-    """Bars by title."""
+    """Return the bars of each panel by its title."""
     milliseconds = {
         "serial, Kafka, p50": "serial_p50_ms",
         "serial, Kafka, p99": "serial_p99_ms",

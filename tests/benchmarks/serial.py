@@ -18,9 +18,9 @@ from tests.benchmarks import preload, processes
 from tests.benchmarks.processes import BenchmarkFailed
 from tests.benchmarks.workloads import SAID, Workload
 
-# What is measured: five merges on each log, and on Kafka five steps that ask their agent.
+# The workloads: five merges on each log, and on Kafka five steps that ask their agent.
 KAFKA, EMBEDDED, ASKED = "kafka", "embedded", "kafka, publish steps"
-# Ceremonies that are not counted: connections are made and code is warm after these.
+# Uncounted ceremonies, which open the connections and warm the code.
 WARM_UP = 10
 WAIT_SECONDS = 20.0
 Progress = Callable[[int, int], None]
@@ -28,18 +28,18 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class SerialRun:
-    """Milliseconds of one ceremony of five steps."""
+    """Times of one ceremony of five steps."""
 
     count: int
     p50_ms: float
     """From the call of StartPlanningCeremony until `ceremony.completed` was read from JetStream."""
     p99_ms: float
     start_p50_ms: float
-    """The call alone: the start is durable and folded."""
+    """Time of the call alone, after which the start is durable and folded."""
     log_p50_ms: float
     """From the append of the start to the append of the last step's outcome, by the log's timestamps.
 
-    0 where the start is the only command.
+    0 if the start is the only command.
     """
     log_p99_ms: float
 
@@ -123,7 +123,7 @@ async def _one_by_one(
 
 
 async def until_completed(events: Subscription, instance_id: str) -> tuple[datetime, datetime]:
-    """When the fold started and completed the ceremony, by the log's clock."""
+    """Return the times at which the fold started and completed the ceremony, by the log's clock."""
     first: datetime | None = None
     while True:
         event = _decode((await events.next_msg(timeout=WAIT_SECONDS)).data)
@@ -137,6 +137,6 @@ async def until_completed(events: Subscription, instance_id: str) -> tuple[datet
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """The value below which `percent` per cent lie, by the nearest rank."""
+    """Return the value below which `percent` per cent lie, by the nearest rank."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]

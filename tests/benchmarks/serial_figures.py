@@ -1,4 +1,4 @@
-"""What is made of the ceremonies that ran one at a time."""
+"""Figures of the ceremonies that ran one at a time."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def _how(what: str, run: SerialRun) -> str:
 
 
 def sentence(runs: Mapping[str, SerialRun]) -> str:
-    """For the one line that a human reads."""
+    """Part of the one line for people."""
     each = ", ".join(f"{run.p50_ms:.1f} ms p50 and {run.p99_ms:.1f} p99 ({what})" for what, run in runs.items())
     return f"one ceremony of five steps alone {each}"

@@ -1,4 +1,4 @@
-"""What one run on Kafka stands on: topics, a nats-server and workers of its own."""
+"""The site of one run on Kafka: topics, a nats-server and workers of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.services import KafkaServer
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """How the services of a run are set."""
+    """Settings of the services of a run."""
 
     kafka: KafkaServer
     folder: Path
@@ -29,7 +29,7 @@ class Ground:
     """Prefix of topics and groups."""
     partitions: int
     flush: bool = True
-    """Kafka syncs every append to disk (`flush.messages=1` on every topic), else when its host pleases."""
+    """Kafka syncs every append to disk (`flush.messages=1` on every topic); else its host decides."""
     sync_always: bool = False
     """NATS syncs every message to disk, else at its default interval."""
     layout: Layout = ONE
@@ -39,7 +39,7 @@ class Ground:
         return {"flush.messages": "1"} if self.flush else {}
 
     def settings(self, nats_url: str) -> dict[str, object]:
-        """Of a worker."""
+        """Environment of a worker."""
         return {
             "CEREMONY_LOG": f"kafka://{self.kafka.bootstrap}",
             "CEREMONY_TOPIC_PREFIX": self.name,
@@ -51,7 +51,7 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The services of a run, while they are there."""
+    """The running services of a run."""
 
     ground: Ground
     log: KafkaLog
@@ -62,7 +62,7 @@ class Site:
 
 @contextlib.asynccontextmanager
 async def log_of(ground: Ground) -> AsyncIterator[KafkaLog]:
-    """The log with the engine's topics, made with their real settings."""
+    """Open the log and create the engine's topics with their real settings."""
     log = KafkaLog([ground.kafka.bootstrap], HostClock(), topic_config=ground.topic_config)
     await log.start()
     try:
@@ -74,7 +74,7 @@ async def log_of(ground: Ground) -> AsyncIterator[KafkaLog]:
 
 @contextlib.asynccontextmanager
 async def started(ground: Ground, log: KafkaLog) -> AsyncIterator[Site]:
-    """A nats-server, and the workers, which are being started; stopped at the end."""
+    """Start a nats-server, and the workers without waiting; stop all at the end."""
     async with (
         processes.nats(ground.folder / "nats", sync_always=ground.sync_always) as server,
         processes.workers(ground.folder, ground.settings(server.url), ground.layout) as workers,

@@ -1,4 +1,4 @@
-"""What a ceremony leaves in the log, in records and bytes, so that the bare loop reads and writes the same."""
+"""The records and bytes of a ceremony in the log, so that the bare loop reads and writes the same."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from ports.log import Record
 
 
 class RecordSize(msgspec.Struct, frozen=True):
-    """Bytes of one record."""
+    """Sizes of one record in bytes."""
 
     key: int
     value: int
     headers: tuple[tuple[str, int], ...]
-    """Name, and bytes of the content."""
+    """Names of headers, and the sizes of their contents."""
 
 
 class Records(msgspec.Struct, frozen=True):
     """The records of one sort."""
 
     each: int
-    """Of one ceremony."""
+    """Number in one ceremony."""
     size: RecordSize
-    """On the average."""
+    """Average size."""
 
 
 NONE = Records(0, RecordSize(0, 0, ()))
 
 
 class CeremonyRecords(msgspec.Struct, frozen=True):
-    """The records of one ceremony, by what is done with them."""
+    """The records of one ceremony, by their use."""
 
     starts: Records
-    """Read by the engine; a front wrote them."""
+    """Written by a front; the engine reads them."""
     outcomes: Records
-    """Of step agents: written, and read."""
+    """Written by step agents; the engine reads them."""
     requests: Records
-    """To step agents: written, and read."""
+    """Written by the engine; step agents read them."""
     events: Records
-    """Written. The NATS bridge's reading is no part of the comparison."""
+    """Written by the engine. The NATS bridge's reading is no part of the comparison."""
 
     @property
     def commands(self) -> int:
-        """Each replaces a row."""
+        """Number of commands, each of which replaces a row."""
         return self.starts.each + self.outcomes.each
 
     @property
@@ -74,7 +74,7 @@ class Weighed:
             self._headers[name] = self._headers.get(name, 0) + len(content)
 
     def of(self, ceremonies: int) -> Records:
-        """What there is of each, where there are so many."""
+        """Return the records of one ceremony, out of `ceremonies`."""
         if not self._count:
             return NONE
         headers = tuple((name, round(total / self._count)) for name, total in self._headers.items())

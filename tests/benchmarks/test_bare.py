@@ -1,4 +1,4 @@
-"""What is counted of the bare loops that the engine is compared with."""
+"""Bare loops read and write as many records as the engine, and are timed together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def options(share: int | None, processes: int, records: CeremonyRecords = AT_ONC
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_the_loops_share_all_ceremonies_among_them(processes: int) -> None:
+def test_the_loops_share_all_ceremonies(processes: int) -> None:
     read = [
         ceremony
         for share in range(processes)
@@ -40,7 +40,7 @@ def test_the_loops_share_all_ceremonies_among_them(processes: int) -> None:
     assert sorted(read) == list(range(103))
 
 
-def test_a_loop_reads_what_the_engine_reads_and_writes_what_it_writes() -> None:
+def test_a_loop_reads_and_writes_the_records_of_the_engine() -> None:
     assert (AT_ONCE.read, AT_ONCE.written, ASKED.read, ASKED.written) == (1, 8, 11, 28)
     assert [given.topic for given in options(None, 1).inputs] == ["b.in.commands"]
     assert options(None, 1).outputs == ["b.out.events"]
@@ -52,7 +52,7 @@ def test_a_loop_reads_what_the_engine_reads_and_writes_what_it_writes() -> None:
 
 
 @pytest.mark.parametrize("fetched", [1, 4, 6, 30])
-def test_what_is_written_is_spread_over_what_is_read_and_none_is_missing(fetched: int) -> None:
+def test_writes_are_spread_over_the_reads_and_none_is_missing(fetched: int) -> None:
     requests, records = Output("t", 6, Records(5, SIZE)), [Record("t", 0, n, 0, b"%d" % n, b"") for n in range(60)]
     written = [
         len(requests.caused_by(records[begin : begin + fetched], begin)) for begin in range(0, len(records), fetched)
@@ -61,12 +61,12 @@ def test_what_is_written_is_spread_over_what_is_read_and_none_is_missing(fetched
     assert max(written) <= fetched
 
 
-def test_several_loops_take_from_the_first_begin_to_the_last_end() -> None:
+def test_the_time_of_several_loops_runs_from_the_first_begin_to_the_last_end() -> None:
     both = together([Measured(10.0, 12.0, 1.0), Measured(10.5, 13.0, 1.5)])
     assert (both.seconds, both.cpu_seconds) == (3.0, 2.5)
 
 
-def test_there_is_one_loop_and_as_many_as_any_layout_has_workers() -> None:
+def test_loops_run_once_alone_and_once_per_number_of_workers() -> None:
     assert kinds([2, 2]) == [Kind(count, batches) for count in (1, 2) for batches in (False, True)]
     assert [str(kind) for kind in kinds([2])][:3] == [
         "bare loop, one send a record",

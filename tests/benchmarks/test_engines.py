@@ -1,4 +1,4 @@
-"""What the benchmark asks of a command that measures another engine."""
+"""A command can measure another engine: its figures are checked, its failures named, its processes ended."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_a_command_that_fails_is_named_with_its_last_words(tmp_path: Path) -> No
         engines.measure(peer)
 
 
-def test_a_command_that_cannot_be_run_is_named() -> None:
+def test_a_command_that_cannot_run_is_named() -> None:
     with pytest.raises(BenchmarkFailed, match=r"--engine peer: cannot be run: .*no-such-program"):
         engines.measure(OtherEngine("peer", "./no-such-program"))
 
 
-def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+def test_a_command_that_takes_too_long_is_ended_with_its_processes(tmp_path: Path) -> None:
     told = tmp_path / "pid"
     peer = engine(
         tmp_path,
@@ -53,7 +53,7 @@ def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(tmp_pat
 
 
 def ends(pid: int) -> bool:
-    """Within a moment: who takes a process in whose parent is gone has to look after it first."""
+    """Return whether a process ends soon; init may reap it only after a moment."""
     deadline = time.monotonic() + 10
     while alive(pid):
         if time.monotonic() > deadline:
@@ -80,18 +80,18 @@ def alive(pid: int) -> bool:
         ('{"steps_per_s": 1, "steps_per_m": 60}', "unknown field `steps_per_m`"),
     ],
 )
-def test_what_is_wrong_with_the_figures_is_told(printed: str, wrong: str) -> None:
+def test_wrong_figures_are_explained(printed: str, wrong: str) -> None:
     with pytest.raises(BenchmarkFailed, match=f"--engine peer: prints no figures.*{wrong}"):
         engines.read("peer", printed.encode())
 
 
 @pytest.mark.parametrize("text", ["peer", "=command", "peer=", "peer=sh -c 'open"])
-def test_an_engine_is_a_name_and_a_command(text: str) -> None:
+def test_the_option_needs_a_name_and_a_command(text: str) -> None:
     with pytest.raises(ValueError, match=r"peer|command"):
         parse_engine(text)
 
 
-def test_a_ratio_says_how_many_times_better_ours_is() -> None:
+def test_a_ratio_above_one_means_that_ours_is_better() -> None:
     ours = {"steps_per_s": 15_000, "serial_p50_ms": 30.0, "recovery_rows_per_s": None}
     theirs = Figures(steps_per_s=1_500, serial_p50_ms=15.0, recovery_rows_per_s=9, starts_per_s=7, note="as it came")
     compared = comparison.compared(ours, {"peer": theirs})
@@ -102,7 +102,7 @@ def test_a_ratio_says_how_many_times_better_ours_is() -> None:
     assert "peer: serial p99, ms" not in rows
 
 
-def test_nothing_of_a_measured_engine_stays_behind(tmp_path: Path) -> None:
+def test_every_process_of_a_measured_engine_is_ended(tmp_path: Path) -> None:
     told = tmp_path / "pid"
     peer = engine(
         tmp_path,

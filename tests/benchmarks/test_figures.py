@@ -1,4 +1,4 @@
-"""What the benchmark makes of all that was measured, or of the part that was."""
+"""Figures and table of a whole benchmark, and of one in which parts are missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOAD = (0.1, 0.2, 0.3)
 
 
 def engine_run(steps_per_s: float, checkpoints: Checkpoints = SOME) -> EngineRun:
-    """A thousand steps."""
+    """A run of a thousand steps."""
     size = RecordSize(3, 5, ())
     records = CeremonyRecords(Records(1, size), NONE, NONE, Records(8, size))
     return EngineRun(1000, steps_per_s, steps_per_s, 100.0, 60.0, 20.0, 0.0, [4], checkpoints, records)
@@ -40,7 +40,7 @@ def with_throughput() -> Found:
     return found
 
 
-def test_the_layout_that_serves_best_is_the_headline() -> None:
+def test_the_best_layout_is_the_headline() -> None:
     found = with_throughput()
     summary = figures.summary(found, PLAN, LOAD)
     assert (summary["steps_per_s"], summary["workers"]) == (10_000, "2")
@@ -55,7 +55,7 @@ def test_the_layout_that_serves_best_is_the_headline() -> None:
     )
 
 
-def test_steps_that_ask_their_agent_stand_beside_it_against_loops_of_their_own() -> None:
+def test_steps_that_ask_their_agent_are_compared_with_loops_of_their_own() -> None:
     found = with_throughput()
     summary = figures.summary(found, PLAN, LOAD)
     assert (summary["asked_steps_per_s"], summary["asked_ratio_to_bare_loop"]) == (2000, 0.25)
@@ -72,7 +72,7 @@ def test_another_engine_is_compared_with_steps_that_ask_their_agent_too() -> Non
     assert rows["peer: steps/s"].how == "ours is 10.0 times as good, 2.0 where each step asks its agent"
 
 
-def test_without_loops_to_compare_with_only_the_headline_is_told() -> None:
+def test_without_bare_loops_only_the_headline_is_shown() -> None:
     found = with_throughput()
     found.asked_bare.clear()
     summary = figures.summary(found, PLAN, LOAD)
@@ -86,9 +86,9 @@ def test_checkpoints_are_averaged_over_all_runs() -> None:
     assert saved == pytest.approx({"ms": 200, "rows": 100, "per_s": 2, "rows_per_step": 0.2})
 
 
-def test_what_was_measured_before_a_part_failed_is_shown(tmp_path: Path) -> None:
+def test_measurements_before_a_failed_part_are_shown(tmp_path: Path) -> None:
     found = with_throughput()
-    del found.bare[kinds([2])[-1]]  # the last loop failed: no ratio can be told
+    del found.bare[kinds([2])[-1]]  # the last loop failed: there is no ratio
     found.serial["kafka"] = SerialRun(200, 28.0, 60.0, 9.0, 15.0, 30.0)
     found.others["peer"] = Figures(steps_per_s=1800, serial_p50_ms=14.0)
     summary = figures.summary(found, PLAN, LOAD)
@@ -106,7 +106,7 @@ def test_what_was_measured_before_a_part_failed_is_shown(tmp_path: Path) -> None
     assert "a start at half load" not in drawn
 
 
-def test_recovery_alone_can_be_told() -> None:
+def test_recovery_can_be_shown_alone() -> None:
     empty, full, taken, driver = (spread([seconds]) for seconds in (2.0, 3.0, 0.5, 0.4))
     found = Found(recovery=RecoveryRun(100_000, 900, empty, full, taken, driver, 9.0, 2000.0))
     summary = figures.summary(found, PLAN, LOAD)
@@ -114,7 +114,7 @@ def test_recovery_alone_can_be_told() -> None:
     assert figures.line(found, summary).startswith("recovery 200,000 rows/s; ")
 
 
-def test_the_parts_are_measured_in_their_order_whichever_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_chosen_parts_are_measured_in_a_fixed_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert PLAN.parts == PARTS
     assert plan_of(parsed(["--only", "starts, serial"], "")).parts == ["serial", "starts"]
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""What the benchmark counts of starts through the front."""
+"""Starts through the front are counted by answer or by due time, without the first second."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def options(*, callers: int = 0, rate: float = 0.0) -> Options:
 
 
 def count(answered: Iterable[tuple[float, float]], given: Options) -> Measured:
-    """`answered`: (due, answered) in seconds since the phase began."""
+    """Count calls; `answered` has (due, answered) in seconds since the phase began."""
     calls = [(BEGAN + due, BEGAN + answer) for due, answer in answered]
     return counted(calls, {}, given, BEGAN, WALL, 0.5)
 
 
-def test_callers_count_what_was_answered_between_the_first_second_and_the_end() -> None:
+def test_callers_count_answers_between_the_first_second_and_the_end() -> None:
     found = count([(0.5, 0.9), (0.9, 1.0), (2.0, 2.3), (2.9, 3.1)], options(callers=4))
     assert found.accepted == 2
     assert [found.per_s, found.p50_ms, found.p99_ms] == pytest.approx([1.0, 100, 300])
     assert (found.began, found.ended) == (WALL + 1, WALL + 3)
 
 
-def test_at_a_rate_late_answers_count_with_all_that_they_waited() -> None:
+def test_at_a_rate_late_answers_count_with_their_whole_wait() -> None:
     found = count([(1.0, 1.1), (2.9, 6.0)], options(rate=1))
     assert found.accepted == 2
     assert found.p99_ms == pytest.approx(3100)
@@ -41,7 +41,7 @@ def test_at_a_rate_late_answers_count_with_all_that_they_waited() -> None:
     assert found.per_s == pytest.approx(2 / 5)
 
 
-def test_a_phase_without_an_accepted_start_says_what_failed() -> None:
+def test_a_phase_without_an_accepted_start_lists_the_failures() -> None:
     with pytest.raises(ValueError, match="no start was accepted in time"):
         count([(0.5, 0.6)], options(callers=4))
 
@@ -62,11 +62,11 @@ def phase(asked: float | None, per_s: float, behind_s: float = 0.0, **failed: in
         (phase(1500, 1500, UNAVAILABLE=1), False),
     ],
 )
-def test_a_rate_is_sustained_when_the_last_answers_came_soon_and_no_call_failed(one: Phase, kept: bool) -> None:  # noqa: FBT001
+def test_a_rate_is_sustained_if_the_last_answers_came_soon_and_no_call_failed(one: Phase, kept: bool) -> None:  # noqa: FBT001
     assert intake_figures.sustained(one) is kept
 
 
-def test_the_table_says_how_much_the_callers_took_and_which_rate_was_too_much() -> None:
+def test_the_table_shows_the_callers_cpu_and_marks_a_rate_that_was_too_high() -> None:
     run = IntakeRun("approval", ONE, 256, phase(None, 2400), phase(1200, 1200), phase(1500, 900, 6.5, UNAVAILABLE=7))
     most, half, wanted = intake_figures.rows([run])
     assert most.figure == "2,400"
@@ -77,7 +77,7 @@ def test_the_table_says_how_much_the_callers_took_and_which_rate_was_too_much() 
     assert wanted.how.endswith("; 7 times UNAVAILABLE")
 
 
-def test_the_layout_that_takes_most_starts_of_the_first_definition_counts() -> None:
+def test_the_layout_with_most_starts_of_the_first_definition_counts() -> None:
     two = parse_layouts("2")[0]
 
     def run(definition: str, layout: Layout, per_s: float) -> IntakeRun:
@@ -90,7 +90,7 @@ def test_the_layout_that_takes_most_starts_of_the_first_definition_counts() -> N
 
 
 class Clients(Callers):
-    """Callers whose every call takes a fixed time of the loop's."""
+    """Callers of which every call takes a fixed time of the loop's clock."""
 
     def __init__(self, given: Options, takes: float) -> None:
         super().__init__(given, [])
@@ -102,7 +102,7 @@ class Clients(Callers):
         await asyncio.sleep(self._takes)
 
 
-async def test_calls_are_due_at_the_rate_whatever_becomes_of_those_before() -> None:
+async def test_calls_are_sent_at_the_rate_though_earlier_ones_are_unanswered() -> None:
     callers = Clients(options(rate=100), takes=0.5)
     began = time.perf_counter()
     await callers.at_a_rate(began, began + 0.3)

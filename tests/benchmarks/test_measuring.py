@@ -1,4 +1,4 @@
-"""What the benchmark makes of its measurements."""
+"""Percentiles, spreads, profiles, CPU times, layouts, options and metrics of the benchmark."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_profile_counts_the_event_loop_by_function_and_by_owner(tmp_path: Path
     assert profile.total_time["decide (tables/fold/decide.py)"] == 0.4
 
 
-def test_the_meter_tells_the_cpu_time_of_a_span() -> None:
+def test_the_meter_returns_the_cpu_time_of_a_span() -> None:
     with CpuMeter({"us": os.getpid()}).running() as meter:
         idle = time.time()
         time.sleep(0.2)
@@ -117,7 +117,7 @@ owned 3
     assert summed(text) == {"steps_total": 42, "seconds_count": 4, "seconds_sum": 2.5, "owned": 3}
 
 
-def test_recovered_rows_are_those_of_ceremonies_whose_first_step_has_been_asked_for() -> None:
+def test_recovered_rows_belong_to_ceremonies_whose_first_step_is_requested() -> None:
     one, other = recovery.running_rows("r", 2)
     row = decode_instance(one.value)
     assert (one.key, row.instance_id, row.status) == (b"r-0:S", "r-0:S", CeremonyStatus.RUNNING)
@@ -126,7 +126,7 @@ def test_recovered_rows_are_those_of_ceremonies_whose_first_step_has_been_asked_
     assert other.key == b"r-1:S"
 
 
-def test_recovery_counts_from_the_assignment_until_the_last_partition_is_at_hand() -> None:
+def test_recovery_lasts_from_the_assignment_until_the_last_partition_is_at_hand() -> None:
     seconds = ([2.0], [3.0], [0.9, 1.0, 5.0], [0.4])
     empty, full, taken, driver = (report.spread(values) for values in seconds)
     run = recovery.RecoveryRun(100_000, 900, empty, full, taken, driver, 9.0, 2000.0)

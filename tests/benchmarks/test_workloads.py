@@ -1,4 +1,4 @@
-"""What the benchmark counts of the ceremonies that it runs."""
+"""Records and messages of a ceremony are counted as the engine writes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.streams.fakes import command_record
 from tests.tables.world import KINDS, World
 
 
-def test_records_are_counted_for_each_ceremony_and_weighed_on_the_average() -> None:
+def test_records_are_counted_per_ceremony_with_their_average_size() -> None:
     weighed = Weighed()
     for number in range(4):
         weighed.add(Record("t", 0, 1, 2, b"key", b"v" * number, [("fold", b"1" * number)]))
@@ -27,7 +27,7 @@ def test_records_are_counted_for_each_ceremony_and_weighed_on_the_average() -> N
     assert Weighed().of(2) == NONE
 
 
-def test_starts_and_outcomes_are_weighed_apart_and_definitions_are_nobodys() -> None:
+def test_starts_and_outcomes_are_weighed_apart_and_definitions_not_at_all() -> None:
     pinned = MERGES.definition()
     outcome = StepOutcome(instance_id="c:S", step_id="s", attempt=1, outcome="completed")
     given: list[AnyCommand] = [
@@ -44,8 +44,8 @@ def test_starts_and_outcomes_are_weighed_apart_and_definitions_are_nobodys() -> 
 
 
 @pytest.mark.parametrize(("workload", "commands"), [(MERGES, 1), (PUBLISHES, 6)])
-def test_a_workload_has_as_many_messages_as_it_says(workload: Workload, commands: int) -> None:
-    """By them a run knows its end."""
+def test_a_workload_publishes_its_declared_number_of_messages(workload: Workload, commands: int) -> None:
+    """A run ends when so many messages are stored."""
     world = World(workload.definition(), KINDS)
     world.start(payload=preload.PAYLOAD)
     while world.live.status not in TERMINAL:
@@ -60,7 +60,7 @@ class _Message(NamedTuple):
 
 
 class _Stream:
-    """Messages in their order, as a subscription hands them over."""
+    """A subscription that hands over given messages in order."""
 
     def __init__(self, messages: list[tuple[str, dict[str, Any], int]]) -> None:
         self._left: Iterator[_Message] = (
@@ -71,7 +71,7 @@ class _Stream:
         return next(self._left)
 
 
-async def test_a_serial_ceremony_lasts_until_its_end_whatever_it_publishes_meanwhile() -> None:
+async def test_a_serial_ceremony_lasts_until_its_completed_event() -> None:
     ours = {"instance_id": "c:S"}
     messages: list[tuple[str, dict[str, Any], int]] = [
         ("ceremony.started", ours, 1_000),

@@ -1,4 +1,4 @@
-"""The engine under load: many ceremonies at once in the log, the workers work them off, and the log tells how fast."""
+"""The engine under load: many ceremonies are in the log at once, and the log's timestamps give the rate."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from tests.benchmarks.sizes import CeremonyRecords, Weighed
 from tests.benchmarks.workloads import MERGES, STEPS, Workload
 
 EXECUTED = b"ceremony.step.executed"
-# How long one run may take.
+# Time limit of one run.
 RUN_SECONDS = 150.0
-# Of the six after which the group believes a silent member dead.
+# Shorter than the six seconds after which the group takes a silent member for dead.
 FROZEN_SECONDS = 4.0
 TOPICS = (EVENTS, COMMANDS, *map(step_topic, STEP_KINDS))
 WORKER = "worker-"
 SAVED = ("ceremony_checkpoint_seconds_count", "ceremony_checkpoint_rows_total", "ceremony_checkpoint_seconds_sum")
-# (messages on NATS, messages wanted).
+# Arguments: messages on NATS, messages wanted.
 Progress = Callable[[int, int], None]
-# Log end of each partition by topic.
+# Topic → log end of each partition.
 Ends = Mapping[str, Sequence[int]]
 
 
 class Checkpoints(NamedTuple):
-    """What all workers' checkpoints took, by their own metrics."""
+    """Number, duration and rows of all workers' checkpoints, by their own metrics."""
 
     made: float
-    """One is of one partition."""
+    """Checkpoints; each is of one partition."""
     rows: float
     seconds: float
-    """Waiting included: for the effects' acknowledgements, and for the transaction."""
+    """Seconds, including the wait for the effects' acknowledgements and for the transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRun:
-    """What one run was measured to do."""
+    """Measurements of one run."""
 
     steps: int
     steps_per_s_log: float
-    """From when the workers go on until the append of the last `ceremony.step.executed`, by the log's own timestamp."""
+    """From the moment the workers go on until the last `ceremony.step.executed`, by the log's timestamp."""
     steps_per_s: float
-    """From when the workers go on until JetStream has stored the last event."""
+    """From the moment the workers go on until JetStream has stored the last event."""
     cpu_us_per_step: float
-    """Of all workers together, until then."""
+    """CPU of all workers together, until then."""
     kafka_cpu_us_per_step: float
     nats_cpu_us_per_step: float
     others_cores: float
-    """Cores that all other work on the machine took meanwhile: what it costs when it is not 0."""
+    """Cores used by all other work on the machine meanwhile; a figure above 0 makes the run slower."""
     partitions: list[int]
-    """Owned by each worker."""
+    """Partitions of each worker."""
     checkpoints: Checkpoints
     records: CeremonyRecords
     profile: Profile | None = None
@@ -70,9 +70,9 @@ class EngineRun:
 async def measure(
     ground: Ground, ceremonies: int, progress: Progress, profile_to: Path | None = None, workload: Workload = MERGES
 ) -> EngineRun:
-    """Give ceremonies to workers that are warm, and wait until NATS has all their events. Raises BenchmarkFailed.
+    """Give ceremonies to warm workers, and wait until NATS has all their events. Raises BenchmarkFailed.
 
-    `profile_to`: the samples of the first worker.
+    `profile_to`: file for the samples of the first worker.
     """
     async with log_of(ground) as log:
         async with started(ground, log) as site:
@@ -110,15 +110,15 @@ async def measure(
 
 
 async def checkpoints(site: Site) -> Checkpoints:
-    """So far."""
+    """Return the sums over all checkpoints so far."""
     said = await warm_up.metrics(site)
     return Checkpoints(*(sum(one.get(name, 0) for one in said) for name in SAVED))
 
 
 async def _give(site: Site, workload: Workload, ceremonies: int) -> float:
-    """Append the commands while the workers stand still: each finds all of its work at once, and nobody a head start.
+    """Append the commands while the workers stand still, so that each finds all of its work at once.
 
-    Returns the wall-clock time at which they go on. Raises BenchmarkFailed where appending takes so long that
+    Returns the wall-clock time at which they go on. Raises BenchmarkFailed if appending takes so long that
     the group would take their partitions from them.
     """
     ground = site.ground
@@ -145,7 +145,7 @@ async def _ends(site: Site) -> Ends:
 
 
 async def _look(log: KafkaLog, starts: Ends, ceremonies: int) -> tuple[float, CeremonyRecords]:
-    """Append time of the last executed step, in seconds, and what was appended for each ceremony."""
+    """Return the append time of the last executed step in seconds, and the records of one ceremony."""
     executed: list[int] = []
     begun, outcomes, requests, events = Weighed(), Weighed(), Weighed(), Weighed()
     for name, begins in starts.items():
@@ -164,7 +164,7 @@ async def _look(log: KafkaLog, starts: Ends, ceremonies: int) -> tuple[float, Ce
 
 
 def weigh_command(record: Record, starts: Weighed, outcomes: Weighed) -> None:
-    """The definition, too, comes as a command: once in a partition, which is no ceremony's."""
+    """Add a start or an outcome. Definitions are commands too, but once in a partition, so they do not count."""
     command = decode_command(record.value or b"")
     if isinstance(command, Start | StepOutcome):
         (starts if isinstance(command, Start) else outcomes).add(record)

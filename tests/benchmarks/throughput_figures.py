@@ -1,4 +1,4 @@
-"""What is made of the throughput runs: of each layout, and beside the bare loops."""
+"""Figures of the throughput runs: each layout, and its ratios to the bare loops."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.benchmarks.workloads import MERGES
 
 
 def measured(found: Found) -> bool:
-    """Whether there is all that ratios need: each layout, and the loops that it is compared with."""
+    """Return whether each layout and its bare loops, which the ratios need, are there."""
     return bool(found.engine) and set(bare_figures.kinds([len(layout.roles) for layout in found.engine])) <= set(
         found.bare
     )
 
 
 def summary(found: Found) -> dict[str, Any]:
-    """Steps/s are medians, and those of the engine are of the layout that served best."""
+    """Medians of steps/s; the engine's are those of the best layout."""
     best = best_of(found)
     runs = found.engine[best]
     until_nats = spread([run.steps_per_s for run in runs])
@@ -53,12 +53,12 @@ def _asked(found: Found) -> bool:
 
 
 def _asked_workers(found: Found) -> int:
-    """By the first layout."""
+    """Figures of the first layout with steps that ask their agent."""
     return len(next(iter(found.engine)).roles)
 
 
 def best_of(found: Found) -> Layout:
-    """The layout with the best median."""
+    """Return the layout with the best median."""
     return max(found.engine, key=lambda layout: spread([run.steps_per_s for run in found.engine[layout]]).median)
 
 
@@ -76,7 +76,7 @@ def _of_layout(runs: Sequence[EngineRun]) -> dict[str, Any]:
 
 
 def _of_checkpoints(runs: Sequence[EngineRun]) -> dict[str, float]:
-    """Over all runs: milliseconds and rows of one on the average, how many a second, rows a step."""
+    """Average milliseconds and rows of a checkpoint, checkpoints a second and rows a step, over all runs."""
     made, rows, seconds = (sum(figures) for figures in zip(*(run.checkpoints for run in runs), strict=True))
     lasted = sum(run.steps / run.steps_per_s for run in runs)
     return {
@@ -92,7 +92,7 @@ def _synced(found: Found) -> Spread:
 
 
 def _spreads(found: Found) -> dict[str, Spread]:
-    """What the plot draws as bars."""
+    """Bars of the plot."""
     loops = {str(kind): bare_figures.rate(found.bare, kind) for kind in found.bare}
     engine = {
         f"engine, {layout}, until on NATS": spread([run.steps_per_s for run in runs])
@@ -103,7 +103,7 @@ def _spreads(found: Found) -> dict[str, Spread]:
 
 
 def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
-    """The table for people."""
+    """Rows of the table for people."""
     synced = [
         Row(
             "engine: steps/s until on NATS",
@@ -157,7 +157,7 @@ def _layout_rows(layout: Layout, bench: Found, figures: dict[str, Any]) -> list[
 
 
 def sentence(figures: dict[str, Any]) -> str:
-    """For the one line that a human reads."""
+    """Part of the one line for people."""
     told = (
         f"{figures['steps_per_s']:,.0f} steps/s until all events are on NATS, {MERGES.how},"
         f" {figures['best_served_by']} ({figures['steps_per_s_log']:,.0f} in the log,"

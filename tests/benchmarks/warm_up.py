@@ -1,4 +1,4 @@
-"""Before a run is timed: every worker has its share of the partitions, and has done some work of each kind."""
+"""Warms workers before a timed run: each has its share of the partitions and has done some work of each kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OWNED, PUBLISHED = "ceremony_partitions_owned", "ceremony_nats_published_total"
 
 
 async def shared(site: Site) -> list[int]:
-    """Return when all are ready and each engine owns some of the partitions: how many. Raises BenchmarkFailed."""
+    """Wait until all are ready and each engine owns partitions; return their numbers. Raises BenchmarkFailed."""
     layout, partitions = site.ground.layout, site.ground.partitions
 
     def spread(said: Said) -> bool:
@@ -31,7 +31,7 @@ async def shared(site: Site) -> list[int]:
     for worker in site.workers:
         await worker.ready()
     said = await until_metrics(site, spread, f"{partitions} partitions shared by {layout}")
-    for worker in site.workers:  # those that had to give some up are ready again
+    for worker in site.workers:  # a worker that gave some up becomes ready again
         await worker.ready()
     return _owned(said)
 
@@ -41,7 +41,7 @@ def _owned(said: Said) -> list[int]:
 
 
 async def until_metrics(site: Site, holds: Callable[[Said], bool], what: str) -> Said:
-    """Return what the workers' metrics say once it `holds`. Raises BenchmarkFailed."""
+    """Return the workers' metrics once they fulfil `holds`. Raises BenchmarkFailed."""
     deadline = time.monotonic() + SECONDS
     while not holds(said := await metrics(site)):
         if time.monotonic() > deadline:
@@ -51,7 +51,7 @@ async def until_metrics(site: Site, holds: Callable[[Said], bool], what: str) ->
 
 
 async def warm_up(site: Site, workload: Workload = MERGES) -> int:
-    """Run ceremonies until each bridge has published some events; how many messages are stored then.
+    """Run ceremonies until each bridge has published some events; return the number of messages stored then.
 
     Raises BenchmarkFailed.
     """
@@ -70,5 +70,5 @@ async def warm_up(site: Site, workload: Workload = MERGES) -> int:
 
 
 async def metrics(site: Site) -> Said:
-    """Of each worker, now."""
+    """Return the current metrics of each worker."""
     return [await worker.metrics() for worker in site.workers]

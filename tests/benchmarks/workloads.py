@@ -10,23 +10,23 @@ from tables.definition import Definition
 from tables.definitions.loader import load
 from tests.benchmarks.processes import SPECS
 
-# Of one ceremony, of any workload.
+# Steps of one ceremony, of any workload.
 STEPS = 5
 
 
 class Workload(NamedTuple):
-    """Ceremonies of one definition."""
+    """A kind of ceremony that the benchmark runs."""
 
     name: str
-    """Of the definition."""
+    """Name of the definition."""
     folder: Path
-    """Where its file is: CEREMONIES_DIR of a worker that is to start it by its name."""
+    """Folder of its file: CEREMONIES_DIR of a worker that starts it by its name."""
     steps: str
-    """What they are called."""
+    """Ids of the steps."""
     messages: int
-    """On the stream CEREMONY, of one ceremony: its events, and what its steps publish."""
+    """Messages of one ceremony on the stream CEREMONY: its events and its publications."""
     how: str
-    """What becomes of the five steps, for people."""
+    """The way of the five steps, for people."""
 
     def definition(self) -> Definition:
         file = self.folder / f"{self.name}.yaml"

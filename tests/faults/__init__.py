@@ -1,1 +1,1 @@
-"""Breaks things under load, on real services, and has an independent checker account for every accepted start."""
+"""Breaks things under load, on real services; an independent checker accounts for every accepted start."""

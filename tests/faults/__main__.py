@@ -1,4 +1,4 @@
-"""Breaks the engine under load on a real Kafka and NATS, and says what came of it; exit 0 only if nothing was lost."""
+"""Breaks the engine under load on a real Kafka and NATS and reports the results; exit 0 only if nothing was lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.faults.plan import FULL, LONG, SHORT, Fault
 from tests.faults.run import FaultRun, FaultRunFailed
 from tests.services import KafkaServer, ServiceError, end_orphans, running
 
-# Columns where nobody looks.
+# Columns when the output is no terminal.
 WIDE = 160
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = replace(plan, starts_per_second=options.rate)
     faults = _faults(options) or plan.faults
     if not set(faults) <= set(plan.faults):
-        console.print("the plan has nothing of some of these faults: use --long", style="red")
+        console.print("the short plan does not have some of these faults: use --long", style="red")
         return 2
     before = os.getloadavg()[0]
     end_orphans()
@@ -69,7 +69,7 @@ def _long(options: argparse.Namespace, console: Console) -> int:
             options.folder,
         )
     except KeyboardInterrupt:
-        console.print("interrupted: what was running is done again next time")
+        console.print("interrupted: the unfinished run is repeated next time")
     found = long.read(options.results)
     if options.plot:
         long.plot(options.plot, found)
@@ -98,12 +98,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--long",
         action="store_true",
-        help="every fault in several runs, hours; what --results has is not done again: call it until it is complete",
+        help="every fault in several runs, for hours; runs in --results are not repeated: call it until it is complete",
     )
-    parser.add_argument("--results", type=Path, default=Path("faults-results"), help="folder of what --long found")
-    parser.add_argument("--runs", type=int, help="of each fault in the long form; default: 3, of kills 10")
+    parser.add_argument("--results", type=Path, default=Path("faults-results"), help="folder for the results of --long")
+    parser.add_argument("--runs", type=int, help="runs of each fault in the long form; default: 3, of kills 10")
     parser.add_argument(
-        "--fault", action="append", default=[], choices=[f.name.lower() for f in Fault], help="only these"
+        "--fault", action="append", default=[], choices=[f.name.lower() for f in Fault], help="only these faults"
     )
     parser.add_argument("--seed", type=int, help="repeat the moments of an earlier run")
     parser.add_argument("--rate", type=float, help="starts per second")

@@ -1,4 +1,4 @@
-"""The faults themselves. Each leaves one worker that serves, and everything else up again."""
+"""The faults. Each ends with one worker serving and everything else up again."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tests.faults.plan import Fault, Plan
 from tests.faults.world import PARTITIONS, TERM_SECONDS, FaultRunFailed, WorkerServer, World
 from tests.services import KafkaCluster
 
-# Share of the changes that add a worker, where both can be done.
+# Share of the changes that add a worker, if both are possible.
 ADDED = 0.5
-# How long a woken worker may take to end by itself, or to be a sound member of the group again.
+# Time within which a woken worker must end by itself or be a sound member of the group again.
 WOKEN_SECONDS = 30.0
 
 
 @dataclass(slots=True)
 class Blow:
-    """One time that something was broken. Unix times."""
+    """One strike of a fault, in Unix times."""
 
     began: float
     over: float
-    """When what was broken was there again; of a worker: when it was gone, for it is started at once."""
+    """Time at which the broken part was back; for a worker the time of its end, since it is started at once."""
     problems: list[str] = field(default_factory=list)
 
 
 class Injector:
-    """Breaks one thing after the other, at moments drawn from a seed."""
+    """Strikes one fault after the other, at moments drawn from a seed."""
 
     def __init__(self, world: World, dice: random.Random) -> None:
         self._world = world
@@ -56,7 +56,7 @@ class Injector:
         }
 
     def inject(self, fault: Fault) -> list[Blow]:
-        """All of it, with load before and after."""
+        """Inject a fault, with load before and after."""
         self._pause()
         return list(self._faults[fault]())
 
@@ -64,7 +64,7 @@ class Injector:
         time.sleep(self._plan.steady * self._dice.uniform(1, 2))
 
     def _kills(self) -> Iterator[Blow]:
-        """At random moments under load, and every other time while it is still starting up from the last."""
+        """Kill the worker at random moments under load; every other kill hits it while it is still starting."""
         for number in range(self._plan.kills):
             if number % 2 == 0:
                 wait_ready(self._world)
@@ -77,7 +77,7 @@ class Injector:
 
     def _terms(self) -> Iterator[Blow]:
         for _ in range(self._plan.terms):
-            wait_ready(self._world)  # a program that has not come to its signal handlers ends as the system has it
+            wait_ready(self._world)  # before a program has its signal handlers, the system's default ends it
             began = time.time()
             code, took = self._world.worker.terminate(TERM_SECONDS)
             blow = Blow(began, time.time())
@@ -103,7 +103,7 @@ class Injector:
         yield self._back(Blow(began, time.time()))
 
     def _kafka(self) -> Iterator[Blow]:
-        """The worker outlives it; one that ends says why, and is started again as an orchestrator would."""
+        """Stop Kafka. A worker that ends logs the reason, and is started again as an orchestrator would."""
         began = time.time()
         self._world.kafka.kill()
         time.sleep(self._plan.kafka_down)
@@ -111,7 +111,7 @@ class Injector:
         yield self._back(Blow(began, time.time()))
 
     def _zombie(self) -> Iterator[Blow]:
-        """Frozen past the session timeout while another takes over; woken, both serve; then the other one alone."""
+        """Freeze a worker past the session timeout while another takes over; wake it, let both serve, then end it."""
         old, new = self._world.workers[:2]
         if self._world.worker is new:
             old, new = new, old
@@ -131,7 +131,7 @@ class Injector:
         yield self._back(blow)
 
     def _stream(self) -> Iterator[Blow]:
-        """Deleted under load: the worker makes it anew. Then as an operator who wants all back, and in order."""
+        """Delete the stream under load: the worker makes it anew. Then restore all messages as an operator would."""
         for _ in range(self._plan.stream_deleted):
             began = time.time()
             asyncio.run(delete_stream(self._world.nats.url))
@@ -159,7 +159,7 @@ class Injector:
         yield self._back(Blow(began, time.time()))
 
     def _churn(self) -> Iterator[Blow]:
-        """One worker more or less, one to three of them; in the end one alone."""
+        """Add and remove workers, so that one to three run; at the end one."""
         began = time.time()
         blow = Blow(began, began)
         workers = self._world.workers
@@ -180,11 +180,11 @@ class Injector:
 
     def _leave(self, worker: WorkerServer) -> list[str]:
         code, took = worker.terminate(WOKEN_SECONDS)
-        # One that has not come to its signal handlers ends as the system has it.
+        # Before a worker has its signal handlers, the system's default ends it.
         return [] if code in (0, -signal.SIGTERM) else [f"a worker that was removed: exit code {code}, {took:.1f} s"]
 
     def _clock(self) -> Iterator[Blow]:
-        """An hour ahead, an hour behind, and right again."""
+        """Start the worker with its clock an hour ahead, an hour behind, and right again."""
         worker = self._world.worker
         for hours in (1, -1, 0):
             wait_ready(self._world)
@@ -214,7 +214,7 @@ class Injector:
         yield self._back(Blow(began, time.time()))
 
     def _unreachable(self) -> Iterator[Blow]:
-        """Frozen: connections stay open, and nobody answers."""
+        """Freeze a neighbour: connections stay open, and nobody answers."""
         began = time.time()
         self._cluster.pause()
         time.sleep(self._plan.unreachable)
@@ -229,7 +229,7 @@ class Injector:
         return kafka
 
     def _back(self, blow: Blow) -> Blow:
-        """With load for a while: until it is ready it may be struck again."""
+        """Start the worker and load it for a while; until it is ready it may be struck again."""
         self._pause()
         worker = self._world.worker
         if worker.returncode is not None:
@@ -249,7 +249,7 @@ async def delete_stream(url: str) -> None:
 
 
 def wait_ready(world: World) -> None:
-    """Raises FaultRunFailed when the worker does not recover."""
+    """Wait until the worker is ready. Raises FaultRunFailed if it does not recover."""
     try:
         world.worker.wait_ready()
     except Exception as error:

@@ -1,8 +1,8 @@
-"""The load, a process of its own: starts ceremonies at a bounded rate, decides and triggers, and sees each to its end.
+"""The load, a process of its own: starts ceremonies at a bounded rate, decides, triggers, and waits for each end.
 
 Every start that was answered `accepted` is on disk, as a line of JSON, before anything else is done about it. A start
-or a decision that was not answered is repeated with the same ids, at the next worker where there are several. When
-stdin closes no more is started; it ends when all has ended, with one line of JSON that says how it went.
+or a decision without an answer is repeated with the same ids, at the next worker if there are several. When stdin
+closes, no more ceremonies are started; once all have ended the process prints one line of JSON with its summary.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ CHANNEL = (
 )
 CALL_SECONDS = 5.0
 AGAIN_SECONDS = 0.2
-# To the first look at a ceremony; later ones come after growing pauses.
+# Pause before the first look at a ceremony; later looks follow after growing pauses.
 LOOK_SECONDS = 0.5
 OVERLOADED = grpc.StatusCode.RESOURCE_EXHAUSTED
 UNANSWERED = (OVERLOADED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
-# Starts that wait for an answer: an outage holds the load up, it does not heap up.
+# Starts that may wait for an answer: during an outage the load pauses and does not pile up.
 IN_FLIGHT = 64
 MIX: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("backlog_review", 3, {"title": "Pay by card"}),
@@ -48,14 +48,14 @@ MIX: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("approval", 2, {}),
     ("merge_chain", 2, {"payload": {"a": 1, "b": [True, None]}}),
 )
-# Share of the approvals that a trigger ends, past the open gate.
+# Share of the approvals that a trigger ends, bypassing the open gate.
 TRIGGERED = 0.3
-# Share of the gates that are turned down.
+# Share of the gates that are rejected.
 REJECTED = 0.1
 
 
 class Fleet:
-    """The workers' fronts; a call goes to the one that answered last, and to the next where that does not answer."""
+    """The workers' fronts; a call goes to the one that answered last, or to the next if that does not answer."""
 
     def __init__(self, addresses: list[str]) -> None:
         self._channels = [grpc.aio.insecure_channel(address, options=CHANNEL) for address in addresses]
@@ -64,7 +64,7 @@ class Fleet:
         self.repeated = 0
 
     async def call(self, method: str, request: Any) -> Any:
-        """Until it is answered. Raises AioRpcError for an answer that is no."""
+        """Repeat a call until it is answered. Raises AioRpcError for a refusal."""
         turn = self._turn
         while True:
             try:
@@ -86,7 +86,7 @@ class Fleet:
 
 
 def pause_after(refused: grpc.aio.AioRpcError) -> float:
-    """Seconds until a call is repeated: about what the engine asks for when it has no room, else a short while."""
+    """Return the seconds until a call is repeated: about the engine's own hint, else a short while."""
     if refused.code() is not OVERLOADED:
         return AGAIN_SECONDS
     hint = dict(refused.trailing_metadata() or ()).get("retry-after-ms", "500")
@@ -188,7 +188,7 @@ class Load:
                 return
 
     async def _get(self, instance_id: str) -> pb.PlanningCeremonyInstance | None:
-        """None while a start that was accepted as durable is not yet folded; the checker judges those that stay."""
+        """Return None while an accepted start is not yet folded; the checker judges those that stay so."""
         request = pb.GetPlanningCeremonyInstanceRequest(instance_id=instance_id)
         answer = await self._fleet.call("GetPlanningCeremonyInstance", request)
         return answer.ceremony if answer.success else None
@@ -217,7 +217,7 @@ class Load:
         self.counts["triggers"] += 1
 
     async def _ask(self, method: str, request: Any) -> None:
-        """What was done by an earlier copy of the same request, or overtaken by a deadline, is no error."""
+        """Send a request. An earlier copy may have done the work, or a deadline may have passed: no error."""
         try:
             await self._fleet.call(method, request)
         except grpc.aio.AioRpcError as error:
@@ -238,7 +238,7 @@ def summary(load: Load, fleet: Fleet) -> dict[str, Any]:
 
 
 async def serve(options: argparse.Namespace, runner: int) -> None:
-    """`runner`: the process that wants the load."""
+    """Run the load until stdin closes. `runner`: the process that started it."""
     fleet = Fleet(options.address)
     load = Load(fleet, options.starts, options.rate, options.look, options.seed, options.name)
     loop = asyncio.get_running_loop()
@@ -246,7 +246,7 @@ async def serve(options: argparse.Namespace, runner: int) -> None:
         running = loop.create_task(load.run())
         stopping = loop.create_task(load.stopping.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        killed = loop.create_task(_killed(runner))  # and the engine with it: nothing would ever end
+        killed = loop.create_task(_killed(runner))  # and the engine with it: no ceremony would ever end
         await asyncio.wait({running, killed}, timeout=options.drain, return_when=asyncio.FIRST_COMPLETED)
     if not killed.done():
         print(json.dumps(summary(load, fleet)), flush=True)
@@ -256,7 +256,7 @@ async def serve(options: argparse.Namespace, runner: int) -> None:
 
 
 async def _killed(runner: int) -> None:
-    """Return once the runner has gone: the system closes its end of our stdin before it gives us another parent."""
+    """Return once the runner has ended: the system closes our stdin before it gives us another parent."""
     while os.getppid() == runner:
         await asyncio.sleep(AGAIN_SECONDS)
 
@@ -276,7 +276,7 @@ def _at_end_of_stdin(loop: asyncio.AbstractEventLoop, then: Callable[[], None]) 
 
 
 def main() -> None:
-    runner = os.getppid()  # before anybody can see that the load has begun, and be killed
+    runner = os.getppid()  # before anybody can see that the load has begun, or be killed
     parser = argparse.ArgumentParser(prog="python -m tests.faults.load", description=__doc__)
     parser.add_argument("--address", action="append", required=True, help="host:port of a worker; may be repeated")
     parser.add_argument("--starts", type=Path, required=True, help="append accepted starts to this file")
@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--look", type=float, default=3.0, help="longest pause between looks at one ceremony, seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", required=True, help="first part of the ceremony ids")
-    parser.add_argument("--drain", type=float, default=120.0, help="seconds to the end of all that was started")
+    parser.add_argument("--drain", type=float, default=120.0, help="seconds until all must have ended")
     asyncio.run(serve(parser.parse_args(), runner))
 
 

@@ -1,4 +1,4 @@
-"""The long form: every fault several times, each run a world of its own; what is done is kept, and never done again."""
+"""The long form: every fault several times, each run in a world of its own; finished runs are kept, not repeated."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tests.faults.world import faketime
 from tests.services import KafkaCluster, KafkaServer, ServiceError
 
 USUAL_RUNS = 3
-# A run's seed follows from its number: what failed can be repeated by `--seed`.
+# A run's seed follows from its number, so a failed run can be repeated by `--seed`.
 FIRST_SEED = 1000
 
 
 def not_here(fault: Fault) -> str:
-    """Why a fault cannot be tried on this host; empty where it can."""
+    """Return the reason why a fault cannot be tried on this host, or an empty text."""
     if fault is Fault.CLOCK and faketime() is None:
         return "libfaketime is not installed (Debian: faketime)"
     return ""
 
 
 def wanted(faults: Sequence[Fault], runs: int | None) -> list[tuple[Fault, int]]:
-    """Every fault once before any comes twice: a run that is broken off has seen them all."""
+    """Return all runs in an order in which every fault comes once before any comes twice."""
     counts = {fault: runs or RUNS.get(fault, USUAL_RUNS) for fault in faults if not not_here(fault)}
     return [(fault, n) for n in range(max(counts.values(), default=0)) for fault, count in counts.items() if n < count]
 
@@ -44,7 +44,7 @@ def wanted(faults: Sequence[Fault], runs: int | None) -> list[tuple[Fault, int]]
 def run_missing(
     results: Path, faults: Sequence[Fault], runs: int | None, rate: float | None, tell: Tell, keep: Path | None = None
 ) -> None:
-    """Do what `results` has no file for; each run writes its own at its end, sound or not.
+    """Do the runs without a file in `results`; each run writes its file at its end, sound or not.
 
     `keep`: the folder for logs and data of each run; those of an earlier try of the same run are removed first.
     """
@@ -73,7 +73,7 @@ def _home(keep: Path | None, name: str) -> Iterator[Path]:
 
 
 def one(fault: Fault, seed: int, rate: float | None, tell: Tell, folder: Path) -> dict[str, Any]:
-    """One run of one fault. A run that could not be finished is a result, too."""
+    """Run one fault. A run that could not be finished is a result, too."""
     plan = replace(LONG, seed=seed, starts_per_second=rate or LONG.starts_per_second)
     before = os.getloadavg()[0]
     kafka = KafkaCluster(folder / "kafka") if fault in CLUSTER else KafkaServer(folder / "kafka")
@@ -89,7 +89,7 @@ def one(fault: Fault, seed: int, rate: float | None, tell: Tell, folder: Path) -
 
 
 def read(results: Path) -> dict[Fault, list[dict[str, Any]]]:
-    """All runs there are, by fault."""
+    """Read all finished runs, by fault."""
     found: dict[Fault, list[dict[str, Any]]] = defaultdict(list)
     for file in sorted(results.glob("*.json")):
         run = json.loads(file.read_text())
@@ -98,7 +98,7 @@ def read(results: Path) -> dict[Fault, list[dict[str, Any]]]:
 
 
 def show(console: Console, found: Mapping[Fault, Sequence[Mapping[str, Any]]]) -> None:
-    """The table of all runs, and what was wrong with them."""
+    """Print the table of all runs and their complaints."""
     table = Table(title="faults under load, all runs kept", title_justify="left")
     table.add_column("fault")
     for name in ("runs", "blows", "starts", "lost", "doubled", "seconds to recover, median", "longest", "sound"):
@@ -125,7 +125,7 @@ def show(console: Console, found: Mapping[Fault, Sequence[Mapping[str, Any]]]) -
 
 
 def verdict(found: Mapping[Fault, Sequence[Mapping[str, Any]]], faults: Sequence[Fault], runs: int | None) -> str:
-    """One line on all of it; it begins with SOUND only when every run that is wanted is there and was sound."""
+    """Return one line on all runs; it begins with SOUND only if every wanted run is there and was sound."""
     missing = Counter(fault for fault, number in wanted(faults, runs) if number >= len(found.get(fault, ())))
     unsound = {fault: bad for fault, kept in found.items() if (bad := sum(not run["sound"] for run in kept))}
     if unsound:
@@ -142,13 +142,13 @@ def _counts(runs: Mapping[Fault, int]) -> str:
 
 
 def recoveries(runs: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Seconds from the end of each blow until starts were accepted and events came again, the later of both."""
+    """Seconds from the end of each blow until starts were accepted and events came again, whichever is later."""
     blows = [blow for run in runs for verdict in run["faults"] for blow in verdict["struck"]]
     return [max(b["first_start"], b["first_event"]) for b in blows if None not in (b["first_start"], b["first_event"])]
 
 
 def complaints(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was wrong, each with its seed."""
+    """Violations of the runs, each with its seed."""
     lines = [f"seed {run['plan']['seed']}: {run['failed']}" for run in runs if "failed" in run]
     for run in runs:
         for verdict in run["faults"]:
@@ -157,7 +157,7 @@ def complaints(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def plot(file: Path, found: Mapping[Fault, Sequence[Mapping[str, Any]]]) -> None:
-    """Every recovery of every fault. The format follows from the file's suffix."""
+    """Draw every recovery of every fault. The file's suffix chooses the format."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, and not everybody plots
 
     faults = [fault for fault in Fault if found.get(fault)]

@@ -1,4 +1,4 @@
-"""When what was stored, as the neighbours saw it: times of accepted starts and of messages of the stream."""
+"""Times at which starts were accepted and messages stored, as the neighbours saw them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ BATCH = 1000
 
 
 class Pause(NamedTuple):
-    """The longest time without something, in seconds, and when it began (Unix time)."""
+    """The longest time without an event: its seconds, and its beginning in Unix time."""
 
     seconds: float
     began: float
 
 
 async def stored_at(url: str, since: float) -> list[float]:
-    """When each message of the stream CEREMONY from `since` on was stored, by the server's clock (Unix time)."""
+    """Return the times at which CEREMONY stored its messages since `since`, by the server's clock (Unix time)."""
 
     async def quiet(_: Exception) -> None: ...
 
@@ -49,17 +49,17 @@ async def stored_at(url: str, since: float) -> list[float]:
 
 
 def accepted_at(starts: Path) -> list[float]:
-    """When each start was accepted (Unix time), in order."""
+    """Return the times at which starts were accepted (Unix time), in order."""
     return sorted(json.loads(line)["at"] for line in starts.read_text().splitlines())
 
 
 def first_after(times: Sequence[float], moment: float) -> float | None:
-    """Seconds from `moment` to the first of the sorted `times` after it."""
+    """Return the seconds from `moment` to the first of the sorted `times` after it."""
     index = bisect.bisect_right(times, moment)
     return times[index] - moment if index < len(times) else None
 
 
 def longest_pause(times: Sequence[float], began: float, ended: float) -> Pause:
-    """Between two of the sorted `times` in a span, or between one of them and an end of the span."""
+    """Return the longest pause between two of the sorted `times` in a span, or between one of them and an end of it."""
     inside = [began, *times[bisect.bisect_left(times, began) : bisect.bisect_right(times, ended)], ended]
     return max(Pause(after - before, before) for before, after in itertools.pairwise(inside))

@@ -1,4 +1,4 @@
-"""How much is broken, how hard, and under what load."""
+"""The plan of a fault run: the faults, their number and length, and the load."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Fault(StrEnum):
-    """What is done to the running system."""
+    """Faults of the running system."""
 
     KILL = "worker killed (-9)"
     TERM = "worker ended (SIGTERM)"
@@ -24,39 +24,39 @@ class Fault(StrEnum):
     UNREACHABLE = "all three brokers out of reach"
 
 
-# Those that need three brokers.
+# Faults that need three brokers.
 CLUSTER = frozenset({Fault.LEADER, Fault.BROKERS, Fault.UNREACHABLE})
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run of the faults; seconds throughout."""
+    """The plan of one run, in seconds throughout."""
 
     kills: int
     terms: int
     nats_down: float
     ray_down: float
     kafka_down: float
-    """0: the broker is left alone."""
+    """0 leaves the broker alone."""
     frozen: float
-    """Past the group's session timeout of 6 s, so that another worker takes over."""
+    """Longer than the group's session timeout of 6 s, so that another worker takes over."""
     starts_per_second: float
     steady: float
-    """Load before a fault and after it, beside the random part."""
+    """Load before and after a fault, besides a random part."""
     look: float
-    """The longest until somebody looks again at a ceremony that waits for people."""
+    """Longest pause between looks at a ceremony that waits for people."""
     step_timeout: float
-    """An answer that died with the Ray executor is asked for again after this."""
+    """Timeout after which an answer that was lost with the Ray executor is requested again."""
     seed: int = 0
     stream_deleted: int = 0
-    """How often."""
+    """Number of deletions."""
     odd_ray: float = 0
-    """How long it misbehaves."""
+    """Time for which the Ray executor misbehaves."""
     churn: float = 0
-    """How long workers come and go, one every `churn_every`."""
+    """Time for which workers come and go, one every `churn_every`."""
     churn_every: float = 5
     clock: float = 0
-    """How long each of the wrong clocks lasts."""
+    """Length of each wrong clock."""
     leader_down: float = 0
     brokers_down: float = 0
     unreachable: float = 0
@@ -117,5 +117,5 @@ LONG = replace(
     brokers_down=5,
     unreachable=60,
 )
-# Of the long form, where it is not 3: with five kills each these are 50 moments.
+# Runs of the long form, if not 3: ten runs of five kills are 50 moments.
 RUNS = {Fault.KILL: 10}

@@ -1,4 +1,4 @@
-"""What a run of the faults found: as JSON, as a table, and as a plot."""
+"""Results of a fault run as JSON, as a table, and as a plot."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """Lowest to highest; a dash where the next blow came first."""
+    """Format lowest to highest; a dash if the next blow came first."""
     known = sorted(value for value in values if value is not None)
     if not known:
         return "-"
@@ -62,7 +62,7 @@ def spread(values: Sequence[float | None]) -> str:
 
 
 def plot(file: Path, found: dict[str, Any]) -> None:
-    """Recovery of every blow, and the longest pause of each fault. The format follows from the file's suffix."""
+    """Draw the recovery of every blow and the longest pause of each fault. The file's suffix chooses the format."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, and not everybody plots
 
     figure = Figure(figsize=(9, 4), layout="constrained")

@@ -22,13 +22,13 @@ from tests.faults.world import FaultRunFailed, World
 from tests.services import KafkaCluster, KafkaServer
 
 SETTLE_SECONDS = 30.0
-# So long nothing was added to the stream: the last events of what has ended are there.
+# The stream is complete after this time without a new message.
 QUIET_SECONDS = 1.5
 LOST = frozenset({"start_lost", "instance_missing", "end_lost", "publish_message_lost", "stream_gap", "stuck"})
 DOUBLED = frozenset({"message_id_twice", "key_twice", "started_twice", "step_concluded_twice", "two_ends"})
-# What `republish` cannot bring back: messages of publish steps are not in the log's events.
+# Violations that `republish` cannot mend: messages of publish steps are not in the log's events.
 NOT_IN_EVENTS = frozenset({"publish_message_lost"})
-# What was on its way when a worker was killed is no sign of its recovery.
+# Messages on their way when a worker was killed are no sign of its recovery.
 IN_FLIGHT_SECONDS = 0.3
 SHOWN = 20
 
@@ -37,26 +37,26 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Struck:
-    """What one blow cost, in seconds."""
+    """Recovery from one blow, in seconds."""
 
     down: float
     first_start: float | None
-    """From the end of the outage to the first start that was accepted; None: there was none before the next blow."""
+    """From the end of the outage to the first accepted start; None if the next blow came first."""
     first_event: float | None
-    """The same of the first message stored in the stream CEREMONY."""
+    """The same for the first message stored in the stream CEREMONY."""
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What one fault did, and what the checker says of it."""
+    """Result of one fault: its blows and the checker's violations."""
 
     fault: Fault
     struck: list[Struck]
     starts: int
-    """Accepted in this phase."""
+    """Starts accepted in this phase."""
     ended: dict[str, int]
     messages: int
-    """On the stream after this phase, those of earlier phases included."""
+    """Messages on the stream after this phase, including those of earlier phases."""
     longest_start_pause: float
     longest_event_pause: float
     drain: float
@@ -73,7 +73,7 @@ class Verdict:
 
 
 class FaultRun:
-    """`run` breaks everything of the plan, in order."""
+    """A run of all faults of a plan, in order."""
 
     def __init__(self, plan: Plan, folder: Path, kafka: KafkaServer | KafkaCluster, tell: Tell) -> None:
         self._plan = plan
@@ -124,7 +124,7 @@ class FaultRun:
         span: tuple[float, float, float],
     ) -> Verdict:
         began, stopped, ended = span
-        # What an earlier phase was blamed for is not blamed on this one, too.
+        # A violation counts for the first phase that shows it.
         violations = [violation for violation in check_run(run) if violation not in self._known]
         self._known.update(violations)
         if fault is Fault.STREAM:
@@ -150,7 +150,7 @@ class FaultRun:
 
 
 def struck(blows: Sequence[Blow], accepted: Sequence[float], stored: Sequence[float], ended: float) -> list[Struck]:
-    """Each blow up to the next."""
+    """Return the recovery of each blow, up to the next."""
     found = []
     limits = [blow.began for blow in blows[1:]] + [ended]
     for blow, limit in zip(blows, limits, strict=True):

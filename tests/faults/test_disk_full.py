@@ -1,4 +1,4 @@
-"""The embedded log's disk is full: the worker ends with a clear word, and what was accepted goes on when there is room.
+"""The embedded log's disk is full: the worker ends with a clear error, and accepted starts go on when there is room.
 
 A full disk is SQLite's own `PRAGMA max_page_count`, on the connection that the log writes with.
 """
@@ -21,12 +21,12 @@ from tests.e2e.world import SPECS, World, until
 
 pytestmark = pytest.mark.timeout(120)
 DEFINITIONS = ("backlog_review", "merge_chain")
-# Pages of 4 KiB that are left.
+# Free pages of 4 KiB.
 ROOM = 90
 
 
 async def start_until_refused(world: World, begun: list[Start]) -> None:
-    """Start one ceremony after the other; each that was answered `accepted` is noted at once."""
+    """Start one ceremony after the other; each answer `accepted` is noted at once."""
     number = 0
     while world.worker.failure is None:
         number += 1

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.timeout(400), pytest.mark.uncounted]  # the first test
 
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[Fault, Verdict]:
-    """What one run of the short form found, on a broker of its own."""
+    """Results of one run of the short form, on a broker of its own."""
     folder = tmp_path_factory.mktemp("faults")
     kafka = KafkaServer(folder / "kafka")
     kafka.start()
@@ -28,7 +28,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[Fault, Verdict]:
 
 @pytest.mark.parametrize("fault", SHORT.faults, ids=lambda fault: fault.name.lower())
 def test_every_accepted_start_is_accounted_for(fault: Fault, verdicts: dict[Fault, Verdict]) -> None:
-    """Ended or visibly waiting, on a path of its definition, each effect id once and in order, whatever is broken."""
+    """Each has ended or visibly waits, on a path of its definition, with each effect id once and in order."""
     # specification 18.1, 18.5
     verdict = verdicts[fault]
     assert verdict.violations == []
@@ -39,7 +39,7 @@ def test_every_accepted_start_is_accounted_for(fault: Fault, verdicts: dict[Faul
 
 @pytest.mark.parametrize("fault", SHORT.faults, ids=lambda fault: fault.name.lower())
 def test_starts_and_events_come_again_afterwards(fault: Fault, verdicts: dict[Fault, Verdict]) -> None:
-    """The last blow is recovered from while the load still runs."""
+    """The engine recovers from the last blow while the load still runs."""
     last = verdicts[fault].struck[-1]
     assert last.first_start is not None
     assert last.first_event is not None

@@ -23,7 +23,7 @@ time.sleep(60)
 
 @pytest.mark.timeout(90)
 def test_the_load_ends_with_a_runner_that_was_killed(tmp_path: Path) -> None:
-    """Nobody answers it any more: it must not go on asking until its time to drain is over."""
+    """Without anybody to answer, it must not go on calling until its time to drain is over."""
     starts = tmp_path / "starts"
     address = f"127.0.0.1:{free_port()}"
     load = [sys.executable, "-m", "tests.faults.load", "--address", address, "--starts", str(starts), "--name", "x"]

@@ -1,4 +1,4 @@
-"""The long form goes on where it stopped, and its table is made of what was kept."""
+"""The long form continues after its last finished run, and its table shows all runs kept."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def result(fault: Fault, seed: int, *, lost: int = 0) -> dict[str, Any]:
 
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Fault, int]]:
-    """What was run, in the place of hours; the fourth run is broken off."""
+    """Runs that are recorded instead of done for hours; the fourth is broken off."""
     done: list[tuple[Fault, int]] = []
 
     def one(fault: Fault, seed: int, *_: Any) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Fault, int]]:
     return done
 
 
-def test_a_second_call_does_only_what_is_missing(done: list[tuple[Fault, int]], tmp_path: Path) -> None:
-    """Broken off in its fourth run, it does that one again, and no other."""
+def test_a_second_call_does_only_the_missing_runs(done: list[tuple[Fault, int]], tmp_path: Path) -> None:
+    """After a break in the fourth run, it repeats that run and no other."""
     faults, seed = [Fault.KILL, Fault.NATS], long.FIRST_SEED
     with pytest.raises(KeyboardInterrupt):
         long.run_missing(tmp_path, faults, 3, None, print)
@@ -64,8 +64,8 @@ def test_kills_come_at_fifty_moments() -> None:
     assert RUNS[Fault.KILL] * LONG.kills >= 50
 
 
-def test_the_table_adds_up_what_was_kept(tmp_path: Path) -> None:
-    """Seconds to recover are of blows that were recovered from; one unsound run shows, with its seed."""
+def test_the_table_adds_up_the_runs_kept(tmp_path: Path) -> None:
+    """Recovery times are of blows with a recovery; one unsound run shows, with its seed."""
     for n in range(3):
         (tmp_path / f"nats-{n}.json").write_text(json.dumps(result(Fault.NATS, n, lost=n // 2)))
     found = long.read(tmp_path)
@@ -81,8 +81,8 @@ def test_the_table_adds_up_what_was_kept(tmp_path: Path) -> None:
     assert (tmp_path / "plot.svg").stat().st_size > 1000
 
 
-def test_the_verdict_is_sound_only_when_nothing_is_missing_and_nothing_was_wrong() -> None:
-    """A run that is missing, and one that was not sound, are named with their fault."""
+def test_the_verdict_is_sound_only_when_all_runs_are_there_and_sound() -> None:
+    """A missing run and an unsound one are named with their fault."""
     sound = [result(Fault.NATS, n) for n in range(3)]
     assert long.verdict({Fault.NATS: sound}, [Fault.NATS], None) == (
         "SOUND: 3 runs of 1 faults, 300 starts, none lost, none doubled"
@@ -93,8 +93,8 @@ def test_the_verdict_is_sound_only_when_nothing_is_missing_and_nothing_was_wrong
     assert long.verdict({Fault.NATS: wrong}, [Fault.NATS], None) == "NOT SOUND: 1 of 'NATS down'"
 
 
-def test_logs_are_kept_where_a_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each run has its own part of it, without what an earlier try of the same run left there."""
+def test_logs_are_kept_if_a_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each run has its own folder, without files of an earlier try of the same run."""
 
     def one(fault: Fault, seed: int, *rest: Any) -> dict[str, Any]:
         folder = rest[-1]

@@ -1,4 +1,4 @@
-"""A worker whose Kafka is not there yet, never comes, or has gone."""
+"""A worker whose Kafka is not up yet, never comes up, or has gone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE = 30.0
 
 
 def worker_before(folder: Path, kafka: KafkaServer) -> WorkerServer:
-    """A worker of that Kafka, without NATS and the Ray executor, which it does not need to be ready."""
+    """Start a worker on an address without a Kafka; it is ready without NATS and the Ray executor."""
     write_definitions(folder / "ceremonies", 60)
     environment = {
         "CEREMONY_LOG": f"kafka://{kafka.bootstrap}",
@@ -31,7 +31,7 @@ def worker_before(folder: Path, kafka: KafkaServer) -> WorkerServer:
 
 
 def waits(worker: WorkerServer, kafka: KafkaServer) -> None:
-    """Return once its readiness names the Kafka it waits for."""
+    """Return once the worker's readiness names the Kafka that it waits for."""
     deadline = time.monotonic() + PATIENCE
     while True:
         status, body = worker.readiness()
@@ -43,9 +43,9 @@ def waits(worker: WorkerServer, kafka: KafkaServer) -> None:
 
 
 def test_a_worker_waits_for_its_kafka_and_ends_without_it(tmp_path: Path) -> None:
-    """Readiness names what it waits for, the log says it once, and nobody has to start it again.
+    """Readiness names the missing Kafka, the log names it once, and nobody has to start the worker again.
 
-    With Kafka gone there is no last checkpoint; it ends all the same, in time.
+    With Kafka gone there is no last checkpoint; the worker still ends in time.
     """
     # specification 18.8, 22.5
     kafka = KafkaServer(tmp_path / "kafka")

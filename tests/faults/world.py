@@ -1,4 +1,4 @@
-"""Everything that runs: a real Kafka, a real nats-server, the simulated Ray executor, workers and the load."""
+"""The processes of a fault run: a real Kafka, a real nats-server, the simulated Ray executor, workers and the load."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ ROOT = Path(__file__).resolve().parents[2]
 SPECS = ROOT / "specs" / "ceremonies"
 CEREMONY = Path(sys.executable).with_name("ceremony")
 PARTITIONS = 4
-# Of the step timeout.
+# Multiple of the step timeout.
 LATE = 1.25
-# At most at the same time.
+# Most workers at the same time.
 WORKERS = 3
-# A worker that is asked to end has ended within this time.
+# A worker ends within this time after a signal.
 TERM_SECONDS = 10.0
-# The longest until all that was started has ended, on a loaded machine.
+# The longest until all started ceremonies have ended, on a loaded machine.
 DRAIN_SECONDS = 180.0
 
 
 class FaultRunFailed(Exception):
-    """A process did not do what the run needs of it; the message says which, and its last words."""
+    """A process failed the run; the message names the process and ends with its last words."""
 
 
 class Program(Server):
@@ -54,11 +54,11 @@ class Program(Server):
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs, or was ended by `kill` or `stop`."""
+        """None while it runs, or if `kill` or `stop` ended it."""
         return None if self._process is None else self._process.poll()
 
     def terminate(self, seconds: float) -> tuple[int | None, float]:
-        """SIGTERM; (exit code, seconds it took). No exit code: it did not end in time, and was killed."""
+        """Send SIGTERM; return exit code and seconds. The code is None if it did not end in time and was killed."""
         if self._process is None:
             raise FaultRunFailed(f"{self.name} does not run")
         began = time.monotonic()
@@ -85,12 +85,12 @@ ODD = {
 
 
 class RayExecutor(Program):
-    """`python -m ceremony.dev.ray_simulation`: quick, and not always well-behaved."""
+    """A process `python -m ceremony.dev.ray_simulation`: quick, and not always well-behaved."""
 
     name = "ray"
 
     def __init__(self, folder: Path, nats: NatsServer, seed: int, late: float) -> None:
-        """`late`: seconds by which a late answer is late, beyond every step's timeout: it is for an old attempt."""
+        """`late`: delay of a late answer in seconds, beyond every step's timeout, so that it is for an old attempt."""
         super().__init__(folder)
         self._late = late
         self._nats = nats
@@ -120,7 +120,7 @@ class RayExecutor(Program):
 
 
 def faketime() -> str | None:
-    """Path of libfaketime, where it is installed."""
+    """Path of libfaketime, if it is installed."""
     found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     return str(found[0]) if found else None
 
@@ -144,14 +144,14 @@ class WorkerServer(Program):
         return self._run(CEREMONY, "serve")
 
     def set_clock(self, hours: int) -> None:
-        """From its next start on its clock is off by so many hours."""
+        """Let the clock be off by so many hours from the next start on."""
         self._environment = dict(self._right)
         if hours:
             told = {"LD_PRELOAD": faketime(), "FAKETIME": f"{hours:+d}h", "FAKETIME_DONT_FAKE_MONOTONIC": 1}
             self._environment |= told
 
     def republish(self) -> str:
-        """Run `ceremony republish` on its log; what it said. Raises FaultRunFailed."""
+        """Run `ceremony republish` on the worker's log; return its output. Raises FaultRunFailed."""
         done = subprocess.run(
             self._run(CEREMONY, "republish"), capture_output=True, text=True, timeout=DRAIN_SECONDS, check=False
         )
@@ -164,7 +164,7 @@ class WorkerServer(Program):
         return status == 200
 
     def readiness(self) -> tuple[int, str]:
-        """Status and body of /readyz; 0 where nobody answers."""
+        """Return status and body of /readyz; 0 if nobody answers."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._http}/readyz", timeout=2) as answer:
                 return answer.status, answer.read().decode()
@@ -175,17 +175,17 @@ class WorkerServer(Program):
             return 0, ""
 
     def metrics(self) -> str:
-        """What /metrics says. Raises OSError."""
+        """Return the text of /metrics. Raises OSError."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self._http}/metrics", timeout=20) as answer:
             return str(answer.read().decode())
 
     def last_words(self) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         return self._last_words()
 
 
 class LoadProcess:
-    """`python -m tests.faults.load`; ends by itself some time after `finish`."""
+    """A process `python -m tests.faults.load`; ends by itself some time after `finish`."""
 
     def __init__(
         self, addresses: Sequence[str], starts: Path, *, rate: float, look: float, seed: int, name: str, log: IO[Any]
@@ -216,7 +216,7 @@ class LoadProcess:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Start no more, wait until all that was started has ended; its summary."""
+        """Start no more, wait until all started ceremonies have ended, and return the summary."""
         said, _ = self._process.communicate(timeout=DRAIN_SECONDS + 30)
         if self._process.returncode or not said:
             raise FaultRunFailed(f"the load ended with {self._process.returncode}; see its log")
@@ -228,7 +228,7 @@ class LoadProcess:
 
 
 class World:
-    """`with World(...)`: all of it is up; everything is ended at the end."""
+    """All processes of a run: `with World(...)` starts them and ends them."""
 
     def __init__(self, folder: Path, plan: Plan, kafka: KafkaServer | KafkaCluster) -> None:
         self.folder = folder.absolute()
@@ -282,7 +282,7 @@ class World:
         return read_definitions(self._definitions)
 
     def load(self, name: str) -> LoadProcess:
-        """Begin to load all workers there are."""
+        """Begin to load all workers."""
         with (self.folder / "load.log").open("a") as log:
             load = LoadProcess(
                 [worker.address for worker in self.workers],
@@ -298,7 +298,7 @@ class World:
 
 
 def write_definitions(folder: Path, step_timeout: float) -> None:
-    """The example ceremonies with shorter step timeouts: what died with a neighbour is asked for again in time."""
+    """Write the example ceremonies with shorter step timeouts, so that a lost answer is requested again in time."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in SPECS.glob("*.yaml"):
         data = yaml.safe_load(path.read_text())

@@ -1,4 +1,4 @@
-"""Shapes of bad records: what a bug, an operator or another program may write into any topic of the engine."""
+"""Shapes of bad records that a bug, an operator or another program may write into any topic of the engine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from streams.worker_directory import Heartbeat
 from tables.commands import Cancel, encode_command
 from tables.effects import FOLD, Event, StepRequested, encode_request
 
-# Bytes of a record of the largest size that are left for what the log itself adds.
+# Bytes of a record of the largest size that are left for the log's own additions.
 ROOM = 200
 
 
 class Written(NamedTuple):
-    """A record as it is written."""
+    """A record to write."""
 
     key: bytes | None
     value: bytes
@@ -30,15 +30,15 @@ class Written(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """One way in which a record can be bad."""
+    """One kind of bad record."""
 
     name: str
     spoil: Callable[[Written], Written]
-    """Makes it of a good record of the same topic."""
+    """Makes the bad record from a good one of the same topic."""
 
 
 def good(topic: str, instance_id: str) -> Written:
-    """A record that the readers of `topic` take: the bad ones differ from it in one thing only."""
+    """Return a record that the readers of `topic` accept; a bad record differs from it in one thing only."""
     key = instance_id.encode()
     if topic == topics.COMMANDS:
         return Written(key, encode_command(Cancel(instance_id=instance_id, command_id="c", actor="a")))
@@ -51,7 +51,7 @@ def good(topic: str, instance_id: str) -> Written:
             at=1,
             payload={"instance_id": instance_id},
         )
-        # Without its place in the fold: the bridge takes what is not above the highest place it sent for sent.
+        # Without its place in the fold: the bridge skips events that are not above the highest place it has sent.
         found, value, headers = event_record(event, 0, 0, FOLD)
         places = {topics.FOLD, topics.COMMAND_OFFSET, topics.ORDINAL}
         return Written(found, value, tuple(one for one in headers if one[0] not in places))
@@ -91,7 +91,7 @@ def _json(name: str, change: Callable[[dict[str, Any]], object]) -> Shape:
     return _value(name, make)
 
 
-# Bad as a value of whatever topic.
+# Bad as a value of any topic.
 VALUES = (
     _always("empty", b""),
     _always("text", b"hello"),
@@ -157,7 +157,7 @@ STEPS = (
 
 
 def _bare(shape: Shape) -> Shape:
-    """The same without headers: a dead letter may hold anything, but says where it is from."""
+    """The same without headers: a dead letter may hold anything, but must name its origin."""
     return Shape(shape.name, lambda record: shape.spoil(record)._replace(headers=()))
 
 
@@ -217,7 +217,7 @@ OWNERS = (
     _json("partition_is_null", lambda good: {**good, "partitions": [None]}),
     _json("generation_is_missing", lambda good: {name: value for name, value in good.items() if name != "generation"}),
 )
-# No room is left in a dead letter for what it has to say of them.
+# A dead letter about them has no room left for its own fields.
 LARGE = (
     Shape(
         "key_of_the_largest_size",
@@ -232,7 +232,7 @@ LARGE = (
 
 
 def shapes(topic: str) -> tuple[Shape, ...]:
-    """Every shape of a bad record of this topic (without prefix)."""
+    """Return every shape of a bad record of this topic (without prefix)."""
     if topic == topics.COMMANDS:
         return (*VALUES, *FIELDS, *COMMANDS, *LARGE)
     if topic == topics.EVENTS:

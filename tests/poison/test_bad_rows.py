@@ -1,4 +1,4 @@
-"""A changelog holds state: a bad row is never skipped, it ends the worker with a line that names it."""
+"""A changelog holds state: a bad row is never skipped but ends the worker with a line that names it."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ LONGEST_LINE = 500
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
-def test_a_row_that_cannot_be_read_is_named(shape: Shape) -> None:
-    """Whatever it holds: topic, partition and key, and not the row itself."""
+def test_an_unreadable_row_is_named(shape: Shape) -> None:
+    """The error has topic, partition and key, and not the row itself."""
     bad = shape.spoil(Written(b"bad:S1", encode_instance(GOOD))).value or b""
     store = MemoryStore({CEREMONIES: {b"bad:S1": bad}, DEFINITIONS: {}})
     rows = Rows(TABLES, PARTITION, HostClock(), RowCache(), store)
@@ -78,10 +78,10 @@ async def spoil_kafka(bootstrap: str, topic: str, partition: int, key: bytes) ->
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("driver", ["sqlite", "kafka"])
-async def test_a_worker_that_finds_a_bad_row_ends_and_says_where(
+async def test_a_worker_that_finds_a_bad_row_ends_and_names_its_place(
     driver: str, kafka: KafkaServer, tmp_path: Path
 ) -> None:
-    """Exit code 1 and a line with topic, partition and key, on the log and as the last word; no traceback."""
+    """Exit code 1, and a line with topic, partition and key in the log and at the end of stderr; no traceback."""
     # specification 18.10
     file = tmp_path / "log.db"
     url = f"kafka://{kafka.bootstrap}" if driver == "kafka" else f"sqlite://{file}"

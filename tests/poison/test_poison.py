@@ -1,4 +1,4 @@
-"""Poison: whatever is written into a topic stops no partition and no worker, and is found in the dead letters."""
+"""Poison: no bad record in a topic stops a partition or a worker; each is found in the dead letters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.poison.shapes import good, shapes
 from tests.services import KafkaServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120), pytest.mark.uncounted]
-# All but `owners`, which workers that share a log read: tests/workers has that.
+# All topics but `owners`, which only workers that share a log read; tests/workers covers it.
 TOPICS = (COMMANDS, *map(step_topic, STEP_KINDS), EVENTS, DEADLETTERS, AUDIT)
 CODES = {
     COMMANDS: {"command_undecodable", "key_mismatch", "definition_refused"},
@@ -30,7 +30,7 @@ PAGE = 1000
 ASIDE_SECONDS = 20
 # Topic, partition and offset.
 Origin = tuple[str, int, int]
-# Uses every step kind: a good ceremony passes every topic.
+# It uses every step kind, so a good ceremony passes every topic.
 DEFINITION = "backlog_review"
 
 
@@ -45,7 +45,7 @@ async def world(
 
 
 async def listed(world: World) -> list[pb.DeadLetter]:
-    """All dead letters, page by page."""
+    """Return all dead letters, page by page."""
     found: list[pb.DeadLetter] = []
     while True:
         page = await world.client.dead_letters(limit=PAGE, offset=len(found))
@@ -59,7 +59,7 @@ def prefix(world: World) -> str:
 
 
 async def poison(world: World, topic: str) -> dict[str, set[Origin]]:
-    """Write every shape, into all partitions in turn; by shape the origins that its dead letter may name."""
+    """Write every shape, into all partitions in turn; return for each the origins that its dead letter may name."""
     name, partitions = prefixed(prefix(world), topic), world.worker.settings.partitions
     written = {}
     for number, shape in enumerate(shapes(topic)):
@@ -67,13 +67,13 @@ async def poison(world: World, topic: str) -> dict[str, set[Origin]]:
         record = shape.spoil(good(topic, instance_id))
         position = await world.worker.app.driver.log.append(name, number % partitions, *record)
         written[shape.name] = {(name, position.partition, position.offset)}
-        if topic == DEADLETTERS:  # one whose origin can still be read is listed under it
+        if topic == DEADLETTERS:  # a letter with a readable origin is listed under that origin
             written[shape.name].add((f"of-{instance_id}", 0, 0))
     return written
 
 
 async def audited(world: World) -> None:
-    """Ask for a dead letter of each partition: `audit` is read when an operator looks, and when one sends back."""
+    """Ask for a dead letter of each partition: `audit` is read when an operator looks or replays."""
     topic, there = prefixed(prefix(world), COMMANDS), 10**9
     for partition in range(world.worker.settings.partitions):
         letter = dead_letter_record(topic, partition, there, "unknown", "m", key=b"poisoned:S1", value=b"{}")
@@ -88,8 +88,8 @@ async def audited(world: World) -> None:
 
 
 @pytest.mark.parametrize("topic", TOPICS)
-async def test_poison_stops_nobody_and_is_found(world: World, topic: str) -> None:
-    """Thirty shapes and more in each topic, among good ceremonies: each has a dead letter with its reason."""
+async def test_poison_stops_no_worker_and_is_found_in_the_dead_letters(world: World, topic: str) -> None:
+    """More than thirty shapes in each topic, among good ceremonies: each has a dead letter with its reason."""
     # specification 19.1
     assert len(shapes(topic)) >= 30
     before = [await world.start(DEFINITION, f"before-{topic}-{n}") for n in range(2)]

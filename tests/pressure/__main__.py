@@ -1,4 +1,4 @@
-"""Measures what a worker's memory comes to under pressure; exit 0 only if it stays under its bounds, nothing lost."""
+"""Measures a worker's memory under pressure; exit 0 only if it stays below its bounds and nothing is lost."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tests.pressure.storm import Storm, Weathered, weather
 from tests.pressure.waiting import Waited, Waiting, wait_and_recover
 from tests.services import KafkaServer, running
 
-# The bounds of the long forms: 200,000 starts at once; 50,000 that wait with 20 KiB each, rows on disk.
+# Bounds of the long forms: 200,000 starts at once; 50,000 waiting ceremonies of 20 KiB each, rows on disk.
 STORM_MIB, WAITING_MIB = 1024.0, 512.0
 
 
 def sound(result: Weathered, bound: float) -> bool:
-    """All accepted starts have ended, who was refused was told so with a hint, and the peak is under the bound."""
+    """Return whether all accepted starts ended, each refusal had a hint, and the peak is below the bound."""
     all_there = result.found == result.ended == result.starts
     polite = not result.without_hint and not result.other_answers
     return all_there and polite and result.peak_mib < bound
 
 
 def kept(result: Waited, bound: float) -> bool:
-    """All came to their end over two kills, and no worker's peak was above the bound."""
+    """Return whether all ended over two kills, and no worker's peak was above the bound."""
     return result.ended == result.ceremonies and max(result.peak_mib) < bound
 
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--log", action="append", choices=["kafka", "sqlite"], default=[], help="default: both")
     parser.add_argument("--starts", type=int, default=200_000)
     parser.add_argument("--state", choices=["memory", "rocks"], help="ceremonies that wait, instead of starts")
-    parser.add_argument("--ceremonies", type=int, default=50_000, help="that wait, with --state")
+    parser.add_argument("--ceremonies", type=int, default=50_000, help="ceremonies that wait, with --state")
     parser.add_argument("--bound", type=float, help="MiB the peak must stay under")
     parser.add_argument("--patience", type=float, default=1800.0, help="seconds until all must have ended")
     options = parser.parse_args(arguments)

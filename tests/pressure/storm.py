@@ -1,6 +1,6 @@
-"""A storm: many more starts at once than a worker can fold, all of them seen to their end, and the worker's memory.
+"""A storm: many more starts at once than a worker can fold; all are followed to their end, with the worker's memory.
 
-The front refuses what it has no room for; each refused start comes back when it is told, until it is accepted.
+The front refuses starts above its limits; each refused start comes back after its hint, until it is accepted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.faults.world import SPECS, WorkerServer
 from tests.services import free_port, running
 
 DEFINITION, ENDED_IN = "merge_chain", "MERGED"
-# Of one call: 20,000 callers in one process are slow themselves, all the more beside the worker they call.
+# Deadline of a call: 20,000 callers in one process are slow themselves, all the more beside the worker they call.
 CALL_SECONDS = 120.0
 LOOK_SECONDS = 0.5
 # The same start may be sent again after any of these.
@@ -43,7 +43,7 @@ OPTIONS = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
 
 @dataclass(frozen=True, slots=True)
 class Storm:
-    """What is let loose on a worker."""
+    """Size and limits of a storm."""
 
     starts: int
     at_once: int = 20_000
@@ -57,7 +57,7 @@ class Storm:
 
 @dataclass(frozen=True, slots=True)
 class Weathered:
-    """What came of it."""
+    """Measurements of a storm."""
 
     starts: int
     refused: int
@@ -65,9 +65,9 @@ class Weathered:
     without_hint: int
     other_answers: dict[str, int]
     found: int
-    """Ceremonies that are in the tables at the end, in their last state."""
+    """Ceremonies in the tables at the end, in their last state."""
     ended: int
-    """By the worker's own count."""
+    """Ended ceremonies by the worker's own count."""
     seconds_starting: float
     seconds: float
     peak_mib: float
@@ -75,12 +75,12 @@ class Weathered:
     rss_mib: float
     """VmRSS at the end."""
     worker_cpu: float
-    """Seconds of processor time of the worker, and of those who call it: they have the same cores."""
+    """Seconds of processor time of the worker and of its callers, which share the cores."""
     callers_cpu: float
 
 
 def weather(storm: Storm, folder: Path, log_url: str, **settings: Any) -> Weathered:
-    """Run it on a worker of its own. Raises AssertionError when not all has ended in time."""
+    """Run a storm on a worker of its own. Raises AssertionError if not all ceremonies end in time."""
     with running(MeasuredNats(folder / "nats", sync_always=False)) as nats:
         environment = {
             "CEREMONY_LOG": log_url,
@@ -109,7 +109,7 @@ class _Run:
 
     async def run(self) -> Weathered:
         storm = self._storm
-        wakeups.take_all()  # else callers are what is slow
+        wakeups.take_all()  # else the callers are the slow part
         cpu = time.process_time()
         channels = [grpc.aio.insecure_channel(self._worker.address, options=OPTIONS) for _ in range(storm.channels)]
         stubs: list[Any] = [PlanningCeremonyProcessorStub(channel) for channel in channels]
@@ -173,7 +173,7 @@ class _Run:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _listed(self, stub: Any, began: float) -> pb.ListPlanningCeremonyInstancesResponse:
-        """Again where it took too long: a list looks at every row, and the last events go out meanwhile."""
+        """List, again if it took too long: a list looks at every row, and the last events go out meanwhile."""
         request = pb.ListPlanningCeremonyInstancesRequest(state_filter=ENDED_IN, limit=1)
         while True:
             try:
@@ -194,13 +194,13 @@ class _Run:
 
 
 def memory_of(pid: int) -> dict[str, float]:
-    """VmHWM (peak) and VmRSS of a process, in MiB."""
+    """Return VmHWM (peak) and VmRSS of a process, in MiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return {name: round(int(fields[name].split()[0]) / 1024, 1) for name in ("VmHWM", "VmRSS")}
 
 
 def cpu_of(pid: int) -> float:
-    """User and system time of a process so far, in seconds."""
+    """Return user and system time of a process so far, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 1)

@@ -1,4 +1,4 @@
-"""The short form of the storm, more starts at once than there is room for; `python -m tests.pressure` does more."""
+"""The short form of the storm, with more starts at once than the limits allow; `python -m tests.pressure` does more."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.services import KafkaServer
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.uncounted]
 
-# A limit so low that starts run into it however slow their client is: three at a time are too many.
+# A limit so low that starts run into it even with a slow client: three at a time are too many.
 STORM = Storm(starts=400, at_once=400, channels=2, partitions=1, max_lag=2, patience=150.0)
-# A worker that has started takes about 150, the calls of this storm some 25, and its rows a few.
+# A started worker takes about 150 MiB, the calls of this storm some 25, and its rows a few.
 PEAK_MIB = 260.0
 
 
@@ -26,8 +26,8 @@ def weathered(request: pytest.FixtureRequest, tmp_path: Path) -> Weathered:
     return weather(STORM, tmp_path, f"kafka://{kafka.bootstrap}")
 
 
-def test_what_is_refused_comes_back_and_all_of_it_ends_in_bounded_memory(weathered: Weathered) -> None:
-    """RESOURCE_EXHAUSTED with a hint, and nothing else; every start is in the tables in its last state, once."""
+def test_refused_starts_come_back_and_all_end_in_bounded_memory(weathered: Weathered) -> None:
+    """The only refusal is RESOURCE_EXHAUSTED with a hint; every start is in the tables in its last state, once."""
     # specification 22.6
     assert weathered.refused > 0, "the lag never passed its limit: this proves nothing"
     assert (weathered.without_hint, weathered.other_answers) == (0, {})

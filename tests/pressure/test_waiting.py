@@ -13,7 +13,7 @@ from tests.services import KafkaServer
 pytestmark = [pytest.mark.timeout(480), pytest.mark.uncounted]
 
 WAITING = Waiting(ceremonies=300, partitions=4, patience=150.0)
-# A worker that has started takes about 150; the rows are six.
+# A started worker takes about 150 MiB; the rows are six.
 PEAK_MIB = 260.0
 
 

@@ -1,4 +1,4 @@
-"""Many ceremonies that wait, with large outputs, under a worker that is killed and started again; and its memory.
+"""Many waiting ceremonies with large outputs, on a worker that is killed and started again; and its memory.
 
 Commands are appended to the log as the front and the agents would: each start is followed by the outcome of its first
 step, so that no row needs an input as large as its output. The agent's own outcome comes too late and changes nothing.
@@ -46,35 +46,35 @@ ASKED = 20
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What a worker is to hold."""
+    """Number and size of the ceremonies that a worker holds."""
 
     ceremonies: int
     output: int = 20 * 1024
-    """Bytes of each one's outputs; hardly to be compressed."""
+    """Bytes of each ceremony's outputs, which hardly compress."""
     partitions: int = 12
     patience: float = 1800.0
-    """Seconds for each of: all wait, the worker is back, all have ended."""
+    """Seconds for each of these: all wait, the worker is back, all have ended."""
 
 
 @dataclass(slots=True)
 class Waited:
-    """What came of it."""
+    """Measurements of a run."""
 
     ceremonies: int
     ended: int = 0
-    """In the tables at the end, in their last state."""
+    """Ceremonies in the tables at the end, in their last state."""
     seconds_until_all_waited: float = 0.0
     seconds_until_ready: list[float] = field(default_factory=list)
-    """From the start of the process, of each worker that came after a kill."""
+    """From the start of the process of each worker that followed a kill."""
     seconds_until_all_ended: float = 0.0
     peak_mib: list[float] = field(default_factory=list)
     """VmHWM of each worker's process."""
     disk_mib: float = 0.0
-    """Below CEREMONY_STATE_DIR, when all waited."""
+    """Files below CEREMONY_STATE_DIR when all waited."""
 
 
 def wait_and_recover(waiting: Waiting, folder: Path, servers: str, **settings: Any) -> Waited:
-    """Run it on workers of its own, one after the other. Raises AssertionError for what is not done in time."""
+    """Run on workers of its own, one after the other. Raises AssertionError if a stage takes too long."""
     prefix = f"waiting-{free_port()}"
     with running(MeasuredNats(folder / "nats", sync_always=False)) as nats:
         environment = {
@@ -133,7 +133,7 @@ class _Run:
             await self._log.stop()
         return result
 
-    # -- what is appended
+    # -- commands
 
     def _fill(self) -> Iterator[AnyCommand]:
         for number, instance_id in enumerate(self._ids):
@@ -189,7 +189,7 @@ class _Run:
             for instance_id in self._ids[:ASKED]:
                 await client.decide(instance_id, approved=True, actor="anna", role="", step_id="ask")
 
-    # -- what is seen
+    # -- observation
 
     async def _kill_and_restart(self) -> None:
         self._note_memory()
@@ -215,7 +215,7 @@ class _Run:
     async def _all_ended(self) -> bool:
         ended = await self._metric('ceremony_ended_total{status="COMPLETED"}')
         if ended < self._waiting.ceremonies // 2:
-            return False  # the half that this worker was given alone is not done: a list looks at every row
+            return False  # this worker's half is not done yet; a list, which looks at every row, can wait
         async with grpc.aio.insecure_channel(self._worker.address) as channel:
             stub: Any = PlanningCeremonyProcessorStub(channel)
             request = pb.ListPlanningCeremonyInstancesRequest(state_filter="APPROVED", limit=1)

@@ -1,4 +1,4 @@
-"""Several workers on one real Kafka and one real NATS, and what tests ask them.
+"""Several workers on one real Kafka and one real NATS, and the questions of tests to them.
 
 Workers run in the test's own loop (`Fleet.start`) or as processes that can be killed (`Fleet.process`). There is no Ray
 executor: the ceremonies of these tests need none.
@@ -41,7 +41,7 @@ def start_request(
 
 
 class Fleet:
-    """`async with Fleet(folder, bootstrap) as fleet:` gives a NATS and names of its own on the Kafka."""
+    """Workers with a NATS and names of their own on the Kafka: `async with Fleet(folder, bootstrap) as fleet:`."""
 
     def __init__(self, folder: Path, bootstrap: str, *, partitions: int = PARTITIONS, **more: Any) -> None:
         self.folder = folder
@@ -85,7 +85,7 @@ class Fleet:
     # -- workers
 
     async def start(self, **more: Any) -> Worker:
-        """One more worker in this loop; returns before it is ready."""
+        """Start one more worker in this loop; return before it is ready."""
         stack = contextlib.AsyncExitStack()
         worker = await stack.enter_async_context(Worker(Settings(**self.settings(**more))))
         self.workers.append(worker)
@@ -97,7 +97,7 @@ class Fleet:
         await self._stacks.pop(id(worker)).aclose()
 
     async def process(self, **more: Any) -> WorkerProcess:
-        """One more worker as a process; returns before it is ready."""
+        """Start one more worker as a process; return before it is ready."""
         folder = self.folder / f"worker{len(self.processes)}"
         folder.mkdir()
         process = WorkerProcess(folder, self.settings(**more))
@@ -106,7 +106,7 @@ class Fleet:
         return process
 
     async def shared(self) -> None:
-        """Every worker is ready, each owns its share, and each knows of all the others."""
+        """Wait until every worker is ready, owns its share and knows all others."""
         await until(lambda: all(worker.http.ready() for worker in self.workers), "every worker is ready")
         await until(self._shares, "every worker knows who owns what")
 
@@ -125,14 +125,14 @@ class Fleet:
 
     request = staticmethod(start_request)
 
-    # -- who owns what
+    # -- owners
 
     def owner_of(self, instance_id: str) -> Worker:
         partition = self.workers[0].engine.partitions._log.partition_of(instance_id.encode(), self.partitions)
         return next(worker for worker in self.workers if partition in worker.engine.partitions.mine())
 
     def name_in(self, partition: int) -> str:
-        """A ceremony id whose instance (story S1) lives in this partition."""
+        """Return a ceremony id whose instance (story S1) lives in this partition."""
         return next(
             name
             for name in (f"p-{number}" for number in range(1000))
@@ -140,7 +140,7 @@ class Fleet:
         )
 
     def name_owned_by(self, worker: Worker, prefix: str = "c") -> str:
-        """A ceremony id whose instance (story S1) lives at this worker."""
+        """Return a ceremony id whose instance (story S1) lives at this worker."""
         return next(
             name
             for name in (f"{prefix}-{uuid4().hex[:8]}" for _ in range(1000))
@@ -150,7 +150,7 @@ class Fleet:
 
 @contextlib.asynccontextmanager
 async def stub_at(address: str) -> AsyncIterator[Any]:
-    """Calls without retries: what the worker said is what a test sees."""
+    """Return a stub without retries, so that a test sees the worker's own answer."""
     async with grpc.aio.insecure_channel(address, options=NO_RETRIES) as channel:
         yield PlanningCeremonyProcessorStub(channel)
 

@@ -1,4 +1,4 @@
-"""A steady load on several workers, and how long each partition stood still under it, from the log's own timestamps.
+"""A steady load on several workers, and the pauses of each partition under it, by the log's timestamps.
 
 `python -m tests.workers.load KAFKA --workers 3` measures SIGTERM and kill -9; with `--static` restarts in place.
 """
@@ -31,7 +31,7 @@ AGAIN_SECONDS = 0.05
 
 
 class Load:
-    """Starts ceremonies at a steady rate through all workers, each again and again until it is accepted."""
+    """Starts ceremonies at a steady rate through all workers, each repeatedly until it is accepted."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
@@ -41,7 +41,7 @@ class Load:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """At the end every start that was begun has been accepted."""
+        """Run the load meanwhile; at the end every start begun has been accepted."""
         starts: list[asyncio.Task[None]] = []
         ticking = asyncio.create_task(self._tick(starts))
         async with self._stack:
@@ -79,7 +79,7 @@ class Load:
 
 
 async def gaps(fleet: Fleet, since_ms: int) -> list[float]:
-    """By partition the longest time between two `step.executed` since then, in seconds."""
+    """Return for each partition the longest time between two `step.executed` since then, in seconds."""
     log = KafkaLog([fleet.log_url.removeprefix("kafka://")], HostClock())
     await log.start()
     try:
@@ -99,7 +99,7 @@ async def gaps(fleet: Fleet, since_ms: int) -> list[float]:
 
 
 async def accounted(fleet: Fleet, started: Sequence[str]) -> dict[str, int]:
-    """Wait until every start has ended on CEREMONY; returns how often each effect id is there, if not once."""
+    """Wait until every start has ended on CEREMONY; return the number of each effect id that is not there once."""
     seen: dict[str, int] = {}
 
     async def all_ended() -> bool:
@@ -117,7 +117,7 @@ async def accounted(fleet: Fleet, started: Sequence[str]) -> dict[str, int]:
 
 
 async def measured(fleet: Fleet, seconds: float) -> list[float]:
-    """The longest pause of each partition in the next seconds."""
+    """Return the longest pause of each partition in the next seconds."""
     since = int(time.time() * 1000)
     await asyncio.sleep(seconds)
     return await gaps(fleet, since)

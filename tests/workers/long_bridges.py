@@ -1,7 +1,7 @@
-"""Bridges that share the partitions of `events`, killed and stopped while these move: CEREMONY has each effect id once.
+"""Bridges that share the partitions of `events` are killed and stopped while these move; each effect id is sent once.
 
-The stream's own duplicate window is a second: what is not sent twice is so for what the bridges know. It takes 40 s, so
-it is not part of the test command: `scripts/test tests/workers/long_bridges.py`.
+The stream's own duplicate window is only a second, so the bridges themselves must avoid sending twice. The test takes
+40 s and is not part of the test command: `scripts/test tests/workers/long_bridges.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Engine:
         self.ids: list[str] = []
 
     async def write(self, number: int) -> None:
-        """The event of this number of every ceremony; every tenth time the last hundred are written again."""
+        """Write the event of this number of every ceremony; every tenth time write the last hundred again."""
         for ceremony in range(CEREMONIES):
             one = event(ceremony, number)
             partition = self._log.partition_of(one.instance_id.encode(), PARTITIONS)
@@ -81,7 +81,7 @@ async def _moving(fleet: Fleet, engine: Engine) -> None:
     await second.ready()
     writing = asyncio.create_task(_write(engine))
     await _reached(fleet, 400)
-    first.kill()  # what it has sent and not committed is read back by whoever gets its partition
+    first.kill()  # the next owner of its partition reads back the messages that it sent and did not commit
     await asyncio.sleep(1.2)
     first.start()
     await _reached(fleet, 1600)
@@ -90,7 +90,7 @@ async def _moving(fleet: Fleet, engine: Engine) -> None:
     assert await stopping == 0
     second.start()
     await second.ready()
-    first.pause()  # past its session: awake again, it must not go on where it was
+    first.pause()  # past its session: after waking up it must not continue
     await asyncio.sleep(8)
     first.resume()
     await writing

@@ -1,4 +1,4 @@
-"""Two workers in front of one log: whoever is asked, the owner answers, once."""
+"""Two workers in front of one log: a call to either is answered by the owner, once."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ async def stubs(fleet: Fleet) -> AsyncIterator[tuple[Any, Any]]:
         yield first, second
 
 
-async def test_whoever_is_asked_starts_and_reads_any_ceremony(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
-    """Started by one worker and read by both, whoever owns it; no answer is older than the start."""
+async def test_any_worker_starts_and_reads_any_ceremony(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
+    """One worker starts it and both read it, whichever owns it; no answer is older than the start."""
     # specification 14.15
     for owner in fleet.workers:
         name = fleet.name_owned_by(owner)
@@ -53,8 +53,8 @@ async def test_whoever_is_asked_starts_and_reads_any_ceremony(fleet: Fleet, stub
         assert here.ceremony.position.offset >= started.position.offset
 
 
-async def test_a_read_brings_its_position_and_sees_what_was_written(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
-    """A position that is not folded within 2 s is UNAVAILABLE, one of another partition is the client's mistake."""
+async def test_a_read_with_a_position_sees_the_write_before_it(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
+    """A position that is not folded within 2 s is UNAVAILABLE; one of another partition is the client's mistake."""
     # specification 14.7
     name = fleet.name_owned_by(fleet.workers[1])
     started = await stubs[0].StartPlanningCeremony(start_request(name))
@@ -69,7 +69,7 @@ async def test_a_read_brings_its_position_and_sees_what_was_written(fleet: Fleet
 
 
 async def test_operations_and_watching_reach_the_owner(fleet: Fleet) -> None:
-    """A gate is decided through a worker that does not own the ceremony, while another client watches it there."""
+    """A gate is decided through a worker that does not own the ceremony, while another client watches there."""
     # specification 14.15
     name = fleet.name_owned_by(fleet.workers[1])
     async with client_of(fleet.workers[0]) as client:
@@ -105,7 +105,7 @@ async def test_operations_and_watching_reach_the_owner(fleet: Fleet) -> None:
     assert [form.version for form in watched] == sorted({form.version for form in watched})
 
 
-async def test_refusals_pass_through_as_the_owner_said_them(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
+async def test_refusals_of_the_owner_pass_through_unchanged(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
     name = fleet.name_owned_by(fleet.workers[1])
     await stubs[0].StartPlanningCeremony(start_request(name))
     again = start_request(name, "merge_chain")
@@ -120,7 +120,7 @@ async def test_refusals_pass_through_as_the_owner_said_them(fleet: Fleet, stubs:
 
 
 async def test_a_forwarded_call_is_never_forwarded_again(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
-    """Who is taken for the owner and is not says UNAVAILABLE."""
+    """A worker that gets a forwarded call and is not the owner answers UNAVAILABLE."""
     # specification 14.15
     name = fleet.name_owned_by(fleet.workers[1])
     await stubs[1].StartPlanningCeremony(start_request(name))
@@ -149,8 +149,8 @@ async def test_the_correlation_id_and_the_deadline_travel_with_the_call(fleet: F
     assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_a_list_is_of_all_workers(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
-    """Whoever is asked: the same order, exact totals, and pages that together are the whole."""
+async def test_a_list_covers_all_workers(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
+    """Every worker gives the same order, exact totals, and pages that together are the whole."""
     # specification 14.15
     names = [fleet.name_owned_by(fleet.workers[number % 2], "list") for number in range(9)]
     for number, name in enumerate(names):
@@ -177,8 +177,8 @@ async def test_a_list_is_of_all_workers(fleet: Fleet, stubs: tuple[Any, Any]) ->
     assert nothing.total_count == 0 and not nothing.ceremonies
 
 
-async def test_a_diagnosis_is_of_all_workers(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
-    """Whoever is asked: every partition is served by somebody, and the ceremonies of all are counted."""
+async def test_a_diagnosis_covers_all_workers(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
+    """Every worker reports that each partition is served, and counts the ceremonies of all."""
     # specification 14.15
     for owner in fleet.workers:
         await stubs[0].StartPlanningCeremony(start_request(fleet.name_owned_by(owner)))
@@ -193,7 +193,7 @@ async def test_a_diagnosis_is_of_all_workers(fleet: Fleet, stubs: tuple[Any, Any
 
 
 async def test_poison_among_the_heartbeats_ends_no_worker(fleet: Fleet, stubs: tuple[Any, Any]) -> None:
-    """Each shape is found in the dead letters once, and calls find their owner as before."""
+    """Each shape is found in the dead letters once, and calls reach their owner as before."""
     log, topic = fleet.workers[0].app.driver.log, f"{fleet.prefix}.{OWNERS}"
     bad = [
         await log.append(topic, 0, *shape.spoil(good(OWNERS, f"poisoned-{number}")))

@@ -17,7 +17,7 @@ WORKERS = 12
 
 
 async def test_twelve_workers_own_a_partition_each(kafka: KafkaServer, tmp_path: Path) -> None:
-    """Every one of them starts, reads and lists the ceremonies of all; each effect id is on CEREMONY once."""
+    """Each worker starts, reads and lists the ceremonies of all; each effect id is on CEREMONY once."""
     # specification 16.7
     async with Fleet(tmp_path, kafka.bootstrap, partitions=WORKERS) as fleet:
         await asyncio.gather(*(fleet.start() for _ in range(WORKERS)))

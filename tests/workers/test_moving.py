@@ -1,4 +1,4 @@
-"""Workers that stop, die, freeze and come back: short pauses, nothing lost, nothing twice, no old answer."""
+"""Workers stop, die, freeze and come back: pauses are short, nothing is lost or sent twice, no answer is old."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.timeout(110), pytest.mark.uncounted]
 
 
 async def test_workers_that_stop_and_die_under_load(kafka: KafkaServer, tmp_path: Path) -> None:
-    """SIGTERM: no partition stands still for 5 s. Kill -9: for the session timeout and a recovery. Nothing is lost."""
+    """On SIGTERM no partition pauses for 5 s; on kill -9 for the session timeout and a recovery. Nothing is lost."""
     # specification 18.1, 18.8
     async with Fleet(tmp_path, kafka.bootstrap, partitions=4) as fleet:
         first, second, third = [await fleet.process() for _ in range(3)]
@@ -40,7 +40,7 @@ async def test_workers_that_stop_and_die_under_load(kafka: KafkaServer, tmp_path
 
 
 async def test_a_restart_in_place_keeps_its_partitions(kafka: KafkaServer, tmp_path: Path) -> None:
-    """With a worker id the group waits for it: nobody else takes what it had."""
+    """With a worker id the group waits for it: nobody else takes its partitions."""
     # specification 22.7
     async with Fleet(tmp_path, kafka.bootstrap, partitions=4) as fleet:
         named, other = await fleet.process(WORKER_ID="a"), await fleet.start(WORKER_ID="b")
@@ -57,12 +57,12 @@ async def test_a_restart_in_place_keeps_its_partitions(kafka: KafkaServer, tmp_p
 def knows_two(worker: Worker) -> bool:
     try:
         return worker.owners is not None and len(worker.owners.everywhere()) == 2
-    except Unavailable:  # not everything has an owner yet
+    except Unavailable:  # some partitions have no owner yet
         return False
 
 
 async def test_a_worker_that_was_frozen_gives_no_old_answer(kafka: KafkaServer, tmp_path: Path) -> None:
-    """Its partitions have moved meanwhile. Awake again it does not know, but it knows that it may not: UNAVAILABLE."""
+    """Its partitions have moved meanwhile. It answers UNAVAILABLE, since its membership is not confirmed."""
     # specification 14.16
     async with Fleet(tmp_path, kafka.bootstrap, partitions=2) as fleet:
         zombie, other = await fleet.process(), await fleet.start()
@@ -98,8 +98,8 @@ async def test_a_worker_that_was_frozen_gives_no_old_answer(kafka: KafkaServer, 
             assert (await frozen.GetPlanningCeremonyInstance(request)).ceremony.version >= moved
 
 
-async def test_each_role_runs_alone_and_both_make_the_whole(kafka: KafkaServer, tmp_path: Path) -> None:
-    """An engine and a bridge in processes of their own: each is ready with what its role needs, and events come out."""
+async def test_each_role_runs_alone_and_both_together_are_complete(kafka: KafkaServer, tmp_path: Path) -> None:
+    """An engine and a bridge in separate processes: each is ready with its role's neighbours, and events come out."""
     # specification 22.3, 22.4
     async with Fleet(tmp_path, kafka.bootstrap, partitions=2) as fleet:
         bridge = await fleet.process(CEREMONY_ROLE="bridge")

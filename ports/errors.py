@@ -20,9 +20,14 @@ class CeremonyError(Exception):
         self.remedy = remedy
         """What would be right, or what to do."""
 
-    def __str__(self) -> str:
-        text = ": ".join(part for part in (self.code, self.place, self.message) if part)
+    @property
+    def text(self) -> str:
+        """`place: message; remedy`, for those who show the code elsewhere."""
+        text = ": ".join(part for part in (self.place, self.message) if part)
         return f"{text}; {self.remedy}" if self.remedy else text
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.code, self.text) if part)
 
 
 class Unreachable(CeremonyError):

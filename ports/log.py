@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from ports.errors import CeremonyError
+
 Header = tuple[str, bytes]
 """One record header: name and value."""
 
@@ -247,11 +249,15 @@ class Follower(Protocol):
         """Finish the batch in hand, commit, leave the group."""
 
 
-class LogUnavailable(Exception):
+class LogError(CeremonyError):
+    """The log cannot be reached, or refuses; base of the errors of this module."""
+
+
+class LogUnavailable(LogError):
     """The log cannot be reached now; the call may be repeated."""
 
 
-class LogFailed(Exception):
+class LogFailed(LogError):
     """A write was refused for good: the worker stops, it never skips."""
 
 
@@ -262,6 +268,19 @@ class Fenced(LogFailed):
 class StateLost(LogFailed):
     """A local copy of a partition's rows cannot be read or written; the changelog has them all."""
 
+    def __init__(self, message: str, *, place: str = "") -> None:
+        super().__init__("state_lost", message, place=place)
 
-class RecordTooLarge(Exception):
+
+class RecordTooLarge(LogError):
     """A record above LARGEST_RECORD was refused before it was sent."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("record_too_large", message)
+
+
+class LogUrlInvalid(LogError):
+    """The address of a log is not understood."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("log_url_invalid", message)

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ports.errors import CeremonyError
+
 
 class Published(msgspec.Struct, frozen=True):
     """JetStream's acknowledgement."""
@@ -16,13 +18,8 @@ class Published(msgspec.Struct, frozen=True):
     duplicate: bool
 
 
-class PublishRefused(Exception):
-    """NATS answered and said no (no stream for the subject, too large): asking again does not help."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
+class PublishRefused(CeremonyError):
+    """NATS refused the message (no stream for the subject, too large): publishing it again does not help."""
 
 
 class Outbound(Protocol):

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from ports.errors import CeremonyError
 from tables.commands import Cancel, GateDecision, Pause, Resume, RetryStep, RunStep, Start, Trigger
 from tables.definition import Definition
 from tables.diagnosis import CeremonyDiagnosis
@@ -32,28 +33,26 @@ class Reply:
     """False: durable, but not folded within the time the front waits."""
 
 
-class Unavailable(Exception):
+class Unavailable(CeremonyError):
     """The log cannot be reached, or the partition of the instance is not served now; the call may be repeated."""
 
     def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
-        super().__init__(message)
-        self.message = message
+        super().__init__("unavailable", message)
         self.retry_after_seconds = retry_after_seconds
 
 
-class PartitionDiffers(Exception):
-    """A position was brought that stands in another partition than the instance."""
+class PartitionDiffers(CeremonyError):
+    """The position of a read is of another partition than the instance."""
 
     def __init__(self, asked: int, home: int) -> None:
-        super().__init__(f"the position is of partition {asked}, this ceremony lives in {home}")
+        super().__init__("position_differs", f"the position is of partition {asked}, this ceremony lives in {home}")
 
 
-class Overloaded(Exception):
-    """Too much waits already for another start to be taken; nothing was appended, and the call may be repeated."""
+class Overloaded(CeremonyError):
+    """Too many starts wait already; nothing was appended, and the call may be repeated."""
 
     def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
-        super().__init__(message)
-        self.message = message
+        super().__init__("overloaded", message)
         self.retry_after_seconds = retry_after_seconds
 
 

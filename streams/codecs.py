@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ports.errors import CeremonyError
 from ports.log import Record
 from streams import topics
 from streams.transport.partition.dead_letters import origin_marks
@@ -61,8 +62,11 @@ class _CausedEnvelope(_Envelope, frozen=True, gc=False):
     causation_id: str
 
 
-class EnvelopeInvalid(ValueError):
-    """A mandatory field of an envelope is empty; the message names it. It means a bug of the caller."""
+class EnvelopeInvalid(CeremonyError):
+    """A mandatory field of an envelope is empty: a bug of the caller."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__("envelope_invalid", f"{field} is empty")
 
 
 @lru_cache(maxsize=256)  # the log gives a whole batch one time
@@ -84,7 +88,7 @@ def envelope(
     stamp = iso(at) if isinstance(at, int) else at
     if not (event_type and key and correlation_id):
         empty = "event_type" if not event_type else "correlation_id" if key else "idempotency_key"
-        raise EnvelopeInvalid(f"{empty} is empty")
+        raise EnvelopeInvalid(empty)
     beside = metadata or _NOTHING
     if causation_id:
         return _encode(_CausedEnvelope(event_type, payload, key, correlation_id, stamp, PRODUCER, beside, causation_id))

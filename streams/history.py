@@ -21,13 +21,13 @@ SLACK_MS = 60_000
 STARTED = b"ceremony.started"
 
 
-class _Envelope(msgspec.Struct):
+class _ShownEnvelope(msgspec.Struct):
     timestamp: str = ""
     payload: msgspec.Raw = msgspec.Raw(b"{}")
     metadata: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-_decode = msgspec.json.Decoder(_Envelope).decode
+_decode = msgspec.json.Decoder(_ShownEnvelope).decode
 
 
 class _Found:
@@ -116,7 +116,7 @@ def event_of(record: Record) -> HistoryEvent:
     try:
         envelope = _decode(record.value or b"{}")
     except msgspec.DecodeError:
-        envelope = _Envelope()
+        envelope = _ShownEnvelope()
     offset = header(record, topics.COMMAND_OFFSET)
     return HistoryEvent(
         subject=header(record, topics.SUBJECT),

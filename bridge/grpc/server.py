@@ -254,7 +254,7 @@ class Front(OperatorCalls, PlanningCeremonyProcessorServicer):
         try:
             await self._reads.reached(instance_id, position.partition, position.offset)
         except PartitionDiffers as error:
-            raise invalid("position_differs", f"at_least: {error}") from None
+            raise invalid("position_differs", f"at_least: {error.message}") from None
 
 
 @dataclass(frozen=True, slots=True)

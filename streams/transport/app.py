@@ -22,7 +22,7 @@ import faust
 from yarl import URL
 
 from ports.clock import Clock
-from ports.log import AgentSpec, Batch, Log, PartitionView, TopicSpec
+from ports.log import AgentSpec, Batch, Log, LogUrlInvalid, PartitionView, TopicSpec
 from streams import topics as names
 from streams.transport.faust.agents import BatchSchema, BatchStream, RowsTable, Supervisor, Tables, supervised
 from streams.transport.faust.membership import GroupTransport, Membership
@@ -242,7 +242,7 @@ def create_app(
 
     `topics`: those to be created, full names; changelogs are added by `attach`. `settings`: `replication` (factor),
     `topic_config` (extra settings of every topic), `limits`, `row_cache`, `stores`, and any setting of Faust. Raises
-    ValueError for another scheme.
+    LogUrlInvalid for another scheme.
     """
     app = CeremonyApp(
         name,
@@ -268,11 +268,11 @@ def _transport(url: str) -> type[GroupTransport]:
         from streams.transport.sqlite.driver import SqliteTransport  # noqa: PLC0415 - as above
 
         return SqliteTransport
-    raise ValueError(f"log_url_invalid: {url!r} is neither kafka://host:port nor sqlite:///path")
+    raise LogUrlInvalid(f"{url!r} is neither kafka://host:port nor sqlite:///path")
 
 
 def open_log(url: str, clock: Clock) -> Log:
-    """The log at `url` without an app, not started yet. Raises ValueError for a URL that is not understood."""
+    """The log at `url` without an app, not started yet. Raises LogUrlInvalid."""
     if url.startswith("sqlite://"):
         from streams.transport.sqlite import driver  # noqa: PLC0415 - as above
 

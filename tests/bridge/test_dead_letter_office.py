@@ -139,7 +139,7 @@ async def test_a_replay_that_was_cut_short_is_finished_by_the_same_request(
         nonlocal appends
         appends += 1
         if appends > cut_after:
-            raise LogUnavailable("gone")
+            raise LogUnavailable("log_unavailable", "gone")
         return await real(*arguments)
 
     with monkeypatch.context() as patch:

@@ -151,7 +151,7 @@ class CrashBackend:
 
     def _write(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
         if self._epoch != self._broker.epochs[self._key]:
-            raise Fenced(f"fenced: {self._spec.topic}[{self._partition}] has another owner")
+            raise Fenced("fenced", f"{self._spec.topic}[{self._partition}] has another owner")
         self._broker.write(self._key, rows, position)
 
     def commit(self, offset: int) -> None:

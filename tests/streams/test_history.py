@@ -169,7 +169,7 @@ async def test_an_event_that_cannot_be_read_still_shows_its_headers(site: Site) 
 
 async def test_a_log_that_is_away_is_unavailable(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(_: str) -> Sequence[tuple[int, int]]:
-        raise LogUnavailable("away")
+        raise LogUnavailable("log_unavailable", "away")
 
     monkeypatch.setattr(site, "ends", away)
     with pytest.raises(Unavailable):

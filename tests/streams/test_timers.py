@@ -54,7 +54,7 @@ class Owner:
 
     async def send(self, number: int, key: bytes, value: bytes, headers: Sequence[Header]) -> int:
         if self.down:
-            raise LogUnavailable("down")
+            raise LogUnavailable("log_unavailable", "down")
         command = decode_command(value)
         if isinstance(command, Noop):
             self.noops += 1

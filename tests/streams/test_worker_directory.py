@@ -36,7 +36,7 @@ class Topic:
         self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
     ) -> Position:
         if self.away:
-            raise LogUnavailable("log_unavailable: away")
+            raise LogUnavailable("log_unavailable", "away")
         place = len(self.records)
         self.records.append(Record(topic, partition, place, NOW + place, key, value, tuple(headers)))
         return Position(partition, len(self.records) - 1, self.records[-1].timestamp)
@@ -46,7 +46,7 @@ class Topic:
 
     async def tail(self, topic: str, partition: int, start: int) -> AsyncIterator[Sequence[Record]]:
         yield [record for record in self.records[start:] if record.topic == topic]
-        raise LogUnavailable("log_unavailable: the reader is lost")
+        raise LogUnavailable("log_unavailable", "the reader is lost")
 
     def heartbeats(self) -> Iterator[Heartbeat]:
         for record in self.records:

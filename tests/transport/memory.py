@@ -136,7 +136,7 @@ class MemoryBackend:
     async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
         await asyncio.sleep(0)
         if self._epoch != self.log.epochs[self._tp]:
-            raise Fenced(f"fenced: {self._tp} has another owner")
+            raise Fenced("fenced", f"{self._tp} has another owner")
         if self.log.fail_checkpoint is not None:
             raise self.log.fail_checkpoint
         self.write(rows, position)

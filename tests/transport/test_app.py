@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bridge.clock import HostClock
-from ports.log import AgentSpec, Batch, TableSpec, TopicSpec
+from ports.log import AgentSpec, Batch, LogUrlInvalid, TableSpec, TopicSpec
 from streams.transport.app import CeremonyApp, create_app
 
 
@@ -61,7 +61,7 @@ def test_an_agent_attached_after_the_partitions_were_declared_is_refused() -> No
 
 
 def test_an_unknown_log_is_named_with_what_would_be_right() -> None:
-    with pytest.raises(ValueError, match=r"log_url_invalid.*kafka://host:port nor sqlite:///path"):
+    with pytest.raises(LogUrlInvalid, match=r"log_url_invalid.*kafka://host:port nor sqlite:///path"):
         app_on("nats://127.0.0.1:4222")
 
 

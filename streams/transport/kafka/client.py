@@ -138,9 +138,9 @@ class TransactionalWriter:
                 if future is not None:
                     future.add_done_callback(retrieve)
             if isinstance(error, ProducerFenced):
-                raise Fenced(f"fenced: {self._id} has another owner") from error
+                raise Fenced("fenced", f"{self._id} has another owner") from error
             if isinstance(error, _REFUSALS):
-                raise LogFailed(f"checkpoint_refused: {self._id} ({type(error).__name__})") from error
+                raise LogFailed("checkpoint_refused", f"{self._id} ({type(error).__name__})") from error
             raise
 
     async def stop(self) -> None:
@@ -167,7 +167,7 @@ class PartitionReader:
     @property
     def _consumer(self) -> AIOKafkaConsumer:
         if self._client is None:
-            raise LogUnavailable("log_unavailable: the reader is not connected to Kafka")
+            raise LogUnavailable("log_unavailable", "the reader is not connected to Kafka")
         return self._client
 
     async def start(self, tps: Sequence[TopicPartition]) -> None:

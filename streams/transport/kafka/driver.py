@@ -176,13 +176,13 @@ class KafkaBackend:
 
     def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
         if partition not in (self._producer.client.cluster.partitions_for_topic(topic) or ()):
-            raise LogFailed(f"topic_unknown: no partition {topic}[{partition}]; a send to it would never end")
+            raise LogFailed("topic_unknown", f"no partition {topic}[{partition}]; a send to it would never end")
         return append_batches(self._producer, TopicPartition(topic, partition), records)
 
     async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
         writer = self._writer
         if writer is None:
-            raise LogFailed(f"not_taken: {self._tp.topic}[{self._tp.partition}] was never taken")
+            raise LogFailed("not_taken", f"{self._tp.topic}[{self._tp.partition}] was never taken")
         records: dict[TopicPartition, list[Written]] = {
             tp: [(key, row, ()) for key, row in rows.get(table, {}).items()] for table, tp in self._changelogs.items()
         }

@@ -253,5 +253,5 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
                 logger.info("%s has moved: its new owner gets the last batches again", self._topic)
             except KafkaError as error:
                 if not error.retriable:
-                    raise LogFailed(f"commit_refused: {self._topic} ({type(error).__name__})") from error
+                    raise LogFailed("commit_refused", f"{self._topic} ({type(error).__name__})") from error
                 self._handled = {**mine, **self._handled}

@@ -71,7 +71,7 @@ class GroupMember(membership.Membership):
     @property
     def group(self) -> AIOKafkaConsumer:
         if self._group is None:
-            raise LogUnavailable("log_unavailable: not a member of the group")
+            raise LogUnavailable("log_unavailable", "not a member of the group")
         return self._group
 
     def notice_lost_membership(self) -> None:
@@ -83,8 +83,9 @@ class GroupMember(membership.Membership):
         if len(self._lost) >= TWIN_LOSSES:
             self.app.fail(
                 LogFailed(
-                    f"worker_id_taken: another worker of group {self.app.conf.id} also has the worker id"
-                    f" {self.app.worker_id!r}; give each its own"
+                    "worker_id_taken",
+                    f"another worker of group {self.app.conf.id} also has the worker id {self.app.worker_id!r}",
+                    remedy="give each its own",
                 )
             )
 

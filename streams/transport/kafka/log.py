@@ -60,7 +60,7 @@ class KafkaLog:
     def producer(self) -> AIOKafkaProducer:
         """The one idempotent producer of this process; effects go through it too. Raises LogUnavailable."""
         if self._producer is None:
-            raise LogUnavailable("log_unavailable: not connected to Kafka")
+            raise LogUnavailable("log_unavailable", "not connected to Kafka")
         return self._producer
 
     def partition_of(self, key: bytes, partitions: int) -> int:
@@ -79,7 +79,7 @@ class KafkaLog:
             if not isinstance(error, KafkaError):
                 raise
             self._state = f"no Kafka at {','.join(self._servers)}"
-            raise LogUnavailable(f"log_unavailable: {self._state}") from error
+            raise LogUnavailable("log_unavailable", self._state) from error
         self._producer, self._reader = producer, reader
         self._state = "ok"
         self._watcher = self._clock.spawn(self._watch(), name="kafka is watched")
@@ -107,7 +107,7 @@ class KafkaLog:
                 admin, topics, replication=self._replication, extra=self._topic_config, clock=self._clock
             )
         except KafkaError as error:
-            raise LogUnavailable(f"log_unavailable: topics cannot be looked at ({type(error).__name__})") from error
+            raise LogUnavailable("log_unavailable", f"topics cannot be looked at ({type(error).__name__})") from error
         finally:
             await admin.close()
         for spec in topics:  # from here on the producer knows the topic's leaders: sends need not wait for metadata
@@ -122,12 +122,12 @@ class KafkaLog:
                 sent = await self.producer.send(topic, value, key, partition=partition, headers=list(headers))
                 done = await sent
         except MessageSizeTooLargeError as error:
-            raise RecordTooLarge(f"record_too_large: {len(value)} bytes for {topic}") from error
+            raise RecordTooLarge(f"{len(value)} bytes for {topic}") from error
         except TimeoutError:
             self._state = "writes are not acknowledged"
-            raise LogUnavailable(f"log_unavailable: {topic}[{partition}] not acknowledged in time") from None
+            raise LogUnavailable("log_unavailable", f"{topic}[{partition}] not acknowledged in time") from None
         except KafkaError as error:
-            raise LogUnavailable(f"log_unavailable: {topic}[{partition}] ({type(error).__name__})") from error
+            raise LogUnavailable("log_unavailable", f"{topic}[{partition}] ({type(error).__name__})") from error
         self._state = "ok"
         return Position(partition, done.offset, done.timestamp)
 
@@ -139,7 +139,7 @@ class KafkaLog:
                 tps = [TopicPartition(topic, number) for number in partitions]
                 starts, ends = await reader.beginning_offsets(tps), await reader.end_offsets(tps)
         except (KafkaError, TimeoutError) as error:
-            raise LogUnavailable(f"log_unavailable: ends of {topic} ({type(error).__name__})") from error
+            raise LogUnavailable("log_unavailable", f"ends of {topic} ({type(error).__name__})") from error
         return [(starts[tp], ends[tp]) for tp in tps]
 
     async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
@@ -158,7 +158,7 @@ class KafkaLog:
                 if records:
                     yield records
         except KafkaError as error:
-            raise LogUnavailable(f"log_unavailable: {topic}[{partition}] ({type(error).__name__})") from error
+            raise LogUnavailable("log_unavailable", f"{topic}[{partition}] ({type(error).__name__})") from error
         finally:
             await stop_reader(reader, self._clock)
 
@@ -175,7 +175,7 @@ class KafkaLog:
                 if records := fetched.get(tp):
                     yield records
         except KafkaError as error:
-            raise LogUnavailable(f"log_unavailable: {topic}[{partition}] ({type(error).__name__})") from error
+            raise LogUnavailable("log_unavailable", f"{topic}[{partition}] ({type(error).__name__})") from error
         finally:
             await stop_reader(reader, self._clock)
 
@@ -187,12 +187,12 @@ class KafkaLog:
             await follower.start()
         except KafkaError as error:
             await follower.stop()
-            raise LogUnavailable(f"log_unavailable: group {group} cannot be joined") from error
+            raise LogUnavailable("log_unavailable", f"group {group} cannot be joined") from error
         return follower
 
     def _connected(self) -> AIOKafkaConsumer:
         if self._reader is None:
-            raise LogUnavailable("log_unavailable: not connected to Kafka")
+            raise LogUnavailable("log_unavailable", "not connected to Kafka")
         return self._reader
 
     async def _watch(self) -> None:

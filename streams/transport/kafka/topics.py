@@ -47,8 +47,9 @@ async def ensure_topics(
     for name, partitions in present.items():
         if len(partitions) != wanted[name].partitions:
             raise LogFailed(
-                f"partition_count_wrong: topic {name} has {len(partitions)} partitions, {wanted[name].partitions} are"
-                " declared; keys would change their partition"
+                "partition_count_wrong",
+                f"topic {name} has {len(partitions)} partitions, {wanted[name].partitions} are declared; keys would"
+                " change their partition",
             )
     await _check_timestamps(admin, [name for name in present if wanted[name] not in missing])
 
@@ -67,7 +68,7 @@ async def _create(
     for name, code, *message in response.topic_errors:
         if code not in (0, _TOPIC_EXISTS):
             reason = message[0] if message else ""
-            raise LogFailed(f"topic_refused: Kafka does not create {name} (error {code}): {reason}")
+            raise LogFailed("topic_refused", f"Kafka does not create {name} (error {code}): {reason}")
 
 
 async def _appeared(admin: AIOKafkaAdminClient, wanted: Mapping[str, TopicSpec], clock: Clock) -> dict[str, list[Any]]:
@@ -80,7 +81,7 @@ async def _appeared(admin: AIOKafkaAdminClient, wanted: Mapping[str, TopicSpec],
         ):
             return present
         if clock.monotonic() > deadline:
-            raise LogUnavailable(f"topics_not_ready: no leaders yet for {sorted(set(wanted) - set(present))}")
+            raise LogUnavailable("topics_not_ready", f"no leaders yet for {sorted(set(wanted) - set(present))}")
         await clock.sleep(0.05)
 
 
@@ -94,7 +95,8 @@ async def _check_timestamps(admin: AIOKafkaAdminClient, names: Sequence[str]) ->
             values = {entry[0]: entry[1] for entry in entries}
             if values.get("message.timestamp.type") != "LogAppendTime":
                 raise LogFailed(
-                    f"timestamp_type_wrong: topic {name} has message.timestamp.type"
-                    f"={values.get('message.timestamp.type')}, LogAppendTime is needed: kafka-configs --alter --topic"
-                    f" {name} --add-config message.timestamp.type=LogAppendTime"
+                    "timestamp_type_wrong",
+                    f"topic {name} has message.timestamp.type={values.get('message.timestamp.type')}, LogAppendTime is"
+                    " needed",
+                    remedy=f"kafka-configs --alter --topic {name} --add-config message.timestamp.type=LogAppendTime",
                 )

@@ -40,7 +40,8 @@ def append_batches(
     """
     accumulator = producer._message_accumulator
     if accumulator._exception is not None:
-        raise LogFailed(f"producer_failed: {type(accumulator._exception).__name__}") from accumulator._exception
+        failure = accumulator._exception
+        raise LogFailed("producer_failed", type(failure).__name__) from failure
     futures: list[asyncio.Future[Any]] = []
     batch, taken = _waiting(accumulator, tp), 0
     while taken < len(records):

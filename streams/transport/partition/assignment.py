@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from ports.clock import Clock
+from ports.errors import CeremonyError
 from ports.log import AgentSpec, Fenced, LogFailed, PartitionView, StateLost
 from streams.transport.partition.backend import Backend
 from streams.transport.partition.checkpoints import Limits
@@ -35,8 +36,11 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before a partition that failed is taken again: time for a fenced worker to hear of a rebalance."""
 
 
-class Superseded(Exception):
+class Superseded(CeremonyError):
     """The group's generation changed while a partition was being taken: its owner is another now."""
+
+    def __init__(self) -> None:
+        super().__init__("superseded", "the partition has another owner now")
 
 
 class MakeBackend(Protocol):

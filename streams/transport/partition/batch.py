@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from ports.errors import CeremonyError
 from ports.log import LARGEST_RECORD, AgentSpec, Header, Record, RecordTooLarge
 from streams.transport.partition.backend import Out
 from streams.transport.partition.dead_letters import DeadLetters, dead_letter
@@ -18,8 +19,11 @@ _new = tuple.__new__
 """Of a named tuple, without the Python function that the class itself would call."""
 
 
-class AgentGone(Exception):
+class AgentGone(CeremonyError):
     """The agent left a batch without failing on it (restarted, cancelled, stopped): it is handed over again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("agent_gone", message)
 
 
 def weigh(topic: str, key: bytes | None, value: bytes, headers: Sequence[Header]) -> int:
@@ -30,7 +34,7 @@ def weigh(topic: str, key: bytes | None, value: bytes, headers: Sequence[Header]
     for name, content in headers:
         size += len(name) + len(content) + 8
     if size > LARGEST_RECORD:
-        raise RecordTooLarge(f"record_too_large: {size} bytes for {topic}, at most {LARGEST_RECORD}")
+        raise RecordTooLarge(f"{size} bytes for {topic}, at most {LARGEST_RECORD}")
     return size
 
 

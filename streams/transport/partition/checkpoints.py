@@ -220,7 +220,7 @@ class Checkpoints:
                 failure = failure or error
         if failure is not None and not isinstance(failure, LogFailed):
             raise LogFailed(
-                f"send_refused: an effect of {self._name} was not acknowledged ({type(failure).__name__})"
+                "send_refused", f"an effect of {self._name} was not acknowledged ({type(failure).__name__})"
             ) from failure
         if failure is not None:
             raise failure

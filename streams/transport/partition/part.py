@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from typing import Any
 
 from ports.clock import Clock
-from ports.log import AgentSpec, LogFailed, LogUnavailable, Record
+from ports.log import AgentSpec, LogError, LogFailed, LogUnavailable, Record
 from streams.transport.partition.backend import Backend, Out, Recovered
 from streams.transport.partition.batch import AgentGone, HeldRecord, PartBatch
 from streams.transport.partition.checkpoints import Checkpoints, Counters, Limits
@@ -129,7 +129,7 @@ class Part:
     async def folded(self, offset: int) -> None:
         """Return once the record at `offset` is folded. Raises LogUnavailable when the partition is given up before."""
         if self._stopping:
-            raise LogUnavailable(f"partition_moving: {self.spec.name}[{self.number}] is being handed over")
+            raise LogUnavailable("partition_moving", f"{self.spec.name}[{self.number}] is being handed over")
         if offset >= self.position:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             heapq.heappush(self._waiters, (offset, id(waiter), waiter))
@@ -266,9 +266,10 @@ class Part:
             if isinstance(failure, LogFailed):  # a row that cannot be read is no fault of the record's
                 raise failure
             if isinstance(failure, MemoryError):
-                raise LogFailed("out_of_memory: an agent ran out of memory; the worker ends") from failure
+                raise LogFailed("out_of_memory", "an agent ran out of memory; the worker ends") from failure
             if isinstance(failure, FormatTooNew):  # a newer release wrote it: a dead letter would lose what is sound
-                raise LogFailed(str(failure)) from failure
+                code, message, place, remedy = failure.code, failure.message, failure.place, failure.remedy
+                raise LogFailed(code, message, place=place, remedy=remedy) from failure
             if not isinstance(failure, AgentGone):
                 return failure
             if self._stopping:
@@ -299,7 +300,8 @@ class Part:
                 waiter.set_result(None)
 
     def _bury(self, record: Record, failure: BaseException) -> None:
-        code = getattr(failure, "code", None)
+        # An error of the log is the agent's failure, and has no code of its own in a dead letter.
+        code = None if isinstance(failure, LogError) else getattr(failure, "code", None)
         logger.error("%s: the agent raised %s; dead-lettered", origin(record), type(failure).__name__)
         message = "".join(traceback.format_exception(failure))
         letter = dead_letter(record, code if isinstance(code, str) else AGENT_FAILED, message)
@@ -346,5 +348,5 @@ class Part:
         waiters, self._waiters = self._waiters, []
         for _, _, waiter in waiters:
             if not waiter.done():
-                moving = LogUnavailable(f"partition_moving: {self.spec.name}[{self.number}] is being handed over")
+                moving = LogUnavailable("partition_moving", f"{self.spec.name}[{self.number}] is being handed over")
                 waiter.set_exception(moving)

@@ -10,6 +10,7 @@ import zlib
 import msgspec
 
 from ports.clock import Clock
+from ports.errors import CeremonyError
 from ports.log import AgentSpec, LogFailed, LogUnavailable, Record
 from streams.transport.partition.backend import Backend, PositionRow, Recovered
 from streams.transport.partition.dead_letters import origin
@@ -45,25 +46,22 @@ def decode_position(raw: bytes) -> PositionRow:
     try:
         stored = _decoder.decode(raw)
     except msgspec.DecodeError as error:
-        raise LogFailed("position_row_unreadable: the changelog's position row is not one of this engine") from error
+        raise LogFailed("position_row_unreadable", "the changelog's position row is not one of this engine") from error
     if stored.format > FORMAT:
-        raise LogFailed(f"format_too_new: position row format {stored.format}, this release reads up to {FORMAT}")
+        raise LogFailed("format_too_new", f"position row format {stored.format}, this release reads up to {FORMAT}")
     return PositionRow(stored.next, stored.partitions, stored.timestamp, stored.checksum)
 
 
 # ---- where a new owner begins
 
+# How long the last folded command may take to be read again.
 COMPARE_SECONDS = 30.0
-"""How long the last folded command may take to be read again."""
+# Remedy of a partition whose log differs.
+RESTORE = "restore the log or rehydrate"
 
 
-class Unserved(Exception):
+class Unserved(CeremonyError):
     """A partition must not be served: its log is not the one its rows were folded from."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(f"{code}: {text}")
-        self.code = code
-        self.text = text
 
 
 def resume_point(spec: AgentSpec, number: int, recovered: Recovered) -> int:
@@ -78,8 +76,9 @@ def fold_point(spec: AgentSpec, number: int, recovered: Recovered, partitions: i
     row = recovered.position
     if row is not None and row.partitions != partitions:
         raise LogFailed(
-            f"partition_count_changed: {spec.topic} was folded with {row.partitions} partitions and has"
-            f" {partitions} now; keys would change their owner"
+            "partition_count_changed",
+            f"{spec.topic} was folded with {row.partitions} partitions and has {partitions} now; keys would change"
+            " their owner",
         )
     begin = 0 if row is None else row.next
     _within(spec, number, begin, recovered)
@@ -87,15 +86,13 @@ def fold_point(spec: AgentSpec, number: int, recovered: Recovered, partitions: i
 
 
 def _within(spec: AgentSpec, number: int, begin: int, recovered: Recovered) -> None:
-    where = f"{spec.topic}[{number}]: position {begin}, log {recovered.start}..{recovered.end}"
+    place = f"{spec.topic}[{number}]: position {begin}, log {recovered.start}..{recovered.end}"
     if begin < recovered.start:
-        raise Unserved(
-            "position_below_log_start", f"{where}: commands not yet folded were deleted; restore the log or rehydrate"
-        )
+        text = "commands not yet folded were deleted"
+        raise Unserved("position_below_log_start", text, place=place, remedy=RESTORE)
     if begin > recovered.end:
-        raise Unserved(
-            "position_beyond_log_end", f"{where}: the log lost records that were folded; restore the log or rehydrate"
-        )
+        text = "the log lost records that were folded"
+        raise Unserved("position_beyond_log_end", text, place=place, remedy=RESTORE)
 
 
 async def last_folded(backend: Backend, row: PositionRow, where: str, clock: Clock) -> Record:
@@ -105,11 +102,12 @@ async def last_folded(backend: Backend, row: PositionRow, where: str, clock: Clo
         async with clock.timeout(COMPARE_SECONDS):
             (record,) = await backend.fetch(1)
     except TimeoutError:
-        raise LogUnavailable(f"log_unavailable: {where} cannot be read") from None
+        raise LogUnavailable("log_unavailable", f"{where} cannot be read") from None
     if record.offset != row.next - 1 or checksum(record) != row.checksum:
         raise Unserved(
             "log_differs",
             f"{origin(record)} is not the command that was folded last (position {row.next}): the topic was"
-            " replaced or rewound; restore the log or rehydrate",
+            " replaced or rewound",
+            remedy=RESTORE,
         )
     return record

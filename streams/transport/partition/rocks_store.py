@@ -76,13 +76,16 @@ class RocksStores:
             except BlockingIOError:
                 os.close(lock)
                 raise LogFailed(
-                    f"state_dir_in_use: {self._folder} is another worker's; give each its own CEREMONY_STATE_DIR"
+                    "state_dir_in_use",
+                    f"{self._folder} is another worker's",
+                    remedy="give each its own CEREMONY_STATE_DIR",
                 ) from None
             self._lock = lock
             _remove(self._partitions)
             self._partitions.mkdir()
         except OSError as error:
-            raise LogFailed(f"state_dir_unusable: {self._folder} ({error.strerror}); see CEREMONY_STATE_DIR") from error
+            text = f"{self._folder} ({error.strerror})"
+            raise LogFailed("state_dir_unusable", text, remedy="see CEREMONY_STATE_DIR") from error
 
     @property
     def _partitions(self) -> Path:
@@ -293,4 +296,4 @@ def _remove(path: Path) -> None:
 
 def _lost(folder: Path, done: str, error: Exception) -> StateLost:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return StateLost(f"state_lost: {folder} cannot be {done} ({reason})")
+    return StateLost(f"{folder} cannot be {done} ({reason})")

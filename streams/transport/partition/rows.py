@@ -151,8 +151,9 @@ class Table(Mapping[bytes, Any]):
             return decode(raw)
         except Exception as error:
             raise LogFailed(
-                f"row_unreadable: {self._name(key)} ({type(error).__name__}); its newest record in the topic"
-                f" …{changelog(self._spec.name)}[{self._partition}] is no row of this release, and no row is skipped"
+                "row_unreadable",
+                f"{self._name(key)} ({type(error).__name__}); its newest record in the topic"
+                f" …{changelog(self._spec.name)}[{self._partition}] is no row of this release, and no row is skipped",
             ) from error
 
     # ---- changing
@@ -214,9 +215,9 @@ class Table(Mapping[bytes, Any]):
         try:
             raw = self._spec.encode(row)
         except Exception as error:
-            raise LogFailed(f"row_unwritable: {self._name(key)} ({type(error).__name__})") from error
+            raise LogFailed("row_unwritable", f"{self._name(key)} ({type(error).__name__})") from error
         if len(raw) > LARGEST_ROW:
-            raise LogFailed(f"row_too_large: {self._name(key)} has {len(raw)} bytes, at most {LARGEST_ROW}")
+            raise LogFailed("row_too_large", f"{self._name(key)} has {len(raw)} bytes, at most {LARGEST_ROW}")
         self.encoded(key, len(raw))
         return raw
 

@@ -53,7 +53,7 @@ class SqliteBackend:
 
     def _open(self) -> ShardReader:
         if self._reader is None or self._log.owners.get((self._name, self._topic, self._partition)) is not self:
-            raise Fenced(f"log_fenced: {self._name}[{self._partition}] has another owner")
+            raise Fenced("log_fenced", f"{self._name}[{self._partition}] has another owner")
         return self._reader
 
     def seek(self, offset: int) -> None:

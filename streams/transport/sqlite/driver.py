@@ -13,7 +13,7 @@ from typing import Any
 from yarl import URL
 
 from ports.clock import Clock
-from ports.log import AgentSpec
+from ports.log import AgentSpec, LogUrlInvalid
 from streams.topics import changelog, prefixed
 from streams.transport.faust import membership
 from streams.transport.partition.assignment import Still
@@ -52,14 +52,14 @@ class SqliteTransport(membership.GroupTransport):
 
 
 def open_log(url: URL, clock: Clock) -> SqliteLog:
-    """The log at a URL, not started yet. Raises ValueError where the URL says something that is not understood."""
+    """The log at a URL, not started yet. Raises LogUrlInvalid."""
     if url.host or not url.path.strip("/"):
-        raise ValueError(f"log_url_invalid: {url} names no file; write sqlite:///absolute/path/to/file.db")
+        raise LogUrlInvalid(f"{url} names no file; write sqlite:///absolute/path/to/file.db")
     if unknown := set(url.query) - set(SETTINGS):
-        raise ValueError(f"log_url_invalid: {url} has unknown settings {sorted(unknown)}, known are {list(SETTINGS)}")
+        raise LogUrlInvalid(f"{url} has unknown settings {sorted(unknown)}, known are {list(SETTINGS)}")
     synchronous = url.query.get("synchronous", "normal").lower()
     if synchronous not in ("normal", "full"):
-        raise ValueError(f"log_url_invalid: synchronous of {url} must be normal or full")
+        raise LogUrlInvalid(f"synchronous of {url} must be normal or full")
     return SqliteLog(
         Path(url.path),
         clock,
@@ -78,5 +78,5 @@ def _window(url: URL) -> float:
     except ValueError:
         milliseconds = -1.0
     if not 0.0 <= milliseconds <= LONGEST_WINDOW_MS:
-        raise ValueError(f"log_url_invalid: window_ms of {url} must be a number from 0 to {LONGEST_WINDOW_MS:.0f}")
+        raise LogUrlInvalid(f"window_ms of {url} must be a number from 0 to {LONGEST_WINDOW_MS:.0f}")
     return milliseconds / 1000

@@ -149,8 +149,9 @@ class LogFile:
     def _claim(self, *, take_over: bool) -> None:
         if not self._take_lock() and not take_over:
             raise LogInUse(
-                f"log_in_use: {self.path} is open in another process; the embedded log has one owner,"
-                " so stop that process, or use another file or kafka://"
+                "log_in_use",
+                f"{self.path} is open in another process",
+                remedy="the embedded log has one owner, so stop that process, or use another file or kafka://",
             )
 
     def _take_lock(self) -> bool:
@@ -170,23 +171,27 @@ class LogFile:
                 timeout=BUSY_SECONDS,
             )
         except sqlite3.Error as error:
-            raise LogFailed(f"log_unreadable: {self.path} cannot be opened ({error})") from error
+            raise LogFailed("log_unreadable", f"{self.path} cannot be opened ({error})") from error
 
     def _prepare(self, synchronous: str) -> None:
         """Check what the file is, make its schema if it is new, and set how hard a commit is written."""
         if synchronous not in ("normal", "full"):
-            raise LogFailed(f"log_setting: synchronous={synchronous} of {self.path} must be normal or full")
+            raise LogFailed("log_setting", f"synchronous={synchronous} of {self.path} must be normal or full")
         with self._final():
             (version,) = self._writer.execute("PRAGMA user_version").fetchone()
             (tables,) = self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()
             (application,) = self._writer.execute("PRAGMA application_id").fetchone()
         if tables and application != APPLICATION:
             raise LogFailed(
-                f"log_foreign: {self.path} is a SQLite file, but not a log of this engine; name another file"
+                "log_foreign",
+                f"{self.path} is a SQLite file, but not a log of this engine",
+                remedy="name another file",
             )
         if version > FORMAT:
             raise LogFailed(
-                f"log_format: {self.path} has format {version}, this release reads up to {FORMAT}; use a newer release"
+                "log_format",
+                f"{self.path} has format {version}, this release reads up to {FORMAT}",
+                remedy="use a newer release",
             )
         with self._final():
             self._writer.execute("PRAGMA journal_mode=WAL")
@@ -243,7 +248,8 @@ class LogFile:
     def _check_epoch(self) -> None:
         (epoch,) = self._writer.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
         if epoch != self.epoch:
-            raise Fenced(f"log_fenced: another process has taken over {self.path} (epoch {epoch}, ours {self.epoch})")
+            text = f"another process has taken over {self.path} (epoch {epoch}, ours {self.epoch})"
+            raise Fenced("log_fenced", text)
 
     def create(self, specs: Iterable[TopicSpec]) -> None:
         """Add topics, or bring the settings of those that exist up to date."""
@@ -397,11 +403,15 @@ class _Final:
     ) -> None:
         if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
             raise LogFailed(
-                f"log_in_use: {self.path} has been locked by another process for {BUSY_SECONDS:g} s, in the midst of a"
-                " write: that process hangs or is stopped; end it, and start again"
+                "log_in_use",
+                f"{self.path} has been locked by another process for {BUSY_SECONDS:g} s, in the midst of a write:"
+                " that process hangs or is stopped",
+                remedy="end it, and start again",
             ) from error
         if isinstance(error, sqlite3.Error):
             raise LogFailed(
-                f"log_io: {self.path} cannot be read or written ({error}); nothing of this window is kept:"
-                " look at the disk's space and health, and at the limit on file sizes (ulimit -f), then start again"
+                "log_io",
+                f"{self.path} cannot be read or written ({error})",
+                remedy="nothing of this window is kept: look at the disk's space and health, and at the limit on file"
+                " sizes (ulimit -f), then start again",
             ) from error

@@ -127,7 +127,7 @@ class SqliteLog:
                 file, self._file = self._file, None
                 self._thread.shutdown()
                 file.close()
-            self._stop_readers(LogUnavailable("log_stopped: the embedded log has been stopped"))
+            self._stop_readers(LogUnavailable("log_stopped", "the embedded log has been stopped"))
 
     def _stop_readers(self, error: Exception) -> None:
         for shards in self._shards.values():
@@ -140,7 +140,7 @@ class SqliteLog:
     @property
     def file(self) -> LogFile:
         if self._file is None:
-            raise LogUnavailable("log_stopped: the embedded log is not open")
+            raise LogUnavailable("log_stopped", "the embedded log is not open")
         return self._file
 
     def check(self) -> LogFile:
@@ -168,8 +168,9 @@ class SqliteLog:
             there = self._shards.get(spec.name)
             if there and len(there) != spec.partitions:
                 raise LogFailed(
-                    f"partition_count: topic {spec.name} of {self._path} has {len(there)} partitions, not"
-                    f" {spec.partitions}; set the partition count back, or start with a new file"
+                    "partition_count",
+                    f"topic {spec.name} of {self._path} has {len(there)} partitions, not {spec.partitions}",
+                    remedy="set the partition count back, or start with a new file",
                 )
         async with self._writing:
             self.file.create(topics)
@@ -180,12 +181,14 @@ class SqliteLog:
         try:
             return self._shards[topic]
         except KeyError:
-            raise LogFailed(f"topic_missing: {self._path} has no topic {topic}; topics are created at start") from None
+            text = f"{self._path} has no topic {topic}; topics are created at start"
+            raise LogFailed("topic_missing", text) from None
 
     def shard(self, topic: str, partition: int) -> Shard:
         shards = self.shards(topic)
         if not 0 <= partition < len(shards):
-            raise LogFailed(f"partition_missing: topic {topic} has partitions 0 to {len(shards) - 1}, not {partition}")
+            text = f"topic {topic} has partitions 0 to {len(shards) - 1}, not {partition}"
+            raise LogFailed("partition_missing", text)
         return shards[partition]
 
     def reader(self, topic: str, partition: int, *, committed_only: bool) -> ShardReader:
@@ -303,7 +306,8 @@ class SqliteLog:
             self.on_failure(error)
 
     def _fail(self, cause: Exception, window: CommitWindow) -> None:
-        error = cause if isinstance(cause, LogFailed) else LogFailed(f"log_failed: {self._path} cannot take a window")
+        unknown = LogFailed("log_failed", f"{self._path} cannot take a window")
+        error = cause if isinstance(cause, LogFailed) else unknown
         error.__cause__ = error.__cause__ or (cause if cause is not error else None)
         self._failure = error
         for future in (*window.waiting, *self._window.waiting):

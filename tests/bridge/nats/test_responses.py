@@ -193,7 +193,7 @@ class Flaky:
     ) -> Position:
         if self.failures:
             self.failures -= 1
-            raise LogUnavailable("away")
+            raise LogUnavailable("log_unavailable", "away")
         return await self._log.append(topic, partition, key, value, headers)
 
 

@@ -68,7 +68,7 @@ async def test_one_that_cannot_be_kept_fails_alone(kafka: KafkaServer | KafkaAdd
     async def add(tp: TopicPartition, rows: dict[bytes, bytes | None]) -> None:
         await asyncio.sleep(0)
         if tp.partition == 1:
-            raise StateLost("state_lost: the disk is full")
+            raise StateLost("the disk is full")
         kept.extend([tp.partition] * len(rows))
 
     whole = asyncio.ensure_future(recovery.read([TopicPartition(changelog, 0), TopicPartition(changelog, 2)], add))

@@ -210,13 +210,13 @@ class Breaking(MemoryStores):
             return await super().open(agent, partition, tables)
         self.broken.add(partition)
         if self.opening:
-            raise StateLost("state_lost: it cannot be opened")
+            raise StateLost("it cannot be opened")
         return Broken({table: {} for table in tables})
 
 
 class Broken(MemoryStore):
     async def write(self, rows: Encoded) -> None:
-        raise StateLost("state_lost: it cannot be written")
+        raise StateLost("it cannot be written")
 
 
 @pytest.mark.parametrize("stores", [Breaking(opening=True), Breaking(opening=False)], ids=["opened", "written"])
@@ -240,11 +240,11 @@ async def test_a_partition_whose_local_rows_are_lost_is_taken_anew_from_its_chan
 
 async def test_a_refused_write_fails_the_worker() -> None:
     bench = Bench()
-    bench.memory.fail_checkpoint = LogFailed("record refused")
+    bench.memory.fail_checkpoint = LogFailed("produce_refused", "record refused")
     bench.memory.append("commands", 0, b"a", b"1")
     await bench.take_over()
     await until(lambda: bench.failures)
-    assert str(bench.failures[0]) == "record refused"
+    assert str(bench.failures[0]) == "produce_refused: record refused"
     await bench.owner.give_up(5)
 
 

@@ -86,6 +86,22 @@ async def test_a_poison_record_alone_becomes_a_dead_letter() -> None:
     assert part.counters.dead_letters == {"agent_failed": 1}
 
 
+async def test_a_record_whose_effect_is_too_large_is_a_failure_of_its_agent() -> None:
+    """Its dead letter has the code of a failed agent, and the reason in its message."""
+    log = MemoryLog()
+    log.append("commands", 0, b"a", b"fine")
+
+    async def expansive(batch: PartBatch) -> None:
+        batch.send("answers", b"a", b"x" * (LARGEST_RECORD + 1))
+
+    async with running(part_of(log, expansive)) as part:
+        await until(lambda: part.position == 1)
+    (letter,) = log.records["deadletters", 0]
+    headers = dict(letter.headers)
+    assert headers[topics.ERROR_CODE] == b"agent_failed"
+    assert b"record_too_large: " in headers[topics.ERROR_MESSAGE]
+
+
 async def test_a_large_dead_letter_goes_by_reference() -> None:
     # specification 19.2
     log = MemoryLog()

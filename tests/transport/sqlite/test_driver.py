@@ -11,7 +11,7 @@ import pytest
 from yarl import URL
 
 from bridge.clock import HostClock
-from ports.log import AgentSpec, Batch, Fenced, LogFailed, TopicSpec
+from ports.log import AgentSpec, Batch, Fenced, LogFailed, LogUrlInvalid, TopicSpec
 from streams.transport.app import CeremonyApp, create_app
 from streams.transport.partition.backend import Out, PositionRow
 from streams.transport.sqlite.backend import SqliteBackend
@@ -58,7 +58,7 @@ def folding(log: SqliteLog) -> SqliteBackend:
 )
 def test_a_url_that_is_not_understood_is_refused(url: str, reason: str) -> None:
     """The error has the code log_url_invalid and names what is wrong."""
-    with pytest.raises(ValueError, match=f"log_url_invalid: .*{reason}"):
+    with pytest.raises(LogUrlInvalid, match=f"log_url_invalid: .*{reason}"):
         open_log(URL(url), HostClock())
 
 

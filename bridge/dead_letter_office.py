@@ -22,7 +22,7 @@ from ports.errors import CeremonyError
 from ports.log import Header, Log, LogUnavailable, Record
 from streams import topics
 from streams.api import Unavailable
-from streams.codecs import DeadLetterRecord, dead_letter_of, placed_letter
+from streams.dead_letters import DeadLetterRecord, dead_letter_of, placed_letter
 from tables.commands import encode_command
 
 log = structlog.get_logger(__name__)

@@ -12,11 +12,11 @@ import structlog
 
 from ports.errors import CeremonyError
 from ports.log import Batch, Header, Record
-from streams.answers import ACCEPTED, Folded
-from streams.codecs import event_record
+from streams.envelope import event_record
 from streams.log_clock import LogClock
 from streams.metrics import BatchTally
 from streams.topics import CEREMONIES, CORRELATION_ID, DEFINITIONS, EFFECT_ID, EVENTS, prefixed, step_topic
+from streams.waiters import ACCEPTED, Folded
 from tables.commands import AnyCommand, Noop, Origin, Pause, PutDefinition, Start, decode_command
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load_pinned

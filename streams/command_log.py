@@ -10,11 +10,11 @@ import structlog
 from ports.clock import Clock
 from ports.log import Header, Log, LogUnavailable, Position
 from streams.admission import Admission
-from streams.answers import FOLD_SECONDS, Answers, Folded
 from streams.api import Operation, Overloaded, ReadApi, Reply, Unavailable
 from streams.log_clock import LogClock
 from streams.partitions import LONGEST_ID, Partitions
 from streams.topics import CORRELATION_ID
+from streams.waiters import FOLD_SECONDS, Answers, Folded
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
 

@@ -12,7 +12,7 @@ from streams.log_clock import LogClock
 from streams.metrics import Metrics
 from streams.partitions import Partitions
 from streams.reads import Reads
-from streams.sweep import Sweep
+from streams.stuck import Sweep
 from streams.timers import Timers
 from streams.topics import COMMANDS, prefixed
 from tables.kinds import Kinds

@@ -13,14 +13,14 @@ import structlog
 from ports.clock import Clock
 from ports.errors import CeremonyError
 from ports.log import Log, LogUnavailable, PartitionView, Record
-from streams.answers import FOLD_SECONDS, Rows, Watchers
 from streams.api import DeadLetterEntry, Diagnosis, History, PartitionDiffers, SortKey, Unavailable
-from streams.codecs import letter_of
+from streams.dead_letters import letter_of
 from streams.doctor import Doctor
 from streams.history import HistoryReader
 from streams.log_clock import LogClock
 from streams.partitions import LONGEST_ID, MOVING, Partitions
 from streams.topics import CEREMONIES, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
+from streams.waiters import FOLD_SECONDS, Rows, Watchers
 from tables.definition import Definition
 from tables.definitions.loader import load_pinned
 from tables.diagnosis import waiting_for

@@ -17,7 +17,7 @@ import structlog
 from ports.clock import Clock
 from ports.log import LogUnavailable, Record, RecordTooLarge, TailedLog
 from streams.api import HERE, Unavailable
-from streams.codecs import dead_letter_of
+from streams.dead_letters import dead_letter_of
 from streams.log_clock import LogClock
 from streams.topics import DEADLETTERS, OWNERS, prefixed
 

@@ -11,7 +11,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from bridge.definitions_dir import DefinitionsDir
 from bridge.grpc.messages import LARGEST_ANSWER, within
 from streams.api import Diagnosis, PartitionState, ReadApi, Unavailable
-from streams.codecs import iso
+from streams.envelope import iso
 from tables.diagnosis import URGENT, CeremonyDiagnosis, Verdict
 
 ERROR, WARNING = "error", "warning"

@@ -10,9 +10,9 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from google.protobuf.struct_pb2 import Struct, Value
 
 from bridge.dead_letter_office import Replay, Shown
-from streams import codecs
+from streams import dead_letters
 from streams.api import DeadLetterEntry, History, HistoryEvent
-from streams.codecs import iso
+from streams.envelope import iso
 from tables.definition import Definition, GuardType
 from tables.instance import CeremonyStatus, Instance, Phase
 
@@ -134,7 +134,7 @@ def _human_guards(instance: Instance, definition: Definition) -> Iterator[pb.Ope
             )
 
 
-def dead_letter(letter: DeadLetterEntry | codecs.DeadLetterRecord) -> pb.DeadLetter:
+def dead_letter(letter: DeadLetterEntry | dead_letters.DeadLetterRecord) -> pb.DeadLetter:
     return pb.DeadLetter(
         origin=letter.topic,
         partition=letter.partition,

@@ -23,7 +23,7 @@ from bridge.nats.window import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDO
 from ports.clock import Clock
 from ports.log import Committed, Follower, Log, Record
 from streams import topics
-from streams.codecs import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_of, letter_of
+from streams.dead_letters import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_of, letter_of
 
 BATCH = 2000
 STOP_SECONDS = 3.0

@@ -16,7 +16,7 @@ from bridge.nats.streams import ensure_ceremony_stream
 from ports.clock import Clock
 from ports.errors import Unreachable
 from ports.outbound import Published, PublishRefused
-from streams.codecs import envelope
+from streams.envelope import envelope
 
 NEIGHBOUR = "nats"
 PUBLISH_TIMEOUT_SECONDS = 5.0

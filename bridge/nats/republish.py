@@ -22,7 +22,7 @@ from bridge.nats.window import LONGEST_PAUSE_SECONDS, Outgoing, PublishWindow
 from ports.clock import Clock
 from ports.log import Log, Record
 from streams import topics
-from streams.codecs import DEADLETTER_SUBJECT, dead_letter_event, letter_of
+from streams.dead_letters import DEADLETTER_SUBJECT, dead_letter_event, letter_of
 
 LOOK_AGAIN_SECONDS = 240.0
 """Bridges publish meanwhile: what they have stored is looked up before JetStream's duplicate window forgets it."""

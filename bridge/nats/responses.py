@@ -23,7 +23,7 @@ from ports.clock import Clock
 from ports.log import Log, LogFailed, LogUnavailable, RecordTooLarge
 from streams import topics
 from streams.api import Unavailable
-from streams.codecs import dead_letter_record
+from streams.dead_letters import dead_letter_record
 from tables.commands import AgentResult, encode_command
 
 DURABLE = "planning-ceremony-processor-agent-response-completed-v1"

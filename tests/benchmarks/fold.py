@@ -31,8 +31,8 @@ from steps import aggregation
 from steps.aggregation import Aggregation
 from steps.reading import Wiring
 from streams.ceremony_agent import CeremonyAgent, origin_of
-from streams.codecs import event_record
 from streams.engine import Engine
+from streams.envelope import event_record
 from streams.log_clock import LogClock
 from streams.metrics import Metrics
 from streams.timers import Timers

@@ -30,7 +30,7 @@ from bridge.nats.responses import AgentResponses
 from bridge.nats.streams import AGENT_RESPONSES
 from bridge.nats.window import WINDOW
 from ports.log import Committed, Log, Record
-from streams.codecs import envelope, event_record
+from streams.envelope import envelope, event_record
 from streams.topics import EVENTS, prefixed
 from tables.effects import Event
 from tests.benchmarks import processes

@@ -9,7 +9,7 @@ import pytest
 from nats.aio.subscription import Subscription
 
 from ports.log import Record
-from streams.codecs import envelope
+from streams.envelope import envelope
 from tables.commands import AnyCommand, PutDefinition, StepOutcome
 from tables.instance import TERMINAL, CeremonyStatus
 from tests.benchmarks import preload, serial, throughput

@@ -15,7 +15,7 @@ from bridge.nats.metrics import REPLAYED
 from bridge.nats.streams import AGENT_RESPONSES
 from ports.log import LogUnavailable, Record
 from streams.api import Unavailable
-from streams.codecs import DEADLETTER_BODY_LIMIT, dead_letter_record, placed_letter
+from streams.dead_letters import DEADLETTER_BODY_LIMIT, dead_letter_record, placed_letter
 from streams.topology import topics
 from streams.transport.sqlite.log import SqliteLog
 from tables.commands import AgentResult, decode_command

@@ -13,7 +13,7 @@ from jsonschema import Draft7Validator
 
 from bridge.nats.response_messages import SUBJECTS
 from steps.subjects import own
-from streams import codecs
+from streams import dead_letters, envelope
 from tables.effects import Event
 from tests.contract.asyncapi import MessageInvalid, document, validate_message, validator
 
@@ -147,7 +147,7 @@ def event(
         payload=payload,
         metadata=metadata,
     )
-    return json.loads(codecs.event_record(effect, 1, 0, 1)[1])
+    return json.loads(envelope.event_record(effect, 1, 0, 1)[1])
 
 
 APPLIED = {"instance_id": "c-1:s-1", "from_state": "A", "to_state": "B", "trigger": "go"}
@@ -173,8 +173,10 @@ def test_an_envelope_of_the_codec_is_valid() -> None:
 
 
 def test_an_announced_dead_letter_is_valid() -> None:
-    letter = codecs.decode_dead_letter(*codecs.dead_letter_record("S", 0, 4, "c", "m", key=None, value=b"1"), 1000)
-    validate_message("ceremony.deadletter", json.loads(codecs.dead_letter_event(letter)[1]))
+    letter = dead_letters.decode_dead_letter(
+        *dead_letters.dead_letter_record("S", 0, 4, "c", "m", key=None, value=b"1"), 1000
+    )
+    validate_message("ceremony.deadletter", json.loads(dead_letters.dead_letter_event(letter)[1]))
 
 
 def test_a_publish_steps_own_message_is_valid_under_any_subject_but_ours() -> None:

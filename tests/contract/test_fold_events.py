@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from streams import codecs
+from streams.envelope import event_record
 from tables.effects import Event, StepRequested
 from tests.contract.asyncapi import addresses, validate_message
 from tests.tables.properties.test_fold_properties import played
@@ -40,7 +40,7 @@ def world(request: pytest.FixtureRequest) -> World:
 
 def envelopes(world: World) -> Iterator[tuple[str, dict[str, object]]]:
     for ordinal, event in enumerate(world.events()):
-        yield event.subject, json.loads(codecs.event_record(event, 0, ordinal, 1)[1])
+        yield event.subject, json.loads(event_record(event, 0, ordinal, 1)[1])
 
 
 def test_every_event_is_as_the_document_says_and_every_subject_occurs() -> None:

@@ -10,7 +10,7 @@ from ports import log
 from steps import aggregation, publish, ray_task
 from steps.config import Constraints
 from steps.registry import all_kinds
-from streams import answers, history, timers, topology
+from streams import history, timers, topology, waiters
 from streams.topics import STEP_KINDS
 from streams.transport.partition import assignment, checkpoints
 from tables import instance, limits
@@ -102,7 +102,7 @@ def test_counts() -> None:
 
 def test_times() -> None:
     # specification 10.3, 11.8, 14.4, 14.13, 15.4, 16.5, 18.7 and design 5, 6
-    assert answers.FOLD_SECONDS == 2
+    assert waiters.FOLD_SECONDS == 2
     assert history.SECONDS == 10
     assert (fold_timers.ASK_FIRST, fold_timers.ASK_LONGEST) == (1_000, 30_000)
     assert (timers.AGAIN_MS, timers.LEARN_SECONDS) == (1_000, 60)

@@ -12,7 +12,8 @@ import msgspec
 from bridge.dead_letter_office import DONE, AuditEntry
 from ports.log import LARGEST_RECORD, Header
 from streams import topics
-from streams.codecs import dead_letter_record, event_record
+from streams.dead_letters import dead_letter_record
+from streams.envelope import event_record
 from streams.worker_directory import Heartbeat
 from tables.commands import Cancel, encode_command
 from tables.effects import FOLD, Event, StepRequested, encode_request

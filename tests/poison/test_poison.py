@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from streams.codecs import dead_letter_record
+from streams.dead_letters import dead_letter_record
 from streams.topics import AUDIT, COMMANDS, DEADLETTERS, EVENTS, STEP_KINDS, prefixed, step_topic
 from tests.e2e.world import World, until
 from tests.poison.shapes import good, shapes

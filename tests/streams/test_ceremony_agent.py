@@ -12,10 +12,10 @@ import structlog
 
 from steps.aggregation import Aggregation
 from steps.registry import all_kinds
-from streams.answers import ACCEPTED, Folded
 from streams.ceremony_agent import CeremonyAgent, Folding, applied_rows
 from streams.log_clock import LogClock
 from streams.topics import CEREMONIES, DEFINITIONS
+from streams.waiters import ACCEPTED, Folded
 from tables.commands import AnyCommand, Cancel, Noop, PutDefinition, Start, StepOutcome, encode_command
 from tables.definition import Definition
 from tables.definitions.loader import load

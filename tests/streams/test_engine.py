@@ -16,7 +16,6 @@ from ports.log import TopicSpec
 from steps.registry import all_kinds
 from streams import command_log
 from streams.admission import Admission
-from streams.answers import ACCEPTED, Folded
 from streams.api import Overloaded, PartitionDiffers, Unavailable
 from streams.ceremony_agent import Folding
 from streams.engine import Engine
@@ -24,6 +23,7 @@ from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.topics import DEFINITIONS
 from streams.transport.sqlite.log import SqliteLog
+from streams.waiters import ACCEPTED, Folded
 from tables.commands import Cancel, PutDefinition, Start, decode_command
 from tests.streams.fakes import MemoryBatch, MemoryView, settle
 from tests.streams.test_ceremony_agent import PROBE, start

@@ -14,7 +14,7 @@ from ports.log import LogUnavailable, Record, TopicSpec
 from streams import history as history_module
 from streams import topics
 from streams.api import Unavailable
-from streams.codecs import event_record
+from streams.envelope import event_record
 from streams.history import HistoryReader
 from streams.transport.sqlite.log import SqliteLog
 from tables.effects import Event

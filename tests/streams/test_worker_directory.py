@@ -12,7 +12,7 @@ import pytest
 
 from ports.log import Header, LogUnavailable, Position, Record
 from streams.api import HERE, Unavailable
-from streams.codecs import placed_letter
+from streams.dead_letters import placed_letter
 from streams.log_clock import LogClock
 from streams.topics import OWNERS
 from streams.worker_directory import Heartbeat, WorkerDirectory

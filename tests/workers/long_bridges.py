@@ -14,7 +14,7 @@ import pytest
 from nats.js.api import StreamConfig
 
 from bridge.clock import HostClock
-from streams.codecs import event_record
+from streams.envelope import event_record
 from streams.topics import DEADLETTERS, EVENTS
 from streams.topology import topics
 from streams.transport.kafka.log import KafkaLog

@@ -16,7 +16,7 @@ from bridge.nats.connection import NatsConnection
 from bridge.nats.events import EventsBridge, outgoing
 from ports.log import Record
 from streams import topics
-from streams.codecs import decode_dead_letter
+from streams.dead_letters import decode_dead_letter
 from streams.transport.sqlite.log import SqliteLog
 from tests.bridge.nats.world import (
     CLOCK,

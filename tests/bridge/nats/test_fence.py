@@ -18,7 +18,7 @@ from bridge.nats.publish import JetStreamPublisher, Nack
 from bridge.nats.streams import ceremony_stream
 from bridge.nats.window import AGAIN_SECONDS, Outgoing, PublishWindow
 from ports.log import Record
-from streams.codecs import event_record
+from streams.envelope import event_record
 from tests.bridge.nats.world import CLOCK, client, connection, count, event, eventually
 from tests.services import NatsServer, running
 

@@ -18,7 +18,7 @@ from ceremony.cli import run
 from ceremony.cli.errors import Exit
 from ceremony.program import ROOT
 from streams import topics
-from streams.codecs import dead_letter_record
+from streams.dead_letters import dead_letter_record
 from streams.transport.sqlite.log import SqliteLog
 from tests.bridge.nats.world import CLOCK, PREFIX, append_events, client, connection, embedded_log, event, stored
 from tests.services import NatsServer, free_port

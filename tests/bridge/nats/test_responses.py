@@ -19,7 +19,7 @@ from bridge.nats.response_messages import COMPLETED, FAILED, SUBJECTS
 from bridge.nats.responses import DURABLE, AgentResponses
 from ports.log import Header, LogUnavailable, Position, RecordTooLarge
 from streams import topics
-from streams.codecs import decode_dead_letter
+from streams.dead_letters import decode_dead_letter
 from streams.transport.sqlite.log import SqliteLog
 from tables.commands import AgentResult, decode_command
 from tests.bridge.nats.world import CLOCK, PARTITIONS, PREFIX, client, connection, embedded_log, eventually, records

@@ -17,7 +17,7 @@ from bridge.clock import HostClock
 from bridge.nats.connection import NatsConnection
 from ports.log import Record, TopicSpec
 from streams import topics
-from streams.codecs import event_record
+from streams.envelope import event_record
 from streams.transport.sqlite.log import SqliteLog
 from tables.effects import Event
 

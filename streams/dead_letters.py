@@ -1,118 +1,33 @@
-"""The bytes that leave the engine: the envelope (specification 16.1), records of `events`, and dead letters.
-
-The value of an `events` record is the finished envelope, so that the NATS bridge sends it on as it is: encoded once.
-"""
+"""Dead letters: the records of the topic `deadletters`, written, read back and announced."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-import msgspec
-
-from ports.errors import CeremonyError
-from ports.log import Record
+from ports.log import Header, Record
 from streams import topics
+from streams.envelope import envelope
 from streams.transport.partition.dead_letters import origin_marks
-from tables.effects import Event
 
-PRODUCER = "ceremony-engine"
 DEADLETTER_SUBJECT = "ceremony.deadletter"
+# Bytes of a value that a dead letter still carries; a larger one is named by its origin only.
 DEADLETTER_BODY_LIMIT = 256 * 1024
-"""Bytes of a value that a dead letter still carries; a larger one is named by its origin only."""
+# Characters of a dead letter's message.
 ERROR_MESSAGE_LIMIT = 4096
-"""Characters of a dead letter's message."""
+# Characters of the message of an announced dead letter.
 OUTSIDE_MESSAGE_LIMIT = 500
-"""Characters of the message of an announced dead letter."""
+# Characters of key, topic and code of a dead letter; another program may have written more, and a page must fit.
 LONGEST_NAME = 1024
-"""Characters of key, topic and code of a dead letter; another program may have written more, and a page must fit."""
+# Digits of a number that fits 64 bits for certain; of a partition, half of that fits 32.
 SHORT = 18
-"""Digits of a number that fits 64 bits for certain; of a partition, half of that fits 32."""
+# Header of a dead letter by reference: bytes of the original value, which was left out.
 VALUE_SIZE = "value-size"
-"""Header of a dead letter by reference: bytes of the original value, which was left out."""
-
-Header = tuple[str, bytes]
-Encoded = tuple[bytes, bytes, list[Header]]
-"""Key, value and headers of a record."""
 
 _OURS = frozenset({topics.ORIGIN, topics.ERROR_CODE, topics.ERROR_MESSAGE, VALUE_SIZE})
+# A topic, or a NATS stream.
 _NAME = re.compile(r"[^\s\x00-\x1f\ufffd]{1,255}")
-"""A topic, or a NATS stream."""
-_NOTHING: Mapping[str, str] = {}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_encode = msgspec.json.Encoder().encode
-
-
-class _Envelope(msgspec.Struct, frozen=True, gc=False):
-    """Field order and names of specification 16.1."""
-
-    event_type: str
-    payload: Mapping[str, Any]
-    idempotency_key: str
-    correlation_id: str
-    timestamp: str
-    producer: str
-    metadata: Mapping[str, Any]
-
-
-class _CausedEnvelope(_Envelope, frozen=True, gc=False):
-    causation_id: str
-
-
-class EnvelopeInvalid(CeremonyError):
-    """A mandatory field of an envelope is empty: a bug of the caller."""
-
-    def __init__(self, field: str) -> None:
-        super().__init__("envelope_invalid", f"{field} is empty")
-
-
-@lru_cache(maxsize=256)  # the log gives a whole batch one time
-def iso(at_ms: int) -> str:
-    """Milliseconds since the epoch as ISO-8601 in UTC, `2026-01-31T12:00:00.123Z`."""
-    return (_EPOCH + timedelta(milliseconds=at_ms)).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at_ms % 1000:03d}Z"
-
-
-def envelope(
-    event_type: str,
-    payload: Mapping[str, Any],
-    key: str,
-    correlation_id: str,
-    at: int | str,
-    causation_id: str | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> bytes:
-    """The envelope as UTF-8 JSON. `at`: milliseconds since the epoch, or ISO-8601. Raises EnvelopeInvalid."""
-    stamp = iso(at) if isinstance(at, int) else at
-    if not (event_type and key and correlation_id):
-        empty = "event_type" if not event_type else "correlation_id" if key else "idempotency_key"
-        raise EnvelopeInvalid(empty)
-    beside = metadata or _NOTHING
-    if causation_id:
-        return _encode(_CausedEnvelope(event_type, payload, key, correlation_id, stamp, PRODUCER, beside, causation_id))
-    return _encode(_Envelope(event_type, payload, key, correlation_id, stamp, PRODUCER, beside))
-
-
-def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) -> Encoded:
-    """The record of `events` for an effect.
-
-    `command_offset` is the offset of the command that caused it, `ordinal` its place among that command's effects: with
-    `fold` they say how far a partition has been sent.
-    """
-    value = envelope(
-        effect.subject, effect.payload, effect.id, effect.correlation_id, effect.at, metadata=effect.metadata
-    )
-    headers = [
-        (topics.SUBJECT, effect.subject.encode()),
-        (topics.EFFECT_ID, effect.id.encode()),
-        (topics.CORRELATION_ID, effect.correlation_id.encode()),
-        (topics.FOLD, b"%d" % fold),
-        (topics.COMMAND_OFFSET, b"%d" % command_offset),
-        (topics.ORDINAL, b"%d" % ordinal),
-    ]
-    return effect.instance_id.encode(), value, headers
 
 
 class DeadLetterRecord(NamedTuple):

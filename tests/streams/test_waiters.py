@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from streams.answers import ACCEPTED, Answers, Folded, Watchers
+from streams.waiters import ACCEPTED, Answers, Folded, Watchers
 from tests.streams.fakes import settle
 
 

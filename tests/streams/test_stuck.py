@@ -9,11 +9,11 @@ import structlog
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
-from streams import sweep as sweep_module
+from streams import stuck
 from streams.api import PartitionState
 from streams.doctor import SHOWN, Doctor
 from streams.metrics import Metrics
-from streams.sweep import SLICE, Sweep
+from streams.stuck import SLICE, Sweep
 from streams.topics import CEREMONIES
 from tables.definition import Definition
 from tables.instance import CeremonyStatus, Instance, Phase
@@ -34,7 +34,7 @@ class BusyClock(HandClock):
     async def sleep(self, seconds: float) -> None:
         if seconds:
             await super().sleep(seconds)
-        self.seconds += sweep_module.BUDGET_SECONDS / 10
+        self.seconds += stuck.BUDGET_SECONDS / 10
 
 
 class Site:
@@ -158,7 +158,7 @@ async def test_the_doctor_says_what_he_had_no_time_for(site: Site) -> None:
     site.put(site.sound, *(f"c{number}:s" for number in range(5 * SLICE)))
     site.clock.seconds = 0.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_module, "BUDGET_SECONDS", 20.0)  # each slice takes two seconds by this clock
+        patch.setattr(stuck, "BUDGET_SECONDS", 20.0)  # each slice takes two seconds by this clock
         found = await doctor(site).all([site.view], [])
     assert found.verdicts == {"moving": 3 * SLICE}
     assert found.incomplete.startswith(f"{2 * SLICE} ceremonies were not looked at")

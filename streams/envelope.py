@@ -1,0 +1,96 @@
+"""The envelope of every message to NATS (specification 16.1), and the records of `events` that carry it.
+
+The value of an `events` record is the finished envelope, so the NATS bridge sends it on as it is: encoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from ports.errors import CeremonyError
+from ports.log import Header
+from streams import topics
+from tables.effects import Event
+
+PRODUCER = "ceremony-engine"
+
+# Key, value and headers of a record of `events`.
+EventRecord = tuple[bytes, bytes, list[Header]]
+
+_NOTHING: Mapping[str, str] = {}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_encode = msgspec.json.Encoder().encode
+
+
+class _Envelope(msgspec.Struct, frozen=True, gc=False):
+    """Field order and names of specification 16.1."""
+
+    event_type: str
+    payload: Mapping[str, Any]
+    idempotency_key: str
+    correlation_id: str
+    timestamp: str
+    producer: str
+    metadata: Mapping[str, Any]
+
+
+class _CausedEnvelope(_Envelope, frozen=True, gc=False):
+    causation_id: str
+
+
+class EnvelopeInvalid(CeremonyError):
+    """A mandatory field of an envelope is empty: a bug of the caller."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__("envelope_invalid", f"{field} is empty")
+
+
+@lru_cache(maxsize=256)  # the log gives a whole batch one time
+def iso(at_ms: int) -> str:
+    """Milliseconds since the epoch as ISO-8601 in UTC, `2026-01-31T12:00:00.123Z`."""
+    return (_EPOCH + timedelta(milliseconds=at_ms)).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at_ms % 1000:03d}Z"
+
+
+def envelope(
+    event_type: str,
+    payload: Mapping[str, Any],
+    key: str,
+    correlation_id: str,
+    at: int | str,
+    causation_id: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """The envelope as UTF-8 JSON. `at`: milliseconds since the epoch, or ISO-8601. Raises EnvelopeInvalid."""
+    stamp = iso(at) if isinstance(at, int) else at
+    if not (event_type and key and correlation_id):
+        empty = "event_type" if not event_type else "correlation_id" if key else "idempotency_key"
+        raise EnvelopeInvalid(empty)
+    beside = metadata or _NOTHING
+    if causation_id:
+        return _encode(_CausedEnvelope(event_type, payload, key, correlation_id, stamp, PRODUCER, beside, causation_id))
+    return _encode(_Envelope(event_type, payload, key, correlation_id, stamp, PRODUCER, beside))
+
+
+def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) -> EventRecord:
+    """The record of `events` for an effect.
+
+    `command_offset` is the offset of the command that caused it, `ordinal` its place among that command's effects: with
+    `fold` they say how far a partition has been sent.
+    """
+    value = envelope(
+        effect.subject, effect.payload, effect.id, effect.correlation_id, effect.at, metadata=effect.metadata
+    )
+    headers = [
+        (topics.SUBJECT, effect.subject.encode()),
+        (topics.EFFECT_ID, effect.id.encode()),
+        (topics.CORRELATION_ID, effect.correlation_id.encode()),
+        (topics.FOLD, b"%d" % fold),
+        (topics.COMMAND_OFFSET, b"%d" % command_offset),
+        (topics.ORDINAL, b"%d" % ordinal),
+    ]
+    return effect.instance_id.encode(), value, headers

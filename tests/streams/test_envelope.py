@@ -1,0 +1,74 @@
+"""The envelope and the records of `events`, byte for byte."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from msgspec.structs import replace
+
+from streams import topics
+from streams.envelope import EnvelopeInvalid, envelope, event_record
+from tables.effects import Event
+
+EVENT = Event(
+    id="c-1:s-1/3/0@1",
+    subject="ceremony.transition.applied",
+    instance_id="c-1:s-1",
+    correlation_id="corr-1",
+    at=1_769_860_800_007,
+    payload={"instance_id": "c-1:s-1", "from_state": "A", "to_state": "B", "trigger": "go"},
+)
+
+
+def test_an_envelope_has_exactly_the_fields_of_the_contract() -> None:
+    """No field more or less; `causation_id` only when set; metadata is an empty object."""
+    # specification 16.1
+    data = json.loads(envelope("ceremony.started", {"a": 1}, "key", "corr", 1_769_860_800_007))
+    assert data == {
+        "event_type": "ceremony.started",
+        "payload": {"a": 1},
+        "idempotency_key": "key",
+        "correlation_id": "corr",
+        "timestamp": "2026-01-31T12:00:00.007Z",
+        "producer": "ceremony-engine",
+        "metadata": {},
+    }
+    caused = json.loads(envelope("ceremony.started", {}, "key", "corr", "2026-01-31T12:00:00Z", "cause"))
+    assert caused["causation_id"] == "cause"
+    assert caused["timestamp"] == "2026-01-31T12:00:00Z"
+
+
+@pytest.mark.parametrize("empty", ["event_type", "key", "correlation_id"])
+def test_an_empty_mandatory_field_is_refused_by_name(empty: str) -> None:
+    """A bug of the caller is named, and never published."""
+    given = {"event_type": "e", "key": "k", "correlation_id": "c"} | {empty: ""}
+    with pytest.raises(EnvelopeInvalid, match="idempotency_key" if empty == "key" else empty):
+        envelope(given["event_type"], {}, given["key"], given["correlation_id"], 0)
+
+
+def test_what_an_event_says_beside_its_payload_is_the_envelopes_metadata() -> None:
+    # specification 13.11, 16.1
+    who = {"actor": "ana", "role": "PO", "reason": "größer"}
+    told = json.loads(event_record(replace(EVENT, metadata=who), 41, 2, 1)[1])
+    untold = json.loads(event_record(EVENT, 41, 2, 1)[1])
+    assert (told["metadata"], untold["metadata"]) == (who, {})
+    assert told | {"metadata": {}} == untold
+
+
+def test_an_event_record_carries_the_finished_envelope_and_what_the_bridge_reads() -> None:
+    """Key: the instance, whose order holds. Headers: subject, id, correlation, and how far a partition was sent."""
+    key, value, headers = event_record(EVENT, command_offset=41, ordinal=2, fold=1)
+    assert key == b"c-1:s-1"
+    data = json.loads(value)
+    assert data["idempotency_key"] == "c-1:s-1/3/0@1"
+    assert data["event_type"] == "ceremony.transition.applied"
+    assert data["timestamp"] == "2026-01-31T12:00:00.007Z"
+    assert dict(headers) == {
+        topics.SUBJECT: b"ceremony.transition.applied",
+        topics.EFFECT_ID: b"c-1:s-1/3/0@1",
+        topics.CORRELATION_ID: b"corr-1",
+        topics.FOLD: b"1",
+        topics.COMMAND_OFFSET: b"41",
+        topics.ORDINAL: b"2",
+    }

@@ -13,7 +13,7 @@ from steps.config import Config, Text, config_of
 from steps.kind import Kind
 from steps.outcome import Outcome, outcome_of
 from tables.definition import Gate, Step
-from tables.instance import AgentAnswer, StepStatus
+from tables.instance import REJECTED, AgentAnswer, StepStatus
 from tables.kinds import AtOnce, Completed, Decided, Failed, Opened, StepContext, Verdict
 from tables.timers import iso
 
@@ -63,7 +63,7 @@ class HumanGate(Kind):
         output = _output(config_of(context.step, HumanGateConfig), decision)
         if decision.approved:
             return Completed(output)
-        return Failed("rejected", f"rejected by {output['decided_by']}", retryable=False, output=output)
+        return Failed(REJECTED, f"rejected by {output['decided_by']}", retryable=False, output=output)
 
 
 def _output(config: HumanGateConfig, decision: Decided) -> dict[str, Any]:

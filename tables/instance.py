@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from tables.errors import FormatTooNew, Undecodable
 
@@ -25,6 +26,11 @@ class StepStatus(StrEnum):
     FAILED = "FAILED"
     WAITING_FOR_HUMAN = "WAITING_FOR_HUMAN"
     CANCELLED = "CANCELLED"
+
+
+IN_FLIGHT = frozenset({StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN})
+REJECTED = "rejected"
+"""Error code of a rejected gate, the only failure that keeps an output."""
 
 
 class CeremonyStatus(StrEnum):
@@ -58,6 +64,10 @@ class Phase(StrEnum):
     """A person is awaited."""
 
 
+# By name once: on Python 3.11 each look-up of a member costs a call.
+_IN_PROGRESS, _COMPLETED, _ASKED = StepStatus.IN_PROGRESS, StepStatus.COMPLETED, Phase.ASKED
+
+
 class AgentAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The result of one agent of an attempt."""
 
@@ -70,6 +80,10 @@ class AgentAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     size: int = 0
     """Bytes of the encoded value."""
 
+    def weight(self, agent_id: str) -> int:
+        """Bytes that the answer adds to the row, with its agent's name and message."""
+        return self.size + len(agent_id) + len(self.role) + len(self.error_message)
+
 
 class Approval(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One decision of one actor."""
@@ -78,6 +92,13 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     role: str
     at: int
     comment: str = ""
+
+
+def approvals_weight(approvals: tuple[Approval, ...]) -> int:
+    """Bytes that approvals add to the row."""
+    if not approvals:
+        return 0
+    return sum(len(f"{approval.actor}{approval.role}{approval.comment}".encode()) for approval in approvals)
 
 
 class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -108,6 +129,117 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Bytes of what was gathered for it: answers of agents with their names, approvals of a gate."""
     announced: int = 0
     """Of a publish step: the newest visit whose message was announced as published."""
+
+    # -- the next state, by what has happened to the step
+
+    def started(self, now: int, *, new_budget: bool = False) -> StepState:
+        """The next attempt begins, and its agent is asked."""
+        tries = 1 if new_budget else self.tries + 1
+        return StepState(
+            _IN_PROGRESS, self.attempt + 1, tries, _ASKED, asks=1, started_at=now, announced=self.announced
+        )
+
+    def asked_again(self) -> StepState:
+        """The live attempt is asked for once more."""
+        return replace(self, phase=_ASKED, asks=self.asks + 1)
+
+    def unreachable(self) -> StepState:
+        """The neighbour of the live attempt is out of reach."""
+        return replace(self, phase=Phase.UNREACHABLE)
+
+    def submitted(self, deliberation_id: str) -> StepState:
+        """The neighbour took the live attempt; its results are awaited."""
+        return replace(self, phase=Phase.SUBMITTED, deliberation_id=deliberation_id)
+
+    def answered(self, agent_id: str, answer: AgentAnswer) -> StepState:
+        """One agent has answered the live attempt."""
+        gathered = self.gathered + answer.weight(agent_id)
+        return replace(self, answers={**self.answers, agent_id: answer}, gathered=gathered)
+
+    def restored(self) -> StepState:
+        """The live attempt begins anew: answers to old attempts are dropped."""
+        return replace(self, answers={}, gathered=0, deliberation_id="", asks=0)
+
+    def opened(self, output: Any, size: int) -> StepState:
+        """People are awaited."""
+        return StepState(
+            StepStatus.WAITING_FOR_HUMAN,
+            self.attempt,
+            self.tries,
+            Phase.GATE,
+            output,
+            started_at=self.started_at,
+            size=size,
+        )
+
+    def approved(self, approvals: tuple[Approval, ...]) -> StepState:
+        """Some of the quorum have approved."""
+        return replace(self, approvals=approvals, gathered=approvals_weight(approvals))
+
+    def completed(self, output: Any, size: int, approvals: tuple[Approval, ...] = ()) -> StepState:
+        """The step has its output."""
+        return StepState(
+            _COMPLETED,
+            self.attempt,
+            self.tries,
+            output=output,
+            deliberation_id=self.deliberation_id,
+            approvals=approvals,
+            started_at=self.started_at,
+            size=size,
+            gathered=approvals_weight(approvals),
+            announced=self.announced,
+        )
+
+    def published(self, visit: int) -> StepState:
+        """The message of this visit is announced as published."""
+        return replace(self, announced=visit)
+
+    def retrying(self, code: str, message: str) -> StepState:
+        """The attempt failed; the next one begins later."""
+        return StepState(
+            _IN_PROGRESS,
+            self.attempt,
+            self.tries,
+            Phase.BACKOFF,
+            error_code=code,
+            error_message=message,
+            started_at=self.started_at,
+            announced=self.announced,
+        )
+
+    def failed(
+        self, code: str, message: str, output: Any = None, size: int = 0, approvals: tuple[Approval, ...] = ()
+    ) -> StepState:
+        """The step failed for good; only a rejected gate keeps an output."""
+        return StepState(
+            StepStatus.FAILED,
+            self.attempt,
+            self.tries,
+            output=output,
+            error_code=code,
+            error_message=message,
+            deliberation_id=self.deliberation_id,
+            approvals=approvals,
+            started_at=self.started_at,
+            size=size,
+            gathered=approvals_weight(approvals),
+            announced=self.announced,
+        )
+
+    def cancelled(self) -> StepState:
+        """The ceremony left the state, or ended, while the step was in flight."""
+        return StepState(
+            StepStatus.CANCELLED,
+            self.attempt,
+            self.tries,
+            started_at=self.started_at,
+            announced=self.announced,
+        )
+
+    def reset(self) -> StepState:
+        """The state is entered: PENDING, with nothing of an earlier visit but its numbers."""
+        return StepState(attempt=self.attempt, announced=self.announced)
 
 
 class Pauser(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tables.definition import Definition
 from tables.instance import (
     KEPT_COMMAND_IDS,
+    REJECTED,
     TERMINAL,
     CeremonyStatus,
     Instance,
@@ -27,8 +28,6 @@ _PHASES = {
     StepStatus.CANCELLED: frozenset({Phase.NONE}),
 }
 _NO_OUTPUT = frozenset({StepStatus.PENDING, StepStatus.IN_PROGRESS, StepStatus.CANCELLED})
-REJECTED = "rejected"
-"""Error code of a rejected gate, the only failure that keeps an output."""
 
 
 def broken(row: Instance, definition: Definition | None = None) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from tables.commands import Origin
+from tables.commands import Command, Origin
 from tables.definition import Definition, Step
 from tables.effects import FOLD, Effect, Event, Refused
 from tables.fold.next_row import NextRow
@@ -39,6 +39,9 @@ class FoldContext:
         "_stem",
         "applied",
         "at_once",
+        "before",
+        "begun",
+        "decided",
         "definition",
         "effects",
         "here",
@@ -46,19 +49,26 @@ class FoldContext:
         "note",
         "now",
         "origin",
+        "pinned",
         "row",
         "started",
         "unjudged",
     )
 
-    def __init__(self, row: NextRow, definition: Definition, kinds: Kinds, origin: Origin) -> None:
-        self.row = row
-        self.definition = definition
+    row: NextRow
+    """The next version of the row; there is one once `begun`."""
+    definition: Definition
+    """The pinned definition; there is one where `pinned` is not None."""
+    here: tuple[Step, ...]
+    """Steps of the present state, in file order."""
+
+    def __init__(self, before: Instance | None, pinned: Definition | None, kinds: Kinds, origin: Origin) -> None:
+        self.before = before
+        """The row as it was; None where there is none."""
+        self.pinned = pinned
+        """None where this partition does not have the definition."""
         self.kinds = kinds
         self.origin = origin
-        self.now = row.now
-        self.here = definition.steps_by_state.get(row.state, ())
-        """Steps of the present state, in file order."""
         self.effects: list[Effect] = []
         self.applied = 0
         """Transitions applied by this command."""
@@ -68,6 +78,22 @@ class FoldContext:
         """The step that was started last."""
         self.note = ""
         self.unjudged: dict[str, str] = {}
+        self.decided: Decision | None = None
+        """The whole decision, where it is not made from the next row."""
+        self.begun = False
+        if pinned is not None:
+            self.definition = pinned
+            if before is not None:
+                self.begin(NextRow(before, origin.timestamp))
+                return
+        self.now = origin.timestamp if before is None else max(before.updated_at, origin.timestamp)
+
+    def begin(self, row: NextRow) -> None:
+        """Work on this row from now on."""
+        self.row = row
+        self.begun = True
+        self.now = row.now
+        self.here = self.definition.steps_by_state.get(row.state, ())
         self._stem = f"{row.base.instance_id}/{row.version}/"
 
     def effect_id(self) -> str:
@@ -99,10 +125,11 @@ class FoldContext:
         }
         self.event(f"ceremony.{word}", whole | payload)
 
-    def refuse(self, command_id: str, code: str, message: str) -> None:
+    def refuse(self, command: Command, code: str, message: str) -> None:
         """Tell who waits that the command made no sense now."""
         self.note = code
-        self.effects.append(refused(self.row.base.instance_id, command_id, self.origin, code, message))
+        instance_id = command.instance_id if self.before is None else self.before.instance_id
+        self.effects.append(refused(instance_id, command, self.origin, code, message))
 
     def kind(self, step: Step) -> StepKind:
         return self.kinds[step.handler]
@@ -131,11 +158,12 @@ class FoldContext:
         self.here = self.definition.steps_by_state.get(state_id, ())
 
 
-def refused(instance_id: str, command_id: str, origin: Origin, code: str, message: str, ordinal: int = 0) -> Refused:
+def refused(instance_id: str, command: Command, origin: Origin, code: str, message: str) -> Refused:
+    """The answer to who waits for a command that changed nothing; its id comes from the log."""
     return Refused(
-        id=f"{origin.partition}/{origin.offset}/{ordinal}",
+        id=f"{origin.partition}/{origin.offset}/0",
         instance_id=instance_id,
-        command_id=command_id,
+        command_id=command.command_id,
         code=code,
         message=message,
     )

@@ -6,7 +6,7 @@ order of a set. Whoever folds the same commands gets the same bytes and the same
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,9 +16,12 @@ from tables.commands import (
     AgentResult,
     AnyCommand,
     Cancel,
+    Command,
     GateDecision,
+    Noop,
     Origin,
     Pause,
+    PutDefinition,
     Restore,
     Resume,
     RetryStep,
@@ -35,17 +38,44 @@ from tables.fold import refusals
 from tables.fold.agent_answers import agent_result, step_outcome
 from tables.fold.context import Decision, FoldContext, refused
 from tables.fold.gates import gate_decision
-from tables.fold.next_row import NextRow
 from tables.fold.operations import cancel, pause, resume, retry_step, run_step, trigger
 from tables.fold.restore import restore
 from tables.fold.start import start
-from tables.fold.timer_fired import expire, timer_fired
+from tables.fold.timer_fired import timer_fired
 from tables.fold.transitions import finish
 from tables.instance import Instance
 from tables.kinds import Kinds
 from tables.timers import EXPIRE
 
 __all__ = ["Decision", "decide"]
+
+
+def nothing(fold: FoldContext, command: Command) -> None:
+    """Change no row: the ceremony agent itself stores definitions, and a Noop only carries a timestamp."""
+
+
+HANDLERS: Mapping[type[Command], Callable[[FoldContext, Any], None]] = {
+    # A ceremony begins.
+    Start: start,
+    # Agents answer.
+    StepOutcome: step_outcome,
+    AgentResult: agent_result,
+    # People decide and operate.
+    GateDecision: gate_decision,
+    Trigger: trigger,
+    Cancel: cancel,
+    Pause: pause,
+    Resume: resume,
+    RetryStep: retry_step,
+    RunStep: run_step,
+    # Time passes: deadlines, retries, retention.
+    TimerFired: timer_fired,
+    # A ceremony comes back from a read model.
+    Restore: restore,
+    # No ceremony is concerned.
+    PutDefinition: nothing,
+    Noop: nothing,
+}
 
 
 def decide(
@@ -69,56 +99,47 @@ def decide(
 def _decide(
     row: Instance | None, command: AnyCommand, origin: Origin, definition: Definition | None, kinds: Kinds
 ) -> Decision:
-    if row is not None and type(command) is TimerFired and command.timer_id == EXPIRE:
-        return expire(row, command, origin)
-    if type(command) in _HANDLERS:
-        return _on_row(row, command, origin, definition, kinds)
-    if isinstance(command, Start):
-        return start(row, command, origin, definition, kinds)
-    if isinstance(command, Restore):
-        return restore(row, command, origin, definition, kinds)
-    return Decision(row, ())
-
-
-def _on_row(
-    row: Instance | None, command: AnyCommand, origin: Origin, definition: Definition | None, kinds: Kinds
-) -> Decision:
-    """Fold a command that speaks to a ceremony which is there, whole, and whose definition is known."""
-    if row is None:
-        return _refuse(row, command, origin, refusals.UNKNOWN_INSTANCE, "there is no such ceremony")
-    if row.expired:
-        return _refuse(row, command, origin, refusals.ALREADY_ENDED, f"the ceremony is {row.status}")
-    if definition is None:
-        return _refuse(row, command, origin, refusals.DEFINITION_UNKNOWN, "its definition is not in this partition")
-    turn = FoldContext(NextRow(row, origin.timestamp), definition, kinds, origin)
+    missing = _missing(row, command, definition)
+    if missing is not None:
+        return _refuse(row, command, origin, *missing)
+    fold = FoldContext(row, definition, kinds, origin)
     known_again = command.command_id if command.expects_answer else ""
-    if known_again and turn.row.knows(known_again):
+    if known_again and fold.row.knows(known_again):
         return Decision(row, (), "duplicate")
-    _HANDLERS[type(command)](turn, command)
-    if known_again and turn.row.changed:
-        turn.row.remember(known_again)
-    return finish(turn)
+    HANDLERS[type(command)](fold, command)
+    if known_again and fold.row.changed:
+        fold.row.remember(known_again)
+    return finish(fold)
 
 
-_HANDLERS: dict[type, Callable[[FoldContext, Any], None]] = {
-    StepOutcome: step_outcome,
-    AgentResult: agent_result,
-    TimerFired: timer_fired,
-    GateDecision: gate_decision,
-    Trigger: trigger,
-    Cancel: cancel,
-    Pause: pause,
-    Resume: resume,
-    RetryStep: retry_step,
-    RunStep: run_step,
-}
+# -- refusals
+
+_WITHOUT_CEREMONY = frozenset({Start, Restore, PutDefinition, Noop})
+"""Commands that are folded whether or not there is a ceremony."""
+
+
+def _missing(row: Instance | None, command: AnyCommand, definition: Definition | None) -> tuple[str, str] | None:
+    """Why the command cannot be folded: there is no ceremony, none that is whole, or no definition of it."""
+    if type(command) in _WITHOUT_CEREMONY:
+        return None
+    if row is None:
+        return refusals.UNKNOWN_INSTANCE, "there is no such ceremony"
+    if type(command) is TimerFired and command.timer_id == EXPIRE:
+        return None  # retention meets stubs too, and needs no definition
+    if row.expired:
+        return refusals.ALREADY_ENDED, f"the ceremony is {row.status}"
+    if definition is None:
+        return refusals.DEFINITION_UNKNOWN, "its definition is not in this partition"
+    return None
 
 
 def _refuse(row: Instance | None, command: AnyCommand, origin: Origin, code: str, message: str) -> Decision:
     """Nothing changes; who waits for an answer gets one."""
-    if not command.expects_answer:
-        return Decision(row, (), code)
-    return Decision(row, (refused(command.instance_id, command.command_id, origin, code, message),), code)
+    answer = refused(command.instance_id, command, origin, code, message)
+    return Decision(row, (answer,) if command.expects_answer else (), code)
+
+
+# -- the safety net
 
 
 def _malformed(command: AnyCommand) -> bool:

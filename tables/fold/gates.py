@@ -9,11 +9,9 @@ from tables.commands import GateDecision
 from tables.definition import Gate, Guard, Step
 from tables.fold import refusals, step_life
 from tables.fold.context import FoldContext
-from tables.fold.next_row import approvals_weight
 from tables.fold.transitions import advance
 from tables.guards import is_human
-from tables.instance import Approval, Phase, StepState, StepStatus
-from tables.invariants import REJECTED
+from tables.instance import REJECTED, Approval, Phase, StepState, StepStatus, approvals_weight
 from tables.kinds import Completed, Decided, Failed
 from tables.limits import MAX_ID, MAX_OUTPUT, MAX_ROW, MAX_TEXT, clip
 
@@ -22,72 +20,72 @@ _MOST_APPROVALS = MAX_OUTPUT // 2
 GATE_DECIDED = "ceremony.gate.decided"
 
 
-def gate_decision(turn: FoldContext, command: GateDecision) -> None:
+def gate_decision(fold: FoldContext, command: GateDecision) -> None:
     """A decision names a gate step, or a human guard."""
-    step = turn.definition.steps.get(command.gate)
-    guard = turn.definition.guards.get(command.gate)
+    step = fold.definition.steps.get(command.gate)
+    guard = fold.definition.guards.get(command.gate)
     if step is not None and step.gate is not None:
-        _on_step(turn, command, step, step.gate)
+        _on_step(fold, command, step, step.gate)
     elif guard is not None and is_human(guard):
-        _on_guard(turn, command, guard)
+        _on_guard(fold, command, guard)
     else:
-        turn.refuse(
-            command.command_id,
+        fold.refuse(
+            command,
             refusals.GATE_UNKNOWN,
-            f"{clip(command.gate, 64)!r} is neither a gate step nor a human guard of {turn.definition.name}",
+            f"{clip(command.gate, 64)!r} is neither a gate step nor a human guard of {fold.definition.name}",
         )
 
 
-def _approval(turn: FoldContext, command: GateDecision) -> Approval:
-    return Approval(clip(command.actor, MAX_ID), clip(command.role, MAX_ID), turn.now, clip(command.comment, MAX_TEXT))
+def _approval(fold: FoldContext, command: GateDecision) -> Approval:
+    return Approval(clip(command.actor, MAX_ID), clip(command.role, MAX_ID), fold.now, clip(command.comment, MAX_TEXT))
 
 
-def _on_step(turn: FoldContext, command: GateDecision, step: Step, gate: Gate) -> None:
-    state = turn.row.steps[step.id]
-    problem = _step_problem(turn, command, step, gate)
+def _on_step(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -> None:
+    state = fold.row.steps[step.id]
+    problem = _step_problem(fold, command, step, gate)
     if problem is not None:
-        turn.refuse(command.command_id, *problem)
+        fold.refuse(command, *problem)
         return
     if _said_before(command, state):
-        turn.note = "duplicate"
+        fold.note = "duplicate"
         return
-    approval = _approval(turn, command)
+    approval = _approval(fold, command)
     approvals = (*state.approvals, approval)
     weight = approvals_weight(approvals)
-    if weight > _MOST_APPROVALS or turn.row.size + weight > MAX_ROW:
-        turn.refuse(command.command_id, refusals.ROW_FULL, "the ceremony cannot hold one more comment of that length")
+    if weight > _MOST_APPROVALS or fold.row.size + weight > MAX_ROW:
+        fold.refuse(command, refusals.ROW_FULL, "the ceremony cannot hold one more comment of that length")
         return
     if not command.approved:
-        _decide(turn, step, gate, Decided(approved=False, by=(approval,)))
+        _decide(fold, step, gate, Decided(approved=False, by=(approval,)))
         return
     if len(approvals) < gate.quorum:
-        turn.row.set_step(step.id, replace(state, approvals=approvals, gathered=weight))
+        fold.row.set_step(step.id, state.approved(approvals))
         return
-    _decide(turn, step, gate, Decided(approved=True, by=approvals))
+    _decide(fold, step, gate, Decided(approved=True, by=approvals))
 
 
-def _step_problem(turn: FoldContext, command: GateDecision, step: Step, gate: Gate) -> tuple[str, str] | None:
+def _step_problem(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -> tuple[str, str] | None:
     """Why this actor may not decide this gate now. Who may not is told so before what is open."""
-    refusal = _actor_problem(turn, command, step, gate)
+    refusal = _actor_problem(fold, command, step, gate)
     if refusal is not None:
         return refusal
-    state = turn.row.steps[step.id]
-    visit = turn.row.visits.get(step.state, 0)
+    state = fold.row.steps[step.id]
+    visit = fold.row.visits.get(step.state, 0)
     if command.visit and command.visit != visit:
         return refusals.STALE_VISIT, f"the decision is on visit {command.visit} of {step.id}, now it is visit {visit}"
     if _said_before(command, state):
         return None
-    if turn.row.ended:
-        return refusals.ALREADY_ENDED, f"the ceremony is {turn.row.status}"
+    if fold.row.ended:
+        return refusals.ALREADY_ENDED, f"the ceremony is {fold.row.status}"
     if state.phase is not Phase.GATE:
         return refusals.GATE_NOT_OPEN, f"gate `{step.id}` is {state.status}"
     return None
 
 
-def _actor_problem(turn: FoldContext, command: GateDecision, step: Step, gate: Gate) -> tuple[str, str] | None:
+def _actor_problem(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -> tuple[str, str] | None:
     if not command.actor.strip():
         return refusals.ACTOR_REQUIRED, "a decision needs an actor"
-    return roles.gate_refusal(turn.definition, step, gate, command.role)
+    return roles.gate_refusal(fold.definition, step, gate, command.role)
 
 
 def _said_before(command: GateDecision, state: StepState) -> bool:
@@ -98,83 +96,83 @@ def _said_before(command: GateDecision, state: StepState) -> bool:
     return command.approved is not rejected
 
 
-def _decide(turn: FoldContext, step: Step, gate: Gate, decision: Decided) -> None:
+def _decide(fold: FoldContext, step: Step, gate: Gate, decision: Decided) -> None:
     """The gate is decided: announced, concluded, and the human guards that name its role follow an approval."""
     by = decision.by
     last = by[-1]
-    turn.event(
+    fold.event(
         GATE_DECIDED,
         {
-            "instance_id": turn.row.base.instance_id,
+            "instance_id": fold.row.base.instance_id,
             "gate": step.id,
-            "current_state": turn.row.state,
-            "visit": turn.row.visits.get(step.state, 0),
+            "current_state": fold.row.state,
+            "visit": fold.row.visits.get(step.state, 0),
             "approved": decision.approved,
             "decided_by": [approval.actor for approval in by],
             "role": last.role,
             "comment": last.comment,
         },
     )
-    verdict = turn.kind(step).decided(turn.context(step), decision)
+    verdict = fold.kind(step).decided(fold.context(step), decision)
     if isinstance(verdict, Completed):
-        step_life.complete(turn, step, verdict.output, approvals=by)
-        if turn.row.steps[step.id].status is StepStatus.COMPLETED:
-            _satisfy_guards(turn, step, gate, last)
+        step_life.complete(fold, step, verdict.output, approvals=by)
+        if fold.row.steps[step.id].status is StepStatus.COMPLETED:
+            _satisfy_guards(fold, step, gate, last)
     elif isinstance(verdict, Failed):
-        step_life.fail(turn, step, verdict, by)
-    advance(turn)
+        step_life.fail(fold, step, verdict, by)
+    advance(fold)
 
 
-def _satisfy_guards(turn: FoldContext, step: Step, gate: Gate, last: Approval) -> None:
-    for transition in turn.definition.transitions_from.get(step.state, ()):
+def _satisfy_guards(fold: FoldContext, step: Step, gate: Gate, last: Approval) -> None:
+    for transition in fold.definition.transitions_from.get(step.state, ()):
         for name in transition.guards:
-            guard = turn.definition.guards[name]
+            guard = fold.definition.guards[name]
             if is_human(guard) and guard.role == gate.role:
-                turn.row.approve_guard(name, replace(last, role=gate.role))
+                fold.row.approve_guard(name, replace(last, role=gate.role))
 
 
-def _on_guard(turn: FoldContext, command: GateDecision, guard: Guard) -> None:
+def _on_guard(fold: FoldContext, command: GateDecision, guard: Guard) -> None:
     """Approving satisfies the guard for this visit; rejecting withdraws what was approved."""
-    problem = _guard_problem(turn, command, guard)
+    problem = _guard_problem(fold, command, guard)
     if problem is not None:
-        turn.refuse(command.command_id, *problem)
+        fold.refuse(command, *problem)
         return
-    known = turn.row.guard_approvals.get(guard.name, ())
-    approval = _approval(turn, command)
+    known = fold.row.guard_approvals.get(guard.name, ())
+    approval = _approval(fold, command)
     if command.approved and any(a.actor == approval.actor and a.role == approval.role for a in known):
-        turn.note = "duplicate"
+        fold.note = "duplicate"
         return
     if command.approved:
-        turn.row.approve_guard(guard.name, approval)
+        fold.row.approve_guard(guard.name, approval)
     else:
-        turn.row.withdraw_guard(guard.name)
-    turn.event(
+        fold.row.withdraw_guard(guard.name)
+    fold.event(
         GATE_DECIDED,
         {
-            "instance_id": turn.row.base.instance_id,
+            "instance_id": fold.row.base.instance_id,
             "gate": guard.name,
-            "current_state": turn.row.state,
-            "visit": turn.row.visits.get(turn.row.state, 0),
+            "current_state": fold.row.state,
+            "visit": fold.row.visits.get(fold.row.state, 0),
             "approved": command.approved is True,
             "decided_by": [approval.actor],
             "role": approval.role,
             "comment": approval.comment,
         },
     )
-    advance(turn)
+    advance(fold)
 
 
-def _guard_problem(turn: FoldContext, command: GateDecision, guard: Guard) -> tuple[str, str] | None:
+def _guard_problem(fold: FoldContext, command: GateDecision, guard: Guard) -> tuple[str, str] | None:
     if not command.actor.strip():
         return refusals.ACTOR_REQUIRED, "a decision needs an actor"
     refusal = roles.guard_refusal(guard, command.role)
     if refusal is not None:
         return refusal
-    if turn.row.ended:
-        return refusals.ALREADY_ENDED, f"the ceremony is {turn.row.status}"
-    state = turn.row.state
-    visit = turn.row.visits.get(state, 0)
-    if not any(guard.name in transition.guards for transition in turn.definition.transitions_from.get(state, ())):
+    if fold.row.ended:
+        return refusals.ALREADY_ENDED, f"the ceremony is {fold.row.status}"
+    state = fold.row.state
+    visit = fold.row.visits.get(state, 0)
+    if not any(guard.name in transition.guards for transition in fold.definition.transitions_from.get(state, ())):
         return refusals.GATE_NOT_OPEN, f"no transition leaving {state} has the guard `{guard.name}`"
     if command.visit and command.visit != visit:
         return refusals.STALE_VISIT, f"the decision is on visit {command.visit} of {state}, now it is visit {visit}"

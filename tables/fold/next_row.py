@@ -15,14 +15,12 @@ from tables.instance import (
     KEPT_COMMAND_IDS,
     ROW_FORMAT,
     TERMINAL,
-    AgentAnswer,
     Approval,
     CeremonyStatus,
     Instance,
     Pauser,
     Phase,
     StepState,
-    StepStatus,
     Timer,
 )
 from tables.invariants import broken, broken_change, broken_step
@@ -32,7 +30,6 @@ from tables.timers import CEREMONY_MAX, EXPIRE, OF_PHASE, RUN_ON
 _PAUSED = CeremonyStatus.PAUSED  # on Python 3.11 each look-up of a member costs a call
 _MOVING = frozenset(CeremonyStatus) - TERMINAL - {CeremonyStatus.PAUSED}
 _NEW = StepState()
-IN_FLIGHT = frozenset({StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN})
 
 
 class NextRow:
@@ -328,29 +325,6 @@ class NextRow:
         )
 
 
-def stub_of(row: Instance, now: int, expire_in: int) -> Instance:
-    """What retention leaves of a finished row: who it was, how it ended, its version and the digest of its start."""
-    now = max(now, row.updated_at)
-    return Instance(
-        instance_id=row.instance_id,
-        ceremony_id=row.ceremony_id,
-        story_id=row.story_id,
-        definition_name=row.definition_name,
-        definition_hash=row.definition_hash,
-        correlation_id=row.correlation_id,
-        requested_by="",
-        start_digest=row.start_digest,
-        state=row.state,
-        status=row.status,
-        created_at=row.created_at,
-        updated_at=now,
-        version=row.version + 1,
-        ended_at=row.ended_at,
-        timers={EXPIRE: Timer(now + expire_in)},
-        expired=True,
-    )
-
-
 def raised(row: Instance, version_by: int, attempts_by: int) -> Instance:
     """The row with its version and every attempt number raised, so that nothing new is taken for something old."""
     steps = {
@@ -362,15 +336,3 @@ def raised(row: Instance, version_by: int, attempts_by: int) -> Instance:
         for timer_id, timer in row.timers.items()
     }
     return replace(row, version=row.version + version_by, steps=steps, timers=timers)
-
-
-def approvals_weight(approvals: tuple[Approval, ...]) -> int:
-    """Bytes that approvals add to the row."""
-    if not approvals:
-        return 0
-    return sum(len(f"{approval.actor}{approval.role}{approval.comment}".encode()) for approval in approvals)
-
-
-def answer_weight(agent_id: str, answer: AgentAnswer) -> int:
-    """Bytes an answer adds to the row, its agent's name and message included."""
-    return answer.size + len(agent_id) + len(answer.role) + len(answer.error_message)

@@ -9,15 +9,14 @@ from typing import Any
 
 import msgspec
 
-from tables.commands import Origin, Start
+from tables.commands import Start
 from tables.definition import Definition
-from tables.effects import Effect, Event
+from tables.effects import Event
 from tables.fold import refusals
-from tables.fold.context import Decision, FoldContext, refused
+from tables.fold.context import FoldContext
 from tables.fold.next_row import NextRow
-from tables.fold.transitions import advance, end, finish
+from tables.fold.transitions import advance, end
 from tables.instance import CeremonyStatus, Instance
-from tables.kinds import Kinds
 from tables.limits import MAX_ID, MAX_INPUT_DEPTH, MAX_INPUTS, clip, deeper_than
 from tables.timers import CEREMONY_MAX, millis
 
@@ -28,17 +27,16 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _sorted = msgspec.json.Encoder(order="sorted").encode
 
 
-def start(
-    row: Instance | None, command: Start, origin: Origin, definition: Definition | None, kinds: Kinds
-) -> Decision:
-    """Begin a ceremony. `definition` is the pinned one of the row, or the one the start names."""
-    if row is not None:
-        return _again(row, command, origin, definition)
-    problem = _problem(command, definition)
-    if problem is not None or definition is None:
-        code, message = problem or (refusals.DEFINITION_UNKNOWN, "")
-        return _refused(None, command, origin, code, message)
-    return _begin(command, origin, definition, kinds)
+def start(fold: FoldContext, command: Start) -> None:
+    """Begin a ceremony by the definition which the start names."""
+    if fold.before is not None:
+        _again(fold, command, fold.before)
+        return
+    problem = _problem(command, fold.pinned)
+    if problem is not None:
+        _refuse(fold, command, *problem)
+    else:
+        _begin(fold, command)
 
 
 def start_digest(command: Start, step_ids: Iterable[str] | None) -> str:
@@ -56,27 +54,27 @@ def _whole_inputs(command: Start) -> dict[str, Any]:
     return command.inputs | {"ceremony_id": command.ceremony_id, "story_id": command.story_id}
 
 
-def _again(row: Instance, command: Start, origin: Origin, definition: Definition | None) -> Decision:
-    known = None if definition is None else definition.steps
+def _again(fold: FoldContext, command: Start, row: Instance) -> None:
+    known = None if fold.pinned is None else fold.pinned.steps
     if not deeper_than(command.inputs, MAX_INPUT_DEPTH + 1) and start_digest(command, known) == row.start_digest:
-        return Decision(row, (), "duplicate")
-    message = f"{command.instance_id} was started with other content"
-    return _refused(row, command, origin, refusals.ALREADY_EXISTS, message)
+        fold.note = "duplicate"
+        return
+    _refuse(fold, command, refusals.ALREADY_EXISTS, f"{command.instance_id} was started with other content")
 
 
-def _refused(row: Instance | None, command: Start, origin: Origin, code: str, message: str) -> Decision:
+def _refuse(fold: FoldContext, command: Start, code: str, message: str) -> None:
     """Refuse to who waits, and outside too: the answer `accepted` may have gone out before this fold."""
-    answer = refused(command.instance_id, command.command_id, origin, code, message)
-    event = Event(
-        id=f"{origin.partition}/{origin.offset}/1",
-        subject=START_REFUSED,
-        instance_id=command.instance_id,
-        correlation_id=command.correlation_id.strip() or command.instance_id,
-        at=origin.timestamp if row is None else max(row.updated_at, origin.timestamp),
-        payload={"instance_id": command.instance_id, "code": code, "message": message},
+    fold.refuse(command, code, message)
+    fold.effects.append(
+        Event(
+            id=f"{fold.origin.partition}/{fold.origin.offset}/1",
+            subject=START_REFUSED,
+            instance_id=command.instance_id,
+            correlation_id=command.correlation_id.strip() or command.instance_id,
+            at=fold.now,
+            payload={"instance_id": command.instance_id, "code": code, "message": message},
+        )
     )
-    effects: tuple[Effect, ...] = (answer, event)
-    return Decision(row, effects, code)
 
 
 def _problem(command: Start, definition: Definition | None) -> tuple[str, str] | None:
@@ -127,10 +125,11 @@ def _inputs_size(command: Start) -> int | None:
         return None
 
 
-def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds) -> Decision:
+def _begin(fold: FoldContext, command: Start) -> None:
+    definition = fold.definition
     chosen = set(command.step_ids)
     selected = tuple(step for step in definition.steps if step in chosen) if chosen else ()
-    builder = NextRow.start(
+    row = NextRow.start(
         instance_id=command.instance_id,
         ceremony_id=command.ceremony_id,
         story_id=command.story_id,
@@ -143,12 +142,12 @@ def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds)
         inputs_size=_inputs_size(command) or 0,
         selected=() if len(selected) == len(definition.steps) else selected,
         step_ids=tuple(definition.steps),
-        now=origin.timestamp,
+        now=fold.now,
     )
-    turn = FoldContext(builder, definition, kinds, origin)
-    builder.set_timer(CEREMONY_MAX, millis(definition.timeouts.ceremony_max))
-    turn.enter(definition.initial)
-    turn.lifecycle(
+    fold.begin(row)
+    row.set_timer(CEREMONY_MAX, millis(definition.timeouts.ceremony_max))
+    fold.enter(definition.initial)
+    fold.lifecycle(
         "started",
         {
             "ceremony_id": command.ceremony_id,
@@ -158,6 +157,5 @@ def _begin(command: Start, origin: Origin, definition: Definition, kinds: Kinds)
         },
     )
     if definition.states[definition.initial].terminal:
-        end(turn, CeremonyStatus.COMPLETED)
-    advance(turn)
-    return finish(turn)
+        end(fold, CeremonyStatus.COMPLETED)
+    advance(fold)

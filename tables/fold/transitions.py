@@ -9,10 +9,10 @@ from tables.definition import Definition, Step, Transition
 from tables.effects import Ended
 from tables.fold import step_life
 from tables.fold.context import Decision, FoldContext
+from tables.fold.retention import UNTIL_STUB
 from tables.guards import guard_steps, holds, is_human, is_unjudged
 from tables.instance import CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.limits import MAX_TRANSITIONS, clip
-from tables.timers import UNTIL_STUB
 
 TRANSITION_APPLIED = "ceremony.transition.applied"
 # By name once: on Python 3.11 each look-up of a member costs a call.
@@ -27,86 +27,86 @@ _WORD = {
 }
 
 
-def advance(turn: FoldContext, completed: Step | None = None) -> None:
+def advance(fold: FoldContext, completed: Step | None = None) -> None:
     """Move as far as it goes now: transitions first, then `on_failure`, then the steps that have become ready.
 
-    A step that ends, fails or opens its gate as it is started is settled in the same turn. While PAUSED nothing
+    A step that ends, fails or opens its gate as it is started is settled in the same fold. While PAUSED nothing
     moves. Where all that has happened is that one step was `completed`, only those that wait for it can have become
     ready: in a ceremony that moves, every other one was started when it was.
     """
-    row = turn.row
-    candidates = None if completed is None else turn.definition.waiting_for[completed.id]
+    row = fold.row
+    candidates = None if completed is None else fold.definition.waiting_for[completed.id]
     while row.moves:
-        if _automatic(turn) or _on_failure(turn) or _start_ready(turn, candidates):
+        if _automatic(fold) or _on_failure(fold) or _start_ready(fold, candidates):
             candidates = None
             continue
-        if not _under_way(turn):
-            _close(turn)
+        if not _under_way(fold):
+            _close(fold)
         return
 
 
-def _automatic(turn: FoldContext) -> bool:
+def _automatic(fold: FoldContext) -> bool:
     """Apply the first transition, in definition order, whose guards all hold."""
-    for transition in turn.definition.transitions_from.get(turn.row.state, ()):
-        if guards_hold(turn, transition) if transition.guards else _all_done(turn):
-            apply(turn, transition)
+    for transition in fold.definition.transitions_from.get(fold.row.state, ()):
+        if guards_hold(fold, transition) if transition.guards else _all_done(fold):
+            apply(fold, transition)
             return True
     return False
 
 
-def guards_hold(turn: FoldContext, transition: Transition) -> bool:
-    return failing_guard(turn, transition) is None
+def guards_hold(fold: FoldContext, transition: Transition) -> bool:
+    return failing_guard(fold, transition) is None
 
 
-def failing_guard(turn: FoldContext, transition: Transition) -> tuple[str, str] | None:
+def failing_guard(fold: FoldContext, transition: Transition) -> tuple[str, str] | None:
     """The first guard that does not hold, with the reason; None when all do."""
-    view = turn.view()
+    view = fold.view()
     for name in transition.guards:
-        guard = turn.definition.guards[name]
+        guard = fold.definition.guards[name]
         held, reason = holds(guard, view)
         if not held:
             if is_unjudged(guard, reason):
-                turn.unjudged[name] = reason
+                fold.unjudged[name] = reason
             return name, reason
     return None
 
 
-def _all_done(turn: FoldContext) -> bool:
+def _all_done(fold: FoldContext) -> bool:
     """Every selected step of the state is COMPLETED, and none at all FAILED: what lets a guard-less transition fire."""
-    steps, selected = turn.row.steps, turn.row.base.selected
-    for step in reversed(turn.here):  # the last one is the one to be done last
+    steps, selected = fold.row.steps, fold.row.base.selected
+    for step in reversed(fold.here):  # the last one is the one to be done last
         status = steps[step.id].status
         if status is not _COMPLETED and (status is _FAILED or not selected or step.id in selected):
             return False
     return True
 
 
-def _on_failure(turn: FoldContext) -> bool:
+def _on_failure(fold: FoldContext) -> bool:
     """Apply the `on_failure` trigger of a step that has failed for good, where its guards hold."""
-    for step, transition in turn.definition.ways_out.get(turn.row.state, ()):
-        if turn.row.steps[step.id].status is _FAILED and guards_hold(turn, transition):
-            apply(turn, transition)
+    for step, transition in fold.definition.ways_out.get(fold.row.state, ()):
+        if fold.row.steps[step.id].status is _FAILED and guards_hold(fold, transition):
+            apply(fold, transition)
             return True
     return False
 
 
-def by_trigger(turn: FoldContext, trigger: str) -> Transition | None:
+def by_trigger(fold: FoldContext, trigger: str) -> Transition | None:
     """The transition of this trigger that leaves the present state."""
-    for transition in turn.definition.transitions_from.get(turn.row.state, ()):
+    for transition in fold.definition.transitions_from.get(fold.row.state, ()):
         if transition.trigger == trigger:
             return transition
     return None
 
 
-def _start_ready(turn: FoldContext, candidates: tuple[Step, ...] | None) -> bool:
+def _start_ready(fold: FoldContext, candidates: tuple[Step, ...] | None) -> bool:
     """Start the steps whose predecessors are done, of these or of all; True when one is past the asking already.
 
     It ended, opened its gate, or failed and will be retried: each may move the ceremony, as an answer would.
     """
-    row, selected = turn.row, turn.row.base.selected
-    for step in turn.here if candidates is None else candidates:
+    row, selected = fold.row, fold.row.base.selected
+    for step in fold.here if candidates is None else candidates:
         if row.steps[step.id].status is _PENDING and _ready(step, row.steps, selected):
-            step_life.start(turn, step)
+            step_life.start(fold, step)
             if row.steps[step.id].phase is not _ASKED:
                 return True
     return False
@@ -120,22 +120,22 @@ def _ready(step: Step, steps: Mapping[str, StepState], selected: tuple[str, ...]
     return not selected or step.id in selected
 
 
-def _under_way(turn: FoldContext) -> bool:
+def _under_way(fold: FoldContext) -> bool:
     """Whether what this command started last says already that a step of the state is IN_PROGRESS."""
-    started = turn.started
-    return started is not None and turn.row.steps[started.id].status is _IN_PROGRESS
+    started = fold.started
+    return started is not None and fold.row.steps[started.id].status is _IN_PROGRESS
 
 
-def apply(turn: FoldContext, transition: Transition, who: dict[str, str] | None = None) -> None:
+def apply(fold: FoldContext, transition: Transition, who: dict[str, str] | None = None) -> None:
     """Leave the state, and enter the other one. `who`: the actor, role and reason of a trigger that was fired."""
-    row = turn.row
-    if turn.applied >= MAX_TRANSITIONS:
+    row = fold.row
+    if fold.applied >= MAX_TRANSITIONS:
         message = f"more than {MAX_TRANSITIONS} transitions from one command, the last of them from {row.state}"
-        end(turn, CeremonyStatus.FAILED, "endless_cycle", message)
+        end(fold, CeremonyStatus.FAILED, "endless_cycle", message)
         return
-    turn.applied += 1
-    step_life.cancel_in_flight(turn)
-    turn.event(
+    fold.applied += 1
+    step_life.cancel_in_flight(fold)
+    fold.event(
         TRANSITION_APPLIED,
         {
             "instance_id": row.base.instance_id,
@@ -145,17 +145,17 @@ def apply(turn: FoldContext, transition: Transition, who: dict[str, str] | None 
         },
         who,
     )
-    turn.enter(transition.to_state)
-    for step in turn.here:
-        step_life.reset(turn, step)
-    if turn.definition.states[transition.to_state].terminal:
-        end(turn, CeremonyStatus.COMPLETED)
+    fold.enter(transition.to_state)
+    for step in fold.here:
+        step_life.reset(fold, step)
+    if fold.definition.states[transition.to_state].terminal:
+        end(fold, CeremonyStatus.COMPLETED)
 
 
-def _close(turn: FoldContext) -> None:
+def _close(fold: FoldContext) -> None:
     """Nothing moves: when nothing is in flight or awaited either, the ceremony has failed."""
-    steps, failed = turn.row.steps, ""
-    for step in turn.here:
+    steps, failed = fold.row.steps, ""
+    for step in fold.here:
         status = steps[step.id].status
         if status is _IN_PROGRESS or status is _WAITING:
             return
@@ -163,10 +163,10 @@ def _close(turn: FoldContext) -> None:
             failed = step.id
     if failed:
         message = clip(f"step {failed} failed: {steps[failed].error_message}")
-        end(turn, CeremonyStatus.FAILED, steps[failed].error_code, message)
-    elif not open_guards(turn.row.peek(), turn.definition):
-        message = f"all steps of {turn.row.state} have ended and no transition leaving it can hold"
-        end(turn, CeremonyStatus.FAILED, "no_transition", message)
+        end(fold, CeremonyStatus.FAILED, steps[failed].error_code, message)
+    elif not open_guards(fold.row.peek(), fold.definition):
+        message = f"all steps of {fold.row.state} have ended and no transition leaving it can hold"
+        end(fold, CeremonyStatus.FAILED, "no_transition", message)
 
 
 def open_guards(row: Instance, definition: Definition) -> list[str]:
@@ -189,17 +189,17 @@ def open_guards(row: Instance, definition: Definition) -> list[str]:
 
 
 def end(
-    turn: FoldContext, status: CeremonyStatus, code: str = "", message: str = "", more: dict[str, Any] | None = None
+    fold: FoldContext, status: CeremonyStatus, code: str = "", message: str = "", more: dict[str, Any] | None = None
 ) -> None:
     """Come to a terminal status: steps in flight are CANCELLED first, then the end is announced."""
-    row = turn.row
-    step_life.cancel_in_flight(turn)
+    row = fold.row
+    step_life.cancel_in_flight(fold)
     row.end(status, code, message, UNTIL_STUB)
     payload = dict(more or {})
     if code:
         payload |= {"error_code": code, "error_message": message}
-    turn.lifecycle(_WORD[status], payload)
-    turn.effects.append(Ended(id=turn.effect_id(), instance_id=row.base.instance_id, status=status.value))
+    fold.lifecycle(_WORD[status], payload)
+    fold.effects.append(Ended(id=fold.effect_id(), instance_id=row.base.instance_id, status=status.value))
 
 
 def live_status(row: Instance, definition: Definition) -> CeremonyStatus:
@@ -220,11 +220,13 @@ def live_status(row: Instance, definition: Definition) -> CeremonyStatus:
     return _RUNNING
 
 
-def finish(turn: FoldContext) -> Decision:
-    """The decision of a turn; the status of a live ceremony follows from its row."""
-    row = turn.row
-    if not row.changed:
-        return Decision(row.base, tuple(turn.effects), turn.note, turn.unjudged)
+def finish(fold: FoldContext) -> Decision:
+    """The decision of a fold; the status of a live ceremony follows from its row."""
+    if fold.decided is not None:
+        return fold.decided
+    if not fold.begun or not fold.row.changed:
+        return Decision(fold.before, tuple(fold.effects), fold.note, fold.unjudged)
+    row = fold.row
     if row.moves:
-        row.set_status(_RUNNING if _under_way(turn) else live_status(row.peek(), turn.definition))
-    return Decision(row.build(), tuple(turn.effects), turn.note, turn.unjudged)
+        row.set_status(_RUNNING if _under_way(fold) else live_status(row.peek(), fold.definition))
+    return Decision(row.build(), tuple(fold.effects), fold.note, fold.unjudged)

@@ -13,11 +13,11 @@ from steps.registry import all_kinds
 from streams import history, timers, topology, waiters
 from streams.topics import STEP_KINDS
 from streams.transport.partition import assignment, checkpoints
-from tables import instance, limits
-from tables import timers as fold_timers
+from tables import instance, limits, retries
 from tables.definition import RetryPolicy, Timeouts
 from tables.definitions import yaml_source
 from tables.definitions.loader import load
+from tables.fold import retention
 from tests.contract.asyncapi import document
 
 KIB = 1024
@@ -104,7 +104,7 @@ def test_times() -> None:
     # specification 10.3, 11.8, 14.4, 14.13, 15.4, 16.5, 18.7 and design 5, 6
     assert waiters.FOLD_SECONDS == 2
     assert history.SECONDS == 10
-    assert (fold_timers.ASK_FIRST, fold_timers.ASK_LONGEST) == (1_000, 30_000)
+    assert (retries.ASK_FIRST, retries.ASK_LONGEST) == (1_000, 30_000)
     assert (timers.AGAIN_MS, timers.LEARN_SECONDS) == (1_000, 60)
     assert executor.CALL_TIMEOUT_SECONDS == Settings.model_fields["ray_call_timeout_seconds"].default == 10
     assert Settings.model_fields["take_over_grace_seconds"].default == 30
@@ -116,7 +116,7 @@ def test_times() -> None:
 def test_retention() -> None:
     """A stub after 30 days, and a year later nothing; commands and requests 7 days, events 30 days."""
     # specification 21.1, 21.2
-    assert (fold_timers.UNTIL_STUB, fold_timers.UNTIL_TOMBSTONE) == (30 * DAY, 365 * DAY)
+    assert (retention.UNTIL_STUB, retention.UNTIL_TOMBSTONE) == (30 * DAY, 365 * DAY)
     kept = {topic.name: topic.retention_ms for topic in topology.topics("x", 3)}
     del kept["x.owners"]  # the workers' own, of which the contract says nothing
     requests = {f"x.steps.{kind}": 7 * DAY for kind in STEP_KINDS}

@@ -14,8 +14,8 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.clock import HostClock
 from ceremony.worker import Worker
+from tables.fold.retention import UNTIL_STUB, UNTIL_TOMBSTONE
 from tables.instance import Instance
-from tables.timers import UNTIL_STUB, UNTIL_TOMBSTONE
 from tests.bridge.grpc.world import refused
 from tests.e2e.world import World, until
 

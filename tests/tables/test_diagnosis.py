@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from tables.diagnosis import OVERDUE_MS, CeremonyDiagnosis, Verdict, diagnose, verdict_of
-from tables.fold.next_row import stub_of
+from tables.fold.retention import stub_of
 from tables.instance import Instance, Phase, Timer
 from tests.tables.world import BEGIN, World, definition_of
 

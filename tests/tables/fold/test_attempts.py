@@ -8,7 +8,8 @@ import pytest
 
 from tables.definition import Definition, RetryPolicy
 from tables.limits import MAX_OUTPUT
-from tables.timers import ask_pause, iso, retry_pause
+from tables.retries import ask_pause, retry_pause
+from tables.timers import iso
 from tests.tables.world import BEGIN, World, definition_of
 
 

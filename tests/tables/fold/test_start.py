@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from tables.commands import Origin, TimerFired
 from tables.effects import FOLD
 from tables.fold.decide import decide
+from tables.fold.retention import UNTIL_STUB, UNTIL_TOMBSTONE
 from tables.fold.start import start_digest
-from tables.timers import UNTIL_STUB, UNTIL_TOMBSTONE
 from tests.tables.world import BEGIN, ID, KINDS, World, definition_of, refusal
 
 TWO = definition_of(

@@ -1,0 +1,38 @@
+"""Retention: 30 days after its end a ceremony becomes a stub, a year later its row goes."""
+
+from __future__ import annotations
+
+from tables.fold.context import Decision, FoldContext
+from tables.instance import Instance, Timer
+from tables.timers import DAY, EXPIRE
+
+UNTIL_STUB = 30 * DAY
+UNTIL_TOMBSTONE = 365 * DAY
+
+
+def expire(fold: FoldContext, row: Instance) -> None:
+    """Fold the timer `expire`. It needs no definition, and meets stubs too."""
+    fold.decided = Decision(None if row.expired else stub_of(row, fold.now, UNTIL_TOMBSTONE), ())
+
+
+def stub_of(row: Instance, now: int, expire_in: int) -> Instance:
+    """What retention leaves of a finished row: who it was, how it ended, its version and the digest of its start."""
+    now = max(now, row.updated_at)
+    return Instance(
+        instance_id=row.instance_id,
+        ceremony_id=row.ceremony_id,
+        story_id=row.story_id,
+        definition_name=row.definition_name,
+        definition_hash=row.definition_hash,
+        correlation_id=row.correlation_id,
+        requested_by="",
+        start_digest=row.start_digest,
+        state=row.state,
+        status=row.status,
+        created_at=row.created_at,
+        updated_at=now,
+        version=row.version + 1,
+        ended_at=row.ended_at,
+        timers={EXPIRE: Timer(now + expire_in)},
+        expired=True,
+    )

@@ -1,0 +1,31 @@
+"""The pauses before an attempt is repeated, in milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+
+from tables.definition import RetryPolicy
+from tables.timers import millis
+
+ASK_FIRST, ASK_LONGEST = 1_000, 30_000
+
+
+def ask_pause(asks: int) -> int:
+    """Before a neighbour out of reach is asked again, after `asks` times in vain: 1, 2, 4 … 30 s."""
+    return min(ASK_FIRST << min(max(asks - 1, 0), 16), ASK_LONGEST)
+
+
+def retry_pause(policy: RetryPolicy, tries: int, instance_id: str, step_id: str, attempt: int) -> int:
+    """Before the attempt after the `tries`-th of a budget (specification 11.4).
+
+    `jitter` takes up to its fraction off the pause, by a hash of (instance, step, attempt): never longer than written.
+    """
+    seconds = float(policy.backoff_seconds)
+    if policy.exponential_backoff:
+        seconds *= 2.0 ** min(max(tries - 1, 0), 64)
+    if policy.max_backoff_seconds is not None:
+        seconds = min(seconds, policy.max_backoff_seconds)
+    if policy.jitter:
+        digest = hashlib.sha256(f"{instance_id}/{step_id}/{attempt}".encode()).digest()
+        seconds *= 1.0 - policy.jitter * (int.from_bytes(digest[:8], "big") / 2**64)
+    return millis(seconds)

@@ -29,7 +29,7 @@ from fleet.planning_ceremony.v1.client import PlanningCeremonyError
 from bridge.clock import HostClock
 from ceremony.dev.ray_simulation import Knobs
 from ceremony.worker import Worker
-from steps import aggregation, publish
+from steps import registry
 from streams.transport.app import open_log
 from tests.e2e import world as worlds
 from tests.e2e.world import RecordingRay, World, until
@@ -251,10 +251,11 @@ def hung_agents() -> Iterator[None]:
             for record in batch:
                 batch.hold(record)
 
-    with (
-        mock.patch.object(aggregation, "agent", return_value=hung),
-        mock.patch.object(publish, "agent", return_value=hung),
-    ):
+    entries = [
+        entry._replace(agent=lambda _ports: hung) if entry.kind.name in {"aggregation", "publish"} else entry
+        for entry in registry.REGISTRY
+    ]
+    with mock.patch.object(registry, "REGISTRY", tuple(entries)):
         yield
 
 

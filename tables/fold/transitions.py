@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tables.definition import Definition, Step, Transition
@@ -30,17 +30,15 @@ _WORD = {
 def advance(fold: FoldContext, completed: Step | None = None) -> None:
     """Move as far as it goes now: transitions first, then `on_failure`, then the steps that have become ready.
 
-    A step that ends, fails or opens its gate as it is started is settled in the same fold. While PAUSED nothing
-    moves. Where all that has happened is that one step was `completed`, only those that wait for it can have become
-    ready: in a ceremony that moves, every other one was started when it was.
+    A step that ends, fails or opens its gate as it is started is judged in the same command. While PAUSED nothing
+    moves. `completed` is the one step that completed, where nothing else has happened.
     """
-    row = fold.row
-    candidates = None if completed is None else fold.definition.waiting_for[completed.id]
-    while row.moves:
+    candidates = None if completed is None else _successors(fold, completed)
+    while fold.row.moves:
         if _automatic(fold) or _on_failure(fold) or _start_ready(fold, candidates):
             candidates = None
             continue
-        if not _under_way(fold):
+        if not _seen_under_way(fold):
             _close(fold)
         return
 
@@ -72,9 +70,9 @@ def failing_guard(fold: FoldContext, transition: Transition) -> tuple[str, str] 
 
 
 def _all_done(fold: FoldContext) -> bool:
-    """Every selected step of the state is COMPLETED, and none at all FAILED: what lets a guard-less transition fire."""
+    """Every selected step of the state is COMPLETED, and none at all FAILED: then a guard-less transition fires."""
     steps, selected = fold.row.steps, fold.row.base.selected
-    for step in reversed(fold.here):  # the last one is the one to be done last
+    for step in _last_first(fold):
         status = steps[step.id].status
         if status is not _COMPLETED and (status is _FAILED or not selected or step.id in selected):
             return False
@@ -118,12 +116,6 @@ def _ready(step: Step, steps: Mapping[str, StepState], selected: tuple[str, ...]
         if steps[name].status is not _COMPLETED and (not selected or name in selected):
             return False
     return not selected or step.id in selected
-
-
-def _under_way(fold: FoldContext) -> bool:
-    """Whether what this command started last says already that a step of the state is IN_PROGRESS."""
-    started = fold.started
-    return started is not None and fold.row.steps[started.id].status is _IN_PROGRESS
 
 
 def apply(fold: FoldContext, transition: Transition, who: dict[str, str] | None = None) -> None:
@@ -228,5 +220,24 @@ def finish(fold: FoldContext) -> Decision:
         return Decision(fold.before, tuple(fold.effects), fold.note, fold.unjudged)
     row = fold.row
     if row.moves:
-        row.set_status(_RUNNING if _under_way(fold) else live_status(row.peek(), fold.definition))
+        row.set_status(_RUNNING if _seen_under_way(fold) else live_status(row.peek(), fold.definition))
     return Decision(row.build(), tuple(fold.effects), fold.note, fold.unjudged)
+
+
+# -- shortcuts: they change the cost of an answer, never the answer
+
+
+def _successors(fold: FoldContext, completed: Step) -> tuple[Step, ...]:
+    """Steps that can have become ready by this completion alone: every other ready step was started before."""
+    return fold.definition.waiting_for[completed.id]
+
+
+def _last_first(fold: FoldContext) -> Iterator[Step]:
+    """Steps of the present state, the last one first: it is most likely the one that is not done."""
+    return reversed(fold.here)
+
+
+def _seen_under_way(fold: FoldContext) -> bool:
+    """Whether the step that this command started last shows already that a step of the state is IN_PROGRESS."""
+    started = fold.started
+    return started is not None and fold.row.steps[started.id].status is _IN_PROGRESS

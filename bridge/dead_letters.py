@@ -80,7 +80,7 @@ class Replay(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class DeadLetterDetails:
     """A dead letter with everything that is still known of it."""
 
     letter: DeadLetterRecord
@@ -105,7 +105,7 @@ _encode = msgspec.json.Encoder().encode
 INTENDED, DONE = "replay_intended", "replay_done"
 
 
-class DeadLetterOffice:
+class DeadLetters:
     """Works on the topics `deadletters` and `audit`; any worker may, for both belong to nobody."""
 
     def __init__(self, log: Log, clock: Clock, *, prefix: str, partitions: int, stored: Stored) -> None:
@@ -120,7 +120,7 @@ class DeadLetterOffice:
         self._ours = frozenset((self._commands, *steps))
         self._one_at_a_time = asyncio.Lock()
 
-    async def show(self, origin: LetterOrigin) -> Shown:
+    async def show(self, origin: LetterOrigin) -> DeadLetterDetails:
         """The newest dead letter of this origin. Raises DeadLetterUnknown, Unavailable."""
         try:
             letter = await self._letter(origin)
@@ -128,7 +128,7 @@ class DeadLetterOffice:
             done = [replay for replay in await self._entries(origin) if replay.entry.operation == DONE]
         except LogUnavailable as error:
             raise Unavailable("the log cannot be reached") from error
-        return Shown(letter, body, body_from, tuple(done))
+        return DeadLetterDetails(letter, body, body_from, tuple(done))
 
     async def replay(self, origin: LetterOrigin, actor: str, reason: str, request_id: str) -> tuple[Replay, bool]:
         """Send the original back; True where this request had done so already.

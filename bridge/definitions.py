@@ -19,7 +19,7 @@ from tables.kinds import Kinds
 log = structlog.get_logger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9_]+")
-LARGEST_FILE = 256 * 1024
+LARGEST_FILE_BYTES = 256 * 1024
 ServerRule = Callable[[Definition, str], Sequence[Problem]]
 """A rule of this server, beyond those of the language: (definition, file name) → problems."""
 
@@ -29,7 +29,7 @@ class DefinitionUnknown(CeremonyError):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class DefinitionFile:
     """One file as it was read."""
 
     name: str
@@ -38,18 +38,18 @@ class Loaded:
     stamp: tuple[int, int]
 
 
-class DefinitionsDir:
+class DefinitionFolder:
     """Definitions by name. `rules`: what a server checks beyond the language (the publish allowlist)."""
 
     def __init__(self, folder: Path, kinds: Kinds, rules: Sequence[ServerRule] = ()) -> None:
         self.folder = folder
         self._kinds = kinds
         self._rules = rules
-        self._read: dict[str, Loaded] = {}
+        self._read: dict[str, DefinitionFile] = {}
 
     def get(self, name: str) -> Definition:
         """The definition of this name as its file is now. Raises DefinitionUnknown or DefinitionInvalid."""
-        loaded = self._look(name)
+        loaded = self._current(name)
         if loaded is None:
             known = ", ".join(sorted(file.stem for file in self.folder.glob("*.yaml"))) or "none"
             raise DefinitionUnknown("definition_unknown", f"there is no definition {name[:200]!r}; known are: {known}")
@@ -57,10 +57,10 @@ class DefinitionsDir:
             raise DefinitionInvalid(loaded.problems)
         return loaded.definition
 
-    def all(self) -> list[Loaded]:
+    def all(self) -> list[DefinitionFile]:
         """Every file, by name; invalid ones with their problems."""
         names = sorted(file.stem for file in self.folder.glob("*.yaml"))
-        return [loaded for name in names if (loaded := self._look(name) or _misnamed(name)) is not None]
+        return [loaded for name in names if (loaded := self._current(name) or _misnamed(name)) is not None]
 
     def report(self) -> None:
         """Log every invalid file in full, as a server does at its start."""
@@ -72,7 +72,7 @@ class DefinitionsDir:
             for problem in loaded.problems:
                 log.error("definition_invalid", definition=loaded.name, problem=str(problem))
 
-    def _look(self, name: str) -> Loaded | None:
+    def _current(self, name: str) -> DefinitionFile | None:
         if NAME.fullmatch(name) is None:
             return None
         path = self.folder / f"{name}.yaml"
@@ -87,27 +87,27 @@ class DefinitionsDir:
             loaded = self._read[name] = self._load(name, path, stamp)
         return loaded
 
-    def _load(self, name: str, path: Path, stamp: tuple[int, int]) -> Loaded:
+    def _load(self, name: str, path: Path, stamp: tuple[int, int]) -> DefinitionFile:
         try:
             text = _read(path)
             definition = load(text, path.name, self._kinds)
         except DefinitionInvalid as error:
-            return Loaded(name, None, error.problems, stamp)
+            return DefinitionFile(name, None, error.problems, stamp)
         except OSError:
             problem = Problem(
                 path.name, 1, "file_unreadable", "the file cannot be read: is it a file, and may we read it?"
             )
-            return Loaded(name, None, (problem,), stamp)
+            return DefinitionFile(name, None, (problem,), stamp)
         problems = tuple(problem for rule in self._rules for problem in rule(definition, path.name))
-        return Loaded(name, None if problems else definition, problems, stamp)
+        return DefinitionFile(name, None if problems else definition, problems, stamp)
 
 
-def _misnamed(name: str) -> Loaded | None:
+def _misnamed(name: str) -> DefinitionFile | None:
     """A file that no start can ever name; None where it was only gone again."""
     if NAME.fullmatch(name) is not None:
         return None
     problem = Problem(f"{name}.yaml", 1, "file_name_invalid", "a definition's file is named A-Z a-z 0-9 _ and .yaml")
-    return Loaded(name, None, (problem,), (0, 0))
+    return DefinitionFile(name, None, (problem,), (0, 0))
 
 
 def _read(path: Path) -> bytes:
@@ -115,4 +115,4 @@ def _read(path: Path) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("no regular file")
     with path.open("rb") as file:
-        return file.read(LARGEST_FILE + 1)
+        return file.read(LARGEST_FILE_BYTES + 1)

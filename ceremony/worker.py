@@ -16,9 +16,10 @@ from typing import Any, Self
 import structlog
 
 from bridge.clock import HostClock, new_id
-from bridge.dead_letter_office import DeadLetterOffice
-from bridge.definitions_dir import DefinitionsDir
-from bridge.grpc.server import Front, GrpcServer, Sharing
+from bridge.dead_letters import DeadLetters
+from bridge.definitions import DefinitionFolder
+from bridge.grpc.server import GrpcServer, Sharing
+from bridge.grpc.servicer import Servicer
 from bridge.http.server import HttpServer
 from bridge.nats.connection import NatsConnection
 from bridge.nats.events import EventsBridge
@@ -75,10 +76,10 @@ class Worker:
         self._telling: list[asyncio.Task[Any]] = []
         self._stack = contextlib.AsyncExitStack()
         self._ray_state = "not asked yet"
-        self.definitions = DefinitionsDir(settings.ceremonies_dir, self.kinds, [self._server_rule])
+        self.definitions = DefinitionFolder(settings.ceremonies_dir, self.kinds, [self._server_rule])
         self.nats = NatsConnection(settings.nats_url, self.clock)
         self.outbound = NatsOutbound(self.nats, self.clock)
-        self.ray = RayExecutorClient(settings.ray_executor_url, call_timeout=settings.ray_call_timeout_seconds)
+        self.ray = RayExecutorClient(settings.ray_executor_url, call_timeout_seconds=settings.ray_call_timeout_seconds)
         self.app = self._new_app()
         self.engine = Engine(
             log=self.app.driver.log,
@@ -108,7 +109,7 @@ class Worker:
         self.nats_in = AgentResponses(
             self.app.driver.log, self.nats, self.clock, prefix=settings.topic_prefix, partitions=settings.partitions
         )
-        self.office = DeadLetterOffice(
+        self.dead_letters = DeadLetters(
             self.app.driver.log,
             self.clock,
             prefix=settings.topic_prefix,
@@ -116,9 +117,11 @@ class Worker:
             stored=self.nats_in.stored,
         )
         self.owners = self._new_owners()
-        front = Front(self.engine.commands, self.engine.reads, self.definitions, self.office, self.states, new_id)
+        servicer = Servicer(
+            self.engine.commands, self.engine.reads, self.definitions, self.dead_letters, self.states, new_id
+        )
         sharing = None if self.owners is None else Sharing(self.owners, new_id)
-        self.grpc = GrpcServer(front, settings.grpc_addr, self.clock, sharing)
+        self.grpc = GrpcServer(servicer, settings.grpc_addr, self.clock, sharing)
         self.http = HttpServer(settings.http_addr, self.states, settings.required, self.metrics.registry)
 
     # -- building
@@ -355,5 +358,5 @@ class Worker:
             except Unreachable as error:
                 self._ray_state = error.reason
             self.metrics.live.set(self.engine.partitions.owned_rows())
-            await self.grpc.serving(ready=self.http.ready())
+            await self.grpc.set_ready(ready=self.http.ready())
             await self.clock.sleep(PROBE_SECONDS)

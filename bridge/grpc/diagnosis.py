@@ -1,22 +1,40 @@
-"""The answer to `Diagnose`: what engine, neighbours, log and definitions say, and what to do about it."""
+"""Answers `Diagnose`: the state of ceremonies, partitions, neighbours, dead letters and definitions, with remedies.
+
+Every worker looks at its own partitions and neighbours. The worker that a client asks calls all others, merges their
+answers, and names those that did not answer.
+"""
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import grpc
+import grpc.aio
+import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.definitions_dir import DefinitionsDir
-from bridge.grpc.messages import LARGEST_ANSWER, within
-from streams.api import Diagnosis, PartitionState, ReadApi, Unavailable
+from bridge.definitions import DefinitionFolder
+from bridge.grpc.messages import LARGEST_ANSWER_BYTES, as_many_as_fit
+from bridge.grpc.peers import SERVICE, Peers
+from bridge.grpc.refusals import Context, abort
+from streams.api import Diagnosis, Directory, PartitionState, ReadApi, Unavailable
 from streams.envelope import iso
 from tables.diagnosis import URGENT, CeremonyDiagnosis, Verdict
 
+log = structlog.get_logger(__name__)
+
+DIAGNOSE = f"/{SERVICE}/Diagnose"
+# Deadline of another worker's answer; its look at its ceremonies ends by itself after five seconds.
+ANSWER_SECONDS = 8.0
 ERROR, WARNING = "error", "warning"
+# Dead letters that are counted.
 LETTERS_READ = 100_000
-"""Dead letters that are counted."""
+
+# Gives the answer of this worker alone.
+DiagnoseHere = Callable[[], Awaitable[pb.DiagnoseResponse]]
 
 _PARTITION_TODO = {
     "position_beyond_log_end": "the log lost records that were folded: restore the topic from a replica or a backup",
@@ -29,12 +47,57 @@ _NEIGHBOUR_TODO = {
     "nats": "see that NATS runs with JetStream at NATS_URL; events wait in the log and are published when it is back",
     "ray_executor": "see that it runs at RAY_EXECUTOR_URL; steps are asked again until their timeout",
 }
+# States of a partition. When workers report different states of one partition, the last in this order counts.
 _KNOWN = ("elsewhere", "not_served", "recovering", "served")
-"""States of a partition; of two workers' words about one the later counts."""
 _VERDICTS = {str(verdict): number for number, verdict in enumerate(Verdict)}
 
 
-def of_ceremony(found: Diagnosis) -> pb.DiagnoseResponse:
+class AllWorkersDiagnosis:
+    """Asks all known workers, including those without partitions: each has neighbours of its own."""
+
+    def __init__(self, directory: Directory, peers: Peers, diagnose_here: DiagnoseHere) -> None:
+        self._directory = directory
+        self._peers = peers
+        self._diagnose_here = diagnose_here
+
+    async def diagnose(self) -> pb.DiagnoseResponse:
+        calls = {
+            address: self._peers.unary(address, DIAGNOSE)(b"", timeout=ANSWER_SECONDS)
+            for address in self._directory.addresses()
+        }
+        answers: dict[str, pb.DiagnoseResponse] = {}
+        try:
+            own = await self._diagnose_here()
+            for address, call in calls.items():
+                try:
+                    answers[address] = pb.DiagnoseResponse.FromString(await call)
+                except grpc.aio.AioRpcError as error:
+                    log.warning("diagnosis_unanswered", worker=address, status=error.code().name)
+        finally:
+            for call in calls.values():
+                call.cancel()
+        return merge(own, answers, calls.keys() - answers.keys())
+
+
+class DiagnosisHandler(grpc.GenericRpcHandler):
+    """Answers the calls of other workers."""
+
+    def __init__(self, diagnose_here: DiagnoseHere) -> None:
+        self._diagnose_here = diagnose_here
+
+    def service(self, handler_call_details: Any) -> Any:
+        if handler_call_details.method == DIAGNOSE:
+            return grpc.unary_unary_rpc_method_handler(self._diagnose, bytes, bytes)
+        return None
+
+    async def _diagnose(self, _: bytes, context: Context[Any, Any]) -> bytes:
+        try:
+            return (await self._diagnose_here()).SerializeToString()
+        except Exception as error:  # noqa: BLE001 - every error becomes a status with a code
+            await abort(context, error)
+
+
+def ceremony_answer(found: Diagnosis) -> pb.DiagnoseResponse:
     """The answer about one ceremony."""
     return pb.DiagnoseResponse(
         healthy=not any(one.verdict in URGENT for one in found.ceremonies),
@@ -45,12 +108,12 @@ def of_ceremony(found: Diagnosis) -> pb.DiagnoseResponse:
     )
 
 
-async def of_worker(reads: ReadApi, states: Mapping[str, str]) -> pb.DiagnoseResponse:
-    """What one worker sees: its ceremonies, its partitions, its neighbours."""
+async def worker_answer(reads: ReadApi, states: Mapping[str, str]) -> pb.DiagnoseResponse:
+    """The answer of one worker about its ceremonies, partitions and neighbours."""
     found = await reads.diagnose()
     return pb.DiagnoseResponse(
         at=iso(found.at),
-        ceremonies=within(map(_ceremony, found.ceremonies), LARGEST_ANSWER // 2),
+        ceremonies=as_many_as_fit(map(_ceremony, found.ceremonies), LARGEST_ANSWER_BYTES // 2),
         verdicts=found.verdicts,
         statuses=found.statuses,
         neighbours=[pb.NeighbourState(name=name, state=state) for name, state in states.items()],
@@ -59,29 +122,29 @@ async def of_worker(reads: ReadApi, states: Mapping[str, str]) -> pb.DiagnoseRes
     )
 
 
-async def of_engine(
-    seen: pb.DiagnoseResponse, reads: ReadApi, definitions: DefinitionsDir, *, all_asked: bool
+async def add_findings(
+    answer: pb.DiagnoseResponse, reads: ReadApi, definitions: DefinitionFolder, *, all_asked: bool
 ) -> pb.DiagnoseResponse:
-    """The whole answer from what was `seen` by this worker, or by all; what cannot be read now is no error."""
+    """Add findings and dead letters to the answer of one worker or of all; unreadable parts are named, not raised."""
     letters, incomplete = await _dead_letters(reads)
     findings = [
-        *_partitions(seen.partitions, all_asked=all_asked),
-        *_neighbours(seen.neighbours),
-        *_ceremonies(seen.verdicts),
+        *_partitions(answer.partitions, all_asked=all_asked),
+        *_neighbours(answer.neighbours),
+        *_ceremonies(answer.verdicts),
         *_letters(letters),
         *_definitions(definitions),
     ]
-    seen.healthy = not any(finding.severity == ERROR for finding in findings)
-    seen.findings.extend(sorted(findings, key=lambda finding: finding.severity != ERROR))
-    seen.dead_letters.update(letters)
-    seen.incomplete = "; ".join(filter(None, (seen.incomplete, incomplete)))
-    return seen
+    answer.healthy = not any(finding.severity == ERROR for finding in findings)
+    answer.findings.extend(sorted(findings, key=lambda finding: finding.severity != ERROR))
+    answer.dead_letters.update(letters)
+    answer.incomplete = "; ".join(filter(None, (answer.incomplete, incomplete)))
+    return answer
 
 
-def merged(
+def merge(
     own: pb.DiagnoseResponse, others: Mapping[str, pb.DiagnoseResponse], silent: Collection[str]
 ) -> pb.DiagnoseResponse:
-    """What all workers see; `others` by their address, `silent` are those that did not answer."""
+    """The answer of all workers; `others` by their address, `silent` holds the addresses that did not answer."""
     answers = [own, *others.values()]
     ceremonies = heapq.merge(*(answer.ceremonies for answer in answers), key=_gravity)
     incomplete = [own.incomplete, *(f"{where}: {one.incomplete}" for where, one in others.items() if one.incomplete)]
@@ -89,10 +152,10 @@ def merged(
         incomplete.append(f"no answer from {', '.join(sorted(silent))}")
     return pb.DiagnoseResponse(
         at=own.at,
-        ceremonies=within(ceremonies, LARGEST_ANSWER // 2),
+        ceremonies=as_many_as_fit(ceremonies, LARGEST_ANSWER_BYTES // 2),
         verdicts=sum((Counter(answer.verdicts) for answer in answers), Counter()),
         statuses=sum((Counter(answer.statuses) for answer in answers), Counter()),
-        neighbours=[*own.neighbours, *_unlike(own, others)],
+        neighbours=[*own.neighbours, *_differing_neighbours(own, others)],
         partitions=[
             max(some, key=lambda one: _KNOWN.index(one.state))
             for some in zip(*(answer.partitions for answer in answers), strict=True)
@@ -105,8 +168,10 @@ def _gravity(one: pb.CeremonyDiagnosis) -> tuple[int, str]:
     return _VERDICTS.get(one.verdict, 0), one.since
 
 
-def _unlike(own: pb.DiagnoseResponse, others: Mapping[str, pb.DiagnoseResponse]) -> Iterator[pb.NeighbourState]:
-    """What another worker sees of a neighbour, where it is not what we see."""
+def _differing_neighbours(
+    own: pb.DiagnoseResponse, others: Mapping[str, pb.DiagnoseResponse]
+) -> Iterator[pb.NeighbourState]:
+    """Neighbour states that another worker reports and this worker does not."""
     ours = {one.name: one.state for one in own.neighbours}
     for where, answer in others.items():
         for one in answer.neighbours:
@@ -163,7 +228,7 @@ def _letters(letters: Mapping[str, int]) -> Iterator[pb.Finding]:
         yield _finding(WARNING, "dead_letters", code, f"{count} set aside", todo)
 
 
-def _definitions(definitions: DefinitionsDir) -> Iterator[pb.Finding]:
+def _definitions(definitions: DefinitionFolder) -> Iterator[pb.Finding]:
     for loaded in definitions.all():
         if loaded.definition is None:
             text = f"{len(loaded.problems)} problems, the first: {next(map(str, loaded.problems), '')}"

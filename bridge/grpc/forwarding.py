@@ -16,7 +16,7 @@ import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.grpc.peers import Peers
-from bridge.grpc.refusals import abort, end, refusal_of, refuse, told
+from bridge.grpc.refusals import abort, details_and_trailers, end, refusal_of, refuse
 from streams.api import HERE, Directory, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -136,7 +136,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
             response: bytes = await call
             await context.send_initial_metadata(tuple(await call.initial_metadata()))
         except grpc.aio.AioRpcError as error:
-            end(context, *passed_on(error, request))
+            end(context, *ending_of_owner(error, request))
             return None
         context.set_trailing_metadata(tuple(await call.trailing_metadata()))
         return response
@@ -151,7 +151,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
                 yield response
             context.set_trailing_metadata(tuple(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
-            await context.abort(*passed_on(error, request))
+            await context.abort(*ending_of_owner(error, request))
         finally:
             call.cancel()
 
@@ -165,7 +165,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
         return [*kept, (FORWARDED, "1")]
 
 
-def passed_on(error: grpc.aio.AioRpcError, request: Any) -> tuple[grpc.StatusCode, str, tuple[Any, ...]]:
+def ending_of_owner(error: grpc.aio.AioRpcError, request: Any) -> tuple[grpc.StatusCode, str, tuple[Any, ...]]:
     """How the owner ended the call: status, message, trailing metadata; UNAVAILABLE where the way to it broke."""
     details = error.details() or ""
     if error.code() in LOST_STATUS and not CODED.match(details):
@@ -173,7 +173,7 @@ def passed_on(error: grpc.aio.AioRpcError, request: Any) -> tuple[grpc.StatusCod
         request_id = getattr(request, "request_id", "")
         again = f"; ask again with request_id {request_id!r}" if request_id else ""
         refusal = refusal_of(Unavailable(f"the owner of this ceremony did not answer{again}"))
-        return refusal.status, *told(refusal)
+        return refusal.status, *details_and_trailers(refusal)
     return error.code(), details, tuple(error.trailing_metadata() or ())
 
 

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.grpc.messages import LARGEST_ANSWER
+from bridge.grpc.messages import LARGEST_ANSWER_BYTES
 from bridge.grpc.peers import SERVICE, Peers
 from bridge.grpc.refusals import Context, abort, page
 from ports.clock import Clock
@@ -75,7 +75,7 @@ def matches(row: Instance | Outline, request: pb.ListPlanningCeremonyInstancesRe
     )
 
 
-class Own:
+class LocalRows:
     """The share of this worker."""
 
     def __init__(self, reads: ReadApi, message: Callable[[Instance], Any]) -> None:
@@ -95,7 +95,7 @@ class Own:
                 continue
             data: bytes = self._message(row).SerializeToString()
             size += len(data) + 8
-            if found and size > LARGEST_ANSWER:
+            if found and size > LARGEST_ANSWER_BYTES:
                 return RowsFound(found, complete=False)
             found[instance_id] = data
         return RowsFound(found, complete=True)
@@ -119,10 +119,10 @@ class Sorted:
         return chunk.keys
 
 
-class Listing:
+class AllWorkersListing:
     """Answers a list from all owners."""
 
-    def __init__(self, directory: Directory, peers: Peers, clock: Clock, own: Own) -> None:
+    def __init__(self, directory: Directory, peers: Peers, clock: Clock, own: LocalRows) -> None:
         self._directory = directory
         self._peers = peers
         self._clock = clock
@@ -217,7 +217,7 @@ def _page(ids: Sequence[str], answers: Sequence[RowsFound]) -> Iterator[bytes]:
                 continue
             return  # its owner's answer was full before it
         size += len(row) + 8
-        if number and size > LARGEST_ANSWER:
+        if number and size > LARGEST_ANSWER_BYTES:
             return
         yield row
 
@@ -225,7 +225,7 @@ def _page(ids: Sequence[str], answers: Sequence[RowsFound]) -> Iterator[bytes]:
 class ListingHandler(grpc.GenericRpcHandler):
     """The service between workers."""
 
-    def __init__(self, own: Own) -> None:
+    def __init__(self, own: LocalRows) -> None:
         self._own = own
 
     def service(self, handler_call_details: Any) -> Any:

@@ -9,18 +9,18 @@ from typing import Any
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from google.protobuf.struct_pb2 import Struct, Value
 
-from bridge.dead_letter_office import Replay, Shown
+from bridge.dead_letters import DeadLetterDetails, Replay
 from streams import dead_letters
 from streams.api import DeadLetterEntry, History, HistoryEvent
 from streams.envelope import iso
 from tables.definition import Definition, GuardType
 from tables.instance import CeremonyStatus, Instance, Phase
 
-LARGEST_ANSWER = 3 * 1024 * 1024
+LARGEST_ANSWER_BYTES = 3 * 1024 * 1024
 """Bytes of messages in one answer."""
 
 
-def within(messages: Iterable[Any], largest: int = LARGEST_ANSWER) -> list[Any]:
+def as_many_as_fit(messages: Iterable[Any], largest: int = LARGEST_ANSWER_BYTES) -> list[Any]:
     """As many as fit `largest` bytes; always the first, so that a page is never empty for size."""
     taken: list[Any] = []
     size = 0
@@ -32,7 +32,7 @@ def within(messages: Iterable[Any], largest: int = LARGEST_ANSWER) -> list[Any]:
     return taken
 
 
-def text_of(value: Any) -> str:
+def json_text(value: Any) -> str:
     """JSON with sorted keys, as the contract wants outputs."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
@@ -54,7 +54,7 @@ def ceremony(
         status=instance.status,
         correlation_id=instance.correlation_id,
         step_status={step_id: state.status for step_id, state in steps.items()},
-        step_outputs={step_id: text_of(state.output) for step_id, state in steps.items() if state.output is not None},
+        step_outputs={step_id: json_text(state.output) for step_id, state in steps.items() if state.output is not None},
         created_at=iso(instance.created_at),
         updated_at=iso(instance.updated_at),
         definition_hash=instance.definition_hash,
@@ -73,20 +73,20 @@ def ceremony(
     )
 
 
-def plain(struct: Struct) -> dict[str, Any]:
+def struct_values(struct: Struct) -> dict[str, Any]:
     """The values of a Struct as Python has them; one without a kind is `...`, for nothing in JSON is like it.
 
     protobuf's own conversion raises for NaN, Infinity and for a value without a kind.
     """
-    return {name: _plain(value) for name, value in struct.fields.items()}
+    return {name: _python_value(value) for name, value in struct.fields.items()}
 
 
-def _plain(value: Value) -> Any:
+def _python_value(value: Value) -> Any:
     kind = value.WhichOneof("kind")
     if kind == "struct_value":
-        return plain(value.struct_value)
+        return struct_values(value.struct_value)
     if kind == "list_value":
-        return [_plain(item) for item in value.list_value.values]
+        return [_python_value(item) for item in value.list_value.values]
     if kind == "null_value":
         return None
     return ... if kind is None else getattr(value, kind)
@@ -168,7 +168,7 @@ def _event(event: HistoryEvent) -> pb.HistoryEvent:
     )
 
 
-def shown(found: Shown) -> pb.ShowDeadLetterResponse:
+def dead_letter_details(found: DeadLetterDetails) -> pb.ShowDeadLetterResponse:
     letter = found.letter
     return pb.ShowDeadLetterResponse(
         dead_letter=dead_letter(letter),

@@ -25,7 +25,7 @@ def correlation_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     return ""
 
 
-async def tell(context: grpc.aio.ServicerContext[Any, Any], correlation_id: str) -> None:
+async def send_correlation_id(context: grpc.aio.ServicerContext[Any, Any], correlation_id: str) -> None:
     """The ceremony's correlation id travels with the answer, before its body."""
     await context.send_initial_metadata(correlation_metadata(correlation_id))
 

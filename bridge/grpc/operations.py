@@ -9,18 +9,18 @@ import grpc
 import grpc.aio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.dead_letter_office import DeadLetterOffice, LetterOrigin
-from bridge.definitions_dir import DefinitionsDir
+from bridge.dead_letters import DeadLetters, LetterOrigin
+from bridge.definitions import DefinitionFolder
 from bridge.grpc import diagnosis, messages
-from bridge.grpc.diagnosing import Diagnosing
-from bridge.grpc.metadata import tell
+from bridge.grpc.diagnosis import AllWorkersDiagnosis
+from bridge.grpc.metadata import send_correlation_id
 from bridge.grpc.refusals import (
     LONGEST_NAME,
     LONGEST_TEXT,
     CallRefused,
     accepted,
-    answers_errors,
     bounded,
+    errors_become_statuses,
     page,
     required,
     unknown,
@@ -43,53 +43,53 @@ States = Callable[[], Mapping[str, str]]
 
 
 class OperatorCalls:
-    """Half of the servicer; the other half, `Front`, sets these."""
+    """Half of the servicer; the other half, `Servicer`, sets these."""
 
     _commands: CommandApi
     _reads: ReadApi
-    _definitions: DefinitionsDir
+    _definitions: DefinitionFolder
     _new_id: Callable[[], str]
-    _office: DeadLetterOffice
+    _dead_letters: DeadLetters
     _states: States
-    diagnosing: Diagnosing | None = None
+    all_workers_diagnosis: AllWorkersDiagnosis | None = None
     """Asks the other workers too, where there are some."""
 
     # -- operations
 
-    @answers_errors
+    @errors_become_statuses
     async def CancelCeremony(
         self, request: pb.CancelCeremonyRequest, context: Context[Any, Any]
     ) -> pb.CancelCeremonyResponse:
-        command = Cancel(**self._asked(request))
-        return pb.CancelCeremonyResponse(**await self._answered(command, context))
+        command = Cancel(**self._command_fields(request))
+        return pb.CancelCeremonyResponse(**await self._operate_and_answer(command, context))
 
-    @answers_errors
+    @errors_become_statuses
     async def PauseCeremony(
         self, request: pb.PauseCeremonyRequest, context: Context[Any, Any]
     ) -> pb.PauseCeremonyResponse:
-        command = Pause(**self._asked(request))
-        return pb.PauseCeremonyResponse(**await self._answered(command, context))
+        command = Pause(**self._command_fields(request))
+        return pb.PauseCeremonyResponse(**await self._operate_and_answer(command, context))
 
-    @answers_errors
+    @errors_become_statuses
     async def ResumeCeremony(
         self, request: pb.ResumeCeremonyRequest, context: Context[Any, Any]
     ) -> pb.ResumeCeremonyResponse:
-        command = Resume(**self._asked(request))
-        return pb.ResumeCeremonyResponse(**await self._answered(command, context))
+        command = Resume(**self._command_fields(request))
+        return pb.ResumeCeremonyResponse(**await self._operate_and_answer(command, context))
 
-    @answers_errors
+    @errors_become_statuses
     async def RetryStep(self, request: pb.RetryStepRequest, context: Context[Any, Any]) -> pb.RetryStepResponse:
-        command = RetryStep(step_id=_step(request), **self._asked(request))
-        return pb.RetryStepResponse(**await self._answered(command, context))
+        command = RetryStep(step_id=_step(request), **self._command_fields(request))
+        return pb.RetryStepResponse(**await self._operate_and_answer(command, context))
 
-    @answers_errors
+    @errors_become_statuses
     async def RunStep(self, request: pb.RunStepRequest, context: Context[Any, Any]) -> pb.RunStepResponse:
-        command = RunStep(step_id=_step(request), **self._asked(request))
-        return pb.RunStepResponse(**await self._answered(command, context))
+        command = RunStep(step_id=_step(request), **self._command_fields(request))
+        return pb.RunStepResponse(**await self._operate_and_answer(command, context))
 
     # -- what an operator looks at
 
-    @answers_errors
+    @errors_become_statuses
     async def GetHistory(self, request: pb.GetHistoryRequest, context: Context[Any, Any]) -> pb.GetHistoryResponse:
         required(instance_id=request.instance_id)
         limit = min(request.limit, LONGEST_HISTORY) if request.limit > 0 else LONGEST_HISTORY
@@ -98,23 +98,23 @@ class OperatorCalls:
             raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
         return messages.history(history)
 
-    @answers_errors
+    @errors_become_statuses
     async def ListDeadLetters(
         self, request: pb.ListDeadLettersRequest, context: Context[Any, Any]
     ) -> pb.ListDeadLettersResponse:
         limit, offset = page(request.limit, request.offset)
         letters, total = await self._reads.dead_letters(limit, offset, request.topic_filter)
         return pb.ListDeadLettersResponse(
-            dead_letters=messages.within(map(messages.dead_letter, letters)), total_count=total
+            dead_letters=messages.as_many_as_fit(map(messages.dead_letter, letters)), total_count=total
         )
 
-    @answers_errors
+    @errors_become_statuses
     async def ShowDeadLetter(
         self, request: pb.ShowDeadLetterRequest, context: Context[Any, Any]
     ) -> pb.ShowDeadLetterResponse:
-        return messages.shown(await self._office.show(_origin(request)))
+        return messages.dead_letter_details(await self._dead_letters.show(_origin(request)))
 
-    @answers_errors
+    @errors_become_statuses
     async def ReplayDeadLetter(
         self, request: pb.ReplayDeadLetterRequest, context: Context[Any, Any]
     ) -> pb.ReplayDeadLetterResponse:
@@ -123,31 +123,33 @@ class OperatorCalls:
         bounded(LONGEST_NAME, actor=request.actor, request_id=request.request_id)
         bounded(LONGEST_REASON, reason=request.reason)
         request_id = request.request_id or self._new_id()
-        replay, before = await self._office.replay(origin, request.actor, request.reason, request_id)
+        replay, before = await self._dead_letters.replay(origin, request.actor, request.reason, request_id)
         return pb.ReplayDeadLetterResponse(
             replay=messages.replay(replay),
             repeated_request=before,
             message=f"sent to {replay.sent_to}; what is still wrong with it comes back as a new dead letter",
         )
 
-    @answers_errors
+    @errors_become_statuses
     async def Diagnose(self, request: pb.DiagnoseRequest, context: Context[Any, Any]) -> pb.DiagnoseResponse:
         if request.instance_id:
             found = await self._reads.diagnose(request.instance_id)
             if not found.ceremonies:
                 raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
-            return diagnosis.of_ceremony(found)
-        seen = await (self.look() if self.diagnosing is None else self.diagnosing.all())
-        all_asked = self.diagnosing is not None
-        return await diagnosis.of_engine(seen, self._reads, self._definitions, all_asked=all_asked)
+            return diagnosis.ceremony_answer(found)
+        seen = await (
+            self.diagnose_here() if self.all_workers_diagnosis is None else self.all_workers_diagnosis.diagnose()
+        )
+        all_asked = self.all_workers_diagnosis is not None
+        return await diagnosis.add_findings(seen, self._reads, self._definitions, all_asked=all_asked)
 
-    async def look(self) -> pb.DiagnoseResponse:
+    async def diagnose_here(self) -> pb.DiagnoseResponse:
         """What this worker sees of its partitions and neighbours."""
-        return await diagnosis.of_worker(self._reads, self._states())
+        return await diagnosis.worker_answer(self._reads, self._states())
 
     # -- beneath
 
-    def _asked(self, request: WholeRequest | StepRequest) -> dict[str, Any]:
+    def _command_fields(self, request: WholeRequest | StepRequest) -> dict[str, Any]:
         """The fields that every operation has. Raises the refusal of a request that lacks one."""
         required(instance_id=request.instance_id, actor=request.actor)
         bounded(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
@@ -160,10 +162,10 @@ class OperatorCalls:
             "reason": request.reason,
         }
 
-    async def _answered(self, command: Operation, context: Context[Any, Any]) -> dict[str, Any]:
+    async def _operate_and_answer(self, command: Operation, context: Context[Any, Any]) -> dict[str, Any]:
         row = await self._operate(command)
         message = self._message(row)
-        await tell(context, row.correlation_id)
+        await send_correlation_id(context, row.correlation_id)
         return {"ceremony": message, "request_id": command.command_id, "message": "recorded"}
 
     async def _operate(self, command: Operation) -> Instance:

@@ -9,11 +9,11 @@ import grpc.aio
 
 SERVICE = "ceremony.Peers"
 """Of the calls that only workers make of each other."""
-LARGEST_MESSAGE = 8 * 1024 * 1024
+LARGEST_MESSAGE_BYTES = 8 * 1024 * 1024
 OPTIONS = (
     ("grpc.enable_retries", 0),  # the client repeats; a call is never sent twice by us
-    ("grpc.max_receive_message_length", LARGEST_MESSAGE),
-    ("grpc.max_send_message_length", LARGEST_MESSAGE),
+    ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),

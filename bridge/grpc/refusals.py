@@ -11,8 +11,8 @@ import grpc
 import grpc.aio
 import structlog
 
-from bridge.dead_letter_office import DeadLetterUnknown, NotReplayable
-from bridge.definitions_dir import DefinitionUnknown
+from bridge.dead_letters import DeadLetterUnknown, NotReplayable
+from bridge.definitions import DefinitionUnknown
 from bridge.grpc.start_request import StartInvalid
 from ports.errors import CeremonyError
 from ports.log import LogFailed, LogUnavailable, RecordTooLarge
@@ -41,12 +41,16 @@ Context = grpc.aio.ServicerContext
 Call = TypeVar("Call", bound=Callable[..., Awaitable[Any]])
 
 
-class CallRefused(Exception):
-    """Ends a call with this status; `code` is stable."""
+class CallRefused(CeremonyError):
+    """Ends a call with a status; the client receives `code: message` as its details."""
 
-    def __init__(self, status: grpc.StatusCode, code: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
+    def __init__(
+        self, status: grpc.StatusCode, code: str, message: str, retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(code, message)
+        self.status = status
+        self.retry_after_seconds = retry_after_seconds
+        """Sent as trailing metadata; None when repeating the call does not help."""
 
 
 STATUS_OF_ERROR: Mapping[type[CeremonyError], grpc.StatusCode] = {
@@ -94,7 +98,7 @@ def details(text: str) -> str:
 async def abort(context: Context[Any, Any], error: Exception) -> NoReturn:
     """End a stream here and now."""
     refusal = refusal_of(error)
-    await context.abort(refusal.status, *told(refusal))
+    await context.abort(refusal.status, *details_and_trailers(refusal))
 
 
 def refuse(context: Context[Any, Any], error: Exception) -> None:
@@ -104,7 +108,7 @@ def refuse(context: Context[Any, Any], error: Exception) -> None:
     collector frees those, which comes late: 34,000 refused calls held 330 MB.
     """
     refusal = refusal_of(error)
-    end(context, refusal.status, *told(refusal))
+    end(context, refusal.status, *details_and_trailers(refusal))
 
 
 def end(
@@ -116,13 +120,15 @@ def end(
     context.set_trailing_metadata(tuple(trailing))
 
 
-def told(refusal: CallRefused) -> tuple[str, tuple[tuple[str, str], ...]]:
+def details_and_trailers(refusal: CallRefused) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Status message and trailing metadata of a refused call."""
-    trailing = () if refusal.retry_after is None else ((RETRY_KEY, str(int(refusal.retry_after * 1000))),)
-    return details(f"{refusal.code}: {refusal.message}"), trailing
+    text = details(f"{refusal.code}: {refusal.message}")
+    if refusal.retry_after_seconds is None:
+        return text, ()
+    return text, ((RETRY_KEY, str(int(refusal.retry_after_seconds * 1000))),)
 
 
-def answers_errors(call: Call) -> Call:
+def errors_become_statuses(call: Call) -> Call:
     """Every error of the wrapped call becomes a status with a stable code."""
 
     @wraps(call)

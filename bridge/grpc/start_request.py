@@ -25,8 +25,8 @@ from tables.limits import MAX_ID
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 DEEPEST = 64
-LARGEST_INPUTS = 256 * 1024
-LARGEST_TEXTS = 4 * LARGEST_INPUTS
+LARGEST_INPUTS_BYTES = 256 * 1024
+LONGEST_INPUT_TEXTS = 4 * LARGEST_INPUTS_BYTES
 """Characters of all inputs as they were given: beyond it nothing is parsed, for that would hold up everybody."""
 SHORT_INTEGER = 18
 """Characters of an integer that fits 64 bits for certain."""
@@ -53,8 +53,10 @@ def start_command(
     """The command. Raises StartInvalid for the first rule that is broken; identifiers are checked by `check_ids`."""
     values = _inputs(definition, inputs, rich_inputs, {"ceremony_id": ceremony_id, "story_id": story_id})
     size = len(msgspec.json.encode(values))
-    if size > LARGEST_INPUTS:
-        raise StartInvalid(INPUTS_TOO_LARGE, f"inputs are {size} bytes of JSON, at most {LARGEST_INPUTS} are taken")
+    if size > LARGEST_INPUTS_BYTES:
+        raise StartInvalid(
+            INPUTS_TOO_LARGE, f"inputs are {size} bytes of JSON, at most {LARGEST_INPUTS_BYTES} are taken"
+        )
     instance_id = f"{ceremony_id}:{story_id}"
     return Start(
         instance_id=instance_id,
@@ -102,8 +104,8 @@ def _inputs(
     if both:
         raise StartInvalid("input_twice", f"{_few(both)}: given in both inputs and inputs_json; give each once")
     given = sum(len(name) + len(text) for name, text in inputs.items())
-    if given > LARGEST_TEXTS:
-        raise StartInvalid(INPUTS_TOO_LARGE, f"inputs are {given} characters, at most {LARGEST_TEXTS} are read")
+    if given > LONGEST_INPUT_TEXTS:
+        raise StartInvalid(INPUTS_TOO_LARGE, f"inputs are {given} characters, at most {LONGEST_INPUT_TEXTS} are read")
     values = {name: parse_input(name, text) for name, text in inputs.items()}
     values.update({name: _rich(name, value) for name, value in rich.items()})
     for name, value in own.items():

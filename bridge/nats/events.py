@@ -16,7 +16,7 @@ import structlog
 
 from bridge.nats import metrics
 from bridge.nats.connection import NatsConnection
-from bridge.nats.progress import Share
+from bridge.nats.progress import PartitionProgress
 from bridge.nats.publish import JetStreamPublisher, Nack
 from bridge.nats.streams import ensure_ceremony_stream
 from bridge.nats.window import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDOW, Outgoing, PublishWindow
@@ -66,7 +66,7 @@ class EventsBridge:
         self._opened = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
-        self._shares: dict[tuple[str, int], Share] = {}
+        self._progress: dict[tuple[str, int], PartitionProgress] = {}
         """By topic and partition, since it was given to us."""
 
     @property
@@ -85,7 +85,7 @@ class EventsBridge:
             )
 
     async def _taken(self, topic: str, committed: Committed) -> None:
-        self._shares[topic, committed.partition] = Share.taken(committed)
+        self._progress[topic, committed.partition] = PartitionProgress.from_committed(committed)
 
     async def stop(self) -> None:
         """Finish the batches in hand where NATS answers, else give them up uncommitted; leave the groups."""
@@ -107,8 +107,8 @@ class EventsBridge:
 
     async def publish_events(self, records: Sequence[Record]) -> str:
         """Publish a batch of `events` of one partition; returns the note of how far it is sent."""
-        share = self._shares[records[0].topic, records[0].partition]
-        marks = share.marks.copy()
+        progress = self._progress[records[0].topic, records[0].partition]
+        marks = progress.marks.copy()
         messages: list[tuple[bytes, Outgoing]] = []
         for record in records:
             headers = dict(record.headers)
@@ -117,12 +117,12 @@ class EventsBridge:
                 await self._set_aside(
                     record, Nack("event_undecodable", "no subject of ours, no id or no value", final=True)
                 )
-            elif marks.passed(headers):
+            elif marks.already_sent(headers):
                 metrics.SKIPPED.inc()
             else:
                 messages.append((record.key or message.id.encode(), message))
         await self._publish(records, messages)
-        share.marks = marks
+        progress.marks = marks
         return marks.note
 
     async def announce(self, records: Sequence[Record]) -> None:
@@ -147,8 +147,8 @@ class EventsBridge:
 
     async def _send(self, first: Record, messages: Sequence[tuple[bytes, Outgoing]]) -> None:
         await self._opened.wait()
-        share = self._shares[first.topic, first.partition]
-        share.begin(first)
+        progress = self._progress[first.topic, first.partition]
+        progress.begin_batch(first)
         window = PublishWindow(
             messages,
             self._connection,
@@ -156,7 +156,7 @@ class EventsBridge:
             self._clock,
             self._rejected,
             self._window,
-            share=share,
+            progress=progress,
             fresh=partial(self._fresh, first.topic),
         )
         await window.run()

@@ -1,48 +1,71 @@
-"""How far the events of a partition have been sent: what a bridge leaves to the next one with its committed offset.
+"""Progress of publishing a partition of `events`: the marks committed with the offset, and the ids the stream holds.
 
-A crash of the engine puts effects into `events` again, at higher offsets but with the same (command offset, ordinal):
-of each fold they rise, so what is not above the highest that was sent has been sent.
+After a crash the engine may write effects into `events` again, at higher offsets but with the same (command offset,
+ordinal). These places rise within each fold, so every place up to the highest sent one has been sent.
+
+JetStream drops a repeated id only within its duplicate window. When an event waited longer than that, the previous
+worker may already have stored it, so its id is read back from the stream.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 import msgspec
 import structlog
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from bridge.nats.connection import API_TIMEOUT_SECONDS, NatsConnection, swallowed_cancel
+from bridge.nats.publish import MESSAGE_ID
+from bridge.nats.streams import CEREMONY
+from ports.errors import CeremonyError
 from ports.log import Committed, Record
 from streams import topics
 
+# The highest place is kept for this many of the newest folds; engines with older folds send nothing any more.
 FOLDS_KEPT = 16
-"""Of so many newest folds the highest is kept: an engine that old sends nothing any more."""
 LONGEST_NUMBER = 18
+# Largest difference between the clocks of the log and of NATS.
+CLOCK_MARGIN_SECONDS = 60.0
+READ_BACK_BATCH = 1000
+CONSUMER_IDLE_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
-Place = tuple[int, int]
-"""Offset of the command, and the effect's ordinal among its effects."""
+# Offset of the command, and the effect's ordinal among the command's effects.
+EffectPlace = tuple[int, int]
 
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(dict[int, Place]).decode
+_encode_places = msgspec.json.Encoder().encode
+_decode_places = msgspec.json.Decoder(dict[int, EffectPlace]).decode
 
 
-class Marks:
-    """The highest place that was sent, by fold."""
+class StreamMissing(CeremonyError):
+    """The stream CEREMONY does not exist, so there is nothing to read back."""
 
-    def __init__(self, highest: dict[int, Place] | None = None) -> None:
+    def __init__(self) -> None:
+        super().__init__(
+            "stream_missing", "the stream does not exist", place=CEREMONY, remedy="the events bridge makes it"
+        )
+
+
+class SentMarks:
+    """The highest sent place of each fold."""
+
+    def __init__(self, highest: dict[int, EffectPlace] | None = None) -> None:
         self._highest = highest or {}
 
     @classmethod
-    def of(cls, note: str) -> Self:
-        """From a note; one that is not ours says nothing, and duplicates are found by their ids then."""
+    def from_note(cls, note: str) -> Self:
+        """SentMarks from a committed note. Another format is ignored: message ids then find the duplicates."""
         if not note:
             return cls()
         try:
-            return cls(_decode(note.encode()))
+            return cls(_decode_places(note.encode()))
         except (msgspec.DecodeError, UnicodeEncodeError):
             log.warning("note_of_bridge_undecodable", note=note[:100])
             return cls()
@@ -50,13 +73,13 @@ class Marks:
     @property
     def note(self) -> str:
         newest = sorted(self._highest)[-FOLDS_KEPT:]
-        return _encode({fold: self._highest[fold] for fold in newest}).decode()
+        return _encode_places({fold: self._highest[fold] for fold in newest}).decode()
 
-    def copy(self) -> Marks:
-        return Marks(dict(self._highest))
+    def copy(self) -> SentMarks:
+        return SentMarks(dict(self._highest))
 
-    def passed(self, headers: Mapping[str, bytes]) -> bool:
-        """Whether the effect of a record with these headers was sent before; if not, it counts as sent from now on."""
+    def already_sent(self, headers: Mapping[str, bytes]) -> bool:
+        """Return whether the record's effect was sent before; if not, mark it as sent."""
         found = place_of(headers)
         if found is None:
             return False
@@ -67,8 +90,8 @@ class Marks:
         return False
 
 
-def place_of(headers: Mapping[str, bytes]) -> tuple[int, Place] | None:
-    """Fold and place of a record of `events`; None where its headers do not say."""
+def place_of(headers: Mapping[str, bytes]) -> tuple[int, EffectPlace] | None:
+    """Fold and place of a record of `events`; None when its headers do not hold them."""
     fold, offset, ordinal = headers.get(topics.FOLD), headers.get(topics.COMMAND_OFFSET), headers.get(topics.ORDINAL)
     if not (fold and offset and ordinal and fold.isdigit() and offset.isdigit() and ordinal.isdigit()):
         return None
@@ -78,27 +101,95 @@ def place_of(headers: Mapping[str, bytes]) -> tuple[int, Place] | None:
 
 
 @dataclass(slots=True)
-class Share:
-    """What a bridge knows of a partition since it was given it."""
+class PartitionProgress:
+    """Progress of one partition since it was assigned to this bridge."""
 
-    marks: Marks
+    marks: SentMarks
     end: int
-    """Log end when it was given: what is behind it no former owner can have sent."""
-    looked: float = -math.inf
-    """When what the stream holds of it was read back last, by the monotonic clock; infinite: never, or never again."""
+    """End of the log at the assignment: no former owner can have sent records from here on."""
+    read_back_at: float = -math.inf
+    """Monotonic time of the last read-back from the stream; -inf before the first, inf when none is needed."""
     stored: set[str] = field(default_factory=set)
-    """Ids that the stream was seen to hold."""
+    """Message ids that the stream is known to hold."""
 
     @classmethod
-    def taken(cls, committed: Committed) -> Self:
-        return cls(Marks.of(committed.note), committed.end)
+    def from_committed(cls, committed: Committed) -> Self:
+        return cls(SentMarks.from_note(committed.note), committed.end)
 
-    def begin(self, first: Record) -> None:
-        """A batch begins with this record; behind the former owner's reach there is nothing to remember."""
+    def begin_batch(self, first: Record) -> None:
+        """Forget the stored ids once a batch begins behind everything that a former owner can have sent."""
         if first.offset >= self.end:
-            self.looked = math.inf
+            self.read_back_at = math.inf
             self.stored = set()
 
-    def looked_back(self, at: float) -> None:
-        """What the stream held at this time is in `stored`, or in the duplicate window."""
-        self.looked = max(self.looked, at)
+    def note_read_back(self, at: float) -> None:
+        """Note that `stored` and the duplicate window cover the stream's content at this monotonic time."""
+        self.read_back_at = max(self.read_back_at, at)
+
+
+class _Config(msgspec.Struct):
+    duplicate_window: int = 0
+    """Nanoseconds."""
+
+
+class _State(msgspec.Struct):
+    messages: int = 0
+
+
+class _StreamInfo(msgspec.Struct):
+    ts: datetime | None = None
+    """The server's clock; the host's clock would add its own error to the comparison."""
+    config: _Config | None = None
+    state: _State | None = None
+
+
+_decode_info = msgspec.json.Decoder(_StreamInfo).decode
+
+
+async def stored_since(connection: NatsConnection, since_ms: int) -> set[str]:
+    """Message ids stored since a minute before `since_ms` (log clock); empty when the duplicate window covers that.
+
+    Raises nats.errors.Error or TimeoutError when JetStream does not answer, StreamMissing.
+    """
+    since = datetime.fromtimestamp(since_ms / 1000, UTC) - timedelta(seconds=CLOCK_MARGIN_SECONDS)
+    if await _window_covers(connection, since):
+        return set()
+    found = await _read_ids(connection, since)
+    log.info("events_read_back", since=since.isoformat(), count=len(found))
+    return found
+
+
+async def _window_covers(connection: NatsConnection, since: datetime) -> bool:
+    client = await connection.connected()
+    answer = await client.request(f"$JS.API.STREAM.INFO.{CEREMONY}", b"", timeout=API_TIMEOUT_SECONDS)
+    info = _decode_info(answer.data)
+    if info.ts is None or info.config is None or info.state is None:
+        raise StreamMissing
+    window = timedelta(microseconds=info.config.duplicate_window / 1000) - timedelta(seconds=CLOCK_MARGIN_SECONDS)
+    return info.state.messages == 0 or info.ts - since < window
+
+
+async def _read_ids(connection: NatsConnection, since: datetime) -> set[str]:
+    jetstream = await connection.jetstream()
+    config = ConsumerConfig(
+        deliver_policy=DeliverPolicy.BY_START_TIME,
+        opt_start_time=since,
+        ack_policy=AckPolicy.NONE,
+        headers_only=True,
+        mem_storage=True,
+        inactive_threshold=CONSUMER_IDLE_SECONDS,
+    )
+    subscription = await jetstream.pull_subscribe(">", stream=CEREMONY, config=config)
+    found: set[str] = set()
+    try:
+        left = (await subscription.consumer_info()).num_pending or 0
+        while left > 0:
+            messages = await subscription.fetch(min(left, READ_BACK_BATCH), timeout=API_TIMEOUT_SECONDS)
+            if swallowed_cancel():
+                raise asyncio.CancelledError
+            left -= len(messages)
+            found.update(message_id for m in messages if (message_id := (m.headers or {}).get(MESSAGE_ID)))
+    finally:
+        if connection.is_connected:
+            await subscription.unsubscribe()
+    return found

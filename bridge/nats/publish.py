@@ -87,7 +87,7 @@ class JetStreamPublisher:
                 # One connection keeps the order: the subscription is there before the first publish. nats-py renews it
                 # after a reconnect. Acknowledgements are few bytes, and bounded by what the senders have in flight.
                 await client.subscribe(f"{inbox}.*", cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1)
-                client.hear(inbox, self._on_answer)
+                client.handle_answers(inbox, self._on_answer)
                 self._inbox, self._prefix, self._subscribed = inbox, len(inbox) + 1, client
         return client
 

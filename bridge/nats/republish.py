@@ -14,9 +14,8 @@ import structlog
 
 from bridge.nats.connection import NatsConnection
 from bridge.nats.events import outgoing
-from bridge.nats.progress import Marks, Share
+from bridge.nats.progress import PartitionProgress, SentMarks, StreamMissing, stored_since
 from bridge.nats.publish import JetStreamPublisher, Nack
-from bridge.nats.sent import StreamGone, sent_since
 from bridge.nats.streams import ensure_ceremony_stream
 from bridge.nats.window import LONGEST_PAUSE_SECONDS, Outgoing, PublishWindow
 from ports.clock import Clock
@@ -104,7 +103,9 @@ class Republisher:
             self._publisher,
             self._clock,
             self._refused,
-            share=Share(Marks(), end=0, looked=math.inf),  # `_stored` knows what the stream holds
+            progress=PartitionProgress(
+                SentMarks(), end=0, read_back_at=math.inf
+            ),  # `_stored` knows what the stream holds
             fresh=lambda: True,
         )
         await window.run()
@@ -136,8 +137,8 @@ class Republisher:
             return
         while True:
             try:
-                self._stored = await sent_since(self._connection, self._since)
-            except StreamGone:
+                self._stored = await stored_since(self._connection, self._since)
+            except StreamMissing:
                 await self._make_stream()
             except (nats.errors.Error, OSError, TimeoutError):
                 await self._clock.sleep(LONGEST_PAUSE_SECONDS)

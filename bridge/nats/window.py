@@ -13,9 +13,8 @@ import structlog
 from bridge.nats import metrics
 from bridge.nats.client import FencedClient
 from bridge.nats.connection import NatsConnection, swallowed_cancel
-from bridge.nats.progress import Share
+from bridge.nats.progress import PartitionProgress, StreamMissing, stored_since
 from bridge.nats.publish import MESSAGE_ID, Answer, JetStreamPublisher, Nack, refusal, surely_fits
-from bridge.nats.sent import StreamGone, sent_since
 from bridge.nats.streams import ensure_ceremony_stream
 from ports.clock import Clock
 from ports.log import Record
@@ -29,7 +28,7 @@ ACK_SECONDS = 5.0
 LOOK_SECONDS = 0.5
 FRESH_SECONDS = 0.1
 """Between two looks whether the group has confirmed our membership."""
-AGAIN_SECONDS = 60.0
+READ_BACK_AGAIN_SECONDS = 60.0
 """So long a look back at what others sent serves: far less than the duplicate window."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
@@ -63,7 +62,7 @@ class PublishWindow:
         reject: Reject,
         limit: int = WINDOW,
         *,
-        share: Share,
+        progress: PartitionProgress,
         fresh: Callable[[], bool],
     ) -> None:
         """`messages`: (key whose order holds, message).
@@ -93,7 +92,7 @@ class PublishWindow:
         self._published = 0
         """Acknowledged, and not yet counted for the metrics."""
         self._oldest = min((message.record.timestamp for _, message in messages), default=0)
-        self._share = share
+        self._progress = progress
         self._fresh = fresh
         self._pause = FIRST_PAUSE_SECONDS
 
@@ -112,7 +111,7 @@ class PublishWindow:
     @property
     def _must_look_back(self) -> bool:
         """What another had under way may have been stored after our last look, and the duplicate window forgets it."""
-        return self._clock.monotonic() - self._share.looked > AGAIN_SECONDS
+        return self._clock.monotonic() - self._progress.read_back_at > READ_BACK_AGAIN_SECONDS
 
     async def _send_ready(self) -> None:
         while not self._fresh():
@@ -140,7 +139,7 @@ class PublishWindow:
     def _pick(self, client: FencedClient) -> list[Outgoing]:
         """Messages for one piece of the connection's buffer."""
         picked: list[Outgoing] = []
-        ready, stored, size = self._ready, self._share.stored, 0
+        ready, stored, size = self._ready, self._progress.stored, 0
         room = self._limit - len(self._flying)
         while ready and len(picked) < room and size < PIECE_BYTES:
             message = ready.popleft()
@@ -219,10 +218,10 @@ class PublishWindow:
             began = self._clock.monotonic()
             try:
                 await ensure_ceremony_stream(await self._connection.jetstream())
-                self._share.stored |= await sent_since(self._connection, self._oldest)
-                return self._share.looked_back(began)
-            except StreamGone:
-                return self._share.looked_back(began)
+                self._progress.stored |= await stored_since(self._connection, self._oldest)
+                return self._progress.note_read_back(began)
+            except StreamMissing:
+                return self._progress.note_read_back(began)
             except (nats.errors.Error, OSError, TimeoutError):
                 _end_if_cancelled()
                 await self._rest()

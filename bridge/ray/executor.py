@@ -11,7 +11,7 @@ import structlog
 from fleet.ray_executor.v1 import ray_executor_pb2 as pb
 from fleet.ray_executor.v1.ray_executor_pb2_grpc import RayExecutorServiceStub
 
-from bridge.grpc import wakeups
+from bridge.grpc.intake import read_all_wakeups
 from bridge.grpc.metadata import correlation_metadata
 from ports.errors import Unreachable
 from ports.ray import RayAnswer, RayTask
@@ -47,12 +47,12 @@ log = structlog.get_logger(__name__)
 class RayExecutorClient:
     """RayExecutor port on one kept-open channel. Make it where the event loop runs; `close` it, or use `async with`."""
 
-    def __init__(self, url: str, *, call_timeout: float = CALL_TIMEOUT_SECONDS) -> None:
+    def __init__(self, url: str, *, call_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> None:
         self.url = url
         """`host:port` of the executor (RAY_EXECUTOR_URL)."""
-        self.call_timeout = call_timeout
+        self.call_timeout_seconds = call_timeout_seconds
         """Seconds until a call is given up (RAY_CALL_TIMEOUT_SECONDS)."""
-        wakeups.take_all()
+        read_all_wakeups()
         self._channel = grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS)
         self._stub = RayExecutorServiceStub(self._channel)
 
@@ -65,11 +65,11 @@ class RayExecutorClient:
         try:
             if task.backlog_review:
                 response = await self._stub.ExecuteBacklogReviewDeliberation(
-                    backlog_review_request(task), timeout=self.call_timeout, metadata=metadata
+                    backlog_review_request(task), timeout=self.call_timeout_seconds, metadata=metadata
                 )
             else:
                 response = await self._stub.ExecuteDeliberation(
-                    deliberation_request(task), timeout=self.call_timeout, metadata=metadata
+                    deliberation_request(task), timeout=self.call_timeout_seconds, metadata=metadata
                 )
         except grpc.aio.AioRpcError as error:
             return self._failed(error, task.task_id)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bridge.clock import HostClock
-from bridge.dead_letter_office import DeadLetterOffice, DeadLetterUnknown, LetterOrigin, NotReplayable
+from bridge.dead_letters import DeadLetters, DeadLetterUnknown, LetterOrigin, NotReplayable
 from bridge.nats.metrics import REPLAYED
 from bridge.nats.streams import AGENT_RESPONSES
 from ports.log import LogUnavailable, Record
@@ -43,7 +43,7 @@ class Site:
     def __init__(self, log: SqliteLog) -> None:
         self.log = log
         self.stream: dict[int, bytes] = {}
-        self.office = DeadLetterOffice(log, HostClock(), prefix="t", partitions=PARTITIONS, stored=self.stored)
+        self.office = DeadLetters(log, HostClock(), prefix="t", partitions=PARTITIONS, stored=self.stored)
 
     async def stored(self, sequence: int) -> bytes | None:
         return self.stream.get(sequence)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from bridge.definitions_dir import DefinitionsDir, DefinitionUnknown, ServerRule
+from bridge.definitions import DefinitionFolder, DefinitionUnknown, ServerRule
 from steps.publish import subject_problems
 from steps.registry import all_kinds
 from tables.errors import DefinitionInvalid
@@ -24,8 +24,8 @@ def folder_with(folder: Path, **bodies: str) -> Path:
     return folder
 
 
-def definitions(folder: Path, *rules: ServerRule) -> DefinitionsDir:
-    return DefinitionsDir(folder, KINDS, rules)
+def definitions(folder: Path, *rules: ServerRule) -> DefinitionFolder:
+    return DefinitionFolder(folder, KINDS, rules)
 
 
 def test_a_definition_is_found_by_its_name(tmp_path: Path) -> None:

@@ -30,5 +30,5 @@ async def test_the_backstop_of_a_call_stands_behind_its_own_deadline(
     )
     worker = Worker(settings)
     await worker.ray.close()
-    assert worker.ray.call_timeout == seconds
+    assert worker.ray.call_timeout_seconds == seconds
     assert given == {"deliberation": seconds + 30, "task_extraction": seconds + 30}

@@ -81,12 +81,12 @@ def test_defaults_of_constraints() -> None:
 def test_sizes() -> None:
     # specification 2.4, 5.3, 10.11, 11.13, 14.9, 17.7, 20.1
     assert yaml_source.MAX_BYTES == 256 * KIB
-    assert limits.MAX_INPUTS == start_request.LARGEST_INPUTS == 256 * KIB
-    assert limits.MAX_OUTPUT == response_messages.LARGEST_VALUE == 256 * KIB
+    assert limits.MAX_INPUTS == start_request.LARGEST_INPUTS_BYTES == 256 * KIB
+    assert limits.MAX_OUTPUT == response_messages.LARGEST_VALUE_BYTES == 256 * KIB
     assert ray_task.LARGEST_DESCRIPTION == 256 * KIB
     assert limits.MAX_ROW == 768 * KIB
     assert limits.MAX_INPUT_DEPTH == start_request.DEEPEST == 64
-    assert messages.LARGEST_ANSWER == 3 * KIB * KIB
+    assert messages.LARGEST_ANSWER_BYTES == 3 * KIB * KIB
     assert (publish.LARGEST_PAYLOAD, aggregation.LARGEST_REQUEST) == (200 * KIB, 2 * KIB * KIB)
     assert (limits.MAX_OUTPUT_DEPTH, response_messages.DEEPEST, yaml_source.MAX_DEPTH) == (128, 64, 64)
     assert (log.LARGEST_RECORD, log.LARGEST_BATCH) == (4 * KIB * KIB, KIB * KIB)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from nats.aio.msg import Msg
 
 from bridge.nats.events import EventsBridge
-from bridge.nats.progress import Marks
+from bridge.nats.progress import SentMarks
 from bridge.nats.publish import JetStreamPublisher
 from bridge.nats.response_messages import to_command
 from bridge.nats.responses import AgentResponses
@@ -144,7 +144,7 @@ def _no_message_id() -> Any:
 
 @defect("a bridge takes what was written again for new")
 def _not_remembered() -> Any:
-    return patch.object(Marks, "passed", lambda *_: False)
+    return patch.object(SentMarks, "already_sent", lambda *_: False)
 
 
 @defect("a bridge that was stopped goes on where it was")

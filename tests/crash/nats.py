@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from bridge.nats.answers import Hear
-from bridge.nats.client import Message
+from bridge.nats.client import AnswerHandler, Message
 from tests.crash.world import Host, World
 
 WIRE_SECONDS = 0.05
@@ -341,7 +340,7 @@ class Client:
             headers = {MESSAGE_ID: message.id} if message.id else {}
             await self.publish(message.subject, message.data, f"{inbox}.{token}", headers)
 
-    def hear(self, inbox: str, hear: Hear) -> None:
+    def handle_answers(self, inbox: str, handler: AnswerHandler) -> None:
         """What comes goes to the subscription, which the real client has too."""
 
     async def request(self, subject: str, payload: bytes = b"", timeout: float = 5.0) -> Msg:  # noqa: ASYNC109

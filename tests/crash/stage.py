@@ -12,12 +12,12 @@ from unittest.mock import patch
 
 import structlog
 
-from bridge.nats import sent
+from bridge.nats import progress
 from bridge.nats.connection import NatsConnection
 from bridge.nats.streams import CEREMONY
 
 
-async def _read_back(connection: NatsConnection, since: datetime) -> set[str]:
+async def _read_ids(connection: NatsConnection, since: datetime) -> set[str]:
     client: Any = await connection.connected()
     found: set[str] = await client.ids_since(CEREMONY, since)
     return found
@@ -32,7 +32,7 @@ def stage() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     try:
-        with patch.object(sent, "_read_back", _read_back):
+        with patch.object(progress, "_read_ids", _read_ids):
             yield
     finally:
         logging.disable(logging.NOTSET)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from bridge.dead_letter_office import DONE, AuditEntry
+from bridge.dead_letters import DONE, AuditEntry
 from ports.log import LARGEST_RECORD, Header
 from streams import topics
 from streams.dead_letters import dead_letter_record

@@ -21,7 +21,7 @@ import uvloop
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
 
-from bridge.grpc import wakeups
+from bridge.grpc.intake import read_all_wakeups
 from tests.benchmarks.processes import MeasuredNats
 from tests.faults.load import pause_after
 from tests.faults.world import SPECS, WorkerServer
@@ -109,7 +109,7 @@ class _Run:
 
     async def run(self) -> Weathered:
         storm = self._storm
-        wakeups.take_all()  # else the callers are the slow part
+        read_all_wakeups()  # else the callers are the slow part
         cpu = time.process_time()
         channels = [grpc.aio.insecure_channel(self._worker.address, options=OPTIONS) for _ in range(storm.channels)]
         stubs: list[Any] = [PlanningCeremonyProcessorStub(channel) for channel in channels]

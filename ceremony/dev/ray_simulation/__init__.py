@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from nats.aio.client import Client
 
-from bridge.grpc import wakeups
+from bridge.grpc.intake import read_all_wakeups
 from ceremony.dev.ray_simulation.jobs import JobBook
 from ceremony.dev.ray_simulation.knobs import KnobError, Knobs
 from ceremony.dev.ray_simulation.outbox import Outbox, connect
@@ -100,7 +100,7 @@ class RaySimulation:
         return outbox
 
     async def _start_server(self, outbox: Outbox) -> None:
-        wakeups.take_all()
+        read_all_wakeups()
         server = grpc.aio.server(options=SERVER_OPTIONS)
         service = RayExecutorService(self.knobs, self.book, outbox, self._clock)
         add_RayExecutorServiceServicer_to_server(service, server)

@@ -59,7 +59,11 @@ def test_an_unexpected_error_says_nothing_of_itself() -> None:
 def test_unavailable_says_when_to_ask_again() -> None:
     # specification 14.3
     refusal = refusal_of(Unavailable("moving", retry_after_seconds=2.5))
-    assert (refusal.status, refusal.code, refusal.retry_after) == (grpc.StatusCode.UNAVAILABLE, "unavailable", 2.5)
+    assert (refusal.status, refusal.code, refusal.retry_after_seconds) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "unavailable",
+        2.5,
+    )
 
 
 def test_a_record_that_is_too_large_is_the_clients_mistake() -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.grpc.diagnosing import Diagnosing
-from bridge.grpc.diagnosis import merged, of_engine
+from bridge.grpc.diagnosis import AllWorkersDiagnosis, add_findings, merge
 from bridge.grpc.peers import Peers
 from streams.api import Unavailable
 from tests.services import free_port
@@ -41,7 +40,7 @@ class NoLetters:
 async def whole(answer: pb.DiagnoseResponse) -> pb.DiagnoseResponse:
     nothing: Any = SimpleNamespace(all=list)
     engine: Any = NoLetters()
-    return await of_engine(answer, engine, nothing, all_asked=True)
+    return await add_findings(answer, engine, nothing, all_asked=True)
 
 
 def codes(found: pb.DiagnoseResponse) -> Mapping[str, str]:
@@ -50,7 +49,7 @@ def codes(found: pb.DiagnoseResponse) -> Mapping[str, str]:
 
 async def test_each_worker_tells_of_its_partitions_and_all_is_well() -> None:
     own, other = seen(["served", "elsewhere"]), seen(["elsewhere", "served"])
-    found = await whole(merged(own, {"b:1": other}, []))
+    found = await whole(merge(own, {"b:1": other}, []))
     assert [one.state for one in found.partitions] == ["served", "served"]
     assert found.healthy and not found.findings
 
@@ -58,7 +57,7 @@ async def test_each_worker_tells_of_its_partitions_and_all_is_well() -> None:
 async def test_a_partition_for_which_nobody_has_answered_stands_still() -> None:
     """Its owner is silent, or there is none: which ceremonies are stuck there nobody has seen."""
     # specification 14.14
-    found = await whole(merged(seen(["served", "elsewhere", "elsewhere"]), {}, ["b:1"]))
+    found = await whole(merge(seen(["served", "elsewhere", "elsewhere"]), {}, ["b:1"]))
     assert codes(found)["partitions_unanswered"] == "no worker has answered for 1, 2"
     assert not found.healthy
     assert found.incomplete.startswith("no answer from b:1")
@@ -68,7 +67,7 @@ async def test_ceremonies_are_counted_together_and_the_gravest_come_first() -> N
     # specification 14.14, 14.15
     own = seen(["served"], [("overdue", "2026-01-03"), ("waiting_for_human", "2026-01-01")], incomplete="5 not")
     other = seen(["elsewhere"], [("stuck", "2026-01-09"), ("overdue", "2026-01-02")], incomplete="7 not")
-    found = await whole(merged(own, {"b:1": other}, []))
+    found = await whole(merge(own, {"b:1": other}, []))
     assert [(one.verdict, one.since) for one in found.ceremonies] == [
         ("stuck", "2026-01-09"),
         ("overdue", "2026-01-02"),
@@ -82,7 +81,7 @@ async def test_ceremonies_are_counted_together_and_the_gravest_come_first() -> N
 
 
 async def test_a_neighbour_that_only_another_worker_misses_is_told_with_that_worker() -> None:
-    found = await whole(merged(seen(["served"]), {"b:1": seen(["elsewhere"], nats="not connected")}, []))
+    found = await whole(merge(seen(["served"]), {"b:1": seen(["elsewhere"], nats="not connected")}, []))
     assert [(one.name, one.state) for one in found.neighbours][2:] == [("nats of b:1", "not connected")]
     assert [(finding.code, finding.subject) for finding in found.findings] == [("neighbour_down", "nats of b:1")]
     assert "NATS_URL" in found.findings[0].todo
@@ -97,7 +96,7 @@ async def test_a_worker_that_does_not_answer_is_named() -> None:
     async def look() -> pb.DiagnoseResponse:
         return seen(["served", "elsewhere"])
 
-    found = await Diagnosing(directory, peers, look).all()
+    found = await AllWorkersDiagnosis(directory, peers, look).diagnose()
     await peers.close()
     assert found.incomplete == f"no answer from {silent}"
     assert [one.state for one in found.partitions] == ["served", "elsewhere"]

@@ -22,8 +22,8 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from bridge.clock import HostClock
-from bridge.grpc import intake, wakeups
-from bridge.grpc.intake import CallLimit, Intake
+from bridge.grpc import intake
+from bridge.grpc.intake import CallLimit, Intake, read_all_wakeups
 from bridge.grpc.refusals import CallRefused
 
 START = "/fleet.planning_ceremony.v1.PlanningCeremonyProcessor/StartPlanningCeremony"
@@ -53,7 +53,7 @@ class Turns:
 
 @contextlib.asynccontextmanager
 async def serving(*gates: CallLimit) -> AsyncIterator[tuple[Any, Intake, grpc.aio.Server]]:
-    wakeups.take_all()
+    read_all_wakeups()
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     intake = Intake(server, (), HostClock(), gates)
     add_PlanningCeremonyProcessorServicer_to_server(Answering(), intake)  # type: ignore[arg-type, abstract]
@@ -87,20 +87,20 @@ async def test_calls_that_come_at_once_are_let_in_over_some_turns() -> None:
     began: list[int] = []
 
     async def enter() -> None:
-        await pace.let_in()
+        await pace.wait_for_turn()
         began.append(turns.count)
 
     busy = asyncio.create_task(turns.run())
-    await asyncio.gather(*(enter() for _ in range(5 * intake.A_TURN)))
+    await asyncio.gather(*(enter() for _ in range(5 * intake.STARTED_PER_TURN)))
     busy.cancel()
-    assert max(Counter(began).values()) <= 2 * intake.A_TURN
+    assert max(Counter(began).values()) <= 2 * intake.STARTED_PER_TURN
     assert len(set(began)) >= 3
 
 
 async def test_past_a_gate_calls_are_refused_with_a_hint_and_those_inside_stay() -> None:
     """Of calls that come together as many are let in as there is room for; each of the others is told when to come."""
     full = CallRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded", "three are inside", 1.5)
-    gate = CallLimit(START, at_once=50, closed=lambda inside: full if inside >= 3 else None)
+    gate = CallLimit(START, per_turn=50, refuse=lambda unanswered: full if unanswered >= 3 else None)
     waiting = pb.StartPlanningCeremonyRequest(story_id="waits")
     async with serving(gate) as (stub, _, _):
         calls = [stub.StartPlanningCeremony(waiting, wait_for_ready=True) for _ in range(40)]
@@ -119,9 +119,9 @@ async def test_past_a_gate_calls_are_refused_with_a_hint_and_those_inside_stay()
 
 async def test_calls_that_are_still_to_be_let_in_do_not_hold_up_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten are inside, though their turn never comes; the others are refused, but for those grpc.aio takes up itself."""
-    monkeypatch.setattr(intake._Pace, "let_in", lambda _: asyncio.Event().wait())
+    monkeypatch.setattr(intake._Pace, "wait_for_turn", lambda _: asyncio.Event().wait())
     full = CallRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded", "ten are inside", 1.5)
-    gate = CallLimit(START, at_once=20, closed=lambda inside: full if inside >= 10 else None)
+    gate = CallLimit(START, per_turn=20, refuse=lambda unanswered: full if unanswered >= 10 else None)
     async with serving(gate) as (stub, _, _):
         calls = [stub.StartPlanningCeremony(pb.StartPlanningCeremonyRequest(), wait_for_ready=True) for _ in range(40)]
         codes = [asyncio.ensure_future(call.code()) for call in calls]

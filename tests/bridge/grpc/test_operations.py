@@ -16,7 +16,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from bridge.grpc.messages import LARGEST_ANSWER
+from bridge.grpc.messages import LARGEST_ANSWER_BYTES
 from bridge.grpc.server import SERVICE
 from tables.limits import MAX_TEXT
 from tests.bridge.grpc.world import definitions_folder, refused
@@ -341,7 +341,7 @@ async def test_a_page_ends_before_three_mebibytes(world: World) -> None:
     await until(all_held, "the large ceremonies wait at their gate")
     answer = await listed(world, story_id="BIG")
     assert 0 < len(answer.ceremonies) < len(started)
-    assert answer.ByteSize() <= LARGEST_ANSWER + 64
+    assert answer.ByteSize() <= LARGEST_ANSWER_BYTES + 64
     rest = await listed(world, story_id="BIG", offset=len(answer.ceremonies))
     assert len(answer.ceremonies) + len(rest.ceremonies) == answer.total_count == len(started)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bridge.grpc.start_request import (
     DEEPEST,
-    LARGEST_INPUTS,
+    LARGEST_INPUTS_BYTES,
     StartInvalid,
     check_ids,
     nesting,
@@ -167,9 +167,9 @@ def test_inputs_are_measured_as_json_with_their_names() -> None:
     """256 KiB is the most; a letter outside ASCII counts as the bytes it has in UTF-8."""
     # specification 10.11
     bare = command(inputs={"a": ""}).inputs_size
-    assert command(inputs={"a": "x" * (LARGEST_INPUTS - bare)}).inputs_size == LARGEST_INPUTS
-    assert code_of(inputs={"a": "x" * (LARGEST_INPUTS - bare + 1)}) == "inputs_too_large"
-    assert code_of(inputs={"a": "ü" * (LARGEST_INPUTS // 2)}) == "inputs_too_large"
+    assert command(inputs={"a": "x" * (LARGEST_INPUTS_BYTES - bare)}).inputs_size == LARGEST_INPUTS_BYTES
+    assert code_of(inputs={"a": "x" * (LARGEST_INPUTS_BYTES - bare + 1)}) == "inputs_too_large"
+    assert code_of(inputs={"a": "ü" * (LARGEST_INPUTS_BYTES // 2)}) == "inputs_too_large"
 
 
 @pytest.mark.parametrize("name", ["ceremony_id", "story_id"])

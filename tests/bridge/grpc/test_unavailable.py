@@ -18,10 +18,11 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
 
 from bridge.clock import HostClock, new_id
-from bridge.dead_letter_office import DeadLetterOffice
-from bridge.definitions_dir import DefinitionsDir
+from bridge.dead_letters import DeadLetters
+from bridge.definitions import DefinitionFolder
 from bridge.grpc.refusals import refusal_of
-from bridge.grpc.server import Front, GrpcServer
+from bridge.grpc.server import GrpcServer
+from bridge.grpc.servicer import Servicer
 from bridge.nats.connection import NatsConnection
 from bridge.nats.responses import AgentResponses
 from steps.registry import all_kinds
@@ -65,9 +66,9 @@ async def front_without_tables(folder: Path) -> AsyncIterator[Any]:
         metrics=process_metrics(),
     )
     nats_in = AgentResponses(log, NatsConnection("nats://127.0.0.1:1", clock), clock, prefix="t", partitions=3)
-    office = DeadLetterOffice(log, clock, prefix="t", partitions=3, stored=nats_in.stored)
-    front = Front(
-        engine.commands, engine.reads, DefinitionsDir(SPECS, kinds), office, engine.partitions.readiness, new_id
+    letters = DeadLetters(log, clock, prefix="t", partitions=3, stored=nats_in.stored)
+    front = Servicer(
+        engine.commands, engine.reads, DefinitionFolder(SPECS, kinds), letters, engine.partitions.readiness, new_id
     )
     server = GrpcServer(front, "127.0.0.1:0", clock)
     await server.start()
@@ -129,7 +130,7 @@ async def test_a_refused_call_leaves_nothing_to_the_collector(tmp_path: Path) ->
 def test_too_much_waiting_is_resource_exhausted_with_a_hint() -> None:
     # specification 14.3, 22.6
     refusal = refusal_of(Overloaded("partition 3 has 9 records to fold, 5 are the limit", 1.5))
-    assert (refusal.status, refusal.code, refusal.retry_after) == (
+    assert (refusal.status, refusal.code, refusal.retry_after_seconds) == (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "overloaded",
         1.5,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.nats.answers import AnswersFirst
+from bridge.nats.client import AnswerParser
 
 OURS, ANOTHER = "_INBOX.ours", "_INBOX.another"
 
@@ -32,7 +32,7 @@ def answer(number: object, body: bytes = b'{"stream":"CEREMONY", "seq":7}', inbo
 async def parsed(reads: Sequence[bytes]) -> tuple[list[tuple[int, bytes]], list[Any]]:
     """What was heard, and what went the usual way."""
     client = Client()
-    parser = AnswersFirst(client)
+    parser = AnswerParser(client)
     heard: list[tuple[int, bytes]] = []
     parser.inboxes[OURS.encode()] = lambda number, body: heard.append((number, body))
     for read in reads:
@@ -94,7 +94,7 @@ async def test_what_is_no_plain_answer_goes_the_usual_way(message: bytes) -> Non
 
 async def test_a_cut_answer_is_forgotten_with_its_connection() -> None:
     """nats-py resets its parser then."""
-    parser = AnswersFirst(Client())
+    parser = AnswerParser(Client())
     heard: list[int] = []
     parser.inboxes[OURS.encode()] = lambda number, _: heard.append(number)
     await parser.parse(answer(1)[:-5])

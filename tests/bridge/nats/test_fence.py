@@ -13,10 +13,10 @@ import uvloop
 
 from bridge.nats.connection import NatsConnection
 from bridge.nats.events import outgoing
-from bridge.nats.progress import Marks, Share
+from bridge.nats.progress import PartitionProgress, SentMarks
 from bridge.nats.publish import JetStreamPublisher, Nack
 from bridge.nats.streams import ceremony_stream
-from bridge.nats.window import AGAIN_SECONDS, Outgoing, PublishWindow
+from bridge.nats.window import READ_BACK_AGAIN_SECONDS, Outgoing, PublishWindow
 from ports.log import Record
 from streams.envelope import event_record
 from tests.bridge.nats.world import CLOCK, client, connection, count, event, eventually
@@ -51,7 +51,10 @@ class Membership:
 
 
 def window(
-    link: NatsConnection, membership: Membership, share: Share | None = None, numbers: Sequence[int] = range(EVENTS)
+    link: NatsConnection,
+    membership: Membership,
+    progress: PartitionProgress | None = None,
+    numbers: Sequence[int] = range(EVENTS),
 ) -> PublishWindow:
     messages: list[tuple[bytes, Outgoing]] = []
     for number in numbers:
@@ -63,8 +66,10 @@ def window(
     async def reject(message: Outgoing, nack: Nack) -> None:
         pytest.fail(f"{message.id}: {nack}")
 
-    share = share or Share(Marks(), end=0, looked=math.inf)
-    return PublishWindow(messages, link, JetStreamPublisher(link), CLOCK, reject, share=share, fresh=membership.fresh)
+    progress = progress or PartitionProgress(SentMarks(), end=0, read_back_at=math.inf)
+    return PublishWindow(
+        messages, link, JetStreamPublisher(link), CLOCK, reject, progress=progress, fresh=membership.fresh
+    )
 
 
 async def lost_before_the_write(url: str) -> None:
@@ -96,14 +101,14 @@ async def test_what_is_left_to_the_next_owner_is_read_back_again_after_a_while(s
     async with connection(server.url) as link:
         async with client(server.url) as other:
             await other.jetstream().update_stream(replace(ceremony_stream(), duplicate_window=0.1))
-            share = Share(Marks(), end=EVENTS)
+            progress = PartitionProgress(SentMarks(), end=EVENTS)
             ours = Membership(10_000)
-            await window(link, ours, share, range(EVENTS // 2)).run()
+            await window(link, ours, progress, range(EVENTS // 2)).run()
             late = event(EVENTS - 1, 0)
             await other.jetstream().publish(late.subject, b"{}", headers={"Nats-Msg-Id": late.id})
             await asyncio.sleep(0.3)
-        share.looked -= AGAIN_SECONDS
-        await window(link, ours, share, range(EVENTS // 2, EVENTS)).run()
+        progress.read_back_at -= READ_BACK_AGAIN_SECONDS
+        await window(link, ours, progress, range(EVENTS // 2, EVENTS)).run()
     assert await count(server.url) == EVENTS
 
 

@@ -13,8 +13,7 @@ import pytest
 from nats.aio.client import Client
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
-from bridge.nats.answers import AnswersFirst
-from bridge.nats.client import FencedClient
+from bridge.nats.client import AnswerParser, FencedClient
 from bridge.nats.window import Outgoing
 from ports.log import Record
 
@@ -48,7 +47,7 @@ def test_attributes_read_or_set_exist(attribute: str) -> None:
 
 def test_what_is_read_goes_through_our_parser() -> None:
     assert "self._ps.parse(" in inspect.getsource(Client._read_loop)
-    assert isinstance(FencedClient(lambda: True)._ps, AnswersFirst)
+    assert isinstance(FencedClient(lambda: True)._ps, AnswerParser)
     assert Parser().state == AWAITING_CONTROL_LINE
 
 

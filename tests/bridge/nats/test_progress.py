@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.nats.progress import FOLDS_KEPT, Marks, place_of
+from bridge.nats.progress import FOLDS_KEPT, SentMarks, place_of
 from streams import topics
 
 
@@ -20,42 +20,42 @@ def record(offset: int, ordinal: int = 0, fold: int = 1) -> dict[str, bytes]:
 def test_what_is_not_above_the_highest_of_its_fold_was_sent() -> None:
     """A new fold begins anew: after an upgrade an effect may come twice, never be swallowed."""
     # specification 16.7, 24.2
-    marks = Marks()
-    assert [marks.passed(record(*place)) for place in ((3, 0), (3, 1), (3, 0), (2, 9), (4, 0))] == [
+    marks = SentMarks()
+    assert [marks.already_sent(record(*place)) for place in ((3, 0), (3, 1), (3, 0), (2, 9), (4, 0))] == [
         False,
         False,
         True,
         True,
         False,
     ]
-    assert not marks.passed(record(1, fold=2))
+    assert not marks.already_sent(record(1, fold=2))
 
 
 def test_a_note_is_read_as_it_was_written() -> None:
-    marks = Marks()
+    marks = SentMarks()
     for fold in range(FOLDS_KEPT + 5):
-        marks.passed(record(10 + fold, 2, fold))
-    again = Marks.of(marks.note)
-    assert again.passed(record(10 + FOLDS_KEPT, 2, FOLDS_KEPT))
-    assert not again.passed(record(11 + FOLDS_KEPT, 0, FOLDS_KEPT))
-    assert not again.passed(record(10, 2, 0)), "folds that old are not kept"
+        marks.already_sent(record(10 + fold, 2, fold))
+    again = SentMarks.from_note(marks.note)
+    assert again.already_sent(record(10 + FOLDS_KEPT, 2, FOLDS_KEPT))
+    assert not again.already_sent(record(11 + FOLDS_KEPT, 0, FOLDS_KEPT))
+    assert not again.already_sent(record(10, 2, 0)), "folds that old are not kept"
     assert len(marks.note) < 4096
 
 
 def test_a_copy_stands_for_itself() -> None:
-    marks = Marks()
-    marks.copy().passed(record(1))
-    assert not marks.passed(record(1))
+    marks = SentMarks()
+    marks.copy().already_sent(record(1))
+    assert not marks.already_sent(record(1))
 
 
 @pytest.mark.parametrize("note", ["", "junk", '{"a": 1}', "[]", '{"1": [1]}'])
 def test_a_note_that_is_not_ours_says_nothing(note: str) -> None:
-    assert not Marks.of(note).passed(record(0))
+    assert not SentMarks.from_note(note).already_sent(record(0))
 
 
 @pytest.mark.parametrize("value", [b"", b"-1", b"x", b"9" * 30])
 def test_a_record_without_its_place_is_never_passed_over(value: bytes) -> None:
     one = record(1) | {topics.COMMAND_OFFSET: value}
     assert place_of(one) is None
-    marks = Marks()
-    assert not marks.passed(one) and not marks.passed(one)
+    marks = SentMarks()
+    assert not marks.already_sent(one) and not marks.already_sent(one)

@@ -112,7 +112,7 @@ async def test_a_backlog_review_is_sent_whole_and_submitted() -> None:
     """Every field arrives, the plan id in the metadata, the correlation id as gRPC metadata, with a deadline."""
     # specification 15.1, 15.3, 15.4
     executor = Executor(says("submitted"))
-    async with serving(executor) as url, RayExecutorClient(url, call_timeout=7) as client:
+    async with serving(executor) as url, RayExecutorClient(url, call_timeout_seconds=7) as client:
         answer = await client.execute(task())
     assert (answer.status, answer.deliberation_id) == ("submitted", "d-1")
     ((kind, request, metadata, remaining),) = executor.calls
@@ -196,7 +196,7 @@ async def test_a_call_past_its_deadline_is_unreachable() -> None:
         await asyncio.sleep(20)
         raise AssertionError("nobody waits so long")
 
-    async with serving(Executor(hang)) as url, RayExecutorClient(url, call_timeout=0.2) as client:
+    async with serving(Executor(hang)) as url, RayExecutorClient(url, call_timeout_seconds=0.2) as client:
         with pytest.raises(Unreachable, match="DEADLINE_EXCEEDED"):
             await client.execute(task())
 

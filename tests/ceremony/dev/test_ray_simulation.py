@@ -448,7 +448,7 @@ async def test_it_says_why_it_cannot_start(broker: NatsServer) -> None:
 async def test_a_call_hangs_while_its_task_is_accepted(broker: NatsServer) -> None:
     """The caller's deadline ends it; the answers come all the same, and asking again shows that it is known."""
     async with simulation(broker, Knobs(0.01, 0, hang_rate=1)) as (ray, answers):
-        async with RayExecutorClient(ray.url, call_timeout=0.5) as client:
+        async with RayExecutorClient(ray.url, call_timeout_seconds=0.5) as client:
             with pytest.raises(Unreachable):
                 await client.execute(review())
             assert (await client.execute(review())).status == "submitted"

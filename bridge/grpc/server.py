@@ -1,0 +1,105 @@
+"""The gRPC server: the service with its interceptors, health and reflection, and the calls between workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import add_PlanningCeremonyProcessorServicer_to_server
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from bridge.grpc.decoding import RequestDecoding
+from bridge.grpc.diagnosis import AllWorkersDiagnosis, DiagnosisHandler
+from bridge.grpc.forwarding import Forwarding
+from bridge.grpc.intake import CallLimit, Intake, read_all_wakeups
+from bridge.grpc.listing import AllWorkersListing, ListingHandler
+from bridge.grpc.peers import Peers
+from bridge.grpc.servicer import Servicer
+from ports.clock import Clock
+from streams.api import Directory
+
+LARGEST_MESSAGE_BYTES = 4 * 1024 * 1024
+# Calls that may wait to be taken up, for a turn of the loop or two; each takes 12 KiB. Above this number gRPC ends
+# random calls as CANCELLED, without a hint to the client; its own limit is 1,000.
+PENDING_CALLS = 20_000
+# How long a call may wait. gRPC's own limit is 30 s; on a starved machine 20,000 calls do wait that long.
+PENDING_SECONDS = 120
+# Starts that are taken up, let in or refused, in one turn of the loop.
+STARTS_PER_TURN = 1_024
+SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Needed when other workers own some of the ceremonies: calls about those are forwarded."""
+
+    directory: Directory
+    new_id: Callable[[], str]
+    """Makes a request id for a forwarded operation that has none."""
+
+
+class GrpcServer:
+    """`start` binds the address; `stop` lets calls in flight end."""
+
+    def __init__(self, servicer: Servicer, address: str, clock: Clock, sharing: Sharing | None = None) -> None:
+        read_all_wakeups()
+        self._address = address
+        interceptors: list[grpc.aio.ServerInterceptor] = [RequestDecoding()]
+        self.peers: Peers | None = None
+        if sharing is not None:
+            self.peers = Peers(sharing.directory.addresses)
+            servicer.all_workers_listing = AllWorkersListing(sharing.directory, self.peers, clock, servicer.local_rows)
+            servicer.all_workers_diagnosis = AllWorkersDiagnosis(sharing.directory, self.peers, servicer.diagnose_here)
+            interceptors.append(Forwarding(SERVICE, sharing.directory, self.peers, sharing.new_id))
+        self.port = 0
+        self.health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=interceptors,
+            options=[
+                ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", 2 * LARGEST_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.max_ping_strikes", 0),  # other workers ping to see that this one lives
+                ("grpc.server.max_pending_requests", PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
+                ("grpc.server_max_unrequested_time_in_server", PENDING_SECONDS),
+            ],
+        )
+        self._intake = Intake(
+            self._server,
+            interceptors,
+            clock,
+            [CallLimit(f"/{SERVICE}/StartPlanningCeremony", STARTS_PER_TURN, servicer.refuse_start)],
+        )
+        add_PlanningCeremonyProcessorServicer_to_server(servicer, self._intake)  # type: ignore[arg-type]  # stands in for the server
+        if self.peers is not None:
+            self._server.add_generic_rpc_handlers(
+                (ListingHandler(servicer.local_rows), DiagnosisHandler(servicer.diagnose_here))
+            )
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    async def start(self) -> None:
+        """Raises OSError where the address cannot be bound."""
+        try:
+            self.port = self._server.add_insecure_port(self._address)
+        except RuntimeError:
+            raise OSError(f"cannot listen on {self._address} for gRPC: is the port in use?") from None
+        await self._server.start()
+        self._intake.start()
+
+    async def set_ready(self, *, ready: bool) -> None:
+        """Set the answer of `grpc.health.v1` for the server and the service, and close channels to lost workers."""
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self.health.set("", status)
+        await self.health.set(SERVICE, status)
+        if self.peers is not None:
+            await self.peers.prune()
+
+    async def stop(self, grace_seconds: float = 2.0) -> None:
+        await self._server.stop(grace_seconds)
+        if self.peers is not None:
+            await self.peers.close()

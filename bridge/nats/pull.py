@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 
 from bridge.nats.connection import NatsConnection
 from ports.clock import Clock
+from ports.errors import CeremonyError
 
 EXPIRES_SECONDS = 5.0
 """A pull request is answered by then, if only with its end."""
@@ -22,8 +23,11 @@ HEARTBEAT, CONFLICT, NO_RESPONDERS = "100", "409", "503"
 LASTING_CONFLICTS = ("Consumer Deleted", "Consumer is push based")
 
 
-class PullBroken(Exception):
-    """The durable is gone, or the connection was renewed, or nothing was heard for too long: begin anew."""
+class PullBroken(CeremonyError):
+    """The durable is gone, the connection was renewed, or the durable was silent for too long: subscribe again."""
+
+    def __init__(self, message: str, durable: str) -> None:
+        super().__init__("pull_broken", message, place=durable, remedy="pull anew")
 
 
 class Puller:
@@ -42,6 +46,7 @@ class Puller:
         self._connection = connection
         self._clock = clock
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self._durable = durable
         self._most = credit
         self._handle = handle
         self._credit = 0
@@ -73,7 +78,7 @@ class Puller:
                 if self._connection.generation != generation:
                     self._broken = "the connection was renewed"
                 if self._broken:
-                    raise PullBroken(self._broken)
+                    raise PullBroken(self._broken, self._durable)
         finally:
             self._client = None
             if self._connection.is_connected:

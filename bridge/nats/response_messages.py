@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ports.errors import CeremonyError
 from tables.commands import AgentResult
 
 COMPLETED = "agent.response.completed"
@@ -24,7 +25,7 @@ SUBJECTS = (COMPLETED, BACKLOG_REVIEW, TASK_EXTRACTION, FAILED)
 """The filter subjects of the durable (specification 17.1)."""
 
 EXTRACTOR = "agent-task-extractor-001"
-LARGEST_VALUE = 256 * 1024
+LARGEST_VALUE_BYTES = 256 * 1024
 """Bytes of a result that a command still carries; of a larger one only its size."""
 DEEPEST = 64
 """Nested containers of a message."""
@@ -73,10 +74,8 @@ class Route(NamedTuple):
     task_id: str
 
 
-class _Broken(Exception):
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(code)
-        self.verdict = Malformed(code, message)
+class _BreaksContract(CeremonyError):
+    """Raised inside this module; `to_command` returns it as `Malformed`."""
 
 
 class _Envelope(msgspec.Struct):
@@ -104,26 +103,26 @@ def to_command(subject: str, data: bytes, stream: str, sequence: int) -> AgentRe
         if isinstance(route, Foreign):
             return route
         return _command(subject, payload, route, stream, sequence)
-    except _Broken as broken:
-        return broken.verdict
+    except _BreaksContract as error:
+        return Malformed(error.code, error.message)
 
 
 def _payload(data: bytes) -> dict[str, Any]:
     try:
         envelope = _decode_envelope(data)
     except msgspec.ValidationError as error:
-        raise _Broken("envelope_invalid", f"not the envelope of the contract: {error}") from None
+        raise _BreaksContract("envelope_invalid", f"not the envelope of the contract: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise _Broken("message_undecodable", "the message is no UTF-8 JSON") from None
+        raise _BreaksContract("message_undecodable", "the message is no UTF-8 JSON") from None
     except RecursionError:
-        raise _Broken("message_too_deep", f"deeper than {DEEPEST} nested containers") from None
+        raise _BreaksContract("message_too_deep", f"deeper than {DEEPEST} nested containers") from None
     for name in ("event_type", "idempotency_key", "correlation_id", "timestamp", "producer"):
         if not getattr(envelope, name).strip():
-            raise _Broken("envelope_invalid", f"`{name}` is empty: a non-empty string is wanted")
+            raise _BreaksContract("envelope_invalid", f"`{name}` is empty: a non-empty string is wanted")
     # The envelope itself is one container, its payload the second. Where so few are opened, none is that deep.
     opened = data.count(b"{") + data.count(b"[")
     if opened > DEEPEST and _deeper_than(envelope.payload, DEEPEST - 1):
-        raise _Broken("message_too_deep", f"deeper than {DEEPEST} nested containers")
+        raise _BreaksContract("message_too_deep", f"deeper than {DEEPEST} nested containers")
     return envelope.payload
 
 
@@ -187,7 +186,7 @@ def _command(subject: str, payload: dict[str, Any], route: Route, stream: str, s
     extraction = subject == TASK_EXTRACTION or bool(route.extraction)
     agent_id = EXTRACTOR if extraction else _name(payload, "agent_id")
     if not agent_id:
-        raise _Broken("agent_id_missing", "payload.agent_id is missing: which agent answered?")
+        raise _BreaksContract("agent_id_missing", "payload.agent_id is missing: which agent answered?")
     code, text = _failure(subject, payload)
     value, size = None, 0
     if not code:
@@ -231,7 +230,7 @@ def _name(payload: dict[str, Any], key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str) or len(value) > LONGEST_NAME:
-        raise _Broken("payload_invalid", f"payload.{key} is not a string of at most {LONGEST_NAME} characters")
+        raise _BreaksContract("payload_invalid", f"payload.{key} is not a string of at most {LONGEST_NAME} characters")
     return value
 
 
@@ -259,4 +258,4 @@ def _unfit(value: Any, *, extraction: bool) -> tuple[str, str]:
 def _measured(value: Any) -> tuple[Any, int]:
     """The value and its encoded size in bytes; a value above the limit is left out."""
     size = len(_encode(value))
-    return (value, size) if size <= LARGEST_VALUE else (None, size)
+    return (value, size) if size <= LARGEST_VALUE_BYTES else (None, size)

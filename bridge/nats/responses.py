@@ -101,7 +101,7 @@ class AgentResponses:
                     pause = FIRST_PAUSE_SECONDS
                     await self._pull()
             except PullBroken as broken:
-                self._say(str(broken))
+                self._say(broken.message)
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 self._say(f"JetStream does not answer ({type(error).__name__})")
             if not self._stopping:

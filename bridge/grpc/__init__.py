@@ -1,1 +1,1 @@
-"""The gRPC front: requests from clients, answers from the fold and the tables."""
+"""The gRPC server: requests from clients and from other workers."""

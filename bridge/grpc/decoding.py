@@ -1,6 +1,6 @@
-"""A gRPC request that is no message of its kind is INVALID_ARGUMENT, as every other mistake of a client.
+"""Answers undecodable gRPC requests with INVALID_ARGUMENT, like every other mistake of a client.
 
-By itself grpc.aio answers UNKNOWN with the text of protobuf's exception, and logs a traceback for each.
+grpc.aio itself would answer UNKNOWN with the text of protobuf's exception, and log a traceback for each.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ CODE = "request_undecodable"
 MESSAGE = "the request's bytes are no message of this call, or nest deeper than protobuf reads (100 messages)"
 _UNDECODABLE = object()
 
+# A method handler; generated ones have no types.
 Handler = Any
-"""A method handler; generated ones have no types."""
 
 
 class RequestDecoding(grpc.aio.ServerInterceptor):
-    """Answers what cannot be decoded, before the servicer sees it."""
+    """Answers undecodable requests before they reach the servicer."""
 
     def __init__(self) -> None:
         self._guarded: dict[str, tuple[Handler, Handler]] = {}
-        """By method: its handler as it was asked for last, and what guards it. gRPC asks for each call, and making one
-        was a fifteenth of the main thread in a storm of starts."""
+        """By method: its last handler and the guarded handler. gRPC asks for a handler at each call, and making one
+        each time took a fifteenth of the main thread in a storm of starts."""
 
     async def intercept_service(
         self,
@@ -36,7 +36,7 @@ class RequestDecoding(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler = await continuation(handler_call_details)
-        if handler is None:  # whatever the client has named is no method, and is not remembered
+        if handler is None:  # no such method; its name is not remembered
             return None
         known, guarded = self._guarded.get(handler_call_details.method, (None, None))
         if known is not handler:

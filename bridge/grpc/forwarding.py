@@ -1,7 +1,7 @@
-"""Calls about one instance are answered by the worker that owns it: a call that came to another is forwarded, once.
+"""Forwards a call about an instance to the worker that owns the instance, at most once.
 
-The forwarder knows no method: whatever request names an instance goes to its owner, with the bytes, the metadata and
-the time that is left; bytes, status and trailing metadata of the answer go back.
+The forwarder knows no single method: every request that names an instance goes to the owner, with its bytes, metadata
+and remaining time. The answer's bytes, status and trailing metadata go back to the client.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from streams.api import HERE, Directory, Unavailable
 
 log = structlog.get_logger(__name__)
 
+# Metadata of a forwarded call; its receiver answers it or refuses it, and never forwards it again.
 FORWARDED = "x-ceremony-forwarded"
-"""Metadata of a forwarded call: who gets one answers for itself, or not at all."""
+# Deadline of a forwarded call whose client set none; a stream without a deadline gets none.
 CALL_SECONDS = 30.0
-"""For a forwarded call whose client set no deadline; a stream has none then."""
 HOP_BY_HOP = re.compile(r"^(?:grpc-.*|:.*|user-agent|content-type|te)$")
-CODED = re.compile(r"[a-z][a-z0-9_]*: ")
-"""How the details of every status of ours begin; others come from the way to the owner."""
-LOST_STATUS = frozenset(
+# Start of the details of every status that a worker sets; other statuses come from the connection to the owner.
+STARTS_WITH_CODE = re.compile(r"[a-z][a-z0-9_]*: ")
+# Statuses of a broken connection to the owner.
+CONNECTION_STATUSES = frozenset(
     {
         grpc.StatusCode.CANCELLED,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -37,34 +38,34 @@ LOST_STATUS = frozenset(
         grpc.StatusCode.UNKNOWN,
     }
 )
+# Characters of an instance id; a longer id names no instance, so it has no owner.
 LONGEST_ID = 257
-"""Characters of an instance id; a longer one names nothing, and nobody owns it."""
 
+# Methods whose request has no field `instance_id` but names an instance.
 INSTANCE_OF: Mapping[str, Callable[[Any], str]] = {
     "StartPlanningCeremony": lambda request: f"{request.ceremony_id}:{request.story_id}",
 }
-"""Methods whose instance is not the field `instance_id`."""
-ANYWHERE = frozenset(
+# Methods about no single instance: any worker answers them (a list asks the owners by itself).
+ANY_WORKER = frozenset(
     {"ListPlanningCeremonyInstances", "ListDeadLetters", "ListDefinitions", "ShowDeadLetter", "ReplayDeadLetter"}
 )
-"""Methods about no single instance: whoever is asked answers (a list asks the owners itself)."""
 
+# A method handler; generated ones have no types.
 Handler = Any
-"""A method handler; generated ones have no types."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def instance_of(method: str, request: Any) -> str:
-    """The instance a request is about; empty where it is about none, or names none."""
+    """Return the id of the instance that a request is about; empty when it is about none or names none."""
     if (named := INSTANCE_OF.get(method)) is not None:
         return named(request)
-    if method in ANYWHERE or "instance_id" not in request.DESCRIPTOR.fields_by_name:
+    if method in ANY_WORKER or "instance_id" not in request.DESCRIPTOR.fields_by_name:
         return ""
     return str(request.instance_id)
 
 
 class Forwarding(grpc.aio.ServerInterceptor):
-    """Forwards the calls of one service; `new_id` draws a request id for an operation that brings none."""
+    """Forwards the calls of one service; `new_id` makes a request id for an operation without one."""
 
     def __init__(self, service: str, directory: Directory, peers: Peers, new_id: Callable[[], str]) -> None:
         self._prefix = f"/{service}/"
@@ -92,7 +93,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
             self._unary(method, handler.unary_unary), handler.request_deserializer, serialize
         )
 
-    def _unary(self, method: str, here: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+    def _unary(self, method: str, local_call: Callable[[Any, Context], Awaitable[Any]]) -> Any:
         async def unary(request: Any, context: Context) -> Any:
             try:
                 owner = self._owner(method, request)
@@ -100,33 +101,33 @@ class Forwarding(grpc.aio.ServerInterceptor):
                 refuse(context, error)
                 return None
             if owner == HERE:
-                return await here(request, context)
+                return await local_call(request, context)
             return await self._forward(owner, method, request, context)
 
         return unary
 
-    def _stream(self, method: str, here: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
+    def _stream(self, method: str, local_call: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
                 owner = self._owner(method, request)
             except Unavailable as error:
                 await abort(context, error)
             forwarded = self._forward_stream(owner, method, request, context)
-            async for response in here(request, context) if owner == HERE else forwarded:
+            async for response in local_call(request, context) if owner == HERE else forwarded:
                 yield response
 
         return stream
 
     def _owner(self, method: str, request: Any) -> str:
-        """HERE, or the owner's address. Raises Unavailable where nobody owns the instance."""
+        """HERE, or the owner's address. Raises Unavailable when the instance has no owner."""
         instance_id = instance_of(method.removeprefix(self._prefix), request)
         if not instance_id or len(instance_id) > LONGEST_ID:
             return HERE
         return self._directory.where(self._directory.partition_of(instance_id))
 
     async def _forward(self, owner: str, method: str, request: Any, context: Context) -> bytes | None:
-        self._name(request)
-        left: float | None = context.time_remaining()  # None without a deadline, whatever its type says
+        self._ensure_request_id(request)
+        left: float | None = context.time_remaining()  # None without a deadline, despite its type
         call = self._peers.unary(owner, method)(
             request.SerializeToString(),
             timeout=CALL_SECONDS if left is None else left,
@@ -155,8 +156,8 @@ class Forwarding(grpc.aio.ServerInterceptor):
         finally:
             call.cancel()
 
-    def _name(self, request: Any) -> None:
-        """An operation without a request id gets one here: if its answer is lost, the client can ask for it again."""
+    def _ensure_request_id(self, request: Any) -> None:
+        """Give an operation a request id, so that the client can repeat it when the answer is lost."""
         if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:
             request.request_id = self._new_id()
 
@@ -166,9 +167,9 @@ class Forwarding(grpc.aio.ServerInterceptor):
 
 
 def ending_of_owner(error: grpc.aio.AioRpcError, request: Any) -> tuple[grpc.StatusCode, str, tuple[Any, ...]]:
-    """How the owner ended the call: status, message, trailing metadata; UNAVAILABLE where the way to it broke."""
+    """Status, message and trailing metadata of the owner's answer; UNAVAILABLE when the connection to it broke."""
     details = error.details() or ""
-    if error.code() in LOST_STATUS and not CODED.match(details):
+    if error.code() in CONNECTION_STATUSES and not STARTS_WITH_CODE.match(details):
         log.warning("forwarding_failed", status=error.code().name, reason=details)
         request_id = getattr(request, "request_id", "")
         again = f"; ask again with request_id {request_id!r}" if request_id else ""
@@ -178,9 +179,9 @@ def ending_of_owner(error: grpc.aio.AioRpcError, request: Any) -> tuple[grpc.Sta
 
 
 def _unless_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """What another worker has serialised goes out as it is."""
+    """Send bytes from another worker unchanged; serialise everything else."""
     return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
+# Methods of the service with their request types; a test checks that each is covered above.
 METHODS = tuple(pb.DESCRIPTOR.services_by_name["PlanningCeremonyProcessor"].methods_by_name.values())
-"""Of the service, with their request types: a test holds each to one of the ways above."""

@@ -1,7 +1,7 @@
-"""A list over all workers: each owner sorts its own rows, who was asked merges, and fetches only the page.
+"""Lists ceremonies of all workers: each owner sorts its own rows; the worker that was asked merges and fetches a page.
 
-Two calls of a service between workers. `Keys` streams what sorts a row, in order, until the page is filled: whatever
-the offset, no worker hands over more than that. `Rows` then brings the messages of the page.
+Workers make two calls of each other. `Keys` streams sort keys in order until the page is filled, so no worker sends
+more keys than the page needs. `Rows` then fetches the messages of the page.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ log = structlog.get_logger(__name__)
 
 KEYS, ROWS = f"/{SERVICE}/Keys", f"/{SERVICE}/Rows"
 LIST_SECONDS = 10.0
-CHUNK = 1000
-"""Keys in one message."""
+# Keys in one message.
+KEYS_PER_CHUNK = 1000
 
 
-class KeysWanted(msgspec.Struct, array_like=True):
+class KeysRequest(msgspec.Struct, array_like=True):
     partitions: list[int]
     request: bytes
-    """The ListPlanningCeremonyInstancesRequest, for its filters."""
+    """The encoded ListPlanningCeremonyInstancesRequest, for its filters."""
     most: int = sys.maxsize
-    """Keys that the page needs."""
+    """Number of keys that the page needs."""
 
 
 class KeysChunk(msgspec.Struct, array_like=True):
     total: int
-    """How many match, whatever the page."""
+    """Number of matching rows, on any page."""
     keys: list[SortKey]
 
 
-class RowsWanted(msgspec.Struct, array_like=True):
+class RowsRequest(msgspec.Struct, array_like=True):
     ids: list[str]
 
 
-class RowsFound(msgspec.Struct, array_like=True):
+class RowsAnswer(msgspec.Struct, array_like=True):
     rows: dict[str, bytes]
-    """By id, in the order asked; those that are gone are absent."""
+    """By id, in the requested order, without rows that no longer exist."""
     complete: bool
-    """False: the rest did not fit an answer."""
+    """False when not all rows fitted into one answer."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_keys_wanted = msgspec.msgpack.Decoder(KeysWanted).decode
-_keys_chunk = msgspec.msgpack.Decoder(KeysChunk).decode
-_rows_wanted = msgspec.msgpack.Decoder(RowsWanted).decode
-_rows_found = msgspec.msgpack.Decoder(RowsFound).decode
+_decode_keys_request = msgspec.msgpack.Decoder(KeysRequest).decode
+_decode_keys_chunk = msgspec.msgpack.Decoder(KeysChunk).decode
+_decode_rows_request = msgspec.msgpack.Decoder(RowsRequest).decode
+_decode_rows_answer = msgspec.msgpack.Decoder(RowsAnswer).decode
 
 
 def matches(row: Instance | Outline, request: pb.ListPlanningCeremonyInstancesRequest) -> bool:
@@ -76,17 +76,17 @@ def matches(row: Instance | Outline, request: pb.ListPlanningCeremonyInstancesRe
 
 
 class LocalRows:
-    """The share of this worker."""
+    """The rows of this worker."""
 
     def __init__(self, reads: ReadApi, message: Callable[[Instance], Any]) -> None:
         self._reads = reads
         self._message = message
 
     async def keys(self, partitions: Collection[int] | None, request: Any, most: int) -> tuple[int, Sequence[SortKey]]:
-        """How many rows match, and the keys of the newest `most`. Raises Unavailable where one is not served here."""
+        """Count of matching rows, and keys of the newest `most`. Raises Unavailable if not all are served here."""
         return await self._reads.newest(lambda row: matches(row, request), most, partitions)
 
-    def rows(self, ids: Iterable[str]) -> RowsFound:
+    def rows(self, ids: Iterable[str]) -> RowsAnswer:
         found: dict[str, bytes] = {}
         size = 0
         for instance_id in ids:
@@ -96,42 +96,42 @@ class LocalRows:
             data: bytes = self._message(row).SerializeToString()
             size += len(data) + 8
             if found and size > LARGEST_ANSWER_BYTES:
-                return RowsFound(found, complete=False)
+                return RowsAnswer(found, complete=False)
             found[instance_id] = data
-        return RowsFound(found, complete=True)
+        return RowsAnswer(found, complete=True)
 
 
-class Sorted:
-    """The keys of one owner, read as far as the merge needs them."""
+class KeyStream:
+    """The sorted keys of one owner, read only as far as the merge needs them."""
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
         self._keys: list[SortKey] = []
         self.total = 0
 
-    async def more(self) -> list[SortKey]:
-        """The next keys; none at the end."""
+    async def next_keys(self) -> list[SortKey]:
+        """The next keys; empty at the end."""
         data = await anext(self._chunks, None)
         if data is None:
             return []
-        chunk = _keys_chunk(data)
+        chunk = _decode_keys_chunk(data)
         self.total = chunk.total
         return chunk.keys
 
 
 class AllWorkersListing:
-    """Answers a list from all owners."""
+    """Answers a list request with the rows of all owners."""
 
-    def __init__(self, directory: Directory, peers: Peers, clock: Clock, own: LocalRows) -> None:
+    def __init__(self, directory: Directory, peers: Peers, clock: Clock, local_rows: LocalRows) -> None:
         self._directory = directory
         self._peers = peers
         self._clock = clock
-        self._own = own
+        self._local_rows = local_rows
 
     async def answer(
         self, request: pb.ListPlanningCeremonyInstancesRequest
     ) -> pb.ListPlanningCeremonyInstancesResponse:
-        """Raises Unavailable where a partition has no owner, or its owner does not answer in time."""
+        """Raises Unavailable when a partition has no owner, or its owner does not answer in time."""
         try:
             async with self._clock.timeout(LIST_SECONDS):
                 return await self._answer(request)
@@ -148,65 +148,65 @@ class AllWorkersListing:
     ) -> pb.ListPlanningCeremonyInstancesResponse:
         owners = self._directory.everywhere()
         limit, offset = page(request.limit, request.offset)
-        total, chosen = await self._choose(owners, request, offset + limit)
+        total, chosen = await self._page_keys(owners, request, offset + limit)
         rows = await self._rows([instance_id for _, instance_id in chosen[offset:]])
         return pb.ListPlanningCeremonyInstancesResponse(
             ceremonies=[pb.PlanningCeremonyInstance.FromString(row) for row in rows], total_count=total, success=True
         )
 
-    # -- which
+    # -- keys
 
-    async def _choose(
+    async def _page_keys(
         self, owners: Mapping[str, Collection[int]], request: Any, count: int
     ) -> tuple[int, Sequence[SortKey]]:
-        """How many match, and the first `count` keys of all."""
+        """Count of matching rows, and the first `count` keys over all owners."""
         wanted = request.SerializeToString()
-        total, mine = await self._own.keys(owners.get(HERE, ()), request, count)
+        total, mine = await self._local_rows.keys(owners.get(HERE, ()), request, count)
         async with AsyncExitStack() as calls:
             others = []
             for address, partitions in owners.items():
                 if address != HERE:
                     call = self._peers.stream(address, KEYS)(
-                        _encode(KeysWanted(list(partitions), wanted, count)), timeout=LIST_SECONDS
+                        _encode(KeysRequest(list(partitions), wanted, count)), timeout=LIST_SECONDS
                     )
                     calls.callback(call.cancel)
-                    others.append(Sorted(aiter(call)))
-            lists = [mine, *[await _first(one, count) for one in others]]
+                    others.append(KeyStream(aiter(call)))
+            lists = [mine, *[await _first_keys(one, count) for one in others]]
         total += sum(one.total for one in others)
         return total, list(islice(heapq.merge(*lists), count))
 
-    # -- what
+    # -- rows
 
     async def _rows(self, ids: Sequence[str]) -> list[bytes]:
-        """As many as fit an answer of 3 MiB; always the first."""
+        """The messages of these rows, as many as fit into an answer of 3 MiB but at least one."""
         by_owner: dict[str, list[str]] = {}
         for instance_id in ids:
             owner = self._directory.where(self._directory.partition_of(instance_id))
             by_owner.setdefault(owner, []).append(instance_id)
         calls = {
-            owner: self._peers.unary(owner, ROWS)(_encode(RowsWanted(some)), timeout=LIST_SECONDS)
+            owner: self._peers.unary(owner, ROWS)(_encode(RowsRequest(some)), timeout=LIST_SECONDS)
             for owner, some in by_owner.items()
             if owner != HERE
         }
         try:
-            answers = [_rows_found(await call) for call in calls.values()]
+            answers = [_decode_rows_answer(await call) for call in calls.values()]
         finally:
             for call in calls.values():
                 call.cancel()
         if HERE in by_owner:
-            answers.append(self._own.rows(by_owner[HERE]))
+            answers.append(self._local_rows.rows(by_owner[HERE]))
         return list(_page(ids, answers))
 
 
-async def _first(one: Sorted, count: int) -> list[SortKey]:
+async def _first_keys(one: KeyStream, count: int) -> list[SortKey]:
     keys: list[SortKey] = []
-    while len(keys) < count and (more := await one.more()):
+    while len(keys) < count and (more := await one.next_keys()):
         keys += more
     return keys[:count]
 
 
-def _page(ids: Sequence[str], answers: Sequence[RowsFound]) -> Iterator[bytes]:
-    """The rows in the order of `ids`, until an answer is full; those that are gone meanwhile are left out."""
+def _page(ids: Sequence[str], answers: Sequence[RowsAnswer]) -> Iterator[bytes]:
+    """The rows in the order of `ids` until the answer is full, without rows that no longer exist."""
     found = {instance_id: row for answer in answers for instance_id, row in answer.rows.items()}
     complete = all(answer.complete for answer in answers)
     size = 0
@@ -215,7 +215,7 @@ def _page(ids: Sequence[str], answers: Sequence[RowsFound]) -> Iterator[bytes]:
         if row is None:
             if complete:
                 continue
-            return  # its owner's answer was full before it
+            return  # its owner's answer was full before this row
         size += len(row) + 8
         if number and size > LARGEST_ANSWER_BYTES:
             return
@@ -223,10 +223,10 @@ def _page(ids: Sequence[str], answers: Sequence[RowsFound]) -> Iterator[bytes]:
 
 
 class ListingHandler(grpc.GenericRpcHandler):
-    """The service between workers."""
+    """Answers the calls of other workers."""
 
-    def __init__(self, own: LocalRows) -> None:
-        self._own = own
+    def __init__(self, local_rows: LocalRows) -> None:
+        self._local_rows = local_rows
 
     def service(self, handler_call_details: Any) -> Any:
         if handler_call_details.method == KEYS:
@@ -237,16 +237,16 @@ class ListingHandler(grpc.GenericRpcHandler):
 
     async def _keys(self, data: bytes, context: Context[Any, Any]) -> AsyncIterator[bytes]:
         try:
-            wanted = _keys_wanted(data)
+            wanted = _decode_keys_request(data)
             request = pb.ListPlanningCeremonyInstancesRequest.FromString(wanted.request)
-            total, keys = await self._own.keys(wanted.partitions, request, wanted.most)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other worker gets a status with a code
+            total, keys = await self._local_rows.keys(wanted.partitions, request, wanted.most)
+        except Exception as error:  # noqa: BLE001 - every error becomes a status with a code
             await abort(context, error)
-        for first in range(0, max(len(keys), 1), CHUNK):
-            yield _encode(KeysChunk(total, list(keys[first : first + CHUNK])))
+        for first in range(0, max(len(keys), 1), KEYS_PER_CHUNK):
+            yield _encode(KeysChunk(total, list(keys[first : first + KEYS_PER_CHUNK])))
 
     async def _rows(self, data: bytes, context: Context[Any, Any]) -> bytes:
         try:
-            return _encode(self._own.rows(_rows_wanted(data).ids))
+            return _encode(self._local_rows.rows(_decode_rows_request(data).ids))
         except Exception as error:  # noqa: BLE001 - as above
             await abort(context, error)

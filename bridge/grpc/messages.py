@@ -1,4 +1,4 @@
-"""Instances as the gRPC front shows them."""
+"""Builds the gRPC messages of ceremonies, histories and dead letters."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from streams.envelope import iso
 from tables.definition import Definition, GuardType
 from tables.instance import CeremonyStatus, Instance, Phase
 
+# Messages of one answer together.
 LARGEST_ANSWER_BYTES = 3 * 1024 * 1024
-"""Bytes of messages in one answer."""
 
 
 def as_many_as_fit(messages: Iterable[Any], largest: int = LARGEST_ANSWER_BYTES) -> list[Any]:
-    """As many as fit `largest` bytes; always the first, so that a page is never empty for size."""
+    """The first messages that fit into `largest` bytes together; at least one, so that no page is empty."""
     taken: list[Any] = []
     size = 0
     for message in messages:
@@ -33,7 +33,7 @@ def as_many_as_fit(messages: Iterable[Any], largest: int = LARGEST_ANSWER_BYTES)
 
 
 def json_text(value: Any) -> str:
-    """JSON with sorted keys, as the contract wants outputs."""
+    """JSON with sorted keys, the format of step outputs."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -43,7 +43,7 @@ def ceremony(
     waiting_for: Sequence[str],
     position: tuple[int, int] | None = None,
 ) -> pb.PlanningCeremonyInstance:
-    """The message. Outputs are those of steps that have one: completed steps, gates that wait or were rejected."""
+    """The message of a ceremony. Completed steps have outputs, and so do gates that are open or were rejected."""
     steps = instance.steps
     return pb.PlanningCeremonyInstance(
         instance_id=instance.instance_id,
@@ -74,9 +74,9 @@ def ceremony(
 
 
 def struct_values(struct: Struct) -> dict[str, Any]:
-    """The values of a Struct as Python has them; one without a kind is `...`, for nothing in JSON is like it.
+    """The values of a Struct in Python. A value without a kind becomes `...`, which no JSON value does.
 
-    protobuf's own conversion raises for NaN, Infinity and for a value without a kind.
+    protobuf's own conversion raises for NaN, Infinity and a value without a kind.
     """
     return {name: _python_value(value) for name, value in struct.fields.items()}
 
@@ -93,7 +93,7 @@ def _python_value(value: Value) -> Any:
 
 
 def open_gates(instance: Instance, definition: Definition) -> Iterator[pb.OpenGate]:
-    """Gate steps that wait, then human guards of transitions leaving the state that are not yet satisfied."""
+    """Open gate steps, then the unsatisfied human guards of transitions that leave the current state."""
     if instance.status in (CeremonyStatus.RUNNING, CeremonyStatus.WAITING_FOR_HUMAN, CeremonyStatus.PAUSED):
         yield from _gate_steps(instance, definition)
         yield from _human_guards(instance, definition)

@@ -1,4 +1,4 @@
-"""The correlation id in gRPC metadata: read from a call, sent with an answer and with calls of ours."""
+"""The correlation id in gRPC metadata: read from a call, sent with an answer and with outgoing calls."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from urllib.parse import quote
 
 import grpc.aio
 
+# specification 10.14
 CORRELATION_KEY = "x-correlation-id"
-"""The key of specification 10.14."""
 
 
 def correlation_metadata(correlation_id: str) -> tuple[tuple[str, str], ...]:
-    """Metadata that carries it; none where there is none."""
+    """Metadata that carries the correlation id; empty without one."""
     return ((CORRELATION_KEY, ascii_value(correlation_id)),) if correlation_id else ()
 
 
 def correlation_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The correlation id in a call's metadata, or an empty string."""
+    """Return the correlation id in a call's metadata, or an empty string."""
     for key, value in metadata:
         if key == CORRELATION_KEY:
             return (value if isinstance(value, str) else value.decode(errors="replace")).strip()
@@ -26,10 +26,10 @@ def correlation_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
 
 
 async def send_correlation_id(context: grpc.aio.ServicerContext[Any, Any], correlation_id: str) -> None:
-    """The ceremony's correlation id travels with the answer, before its body."""
+    """Send the ceremony's correlation id ahead of the answer's body."""
     await context.send_initial_metadata(correlation_metadata(correlation_id))
 
 
 def ascii_value(text: str) -> str:
-    """`text` as a gRPC metadata value, which holds printable ASCII only: everything else is percent-encoded."""
+    """Percent-encode `text` where needed: gRPC metadata values hold printable ASCII only."""
     return text if text.isascii() and text.isprintable() else quote(text, safe=" :/@+,;=()[]", errors="replace")

@@ -1,4 +1,4 @@
-"""What an operator asks of the gRPC front: cancel, pause, resume, retry, run; history, dead letters, diagnosis."""
+"""The calls of operators: cancel, pause, resume, retry, run; history, dead letters, diagnosis."""
 
 from __future__ import annotations
 
@@ -17,33 +17,32 @@ from bridge.grpc.metadata import send_correlation_id
 from bridge.grpc.refusals import (
     LONGEST_NAME,
     LONGEST_TEXT,
-    CallRefused,
-    accepted,
-    bounded,
     errors_become_statuses,
     page,
-    required,
-    unknown,
+    require,
+    require_accepted,
+    require_short,
+    unknown_ceremony,
 )
 from streams.api import CommandApi, Operation, ReadApi
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep
 from tables.instance import Instance
 from tables.limits import MAX_TEXT
 
+# Events in one answer.
 LONGEST_HISTORY = 200
-"""Events in one answer."""
+# Characters of a reason; events keep as many, so none is shortened.
 LONGEST_REASON = MAX_TEXT
-"""Characters of a reason: what an event keeps, so that none is shortened."""
 
 Context = grpc.aio.ServicerContext
 WholeRequest = pb.CancelCeremonyRequest | pb.PauseCeremonyRequest | pb.ResumeCeremonyRequest
 StepRequest = pb.RetryStepRequest | pb.RunStepRequest
+# Gives the state of each neighbour: `ok`, or a text with the trouble.
 States = Callable[[], Mapping[str, str]]
-"""State of each neighbour: `ok`, or what is wrong."""
 
 
 class OperatorCalls:
-    """Half of the servicer; the other half, `Servicer`, sets these."""
+    """The operators' half of the servicer; `Servicer` sets its attributes."""
 
     _commands: CommandApi
     _reads: ReadApi
@@ -52,7 +51,7 @@ class OperatorCalls:
     _dead_letters: DeadLetters
     _states: States
     all_workers_diagnosis: AllWorkersDiagnosis | None = None
-    """Asks the other workers too, where there are some."""
+    """Diagnoses all workers, if there are others."""
 
     # -- operations
 
@@ -87,15 +86,15 @@ class OperatorCalls:
         command = RunStep(step_id=_step(request), **self._command_fields(request))
         return pb.RunStepResponse(**await self._operate_and_answer(command, context))
 
-    # -- what an operator looks at
+    # -- reads
 
     @errors_become_statuses
     async def GetHistory(self, request: pb.GetHistoryRequest, context: Context[Any, Any]) -> pb.GetHistoryResponse:
-        required(instance_id=request.instance_id)
+        require(instance_id=request.instance_id)
         limit = min(request.limit, LONGEST_HISTORY) if request.limit > 0 else LONGEST_HISTORY
         history = await self._reads.history(request.instance_id, limit)
         if history is None:
-            raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
+            raise unknown_ceremony(request.instance_id)
         return messages.history(history)
 
     @errors_become_statuses
@@ -119,14 +118,14 @@ class OperatorCalls:
         self, request: pb.ReplayDeadLetterRequest, context: Context[Any, Any]
     ) -> pb.ReplayDeadLetterResponse:
         origin = _origin(request)
-        required(actor=request.actor)
-        bounded(LONGEST_NAME, actor=request.actor, request_id=request.request_id)
-        bounded(LONGEST_REASON, reason=request.reason)
+        require(actor=request.actor)
+        require_short(LONGEST_NAME, actor=request.actor, request_id=request.request_id)
+        require_short(LONGEST_REASON, reason=request.reason)
         request_id = request.request_id or self._new_id()
-        replay, before = await self._dead_letters.replay(origin, request.actor, request.reason, request_id)
+        replay, repeated = await self._dead_letters.replay(origin, request.actor, request.reason, request_id)
         return pb.ReplayDeadLetterResponse(
             replay=messages.replay(replay),
-            repeated_request=before,
+            repeated_request=repeated,
             message=f"sent to {replay.sent_to}; what is still wrong with it comes back as a new dead letter",
         )
 
@@ -135,25 +134,25 @@ class OperatorCalls:
         if request.instance_id:
             found = await self._reads.diagnose(request.instance_id)
             if not found.ceremonies:
-                raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(request.instance_id))
+                raise unknown_ceremony(request.instance_id)
             return diagnosis.ceremony_answer(found)
-        seen = await (
+        answer = await (
             self.diagnose_here() if self.all_workers_diagnosis is None else self.all_workers_diagnosis.diagnose()
         )
         all_asked = self.all_workers_diagnosis is not None
-        return await diagnosis.add_findings(seen, self._reads, self._definitions, all_asked=all_asked)
+        return await diagnosis.add_findings(answer, self._reads, self._definitions, all_asked=all_asked)
 
     async def diagnose_here(self) -> pb.DiagnoseResponse:
-        """What this worker sees of its partitions and neighbours."""
+        """Diagnose this worker's ceremonies, partitions and neighbours."""
         return await diagnosis.worker_answer(self._reads, self._states())
 
-    # -- beneath
+    # -- helpers
 
     def _command_fields(self, request: WholeRequest | StepRequest) -> dict[str, Any]:
-        """The fields that every operation has. Raises the refusal of a request that lacks one."""
-        required(instance_id=request.instance_id, actor=request.actor)
-        bounded(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
-        bounded(LONGEST_REASON, reason=request.reason)
+        """The fields that every operation has. Raises CallRefused when one is missing or too long."""
+        require(instance_id=request.instance_id, actor=request.actor)
+        require_short(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
+        require_short(LONGEST_REASON, reason=request.reason)
         return {
             "instance_id": request.instance_id,
             "command_id": request.request_id or self._new_id(),
@@ -169,10 +168,10 @@ class OperatorCalls:
         return {"ceremony": message, "request_id": command.command_id, "message": "recorded"}
 
     async def _operate(self, command: Operation) -> Instance:
-        accepted(await self._commands.operate(command))
+        require_accepted(await self._commands.operate(command))
         row = self._reads.get(command.instance_id)
         if row is None:
-            raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(command.instance_id))
+            raise unknown_ceremony(command.instance_id)
         return row
 
     def _message(self, row: Instance) -> pb.PlanningCeremonyInstance:
@@ -182,11 +181,11 @@ class OperatorCalls:
 
 
 def _step(request: StepRequest) -> str:
-    required(step_id=request.step_id)
-    bounded(LONGEST_TEXT, step_id=request.step_id)
+    require(step_id=request.step_id)
+    require_short(LONGEST_TEXT, step_id=request.step_id)
     return request.step_id
 
 
 def _origin(request: pb.ShowDeadLetterRequest | pb.ReplayDeadLetterRequest) -> LetterOrigin:
-    required(origin=request.origin)
+    require(origin=request.origin)
     return LetterOrigin(request.origin, request.partition, request.offset)

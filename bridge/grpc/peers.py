@@ -1,4 +1,4 @@
-"""Channels to the other workers: one for each, kept open while it is heard of."""
+"""gRPC channels to the other workers: one each, kept open while the worker sends heartbeats."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import grpc.aio
 
+# Service of the calls between workers.
 SERVICE = "ceremony.Peers"
-"""Of the calls that only workers make of each other."""
 LARGEST_MESSAGE_BYTES = 8 * 1024 * 1024
 OPTIONS = (
-    ("grpc.enable_retries", 0),  # the client repeats; a call is never sent twice by us
+    ("grpc.enable_retries", 0),  # the client repeats a call; the worker never sends one twice
     ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
     ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -24,11 +24,11 @@ OPTIONS = (
 
 
 class Peers:
-    """Calls by address; requests and responses are bytes."""
+    """Makes calls by address; requests and responses are bytes."""
 
-    def __init__(self, heard_of: Callable[[], Collection[str]]) -> None:
-        """`heard_of`: addresses of the workers there are; channels to others are closed in time."""
-        self._heard_of = heard_of
+    def __init__(self, addresses: Callable[[], Collection[str]]) -> None:
+        """`addresses` gives those of all live workers; `prune` closes channels to any other."""
+        self._addresses = addresses
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def unary(self, address: str, method: str) -> Any:
@@ -44,8 +44,8 @@ class Peers:
         return channel
 
     async def prune(self) -> None:
-        """Close the channels to workers that are not heard of any more."""
-        gone = self._channels.keys() - set(self._heard_of())
+        """Close the channels to workers that no longer send heartbeats."""
+        gone = self._channels.keys() - set(self._addresses())
         for address in gone:
             await self._channels.pop(address).close()
 

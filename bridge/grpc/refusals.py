@@ -1,4 +1,4 @@
-"""Refusals of the gRPC front: what may be in a request, and how an error becomes a status with a stable code."""
+"""Refusals of gRPC calls: checks of request fields, and the status with a stable code for each error."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tables.limits import MAX_ID
 
 log = structlog.get_logger(__name__)
 
+# Trailing metadata of UNAVAILABLE and RESOURCE_EXHAUSTED: the earliest time to repeat the call.
 RETRY_KEY = "retry-after-ms"
-"""Trailing metadata of UNAVAILABLE and RESOURCE_EXHAUSTED: when asking again makes sense."""
 DEFAULT_LIMIT, LARGEST_LIMIT = 100, 1000
-LOG_SECONDS = 2.0
-"""Where the log has failed the worker ends, and whoever comes after it answers."""
+# Retry hint after a failure of the log: this worker ends, and the next owner answers.
+LOG_RETRY_SECONDS = 2.0
+# Characters of a comment, and of the name of a gate or trigger, which are only looked up.
 LONGEST_TEXT = 4096
-"""Characters of a comment, and of a gate or trigger that is looked up only."""
+# Characters of an actor, a role or a request id; rows keep as many, so none is shortened.
 LONGEST_NAME = MAX_ID
-"""Characters of who asks, in which role, under which request id: what a row keeps, so that none is shortened."""
-LONGEST_DETAILS = 6000
-"""Bytes of a status message as it travels, percent-encoded: clients refuse trailers above 8 KiB."""
+# Bytes of a percent-encoded status message; clients refuse trailers above 8 KiB.
+LONGEST_DETAILS_BYTES = 6000
+# Status of each code of the fold; the ceremony agent answers `fold_failed` when the fold raised an exception.
 STATUS_OF = {code: grpc.StatusCode[kind] for code, kind in CLASS_OF.items()} | {"fold_failed": grpc.StatusCode.INTERNAL}
-"""Status of each code of the fold; `fold_failed` is what the ceremony agent says where the fold raised."""
 
 Context = grpc.aio.ServicerContext
 Call = TypeVar("Call", bound=Callable[..., Awaitable[Any]])
@@ -53,6 +53,7 @@ class CallRefused(CeremonyError):
         """Sent as trailing metadata; None when repeating the call does not help."""
 
 
+# Errors with a code and a text for clients; every other error is an internal one.
 STATUS_OF_ERROR: Mapping[type[CeremonyError], grpc.StatusCode] = {
     DefinitionUnknown: grpc.StatusCode.NOT_FOUND,
     DefinitionInvalid: grpc.StatusCode.INVALID_ARGUMENT,
@@ -60,7 +61,6 @@ STATUS_OF_ERROR: Mapping[type[CeremonyError], grpc.StatusCode] = {
     DeadLetterUnknown: grpc.StatusCode.NOT_FOUND,
     NotReplayable: grpc.StatusCode.FAILED_PRECONDITION,
 }
-"""Errors with a code and a text for clients; any other is ours."""
 
 
 def invalid(code: str, message: str) -> CallRefused:
@@ -68,7 +68,7 @@ def invalid(code: str, message: str) -> CallRefused:
 
 
 def refusal_of(error: Exception) -> CallRefused:
-    """The refusal an error means to a client; what is unexpected is logged and says nothing of itself."""
+    """The refusal that a client receives for an error. An unexpected error is logged, and its text stays here."""
     if isinstance(error, CallRefused):
         return error
     if isinstance(error, CeremonyError) and type(error) in STATUS_OF_ERROR:
@@ -81,31 +81,31 @@ def refusal_of(error: Exception) -> CallRefused:
         return CallRefused(status, "overloaded" if full else "unavailable", error.message, error.retry_after_seconds)
     if isinstance(error, (LogFailed, LogUnavailable)):
         text = "the log cannot be written or read by this worker; repeating the call is safe"
-        return CallRefused(grpc.StatusCode.UNAVAILABLE, "unavailable", text, LOG_SECONDS)
+        return CallRefused(grpc.StatusCode.UNAVAILABLE, "unavailable", text, LOG_RETRY_SECONDS)
     log.error("grpc_internal_error", exc_info=error)
     return CallRefused(grpc.StatusCode.INTERNAL, "internal", "an error of ours; the engine's log has the details")
 
 
 def details(text: str) -> str:
-    """A status message that every client can receive: a longer one would reach it as RESOURCE_EXHAUSTED."""
+    """A status message short enough for every client; longer ones would arrive as RESOURCE_EXHAUSTED."""
     clean = text.encode(errors="replace").decode()
-    kept = clean[:LONGEST_DETAILS]
-    while len(quote(kept)) > LONGEST_DETAILS:
+    kept = clean[:LONGEST_DETAILS_BYTES]
+    while len(quote(kept)) > LONGEST_DETAILS_BYTES:
         kept = kept[: len(kept) * 3 // 4]
     return kept if len(kept) == len(clean) else f"{kept}…"
 
 
 async def abort(context: Context[Any, Any], error: Exception) -> NoReturn:
-    """End a stream here and now."""
+    """End a stream immediately."""
     refusal = refusal_of(error)
     await context.abort(refusal.status, *details_and_trailers(refusal))
 
 
 def refuse(context: Context[Any, Any], error: Exception) -> None:
-    """End a unary call by this error, once its handler returns; what it returns is not sent.
+    """End a unary call with this error when its handler returns; the handler's result is not sent.
 
-    Without `abort`: gRPC keeps that exception in the call, and by its frames the call in the exception. Only the
-    collector frees those, which comes late: 34,000 refused calls held 330 MB.
+    Does not use `abort`: gRPC keeps that exception in the call, and its frames hold the call. Only the garbage
+    collector frees such a cycle, and it comes late: 34,000 refused calls held 330 MB.
     """
     refusal = refusal_of(error)
     end(context, refusal.status, *details_and_trailers(refusal))
@@ -114,7 +114,7 @@ def refuse(context: Context[Any, Any], error: Exception) -> None:
 def end(
     context: Context[Any, Any], status: grpc.StatusCode, text: str, trailing: Sequence[tuple[str, str | bytes]] = ()
 ) -> None:
-    """End a unary call with this status, once its handler returns."""
+    """End a unary call with this status when its handler returns."""
     context.set_code(status)
     context.set_details(text)
     context.set_trailing_metadata(tuple(trailing))
@@ -129,7 +129,7 @@ def details_and_trailers(refusal: CallRefused) -> tuple[str, tuple[tuple[str, st
 
 
 def errors_become_statuses(call: Call) -> Call:
-    """Every error of the wrapped call becomes a status with a stable code."""
+    """Turn every error of the wrapped call into a status with a stable code."""
 
     @wraps(call)
     async def wrapped(self: Any, request: Any, context: Context[Any, Any]) -> Any:
@@ -137,34 +137,35 @@ def errors_become_statuses(call: Call) -> Call:
             return await call(self, request, context)
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status with a code
+        except Exception as error:  # noqa: BLE001 - every error becomes a status with a code
             refuse(context, error)
 
     return wrapped  # type: ignore[return-value]  # a decorator that keeps the signature
 
 
-def unknown(instance_id: str) -> str:
-    return f"there is no ceremony {instance_id[:300]!r}"
+def unknown_ceremony(instance_id: str) -> CallRefused:
+    return CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", f"there is no ceremony {instance_id[:300]!r}")
 
 
-def accepted(answer: Reply) -> None:
-    """Raises the refusal the fold gave."""
-    if answer.code:
-        status = STATUS_OF.get(answer.code, grpc.StatusCode.FAILED_PRECONDITION)
-        raise CallRefused(status, answer.code, answer.message)
+def require_accepted(reply: Reply) -> None:
+    """Raise the fold's refusal, if it refused."""
+    if reply.code:
+        status = STATUS_OF.get(reply.code, grpc.StatusCode.FAILED_PRECONDITION)
+        raise CallRefused(status, reply.code, reply.message)
 
 
-def required(**fields: str) -> None:
+def require(**fields: str) -> None:
     for name, value in fields.items():
         if not value.strip():
             raise invalid("field_required", f"{name} is required")
 
 
-def bounded(longest: int, **fields: str) -> None:
+def require_short(longest: int, **fields: str) -> None:
     for name, value in fields.items():
         if len(value) > longest:
             raise invalid("field_too_long", f"{name} has {len(value)} characters, at most {longest} are taken")
 
 
 def page(limit: int, offset: int) -> tuple[int, int]:
+    """Limit and offset of a list within the allowed ranges."""
     return min(limit, LARGEST_LIMIT) if limit > 0 else DEFAULT_LIMIT, max(offset, 0)

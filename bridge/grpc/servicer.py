@@ -22,14 +22,14 @@ from bridge.grpc.refusals import (
     LONGEST_TEXT,
     CallRefused,
     abort,
-    accepted,
-    bounded,
     errors_become_statuses,
     invalid,
     page,
     refusal_of,
-    required,
-    unknown,
+    require,
+    require_accepted,
+    require_short,
+    unknown_ceremony,
 )
 from bridge.grpc.start_request import check_ids, start_command
 from streams.api import CommandApi, PartitionDiffers, ReadApi, Unavailable
@@ -69,7 +69,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         overloaded = self._commands.closed(unanswered)
         return None if overloaded is None else refusal_of(overloaded)
 
-    # -- the three fixed calls
+    # -- start, get, list
 
     @errors_become_statuses
     async def StartPlanningCeremony(
@@ -95,15 +95,15 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             requested_by=request.requested_by,
             command_id=self._new_id(),
         )
-        answer = await self._commands.start(definition, command)
-        accepted(answer)
+        reply = await self._commands.start(definition, command)
+        require_accepted(reply)
         await send_correlation_id(context, self._correlation_of(command))
-        message = "" if answer.folded else "durable; the fold has not come to it yet"
+        message = "" if reply.folded else "durable; the fold has not come to it yet"
         return pb.StartPlanningCeremonyResponse(
             instance_id=command.instance_id,
             status="accepted",
             message=message,
-            position=pb.LogPosition(partition=answer.partition, offset=answer.offset + 1),
+            position=pb.LogPosition(partition=reply.partition, offset=reply.offset + 1),
         )
 
     @errors_become_statuses
@@ -116,7 +116,9 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             await self._wait_for_position(request.instance_id, request.at_least)
         row = self._reads.get(request.instance_id)
         if row is None:
-            return pb.GetPlanningCeremonyInstanceResponse(success=False, message=unknown(request.instance_id))
+            return pb.GetPlanningCeremonyInstanceResponse(
+                success=False, message=unknown_ceremony(request.instance_id).message
+            )
         message = self._message(row)
         await send_correlation_id(context, row.correlation_id)
         return pb.GetPlanningCeremonyInstanceResponse(ceremony=message, success=True)
@@ -138,9 +140,9 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
     @errors_become_statuses
     async def DecideGate(self, request: pb.DecideGateRequest, context: Context[Any, Any]) -> pb.DecideGateResponse:
         gate = request.step_id or request.guard
-        required(instance_id=request.instance_id, actor=request.actor, gate=gate)
-        bounded(LONGEST_TEXT, gate=gate, comment=request.comment)
-        bounded(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
+        require(instance_id=request.instance_id, actor=request.actor, gate=gate)
+        require_short(LONGEST_TEXT, gate=gate, comment=request.comment)
+        require_short(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
         command = GateDecision(
             instance_id=request.instance_id,
             command_id=request.request_id or self._new_id(),
@@ -160,10 +162,10 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
     async def TriggerTransition(
         self, request: pb.TriggerTransitionRequest, context: Context[Any, Any]
     ) -> pb.TriggerTransitionResponse:
-        required(instance_id=request.instance_id, actor=request.actor, trigger=request.trigger)
-        bounded(LONGEST_TEXT, trigger=request.trigger)
-        bounded(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
-        bounded(LONGEST_REASON, reason=request.reason)
+        require(instance_id=request.instance_id, actor=request.actor, trigger=request.trigger)
+        require_short(LONGEST_TEXT, trigger=request.trigger)
+        require_short(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
+        require_short(LONGEST_REASON, reason=request.reason)
         command = Trigger(
             instance_id=request.instance_id,
             command_id=request.request_id or self._new_id(),
@@ -209,7 +211,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
     # -- helpers
 
     def _pinned_definition(self, request: pb.StartPlanningCeremonyRequest) -> Definition | None:
-        """The definition of an existing ceremony with this id. A repeated start is checked against it, not the file."""
+        """The definition of an existing ceremony with this id; a repeated start is checked against it, not the file."""
         row = self._reads.get(f"{request.ceremony_id}:{request.story_id}")
         if row is None or row.definition_name != request.definition_name:
             return None
@@ -223,10 +225,10 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         return command.correlation_id
 
     def _existing(self, instance_id: str) -> Instance:
-        required(instance_id=instance_id)
+        require(instance_id=instance_id)
         row = self._reads.get(instance_id)
         if row is None:
-            raise CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", unknown(instance_id))
+            raise unknown_ceremony(instance_id)
         return row
 
     async def _wait_for_position(self, instance_id: str, position: pb.LogPosition) -> None:

@@ -1,4 +1,4 @@
-"""A start request of the contract, checked and turned into a Start command."""
+"""Checks a start request and makes the Start command."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from tables.fold.refusals import (
 from tables.limits import MAX_ID
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# Nested containers of an input.
 DEEPEST = 64
 LARGEST_INPUTS_BYTES = 256 * 1024
+# Characters of all inputs before parsing; larger requests are refused unparsed, so that they delay no other call.
 LONGEST_INPUT_TEXTS = 4 * LARGEST_INPUTS_BYTES
-"""Characters of all inputs as they were given: beyond it nothing is parsed, for that would hold up everybody."""
+# Every integer with so few characters fits into 64 bits.
 SHORT_INTEGER = 18
-"""Characters of an integer that fits 64 bits for certain."""
+# Characters of correlation_id and requested_by; rows keep as many, so none is shortened.
 LONGEST_TEXT = MAX_ID
-"""Characters of correlation_id and requested_by: what a row keeps, so that none is shortened."""
 
 
 class StartInvalid(CeremonyError):
-    """The request breaks a rule; the message says which field and what would be right."""
+    """The request breaks a rule; the message names the field and a valid value."""
 
 
 def start_command(
@@ -50,7 +51,7 @@ def start_command(
     requested_by: str,
     command_id: str,
 ) -> Start:
-    """The command. Raises StartInvalid for the first rule that is broken; identifiers are checked by `check_ids`."""
+    """Make the command. Raises StartInvalid for the first broken rule; `check_ids` has checked the identifiers."""
     values = _inputs(definition, inputs, rich_inputs, {"ceremony_id": ceremony_id, "story_id": story_id})
     size = len(msgspec.json.encode(values))
     if size > LARGEST_INPUTS_BYTES:
@@ -74,7 +75,7 @@ def start_command(
 
 
 def check_ids(*, ceremony_id: str, story_id: str, definition_name: str, requested_by: str, correlation_id: str) -> None:
-    """Raises StartInvalid unless all required fields are there and well formed."""
+    """Raises StartInvalid unless all required fields are present and well formed."""
     for name, value in (("ceremony_id", ceremony_id), ("story_id", story_id)):
         if not value:
             raise StartInvalid("field_required", f"{name} is required")
@@ -117,18 +118,18 @@ def _inputs(
 
 
 def _few(names: Sequence[str]) -> str:
-    """The first of a client's names; there may be ten thousand, of any length."""
+    """The first of a client's names, shortened; there may be ten thousand, of any length."""
     return ", ".join(name[:64] for name in names[:10]) + (f" and {len(names) - 10} more" if names[10:] else "")
 
 
 def parse_input(name: str, text: str) -> Any:
-    """A JSON object or array is parsed, all else stays a string (also JSON that holds NaN or Infinity)."""
+    """Parse a JSON object or array; any other text stays a string, and so does JSON with NaN or Infinity."""
     if text.lstrip()[:1] not in ("{", "["):
         return text
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
         if "\\u" in text:
-            msgspec.json.encode(value)  # half a surrogate pair is no text: ValueError
+            msgspec.json.encode(value)  # half a surrogate pair raises ValueError
     except RecursionError:
         raise _too_deep(name) from None
     except ValueError:
@@ -143,7 +144,7 @@ def _too_deep(name: str) -> StartInvalid:
 
 
 def nesting(text: str) -> int:
-    """How deep brackets nest outside strings; linear, so that hostile input costs nothing."""
+    """Depth of nested brackets outside strings; takes linear time also on hostile input."""
     depth = deepest = 0
     for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
         mark = token.group()
@@ -167,7 +168,7 @@ def _finite(digits: str) -> float:
 
 
 def _whole(digits: str) -> int | float:
-    """Integers beyond 64 bits become floats, as in every JSON reader of the fleet."""
+    """Integers above 64 bits become floats, as in every JSON reader of the fleet."""
     if len(digits) <= SHORT_INTEGER:
         return int(digits)
     number = _finite(digits)
@@ -175,7 +176,7 @@ def _whole(digits: str) -> int | float:
 
 
 def _rich(name: str, value: Any, depth: int = 1) -> Any:
-    """A Struct's value: whole numbers become integers, so that both ways to give an input mean the same."""
+    """Convert a Struct's value: whole numbers become integers, so that both forms of an input are equal."""
     if isinstance(value, Mapping | list) and depth > DEEPEST:
         raise _too_deep(name)
     if isinstance(value, Mapping):

@@ -17,7 +17,7 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
     add_PlanningCeremonyProcessorServicer_to_server,
 )
 
-from bridge.grpc.forwarding import ANYWHERE, FORWARDED, METHODS, Forwarding, instance_of
+from bridge.grpc.forwarding import ANY_WORKER, FORWARDED, METHODS, Forwarding, instance_of
 from bridge.grpc.peers import Peers
 from bridge.grpc.server import SERVICE
 from streams.api import HERE, Unavailable
@@ -113,7 +113,7 @@ def test_every_method_is_about_an_instance_or_known_not_to_be(method: Any) -> No
     """A new one must say which: a call that no one forwards would be answered from a part of the rows."""
     # specification 14.15
     about_one = "instance_id" in method.input_type.fields_by_name or method.name == "StartPlanningCeremony"
-    assert about_one != (method.name in ANYWHERE)
+    assert about_one != (method.name in ANY_WORKER)
 
 
 def test_a_start_is_about_the_instance_that_it_makes() -> None:

@@ -291,7 +291,7 @@ async def test_diagnose_all_tells_of_neighbours_partitions_definitions_and_dead_
 async def test_diagnose_is_not_healthy_where_a_partition_is_not_served(world: World, monkeypatch: Any) -> None:
     """The code says what happened, the advice what to do about it."""
     reason = ("log_differs", "ceremony.commands/1/7 is not the command that was folded last")
-    monkeypatch.setattr(world.worker.engine, "_unserved", lambda: {1: reason})
+    monkeypatch.setattr(world.worker.engine.partitions, "_unserved", lambda: {1: reason})
     found = await world.client.diagnose()
     assert not found.healthy
     assert [(one.state, one.code) for one in found.partitions if one.partition == 1] == [("not_served", "log_differs")]

@@ -66,7 +66,7 @@ async def front_without_tables(folder: Path) -> AsyncIterator[Any]:
         metrics=process_metrics(),
     )
     nats_in = AgentResponses(log, NatsConnection("nats://127.0.0.1:1", clock), clock, prefix="t", partitions=3)
-    letters = DeadLetters(log, clock, prefix="t", partitions=3, stored=nats_in.stored)
+    letters = DeadLetters(log, clock, prefix="t", partitions=3, read_message=nats_in.read_message)
     front = Servicer(
         engine.commands, engine.reads, DefinitionFolder(SPECS, kinds), letters, engine.partitions.readiness, new_id
     )

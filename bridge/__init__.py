@@ -1,4 +1,4 @@
-"""One module per neighbour: NATS, the Ray executor, gRPC, HTTP, the host clock, the command line.
+"""The neighbours, one folder each: gRPC, NATS, the Ray executor, HTTP; and the host's clock and definition files.
 
 A package of the ceremony engine.
 """

@@ -1,4 +1,4 @@
-"""The host's clock, event loop and chance: the only place that sleeps, starts tasks, asks for the time or draws ids."""
+"""The host's clock and random ids: the only module that sleeps, starts tasks, reads the time or makes random ids."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ class HostClock:
 
 
 def new_id() -> str:
-    """An id nobody else has: 32 hexadecimal digits."""
+    """A unique id: 32 hexadecimal digits."""
     return uuid.uuid4().hex

@@ -1,7 +1,8 @@
-"""Dead letters for operators: shows one whole, and sends its original back to where it came from, once per request id.
+"""Dead letters for operators: shows one with its original, and replays the original, once per request id.
 
-What was sent back is written down in the topic `audit`: the intention before, the deed after it. A replay that was cut
-short between the two is looked for where it would have gone, by the header that names its request.
+A replay sends the original back to its topic, and writes two entries to the topic `audit`: the intention before, the
+completion after. If a replay was interrupted between the two, its record is searched for in the target partition by the
+header that names the request.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from tables.commands import encode_command
 
 log = structlog.get_logger(__name__)
 
-Stored = Callable[[int], Awaitable[bytes | None]]
-"""The message of AGENT_RESPONSES with this sequence; None where the stream has it no more. Raises Unavailable."""
+# Reads the message of AGENT_RESPONSES with a sequence; None if the stream no longer has it. Raises Unavailable.
+ReadMessage = Callable[[int], Awaitable[bytes | None]]
 FROM_LETTER, FROM_ORIGIN, GONE = "dead_letter", "origin", "gone"
 
 
 class DeadLetterUnknown(CeremonyError):
-    """No dead letter has this origin."""
+    """There is no dead letter with this origin."""
 
 
 class NotReplayable(CeremonyError):
-    """The original cannot be sent back."""
+    """The original cannot be replayed."""
 
 
 class LetterOrigin(NamedTuple):
-    """Where the original stood: topic or stream, partition (0 of a stream), offset or sequence."""
+    """Position of the original: topic or stream, partition (0 for a stream), offset or sequence."""
 
     topic: str
     partition: int
@@ -60,18 +61,18 @@ class AuditEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str
     request_id: str
     topic: str
-    """Where the original goes."""
+    """Target topic of the original."""
     partition: int
     offset: int
-    """Of an intention: the end of that partition then, so that the deed is found behind it. Of a deed: where it is."""
+    """Intention: the partition's end at that time; the sent record is searched from there. Completion: its offset."""
     format: int = 1
 
 
 class Replay(NamedTuple):
-    """One replay that was done."""
+    """One completed replay."""
 
     at: int
-    """Milliseconds, when it was written down."""
+    """Milliseconds, time of the audit entry."""
     entry: AuditEntry
 
     @property
@@ -81,7 +82,7 @@ class Replay(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterDetails:
-    """A dead letter with everything that is still known of it."""
+    """A dead letter with its original and its replays."""
 
     letter: DeadLetterRecord
     body: bytes
@@ -90,8 +91,8 @@ class DeadLetterDetails:
     replays: tuple[Replay, ...]
 
 
-class Target(NamedTuple):
-    """What is sent back, and where to."""
+class ReplayTarget(NamedTuple):
+    """The record to send, and its partition."""
 
     topic: str
     partition: int
@@ -106,22 +107,22 @@ INTENDED, DONE = "replay_intended", "replay_done"
 
 
 class DeadLetters:
-    """Works on the topics `deadletters` and `audit`; any worker may, for both belong to nobody."""
+    """Reads and writes the topics `deadletters` and `audit`; any worker may, because neither has an owner."""
 
-    def __init__(self, log: Log, clock: Clock, *, prefix: str, partitions: int, stored: Stored) -> None:
+    def __init__(self, log: Log, clock: Clock, *, prefix: str, partitions: int, read_message: ReadMessage) -> None:
         self._log = log
         self._clock = clock
         self._partitions = partitions
-        self._stored = stored
+        self._read_message = read_message
         self._letters = topics.prefixed(prefix, topics.DEADLETTERS)
         self._audit = topics.prefixed(prefix, topics.AUDIT)
         self._commands = topics.prefixed(prefix, topics.COMMANDS)
         steps = (topics.prefixed(prefix, topics.step_topic(kind)) for kind in topics.STEP_KINDS)
-        self._ours = frozenset((self._commands, *steps))
-        self._one_at_a_time = asyncio.Lock()
+        self._targets = frozenset((self._commands, *steps))
+        self._replay_lock = asyncio.Lock()
 
     async def show(self, origin: LetterOrigin) -> DeadLetterDetails:
-        """The newest dead letter of this origin. Raises DeadLetterUnknown, Unavailable."""
+        """The newest dead letter with this origin. Raises DeadLetterUnknown, Unavailable."""
         try:
             letter = await self._letter(origin)
             body, body_from = await self._body(letter)
@@ -131,38 +132,39 @@ class DeadLetters:
         return DeadLetterDetails(letter, body, body_from, tuple(done))
 
     async def replay(self, origin: LetterOrigin, actor: str, reason: str, request_id: str) -> tuple[Replay, bool]:
-        """Send the original back; True where this request had done so already.
+        """Send the original back; the second result is True when an earlier call with this request id did so.
 
         Raises DeadLetterUnknown, NotReplayable, Unavailable, RecordTooLarge.
         """
         try:
-            async with self._one_at_a_time:
+            async with self._replay_lock:
                 return await self._replay(origin, actor, reason, request_id)
         except LogUnavailable as error:
             raise Unavailable("the log cannot be reached; repeating the call is safe") from error
 
     async def _replay(self, origin: LetterOrigin, actor: str, reason: str, request_id: str) -> tuple[Replay, bool]:
         letter = await self._letter(origin)
-        mine = [one for one in await self._entries(origin) if one.entry.request_id == request_id]
-        for one in mine:
+        earlier = [one for one in await self._entries(origin) if one.entry.request_id == request_id]
+        for one in earlier:
             if one.entry.operation == DONE:
                 return one, True
-        for one in mine:
-            offset = await self._sent(one.entry)
+        for one in earlier:
+            offset = await self._sent_offset(one.entry)
             if offset is not None:
-                return await self._done(origin, msgspec.structs.replace(one.entry, operation=DONE, offset=offset)), True
+                done = msgspec.structs.replace(one.entry, operation=DONE, offset=offset)
+                return await self._complete(origin, done), True
         target = await self._target(letter)
         (_, end) = (await self._log.ends(target.topic))[target.partition]
         entry = AuditEntry(INTENDED, actor, reason, request_id, target.topic, target.partition, end)
-        await self._write(origin, entry)
+        await self._write_entry(origin, entry)
         headers = (*target.headers, (topics.REPLAY, request_id.encode()))
         position = await self._log.append(target.topic, target.partition, target.key, target.value, headers)
         metrics.REPLAYED.labels(letter.topic).inc()
         done = msgspec.structs.replace(entry, operation=DONE, offset=position.offset)
-        return await self._done(origin, done), False
+        return await self._complete(origin, done), False
 
-    async def _done(self, origin: LetterOrigin, entry: AuditEntry) -> Replay:
-        replay = Replay(await self._write(origin, entry), entry)
+    async def _complete(self, origin: LetterOrigin, entry: AuditEntry) -> Replay:
+        replay = Replay(await self._write_entry(origin, entry), entry)
         log.warning(
             "dead_letter_replayed",
             origin=str(origin),
@@ -173,20 +175,20 @@ class DeadLetters:
         )
         return replay
 
-    # -- what is written down
+    # -- audit
 
-    async def _write(self, origin: LetterOrigin, entry: AuditEntry) -> int:
+    async def _write_entry(self, origin: LetterOrigin, entry: AuditEntry) -> int:
         partition = origin.partition % self._partitions
         position = await self._log.append(self._audit, partition, str(origin).encode(), _encode(entry))
         return position.timestamp
 
     async def _entries(self, origin: LetterOrigin) -> list[Replay]:
-        """What is written down of this origin; what is no entry, of whatever origin, is set aside."""
+        """The audit entries of this origin. Undecodable records of the partition become dead letters."""
         key = str(origin).encode()
         found, bad = [], {}
         async for record in self._records(self._audit, origin.partition % self._partitions):
             try:
-                entry = self._entry(record)
+                entry = self._decoded_entry(record)
             except ValueError as error:
                 bad[f"{record.topic}/{record.partition}/{record.offset}"] = record, str(error)
                 continue
@@ -196,20 +198,20 @@ class DeadLetters:
             await self._set_aside(origin.partition % self._partitions, bad)
         return found
 
-    def _entry(self, record: Record) -> AuditEntry:
-        """Raises ValueError where this is nothing that `_write` wrote."""
+    def _decoded_entry(self, record: Record) -> AuditEntry:
+        """Raises ValueError for a record that `_write_entry` did not write."""
         try:
             entry = _decode_entry(record.value or b"")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"no entry of the audit: {error}") from None
         if entry.operation not in (INTENDED, DONE):
             raise ValueError(f"no operation of the audit: {entry.operation[:100]!r}")
-        if entry.topic not in self._ours or not 0 <= entry.partition < self._partitions or entry.offset < 0:
+        if entry.topic not in self._targets or not 0 <= entry.partition < self._partitions or entry.offset < 0:
             raise ValueError(f"nothing is sent to {entry.topic[:100]!r}/{entry.partition}/{entry.offset}")
         return entry
 
     async def _set_aside(self, partition: int, bad: dict[str, tuple[Record, str]]) -> None:
-        """Make dead letters of records of `audit`, where they are none yet."""
+        """Write dead letters for undecodable records of `audit`, unless they have one already."""
         known = {placed_letter(letter).origin async for letter in self._records(self._letters, partition)}
         for origin, (record, message) in bad.items():
             if origin in known:
@@ -217,8 +219,8 @@ class DeadLetters:
             log.warning("audit_entry_set_aside", origin=origin, reason=message)
             await self._log.append(self._letters, partition, *dead_letter_of(record, "audit_undecodable", message))
 
-    async def _sent(self, intended: AuditEntry) -> int | None:
-        """Offset of what an intention sent, where it came to that."""
+    async def _sent_offset(self, intended: AuditEntry) -> int | None:
+        """Offset of the record that an interrupted replay sent; None if it sent none."""
         wanted = (topics.REPLAY, intended.request_id.encode())
         async for record in self._records(intended.topic, intended.partition, intended.offset):
             if wanted in record.headers:
@@ -244,32 +246,32 @@ class DeadLetters:
         return (b"", GONE) if body is None else (body, FROM_ORIGIN)
 
     async def _original(self, letter: DeadLetterRecord) -> bytes | None:
-        """The value where it stood, of a dead letter that only refers to it."""
+        """Read the original value of a dead letter that only refers to it."""
         if letter.topic == AGENT_RESPONSES:
-            return await self._stored(letter.offset)
-        if letter.topic not in self._ours:
+            return await self._read_message(letter.offset)
+        if letter.topic not in self._targets:
             return None
         async for record in self._records(letter.topic, letter.partition, letter.offset, letter.offset + 1):
             if record.offset == letter.offset:
                 return record.value
         return None
 
-    async def _target(self, letter: DeadLetterRecord) -> Target:
-        """Where the original goes. Raises NotReplayable."""
+    async def _target(self, letter: DeadLetterRecord) -> ReplayTarget:
+        """The record and partition of a replay. Raises NotReplayable."""
         body, body_from = await self._body(letter)
         if body_from == GONE:
             text = f"the original of {letter.origin} is kept nowhere any more; only who made it can make it again"
             raise NotReplayable("body_gone", text)
         if letter.topic == AGENT_RESPONSES:
-            return self._command(letter, body)
-        if letter.topic not in self._ours or not 0 <= letter.partition < self._partitions:
-            places = f"{AGENT_RESPONSES}, {', '.join(sorted(self._ours))}"
+            return self._as_command(letter, body)
+        if letter.topic not in self._targets or not 0 <= letter.partition < self._partitions:
+            places = f"{AGENT_RESPONSES}, {', '.join(sorted(self._targets))}"
             raise NotReplayable("not_replayable", f"{letter.origin} is none of the places to send back to: {places}")
         headers = tuple(header for header in letter.headers if header[0] != topics.REPLAY)
-        return Target(letter.topic, letter.partition, letter.key, body, headers)
+        return ReplayTarget(letter.topic, letter.partition, letter.key, body, headers)
 
-    def _command(self, letter: DeadLetterRecord, body: bytes) -> Target:
-        """A message of NATS goes the way it would have gone: it becomes a command."""
+    def _as_command(self, letter: DeadLetterRecord, body: bytes) -> ReplayTarget:
+        """Turn a NATS message into a command, as its first delivery would have."""
         subject = dict(letter.headers).get(topics.SUBJECT, b"").decode(errors="replace")
         verdict = to_command(subject, body, AGENT_RESPONSES, letter.offset)
         if isinstance(verdict, Malformed):
@@ -278,16 +280,18 @@ class DeadLetters:
             text = f"{letter.origin} belongs to no ceremony ({verdict.reason}); there is nothing to send"
             raise NotReplayable("not_ours", text)
         key = verdict.instance_id.encode()
-        return Target(self._commands, self._log.partition_of(key, self._partitions), key, encode_command(verdict), ())
+        return ReplayTarget(
+            self._commands, self._log.partition_of(key, self._partitions), key, encode_command(verdict), ()
+        )
 
     async def _records(
         self, topic: str, partition: int, start: int = 0, end: int | None = None
     ) -> AsyncIterator[Record]:
-        """Records of a partition from `start` on, as far as the log has them, up to its present end."""
+        """The retained records of a partition from `start` to `end`, or to its present end."""
         begin, last = (await self._log.ends(topic))[partition]
         async for records in self._log.read(
             topic, partition, max(start, begin), last if end is None else min(end, last)
         ):
             for record in records:
                 yield record
-            await self._clock.sleep(0)  # others want the loop too
+            await self._clock.sleep(0)  # let other tasks run

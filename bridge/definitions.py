@@ -1,4 +1,4 @@
-"""The folder of ceremony definitions: read by name, read again when a file changes, invalid ones kept apart."""
+"""The folder of ceremony definitions: reads files by name, again after a change; keeps the problems of invalid ones."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ log = structlog.get_logger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9_]+")
 LARGEST_FILE_BYTES = 256 * 1024
+# A rule of this server beyond the rules of the language: (definition, file name) → problems.
 ServerRule = Callable[[Definition, str], Sequence[Problem]]
-"""A rule of this server, beyond those of the language: (definition, file name) → problems."""
 
 
 class DefinitionUnknown(CeremonyError):
-    """No file of that name in the folder."""
+    """The folder has no file of this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class DefinitionFile:
-    """One file as it was read."""
+    """One file at its last reading."""
 
     name: str
     definition: Definition | None
     problems: tuple[Problem, ...]
     stamp: tuple[int, int]
+    """Modification time in nanoseconds, and size."""
 
 
 class DefinitionFolder:
-    """Definitions by name. `rules`: what a server checks beyond the language (the publish allowlist)."""
+    """Definitions by name. `rules` are checks of this server beyond the language, such as the publish allowlist."""
 
     def __init__(self, folder: Path, kinds: Kinds, rules: Sequence[ServerRule] = ()) -> None:
         self.folder = folder
@@ -48,7 +49,7 @@ class DefinitionFolder:
         self._read: dict[str, DefinitionFile] = {}
 
     def get(self, name: str) -> Definition:
-        """The definition of this name as its file is now. Raises DefinitionUnknown or DefinitionInvalid."""
+        """The definition of this name, from the present file. Raises DefinitionUnknown or DefinitionInvalid."""
         loaded = self._current(name)
         if loaded is None:
             known = ", ".join(sorted(file.stem for file in self.folder.glob("*.yaml"))) or "none"
@@ -58,12 +59,12 @@ class DefinitionFolder:
         return loaded.definition
 
     def all(self) -> list[DefinitionFile]:
-        """Every file, by name; invalid ones with their problems."""
+        """Every file, sorted by name; invalid ones with their problems."""
         names = sorted(file.stem for file in self.folder.glob("*.yaml"))
         return [loaded for name in names if (loaded := self._current(name) or _misnamed(name)) is not None]
 
     def report(self) -> None:
-        """Log every invalid file in full, as a server does at its start."""
+        """Log every problem of every invalid file, at the start of a server."""
         if not self.folder.is_dir():
             log.error(
                 "definitions_missing", folder=str(self.folder), hint="set CEREMONIES_DIR to a folder of definitions"
@@ -103,7 +104,7 @@ class DefinitionFolder:
 
 
 def _misnamed(name: str) -> DefinitionFile | None:
-    """A file that no start can ever name; None where it was only gone again."""
+    """The entry of a file whose name no start can use; None when the file has just been removed."""
     if NAME.fullmatch(name) is not None:
         return None
     problem = Problem(f"{name}.yaml", 1, "file_name_invalid", "a definition's file is named A-Z a-z 0-9 _ and .yaml")
@@ -111,7 +112,7 @@ def _misnamed(name: str) -> DefinitionFile | None:
 
 
 def _read(path: Path) -> bytes:
-    """The file, or a little more of it than may be. Raises OSError, also for what is no file: a pipe would block us."""
+    """Read at most one byte above the limit. Raises OSError, also for a pipe, whose reading would block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("no regular file")
     with path.open("rb") as file:

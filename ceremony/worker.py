@@ -114,7 +114,7 @@ class Worker:
             self.clock,
             prefix=settings.topic_prefix,
             partitions=settings.partitions,
-            stored=self.nats_in.stored,
+            read_message=self.nats_in.read_message,
         )
         self.owners = self._new_owners()
         servicer = Servicer(

@@ -8,16 +8,16 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+# Gives the state of each neighbour: `ok`, or a text with the trouble.
 States = Callable[[], Mapping[str, str]]
-"""State of each neighbour: `ok`, or what is wrong."""
 
 
 class HttpServer:
-    """`states` is asked at each `/readyz`; `required` names those that decide."""
+    """Each `/readyz` reads `states`; the worker is ready when the `required` neighbours are `ok`."""
 
     def __init__(self, address: str, states: States, required: tuple[str, ...], registry: CollectorRegistry) -> None:
         self._host, _, port = address.rpartition(":")
-        self._asked_port = int(port)
+        self._requested_port = int(port)
         self.port = 0
         self._states = states
         self._required = required
@@ -29,9 +29,9 @@ class HttpServer:
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self) -> None:
-        """Raises OSError where the address cannot be bound."""
+        """Raises OSError when the address cannot be bound."""
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._asked_port)
+        site = web.TCPSite(self._runner, self._host, self._requested_port)
         await site.start()
         self.port = self._runner.addresses[0][1]
 

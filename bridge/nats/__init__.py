@@ -1,1 +1,1 @@
-"""NATS: events and publications out, agent responses in."""
+"""NATS: publishes events and messages of publish steps, and pulls the responses of agents."""

@@ -1,4 +1,4 @@
-"""The one connection to NATS that all parts of a process share: connects, comes back by itself, says how it is."""
+"""The NATS connection that all parts of a process share: connects, reconnects, and reports its state."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ports.clock import Clock
 
 RECONNECT_SECONDS = 1
 CONNECT_TIMEOUT_SECONDS = 2
+# A server that answers no ping for two such intervals counts as lost; a frozen server keeps its sockets open.
 PING_SECONDS = 5
-"""A server that answers no ping for two such intervals counts as gone: a frozen one keeps its sockets open."""
 PENDING_BYTES = 8 * 1024 * 1024
 API_TIMEOUT_SECONDS = 5.0
 
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class NatsConnection:
-    """Connects in the background and for ever; whoever needs the server waits for `connected()`."""
+    """Connects in the background and never gives up; `connected()` waits for the server."""
 
     def __init__(
         self,
@@ -36,24 +36,24 @@ class NatsConnection:
         name: str = "ceremony-engine",
         new_client: Callable[[], FencedClient] | None = None,
     ) -> None:
-        """`url`: one server, or several with commas between. `new_client`: one for each time the last was closed."""
+        """`url` names one server, or several separated by commas. `new_client` makes a client after one was closed."""
         self._urls = [part.strip() for part in url.split(",") if part.strip()]
         self._clock = clock
         self._name = name
         self._new_client = new_client or partial(FencedClient, self._may_write)
-        self._held: set[Callable[[], bool]] = set()
-        """What must hold when the client's buffer is written next."""
+        self._conditions: set[Callable[[], bool]] = set()
+        """Conditions for the next write of the client's buffer."""
         self._up = asyncio.Event()
         self._closed = asyncio.Event()
         self._client: FencedClient | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._state = "connecting"
         self.generation = 0
-        """Goes up with each connect: acknowledgements of what an earlier one sent never come."""
+        """Rises with each connect; acknowledgements for messages of an earlier generation never come."""
 
     @property
     def state(self) -> str:
-        """For readiness: `ok`, or what is wrong."""
+        """For readiness: `ok`, or a text with the trouble."""
         return "ok" if self._up.is_set() else self._state
 
     @property
@@ -61,11 +61,11 @@ class NatsConnection:
         return self._up.is_set()
 
     async def start(self) -> None:
-        """Begin to connect; returns at once, whether the server is there or not."""
+        """Begin to connect; returns at once, with or without a server."""
         self._dialling = self._clock.spawn(self._dial(), name="nats-connect")
 
     async def stop(self) -> None:
-        """Close; what was published and not acknowledged is published again by the next run."""
+        """Close; the next run publishes unacknowledged messages again."""
         self._down("closed")
         if self._dialling is not None and not self._dialling.done():
             self._dialling.cancel()
@@ -75,30 +75,30 @@ class NatsConnection:
             await _close(self._client)
 
     async def connected(self) -> FencedClient:
-        """The client, as soon as it has a server."""
+        """The client; waits until it is connected."""
         while True:
             await self._up.wait()
             if self._client is not None:
                 return self._client
 
     async def jetstream(self) -> JetStreamContext:
-        """JetStream's own interface on this connection, as soon as there is a server."""
+        """nats-py's JetStream interface on this connection; waits until it is connected."""
         return (await self.connected()).jetstream(timeout=API_TIMEOUT_SECONDS)
 
     def only_while(self, holds: Callable[[], bool]) -> None:
-        """What is published from here to the next write is written only if this holds then; else all is dropped.
+        """Make the next write of the buffer depend on `holds`; if it is false then, the whole buffer is dropped.
 
-        To be called in the same step as `publish`, before it.
+        Call it before `publish`, without an await between them.
         """
-        self._held.add(holds)
+        self._conditions.add(holds)
 
     def _may_write(self) -> bool:
-        held, self._held = self._held, set()
-        return all(holds() for holds in held)
+        conditions, self._conditions = self._conditions, set()
+        return all(holds() for holds in conditions)
 
     async def _dial(self) -> None:
-        # nats-py tries for ever by itself, at the start and after each loss. But it closes for good when the server has
-        # said an error, as for credentials that were changed or a protocol line too long: then a new client begins.
+        # nats-py itself never stops trying, at the start and after each loss. But it closes for good after an error of
+        # the server, such as changed credentials or a protocol line too long: then a new client begins.
         while True:
             self._closed.clear()
             self._client = self._new_client()
@@ -121,7 +121,7 @@ class NatsConnection:
             ping_interval=PING_SECONDS,
             max_outstanding_pings=2,
             pending_size=PENDING_BYTES,
-            skip_subject_validation=True,  # nats_publish.refusal has looked at every subject
+            skip_subject_validation=True,  # `publish.refusal` has checked every subject
             error_cb=self._on_error,
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_connected,
@@ -157,12 +157,12 @@ class NatsConnection:
 
 
 async def _close(client: Client) -> None:
-    """Also where the socket has gone with something still to be sent, which uvloop calls a RuntimeError."""
+    """Close a client. uvloop raises RuntimeError if the socket closed with unsent bytes, which is ignored too."""
     with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
         await client.close()
 
 
 def swallowed_cancel() -> bool:
-    """Whether this task was cancelled and a library went on: nats-py's `fetch` does on Python 3.11 (`wait_for`)."""
+    """Return whether a library swallowed this task's cancel, as nats-py's `fetch` does on Python 3.11 (`wait_for`)."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,8 +1,8 @@
 """The events bridge: publishes the topic `events` to JetStream, each message once, in order per ceremony.
 
-A batch is handed over by the log and its offset is committed after every acknowledgement, with a note of how far the
-effects of its partition have been sent. Bridges share the partitions: whoever is given one skips what the note says was
-sent, and reads back from the stream what its former owner sent after that. It sends only while its membership is fresh.
+The log delivers a batch. Its offset is committed after every message is acknowledged, with a note of the effects that
+are sent (`progress`). Bridges share the partitions. A bridge that is assigned one skips the effects in the note, and
+reads back the ids that its former owner stored later. It sends only while its membership of the group is fresh.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from streams.dead_letters import DEADLETTER_SUBJECT, dead_letter_event, dead_let
 BATCH = 2000
 STOP_SECONDS = 3.0
 
-OURS = b"ceremony."
-"""How every subject of an event begins."""
+# Start of the subject of every event.
+SUBJECT_PREFIX = b"ceremony."
 
 log = structlog.get_logger(__name__)
 
 
 class _Object(msgspec.Struct):
-    """Any JSON object: its fields are looked at and not kept."""
+    """Any JSON object: its fields are checked and not kept."""
 
 
 _object = msgspec.json.Decoder(_Object).decode
 
 
 class EventsBridge:
-    """Publishes the topics `events` and `deadletters` (each dead letter is announced) to the stream CEREMONY."""
+    """Publishes the topics `events` and `deadletters` to the stream CEREMONY; a dead letter as an announcement."""
 
     def __init__(
         self,
@@ -67,15 +67,15 @@ class EventsBridge:
         self._opening: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._progress: dict[tuple[str, int], PartitionProgress] = {}
-        """By topic and partition, since it was given to us."""
+        """By topic and partition, since its assignment to this bridge."""
 
     @property
     def state(self) -> str:
-        """For readiness: `ok`, or what is wrong."""
+        """For readiness: `ok`, or a text with the trouble."""
         return self._stream_state if self._connection.is_connected else self._connection.state
 
     async def start(self) -> None:
-        """Begin to follow. NATS need not be there; events wait in the log until it is."""
+        """Begin to follow the topics. NATS need not run yet; events wait in the log."""
         self._opening = self._clock.spawn(self._open(), name="nats-out-open")
         for topic, handle in ((topics.EVENTS, self.publish_events), (topics.DEADLETTERS, self.announce)):
             name = topics.prefixed(self._prefix, topic)
@@ -88,7 +88,7 @@ class EventsBridge:
         self._progress[topic, committed.partition] = PartitionProgress.from_committed(committed)
 
     async def stop(self) -> None:
-        """Finish the batches in hand where NATS answers, else give them up uncommitted; leave the groups."""
+        """Finish the current batches if NATS answers, else drop them uncommitted; then leave the groups."""
         if self._opening is not None:
             self._opening.cancel()
         leaving = self._clock.spawn(self._leave(), name="nats-out-leave")
@@ -106,14 +106,14 @@ class EventsBridge:
         self._followers.clear()
 
     async def publish_events(self, records: Sequence[Record]) -> str:
-        """Publish a batch of `events` of one partition; returns the note of how far it is sent."""
+        """Publish a batch of `events` of one partition; returns the note to commit."""
         progress = self._progress[records[0].topic, records[0].partition]
         marks = progress.marks.copy()
         messages: list[tuple[bytes, Outgoing]] = []
         for record in records:
             headers = dict(record.headers)
             message = outgoing(record, headers)
-            if message is None:  # before the marks are asked: its headers may be those of an event that was sent
+            if message is None:  # checked before the marks: its headers may be those of a sent event
                 await self._set_aside(
                     record, Nack("event_undecodable", "no subject of ours, no id or no value", final=True)
                 )
@@ -136,7 +136,7 @@ class EventsBridge:
         await self._publish(records, messages)
 
     async def _publish(self, records: Sequence[Record], messages: Sequence[tuple[bytes, Outgoing]]) -> None:
-        # A task of its own, which `stop` can end while NATS is away: the follower is cancelled, and commits nothing.
+        # In its own task, which `stop` can cancel while NATS is away: the follower is cancelled, and commits nothing.
         task = self._clock.spawn(self._send(records[0], messages), name="nats-out-send")
         self._sending.add(task)
         try:
@@ -162,14 +162,14 @@ class EventsBridge:
         await window.run()
 
     def _fresh(self, topic: str) -> bool:
-        """Whether what we have of the topic is surely ours."""
+        """Return whether the assigned partitions of the topic certainly still belong to this bridge."""
         follower = self._followers.get(topic)
         return follower is not None and follower.fresh
 
     async def _rejected(self, message: Outgoing, nack: Nack) -> None:
         metrics.REJECTED.inc()
         if message.subject == DEADLETTER_SUBJECT:
-            # Announcing the announcement would go on for ever; the dead letter itself is in the log.
+            # A dead letter for an announcement would need an announcement itself. The dead letter is in the log.
             log.error("deadletter_not_announced", id=message.id, code=nack.code, reason=nack.message)
             return
         await self._set_aside(message.record, nack)
@@ -177,11 +177,11 @@ class EventsBridge:
     async def _set_aside(self, record: Record, nack: Nack) -> None:
         log.error("event_set_aside", offset=record.offset, partition=record.partition, code=nack.code)
         letter = dead_letter_of(record, nack.code, nack.message)
-        # One partition takes them all: dead letters are few.
+        # All go to one partition, because dead letters are few.
         await self._log.append(topics.prefixed(self._prefix, topics.DEADLETTERS), 0, *letter)
 
     async def _open(self) -> None:
-        """Make the stream, for a publish without one is refused, and go on looking until it is as it should be."""
+        """Make the stream, because publishing without one is refused; repeat until it is as it should be."""
         pause = FIRST_PAUSE_SECONDS
         while (state := await ensure_ceremony_stream(await self._connection.jetstream())) != "ok":
             if state != self._stream_state:
@@ -194,9 +194,9 @@ class EventsBridge:
 
 
 def is_object(value: bytes) -> bool:
-    """Whether this is one JSON object in UTF-8."""
+    """Return whether the bytes are one JSON object in UTF-8."""
     try:
-        value.decode()  # the decoder does not look into texts that it skips
+        value.decode()  # the decoder does not check the strings that it skips
         _object(value)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return False
@@ -204,20 +204,20 @@ def is_object(value: bytes) -> bool:
 
 
 def outgoing(record: Record, headers: Mapping[str, bytes]) -> Outgoing | None:
-    """The message of a record of `events`, with its headers; None where it is none of ours."""
+    """The message for a record of `events` with these headers; None when the record holds no event."""
     subject, effect_id = headers.get(topics.SUBJECT), headers.get(topics.EFFECT_ID)
     if not subject or not effect_id or not record.value:
         return None
-    if not is_object(record.value):  # nobody outside could read it
+    if not is_object(record.value):  # subscribers could not read it
         return None
     try:
-        name = _subject_of_ours(subject)
+        name = _event_subject(subject)
         return Outgoing(effect_id.decode(), name, record.value, record) if name else None
     except UnicodeDecodeError:
         return None
 
 
 @lru_cache(maxsize=256)
-def _subject_of_ours(subject: bytes) -> str:
-    """Empty for one that is not: what no stream of ours takes would be waited for without end."""
-    return subject.decode() if subject.startswith(OURS) else ""
+def _event_subject(subject: bytes) -> str:
+    """The decoded subject of an event, else empty: no stream takes other subjects, so publishing would never end."""
+    return subject.decode() if subject.startswith(SUBJECT_PREFIX) else ""

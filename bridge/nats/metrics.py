@@ -1,4 +1,4 @@
-"""Counters of the NATS neighbour; label children are looked up once, never per message."""
+"""Metrics of NATS and of dead letters; label children are looked up once, not for each message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Outbound port on JetStream: what a publish step sends, acknowledged before it counts as published."""
+"""The Outbound port on JetStream: sends the messages of publish steps, and waits for each acknowledgement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PUBLISH_TIMEOUT_SECONDS = 5.0
 
 
 class NatsOutbound:
-    """Implements `ports.ray.Outbound`. Calls may overlap; each has a deadline."""
+    """Implements `ports.outbound.Outbound`. Calls may overlap; each has a deadline."""
 
     def __init__(
         self, connection: NatsConnection, clock: Clock, *, timeout_seconds: float = PUBLISH_TIMEOUT_SECONDS
@@ -58,13 +58,13 @@ class NatsOutbound:
                 client = await self._publisher.client()
                 if refused := refusal(client, subject, envelope, ours):
                     raise PublishRefused(refused.code, refused.message)
-                return await self._judge(await self._ask(client, subject, envelope, ours), subject)
+                return await self._published(await self._send(client, subject, envelope, ours), subject)
         except TimeoutError:
             raise Unreachable(NEIGHBOUR, f"no acknowledgement within {self._timeout:g} s") from None
         except (nats.errors.Error, OSError):
             raise Unreachable(NEIGHBOUR, "the connection broke") from None
 
-    async def _ask(self, client: FencedClient, subject: str, data: bytes, headers: dict[str, str]) -> Answer:
+    async def _send(self, client: FencedClient, subject: str, data: bytes, headers: dict[str, str]) -> Answer:
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def on_answer(_: int, answer: Answer) -> None:
@@ -78,7 +78,7 @@ class NatsOutbound:
         finally:
             self._publisher.forget(tokens)
 
-    async def _judge(self, answer: Answer, subject: str) -> Published:
+    async def _published(self, answer: Answer, subject: str) -> Published:
         if isinstance(answer, Published):
             return answer
         if answer.final:
@@ -90,7 +90,7 @@ class NatsOutbound:
         raise Unreachable(NEIGHBOUR, answer.message)
 
     async def _has_stream(self, subject: str) -> bool:
-        """Nobody answered: a server that has just come back says so too, until JetStream is up."""
+        """Return whether a stream takes the subject, or cannot be looked up while JetStream is starting."""
         jetstream = await self._connection.jetstream()
         if await ensure_ceremony_stream(jetstream) == "JetStream does not answer":
             return True

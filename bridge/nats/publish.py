@@ -1,4 +1,4 @@
-"""JetStream publishing without a future, a task or a subscription per message: one inbox takes all acknowledgements."""
+"""Publishing to JetStream without a future, task or subscription per message: one inbox gets all acknowledgements."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from ports.outbound import Published
 
 MESSAGE_ID = "Nats-Msg-Id"
 NO_RESPONDERS = "503"
-SERVER_TROUBLE = 500
-"""From this code on it is JetStream that is in trouble, not the message."""
+# From this code on the error is JetStream's, not the message's.
+SERVER_ERROR = 500
+# A subject for publishing: tokens without white space or wildcards.
 SUBJECT = re.compile(r"[^\s.*>\x00]+(\.[^\s.*>\x00]+)*")
-"""A subject one can publish to: tokens without white space or wildcards."""
-LONGEST_SUBJECT = 1024
-"""Bytes. The server closes the connection on a protocol line above 4 KiB."""
+# The server closes the connection on a protocol line above 4 KiB.
+LONGEST_SUBJECT_BYTES = 1024
+# JetStream's error number for a message above the stream's `max_msg_size`.
 TOO_LARGE_FOR_STREAM = 10054
-"""JetStream's error number for a message above the stream's `max_msg_size`."""
 _BREAKS_LINE = re.compile(r"[\r\n\x00]")
 _HEADER_FRAME = len("NATS/1.0\r\n\r\n")
 _HEADER_LINE = len(": \r\n")
+# Header values of at most 2,048 characters fit into 16 KiB, with their names and in any encoding.
 _SMALL_HEADERS, _ROOM_FOR_HEADERS = 2048, 16 * 1024
-"""Values of so few characters surely fit into this room, with their names and however they are encoded."""
 
 
 class Nack(NamedTuple):
-    """NATS said no."""
+    """A refusal of NATS, or no answer from it."""
 
     code: str
     """`subject_invalid`, `header_invalid`, `message_too_large`, `refused_by_nats`, `no_stream`, `stream_unavailable`"""
     message: str
     final: bool
-    """Asking again does not help."""
+    """True when sending the message again does not help."""
 
 
 Answer = Published | Nack
+# Receives the token of a published message, and the answer.
 OnAnswer = Callable[[int, Answer], None]
-"""Is given the token of what was published, and the answer."""
 
 
 class _Error(msgspec.Struct):
@@ -65,7 +65,7 @@ _decode = msgspec.json.Decoder(_PubAck).decode
 
 
 class JetStreamPublisher:
-    """Sends messages and hands each acknowledgement to the callback it was sent with, on the event loop."""
+    """Sends messages and gives each answer to the callback of its message, in the event loop."""
 
     def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
@@ -77,38 +77,38 @@ class JetStreamPublisher:
         self._waiting: dict[int, OnAnswer] = {}
 
     async def client(self) -> FencedClient:
-        """The connected client, with the inbox in place; waits for the server."""
+        """The connected client, subscribed to the inbox; waits for the server."""
         client = await self._connection.connected()
         if self._subscribed is client:
             return client
         async with self._subscribing:
             if self._subscribed is not client:
                 inbox = client.new_inbox()
-                # One connection keeps the order: the subscription is there before the first publish. nats-py renews it
-                # after a reconnect. Acknowledgements are few bytes, and bounded by what the senders have in flight.
+                # A connection keeps the order, so the subscription exists before the first publish. nats-py renews it
+                # after a reconnect. Acknowledgements are small, and bounded by the messages in flight.
                 await client.subscribe(f"{inbox}.*", cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1)
                 client.handle_answers(inbox, self._on_answer)
                 self._inbox, self._prefix, self._subscribed = inbox, len(inbox) + 1, client
         return client
 
     def expect(self, on_answer: OnAnswer, count: int = 1) -> range:
-        """Tokens for messages to be sent; each answer is given to `on_answer`, until its token is forgotten."""
+        """Tokens for `count` messages; `on_answer` receives each answer, until its token is forgotten."""
         tokens = range(self._next, self._next + count)
         self._next += count
         self._waiting.update(dict.fromkeys(tokens, on_answer))
         return tokens
 
     def forget(self, tokens: Iterable[int]) -> None:
-        """Answers to these tokens that still come are ignored."""
+        """Ignore later answers to these tokens."""
         for token in tokens:
             self._waiting.pop(token, None)
 
     async def send(self, client: FencedClient, token: int, subject: str, data: bytes, headers: dict[str, str]) -> None:
-        """Send one message. May raise what nats-py raises when it is cut off."""
+        """Send one message. Raises nats-py's errors when the connection breaks."""
         await client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
 
     async def send_all(self, client: FencedClient, tokens: Iterable[int], messages: Iterable[Message]) -> None:
-        """Send messages that have an id and no other header. May raise what nats-py raises when it is cut off."""
+        """Send messages whose only header is their id. Raises nats-py's errors when the connection breaks."""
         await client.publish_many(self._inbox, tokens, messages)
 
     async def _on_message(self, message: Msg) -> None:
@@ -124,7 +124,7 @@ class JetStreamPublisher:
 
 
 def read_answer(data: bytes, headers: Mapping[str, str] | None) -> Answer:
-    """What JetStream answered to a publish, whatever the bytes are."""
+    """Decode JetStream's answer to a publish; accepts any bytes."""
     if headers and headers.get("Status") == NO_RESPONDERS:
         return Nack("no_stream", "no stream takes this subject", final=False)
     try:
@@ -136,18 +136,18 @@ def read_answer(data: bytes, headers: Mapping[str, str] | None) -> Answer:
     if ack.error.err_code == TOO_LARGE_FOR_STREAM:
         return Nack("message_too_large", "larger than the stream takes", final=True)
     text = f"{ack.error.description} ({ack.error.err_code})"
-    if ack.error.code >= SERVER_TROUBLE:
+    if ack.error.code >= SERVER_ERROR:
         return Nack("stream_unavailable", text, final=False)
     return Nack("refused_by_nats", text, final=True)
 
 
 @lru_cache(maxsize=1024)
 def _is_subject(subject: str) -> bool:
-    return len(subject.encode()) <= LONGEST_SUBJECT and SUBJECT.fullmatch(subject) is not None
+    return len(subject.encode()) <= LONGEST_SUBJECT_BYTES and SUBJECT.fullmatch(subject) is not None
 
 
 def surely_fits(client: Client, message: Message) -> bool:
-    """Whether `refusal` need not be asked, by a look that is cheaper."""
+    """Return whether a cheap check already shows that `refusal` would return None."""
     return (
         message.id.isprintable()
         and len(message.id) < _SMALL_HEADERS
@@ -157,7 +157,7 @@ def surely_fits(client: Client, message: Message) -> bool:
 
 
 def refusal(client: Client, subject: str, data: bytes, headers: Mapping[str, str]) -> Nack | None:
-    """Why this message must not even be sent: the server would close the connection on it."""
+    """The refusal of a message on which the server would close the connection; None for a message to send."""
     if not _is_subject(subject):
         return Nack("subject_invalid", f"`{subject[:100]}` is no subject to publish to", final=True)
     values = "".join(headers.values())

@@ -1,6 +1,6 @@
-"""Brings the stream CEREMONY back from the log: every event that is retained, under the id it was published with.
+"""Restores the stream CEREMONY from the log: publishes every retained event again, with its original id.
 
-What the stream holds already is not stored twice, so it can be repeated, broken off, and run beside the bridges.
+Events that the stream holds are not stored twice, so a run can be repeated, interrupted, and run beside the bridges.
 """
 
 from __future__ import annotations
@@ -23,32 +23,31 @@ from ports.log import Log, Record
 from streams import topics
 from streams.dead_letters import DEADLETTER_SUBJECT, dead_letter_event, letter_of
 
-LOOK_AGAIN_SECONDS = 240.0
-"""Bridges publish meanwhile: what they have stored is looked up before JetStream's duplicate window forgets it."""
+# Bridges publish meanwhile, so the stored ids are read again before JetStream's duplicate window forgets them.
+READ_BACK_AGAIN_SECONDS = 240.0
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class Republished:
-    """How far it has come; counts of records of the log."""
+    """Progress of a run, in records of the log."""
 
     total: int = 0
-    """Retained when it began, those before `since` included."""
+    """Records retained at the start, including those before `since_ms`."""
     read: int = 0
     sent: int = 0
-    """Stored now, or known to JetStream's duplicate window."""
+    """Stored by this run, or known to JetStream's duplicate window."""
     present: int = 0
-    """Left alone: the stream has them."""
+    """Not sent, because the stream holds them."""
     refused: int = 0
-    """None of ours, or refused for good by NATS: the bridge has made dead letters of them."""
+    """No events, or refused by NATS for good; the bridge has made dead letters of them."""
 
 
 class Republisher:
-    """`run` reads the topics `events` and `deadletters` from their start to the end they have now.
+    """`run` reads the topics `events` and `deadletters` from their start to their present end.
 
-    Memory is bounded by one batch and, only where the stream was not lost, the ids that it holds since then (about
-    150 bytes each).
+    Memory holds one batch and, unless the stream was lost, the ids that it holds (about 150 bytes each).
     """
 
     def __init__(
@@ -59,22 +58,22 @@ class Republisher:
         *,
         prefix: str,
         since_ms: int = 0,
-        tell: Callable[[Republished], None] = lambda _: None,
+        on_progress: Callable[[Republished], None] = lambda _: None,
     ) -> None:
-        """`since_ms`: only what the log took from then on. `tell`: hears of the progress after each batch."""
+        """Publishes only records with timestamps from `since_ms` on. Calls `on_progress` after each batch."""
         self._log = log
         self._connection = connection
         self._clock = clock
         self._publisher = JetStreamPublisher(connection)
         self._prefix = prefix
         self._since = since_ms
-        self._tell = tell
+        self._on_progress = on_progress
         self._stored: set[str] = set()
-        self._looked: float | None = None
+        self._stored_at: float | None = None
         self.progress = Republished()
 
     async def run(self) -> Republished:
-        """Returns when all is stored; waits for NATS as long as it takes. Raises LogUnavailable."""
+        """Returns when all events are stored; waits for NATS without a limit. Raises LogUnavailable."""
         names = [topics.prefixed(self._prefix, name) for name in (topics.EVENTS, topics.DEADLETTERS)]
         spans = [(name, n, *ends) for name in names for n, ends in enumerate(await self._log.ends(name))]
         self.progress.total = sum(end - start for _, _, start, end in spans)
@@ -84,9 +83,9 @@ class Republisher:
                 self.progress.read += len(records)
                 wanted = [record for record in records if record.timestamp >= self._since]
                 if wanted:
-                    await self._look()
+                    await self._read_stored()
                     await self._publish(wanted)
-                self._tell(self.progress)
+                self._on_progress(self.progress)
         return self.progress
 
     async def _publish(self, records: Sequence[Record]) -> None:
@@ -105,7 +104,7 @@ class Republisher:
             self._refused,
             progress=PartitionProgress(
                 SentMarks(), end=0, read_back_at=math.inf
-            ),  # `_stored` knows what the stream holds
+            ),  # `_stored` holds the ids in the stream
             fresh=lambda: True,
         )
         await window.run()
@@ -130,10 +129,10 @@ class Republisher:
             log.warning("stream_not_ready", reason=state)
             await self._clock.sleep(LONGEST_PAUSE_SECONDS)
 
-    async def _look(self) -> None:
-        """Learn what the stream has, now and then again."""
+    async def _read_stored(self) -> None:
+        """Read the ids that the stream holds, at the start and every few minutes."""
         now = self._clock.monotonic()
-        if self._looked is not None and now - self._looked < LOOK_AGAIN_SECONDS:
+        if self._stored_at is not None and now - self._stored_at < READ_BACK_AGAIN_SECONDS:
             return
         while True:
             try:
@@ -143,5 +142,5 @@ class Republisher:
             except (nats.errors.Error, OSError, TimeoutError):
                 await self._clock.sleep(LONGEST_PAUSE_SECONDS)
             else:
-                self._looked = now
+                self._stored_at = now
                 return

@@ -1,6 +1,6 @@
-"""What a message of AGENT_RESPONSES means to a ceremony, pure: a command, something of others, or something malformed.
+"""Judges messages of AGENT_RESPONSES, without I/O: a command, a message of another service, or a malformed message.
 
-The subject decides the kind. A message is routed by task id and metadata; its correlation id is the sender's own and
+The subject decides the kind of a message. Task id and metadata route it; its correlation id belongs to the sender and
 is never read.
 """
 
@@ -21,18 +21,18 @@ COMPLETED = "agent.response.completed"
 BACKLOG_REVIEW = "agent.response.completed.backlog-review.role"
 TASK_EXTRACTION = "agent.response.completed.task-extraction"
 FAILED = "agent.response.failed"
+# The filter subjects of the durable (specification 17.1).
 SUBJECTS = (COMPLETED, BACKLOG_REVIEW, TASK_EXTRACTION, FAILED)
-"""The filter subjects of the durable (specification 17.1)."""
 
 EXTRACTOR = "agent-task-extractor-001"
+# Largest result in a command; of a larger one the command carries only the size.
 LARGEST_VALUE_BYTES = 256 * 1024
-"""Bytes of a result that a command still carries; of a larger one only its size."""
+# Nested containers of a message.
 DEEPEST = 64
-"""Nested containers of a message."""
+# Characters of an agent id, a role or a trigger.
 LONGEST_NAME = 256
-"""Characters of an agent id, a role, an error type or a trigger."""
+# Characters of an agent's error; the rest is cut.
 LONGEST_ERROR = 4096
-"""Characters of an agent's error that are kept."""
 
 _ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 TASK_ID = re.compile(
@@ -41,15 +41,15 @@ TASK_ID = re.compile(
     re.DOTALL,
 )
 INSTANCE_ID = re.compile(rf"{_ID}:{_ID}")
+# Tokens of a reply subject, and the index of the sequence among them.
 _TOKENS, _SEQUENCE = 9, 5
-"""Of a reply subject, and which of them is the sequence."""
-OURS = "ceremony-"
-"""How every task id of a ceremony begins."""
+# Start of the task id of every ceremony.
+TASK_PREFIX = "ceremony-"
 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A message that belongs to no ceremony: acknowledged and counted, for other services use the same subjects."""
+    """A message that belongs to no ceremony. Other services use the same subjects; it is acknowledged and counted."""
 
     reason: str
     """`no_task`, `other_task`, `unroutable` or `other_kind`."""
@@ -57,20 +57,20 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A message that breaks the contract: set aside and terminated."""
+    """A message that breaks the specification: it becomes a dead letter, and its delivery ends."""
 
     code: str
     message: str
 
 
 class Route(NamedTuple):
-    """The attempt a message answers."""
+    """The attempt that a message answers."""
 
     instance_id: str
     step_id: str
     attempt: int
     extraction: bool | None
-    """Whether the task is an extraction; None where only metadata speaks."""
+    """True for an extraction; None when only metadata routed the message."""
     task_id: str
 
 
@@ -79,7 +79,7 @@ class _BreaksContract(CeremonyError):
 
 
 class _Envelope(msgspec.Struct):
-    """The contract's envelope; what is optional is not looked at."""
+    """The envelope, without its optional fields."""
 
     event_type: str
     payload: dict[str, Any]
@@ -96,7 +96,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def to_command(subject: str, data: bytes, stream: str, sequence: int) -> AgentResult | Foreign | Malformed:
-    """Judge one message. Never raises; the command id is the same at every redelivery."""
+    """Judge one message. Never raises. The command id is the same at each redelivery."""
     try:
         payload = _payload(data)
         route = _route(subject, payload)
@@ -119,7 +119,7 @@ def _payload(data: bytes) -> dict[str, Any]:
     for name in ("event_type", "idempotency_key", "correlation_id", "timestamp", "producer"):
         if not getattr(envelope, name).strip():
             raise _BreaksContract("envelope_invalid", f"`{name}` is empty: a non-empty string is wanted")
-    # The envelope itself is one container, its payload the second. Where so few are opened, none is that deep.
+    # The envelope is one container, its payload the second. With few opening brackets no container can be too deep.
     opened = data.count(b"{") + data.count(b"[")
     if opened > DEEPEST and _deeper_than(envelope.payload, DEEPEST - 1):
         raise _BreaksContract("message_too_deep", f"deeper than {DEEPEST} nested containers")
@@ -127,7 +127,7 @@ def _payload(data: bytes) -> dict[str, Any]:
 
 
 def _deeper_than(value: Any, limit: int) -> bool:
-    """Whether containers nest deeper than `limit`, the outermost counted."""
+    """Return whether containers nest deeper than `limit`, counting the outermost."""
     level = [value]
     for _ in range(limit):
         level = [
@@ -150,18 +150,18 @@ def _route(subject: str, payload: dict[str, Any]) -> Route | Foreign:
         if match := TASK_ID.fullmatch(task_id):
             extraction = match["extraction"] is not None
             if not _has_failed(subject, payload) and extraction != (subject == TASK_EXTRACTION):
-                # The raw answer of an extractor, before it was checked, comes on another subject.
+                # The unchecked answer of an extractor arrives on another subject.
                 return Foreign("other_kind")
             instance_id = f"{match['ceremony']}:{match['story']}"
             return Route(instance_id, match["step"], int(match["attempt"]), extraction, task_id)
-    ours = [task_id for task_id in task_ids if task_id.startswith(OURS)]
-    if not ours:
+    ceremony_tasks = [task_id for task_id in task_ids if task_id.startswith(TASK_PREFIX)]
+    if not ceremony_tasks:
         return Foreign("other_task")
-    return _by_metadata(payload, ours[0]) or Foreign("unroutable")
+    return _by_metadata(payload, ceremony_tasks[0]) or Foreign("unroutable")
 
 
 def _task_ids(subject: str, payload: dict[str, Any]) -> Iterator[Any]:
-    """Where a task id may stand, the most trusted first (specification 17.3)."""
+    """Candidates for the task id, the most trusted first (specification 17.3)."""
     metadata = [found.get("task_id") for found in _metadata(payload)]
     own = payload.get("task_id")
     yield from (*metadata, own) if subject == FAILED else (own, *metadata)
@@ -174,7 +174,7 @@ def _metadata(payload: dict[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _by_metadata(payload: dict[str, Any], task_id: str) -> Route | None:
-    """The attempt that metadata names in full, for senders that shorten task ids."""
+    """The attempt named by metadata, for senders that shorten task ids."""
     for metadata in _metadata(payload):
         instance_id, step_id, attempt = (str(metadata.get(name, "")) for name in ("instance_id", "step_id", "attempt"))
         if INSTANCE_ID.fullmatch(instance_id) and step_id and attempt.isdecimal() and len(attempt) <= len("999999999"):
@@ -191,9 +191,9 @@ def _command(subject: str, payload: dict[str, Any], route: Route, stream: str, s
     value, size = None, 0
     if not code:
         value = payload.get("tasks" if extraction else "proposal")
-        code, text = _unfit(value, extraction=extraction)
+        code, text = _value_problem(value, extraction=extraction)
     if not code:
-        value, size = _measured(value)
+        value, size = _with_size(value)
     return AgentResult(
         instance_id=route.instance_id,
         command_id=command_id(route.task_id, agent_id, stream, sequence),
@@ -210,7 +210,7 @@ def _command(subject: str, payload: dict[str, Any], route: Route, stream: str, s
 
 
 def stream_sequence(reply: str) -> int:
-    """Of a message in its stream, by its reply subject: nats-py would read all of that, its time too.
+    """The stream sequence in a message's reply subject. nats-py would parse the whole subject, including its time.
 
     `$JS.ACK.<stream>.<consumer>.<delivered>.<sequence>…`; newer servers put domain and account before the stream.
     """
@@ -219,7 +219,7 @@ def stream_sequence(reply: str) -> int:
 
 
 def command_id(task_id: str, agent_id: str, stream: str, sequence: int) -> str:
-    """Of (task id, agent id), else of stream and sequence; short, for a row keeps the last 64."""
+    """Derived from task id and agent id, else from stream and sequence; short, because a row keeps the last 64."""
     if not task_id:
         return f"nats/{stream}/{sequence}"
     return "nats/" + hashlib.blake2b(f"{task_id}\0{agent_id}".encode(), digest_size=15).hexdigest()
@@ -239,7 +239,7 @@ def _has_failed(subject: str, payload: dict[str, Any]) -> bool:
 
 
 def _failure(subject: str, payload: dict[str, Any]) -> tuple[str, str]:
-    """Stable code and text where the agent says that it failed."""
+    """Stable code and text when the agent reports a failure, else two empty strings."""
     if not _has_failed(subject, payload):
         return "", ""
     kind = payload.get("error_type")
@@ -247,7 +247,7 @@ def _failure(subject: str, payload: dict[str, Any]) -> tuple[str, str]:
     return "agent_failed", ": ".join(words)[:LONGEST_ERROR] or "the agent failed and gave no reason"
 
 
-def _unfit(value: Any, *, extraction: bool) -> tuple[str, str]:
+def _value_problem(value: Any, *, extraction: bool) -> tuple[str, str]:
     if extraction:
         return ("", "") if isinstance(value, list) else ("tasks_malformed", "payload.tasks is no list")
     if value is None:
@@ -255,7 +255,7 @@ def _unfit(value: Any, *, extraction: bool) -> tuple[str, str]:
     return ("", "") if isinstance(value, str | dict) else ("proposal_malformed", "the proposal is no string or object")
 
 
-def _measured(value: Any) -> tuple[Any, int]:
+def _with_size(value: Any) -> tuple[Any, int]:
     """The value and its encoded size in bytes; a value above the limit is left out."""
     size = len(_encode(value))
     return (value, size) if size <= LARGEST_VALUE_BYTES else (None, size)

@@ -1,7 +1,7 @@
-"""NATS in: pulls the agents' responses and appends them to `commands`; a message is acknowledged once that is durable.
+"""Pulls the responses of agents from NATS and appends them to `commands`; acknowledges a message once it is durable.
 
-A message that comes twice becomes the same command twice, which the fold knows again; so a crash between append and
-acknowledgement does no harm.
+A message that is delivered twice becomes the same command twice, and the fold ignores the second. So a crash between
+append and acknowledgement does no harm.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from streams.dead_letters import dead_letter_record
 from tables.commands import AgentResult, encode_command
 
 DURABLE = "planning-ceremony-processor-agent-response-completed-v1"
+# JetStream delivers a message of a killed worker again after this time.
 ACK_WAIT_SECONDS = 10.0
-"""A message that a killed worker had in hand comes again after this."""
+# Messages requested in advance.
 CREDIT = 256
-"""Messages asked for in advance."""
+# Messages whose command is being appended.
 IN_FLIGHT = 512
-"""Messages whose command is being appended."""
 NAK_DELAY_SECONDS = 2.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 STOP_SECONDS = 5.0
@@ -41,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 
 class AgentResponses:
-    """One puller on the durable; several workers may pull from it, each message goes to one of them."""
+    """One puller on the durable. Several workers may pull from it; each message goes to one of them."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class AgentResponses:
         partitions: int,
         in_flight: int = IN_FLIGHT,
     ) -> None:
-        """`prefix`: of the topics; `partitions`: of the topic `commands`."""
+        """`prefix` is that of the topics, `partitions` the number of partitions of `commands`."""
         self._log = log
         self._connection = connection
         self._clock = clock
@@ -68,15 +68,15 @@ class AgentResponses:
 
     @property
     def state(self) -> str:
-        """For readiness: `ok`, or what is wrong."""
+        """For readiness: `ok`, or a text with the trouble."""
         return self._state if self._connection.is_connected else self._connection.state
 
     async def start(self) -> None:
-        """Begin to pull; neither NATS nor the stream need be there."""
+        """Begin to pull; neither NATS nor the stream needs to exist yet."""
         self._loop = self._clock.spawn(self._run(), name="nats-in")
 
     async def stop(self) -> None:
-        """Take no more messages, and finish those in hand."""
+        """Take no more messages, and finish the current ones."""
         self._stopping = True
         if self._puller is not None:
             self._puller.stop()
@@ -101,21 +101,21 @@ class AgentResponses:
                     pause = FIRST_PAUSE_SECONDS
                     await self._pull()
             except PullBroken as broken:
-                self._say(broken.message)
+                self._set_state(broken.message)
             except (nats.errors.Error, OSError, TimeoutError) as error:
-                self._say(f"JetStream does not answer ({type(error).__name__})")
+                self._set_state(f"JetStream does not answer ({type(error).__name__})")
             if not self._stopping:
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _ready(self) -> bool:
-        """Whether the durable is there and listens as it should; False while the stream is missing: others make it.
+        """Return whether the durable exists with the right settings; False while other services must make the stream.
 
-        It is made where it is missing, and given its four subjects where an older engine left it with another filter.
+        Makes a missing durable, and sets the four subjects if an older engine left it with another filter.
         """
         jetstream = await self._connection.jetstream()
         if not await stream_exists(jetstream, AGENT_RESPONSES):
-            self._say(f"waiting for the stream {AGENT_RESPONSES}")
+            self._set_state(f"waiting for the stream {AGENT_RESPONSES}")
             return False
         try:
             found = (await jetstream.consumer_info(AGENT_RESPONSES, DURABLE)).config
@@ -124,7 +124,9 @@ class AgentResponses:
             log.info("durable_made", stream=AGENT_RESPONSES, durable=DURABLE)
             return True
         if found.deliver_subject or found.ack_policy != AckPolicy.EXPLICIT:
-            self._say(f"the durable {DURABLE} pushes or needs no acknowledgement, which cannot be changed: delete it")
+            self._set_state(
+                f"the durable {DURABLE} pushes or needs no acknowledgement, which cannot be changed: delete it"
+            )
             return False
         if set(found.filter_subjects or [found.filter_subject or ""]) != set(SUBJECTS):
             wanted = found.evolve(filter_subject=None, filter_subjects=list(SUBJECTS))
@@ -139,15 +141,15 @@ class AgentResponses:
             stream=AGENT_RESPONSES,
             durable=DURABLE,
             credit=CREDIT,
-            handle=self._take,
+            handle=self._spawn_handler,
         )
         if self._stopping:
             return
-        self._say("ok")
+        self._set_state("ok")
         await self._puller.run()
 
-    async def _take(self, message: Msg) -> None:
-        """Append in a task of its own, so that many appends share the log's batches."""
+    async def _spawn_handler(self, message: Msg) -> None:
+        """Handle a message in its own task, so that many appends share the log's batches."""
         await self._slots.acquire()
         task = self._clock.spawn(self._handle(message), name="nats-in-message")
         self._handling.add(task)
@@ -157,7 +159,7 @@ class AgentResponses:
         self._handling.discard(task)
         self._slots.release()
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Not acknowledged: it comes again.
+            # The message is not acknowledged, so it is delivered again.
             log.error("agent_response_not_handled", error=type(error).__name__)
 
     async def _handle(self, message: Msg) -> None:
@@ -179,7 +181,7 @@ class AgentResponses:
             metrics.POSTPONED.inc()
             await message.nak(delay=NAK_DELAY_SECONDS)
         except nats.errors.Error:
-            # The acknowledgement did not leave: the message comes again and changes nothing.
+            # The acknowledgement was not sent: the message is delivered again and changes nothing.
             log.debug("agent_response_not_acknowledged", sequence=sequence)
 
     async def _append(self, command: AgentResult) -> None:
@@ -187,8 +189,8 @@ class AgentResponses:
         partition = self._log.partition_of(key, self._partitions)
         await self._log.append(topics.prefixed(self._prefix, topics.COMMANDS), partition, key, encode_command(command))
 
-    async def stored(self, sequence: int) -> bytes | None:
-        """A message of the stream by its sequence; None where it has it no more. Raises Unavailable."""
+    async def read_message(self, sequence: int) -> bytes | None:
+        """The message of the stream with this sequence; None if the stream no longer has it. Raises Unavailable."""
         if not self._connection.is_connected:
             raise Unavailable(f"NATS cannot be reached: {self._connection.state}")
         try:
@@ -197,7 +199,7 @@ class AgentResponses:
             raise Unavailable("JetStream does not answer") from None
 
     async def _refuse(self, message: Msg, sequence: int, malformed: Malformed) -> None:
-        """Set it aside where an operator finds it, then tell JetStream never to send it again."""
+        """Write a dead letter for operators, then let JetStream never deliver the message again."""
         metrics.MALFORMED.inc()
         log.warning("agent_response_malformed", sequence=sequence, code=malformed.code, reason=malformed.message)
         key, value, headers = dead_letter_record(
@@ -213,14 +215,14 @@ class AgentResponses:
         await self._log.append(topics.prefixed(self._prefix, topics.DEADLETTERS), 0, key, value, headers)
         await message.term()
 
-    def _say(self, state: str) -> None:
+    def _set_state(self, state: str) -> None:
         if state != self._state:
             log.info("agent_responses", state=state)
         self._state = state
 
 
 def durable() -> ConsumerConfig:
-    """The durable (specification 17.1) as it is made where it is missing."""
+    """The configuration of a new durable (specification 17.1)."""
     return ConsumerConfig(
         durable_name=DURABLE,
         description="Responses of agents for the ceremony engine",

@@ -1,4 +1,4 @@
-"""The JetStream streams the engine speaks of: CEREMONY, which it makes, and AGENT_RESPONSES, which others make."""
+"""The JetStream streams: CEREMONY, which the engine makes, and AGENT_RESPONSES, which other services make."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 def ceremony_stream() -> StreamConfig:
-    """The stream CEREMONY as it is made where it is missing."""
+    """The configuration with which a missing stream CEREMONY is made."""
     return StreamConfig(
         name=CEREMONY,
         description="What the ceremony engine tells the outside",
@@ -31,13 +31,12 @@ def ceremony_stream() -> StreamConfig:
 
 
 async def ensure_ceremony_stream(jetstream: JetStreamContext) -> str:
-    """Make the stream CEREMONY if it is missing; returns `ok`, or what is wrong, for readiness.
+    """Make the stream CEREMONY if it is missing; returns `ok` or a text for readiness.
 
-    One that is there with other settings belongs to who made it: it is left alone, and reported when it does not take
-    our subjects.
+    An existing stream with other settings is not changed. The text says so when it does not take `ceremony.>`.
     """
     try:
-        return _judge((await jetstream.stream_info(CEREMONY)).config)
+        return _state_of((await jetstream.stream_info(CEREMONY)).config)
     except NotFoundError:
         pass
     except (nats.errors.Error, ServiceUnavailableError, TimeoutError):
@@ -45,7 +44,7 @@ async def ensure_ceremony_stream(jetstream: JetStreamContext) -> str:
     try:
         await jetstream.add_stream(ceremony_stream())
     except APIError as error:
-        # Another stream holds subjects of ours, or there is no room.
+        # Another stream takes these subjects, or there is no room.
         return f"stream {CEREMONY} cannot be made: {error.description}"
     except (nats.errors.Error, TimeoutError):
         return "JetStream does not answer"
@@ -54,7 +53,7 @@ async def ensure_ceremony_stream(jetstream: JetStreamContext) -> str:
 
 
 async def stream_exists(jetstream: JetStreamContext, name: str) -> bool:
-    """Whether a stream of this name is there. Raises nats.errors.Error when JetStream does not answer."""
+    """Return whether a stream of this name exists. Raises nats.errors.Error when JetStream does not answer."""
     try:
         await jetstream.stream_info(name)
     except NotFoundError:
@@ -63,17 +62,17 @@ async def stream_exists(jetstream: JetStreamContext, name: str) -> bool:
 
 
 async def stored_message(jetstream: JetStreamContext, name: str, sequence: int) -> bytes | None:
-    """The body of a message of a stream, or None where it has it no more. Raises nats.errors.Error, TimeoutError."""
+    """The body of a message; None if the stream no longer has it. Raises nats.errors.Error, TimeoutError."""
     try:
         return (await jetstream.get_msg(name, sequence)).data
     except NotFoundError:
         return None
 
 
-def _judge(config: StreamConfig) -> str:
-    taken = config.subjects or []
-    if not {CEREMONY_SUBJECTS, ">"} & set(taken):
-        return f"stream {CEREMONY} takes {', '.join(taken) or 'no subjects'}, not {CEREMONY_SUBJECTS}: add it"
+def _state_of(config: StreamConfig) -> str:
+    subjects = config.subjects or []
+    if not {CEREMONY_SUBJECTS, ">"} & set(subjects):
+        return f"stream {CEREMONY} takes {', '.join(subjects) or 'no subjects'}, not {CEREMONY_SUBJECTS}: add it"
     if (config.duplicate_window or 0) < DUPLICATE_WINDOW_SECONDS:
         log.warning("stream_duplicate_window_short", stream=CEREMONY, seconds=config.duplicate_window)
     return "ok"

@@ -1,4 +1,4 @@
-"""Publishes one batch to JetStream: many ceremonies in flight, one message of each, until all are settled."""
+"""Publishes one batch to JetStream: many ceremonies in flight, one message of each, until all are acknowledged."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from bridge.nats.streams import ensure_ceremony_stream
 from ports.clock import Clock
 from ports.log import Record
 
+# Messages in flight per partition.
 WINDOW = 512
-"""Messages in flight per partition."""
+# Values given to the client in one call; the last of them may exceed it.
 PIECE_BYTES = 256 * 1024
-"""Of values, given to the client at once; with it the last one, however large."""
+# A window without an acknowledgement for so long is sent again.
 ACK_SECONDS = 5.0
-"""A window that made no progress for so long is sent again."""
-LOOK_SECONDS = 0.5
+CHECK_SECONDS = 0.5
+# Between two checks whether the group has confirmed this worker's membership.
 FRESH_SECONDS = 0.1
-"""Between two looks whether the group has confirmed our membership."""
+# A read-back from the stream is valid for so long, which is far less than the duplicate window.
 READ_BACK_AGAIN_SECONDS = 60.0
-"""So long a look back at what others sent serves: far less than the duplicate window."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 log = structlog.get_logger(__name__)
 
 
 class Outgoing(msgspec.Struct):
-    """One message to be sent."""
+    """One message to send."""
 
     id: str
-    """Effect id, or the key of what comes from no fold: `Nats-Msg-Id`."""
+    """`Nats-Msg-Id`: the effect id, or the key of a dead letter."""
     subject: str
     data: bytes
     record: Record
-    behind: Outgoing | None = None
-    """The next one of its ceremony: sent when this one is settled, so that their order holds."""
+    successor: Outgoing | None = None
+    """The next message of its ceremony, sent after this one is acknowledged so that their order holds."""
 
 
 Reject = Callable[[Outgoing, Nack], Awaitable[None]]
@@ -65,10 +65,10 @@ class PublishWindow:
         progress: PartitionProgress,
         fresh: Callable[[], bool],
     ) -> None:
-        """`messages`: (key whose order holds, message).
+        """`messages`: pairs of a key and a message; messages with the same key keep their order.
 
-        `share`: of their partition; another run may have sent some of them. `fresh`: whether it is surely ours still;
-        while it is not, nothing is sent.
+        `progress` is that of their partition; an earlier run may have sent some of them. `fresh` returns whether the
+        partition certainly still belongs to this worker; otherwise nothing is sent.
         """
         self._connection = connection
         self._publisher = publisher
@@ -82,35 +82,35 @@ class PublishWindow:
             if (before := last.get(key)) is None:
                 self._ready.append(message)
             else:
-                before.behind = message
+                before.successor = message
             last[key] = message
-        self._flying: dict[int, Outgoing] = {}
+        self._in_flight: dict[int, Outgoing] = {}
         """By token."""
         self._refused: list[tuple[Outgoing, Nack]] = []
-        self._trouble: Nack | None = None
+        self._failure: Nack | None = None
         self._left = len(messages)
         self._published = 0
-        """Acknowledged, and not yet counted for the metrics."""
+        """Acknowledged messages that the metrics do not count yet."""
         self._oldest = min((message.record.timestamp for _, message in messages), default=0)
         self._progress = progress
         self._fresh = fresh
         self._pause = FIRST_PAUSE_SECONDS
 
     async def run(self) -> None:
-        """Returns when every message is acknowledged or set aside."""
+        """Returns when every message is acknowledged or rejected."""
         try:
-            if self._left and self._must_look_back:
-                await self._look_back()
+            if self._left and self._must_read_back:
+                await self._read_back()
             while self._left:
                 await self._send_ready()
-                await self._settle()
+                await self._handle_answers()
         finally:
             self._count()
-            self._recall()
+            self._requeue_in_flight()
 
     @property
-    def _must_look_back(self) -> bool:
-        """What another had under way may have been stored after our last look, and the duplicate window forgets it."""
+    def _must_read_back(self) -> bool:
+        """Messages of another worker may have been stored after the last read-back, and leave the duplicate window."""
         return self._clock.monotonic() - self._progress.read_back_at > READ_BACK_AGAIN_SECONDS
 
     async def _send_ready(self) -> None:
@@ -118,7 +118,7 @@ class PublishWindow:
             await self._clock.sleep(FRESH_SECONDS)
         client = await self._publisher.client()
         self._generation = self._connection.generation
-        while self._ready and len(self._flying) < self._limit:
+        while self._ready and len(self._in_flight) < self._limit:
             if not self._fresh():
                 self._wake.set()
                 return
@@ -126,25 +126,25 @@ class PublishWindow:
             if not picked:
                 continue
             tokens = self._publisher.expect(self._answered, len(picked))
-            self._flying.update(zip(tokens, picked, strict=True))
+            self._in_flight.update(zip(tokens, picked, strict=True))
             self._connection.only_while(self._fresh)
             try:
                 await self._publisher.send_all(client, tokens, picked)
             except (nats.errors.Error, OSError):
-                self._trouble = Nack("stream_unavailable", "the connection broke", final=False)
+                self._failure = Nack("stream_unavailable", "the connection broke", final=False)
                 self._wake.set()
                 return
             _end_if_cancelled()
 
     def _pick(self, client: FencedClient) -> list[Outgoing]:
-        """Messages for one piece of the connection's buffer."""
+        """The next messages to send, for one piece of the connection's buffer."""
         picked: list[Outgoing] = []
         ready, stored, size = self._ready, self._progress.stored, 0
-        room = self._limit - len(self._flying)
+        room = self._limit - len(self._in_flight)
         while ready and len(picked) < room and size < PIECE_BYTES:
             message = ready.popleft()
             if message.id in stored:
-                self._next(message)
+                self._message_done(message)
             elif not surely_fits(client, message) and (refused := _refusal(client, message)):
                 self._refused.append((message, refused))
                 self._wake.set()
@@ -154,84 +154,84 @@ class PublishWindow:
         return picked
 
     def _answered(self, token: int, answer: Answer) -> None:
-        message = self._flying.pop(token)
+        message = self._in_flight.pop(token)
         self._wake.set()
         if isinstance(answer, Nack):
             if answer.final:
                 self._refused.append((message, answer))
             else:
                 self._ready.append(message)
-                self._trouble = answer
+                self._failure = answer
             return
         self._published += 1
         if answer.duplicate:
             metrics.DUPLICATES.inc()
-        self._next(message)
+        self._message_done(message)
 
-    def _next(self, message: Outgoing) -> None:
+    def _message_done(self, message: Outgoing) -> None:
         self._left -= 1
-        if message.behind is not None:
-            self._ready.append(message.behind)
+        if message.successor is not None:
+            self._ready.append(message.successor)
 
-    async def _settle(self) -> None:
-        """Wait until something happened, and deal with what went wrong."""
-        if self._left and not self._refused and not self._trouble:
+    async def _handle_answers(self) -> None:
+        """Wait for answers, reject refused messages, and back off after a failure."""
+        if self._left and not self._refused and not self._failure:
             await self._wait()
         self._wake.clear()
         self._count()
         for message, refused in self._refused:
             await self._reject(message, refused)
-            self._next(message)
+            self._message_done(message)
         self._refused.clear()
-        if self._trouble is not None:
-            await self._back_off(self._trouble)
+        if self._failure is not None:
+            await self._back_off(self._failure)
 
     async def _wait(self) -> None:
         deadline = self._clock.monotonic() + ACK_SECONDS
         while not self._wake.is_set():
             try:
-                async with self._clock.timeout(LOOK_SECONDS):
+                async with self._clock.timeout(CHECK_SECONDS):
                     await self._wake.wait()
             except TimeoutError:
                 if self._connection.generation != self._generation:
-                    self._trouble = Nack("stream_unavailable", "the connection was renewed", final=False)
+                    self._failure = Nack("stream_unavailable", "the connection was renewed", final=False)
                     return
                 if self._clock.monotonic() >= deadline:
-                    self._trouble = Nack("stream_unavailable", "no acknowledgement came", final=False)
+                    self._failure = Nack("stream_unavailable", "no acknowledgement came", final=False)
                     return
 
-    async def _back_off(self, trouble: Nack) -> None:
-        # What is in flight may be stored or lost; sent again under the same id it is stored once.
-        self._trouble = None
-        self._recall()
-        log.warning("nats_publish_waits", code=trouble.code, reason=trouble.message, left=self._left)
-        await self._rest()
-        await self._look_back()
+    async def _back_off(self, failure: Nack) -> None:
+        # Messages in flight may be stored or lost; sent again with the same id they are stored once.
+        self._failure = None
+        self._requeue_in_flight()
+        log.warning("nats_publish_waits", code=failure.code, reason=failure.message, left=self._left)
+        await self._pause_longer()
+        await self._read_back()
 
-    async def _rest(self) -> None:
+    async def _pause_longer(self) -> None:
         await self._clock.sleep(self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
-    async def _look_back(self) -> None:
-        """Learn what is stored of this batch, before anything of it is sent (again); the stream is made if missing."""
+    async def _read_back(self) -> None:
+        """Find out which messages of the batch are stored, before sending any (again). Makes a missing stream."""
         while True:
-            began = self._clock.monotonic()
+            started_at = self._clock.monotonic()
             try:
                 await ensure_ceremony_stream(await self._connection.jetstream())
                 self._progress.stored |= await stored_since(self._connection, self._oldest)
-                return self._progress.note_read_back(began)
+                return self._progress.note_read_back(started_at)
             except StreamMissing:
-                return self._progress.note_read_back(began)
+                return self._progress.note_read_back(started_at)
             except (nats.errors.Error, OSError, TimeoutError):
                 _end_if_cancelled()
-                await self._rest()
+                await self._pause_longer()
 
-    def _recall(self) -> None:
-        """Forget what is in flight; its lanes are to be sent again."""
-        metrics.RESENT.inc(len(self._flying))
-        self._publisher.forget(self._flying)
-        self._ready.extend(self._flying.values())
-        self._flying.clear()
+    def _requeue_in_flight(self) -> None:
+        """Put the messages in flight back into the queue, to be sent again."""
+        metrics.RESENT.inc(len(self._in_flight))
+        self._publisher.forget(self._in_flight)
+        self._ready.extend(self._in_flight.values())
+        self._in_flight.clear()
 
     def _count(self) -> None:
         if self._published:
@@ -245,6 +245,6 @@ def _refusal(client: FencedClient, message: Outgoing) -> Nack | None:
 
 
 def _end_if_cancelled() -> None:
-    """nats-py swallows a cancel in places; who goes on then holds up the group, which waits for the partition."""
+    """End a task whose cancel nats-py swallowed; otherwise it delays the group, which waits for the partition."""
     if swallowed_cancel():
         raise asyncio.CancelledError

@@ -1,4 +1,4 @@
-"""The Ray executor as its client sees it: hands tasks over by gRPC; their results come later, on NATS."""
+"""The client of the Ray executor: submits tasks by gRPC; their results arrive later, on NATS."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ CALL_TIMEOUT_SECONDS = 10.0
 PROBE_TIMEOUT_SECONDS = 1.0
 MESSAGE_CHARACTERS = 300
 
-# The defaults let a channel rest for two minutes before it looks again at an executor that was down.
+# By default a channel waits up to two minutes before it connects again to an executor that was down.
 CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
-# Nobody has judged the task here: the call did not arrive, its answer did not, or the executor asks for patience. Every
-# other status is the executor's answer to this task, and uses up an attempt.
-NOT_AN_ANSWER = frozenset(
+# With these statuses the executor has not decided on the task: the call or its answer was lost, or the executor is
+# overloaded. Every other status is the executor's answer to the task, and uses up an attempt.
+UNDECIDED = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -45,21 +45,21 @@ log = structlog.get_logger(__name__)
 
 
 class RayExecutorClient:
-    """RayExecutor port on one kept-open channel. Make it where the event loop runs; `close` it, or use `async with`."""
+    """The RayExecutor port on one open channel. Create it in the event loop; `close` it, or use `async with`."""
 
     def __init__(self, url: str, *, call_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> None:
         self.url = url
         """`host:port` of the executor (RAY_EXECUTOR_URL)."""
         self.call_timeout_seconds = call_timeout_seconds
-        """Seconds until a call is given up (RAY_CALL_TIMEOUT_SECONDS)."""
+        """Deadline of a call (RAY_CALL_TIMEOUT_SECONDS)."""
         read_all_wakeups()
         self._channel = grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS)
         self._stub = RayExecutorServiceStub(self._channel)
 
     async def execute(self, task: RayTask) -> RayAnswer:
-        """Hand over a task: `submitted` with its deliberation id, or `failed` with a code. Raises Unreachable.
+        """Submit a task; returns `submitted` with its deliberation id, or `failed` with a code. Raises Unreachable.
 
-        Codes: `ray_refused` (the executor said `failed`), `ray_unknown_status`, `ray_<gRPC status in lower case>`.
+        Codes: `ray_refused` (the executor answered `failed`), `ray_unknown_status`, `ray_<gRPC status in lower case>`.
         """
         metadata = correlation_metadata(task.correlation_id)
         try:
@@ -75,20 +75,20 @@ class RayExecutorClient:
             return self._failed(error, task.task_id)
         except grpc.aio.UsageError:
             raise Unreachable(NEIGHBOUR, "the channel is closed") from None
-        return answer(response)
+        return to_answer(response)
 
     async def probe(self) -> None:
-        """Ask whether the executor answers at all, within a second. Raises Unreachable."""
+        """Check that the executor answers within a second. Raises Unreachable."""
         try:
             await self._stub.GetStatus(pb.GetStatusRequest(), timeout=PROBE_TIMEOUT_SECONDS)
         except grpc.aio.AioRpcError as error:
-            if error.code() in NOT_AN_ANSWER:
+            if error.code() in UNDECIDED:
                 raise self._unreachable(error) from None
         except grpc.aio.UsageError:
             raise Unreachable(NEIGHBOUR, "the channel is closed") from None
 
     async def close(self) -> None:
-        """Close the channel; calls under way end as Unreachable."""
+        """Close the channel; running calls end as Unreachable."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -100,9 +100,9 @@ class RayExecutorClient:
         await self.close()
 
     def _failed(self, error: grpc.aio.AioRpcError, task_id: str) -> RayAnswer:
-        if error.code() in NOT_AN_ANSWER:
+        if error.code() in UNDECIDED:
             raise self._unreachable(error) from None
-        # The details may be an exception's text on the other side: for our log, not for a client.
+        # The details may hold an exception's text from the executor: log them, and keep them from clients.
         log.warning("ray_call_failed", task_id=task_id, grpc_status=error.code().name, details=error.details())
         return RayAnswer(
             "failed",
@@ -115,14 +115,14 @@ class RayExecutorClient:
         return Unreachable(NEIGHBOUR, f"{self.url} gave no answer ({error.code().name})")
 
 
-def answer(response: pb.ExecuteDeliberationResponse) -> RayAnswer:
-    """What a response means for the attempt: only `submitted` goes on."""
-    said = one_line(response.message)
+def to_answer(response: pb.ExecuteDeliberationResponse) -> RayAnswer:
+    """The answer for the attempt: `submitted`, or `failed` for every other status."""
+    reason = one_line(response.message)
     match response.status:
         case "submitted":
-            return RayAnswer("submitted", deliberation_id=response.deliberation_id, message=said)
+            return RayAnswer("submitted", deliberation_id=response.deliberation_id, message=reason)
         case "failed":
-            code, message = "ray_refused", f"the Ray executor refused the task: {said or 'it gave no reason'}"
+            code, message = "ray_refused", f"the Ray executor refused the task: {reason or 'it gave no reason'}"
         case other:
             code = "ray_unknown_status"
             message = f"the Ray executor answered status {one_line(other)!r}; expected submitted or failed"
@@ -130,7 +130,7 @@ def answer(response: pb.ExecuteDeliberationResponse) -> RayAnswer:
 
 
 def backlog_review_request(task: RayTask) -> pb.ExecuteBacklogReviewDeliberationRequest:
-    """The request of a backlog review; its constraints have no plan id, so that goes into the metadata."""
+    """The request for a backlog review; its constraints have no plan id, so the metadata carries it."""
     metadata = {"plan_id": task.plan_id, **task.metadata} if task.plan_id else task.metadata
     return pb.ExecuteBacklogReviewDeliberationRequest(
         task_id=task.task_id,
@@ -149,7 +149,7 @@ def backlog_review_request(task: RayTask) -> pb.ExecuteBacklogReviewDeliberation
 
 
 def deliberation_request(task: RayTask) -> pb.ExecuteDeliberationRequest:
-    """The request of any other deliberation, task extraction among them."""
+    """The request for any other deliberation, including task extraction."""
     return pb.ExecuteDeliberationRequest(
         task_id=task.task_id,
         task_description=task.task_description,
@@ -168,7 +168,7 @@ def deliberation_request(task: RayTask) -> pb.ExecuteDeliberationRequest:
 
 
 def agents(task: RayTask) -> list[pb.Agent]:
-    """The task's agents as the executor wants them."""
+    """The task's agents as messages."""
     return [
         pb.Agent(id=agent.id, role=agent.role, model=agent.model, prompt_template=agent.prompt_template)
         for agent in task.agents
@@ -176,5 +176,5 @@ def agents(task: RayTask) -> list[pb.Agent]:
 
 
 def one_line(text: str) -> str:
-    """A neighbour's words on one line of bounded length."""
+    """A neighbour's text on one line, shortened."""
     return "".join(c if c.isprintable() else " " for c in text[:MESSAGE_CHARACTERS]).strip()

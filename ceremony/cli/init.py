@@ -24,7 +24,7 @@ def init(
 
     Both go where `ceremony dev` looks for them: into CEREMONIES_DIR, else into specs/.
     """
-    from bridge.definitions_dir import NAME  # noqa: PLC0415 - the loader takes longer than `get`
+    from bridge.definitions import NAME  # noqa: PLC0415 - the loader takes longer than `get`
     from ceremony.packaged import SCHEMA_NAME, USUAL_FOLDER, schema_text  # noqa: PLC0415 - as above
 
     if NAME.fullmatch(name) is None:

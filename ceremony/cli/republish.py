@@ -81,7 +81,7 @@ async def _republish(root: Root, settings: Any, since_ms: int) -> Republished:
         async with root.log(settings, clock) as log:
             tell = Teller(clock)
             return await Republisher(
-                log, connection, clock, prefix=settings.topic_prefix, since_ms=since_ms, tell=tell.tell
+                log, connection, clock, prefix=settings.topic_prefix, since_ms=since_ms, on_progress=tell.tell
             ).run()
     finally:
         await connection.stop()

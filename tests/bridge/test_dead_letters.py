@@ -43,7 +43,7 @@ class Site:
     def __init__(self, log: SqliteLog) -> None:
         self.log = log
         self.stream: dict[int, bytes] = {}
-        self.office = DeadLetters(log, HostClock(), prefix="t", partitions=PARTITIONS, stored=self.stored)
+        self.office = DeadLetters(log, HostClock(), prefix="t", partitions=PARTITIONS, read_message=self.stored)
 
     async def stored(self, sequence: int) -> bytes | None:
         return self.stream.get(sequence)

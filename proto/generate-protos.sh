@@ -1,5 +1,5 @@
 #!/bin/sh
-# Generates the Python code of the protos, beside them, or into the folder named: generate-protos.sh [FOLDER].
+# Generates the Python code of the protos, beside them or into a folder: generate-protos.sh [FOLDER]
 set -eu
 cd "$(dirname "$0")"
 python=${PYTHON:-../.venv/bin/python}

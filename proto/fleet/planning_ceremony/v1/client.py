@@ -1,8 +1,8 @@
 """A thin client of the ceremony engine: `async with PlanningCeremonyClient("localhost:50057") as ceremonies: ...`.
 
-Every operation may be repeated safely: it carries a request id, and gRPC itself sends it again, with that same id,
-while the engine is UNAVAILABLE (a worker that starts, a partition that moves). A start that the engine has no room for
-now (RESOURCE_EXHAUSTED) is sent again by the client, about when the engine says, until its time is up.
+Every operation carries a request id, so it can be repeated safely. gRPC itself repeats it with the same id while the
+engine is UNAVAILABLE (a worker starts, a partition moves). When the engine is overloaded (RESOURCE_EXHAUSTED), the
+client repeats a start about when the engine's hint says, until the timeout.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 TIMEOUT_SECONDS = 15.0
+# Trailing metadata: milliseconds until the call may be repeated.
 RETRY_KEY = "retry-after-ms"
-"""Trailing metadata: milliseconds after which asking again makes sense."""
 SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
 
 RETRY = json.dumps(
@@ -55,22 +55,22 @@ CHANNEL_OPTIONS = (
 
 
 class PlanningCeremonyError(Exception):
-    """The engine said no, or could not be reached in time."""
+    """The engine refused the call, or could not be reached in time."""
 
     def __init__(self, status: grpc.StatusCode, message: str, retry_after: float | None = None) -> None:
         super().__init__(f"{status.name}: {message}")
         self.retry_after = retry_after
-        """Seconds after which asking again makes sense, where the engine has said so."""
+        """Seconds until the call may be repeated; None without a hint from the engine."""
         self.status = status
         """NOT_FOUND, ALREADY_EXISTS, INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE, …"""
         self.message = message
-        """What was wrong, where, and what would be right; begins with a stable code."""
+        """Problem, place and remedy; begins with a stable code."""
 
 
 class PlanningCeremonyClient:
     """Calls the engine at `address` (`host:port`); methods raise PlanningCeremonyError.
 
-    Make it where the event loop runs; `close` it, or use `async with`.
+    Create it in the event loop; `close` it, or use `async with`.
     """
 
     def __init__(self, address: str, *, timeout: float = TIMEOUT_SECONDS) -> None:
@@ -89,7 +89,7 @@ class PlanningCeremonyClient:
         step_ids: Iterable[str] = (),
         correlation_id: str | None = None,
     ) -> str:
-        """Start a ceremony and return its instance id. Inputs that are no strings travel as JSON values."""
+        """Start a ceremony and return its instance id. Inputs other than strings are sent as JSON values."""
         request = pb.StartPlanningCeremonyRequest(
             ceremony_id=ceremony_id,
             definition_name=definition_name,
@@ -106,7 +106,7 @@ class PlanningCeremonyClient:
         return (await self._call(self._stub.StartPlanningCeremony, request)).instance_id
 
     async def get(self, instance_id: str) -> pb.PlanningCeremonyInstance | None:
-        """The ceremony as it stands, or None where there is none."""
+        """The present ceremony, or None if it does not exist."""
         request = pb.GetPlanningCeremonyInstanceRequest(instance_id=instance_id)
         response = await self._call(self._stub.GetPlanningCeremonyInstance, request)
         return response.ceremony if response.success else None
@@ -121,7 +121,7 @@ class PlanningCeremonyClient:
         limit: int = 100,
         offset: int = 0,
     ) -> pb.ListPlanningCeremonyInstancesResponse:
-        """A page, newest first: `ceremonies`, and `total_count` of all that match."""
+        """A page, newest first: `ceremonies`, and the `total_count` of all matches."""
         request = pb.ListPlanningCeremonyInstancesRequest(
             state_filter=state,
             definition_filter=definition_name,
@@ -144,7 +144,7 @@ class PlanningCeremonyClient:
         visit: int | None = None,
         comment: str = "",
     ) -> pb.PlanningCeremonyInstance:
-        """Approve or reject a gate step or a human guard (one of them); returns the ceremony after it."""
+        """Approve or reject either a gate step or a human guard; returns the ceremony after the decision."""
         if (step_id is None) == (guard is None):
             raise ValueError("name the gate by step_id or by guard, exactly one of them")
         request = pb.DecideGateRequest(
@@ -156,7 +156,7 @@ class PlanningCeremonyClient:
             comment=comment,
             request_id=_request_id(),
         )
-        # A oneof takes what is set last, an empty string too: set the one that was given.
+        # A oneof keeps the field that is set last, even an empty string: set only the given one.
         if step_id is not None:
             request.step_id = step_id
         elif guard is not None:
@@ -166,7 +166,7 @@ class PlanningCeremonyClient:
     async def trigger(
         self, instance_id: str, trigger: str, *, actor: str, role: str, reason: str = ""
     ) -> pb.PlanningCeremonyInstance:
-        """Ask for a transition; returns the ceremony after it."""
+        """Fire a transition; returns the ceremony after it."""
         request = pb.TriggerTransitionRequest(
             instance_id=instance_id,
             trigger=trigger,
@@ -180,7 +180,7 @@ class PlanningCeremonyClient:
     async def cancel(
         self, instance_id: str, *, actor: str, role: str = "", reason: str = ""
     ) -> pb.PlanningCeremonyInstance:
-        """End a ceremony as CANCELLED; returns it as it ended."""
+        """End a ceremony as CANCELLED; returns the ended ceremony."""
         request = pb.CancelCeremonyRequest(
             instance_id=instance_id, actor=actor, role=role, reason=reason, request_id=_request_id()
         )
@@ -198,7 +198,7 @@ class PlanningCeremonyClient:
     async def resume(
         self, instance_id: str, *, actor: str, role: str = "", reason: str = ""
     ) -> pb.PlanningCeremonyInstance:
-        """Let a paused ceremony go on; returns it after what followed at once."""
+        """Resume a paused ceremony; returns it after the changes that followed at once."""
         request = pb.ResumeCeremonyRequest(
             instance_id=instance_id, actor=actor, role=role, reason=reason, request_id=_request_id()
         )
@@ -223,18 +223,18 @@ class PlanningCeremonyClient:
         return (await self._call(self._stub.RunStep, request)).ceremony
 
     async def history(self, instance_id: str, *, limit: int = 200) -> pb.GetHistoryResponse:
-        """The newest events of a ceremony, oldest first, at most 200; the answer says whether these are all."""
+        """The newest events of a ceremony, oldest first, at most 200; `complete` is True if these are all."""
         return await self._call(self._stub.GetHistory, pb.GetHistoryRequest(instance_id=instance_id, limit=limit))
 
     async def dead_letter(self, origin: str, partition: int, offset: int) -> pb.ShowDeadLetterResponse:
-        """One dead letter with headers and body, by where its original stood."""
+        """One dead letter with headers and body, by the position of its original."""
         request = pb.ShowDeadLetterRequest(origin=origin, partition=partition, offset=offset)
         return await self._call(self._stub.ShowDeadLetter, request)
 
     async def replay_dead_letter(
         self, origin: str, partition: int, offset: int, *, actor: str, reason: str = "", request_id: str | None = None
     ) -> pb.ReplayDeadLetterResponse:
-        """Send a dead letter's original back to where it came from; once for each request id (default: a new one)."""
+        """Send a dead letter's original back to its topic, once for each request id (default: a new id)."""
         request = pb.ReplayDeadLetterRequest(
             origin=origin,
             partition=partition,
@@ -246,7 +246,7 @@ class PlanningCeremonyClient:
         return await self._call(self._stub.ReplayDeadLetter, request)
 
     async def diagnose(self, instance_id: str | None = None) -> pb.DiagnoseResponse:
-        """What is stuck or waiting, why, and what to do: of one ceremony, or of the engine as a whole."""
+        """Diagnose one ceremony or the whole engine: everything stuck or waiting, with reasons and remedies."""
         return await self._call(self._stub.Diagnose, pb.DiagnoseRequest(instance_id=instance_id))
 
     async def watch(self, instance_id: str) -> AsyncIterator[pb.PlanningCeremonyInstance]:
@@ -262,15 +262,15 @@ class PlanningCeremonyClient:
     async def dead_letters(
         self, *, topic: str | None = None, limit: int = 100, offset: int = 0
     ) -> pb.ListDeadLettersResponse:
-        """A page of what was set aside, newest first: `dead_letters`, and `total_count` of all that match.
+        """A page of dead letters, newest first: `dead_letters`, and the `total_count` of all matches.
 
-        `topic`: only what came from this topic or NATS stream.
+        With `topic` only dead letters from this topic or NATS stream.
         """
         request = pb.ListDeadLettersRequest(topic_filter=topic, limit=limit, offset=offset)
         return await self._call(self._stub.ListDeadLetters, request)
 
     async def definitions(self) -> Sequence[pb.DefinitionSummary]:
-        """The definitions that the engine sees now, by name; the invalid ones with their problems."""
+        """The present definitions of the engine, by name; invalid ones with their problems."""
         response = await self._call(self._stub.ListDefinitions, pb.ListDefinitionsRequest())
         return response.definitions
 
@@ -305,7 +305,7 @@ def _refused(error: grpc.aio.AioRpcError) -> PlanningCeremonyError:
 
 
 def _pause(refused: PlanningCeremonyError) -> float | None:
-    """Seconds until the call is worth repeating; those who were refused together do not come back together."""
+    """Seconds until the call is repeated, random so that calls refused together are not repeated together."""
     if refused.status is not grpc.StatusCode.RESOURCE_EXHAUSTED or refused.retry_after is None:
         return None
     return refused.retry_after * random.uniform(0.5, 1.5)  # noqa: S311 - no secret

@@ -125,8 +125,8 @@ class PlanningCeremonyProcessorServicer:
     """Missing associated documentation comment in .proto file."""
 
     def StartPlanningCeremony(self, request, context):
-        """Starts a ceremony. Answers once the start is durable; waits for no step. The same start again gives the first
-        answer again, the same id with other content is ALREADY_EXISTS, an unknown definition NOT_FOUND.
+        """Starts a ceremony. Answers once the start is durable, without waiting for a step. Repeating a start gives the first
+        answer again. The same id with other content is ALREADY_EXISTS, an unknown definition NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,8 +147,8 @@ class PlanningCeremonyProcessorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DecideGate(self, request, context):
-        """Approves or rejects a human gate or a human guard. Answers after its own fold: PERMISSION_DENIED where the role may
-        not decide it, FAILED_PRECONDITION where it is not open (any more), NOT_FOUND where the instance or the gate is
+        """Approves or rejects a human gate or a human guard. Answers after the decision is folded: PERMISSION_DENIED if the
+        role may not decide it, FAILED_PRECONDITION if it is not open (any more), NOT_FOUND if the instance or the gate is
         unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -156,29 +156,29 @@ class PlanningCeremonyProcessorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TriggerTransition(self, request, context):
-        """Asks for a transition out of the current state by its trigger. Errors as for DecideGate.
+        """Fires a transition out of the current state by its trigger. Errors as for DecideGate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDeadLetters(self, request, context):
-        """Lists what could not be processed and was set aside, newest first.
+        """Lists dead letters, the records and messages that could not be processed, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchPlanningCeremony(self, request, context):
-        """Streams a ceremony: its present form at once, then each form that follows; steps in quick succession may be seen as
-        one. The stream ends when the ceremony has. NOT_FOUND where the instance is unknown.
+        """Streams a ceremony: its present row at once, then each newer row; changes in quick succession may come as one. The
+        stream ends when the ceremony has ended. NOT_FOUND if the instance is unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDefinitions(self, request, context):
-        """Lists the definitions that the engine sees now, the invalid ones with their problems.
+        """Lists the present definitions of the engine, invalid ones with their problems.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,7 +199,7 @@ class PlanningCeremonyProcessorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResumeCeremony(self, request, context):
-        """Lets a paused ceremony go on. Errors as for DecideGate.
+        """Resumes a paused ceremony. Errors as for DecideGate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -220,30 +220,30 @@ class PlanningCeremonyProcessorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetHistory(self, request, context):
-        """The newest events of a ceremony, oldest first. Reads at most 10 s and 3 MiB, and says where it stopped. NOT_FOUND
-        where the instance is unknown.
+        """The newest events of a ceremony, oldest first. Reads at most 10 s and 3 MiB, and gives the position where it
+        stopped. NOT_FOUND if the instance is unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ShowDeadLetter(self, request, context):
-        """A dead letter with its headers and its body. NOT_FOUND where there is none of this origin.
+        """A dead letter with its headers and its body. NOT_FOUND if there is none with this origin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReplayDeadLetter(self, request, context):
-        """Sends the original of a dead letter back to where it came from, once for each request id.
-        FAILED_PRECONDITION where it cannot be sent back: its origin is none of ours, its body is gone, or it is still wrong.
+        """Sends the original of a dead letter back to its topic, once for each request id. FAILED_PRECONDITION if it cannot
+        be replayed: its origin is no topic of the engine, its body is gone, or it is still malformed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Diagnose(self, request, context):
-        """What is stuck or waiting, why, and what to do: of one ceremony, or of the engine as a whole.
+        """Diagnoses one ceremony or the whole engine: everything stuck or waiting, with reasons and remedies.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -65,7 +65,7 @@ class RayExecutorServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def ExecuteDeliberation(self, request, context):
-        """Hands a task to agents; answers at once, `submitted` or `failed`.
+        """Submits a task to agents; answers at once, `submitted` or `failed`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,21 +79,21 @@ class RayExecutorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetDeliberationStatus(self, request, context):
-        """Asks how a deliberation stands.
+        """Reads the status of a deliberation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """Asks how the executor stands.
+        """Reads the status of the executor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetActiveJobs(self, request, context):
-        """Lists the jobs that run now.
+        """Lists the running jobs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

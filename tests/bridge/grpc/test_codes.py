@@ -1,4 +1,4 @@
-"""The front's rules that need no server: statuses of codes, pages, and what an unexpected error says."""
+"""Statuses of error codes, ranges of pages, and unexpected errors, without a server."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from streams.api import Unavailable
 from tables.fold import refusals
 
 
-def test_every_code_of_the_fold_has_its_status() -> None:
-    """As the table of refusals classes it, and every constant there is classed."""
+def test_every_code_of_the_fold_has_a_status() -> None:
+    """Each constant in the table of refusals has a class, and the status follows from it."""
     # specification 1.9, 14.2
     codes = {value for name, value in vars(refusals).items() if name.isupper() and isinstance(value, str)}
     statuses = {code: STATUS_OF[code].name for code in codes}
@@ -35,28 +35,28 @@ def test_every_code_of_the_fold_has_its_status() -> None:
         ("already_ended", "FAILED_PRECONDITION"),
     ],
 )
-def test_statuses_of_the_contract(code: str, status: str) -> None:
+def test_codes_have_the_specified_statuses(code: str, status: str) -> None:
     # specification 14.2
     assert STATUS_OF[code].name == status
 
 
 @pytest.mark.parametrize(
-    ("asked", "meant"),
+    ("given", "expected"),
     [((0, 0), (100, 0)), ((-1, -1), (100, 0)), ((1000, 3), (1000, 3)), ((1001, 0), (1000, 0)), ((1, 0), (1, 0))],
 )
-def test_limits_of_a_page(asked: tuple[int, int], meant: tuple[int, int]) -> None:
+def test_limit_and_offset_of_a_page_stay_in_range(given: tuple[int, int], expected: tuple[int, int]) -> None:
     # specification 14.8
-    assert page(*asked) == meant
+    assert page(*given) == expected
 
 
-def test_an_unexpected_error_says_nothing_of_itself() -> None:
+def test_the_text_of_an_unexpected_error_stays_inside() -> None:
     # specification 1.9, 14.2
     refusal = refusal_of(KeyError("a secret path /etc/x"))
     assert (refusal.status, refusal.code) == (grpc.StatusCode.INTERNAL, "internal")
     assert "secret" not in refusal.message
 
 
-def test_unavailable_says_when_to_ask_again() -> None:
+def test_unavailable_carries_a_retry_hint() -> None:
     # specification 14.3
     refusal = refusal_of(Unavailable("moving", retry_after_seconds=2.5))
     assert (refusal.status, refusal.code, refusal.retry_after_seconds) == (
@@ -66,7 +66,7 @@ def test_unavailable_says_when_to_ask_again() -> None:
     )
 
 
-def test_a_record_that_is_too_large_is_the_clients_mistake() -> None:
+def test_a_record_that_is_too_large_is_an_invalid_argument() -> None:
     # specification 20.2
     refusal = refusal_of(RecordTooLarge("5 MiB"))
     assert (refusal.status, refusal.code) == (grpc.StatusCode.INVALID_ARGUMENT, "request_too_large")

@@ -1,4 +1,4 @@
-"""The guard in front of a method is made once, and again where another handler stands behind it."""
+"""A method's guard against undecodable requests is made once, and again for a new handler."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def guarded(interceptor: RequestDecoding, method: str, found: Any) -> Any:
     return await interceptor.intercept_service(continuation, details)
 
 
-async def test_each_methods_guard_is_made_once() -> None:
+async def test_the_guard_of_a_method_is_made_once() -> None:
     interceptor, start, get = RequestDecoding(), handler(), handler()
     first = await guarded(interceptor, "/a/Start", start)
     assert await guarded(interceptor, "/a/Start", start) is first
@@ -39,7 +39,7 @@ async def test_each_methods_guard_is_made_once() -> None:
     assert await guarded(interceptor, "/a/Start", start) is first
 
 
-async def test_another_handler_is_guarded_anew_and_a_method_nobody_has_is_not_remembered() -> None:
+async def test_a_new_handler_gets_a_new_guard_and_an_unknown_method_is_not_remembered() -> None:
     interceptor = RequestDecoding()
     first = await guarded(interceptor, "/a/Start", handler())
     assert await guarded(interceptor, "/a/Start", handler()) is not first

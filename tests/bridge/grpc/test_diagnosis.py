@@ -1,4 +1,4 @@
-"""A diagnosis over all workers: how their answers become one, and what is said of those that are silent."""
+"""A diagnosis over all workers: merging their answers, and naming workers without an answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.services import free_port
 def seen(
     states: Sequence[str], ceremonies: Sequence[tuple[str, str]] = (), nats: str = "ok", incomplete: str = ""
 ) -> pb.DiagnoseResponse:
-    """What a worker sees: the state of each partition, and (verdict, since) of its ceremonies."""
+    """A worker's answer, from the state of each partition and (verdict, since) of its ceremonies."""
     verdicts: dict[str, int] = {}
     for verdict, _ in ceremonies:
         verdicts[verdict] = verdicts.get(verdict, 0) + 1
@@ -47,15 +47,15 @@ def codes(found: pb.DiagnoseResponse) -> Mapping[str, str]:
     return {finding.code: finding.message for finding in found.findings}
 
 
-async def test_each_worker_tells_of_its_partitions_and_all_is_well() -> None:
+async def test_the_engine_is_healthy_when_the_workers_serve_all_partitions() -> None:
     own, other = seen(["served", "elsewhere"]), seen(["elsewhere", "served"])
     found = await whole(merge(own, {"b:1": other}, []))
     assert [one.state for one in found.partitions] == ["served", "served"]
     assert found.healthy and not found.findings
 
 
-async def test_a_partition_for_which_nobody_has_answered_stands_still() -> None:
-    """Its owner is silent, or there is none: which ceremonies are stuck there nobody has seen."""
+async def test_a_partition_that_no_worker_serves_is_an_error() -> None:
+    """Its owner gave no answer, or it has none, so its ceremonies are not checked."""
     # specification 14.14
     found = await whole(merge(seen(["served", "elsewhere", "elsewhere"]), {}, ["b:1"]))
     assert codes(found)["partitions_unanswered"] == "no worker has answered for 1, 2"
@@ -63,7 +63,7 @@ async def test_a_partition_for_which_nobody_has_answered_stands_still() -> None:
     assert found.incomplete.startswith("no answer from b:1")
 
 
-async def test_ceremonies_are_counted_together_and_the_gravest_come_first() -> None:
+async def test_ceremonies_of_all_workers_are_counted_and_the_gravest_come_first() -> None:
     # specification 14.14, 14.15
     own = seen(["served"], [("overdue", "2026-01-03"), ("waiting_for_human", "2026-01-01")], incomplete="5 not")
     other = seen(["elsewhere"], [("stuck", "2026-01-09"), ("overdue", "2026-01-02")], incomplete="7 not")
@@ -80,15 +80,15 @@ async def test_ceremonies_are_counted_together_and_the_gravest_come_first() -> N
     assert found.incomplete.startswith("5 not; b:1: 7 not")
 
 
-async def test_a_neighbour_that_only_another_worker_misses_is_told_with_that_worker() -> None:
+async def test_a_neighbour_that_only_one_worker_misses_is_listed_with_that_worker() -> None:
     found = await whole(merge(seen(["served"]), {"b:1": seen(["elsewhere"], nats="not connected")}, []))
     assert [(one.name, one.state) for one in found.neighbours][2:] == [("nats of b:1", "not connected")]
     assert [(finding.code, finding.subject) for finding in found.findings] == [("neighbour_down", "nats of b:1")]
     assert "NATS_URL" in found.findings[0].todo
 
 
-async def test_a_worker_that_does_not_answer_is_named() -> None:
-    """It is asked all the same: it was heard of a moment ago."""
+async def test_a_worker_without_an_answer_is_named() -> None:
+    """It is asked because it sent a heartbeat a moment ago."""
     silent = f"127.0.0.1:{free_port()}"
     directory: Any = SimpleNamespace(addresses=lambda: {silent})
     peers = Peers(directory.addresses)

@@ -1,4 +1,4 @@
-"""The forwarder between a client and an owner that is a server of the test's own: what travels, and what comes back."""
+"""The forwarder between a client and a test server as the owner: the forwarded call and its answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Answer = Callable[[Any, Any], Awaitable[Any]]
 
 
 class Servicer(PlanningCeremonyProcessorServicer):
-    """Answers as it is told, and notes what it was asked."""
+    """Gives the configured answer, and records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, dict[str, Any], float | None]] = []
@@ -55,7 +55,7 @@ class Servicer(PlanningCeremonyProcessorServicer):
 
 
 class OneElsewhere:
-    """The directory: every instance is at one address, or nowhere."""
+    """A directory in which every instance has the same owner, or none."""
 
     partitions = 1
 
@@ -84,7 +84,7 @@ class Site:
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    """`near` is asked; `far` owns every instance."""
+    """Clients call `near`; `far` owns every instance."""
     directory = OneElsewhere()
     near, far = Servicer(), Servicer()  # type: ignore[abstract]  # the other calls are not made
     peers = Peers(directory.addresses)
@@ -109,19 +109,19 @@ GET = pb.GetPlanningCeremonyInstanceRequest(instance_id="c:s")
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.name))
-def test_every_method_is_about_an_instance_or_known_not_to_be(method: Any) -> None:
-    """A new one must say which: a call that no one forwards would be answered from a part of the rows."""
+def test_every_method_names_an_instance_or_is_listed_as_answered_anywhere(method: Any) -> None:
+    """A new method must be one of the two; without forwarding it would be answered from a part of the rows."""
     # specification 14.15
     about_one = "instance_id" in method.input_type.fields_by_name or method.name == "StartPlanningCeremony"
     assert about_one != (method.name in ANY_WORKER)
 
 
-def test_a_start_is_about_the_instance_that_it_makes() -> None:
+def test_a_start_names_the_instance_that_it_makes() -> None:
     request = pb.StartPlanningCeremonyRequest(ceremony_id="c1", story_id="s1")
     assert instance_of("StartPlanningCeremony", request) == "c1:s1"
 
 
-async def test_a_call_travels_with_its_metadata_and_its_deadline_and_comes_back_whole(site: Site) -> None:
+async def test_a_forwarded_call_keeps_metadata_deadline_and_the_whole_answer(site: Site) -> None:
     call = site.stub.GetPlanningCeremonyInstance(GET, timeout=5, metadata=(("x-correlation-id", "k"),))
     assert (await call).message == "c:s"
     assert ("x-head", "2") in tuple(await call.initial_metadata())
@@ -133,14 +133,14 @@ async def test_a_call_travels_with_its_metadata_and_its_deadline_and_comes_back_
     assert site.near.asked == []
 
 
-async def test_what_is_here_or_was_forwarded_is_answered_here(site: Site) -> None:
+async def test_a_local_or_forwarded_call_is_answered_here(site: Site) -> None:
     await site.stub.GetPlanningCeremonyInstance(GET, metadata=((FORWARDED, "1"),))
     site.directory.address = HERE
     await site.stub.GetPlanningCeremonyInstance(GET)
     assert (len(site.near.asked), len(site.far.asked)) == (2, 0)
 
 
-async def test_without_an_owner_it_is_unavailable_with_a_hint(site: Site) -> None:
+async def test_an_instance_without_an_owner_is_unavailable_with_a_retry_hint(site: Site) -> None:
     # specification 14.3, 14.15
     site.directory.address = "nowhere"
     with refused("UNAVAILABLE", "unavailable") as seen:
@@ -148,7 +148,7 @@ async def test_without_an_owner_it_is_unavailable_with_a_hint(site: Site) -> Non
     assert seen.trailing["retry-after-ms"] == "1500"
 
 
-async def test_the_owners_refusal_comes_back_as_it_was_said(site: Site) -> None:
+async def test_the_owners_refusal_reaches_the_client_unchanged(site: Site) -> None:
     async def refuse(_: Any, context: Any) -> Any:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "gate_closed: not open any more", (("x-why", "z"),))
 
@@ -158,8 +158,8 @@ async def test_the_owners_refusal_comes_back_as_it_was_said(site: Site) -> None:
     assert seen.trailing["x-why"] == "z"
 
 
-async def test_an_owner_that_cannot_be_reached_is_unavailable_and_names_the_request(site: Site) -> None:
-    """The id that the front drew: with it the client may ask whether its operation was recorded."""
+async def test_an_unreachable_owner_is_unavailable_and_the_message_names_the_request(site: Site) -> None:
+    """The forwarder made this id; with it the client can repeat the operation safely."""
     # specification 14.4, 14.15
     site.directory.address = f"127.0.0.1:{free_port()}"
     with refused("UNAVAILABLE", "unavailable") as seen:
@@ -167,7 +167,7 @@ async def test_an_owner_that_cannot_be_reached_is_unavailable_and_names_the_requ
     assert "request_id 'drawn'" in seen.details and int(seen.trailing["retry-after-ms"]) > 0
 
 
-async def test_a_client_that_gives_up_ends_the_call_at_the_owner(site: Site) -> None:
+async def test_a_cancelled_call_ends_at_the_owner(site: Site) -> None:
     ended = asyncio.Event()
 
     async def hang(*_: Any) -> Any:
@@ -184,7 +184,7 @@ async def test_a_client_that_gives_up_ends_the_call_at_the_owner(site: Site) -> 
     await asyncio.wait_for(ended.wait(), 5)
 
 
-async def test_a_stream_is_passed_on_to_its_end(site: Site) -> None:
+async def test_a_stream_is_forwarded_to_its_end(site: Site) -> None:
     call = site.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id="c:s"))
     assert [one.ceremony.version async for one in call] == [0, 1, 2]
     assert ("x-tail", "1") in tuple(await call.trailing_metadata())
@@ -194,7 +194,7 @@ async def test_a_stream_is_passed_on_to_its_end(site: Site) -> None:
     assert seen.trailing["retry-after-ms"] == "1000"
 
 
-async def test_one_channel_is_kept_for_each_worker_and_closed_once_it_is_gone(site: Site) -> None:
+async def test_each_worker_has_one_channel_which_closes_when_the_worker_is_lost(site: Site) -> None:
     await site.stub.GetPlanningCeremonyInstance(GET)
     first = dict(site.peers._channels)
     await site.stub.GetPlanningCeremonyInstance(GET)

@@ -1,4 +1,4 @@
-"""Calls are taken up as fast as they come, also by a loop whose turns are long; and what gRPC's private names are."""
+"""Calls are taken up fast by a loop with long turns, and gRPC's private names are as expected."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Answering(PlanningCeremonyProcessorServicer):
 
 
 class Turns:
-    """A loop that never rests: each of its turns takes a millisecond."""
+    """A busy loop: each of its turns takes a millisecond."""
 
     def __init__(self) -> None:
         self.count = 0
 
     async def run(self) -> None:
         while True:
-            time.sleep(TURN_SECONDS)  # noqa: ASYNC251 - this is what a long turn does
+            time.sleep(TURN_SECONDS)  # noqa: ASYNC251 - makes a long turn
             self.count += 1
             await asyncio.sleep(0)
 
@@ -67,8 +67,8 @@ async def serving(*gates: CallLimit) -> AsyncIterator[tuple[Any, Intake, grpc.ai
         await server.stop(0)
 
 
-async def test_calls_that_come_at_once_are_answered_within_few_turns_of_a_slow_loop() -> None:
-    """By itself grpc.aio needs several turns for each call: one event of gRPC, and one call of a method, at a time."""
+async def test_simultaneous_calls_are_answered_within_few_turns_of_a_slow_loop() -> None:
+    """grpc.aio itself needs several turns for each call: it handles one event, and one call of a method, at a time."""
     async with serving() as (stub, _, _):
         await stub.StartPlanningCeremony(pb.StartPlanningCeremonyRequest(), wait_for_ready=True)
         turns = Turns()
@@ -80,8 +80,8 @@ async def test_calls_that_come_at_once_are_answered_within_few_turns_of_a_slow_l
     assert turns.count < CALLS, "not even one call a turn"
 
 
-async def test_calls_that_come_at_once_are_let_in_over_some_turns() -> None:
-    """A turn with all of them would take seconds, and hold up everybody else."""
+async def test_simultaneous_calls_start_over_several_turns() -> None:
+    """One turn with all of them would take seconds, and delay every other call."""
     pace = intake._Pace()
     turns = Turns()
     began: list[int] = []
@@ -97,8 +97,8 @@ async def test_calls_that_come_at_once_are_let_in_over_some_turns() -> None:
     assert len(set(began)) >= 3
 
 
-async def test_past_a_gate_calls_are_refused_with_a_hint_and_those_inside_stay() -> None:
-    """Of calls that come together as many are let in as there is room for; each of the others is told when to come."""
+async def test_calls_above_the_limit_are_refused_with_a_hint_and_accepted_ones_stay() -> None:
+    """As many simultaneous calls are accepted as there is room for; each of the others gets a retry hint."""
     full = CallRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded", "three are inside", 1.5)
     gate = CallLimit(START, per_turn=50, refuse=lambda unanswered: full if unanswered >= 3 else None)
     waiting = pb.StartPlanningCeremonyRequest(story_id="waits")
@@ -106,7 +106,7 @@ async def test_past_a_gate_calls_are_refused_with_a_hint_and_those_inside_stay()
         calls = [stub.StartPlanningCeremony(waiting, wait_for_ready=True) for _ in range(40)]
         codes = {asyncio.ensure_future(call.code()): call for call in calls}
         refused: set[Any] = set()
-        while len(refused) < 36:  # of 40: three are inside, and one may be that which grpc.aio takes up itself
+        while len(refused) < 36:  # of 40: three are accepted, and grpc.aio may take up one itself
             done, _ = await asyncio.wait(codes.keys() - refused, return_when=asyncio.FIRST_COMPLETED)
             refused |= done
         assert {await code for code in refused} == {full.status}
@@ -117,8 +117,8 @@ async def test_past_a_gate_calls_are_refused_with_a_hint_and_those_inside_stay()
             call.cancel()
 
 
-async def test_calls_that_are_still_to_be_let_in_do_not_hold_up_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten are inside, though their turn never comes; the others are refused, but for those grpc.aio takes up itself."""
+async def test_calls_that_wait_for_their_turn_do_not_delay_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten are accepted, though their turn never comes; the others are refused, except those that grpc.aio takes up."""
     monkeypatch.setattr(intake._Pace, "wait_for_turn", lambda _: asyncio.Event().wait())
     full = CallRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded", "ten are inside", 1.5)
     gate = CallLimit(START, per_turn=20, refuse=lambda unanswered: full if unanswered >= 10 else None)
@@ -141,7 +141,7 @@ async def test_the_intake_ends_with_its_server() -> None:
         assert all(task.done() for task in intake._tasks)
 
 
-def test_gRPC_is_of_the_minor_whose_private_names_are_known() -> None:  # noqa: N802
+def test_grpc_has_the_minor_version_whose_private_names_are_known() -> None:
     assert version("grpcio").startswith("1.85.")
 
 
@@ -153,7 +153,7 @@ def test_gRPC_is_of_the_minor_whose_private_names_are_known() -> None:  # noqa: 
         (cygrpc.PollerCompletionQueue, "bind_loop"),
     ],
 )
-def test_what_is_called_exists(owner: Any, name: str) -> None:
+def test_called_private_names_exist(owner: Any, name: str) -> None:
     assert callable(getattr(owner, name))
 
 
@@ -167,7 +167,7 @@ def test_what_is_called_exists(owner: Any, name: str) -> None:
         ("_schedule_rpc_coro", ("rpc_coro", "rpc_state", "loop", "method_name")),
     ],
 )
-def test_what_is_called_takes_what_we_give(name: str, arguments: tuple[str, ...]) -> None:
+def test_called_private_functions_take_the_given_arguments(name: str, arguments: tuple[str, ...]) -> None:
     code = getattr(cygrpc, name).__code__
     assert code.co_varnames[: code.co_argcount] == arguments
     assert issubclass(cygrpc._RequestCallError, Exception)

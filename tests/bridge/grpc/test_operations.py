@@ -34,7 +34,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
 
 async def opened(world: World, definition: str = "doors", **more: Any) -> str:
-    """A fresh ceremony whose gate is open."""
+    """A new ceremony with an open gate."""
     instance_id = await world.start(definition, f"c-{uuid4().hex[:12]}", **more)
 
     async def gates() -> bool:
@@ -58,8 +58,8 @@ def trigger(instance_id: str, name: str, **more: Any) -> pb.TriggerTransitionReq
     )
 
 
-async def test_ids_of_any_length_name_nothing(world: World) -> None:
-    """A megabyte as an instance id is an unknown instance, told in a message of ordinary length."""
+async def test_an_instance_id_of_a_megabyte_is_unknown(world: World) -> None:
+    """The message that names the unknown instance has an ordinary length."""
     for huge in ("x" * 1_000_000, "😀" * 2000):
         with refused("NOT_FOUND", "unknown_instance"):
             await world.stub.DecideGate(decision(huge))
@@ -69,7 +69,7 @@ async def test_ids_of_any_length_name_nothing(world: World) -> None:
         assert not found.success and len(found.message) < 1000
 
 
-async def test_a_gate_of_any_length_is_refused(world: World) -> None:
+async def test_a_gate_name_that_is_too_long_is_refused(world: World) -> None:
     with refused("INVALID_ARGUMENT", "field_too_long"):
         await world.stub.DecideGate(decision(await opened(world), step_id="x" * 100_000))
 
@@ -78,7 +78,7 @@ async def test_a_gate_of_any_length_is_refused(world: World) -> None:
 
 
 async def test_a_quorum_counts_distinct_actors(world: World) -> None:
-    """The same actor twice is one; the second person opens the way."""
+    """Two approvals of one actor count as one; the second person completes the quorum."""
     # specification 8.4
     instance_id = await opened(world)
     for _ in range(2):
@@ -91,7 +91,7 @@ async def test_a_quorum_counts_distinct_actors(world: World) -> None:
 
 
 @pytest.mark.parametrize(("role", "code"), [("", "role_required"), ("CLERK", "role_not_allowed")])
-async def test_a_decision_needs_a_role_that_may(world: World, role: str, code: str) -> None:
+async def test_a_decision_needs_an_allowed_role(world: World, role: str, code: str) -> None:
     # specification 13.1
     instance_id = await opened(world)
     before = (await world.get(instance_id)).version
@@ -100,8 +100,8 @@ async def test_a_decision_needs_a_role_that_may(world: World, role: str, code: s
     assert (await world.get(instance_id)).version == before
 
 
-async def test_a_decision_on_another_visit_is_refused(world: World) -> None:
-    """Approving one visit never approves the next."""
+async def test_a_decision_for_another_visit_is_refused(world: World) -> None:
+    """An approval for one visit never approves the next."""
     # specification 8.3
     instance_id = await opened(world)
     with refused("FAILED_PRECONDITION", "stale_visit"):
@@ -119,8 +119,8 @@ async def test_a_decision_on_another_visit_is_refused(world: World) -> None:
         await world.stub.DecideGate(decision(instance_id, visit=1, actor="gil"))
 
 
-async def test_the_same_request_id_is_the_same_decision(world: World) -> None:
-    """Repeated before, while and after it is folded: answered alike, and counted once."""
+async def test_a_repeated_request_id_is_the_same_decision(world: World) -> None:
+    """Before, during and after its fold it gets the same answer, and counts once."""
     # specification 13.12
     instance_id = await opened(world)
     made = decision(instance_id, request_id=uuid4().hex)
@@ -133,13 +133,13 @@ async def test_the_same_request_id_is_the_same_decision(world: World) -> None:
     assert answer.ceremony.status == "COMPLETED"
 
 
-async def test_the_answer_names_a_request_id_that_was_not_given(world: World) -> None:
+async def test_the_answer_names_the_request_id_that_the_engine_made(world: World) -> None:
     # specification 14.5
     answer = await world.stub.DecideGate(decision(await opened(world)))
     assert answer.request_id
 
 
-async def test_a_human_guard_is_decided_by_its_name(world: World) -> None:
+async def test_a_human_guard_is_decided_by_name(world: World) -> None:
     # specification 8.3, 8.7
     instance_id = await opened(world)
     with refused("FAILED_PRECONDITION", "gate_not_open"):
@@ -164,7 +164,7 @@ async def test_a_rejection_fails_the_step_and_keeps_its_output(world: World) -> 
     assert found.step_errors["let_in"].startswith("rejected: ")
 
 
-async def test_an_ended_ceremony_takes_no_decision(world: World) -> None:
+async def test_an_ended_ceremony_refuses_decisions(world: World) -> None:
     # specification 13.4
     instance_id = await opened(world)
     await world.stub.TriggerTransition(trigger(instance_id, "shut"))
@@ -174,7 +174,7 @@ async def test_an_ended_ceremony_takes_no_decision(world: World) -> None:
 
 @pytest.mark.parametrize("field", ["instance_id", "actor", "step_id"])
 @pytest.mark.parametrize("blank", ["", "  "])
-async def test_required_fields_of_a_decision(world: World, field: str, blank: str) -> None:
+async def test_a_decision_without_a_required_field_is_refused(world: World, field: str, blank: str) -> None:
     # specification 13.3
     made = decision("c:s")
     setattr(made, field, blank)
@@ -183,8 +183,8 @@ async def test_required_fields_of_a_decision(world: World, field: str, blank: st
 
 
 @pytest.mark.parametrize(("field", "longest"), [("comment", 4096), ("actor", 256), ("role", 256), ("request_id", 256)])
-async def test_long_fields_of_a_decision(world: World, field: str, longest: int) -> None:
-    """An actor or a request id that were shortened would be taken for another one that begins alike."""
+async def test_a_decision_with_a_field_that_is_too_long_is_refused(world: World, field: str, longest: int) -> None:
+    """If an actor or a request id were shortened, another with the same beginning would be equal to it."""
     # specification 14.17
     made = decision(await opened(world))
     setattr(made, field, "x" * (longest + 1))
@@ -193,7 +193,7 @@ async def test_long_fields_of_a_decision(world: World, field: str, longest: int)
     assert field in seen.details
 
 
-async def test_a_gate_that_is_none(world: World) -> None:
+async def test_a_decision_for_an_unknown_gate_is_not_found(world: World) -> None:
     with refused("NOT_FOUND", "gate_unknown"):
         await world.stub.DecideGate(decision(await opened(world), step_id="nothing"))
 
@@ -223,18 +223,18 @@ async def test_a_trigger_moves_the_ceremony(world: World) -> None:
 
 
 @pytest.mark.parametrize(("role", "code"), [("", "role_required"), ("CLERK", "role_not_allowed")])
-async def test_a_trigger_needs_a_role_that_may(world: World, role: str, code: str) -> None:
+async def test_a_trigger_needs_an_allowed_role(world: World, role: str, code: str) -> None:
     with refused("PERMISSION_DENIED", code):
         await world.stub.TriggerTransition(trigger(await opened(world), "shut", role=role))
 
 
-async def test_a_trigger_of_another_state(world: World) -> None:
+async def test_a_trigger_of_another_state_is_refused(world: World) -> None:
     # specification 13.5
     with refused("FAILED_PRECONDITION", "trigger_unknown"):
         await world.stub.TriggerTransition(trigger(await opened(world), "finish", role="CLERK"))
 
 
-async def test_a_trigger_whose_guards_do_not_hold(world: World) -> None:
+async def test_a_trigger_is_refused_while_its_guards_do_not_hold(world: World) -> None:
     # specification 13.5
     instance_id = await opened(world)
     for actor in ("gus", "gil"):
@@ -245,14 +245,14 @@ async def test_a_trigger_whose_guards_do_not_hold(world: World) -> None:
 
 
 @pytest.mark.parametrize("field", ["instance_id", "actor", "trigger"])
-async def test_required_fields_of_a_trigger(world: World, field: str) -> None:
+async def test_a_trigger_without_a_required_field_is_refused(world: World, field: str) -> None:
     made = trigger("c:s", "shut")
     setattr(made, field, " ")
     with refused("INVALID_ARGUMENT", "field_required"):
         await world.stub.TriggerTransition(made)
 
 
-async def test_a_trigger_with_a_reason_longer_than_is_kept(world: World) -> None:
+async def test_a_trigger_with_a_reason_that_is_too_long_is_refused(world: World) -> None:
     # specification 14.17
     made = trigger(await opened(world), "shut", reason="r" * (MAX_TEXT + 1))
     with refused("INVALID_ARGUMENT", "field_too_long"):
@@ -269,12 +269,12 @@ async def test_get_of_an_unknown_instance_is_ok_without_success(world: World) ->
     assert "nobody:s" in answer.message
 
 
-async def test_get_needs_an_id(world: World) -> None:
+async def test_get_needs_an_instance_id(world: World) -> None:
     with refused("INVALID_ARGUMENT", "field_required"):
         await world.stub.GetPlanningCeremonyInstance(pb.GetPlanningCeremonyInstanceRequest())
 
 
-async def test_get_shows_a_gate_that_waits(world: World) -> None:
+async def test_get_shows_an_open_gate(world: World) -> None:
     # specification 14.10
     instance_id = await opened(world)
     found = await world.get(instance_id)
@@ -290,8 +290,8 @@ async def listed(world: World, **fields: Any) -> pb.ListPlanningCeremonyInstance
     return await world.stub.ListPlanningCeremonyInstances(pb.ListPlanningCeremonyInstancesRequest(**fields))
 
 
-async def test_list_pages_through_what_matches(world: World) -> None:
-    """Newest first, then by id; limit ≤ 0 is 100, offset < 0 is 0, and the total is of all that match."""
+async def test_list_returns_pages_of_all_matches(world: World) -> None:
+    """Newest first, then by id; limit ≤ 0 is 100, offset < 0 is 0, and the total counts all matches."""
     # specification 14.8, 14.9
     await asyncio.gather(*(world.start("approval", f"many-{n:03d}", story_id="MANY") for n in range(101)))
     first = await listed(world, story_id="MANY", limit=0, offset=-5)
@@ -308,8 +308,8 @@ async def test_list_pages_through_what_matches(world: World) -> None:
     assert (len(beyond.ceremonies), beyond.total_count) == (0, 101)
 
 
-async def test_list_filters(world: World) -> None:
-    """By current state, by definition and by story, alone and together; an empty filter filters nothing."""
+async def test_list_filters_by_state_definition_and_story(world: World) -> None:
+    """Filters work alone and together; an empty filter matches everything."""
     # specification 14.8
     story = f"story-{uuid4().hex[:8]}"
     waiting = await opened(world, story_id=story)
@@ -328,7 +328,7 @@ async def test_list_filters(world: World) -> None:
 
 
 async def test_a_page_ends_before_three_mebibytes(world: World) -> None:
-    """What does not fit is left for the next page, and the total tells of it."""
+    """The other rows are left for the next page, and the total counts them."""
     # specification 14.9
     payload = {"text": "x" * 200_000}
     started = [
@@ -346,14 +346,14 @@ async def test_a_page_ends_before_three_mebibytes(world: World) -> None:
     assert len(answer.ceremonies) + len(rest.ceremonies) == answer.total_count == len(started)
 
 
-async def test_watch_shows_each_change_until_the_end(world: World) -> None:
+async def test_watch_streams_each_change_until_the_end(world: World) -> None:
     # specification 14.11
     instance_id = await opened(world)
     seen: list[pb.PlanningCeremonyInstance] = []
 
     async def follow() -> None:
         async for ceremony in world.client.watch(instance_id):
-            seen.append(ceremony)  # noqa: PERF401 - one by one, as they come
+            seen.append(ceremony)  # noqa: PERF401 - one by one, on arrival
 
     following = asyncio.create_task(follow())
     await until(lambda: seen, "the present row is shown")
@@ -364,7 +364,7 @@ async def test_watch_shows_each_change_until_the_end(world: World) -> None:
     assert (seen[0].status, seen[-1].status) == ("WAITING_FOR_HUMAN", "COMPLETED")
 
 
-async def test_watch_of_an_ended_ceremony_shows_its_end(world: World) -> None:
+async def test_watch_of_an_ended_ceremony_streams_its_last_row(world: World) -> None:
     # specification 14.11
     instance_id = await opened(world)
     await world.stub.TriggerTransition(trigger(instance_id, "shut"))
@@ -372,7 +372,7 @@ async def test_watch_of_an_ended_ceremony_shows_its_end(world: World) -> None:
     assert found == ["COMPLETED"]
 
 
-async def test_a_watcher_that_goes_leaves_nothing_behind(world: World) -> None:
+async def test_a_watcher_is_removed_when_its_client_leaves(world: World) -> None:
     instance_id = await opened(world)
     call = world.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id=instance_id))
     await call.read()
@@ -381,11 +381,11 @@ async def test_a_watcher_that_goes_leaves_nothing_behind(world: World) -> None:
     await until(lambda: instance_id.encode() not in watchers._events, "the watcher is forgotten")
 
 
-# -- what an operator looks at
+# -- reads of operators
 
 
 async def test_dead_letters_are_listed_newest_first(world: World) -> None:
-    """With origin, code and size, and only those of a topic where one is named."""
+    """Entries have origin, code and size; with a topic only its dead letters are listed."""
     # specification 19.4
     engine, topic = world.worker.engine, f"{world.worker.settings.topic_prefix}.commands"
     await engine.commands.send(1, b"some key", b"no JSON")
@@ -419,7 +419,7 @@ async def test_definitions_are_listed_with_their_problems(world: World) -> None:
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
-async def test_health_is_serving(world: World, service: str) -> None:
+async def test_health_is_serving_when_the_worker_is_ready(world: World, service: str) -> None:
     # specification 14.18
     stub: Any = health_pb2_grpc.HealthStub(world.channel)
 
@@ -437,7 +437,7 @@ async def test_health_of_an_unknown_service_is_not_found(world: World) -> None:
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_reflection_tells_the_service_and_its_file(world: World) -> None:
+async def test_reflection_lists_the_service_and_its_file(world: World) -> None:
     # specification 14.18
     channel: Any = world.channel
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)

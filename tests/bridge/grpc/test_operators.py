@@ -1,4 +1,4 @@
-"""What operators ask over a real socket, on the real engine: operations, history, dead letters, diagnosis."""
+"""The calls of operators over a real socket, on the real engine: operations, history, dead letters, diagnosis."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def fresh() -> str:
 
 
 async def failed(world: World) -> str:
-    """A ceremony that has FAILED: its input is no text."""
+    """A FAILED ceremony: its input is no text."""
     instance_id = await world.start("guarded", fresh(), inputs={"payload": {"no": "text"}}, step_ids=["join"])
     await until(lambda: at(world, instance_id, "FAILED"), "it failed")
     return instance_id
@@ -67,7 +67,7 @@ async def opened(world: World) -> str:
 
 
 def calls(world: World, instance_id: str, **who: str) -> dict[str, Any]:
-    """Each operation, not yet awaited."""
+    """All operations, not awaited yet."""
     stub = world.stub
     return {
         "cancel": lambda: stub.CancelCeremony(pb.CancelCeremonyRequest(instance_id=instance_id, **who)),
@@ -82,7 +82,7 @@ OPERATIONS = ("cancel", "pause", "resume", "retry", "run")
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-async def test_an_operation_is_refused_where_a_field_or_a_role_is_missing(world: World, name: str) -> None:
+async def test_an_operation_without_a_field_or_an_allowed_role_is_refused(world: World, name: str) -> None:
     # specification 13.1, 13.3, 13.4, 14.17
     instance_id = await failed(world)
     wrong: list[tuple[dict[str, str], str, str]] = [
@@ -100,7 +100,7 @@ async def test_an_operation_is_refused_where_a_field_or_a_role_is_missing(world:
 
 
 @pytest.mark.parametrize("name", ["retry", "run"])
-async def test_a_step_is_named_and_known(world: World, name: str) -> None:
+async def test_an_operation_on_a_step_needs_a_known_step(world: World, name: str) -> None:
     kinds: dict[str, tuple[Any, Any]] = {
         "retry": (pb.RetryStepRequest, world.stub.RetryStep),
         "run": (pb.RunStepRequest, world.stub.RunStep),
@@ -113,7 +113,7 @@ async def test_a_step_is_named_and_known(world: World, name: str) -> None:
         await call(request(instance_id=instance_id, actor="ana", step_id="nothing"))
 
 
-async def test_cancel_answers_with_the_ended_ceremony_and_again_with_ok(world: World) -> None:
+async def test_cancel_returns_the_ended_ceremony_and_may_be_repeated(world: World) -> None:
     # specification 13.4, 13.6, 14.4
     instance_id = await opened(world)
     answer = await calls(world, instance_id, actor="ana", reason="enough")["cancel"]()
@@ -124,7 +124,7 @@ async def test_cancel_answers_with_the_ended_ceremony_and_again_with_ok(world: W
         await calls(world, instance_id, actor="ana")["pause"]()
 
 
-async def test_pause_and_resume_once_for_each_request(world: World) -> None:
+async def test_pause_and_resume_count_once_for_each_request_id(world: World) -> None:
     # specification 13.7, 13.8, 13.12
     instance_id = await opened(world)
     with refused("FAILED_PRECONDITION", "not_paused"):
@@ -137,7 +137,7 @@ async def test_pause_and_resume_once_for_each_request(world: World) -> None:
     assert again.ceremony.version == resumed.ceremony.version
 
 
-async def test_a_retry_opens_a_failed_ceremony_and_a_run_starts_what_was_not_selected(world: World) -> None:
+async def test_a_retry_reopens_a_failed_ceremony_and_a_run_starts_an_unselected_step(world: World) -> None:
     # specification 13.9
     instance_id = await failed(world)
     who = {"actor": "ana", "role": "OPERATOR", "reason": "again"}
@@ -165,8 +165,8 @@ async def test_list_filters_by_status(world: World) -> None:
 # -- history
 
 
-async def test_history_tells_what_nats_was_told(world: World) -> None:
-    """Subjects, ids and payloads are those of the stream CEREMONY, in the same order; who paused it is among them."""
+async def test_history_has_the_events_that_nats_has(world: World) -> None:
+    """Subjects, ids and payloads equal those of the stream CEREMONY, in the same order, with the actor of a pause."""
     # specification 14.13
     instance_id = await opened(world)
     await calls(world, instance_id, actor="ana", role="X", reason="lunch")["pause"]()
@@ -193,7 +193,7 @@ async def test_history_tells_what_nats_was_told(world: World) -> None:
     assert not newest.complete
 
 
-async def test_history_of_nobody_is_not_found(world: World) -> None:
+async def test_history_of_an_unknown_ceremony_is_not_found(world: World) -> None:
     with refused("NOT_FOUND", "unknown_instance"):
         await world.stub.GetHistory(pb.GetHistoryRequest(instance_id="no:body"))
     with refused("INVALID_ARGUMENT", "field_required"):
@@ -203,8 +203,8 @@ async def test_history_of_nobody_is_not_found(world: World) -> None:
 # -- dead letters
 
 
-async def test_a_dead_letter_is_shown_and_sent_back(world: World) -> None:
-    """What is still wrong with it comes back as a new dead letter, from where it was sent to."""
+async def test_a_dead_letter_is_shown_and_replayed(world: World) -> None:
+    """A record that is still malformed becomes a new dead letter, with the target of the replay as its origin."""
     # specification 19.4, 19.5
     body = b'{"type": "nonsense"}'
     log = world.worker.app.driver.log
@@ -237,7 +237,7 @@ async def test_a_dead_letter_is_shown_and_sent_back(world: World) -> None:
     assert 'ceremony_dead_letters_replayed_total{origin="ceremony.commands"} 1.0' in metrics
 
 
-async def test_a_dead_letter_that_is_none_is_not_found(world: World) -> None:
+async def test_an_unknown_dead_letter_is_not_found(world: World) -> None:
     # specification 14.2
     for call in (
         world.stub.ShowDeadLetter(pb.ShowDeadLetterRequest(origin="ceremony.commands", offset=10**9)),
@@ -250,7 +250,7 @@ async def test_a_dead_letter_that_is_none_is_not_found(world: World) -> None:
 # -- diagnosis
 
 
-async def test_diagnose_one_tells_what_it_waits_for_and_what_to_do(world: World) -> None:
+async def test_diagnosis_of_a_ceremony_has_reasons_and_remedies(world: World) -> None:
     # specification 14.14
     instance_id = await opened(world)
     found = await world.client.diagnose(instance_id)
@@ -267,7 +267,7 @@ async def test_diagnose_one_tells_what_it_waits_for_and_what_to_do(world: World)
         await world.stub.Diagnose(pb.DiagnoseRequest(instance_id="no:body"))
 
 
-async def test_diagnose_all_tells_of_neighbours_partitions_definitions_and_dead_letters(world: World) -> None:
+async def test_diagnosis_of_the_engine_covers_neighbours_partitions_definitions_and_dead_letters(world: World) -> None:
     # specification 14.14
     await world.worker.app.driver.log.append("ceremony.commands", 0, b"c:s", b"rubbish")
 
@@ -288,8 +288,8 @@ async def test_diagnose_all_tells_of_neighbours_partitions_definitions_and_dead_
     assert found.healthy and not found.incomplete
 
 
-async def test_diagnose_is_not_healthy_where_a_partition_is_not_served(world: World, monkeypatch: Any) -> None:
-    """The code says what happened, the advice what to do about it."""
+async def test_diagnosis_is_not_healthy_while_a_partition_is_not_served(world: World, monkeypatch: Any) -> None:
+    """The finding has a code and a remedy."""
     reason = ("log_differs", "ceremony.commands/1/7 is not the command that was folded last")
     monkeypatch.setattr(world.worker.engine.partitions, "_unserved", lambda: {1: reason})
     found = await world.client.diagnose()
@@ -301,7 +301,7 @@ async def test_diagnose_is_not_healthy_where_a_partition_is_not_served(world: Wo
     assert [finding.severity for finding in found.findings] == sorted(finding.severity for finding in found.findings)
 
 
-async def test_the_metrics_count_stuck_ceremonies_and_those_of_each_status(world: World) -> None:
+async def test_metrics_count_stuck_ceremonies_and_ceremonies_by_status(world: World) -> None:
     # specification 12.11
     instance_id = await opened(world)
     await calls(world, instance_id, actor="ana")["pause"]()
@@ -313,8 +313,8 @@ async def test_the_metrics_count_stuck_ceremonies_and_those_of_each_status(world
     await until(counted, "the sweep has come by")
 
 
-async def test_on_kafka_history_and_replay_work_alike(kafka: KafkaServer, tmp_path: Path) -> None:
-    """Reading back and sending back go through the log's protocol: on Kafka the same calls give the same answers."""
+async def test_history_and_replay_work_the_same_on_kafka(kafka: KafkaServer, tmp_path: Path) -> None:
+    """Both use the log's protocol, so the same calls give the same answers on Kafka."""
     prefix = f"operators-{uuid4().hex[:8]}"
     commands = prefixed(prefix, COMMANDS)
     async with World(tmp_path, f"kafka://{kafka.bootstrap}", CEREMONY_TOPIC_PREFIX=prefix) as world:

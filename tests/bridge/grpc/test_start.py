@@ -54,7 +54,7 @@ async def stored_inputs(world: World, ceremony_id: str) -> dict[str, Any]:
     return row.inputs
 
 
-async def test_a_start_is_accepted_with_the_instance_id(world: World) -> None:
+async def test_an_accepted_start_returns_the_instance_id(world: World) -> None:
     # specification 1.1, 10.3
     answer = await world.stub.StartPlanningCeremony(request("c-plain"))
     assert (answer.instance_id, answer.status) == ("c-plain:S1", "accepted")
@@ -65,8 +65,8 @@ async def test_a_start_is_accepted_with_the_instance_id(world: World) -> None:
 
 @pytest.mark.parametrize("field", ["ceremony_id", "story_id", "definition_name", "requested_by"])
 @pytest.mark.parametrize("value", ["", "  "])
-async def test_required_fields(world: World, field: str, value: str) -> None:
-    """Empty and blank alike are INVALID_ARGUMENT, and the message names the field."""
+async def test_a_start_without_a_required_field_is_refused(world: World, field: str, value: str) -> None:
+    """An empty or blank field is INVALID_ARGUMENT, and the message names it."""
     # specification 10.1
     made = request()
     setattr(made, field, value)
@@ -78,7 +78,7 @@ async def test_required_fields(world: World, field: str, value: str) -> None:
 
 @pytest.mark.parametrize("bad", [":", "a:b", "-a", ".a", "a b", "ä", "a" * 129, "a\n", "../a"])
 @pytest.mark.parametrize("field", ["ceremony_id", "story_id"])
-async def test_ids_that_would_not_split_one_way(world: World, field: str, bad: str) -> None:
+async def test_ids_that_would_make_an_ambiguous_instance_id_are_refused(world: World, field: str, bad: str) -> None:
     # specification 1.1, 10.1
     made = request()
     setattr(made, field, bad)
@@ -87,8 +87,8 @@ async def test_ids_that_would_not_split_one_way(world: World, field: str, bad: s
 
 
 @pytest.mark.parametrize("name", ["nowhere", "../specs/approval", "approval.yaml", "", "a/b"])
-async def test_a_definition_that_is_not_there(world: World, name: str) -> None:
-    """NOT_FOUND, also for a path; nothing outside the folder is looked at."""
+async def test_an_unknown_definition_is_not_found(world: World, name: str) -> None:
+    """A path is NOT_FOUND too; no file outside the folder is read."""
     # specification 2.1, 10.2
     made = request(definition_name=name or "x" * 5000)
     with refused("NOT_FOUND", "definition_unknown"):
@@ -96,8 +96,8 @@ async def test_a_definition_that_is_not_there(world: World, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "rule"), [("broken", "states"), ("selfish", "subject_not_allowed")])
-async def test_a_definition_that_is_invalid(world: World, name: str, rule: str) -> None:
-    """INVALID_ARGUMENT with the reasons: by the language, and by the server's own publish allowlist."""
+async def test_an_invalid_definition_is_refused_with_its_problems(world: World, name: str, rule: str) -> None:
+    """Both rules of the language and the server's publish allowlist lead to INVALID_ARGUMENT."""
     # specification 9.4, 10.2
     with refused("INVALID_ARGUMENT", "definition_invalid") as seen:
         await world.stub.StartPlanningCeremony(request(definition_name=name, inputs={}))
@@ -105,8 +105,8 @@ async def test_a_definition_that_is_invalid(world: World, name: str, rule: str) 
     assert f"{name}.yaml" in seen.details
 
 
-async def test_the_same_start_again_is_the_first_answer(world: World) -> None:
-    """Correlation id and requested_by do not count, nor does how JSON was written, nor an order of step ids."""
+async def test_a_repeated_start_gets_the_first_answer(world: World) -> None:
+    """Correlation id, requested_by, the notation of JSON and the order of step ids make no difference."""
     # specification 10.4, 10.5
     await world.stub.StartPlanningCeremony(request("c-again", step_ids=["one", "two"], correlation_id="first"))
     again = request(
@@ -121,14 +121,14 @@ async def test_the_same_start_again_is_the_first_answer(world: World) -> None:
     assert (await world.get("c-again:S1")).correlation_id == "first"
 
 
-async def test_all_step_ids_are_as_good_as_none(world: World) -> None:
+async def test_selecting_all_steps_equals_selecting_none(world: World) -> None:
     # specification 10.4
     await world.stub.StartPlanningCeremony(request("c-all"))
     answer = await world.stub.StartPlanningCeremony(request("c-all", step_ids=["hold", "one", "two"]))
     assert answer.status == "accepted"
 
 
-async def test_both_ways_to_give_inputs_mean_the_same(world: World) -> None:
+async def test_inputs_as_texts_and_as_a_struct_are_equal(world: World) -> None:
     await world.stub.StartPlanningCeremony(request("c-struct"))
     answer = await world.stub.StartPlanningCeremony(request("c-struct", inputs={}, inputs_json={"payload": {"a": 1}}))
     assert answer.status == "accepted"
@@ -145,7 +145,7 @@ async def test_both_ways_to_give_inputs_mean_the_same(world: World) -> None:
     ],
     ids=["value", "one more input", "true is not 1", "step_ids", "definition"],
 )
-async def test_the_same_id_with_other_content_exists(world: World, other: dict[str, Any]) -> None:
+async def test_the_same_id_with_other_content_already_exists(world: World, other: dict[str, Any]) -> None:
     # specification 10.5
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id))
@@ -153,8 +153,8 @@ async def test_the_same_id_with_other_content_exists(world: World, other: dict[s
         await world.stub.StartPlanningCeremony(request(ceremony_id, **other))
 
 
-async def test_an_edit_of_the_file_does_not_make_another_start(world: World) -> None:
-    """The same start after an edit gets the first answer, and the instance keeps its definition."""
+async def test_an_edit_of_the_file_does_not_change_a_repeated_start(world: World) -> None:
+    """It gets the first answer, and the instance keeps its definition."""
     # specification 1.2, 10.4
     file = world.worker.definitions.folder / "edited.yaml"
     text = (world.worker.definitions.folder / "selecting.yaml").read_text().replace("name: selecting", "name: edited")
@@ -172,8 +172,8 @@ async def test_an_edit_of_the_file_does_not_make_another_start(world: World) -> 
 @pytest.mark.parametrize(
     "edit", ["required", "step", "broken", "gone"], ids=["another input", "another step id", "invalid", "deleted"]
 )
-async def test_the_same_start_is_answered_alike_whatever_became_of_the_file(world: World, edit: str) -> None:
-    """It is judged by the definition that the ceremony is pinned to; another ceremony is judged by the file."""
+async def test_a_repeated_start_gets_the_same_answer_after_its_file_changed(world: World, edit: str) -> None:
+    """The pinned definition of the ceremony decides; for another ceremony the file decides."""
     # specification 1.2, 10.4
     folder, name = world.worker.definitions.folder, f"edited_{edit}"
     text = (folder / "selecting.yaml").read_text().replace("name: selecting", f"name: {name}")
@@ -196,8 +196,8 @@ async def test_the_same_start_is_answered_alike_whatever_became_of_the_file(worl
         await world.stub.StartPlanningCeremony(made)
 
 
-async def test_racing_starts_are_settled_by_the_log(world: World) -> None:
-    """Of many different starts with one id exactly one is accepted; the others are ALREADY_EXISTS."""
+async def test_the_log_decides_between_racing_starts(world: World) -> None:
+    """Exactly one of many different starts with one id is accepted; the others are ALREADY_EXISTS."""
     # specification 10.6
     ceremony_id = fresh()
     calls = [
@@ -209,8 +209,8 @@ async def test_racing_starts_are_settled_by_the_log(world: World) -> None:
     assert codes == ["ALREADY_EXISTS"] * 7
 
 
-async def test_a_start_that_nobody_waits_for_any_more_is_refused_by_an_event(world: World) -> None:
-    """Appended behind another with the same id, as by a front that had answered `accepted` already."""
+async def test_a_late_start_without_a_waiting_client_is_refused_by_an_event(world: World) -> None:
+    """It stands behind another start with the same id, as if a worker had already answered `accepted`."""
     # specification 10.6
     ceremony_id = fresh()
     instance_id = f"{ceremony_id}:S1"
@@ -248,22 +248,22 @@ async def test_the_correlation_id_may_come_as_metadata(world: World) -> None:
     assert (await world.get("c-meta:S1")).correlation_id == "from-metadata"
 
 
-async def test_the_field_wins_over_the_metadata(world: World) -> None:
+async def test_the_field_takes_precedence_over_the_metadata(world: World) -> None:
     # specification 10.14
     made = request("c-field", correlation_id="from-field")
     await world.stub.StartPlanningCeremony(made, metadata=(("x-correlation-id", "from-metadata"),))
     assert (await world.get("c-field:S1")).correlation_id == "from-field"
 
 
-async def test_a_blank_correlation_id_counts_as_not_given(world: World) -> None:
+async def test_a_blank_correlation_id_is_replaced_by_the_instance_id(world: World) -> None:
     # specification 10.14
     made = request("c-blank", correlation_id="   ")
     await world.stub.StartPlanningCeremony(made, metadata=(("x-correlation-id", "  "),))
     assert (await world.get("c-blank:S1")).correlation_id == "c-blank:S1"
 
 
-async def test_the_correlation_id_travels_with_each_answer(world: World) -> None:
-    """As gRPC metadata; a repeated start is answered with the first one's, for that is the ceremony's."""
+async def test_every_answer_carries_the_correlation_id(world: World) -> None:
+    """A repeated start is answered with the first one's, which is the ceremony's."""
     # specification 1.7
     made = request("c-told", correlation_id="größe", definition_name="selecting")
     get = pb.GetPlanningCeremonyInstanceRequest(instance_id="c-told:S1")
@@ -279,7 +279,7 @@ async def test_the_correlation_id_travels_with_each_answer(world: World) -> None
     watched.cancel()
 
 
-async def test_inputs_are_parsed_where_they_are_objects_or_arrays(world: World) -> None:
+async def test_inputs_that_are_json_objects_or_arrays_are_parsed(world: World) -> None:
     # specification 10.8
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id, inputs={"payload": "[1, {}]", "more": '"text"'}))
@@ -287,7 +287,7 @@ async def test_inputs_are_parsed_where_they_are_objects_or_arrays(world: World) 
     assert found == {"payload": [1, {}], "more": '"text"', "ceremony_id": ceremony_id, "story_id": "S1"}
 
 
-async def test_an_input_that_no_definition_declares_is_kept(world: World) -> None:
+async def test_an_undeclared_input_is_kept(world: World) -> None:
     # specification 10.10
     ceremony_id = fresh()
     await world.stub.StartPlanningCeremony(request(ceremony_id, inputs={"payload": "{}", "unheard_of": "[1]"}))
@@ -306,14 +306,14 @@ async def test_an_input_that_no_definition_declares_is_kept(world: World) -> Non
     ],
     ids=["missing", "story_id", "ceremony_id", "deep", "large", "huge"],
 )
-async def test_inputs_that_are_refused(world: World, inputs: dict[str, str], code: str) -> None:
+async def test_invalid_inputs_are_refused(world: World, inputs: dict[str, str], code: str) -> None:
     # specification 10.9, 10.10, 10.11
     with refused("INVALID_ARGUMENT", code):
         await world.stub.StartPlanningCeremony(request(inputs=inputs))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-async def test_a_struct_that_is_no_json_is_refused(world: World, number: float) -> None:
+async def test_a_struct_that_is_not_json_is_refused(world: World, number: float) -> None:
     with refused("INVALID_ARGUMENT", "inputs_invalid"):
         await world.stub.StartPlanningCeremony(request(inputs={}, inputs_json={"payload": [number]}))
 
@@ -325,8 +325,8 @@ async def test_a_struct_value_without_a_kind_is_refused(world: World) -> None:
         await world.stub.StartPlanningCeremony(made)
 
 
-async def test_a_request_that_cannot_be_decoded_is_refused(world: World) -> None:
-    """Also a Struct that nests deeper than protobuf reads: INVALID_ARGUMENT without the library's own words."""
+async def test_an_undecodable_request_is_refused(world: World) -> None:
+    """So is a Struct that nests deeper than protobuf reads: INVALID_ARGUMENT without the library's text."""
     # specification 14.17
     deep: Any = {}
     for _ in range(40):
@@ -347,14 +347,14 @@ async def test_a_request_that_cannot_be_decoded_is_refused(world: World) -> None
 
 
 async def test_an_undecodable_message_of_a_stream_is_refused(world: World) -> None:
-    """Reflection is a stream of requests: by itself grpc.aio would answer with the text of protobuf's exception."""
+    """Reflection is a stream of requests; grpc.aio itself would answer with the text of protobuf's exception."""
     call: Any = world.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
     with refused("INVALID_ARGUMENT", "request_undecodable"):
         async for _ in call(iter([b"\xff\xff\xff"])):
             raise AssertionError("an answer to nothing")
 
 
-async def test_a_name_in_both_kinds_of_inputs_is_refused(world: World) -> None:
+async def test_an_input_given_as_text_and_in_the_struct_is_refused(world: World) -> None:
     # specification 10.8
     with refused("INVALID_ARGUMENT", "input_twice"):
         await world.stub.StartPlanningCeremony(request(inputs_json={"payload": {"a": 1}}))
@@ -368,8 +368,8 @@ async def test_an_unknown_step_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("names", [["x" * 100_000], [f"s{n}" for n in range(10_000)], ["é" * 50] * 30, ["😀" * 3000]])
-async def test_a_refusal_can_always_be_received(world: World, names: list[str]) -> None:
-    """However much a client sends, the message about it fits the trailers: else it would read RESOURCE_EXHAUSTED."""
+async def test_every_refusal_fits_into_the_trailers(world: World, names: list[str]) -> None:
+    """A client that sends much gets a message of limited length; a longer one would arrive as RESOURCE_EXHAUSTED."""
     # specification 14.2
     with refused("INVALID_ARGUMENT", "step_unknown"):
         await world.stub.StartPlanningCeremony(request(step_ids=names))
@@ -388,8 +388,8 @@ async def test_only_selected_steps_run(world: World) -> None:
     )
 
 
-async def test_a_burst_of_one_start_is_answered_to_everybody(world: World) -> None:
-    """By itself gRPC bounds the calls that wait, and ends some of a burst as CANCELLED, by lot."""
+async def test_every_call_in_a_burst_of_one_start_is_answered(world: World) -> None:
+    """By default gRPC limits waiting calls, and ends random calls of a burst as CANCELLED."""
     ceremony_id = fresh()
     starts = [world.stub.StartPlanningCeremony(request(ceremony_id)) for _ in range(2500)]
     answers = await asyncio.gather(*starts)
@@ -397,7 +397,7 @@ async def test_a_burst_of_one_start_is_answered_to_everybody(world: World) -> No
 
 
 @pytest.mark.parametrize("field", ["requested_by", "correlation_id"])
-async def test_long_texts_are_refused(world: World, field: str) -> None:
+async def test_texts_that_are_too_long_are_refused(world: World, field: str) -> None:
     # specification 10.1
     made = request()
     setattr(made, field, "x" * 257)
@@ -405,8 +405,8 @@ async def test_long_texts_are_refused(world: World, field: str) -> None:
         await world.stub.StartPlanningCeremony(made)
 
 
-async def test_nothing_that_was_refused_left_a_trace(world: World) -> None:
-    """A refused start is no instance, not even after other starts: List knows accepted ones only."""
+async def test_refused_starts_leave_no_instance(world: World) -> None:
+    """Also after other starts List returns accepted ceremonies only."""
     # specification 10.7
     page = await world.client.list(story_id="S2", limit=1000)
     assert page.total_count == 0

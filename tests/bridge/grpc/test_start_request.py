@@ -1,4 +1,4 @@
-"""A start request as it becomes a command, without a server."""
+"""Making a command from a start request, without a server."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_blank_correlation_id_is_the_instance_id(given_id: str, meant: str) ->
     assert command(correlation_id=given_id).correlation_id == meant
 
 
-def test_step_ids_are_kept_once_each_in_the_order_of_the_file() -> None:
+def test_selected_step_ids_are_unique_and_in_the_order_of_the_file() -> None:
     assert command(step_ids=["two", "one", "two"]).step_ids == ("one", "two")
     assert command(step_ids=[]).step_ids == ()
 
@@ -130,13 +130,13 @@ def test_json_objects_and_arrays_are_parsed(text: str, value: Any) -> None:
         "[x" + "[" * 500,
     ],
 )
-def test_all_else_stays_a_string(text: str) -> None:
-    """Also JSON for numbers that are none, and half a surrogate pair, which no JSON we write can hold."""
+def test_every_other_text_stays_a_string(text: str) -> None:
+    """So does JSON with NaN or Infinity, and with half a surrogate pair, which valid JSON cannot hold."""
     # specification 10.8
     assert parse_input("a", text) == text
 
 
-def test_integers_beyond_64_bits_become_floats() -> None:
+def test_integers_above_64_bits_become_floats() -> None:
     assert parse_input("a", "[9007199254740993, 123456789012345678901234567890]") == [
         9007199254740993,
         123456789012345678901234567890.0,
@@ -145,7 +145,7 @@ def test_integers_beyond_64_bits_become_floats() -> None:
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 @pytest.mark.parametrize("depth", [DEEPEST, DEEPEST + 1, 5_000, 100_000])
-def test_json_nests_up_to_64_containers(opening: str, closing: str, depth: int) -> None:
+def test_json_may_nest_64_containers(opening: str, closing: str, depth: int) -> None:
     # specification 10.11
     text = opening * depth + ("1" if "a" in opening else "") + closing * depth
     if depth <= DEEPEST:
@@ -157,14 +157,14 @@ def test_json_nests_up_to_64_containers(opening: str, closing: str, depth: int) 
         assert caught.value.code == "inputs_too_deep"
 
 
-def test_brackets_inside_strings_do_not_nest() -> None:
+def test_brackets_inside_strings_do_not_count_as_nesting() -> None:
     text = json.dumps(["[" * 100, '"[{', "\\["])
     assert nesting(text) == 1
     assert parse_input("a", text) == json.loads(text)
 
 
-def test_inputs_are_measured_as_json_with_their_names() -> None:
-    """256 KiB is the most; a letter outside ASCII counts as the bytes it has in UTF-8."""
+def test_the_size_of_inputs_is_that_of_their_json_with_names() -> None:
+    """The maximum is 256 KiB; a letter outside ASCII counts with its bytes in UTF-8."""
     # specification 10.11
     bare = command(inputs={"a": ""}).inputs_size
     assert command(inputs={"a": "x" * (LARGEST_INPUTS_BYTES - bare)}).inputs_size == LARGEST_INPUTS_BYTES
@@ -173,8 +173,8 @@ def test_inputs_are_measured_as_json_with_their_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["ceremony_id", "story_id"])
-def test_the_ids_are_inputs_that_cannot_be_overridden(name: str) -> None:
-    """Given as they are, they are no contradiction."""
+def test_ceremony_and_story_id_are_inputs_that_cannot_be_overridden(name: str) -> None:
+    """Giving the same values as inputs is allowed."""
     # specification 10.9
     assert code_of(inputs={"a": "", name: "other"}) == "inputs_invalid"
     assert code_of(rich_inputs={name: 1}) == "inputs_invalid"
@@ -182,15 +182,15 @@ def test_the_ids_are_inputs_that_cannot_be_overridden(name: str) -> None:
     assert command(inputs={"a": "", name: same}).inputs[name] == same
 
 
-def test_required_inputs_are_required_and_undeclared_ones_are_kept() -> None:
-    """What no definition declares is an input like any other (docs/decisions/0002)."""
+def test_a_missing_required_input_is_refused_and_an_undeclared_one_is_kept() -> None:
+    """An undeclared input is an input like any other (docs/decisions/0002)."""
     # specification 10.10
     assert code_of(inputs={}) == "input_missing"
     assert command(inputs={"a": "", "zzz": "[1]"}).inputs["zzz"] == [1]
 
 
-def test_rich_inputs_mean_the_same_as_texts() -> None:
-    """A Struct knows doubles only: whole numbers become integers again."""
+def test_inputs_in_a_struct_equal_inputs_as_texts() -> None:
+    """A Struct has doubles only, so whole numbers become integers again."""
     # specification 10.8
     rich = command(inputs={}, rich_inputs={"a": {"n": 3.0, "x": 2.5, "t": True, "z": None, "l": [1.0]}})
     text = command(inputs={"a": '{"n": 3, "x": 2.5, "t": true, "z": null, "l": [1]}'})
@@ -199,12 +199,12 @@ def test_rich_inputs_mean_the_same_as_texts() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, ...])
-def test_rich_inputs_are_json(value: Any) -> None:
+def test_inputs_in_a_struct_must_be_json(value: Any) -> None:
     assert code_of(inputs={}, rich_inputs={"a": [value]}) == "inputs_invalid"
 
 
 @pytest.mark.parametrize("container", [list, dict])
-def test_rich_inputs_nest_up_to_64_containers(container: type) -> None:
+def test_inputs_in_a_struct_may_nest_64_containers(container: type) -> None:
     value: Any = container()
     for _ in range(DEEPEST - 1):
         value = [value]
@@ -212,7 +212,7 @@ def test_rich_inputs_nest_up_to_64_containers(container: type) -> None:
     assert code_of(inputs={}, rich_inputs={"a": [value]}) == "inputs_too_deep"
 
 
-def test_a_name_is_given_in_one_place_only() -> None:
+def test_an_input_given_twice_is_refused() -> None:
     # specification 10.8
     assert code_of(rich_inputs={"a": 1}) == "input_twice"
 
@@ -240,25 +240,25 @@ def ids_code(**more: str) -> str:
 
 
 @pytest.mark.parametrize("good", ["a", "0", "A.b_c-d", "a" * 128])
-def test_ids_that_are_taken(good: str) -> None:
+def test_valid_ids_are_accepted(good: str) -> None:
     # specification 1.1
     assert ids_code(ceremony_id=good) == ids_code(story_id=good) == ""
 
 
 @pytest.mark.parametrize("bad", ["_a", "-a", ".a", "a:b", "a/b", "a b", "a\n", "ä", "a" * 129, " a"])
-def test_ids_that_are_not(bad: str) -> None:
+def test_invalid_ids_are_refused(bad: str) -> None:
     # specification 1.1, 10.1
     assert ids_code(ceremony_id=bad) == ids_code(story_id=bad) == "invalid_id"
 
 
 @pytest.mark.parametrize("field", ["ceremony_id", "story_id", "definition_name", "requested_by"])
-def test_fields_that_must_be_given(field: str) -> None:
+def test_missing_required_fields_are_refused(field: str) -> None:
     # specification 10.1
     assert ids_code(**{field: ""}) == "field_required"
 
 
 @pytest.mark.parametrize("field", ["requested_by", "correlation_id"])
-def test_texts_that_are_too_long(field: str) -> None:
+def test_texts_that_are_too_long_are_refused(field: str) -> None:
     # specification 10.1
     assert ids_code(**{field: "x" * 256}) == ""
     assert ids_code(**{field: "x" * 257}) == "field_too_long"
@@ -283,8 +283,8 @@ def told(error: StartInvalid) -> None:
 @example("[" * 3000)
 @example('{"a": "\\udfff"}')
 @example("[1" + "0" * 400 + "]")
-def test_any_text_is_a_value_or_a_refusal(text: str) -> None:
-    """Nothing but StartInvalid is ever raised, and what is taken can be written to the log and read back."""
+def test_any_text_gives_a_value_or_a_refusal(text: str) -> None:
+    """Only StartInvalid is raised, and an accepted value can be written to the log and read back."""
     try:
         made = command(inputs={"a": text})
     except StartInvalid as error:
@@ -299,7 +299,7 @@ def test_any_text_is_a_value_or_a_refusal(text: str) -> None:
     step_ids=st.lists(TEXT | st.sampled_from(["one", "two"]), max_size=3),
     texts=st.tuples(TEXT, TEXT, TEXT, TEXT, TEXT),
 )
-def test_any_request_is_a_command_or_a_refusal(
+def test_any_request_gives_a_command_or_a_refusal(
     inputs: dict[str, str], rich: dict[str, Any], step_ids: list[str], texts: tuple[str, ...]
 ) -> None:
     ceremony_id, story_id, name, requested_by, correlation_id = texts
@@ -318,7 +318,7 @@ def test_any_request_is_a_command_or_a_refusal(
 
 
 def _utf8(value: Any) -> bool:
-    """Whether protobuf would have taken it."""
+    """Return whether protobuf accepts the text."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""When the engine cannot answer: UNAVAILABLE with a hint when to ask again, soon, and never an old or default value."""
+"""An engine that cannot answer is UNAVAILABLE with a retry hint, within seconds; it never gives an old value."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from tests.bridge.grpc.world import Refusal, refused
 from tests.e2e.world import NO_RETRIES, SPECS, World, until
 from tests.services import KafkaServer, running
 
-SOON = 7.0
-"""Seconds in which an answer must have come: the front waits 5 s for an acknowledgement of the log."""
+# Deadline of an answer; the engine waits 5 s for an acknowledgement of the log.
+ANSWER_SECONDS = 7.0
 
 
 def start_request() -> pb.StartPlanningCeremonyRequest:
@@ -51,7 +51,7 @@ def retry_hint(seen: Refusal) -> int:
 
 @contextlib.asynccontextmanager
 async def front_without_tables(folder: Path) -> AsyncIterator[Any]:
-    """The real front on the real engine, before any partition was recovered."""
+    """The real server on the real engine, before any partition is recovered."""
     clock, kinds = HostClock(), all_kinds()
     log = SqliteLog(folder / "log.db", clock)
     await log.start()
@@ -103,8 +103,10 @@ NAMES = ["start", "get", "list", "decide", "trigger", "cancel", "retry", "histor
 
 
 @pytest.mark.parametrize("call", CALLS, ids=NAMES)
-async def test_before_the_tables_are_recovered(tmp_path: Path, call: Callable[[Any], Awaitable[Any]]) -> None:
-    """An unknown instance would be a guess: nobody has looked yet."""
+async def test_calls_are_unavailable_until_tables_are_recovered(
+    tmp_path: Path, call: Callable[[Any], Awaitable[Any]]
+) -> None:
+    """`unknown_instance` would be a guess, because no row was read yet."""
     # specification 14.2, 14.3
     async with front_without_tables(tmp_path) as stub:
         with refused("UNAVAILABLE", "unavailable") as seen:
@@ -112,8 +114,8 @@ async def test_before_the_tables_are_recovered(tmp_path: Path, call: Callable[[A
         assert retry_hint(seen) > 0
 
 
-async def test_a_refused_call_leaves_nothing_to_the_collector(tmp_path: Path) -> None:
-    """An outage refuses thousands a second: what each of them keeps until the next full collection adds up."""
+async def test_a_refused_call_leaves_no_garbage_for_the_collector(tmp_path: Path) -> None:
+    """An outage refuses thousands of calls a second, and memory kept until the next full collection adds up."""
     async with front_without_tables(tmp_path) as stub:
         gc.collect()
         gc.disable()
@@ -127,7 +129,7 @@ async def test_a_refused_call_leaves_nothing_to_the_collector(tmp_path: Path) ->
     assert left <= 1
 
 
-def test_too_much_waiting_is_resource_exhausted_with_a_hint() -> None:
+def test_an_overloaded_engine_is_resource_exhausted_with_a_retry_hint() -> None:
     # specification 14.3, 22.6
     refusal = refusal_of(Overloaded("partition 3 has 9 records to fold, 5 are the limit", 1.5))
     assert (refusal.status, refusal.code, refusal.retry_after_seconds) == (
@@ -138,8 +140,8 @@ def test_too_much_waiting_is_resource_exhausted_with_a_hint() -> None:
 
 
 @pytest.mark.uncounted
-async def test_a_stopped_kafka_is_unavailable_and_all_goes_on_when_it_is_back(tmp_path: Path) -> None:
-    """Answers come within seconds while it is down; what was refused then can be asked again, and works."""
+async def test_calls_are_unavailable_while_kafka_is_stopped_and_work_when_it_is_back(tmp_path: Path) -> None:
+    """Refusals come within seconds while it is down; a refused call that is repeated later works."""
     # specification 14.2, 18.1
     with contextlib.ExitStack() as stack:
         kafka = stack.enter_context(running(KafkaServer(tmp_path / "kafka")))
@@ -155,7 +157,7 @@ async def test_a_stopped_kafka_is_unavailable_and_all_goes_on_when_it_is_back(tm
                 with refused("UNAVAILABLE", "unavailable") as seen:
                     await call
                 assert retry_hint(seen) > 0
-            assert time.monotonic() - began < SOON
+            assert time.monotonic() - began < ANSWER_SECONDS
             await until(lambda: not world.ok("log"), "readiness says that the log is down")
             await asyncio.to_thread(kafka.start)
             await until(lambda: world.ok("log", "tables"), "the log is back")
@@ -170,15 +172,15 @@ async def test_a_stopped_kafka_is_unavailable_and_all_goes_on_when_it_is_back(tm
             assert world.worker.failure is None
 
 
-async def test_a_log_that_has_failed_is_unavailable_with_a_hint(tmp_path: Path) -> None:
-    """The disk is full: this worker ends, and whoever comes after it answers the same call."""
+async def test_a_failed_log_is_unavailable_with_a_retry_hint(tmp_path: Path) -> None:
+    """The disk is full: this worker ends, and the next one answers the repeated call."""
     async with World(tmp_path, f"sqlite:///{tmp_path}/log.db") as world:
         log: Any = world.worker.app.driver.log
         pages = log.file._writer.execute("PRAGMA page_count").fetchone()[0]
         log.file._writer.execute(f"PRAGMA max_page_count={pages + 10}")
         large = start_request()
         large.inputs["note"] = "x" * 200_000
-        for request in (large, start_request()):  # that which fails it, and one that finds it failed
+        for request in (large, start_request()):  # the call that makes it fail, and one after it
             with refused("UNAVAILABLE", "unavailable") as seen:
                 await world.stub.StartPlanningCeremony(request)
             assert retry_hint(seen) > 0
@@ -186,7 +188,7 @@ async def test_a_log_that_has_failed_is_unavailable_with_a_hint(tmp_path: Path) 
 
 
 async def accepted(call: Awaitable[Any]) -> bool:
-    """Whether it is OK now; what is not may only be UNAVAILABLE."""
+    """Return whether the call is OK; any error must be UNAVAILABLE."""
     try:
         await call
     except grpc.aio.AioRpcError as error:

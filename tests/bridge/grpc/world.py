@@ -1,4 +1,4 @@
-"""What the tests of the front share: definitions with a rule in each corner, and refusals as a client sees them."""
+"""Shared by the tests of the gRPC server: definitions that use every rule, and refusals as a client receives them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ DEFINITIONS = {"doors": DOORS, "selecting": SELECTING, "selfish": SELFISH, "brok
 
 
 def definitions_folder(folder: Path) -> Path:
-    """Those of the house and those above: `broken` breaks the language, `selfish` the publish allowlist."""
+    """A folder with the example definitions and those above; `broken` breaks the language, `selfish` the allowlist."""
     copytree(SPECS, folder)
     for name, body in DEFINITIONS.items():
         (folder / f"{name}.yaml").write_text(HEAD.format(name=name) + body)
@@ -76,7 +76,7 @@ def definitions_folder(folder: Path) -> Path:
 
 
 class Refused(NamedTuple):
-    """What a client sees of a call that failed."""
+    """A failed call as the client sees it."""
 
     status: grpc.StatusCode
     code: str
@@ -86,7 +86,7 @@ class Refused(NamedTuple):
 
 
 class Refusal:
-    """Filled when the block has ended."""
+    """Its value is set when the block has ended."""
 
     refused: Refused
 
@@ -96,7 +96,7 @@ class Refusal:
 
 @contextlib.contextmanager
 def refused(status: str, code: str) -> Iterator[Refusal]:
-    """The block's call fails with this status and code, and without a trace of an exception of ours."""
+    """Expect the block's call to fail with this status and code, and without the text of an exception."""
     seen = Refusal()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         yield seen

@@ -176,7 +176,7 @@ class Worker:
 
     def _attach_agents(self) -> None:
         ceremony = CeremonyAgent(
-            self.kinds, self.settings.topic_prefix, self._log_clock, self.engine.commands.answers.waits
+            self.kinds, self.settings.topic_prefix, self._log_clock, self.engine.commands.replies.expects
         )
         engine, metrics = self.engine, self.metrics
         owner = PartitionListener(engine.taken, engine.applied, engine.lost, metrics.recovered, metrics.saved)

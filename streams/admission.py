@@ -23,7 +23,7 @@ MORE = 1.5
 MEASURED_SECONDS = 1.0
 
 
-class ComeBack:
+class RetryHints:
     """When refused starts may come back: one after the other, about as fast as starts are answered.
 
     With one hint for all, 20,000 refused callers would come together again, and the worker would do nothing but refuse.
@@ -56,7 +56,7 @@ class Admission:
     def __init__(self, limit: int, clock: Clock) -> None:
         """`limit`: records of a partition that may wait to be folded; 0 sets none."""
         self._limit = limit
-        self._come_back = ComeBack(clock)
+        self._come_back = RetryHints(clock)
         self._ends: dict[int, int] = {}
         self._under_way: dict[int, int] = {}
         self._waiting = 0

@@ -16,7 +16,7 @@ from streams.envelope import event_record
 from streams.log_clock import LogClock
 from streams.metrics import BatchTally
 from streams.topics import CEREMONIES, CORRELATION_ID, DEFINITIONS, EFFECT_ID, EVENTS, prefixed, step_topic
-from streams.waiters import ACCEPTED, Folded
+from streams.waiters import ACCEPTED, FoldResult
 from tables.commands import AnyCommand, Noop, Origin, Pause, PutDefinition, Start, decode_command
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load_pinned
@@ -44,7 +44,7 @@ NOTABLE = frozenset(
 """Events that are also logged; so is a step that failed for good."""
 _FAILED = StepStatus.FAILED.value
 ENGINE_ACTOR = "ceremony-engine"
-FOLD_FAILED = Folded("fold_failed", "the engine failed on this command and has put it aside; see the dead letters")
+FOLD_FAILED = FoldResult("fold_failed", "the engine failed on this command and has put it aside; see the dead letters")
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Folding:
     """What one batch did, for those who hear of it once it is visible."""
 
     rows: dict[bytes, Instance | None] = field(default_factory=dict)
-    answers: dict[str, Folded] = field(default_factory=dict)
+    replies: dict[str, FoldResult] = field(default_factory=dict)
     definitions: dict[str, Definition] = field(default_factory=dict)
     """By hash, those that its ceremonies are pinned to: each looked up once."""
     tally: BatchTally = field(default_factory=BatchTally)
@@ -61,10 +61,10 @@ class Folding:
 class CeremonyAgent:
     """Called as the agent's function with the stream of batches."""
 
-    def __init__(self, kinds: Kinds, prefix: str, log_clock: LogClock, waits: Callable[[str], bool]) -> None:
+    def __init__(self, kinds: Kinds, prefix: str, log_clock: LogClock, expected: Callable[[str], bool]) -> None:
         self._kinds = kinds
         self._log_clock = log_clock
-        self._waits = waits
+        self._expected = expected
         self._events = prefixed(prefix, EVENTS)
         self._requests = {kind.name: prefixed(prefix, step_topic(kind.name)) for kind in kinds.values()}
         self._compiled = lru_cache(maxsize=512)(self._compile)
@@ -111,10 +111,10 @@ class CeremonyAgent:
             decision = self._fold_failed(batch, folding, record, row, command)
         self._apply(batch, folding, key, row, decision)
         if decision.unjudged:
-            _tell_unjudged(command.instance_id, decision)
+            _log_unjudged(command.instance_id, decision)
         refusal = self._emit(batch, folding, record, decision)
-        if command.command_id and self._waits(command.command_id):
-            folding.answers[command.command_id] = refusal or answer
+        if command.command_id and self._expected(command.command_id):
+            folding.replies[command.command_id] = refusal or answer
 
     def _apply(self, batch: Batch, folding: Folding, key: bytes, row: Instance | None, decision: Decision) -> None:
         if decision.row is not row:
@@ -185,13 +185,13 @@ class CeremonyAgent:
             status = event.payload["status"]
             tally.steps[status] += 1
             if status == _FAILED:
-                _tell(event)
+                _log_event(event)
         elif subject in NOTABLE:
-            _tell(event)
+            _log_event(event)
         elif subject == PUBLISH_COMPLETED:
             tally.published[str(event.payload["duplicate"]).lower()] += 1
 
-    def _emit(self, batch: Batch, folding: Folding, record: Record, decision: Decision) -> Folded | None:
+    def _emit(self, batch: Batch, folding: Folding, record: Record, decision: Decision) -> FoldResult | None:
         refusal = None
         for ordinal, effect in enumerate(decision.effects):
             if isinstance(effect, Event):
@@ -201,13 +201,13 @@ class CeremonyAgent:
             elif isinstance(effect, StepRequested):
                 batch.send(self._requests[effect.kind], record.key, encode_request(effect), _request_headers(effect))
             elif isinstance(effect, Refused):
-                refusal = Folded(effect.code, effect.message)
+                refusal = FoldResult(effect.code, effect.message)
             else:
                 folding.tally.ended[effect.status] += 1
         return refusal
 
 
-def _tell(event: Event) -> None:
+def _log_event(event: Event) -> None:
     """One log line for what an operator looks for; what goes well is counted only."""
     payload = event.payload
     log.warning(
@@ -222,7 +222,7 @@ def _tell(event: Event) -> None:
     )
 
 
-def _tell_unjudged(instance_id: str, decision: Decision) -> None:
+def _log_unjudged(instance_id: str, decision: Decision) -> None:
     """One log line for each guard whose expression could not be judged (specification 3.6)."""
     correlation_id = instance_id if decision.row is None else decision.row.correlation_id
     for guard, reason in decision.unjudged.items():

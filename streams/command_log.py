@@ -14,7 +14,7 @@ from streams.api import Operation, Overloaded, ReadApi, Reply, Unavailable
 from streams.log_clock import LogClock
 from streams.partitions import LONGEST_ID, Partitions
 from streams.topics import CORRELATION_ID
-from streams.waiters import FOLD_SECONDS, Answers, Folded
+from streams.waiters import FOLD_SECONDS, FoldResult, ReplyWaiters
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
 
@@ -39,7 +39,7 @@ class CommandLog:
         max_lag: int,
     ) -> None:
         """`topic`: of the commands; `max_lag`: commands not yet folded above which starts are refused, 0 for none."""
-        self.answers = Answers()
+        self.replies = ReplyWaiters()
         self.admission = Admission(max_lag, clock)
         self._log = log
         self._topic = topic
@@ -57,7 +57,7 @@ class CommandLog:
     # -- calls of clients
 
     async def start(self, definition: Definition, start: Start) -> Reply:
-        view = self._partitions.settled(start.instance_id)
+        view = self._partitions.appendable(start.instance_id)
         with self.admission.start(view.number, view.position):
             with self.admission.appending(view.number):  # also while it waits for its definition to be put
                 await self._put_definition(view.number, definition)
@@ -67,7 +67,7 @@ class CommandLog:
         row = self._reads.get(command.instance_id)
         if row is None:
             return Reply("unknown_instance", f"there is no ceremony {command.instance_id[:LONGEST_ID]!r}")
-        view = self._partitions.settled(command.instance_id)
+        view = self._partitions.appendable(command.instance_id)
         return await self._append(view.number, command, row.correlation_id, patient=False)
 
     def closed(self, calls: int) -> Overloaded | None:
@@ -100,14 +100,14 @@ class CommandLog:
 
     async def _append(self, partition: int, command: Start | Operation, correlation_id: str, *, patient: bool) -> Reply:
         """Append and wait for the fold; `patient`: durable is enough when the fold takes longer (a Start)."""
-        future = self.answers.expect(command.command_id)
+        future = self.replies.expect(command.command_id)
         try:
             headers = ((CORRELATION_ID, correlation_id.encode()),)
             key = command.instance_id.encode()
             position = await self._write(partition, key, encode_command(command), headers)
             folded = await self._folded(future)
         finally:
-            self.answers.forget(command.command_id, future)
+            self.replies.forget(command.command_id, future)
         if folded is not None:
             return Reply(folded.code, folded.message, partition, position.offset)
         if not patient:
@@ -115,7 +115,7 @@ class CommandLog:
             raise Unavailable(f"durable, but not folded within {FOLD_SECONDS:g} s; {again}")
         return Reply(partition=partition, offset=position.offset, folded=False)
 
-    async def _folded(self, future: asyncio.Future[Folded]) -> Folded | None:
+    async def _folded(self, future: asyncio.Future[FoldResult]) -> FoldResult | None:
         """The fold's answer, or None when it took longer than FOLD_SECONDS."""
         try:
             async with self._clock.timeout(FOLD_SECONDS):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from ports.clock import Clock
 from ports.log import PartitionView
 from streams.api import Diagnosis, PartitionState
+from streams.partitions import DefinitionLookup
 from streams.topics import CEREMONIES
-from tables.definition import Definition
 from tables.diagnosis import CeremonyDiagnosis, Verdict, diagnose, since_when, verdict_of
 from tables.instance import Instance
 
@@ -22,14 +22,11 @@ SHOWN = 20
 """Ceremonies of each verdict that are told in full."""
 WORTH = tuple(verdict for verdict in Verdict if verdict is not Verdict.ENDED)
 
-Lookup = Callable[[PartitionView, Instance], Definition | None]
-"""The pinned definition of a row of this partition."""
-
 
 class Doctor:
     """One examination; `now` is the log's clock in milliseconds, 0 where it is not known yet."""
 
-    def __init__(self, clock: Clock, definition_of: Lookup, now: int) -> None:
+    def __init__(self, clock: Clock, definition_of: DefinitionLookup, now: int) -> None:
         self._clock = clock
         self._definition_of = definition_of
         self._now = now

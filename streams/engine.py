@@ -12,7 +12,7 @@ from streams.log_clock import LogClock
 from streams.metrics import Metrics
 from streams.partitions import Partitions
 from streams.reads import Reads
-from streams.stuck import Sweep
+from streams.stuck import StuckSweep
 from streams.timers import Timers
 from streams.topics import COMMANDS, prefixed
 from tables.kinds import Kinds
@@ -50,7 +50,7 @@ class Engine:
             reads=self.reads,
             max_lag=max_lag,
         )
-        self.sweep = Sweep(clock, metrics, self.reads.pinned)
+        self.sweep = StuckSweep(clock, metrics, self.reads.pinned)
         self.timers: Timers | None = None
         self.on_change: Callable[[], None] = lambda: None
         """Called after a partition was taken or lost."""
@@ -73,8 +73,8 @@ class Engine:
         self.sweep.changed(batch.partition, folding.rows)
         if self.timers is not None and folding.rows:
             self.timers.changed(batch.partition, folding.rows)
-        if folding.answers:
-            self.commands.answers.settle(folding.answers)
+        if folding.replies:
+            self.commands.replies.resolve(folding.replies)
         self.reads.changed(folding.rows)
 
     def lost(self, number: int) -> None:

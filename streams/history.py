@@ -30,7 +30,7 @@ class _ShownEnvelope(msgspec.Struct):
 _decode = msgspec.json.Decoder(_ShownEnvelope).decode
 
 
-class _Found:
+class _NewestEvents:
     """What was found so far, newest piece first; full when the limit or the size is reached."""
 
     def __init__(self, limit: int) -> None:
@@ -74,7 +74,7 @@ class HistoryReader:
         """The newest `limit` events of the ceremony, which began at `begun_at` (ms). Raises Unavailable."""
         try:
             start, end = (await self._log.ends(self._topic))[partition]
-            found, stopped = _Found(limit), end
+            found, stopped = _NewestEvents(limit), end
             try:
                 async with self._clock.timeout(SECONDS):
                     piece = FIRST_PIECE

@@ -7,9 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from ports.log import Log, PartitionView
 from streams.api import PartitionState, Unavailable
 from streams.topics import CEREMONIES
+from tables.definition import Definition
+from tables.instance import Instance
 
 # Characters of an instance id; a longer one names no instance, and is not even hashed.
 LONGEST_ID = 257
+# The definition that a row of this partition is pinned to; None where it cannot be read.
+DefinitionLookup = Callable[[PartitionView, Instance], Definition | None]
 MOVING = "the partition of this instance is being taken over"
 NOT_FRESH = "the group has not confirmed for some seconds that this worker still owns it"
 
@@ -66,7 +70,7 @@ class Partitions:
             raise Unavailable(f"partition {number} is not served: membership_not_confirmed: {NOT_FRESH}")
         return self._views[number]
 
-    def settled(self, instance_id: str) -> PartitionView:
+    def appendable(self, instance_id: str) -> PartitionView:
         """The partition of this instance, to append to it. Raises Unavailable also while the group rebalances."""
         view = self.of(instance_id)
         if self._held() is None:

@@ -152,7 +152,7 @@ class Reads:
         row = self.get(instance_id)
         if row is None:
             return None
-        view = self._partitions.settled(instance_id)
+        view = self._partitions.appendable(instance_id)
         with contextlib.suppress(TimeoutError):  # a slow log or none: the events that it has are shown
             async with self._clock.timeout(SENT_SECONDS):
                 await view.sent()
@@ -164,7 +164,7 @@ class Reads:
         if not instance_id:
             return await doctor.all(self._partitions.served(), states)
         row = self.get(instance_id)
-        found = [] if row is None else [doctor.one(self._partitions.settled(instance_id), row)]
+        found = [] if row is None else [doctor.one(self._partitions.appendable(instance_id), row)]
         statuses = Counter(str(one.row.status) for one in found)
         return Diagnosis(self._log_clock.now(), found, Counter(one.verdict for one in found), statuses, states)
 

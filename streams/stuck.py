@@ -6,15 +6,15 @@ Only rows that have changed are judged again, for what a row waits for changes w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import structlog
 
 from ports.clock import Clock
 from ports.log import PartitionView
 from streams.metrics import Metrics
+from streams.partitions import DefinitionLookup
 from streams.topics import CEREMONIES
-from tables.definition import Definition
 from tables.diagnosis import waiting_for
 from tables.instance import TERMINAL, CeremonyStatus, Instance
 
@@ -25,12 +25,8 @@ BUDGET_SECONDS = 0.04
 """CPU per turn: two per cent. What is left waits for the next turn; a row that changes meanwhile waits once."""
 SLICE = 100
 """Rows judged before others get the loop."""
-TOLD = 10
+NAMED = 10
 """Stuck ceremonies named in the log per turn; `ceremony doctor` names them all."""
-
-
-Lookup = Callable[[PartitionView, Instance], Definition | None]
-"""The pinned definition of a row of this partition."""
 
 
 class PartitionSweep:
@@ -43,10 +39,10 @@ class PartitionSweep:
         self.stuck: set[bytes] = set()
 
 
-class Sweep:
+class StuckSweep:
     """Told of partitions and changed rows by their owner; `run` judges."""
 
-    def __init__(self, clock: Clock, metrics: Metrics, definition_of: Lookup) -> None:
+    def __init__(self, clock: Clock, metrics: Metrics, definition_of: DefinitionLookup) -> None:
         self._clock = clock
         self._metrics = metrics
         self._definition_of = definition_of
@@ -82,13 +78,13 @@ class Sweep:
     async def turn(self) -> None:
         """Judge what has changed, as far as the budget reaches, and set the metrics."""
         until = self._clock.monotonic() + BUDGET_SECONDS
-        told = 0
+        named = 0
         for partition in list(self._partitions.values()):
             while partition.dirty and self._clock.monotonic() < until:
                 for row in self._judge(partition):
-                    told += 1
-                    if told <= TOLD:
-                        _tell(row)
+                    named += 1
+                    if named <= NAMED:
+                        _log_stuck(row)
                 await self._clock.sleep(0)
         self._show()
 
@@ -131,7 +127,7 @@ class Sweep:
         self._metrics.stuck.set(sum(len(partition.stuck) for partition in self._partitions.values()))
 
 
-def _tell(row: Instance) -> None:
+def _log_stuck(row: Instance) -> None:
     log.error(
         "ceremony_stuck",
         instance=row.instance_id,

@@ -36,7 +36,7 @@ Send = Callable[[int, bytes, bytes, Sequence[Header]], Awaitable[int]]
 NOOP = encode_command(Noop())
 
 
-class Due(NamedTuple):
+class DueTimer(NamedTuple):
     """A timer to be fired."""
 
     key: bytes
@@ -45,7 +45,7 @@ class Due(NamedTuple):
     correlation_id: str
 
 
-class View(Protocol):
+class TimedPartition(Protocol):
     """What the timers need of a partition."""
 
     number: int
@@ -64,7 +64,7 @@ class View(Protocol):
 class PartitionTimers:
     """The heap of one partition: (due, key), and for each key the due time by which it is in the heap."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: TimedPartition) -> None:
         self.view = view
         self.caught_up_at: float | None = None
         self._heap: list[tuple[int, bytes]] = []
@@ -96,9 +96,9 @@ class PartitionTimers:
         """Earliest due time in the heap."""
         return self._heap[0][0] if self._heap else None
 
-    def take(self, now: int, *, steps_too: bool) -> list[Due]:
+    def take(self, now: int, *, steps_too: bool) -> list[DueTimer]:
         """About BURST timers that are due. `steps_too`: step timeouts may fire."""
-        fired: list[Due] = []
+        fired: list[DueTimer] = []
         rows = self.view.rows(CEREMONIES)
         while self._heap and self._heap[0][0] <= now and len(fired) < BURST:
             due, key = heapq.heappop(self._heap)
@@ -113,7 +113,7 @@ class PartitionTimers:
                 self._put(key, later)
                 continue
             correlation_id = row.correlation_id
-            fired += [Due(key, *timer, correlation_id) for timer in due_timers(row, now, steps_too=steps_too)]
+            fired += [DueTimer(key, *timer, correlation_id) for timer in due_timers(row, now, steps_too=steps_too)]
             self._put(key, now + AGAIN_MS)
         return fired
 
@@ -139,7 +139,7 @@ class Timers:
         self._parts: dict[int, PartitionTimers] = {}
         self._wake = asyncio.Event()
 
-    async def taken(self, view: View) -> None:
+    async def taken(self, view: TimedPartition) -> None:
         """A partition was recovered, and is not folded yet: its heap is rebuilt from its rows."""
         part = PartitionTimers(view)
         for _ in part.fill():
@@ -195,7 +195,7 @@ class Timers:
             part.caught_up_at = self._clock.monotonic()
         return self._clock.monotonic() - part.caught_up_at >= self._grace
 
-    async def _fire(self, number: int, due: list[Due]) -> None:
+    async def _fire(self, number: int, due: list[DueTimer]) -> None:
         sends = [self._clock.spawn(self._fire_one(number, one), name=f"timer {one.timer_id}") for one in due]
         failed: BaseException | None = None
         for send in sends:
@@ -206,7 +206,7 @@ class Timers:
         if failed is not None:
             raise failed
 
-    async def _fire_one(self, number: int, due: Due) -> None:
+    async def _fire_one(self, number: int, due: DueTimer) -> None:
         command = TimerFired(instance_id=due.key.decode(), timer_id=due.timer_id, attempt=due.attempt)
         headers = ((CORRELATION_ID, due.correlation_id.encode()),)
         self._log_clock.acknowledged(await self._send(number, due.key, encode_command(command), headers))

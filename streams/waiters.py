@@ -14,29 +14,29 @@ FOLD_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Folded:
+class FoldResult:
     """What the fold said to a command; `code` is empty when it was accepted."""
 
     code: str = ""
     message: str = ""
 
 
-ACCEPTED = Folded()
+ACCEPTED = FoldResult()
 
 
-class Answers:
+class ReplyWaiters:
     """Futures by command id, in this process only: a client waits at the owner."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, list[asyncio.Future[Folded]]] = {}
+        self._waiting: dict[str, list[asyncio.Future[FoldResult]]] = {}
 
-    def expect(self, command_id: str) -> asyncio.Future[Folded]:
+    def expect(self, command_id: str) -> asyncio.Future[FoldResult]:
         """Announce the wait before the command is appended. Who waits for the same id gets the same answer."""
-        future: asyncio.Future[Folded] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[FoldResult] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(command_id, []).append(future)
         return future
 
-    def forget(self, command_id: str, future: asyncio.Future[Folded]) -> None:
+    def forget(self, command_id: str, future: asyncio.Future[FoldResult]) -> None:
         """This one waits no more; others for the same id still do."""
         waiting = self._waiting.get(command_id, [])
         if future in waiting:
@@ -44,14 +44,14 @@ class Answers:
         if not waiting:
             self._waiting.pop(command_id, None)
 
-    def waits(self, command_id: str) -> bool:
+    def expects(self, command_id: str) -> bool:
         return bool(self._waiting) and command_id in self._waiting
 
-    def settle(self, answers: Mapping[str, Folded]) -> None:
-        for command_id, folded in answers.items():
+    def resolve(self, results: Mapping[str, FoldResult]) -> None:
+        for command_id, result in results.items():
             for future in self._waiting.pop(command_id, ()):
                 if not future.done():
-                    future.set_result(folded)
+                    future.set_result(result)
 
 
 class Watchers:

@@ -44,7 +44,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ReceivedHeartbeat:
     """A heartbeat and where it stands in the log."""
 
     heartbeat: Heartbeat
@@ -84,7 +84,7 @@ class WorkerDirectory:
         self._address = address
         self._mine = mine
         self._generation = generation
-        self._said: dict[str, Said] = {}
+        self._said: dict[str, ReceivedHeartbeat] = {}
         self._poked = asyncio.Event()
 
     # -- asking
@@ -110,7 +110,7 @@ class WorkerDirectory:
     def addresses(self) -> Collection[str]:
         return {said.heartbeat.address for said in self._believed()}
 
-    def _believed(self) -> Iterable[Said]:
+    def _believed(self) -> Iterable[ReceivedHeartbeat]:
         since = self._log_clock.now() - BELIEVED_MS
         return [said for worker, said in self._said.items() if worker != self._worker and said.timestamp > since]
 
@@ -165,7 +165,7 @@ class WorkerDirectory:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"no heartbeat: {error}") from None
         self._log_clock.read(record.timestamp)
-        self._said[heartbeat.worker] = Said(heartbeat, record.timestamp, record.offset)
+        self._said[heartbeat.worker] = ReceivedHeartbeat(heartbeat, record.timestamp, record.offset)
         forgotten = self._log_clock.now() - FORGOTTEN_MS
         for worker in [worker for worker, said in self._said.items() if said.timestamp < forgotten]:
             del self._said[worker]

@@ -112,7 +112,7 @@ class CeremonyApp(faust.App):
                 list(self.specs.values()),
                 partitions=self.partitions,
                 clock=self.clock,
-                make_backend=self.driver.backend,
+                new_backend=self.driver.backend,
                 deliver=self._deliver,
                 dead_letters=self._dead_letters(),
                 fail=self.fail,

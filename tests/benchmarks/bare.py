@@ -25,7 +25,7 @@ from bridge.clock import HostClock
 from ports.log import TopicSpec
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.wire import append_batches
-from streams.transport.partition.backend import Out
+from streams.transport.partition.backend import NewRecord
 from tests.benchmarks.bare_work import Options, Output, ceremonies_of, template
 from tests.benchmarks.sizes import Records
 
@@ -47,7 +47,7 @@ class Measured(msgspec.Struct):
         return self.ended - self.began
 
 
-Write = Callable[[dict[TopicPartition, list[Out]]], Awaitable[None]]
+Write = Callable[[dict[TopicPartition, list[NewRecord]]], Awaitable[None]]
 
 
 async def measure(options: Options) -> Measured:
@@ -153,7 +153,7 @@ async def _loop(options: Options, consumer: AIOKafkaConsumer, write: Write) -> M
 def _records(producer: AIOKafkaProducer) -> Write:
     """Write with one `send` a record, as the client's documentation does."""
 
-    async def write(records: dict[TopicPartition, list[Out]]) -> None:
+    async def write(records: dict[TopicPartition, list[NewRecord]]) -> None:
         for tp, some in records.items():
             for record in some:
                 await producer.send(tp.topic, record.value, record.key, tp.partition, headers=record.headers)
@@ -166,7 +166,7 @@ def _records(producer: AIOKafkaProducer) -> Write:
 def _batches(producer: AIOKafkaProducer) -> Write:
     """Write one produce batch for each batch read of a partition."""
 
-    async def write(records: dict[TopicPartition, list[Out]]) -> None:
+    async def write(records: dict[TopicPartition, list[NewRecord]]) -> None:
         for tp, some in records.items():
             builder = producer.create_batch()
             for record in some:
@@ -200,7 +200,7 @@ async def _preload(log: KafkaLog, topic: str, records: Records, options: Options
     value, headers = template(records.size)
     for partition in range(options.partitions):
         made = [
-            Out(b"%0*d" % (records.size.key, number), value, headers)
+            NewRecord(b"%0*d" % (records.size.key, number), value, headers)
             for _ in range(records.each)
             for number in ceremonies_of(partition, options)
         ]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 from aiokafka import ConsumerRecord
 
-from streams.transport.partition.backend import Out
+from streams.transport.partition.backend import NewRecord
 from tests.benchmarks.sizes import CeremonyRecords, Records, RecordSize
 
 # A value and its headers.
@@ -79,10 +79,10 @@ class Output:
         self._written = records.each
         self._value, self._headers = template(records.size)
 
-    def caused_by(self, records: Sequence[ConsumerRecord], before: int) -> list[Out]:
+    def caused_by(self, records: Sequence[ConsumerRecord], before: int) -> list[NewRecord]:
         """Return the writes for `records`, with `before` read earlier. At the end of a ceremony none is missing."""
         count, of = self._due(before + len(records)) - self._due(before), len(records)
-        return [Out(records[number * of // count].key, self._value, self._headers) for number in range(count)]
+        return [NewRecord(records[number * of // count].key, self._value, self._headers) for number in range(count)]
 
     def _due(self, read: int) -> int:
         return read * self._written // self._read

@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.wire import append_batches
-from streams.transport.partition.backend import Out
+from streams.transport.partition.backend import NewRecord
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
 from tests.benchmarks.workloads import Workload
@@ -20,19 +20,19 @@ STORY = "S"
 
 def commands(
     workload: Workload, prefix: str, ceremonies: int, partitions: int, partition_of: Callable[[bytes, int], int]
-) -> list[list[Out]]:
+) -> list[list[NewRecord]]:
     """Return for each partition the definition, and a Start for each of its ceremonies."""
     pinned = workload.definition()
-    put = Out(pinned.hash.encode(), encode_command(PutDefinition(hash=pinned.hash, text=pinned.text)))
+    put = NewRecord(pinned.hash.encode(), encode_command(PutDefinition(hash=pinned.hash, text=pinned.text)))
     made = [[put] for _ in range(partitions)]
     for number in range(ceremonies):
         command = start(pinned, f"{prefix}-{number}")
         key = command.instance_id.encode()
-        made[partition_of(key, partitions)].append(Out(key, encode_command(command)))
+        made[partition_of(key, partitions)].append(NewRecord(key, encode_command(command)))
     return made
 
 
-async def append(log: KafkaLog, topic: str, records: Sequence[Sequence[Out]]) -> None:
+async def append(log: KafkaLog, topic: str, records: Sequence[Sequence[NewRecord]]) -> None:
     """Append the records of each partition in as few batches as possible; durable at the end."""
     await log.producer.partitions_for(topic)  # the leaders must be known: batches bypass `send`
     sent = [

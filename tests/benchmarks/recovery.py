@@ -16,7 +16,7 @@ from steps.registry import all_kinds
 from streams.topics import CEREMONIES, DEFINITIONS, changelog, prefixed
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.recovery import Recovery
-from streams.transport.partition.backend import Out
+from streams.transport.partition.backend import NewRecord
 from tables.commands import Origin
 from tables.fold.decide import decide
 from tables.instance import encode_instance
@@ -114,12 +114,12 @@ async def _fill(ground: Ground, log: KafkaLog, rows: int, progress: Progress) ->
     await preload.append(
         log,
         prefixed(ground.name, changelog(DEFINITIONS)),
-        [[Out(pinned.hash.encode(), pinned.text.encode())]] * ground.partitions,
+        [[NewRecord(pinned.hash.encode(), pinned.text.encode())]] * ground.partitions,
     )
     topic = prefixed(ground.name, changelog(CEREMONIES))
     made, done, size = running_rows(ground.name, rows), 0, 0
     while some := list(islice(made, CHECKPOINT_ROWS * ground.partitions)):
-        by_partition: list[list[Out]] = [[] for _ in range(ground.partitions)]
+        by_partition: list[list[NewRecord]] = [[] for _ in range(ground.partitions)]
         for row in some:
             by_partition[log.partition_of(row.key or b"", ground.partitions)].append(row)
         await preload.append(log, topic, by_partition)
@@ -129,7 +129,7 @@ async def _fill(ground: Ground, log: KafkaLog, rows: int, progress: Progress) ->
     return size // rows
 
 
-def running_rows(prefix: str, count: int) -> Iterator[Out]:
+def running_rows(prefix: str, count: int) -> Iterator[NewRecord]:
     """Return encoded rows of ceremonies just started: the first step's agent is asked, and its timer runs."""
     pinned, kinds, now = PUBLISHES.definition(), all_kinds(), int(time.time() * 1000)
     for number in range(count):
@@ -137,7 +137,7 @@ def running_rows(prefix: str, count: int) -> Iterator[Out]:
         row = decide(None, start, Origin(0, number, now), pinned, kinds).row
         if row is None:
             raise BenchmarkFailed(f"the fold refuses the start of {start.instance_id}")
-        yield Out(start.instance_id.encode(), encode_instance(row))
+        yield NewRecord(start.instance_id.encode(), encode_instance(row))
 
 
 async def _read(ground: Ground) -> float:

@@ -15,9 +15,9 @@ from aiokafka.partitioner import murmur2
 
 from ports.clock import Clock
 from ports.log import AgentSpec, Committed, Fenced, Follower, Handle, Header, Position, Record, Taken, TopicSpec
-from streams.transport.partition.assignment import Still
-from streams.transport.partition.backend import Loading, Out, PositionRow, Recovered
-from streams.transport.partition.batch import weigh
+from streams.transport.partition.assignment import IsCurrent
+from streams.transport.partition.backend import NewRecord, PositionRow, Recovered, RowLoader
+from streams.transport.partition.batch import record_size
 from tests.crash.world import Host, World
 
 SEND_SECONDS = 0.5
@@ -48,7 +48,7 @@ class Broker:
         """Of each group the process that joined last: every partition is its own."""
         self._waiting: dict[Key, list[tuple[Host, asyncio.Future[None]]]] = defaultdict(list)
 
-    def append(self, topic: str, partition: int, out: Out) -> Position:
+    def append(self, topic: str, partition: int, out: NewRecord) -> Position:
         log = self.records[topic, partition]
         timestamp = self.world.log_time()
         log.append(Record(topic, partition, len(log), timestamp, out.key, out.value, tuple(out.headers)))
@@ -94,13 +94,15 @@ def _wake(arrived: asyncio.Future[None]) -> None:
 class CrashBackend:
     """Fulfils `contract.Backend` for one partition of one agent in one process."""
 
-    def __init__(self, broker: Broker, host: Host, group: str, spec: AgentSpec, partition: int, still: Still) -> None:
+    def __init__(
+        self, broker: Broker, host: Host, group: str, spec: AgentSpec, partition: int, is_current: IsCurrent
+    ) -> None:
         self._broker = broker
         self._host = host
         self._group = group
         self._spec = spec
         self._partition = partition
-        self._still = still
+        self._is_current = is_current
         self._next = 0
         self._epoch = 0
         self._commit: int | None = None
@@ -109,7 +111,7 @@ class CrashBackend:
     def _key(self) -> Key:
         return self._spec.topic, self._partition
 
-    async def take(self, rows: Loading) -> Recovered:
+    async def take(self, rows: RowLoader) -> Recovered:
         if self._spec.tables:
             self._epoch = await self._host.call(APPEND_SECONDS, self._fence)
         recovered, encoded = await self._host.call(APPEND_SECONDS, self._read)
@@ -139,7 +141,7 @@ class CrashBackend:
         self._next = records[-1].offset + 1
         return records
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
+    def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> Sequence[asyncio.Future[Any]]:
         def store() -> None:
             for record in records:
                 self._broker.append(topic, partition, record)
@@ -189,8 +191,8 @@ class CrashLog:
     async def append(
         self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
     ) -> Position:
-        weigh(topic, key, value, headers)
-        out = Out(key, value, headers)
+        record_size(topic, key, value, headers)
+        out = NewRecord(key, value, headers)
         return await self._host.call(
             APPEND_SECONDS, lambda: self._broker.append(topic, partition, out), lane=(topic, partition, "append")
         )

@@ -28,7 +28,7 @@ from streams.metrics import process_metrics
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, DEADLETTERS, prefixed
 from streams.topology import AgentFunction, PartitionListener, agents
-from streams.transport.partition.assignment import PartitionAssignment, Still
+from streams.transport.partition.assignment import IsCurrent, PartitionAssignment
 from streams.transport.partition.batch import AgentGone, PartBatch
 from streams.transport.partition.dead_letters import DeadLetters
 from streams.transport.partition.row_cache import RowCache
@@ -154,7 +154,7 @@ class Process:
     # ---- wiring
 
     def _owner(self) -> PartitionAssignment:
-        ceremony = CeremonyAgent(self.kinds, PREFIX, self._log_clock, self.engine.commands.answers.waits)
+        ceremony = CeremonyAgent(self.kinds, PREFIX, self._log_clock, self.engine.commands.replies.expects)
         hearers = PartitionListener(self.engine.taken, self.engine.applied, self.engine.lost)
         specs = []
         for spec, function in agents(PREFIX, ceremony, hearers, step_agents(self._agent_ports())):
@@ -165,7 +165,7 @@ class Process:
             specs,
             partitions=self.partitions,
             clock=self.clock,
-            make_backend=self._backend,
+            new_backend=self._backend,
             deliver=self._deliver,
             dead_letters=DeadLetters(prefixed(PREFIX, DEADLETTERS), self.partitions),
             cache=RowCache(),
@@ -182,8 +182,8 @@ class Process:
             Model("http://vllm", "model"),
         )
 
-    def _backend(self, spec: AgentSpec, number: int, still: Still) -> CrashBackend:
-        return CrashBackend(self.around.broker, self.host, GROUP, spec, number, still)
+    def _backend(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> CrashBackend:
+        return CrashBackend(self.around.broker, self.host, GROUP, spec, number, is_current)
 
     async def _deliver(self, batch: PartBatch) -> None:
         self._streams[batch._part.spec.name].queue.put_nowait(batch)
@@ -209,7 +209,7 @@ class Process:
         for name in self._streams:
             self._begin(self._act(name), name)
         assigned = [(name, number) for name in self.owner.specs for number in range(self.partitions)]
-        await self.owner.take_over(assigned, self._still())
+        await self.owner.take_over(assigned, self._is_current())
         await self.nats_out.start()
         await self.nats_in.start()
         timers = self._begin(self.timers.run(), "timers")
@@ -223,7 +223,7 @@ class Process:
             task.cancel()
         await asyncio.wait(self._tasks)
 
-    def _still(self) -> Callable[[], bool]:
+    def _is_current(self) -> Callable[[], bool]:
         members = self.around.broker.members
         return lambda: members.get(GROUP) is self.host
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 
 from ports.log import LARGEST_RECORD, AgentSpec, Fenced, Record, RecordTooLarge, TableSpec
-from streams.transport.partition.backend import Out, PositionRow
+from streams.transport.partition.backend import NewRecord, PositionRow
 from tests.crash.log import Broker, CrashBackend, CrashLog
 from tests.crash.process import LoopClock
 from tests.crash.world import Host, World
@@ -71,7 +71,7 @@ def test_records_keep_order_headers_and_the_logs_time(place: Place) -> None:
         positions = [await log.append("in", 0, b"k", b"%d" % number, HEADERS) for number in range(5)]
         assert [position.offset for position in positions] == list(range(5))
         for number in range(5, 20):
-            backend.send("in", 0, [Out(b"k", b"%d" % number, HEADERS)])
+            backend.send("in", 0, [NewRecord(b"k", b"%d" % number, HEADERS)])
         backend.seek(0)
         found: list[Record] = []
         while len(found) < 20:
@@ -96,9 +96,9 @@ def test_a_record_that_is_too_large_is_refused_before_it_is_sent(place: Place) -
 def test_what_was_acknowledged_outlives_the_process_and_what_lay_in_its_buffer_does_not(place: Place) -> None:
     async def work() -> None:
         backend = place.backend()
-        (ack,) = backend.send("out", 0, [Out(None, b"acknowledged")])
+        (ack,) = backend.send("out", 0, [NewRecord(None, b"acknowledged")])
         await ack
-        backend.send("out", 0, [Out(None, b"in the buffer")])
+        backend.send("out", 0, [NewRecord(None, b"in the buffer")])
 
     place.run(work)
     place.host.kill()

@@ -28,7 +28,7 @@ from streams.topics import COMMANDS, prefixed
 from streams.topology import topics
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.wire import append_batches
-from streams.transport.partition.backend import Out
+from streams.transport.partition.backend import NewRecord
 from tables.commands import AnyCommand, GateDecision, PutDefinition, Start, StepOutcome, encode_command
 from tables.definition import Definition
 from tables.definitions.loader import load
@@ -167,16 +167,18 @@ class _Run:
     async def _append_all(self, commands: Iterator[AnyCommand]) -> None:
         partitions, topic = self._waiting.partitions, prefixed(self._prefix, COMMANDS)
         definition = self._definition
-        put = Out(definition.hash.encode(), encode_command(PutDefinition(hash=definition.hash, text=definition.text)))
+        put = NewRecord(
+            definition.hash.encode(), encode_command(PutDefinition(hash=definition.hash, text=definition.text))
+        )
         lists = [[put] for _ in range(partitions)]
         for number, command in enumerate(commands, start=1):
             key = command.instance_id.encode()
-            lists[self._log.partition_of(key, partitions)].append(Out(key, encode_command(command)))
+            lists[self._log.partition_of(key, partitions)].append(NewRecord(key, encode_command(command)))
             if number % (2 * BATCH) == 0:
                 await self._append(topic, lists)
         await self._append(topic, lists)
 
-    async def _append(self, topic: str, lists: list[list[Out]]) -> None:
+    async def _append(self, topic: str, lists: list[list[NewRecord]]) -> None:
         acks = []
         for partition, records in enumerate(lists):
             if records:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams import admission as module
-from streams.admission import LONGEST_HINT, MORE, SHORTEST_HINT, SLOWEST, WAITING_STARTS, Admission, ComeBack
+from streams.admission import LONGEST_HINT, MORE, SHORTEST_HINT, SLOWEST, WAITING_STARTS, Admission, RetryHints
 from streams.api import Overloaded
 from tests.streams.fakes import HandClock
 
@@ -95,7 +95,7 @@ def test_all_are_refused_before_they_are_read_where_every_partition_lags() -> No
 
 def test_who_is_refused_comes_back_in_turn_about_as_fast_as_starts_are_answered() -> None:
     """The first soon, and each later than the one before: they were refused together and would all be there again."""
-    come_back = ComeBack(HandClock())
+    come_back = RetryHints(HandClock())
     hints = [come_back.seconds() for _ in range(int(SLOWEST * MORE) + 1)]
     assert hints[0] == SHORTEST_HINT
     assert hints == sorted(hints)
@@ -108,7 +108,7 @@ async def test_hints_are_shorter_where_more_is_answered() -> None:
         return last - first
 
     clock = HandClock()
-    come_back = ComeBack(clock)
+    come_back = RetryHints(clock)
     before = spread()
     for _ in range(10_000):
         come_back.answered()
@@ -117,7 +117,7 @@ async def test_hints_are_shorter_where_more_is_answered() -> None:
 
 
 def test_a_hint_is_never_longer_than_the_longest() -> None:
-    come_back = ComeBack(HandClock())
+    come_back = RetryHints(HandClock())
     hints = [come_back.seconds() for _ in range(int(LONGEST_HINT * SLOWEST * MORE) + 1_000)]
     assert max(hints) <= LONGEST_HINT
     assert hints[-1] == pytest.approx(LONGEST_HINT)

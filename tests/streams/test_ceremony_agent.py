@@ -15,7 +15,7 @@ from steps.registry import all_kinds
 from streams.ceremony_agent import CeremonyAgent, Folding, applied_rows
 from streams.log_clock import LogClock
 from streams.topics import CEREMONIES, DEFINITIONS
-from streams.waiters import ACCEPTED, Folded
+from streams.waiters import ACCEPTED, FoldResult
 from tables.commands import AnyCommand, Cancel, Noop, PutDefinition, Start, StepOutcome, encode_command
 from tables.definition import Definition
 from tables.definitions.loader import load
@@ -51,10 +51,10 @@ def quiet() -> Iterator[None]:
 class Partition:
     """An agent and the rows of one partition."""
 
-    def __init__(self, *, waits: bool = True, kinds: Kinds = KINDS) -> None:
+    def __init__(self, *, expected: bool = True, kinds: Kinds = KINDS) -> None:
         self.view = MemoryView()
         self.log_clock = LogClock(HandClock())
-        self.agent = CeremonyAgent(kinds, "t", self.log_clock, lambda _: waits)
+        self.agent = CeremonyAgent(kinds, "t", self.log_clock, lambda _: expected)
 
     def fold(self, *records: Any) -> MemoryBatch:
         batch = MemoryBatch(self.view, records)
@@ -116,16 +116,16 @@ def test_what_only_computes_leaves_nothing_but_events_all_of_the_one_command() -
 
 def test_who_waits_is_told_what_the_fold_said() -> None:
     batch = Partition().begin("c1")
-    assert applied_rows(batch.note).answers == {"start-c1": ACCEPTED}
+    assert applied_rows(batch.note).replies == {"start-c1": ACCEPTED}
     partition = Partition()
     partition.begin("c1")
     batch = partition.fold(command_record(9, start(inputs={"a": [2]}, command_id="other")))
-    assert applied_rows(batch.note).answers["other"].code == "already_exists"
+    assert applied_rows(batch.note).replies["other"].code == "already_exists"
 
 
 def test_nobody_waiting_costs_no_answer() -> None:
-    batch = Partition(waits=False).begin("c1")
-    assert applied_rows(batch.note).answers == {}
+    batch = Partition(expected=False).begin("c1")
+    assert applied_rows(batch.note).replies == {}
 
 
 def test_changed_rows_are_told_and_unchanged_ones_counted() -> None:
@@ -188,7 +188,7 @@ def test_a_text_that_is_not_its_hashs_is_put_aside(digest: str, text: str) -> No
 
 def test_a_start_whose_definition_is_not_here_is_refused() -> None:
     batch = Partition().fold(command_record(0, start()))
-    assert applied_rows(batch.note).answers["start-c1"].code == "definition_unknown"
+    assert applied_rows(batch.note).replies["start-c1"].code == "definition_unknown"
     assert [json.loads(sent.value)["event_type"] for sent in batch.sent] == ["ceremony.start.refused"]
 
 
@@ -220,7 +220,7 @@ def test_who_waits_for_a_command_that_the_fold_failed_on_is_told_so() -> None:
         batch = partition.fold(
             command_record(5, Cancel(instance_id="c1:s1", command_id="cancel-1", actor="anna")),
         )
-    assert applied_rows(batch.note).answers["cancel-1"].code == "fold_failed"
+    assert applied_rows(batch.note).replies["cancel-1"].code == "fold_failed"
     assert partition.row("c1").status is CeremonyStatus.PAUSED
 
 
@@ -230,7 +230,7 @@ def test_a_start_that_the_fold_fails_on_leaves_no_row() -> None:
         batch = partition.begin("c1")
     assert [code for _, code, _ in batch.dead] == ["fold_failed"]
     assert partition.view.tables[CEREMONIES] == {}
-    assert applied_rows(batch.note).answers["start-c1"] == Folded("fold_failed", mock.ANY)
+    assert applied_rows(batch.note).replies["start-c1"] == FoldResult("fold_failed", mock.ANY)
 
 
 def test_a_bug_that_pausing_hits_too_leaves_the_row_as_it_was() -> None:

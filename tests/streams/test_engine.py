@@ -23,7 +23,7 @@ from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.topics import DEFINITIONS
 from streams.transport.sqlite.log import SqliteLog
-from streams.waiters import ACCEPTED, Folded
+from streams.waiters import ACCEPTED, FoldResult
 from tables.commands import Cancel, PutDefinition, Start, decode_command
 from tests.streams.fakes import MemoryBatch, MemoryView, settle
 from tests.streams.test_ceremony_agent import PROBE, start
@@ -67,10 +67,10 @@ class Site:
                 found += [decode_command(record.value) for record in records]
         return found
 
-    def fold(self, answers: dict[str, Folded]) -> None:
+    def fold(self, answers: dict[str, FoldResult]) -> None:
         """As if the owner had folded the commands of these ids."""
         batch = MemoryBatch(self.home(), [])
-        batch.note = Folding(answers=answers)
+        batch.note = Folding(replies=answers)
         self.engine.applied(batch)
 
 
@@ -122,11 +122,11 @@ async def test_an_operation_that_is_not_folded_is_unavailable_by_its_id(site: Si
     site.home().put(row())
     with pytest.raises(Unavailable, match="request_id 'mine'"):
         await site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
-    assert not site.engine.commands.answers.waits("mine")
+    assert not site.engine.commands.replies.expects("mine")
 
 
-@pytest.mark.parametrize("said", [ACCEPTED, Folded("paused", "resume it first")])
-async def test_an_operation_is_answered_by_its_fold(site: Site, said: Folded) -> None:
+@pytest.mark.parametrize("said", [ACCEPTED, FoldResult("paused", "resume it first")])
+async def test_an_operation_is_answered_by_its_fold(site: Site, said: FoldResult) -> None:
     site.home().put(row())
     asked = asyncio.create_task(
         site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna")),

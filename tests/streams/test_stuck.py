@@ -13,7 +13,7 @@ from streams import stuck
 from streams.api import PartitionState
 from streams.doctor import SHOWN, Doctor
 from streams.metrics import Metrics
-from streams.stuck import SLICE, Sweep
+from streams.stuck import SLICE, StuckSweep
 from streams.topics import CEREMONIES
 from tables.definition import Definition
 from tables.instance import CeremonyStatus, Instance, Phase
@@ -41,7 +41,7 @@ class Site:
     def __init__(self) -> None:
         self.clock = BusyClock()
         self.metrics = Metrics(CollectorRegistry())
-        self.sweep = Sweep(self.clock, self.metrics, pinned)
+        self.sweep = StuckSweep(self.clock, self.metrics, pinned)
         self.view = MemoryView()
         world = World(DEFINITION)
         world.start(a=1)

@@ -4,52 +4,52 @@ from __future__ import annotations
 
 import asyncio
 
-from streams.waiters import ACCEPTED, Answers, Folded, Watchers
+from streams.waiters import ACCEPTED, FoldResult, ReplyWaiters, Watchers
 from tests.streams.fakes import settle
 
 
 async def test_who_waits_gets_the_answer() -> None:
-    answers = Answers()
-    future = answers.expect("a")
-    assert answers.waits("a") and not answers.waits("b")
-    answers.settle({"a": ACCEPTED, "b": ACCEPTED})
+    replies = ReplyWaiters()
+    future = replies.expect("a")
+    assert replies.expects("a") and not replies.expects("b")
+    replies.resolve({"a": ACCEPTED, "b": ACCEPTED})
     assert await future == ACCEPTED
-    assert not answers.waits("a")
+    assert not replies.expects("a")
 
 
 async def test_all_who_wait_for_one_id_get_its_answer() -> None:
     """A client that repeats a call before the first is answered."""
-    answers = Answers()
-    futures = [answers.expect("a"), answers.expect("a")]
-    answers.settle({"a": Folded("paused", "resume it first")})
+    replies = ReplyWaiters()
+    futures = [replies.expect("a"), replies.expect("a")]
+    replies.resolve({"a": FoldResult("paused", "resume it first")})
     assert {(await future).code for future in futures} == {"paused"}
 
 
 async def test_who_gives_up_does_not_take_the_answer_from_others() -> None:
-    answers = Answers()
-    first, second = answers.expect("a"), answers.expect("a")
-    answers.forget("a", first)
-    assert answers.waits("a")
-    answers.settle({"a": ACCEPTED})
+    replies = ReplyWaiters()
+    first, second = replies.expect("a"), replies.expect("a")
+    replies.forget("a", first)
+    assert replies.expects("a")
+    replies.resolve({"a": ACCEPTED})
     assert await second == ACCEPTED
     assert not first.done()
 
 
 async def test_nobody_is_kept_after_the_last_has_gone() -> None:
-    answers = Answers()
-    future = answers.expect("a")
-    answers.forget("a", future)
-    answers.forget("a", future)
-    assert not answers.waits("a")
-    answers.settle({"a": ACCEPTED})
+    replies = ReplyWaiters()
+    future = replies.expect("a")
+    replies.forget("a", future)
+    replies.forget("a", future)
+    assert not replies.expects("a")
+    replies.resolve({"a": ACCEPTED})
     assert not future.done()
 
 
 async def test_a_wait_that_was_cancelled_is_passed_over() -> None:
-    answers = Answers()
-    future = answers.expect("a")
+    replies = ReplyWaiters()
+    future = replies.expect("a")
     future.cancel()
-    answers.settle({"a": ACCEPTED})
+    replies.resolve({"a": ACCEPTED})
     assert future.cancelled()
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ports.log import AgentSpec, Fenced, Record
-from streams.transport.partition.backend import Backend, Loading, Out, PositionRow, Recovered
+from streams.transport.partition.backend import Backend, NewRecord, PositionRow, Recovered, RowLoader
 from streams.transport.partition.row_store import MemoryStore
 
 
@@ -94,7 +94,7 @@ class MemoryBackend:
     def _tp(self) -> tuple[str, int]:
         return self.spec.topic, self.partition
 
-    async def take(self, rows: Loading) -> Recovered:
+    async def take(self, rows: RowLoader) -> Recovered:
         await asyncio.sleep(0)
         self.log.epochs[self._tp] += 1
         self._epoch = self.log.epochs[self._tp]
@@ -120,7 +120,7 @@ class MemoryBackend:
         await asyncio.sleep(0)
         return records
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
+    def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> Sequence[asyncio.Future[Any]]:
         ack: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.log.fail_send is not None:
             ack.set_exception(self.log.fail_send)

@@ -12,7 +12,7 @@ from bridge.clock import HostClock
 from ports.log import AgentSpec, Follower, Handle, Header, Position, Record, Taken, TopicSpec
 from streams.transport.app import CeremonyApp
 from streams.transport.faust.membership import GroupTransport
-from streams.transport.partition.assignment import Still
+from streams.transport.partition.assignment import IsCurrent
 from streams.transport.partition.checkpoints import Limits
 from tests.transport.memory import MemoryBackend, MemoryLog
 
@@ -68,7 +68,7 @@ class MemoryTransport(GroupTransport):
     def log(self) -> MemoryCommitLog:
         return self._log
 
-    def backend(self, spec: AgentSpec, number: int, still: Still) -> MemoryBackend:
+    def backend(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> MemoryBackend:
         return self.memory.backend(spec, number)
 
     async def close(self) -> None:

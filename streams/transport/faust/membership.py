@@ -15,7 +15,7 @@ from faust.transport.consumer import Consumer as FaustConsumer
 from faust.types import TP, ConsumerMessage
 
 from ports.log import AgentSpec, Log, TailedLog
-from streams.transport.partition.assignment import Still
+from streams.transport.partition.assignment import IsCurrent
 from streams.transport.partition.backend import Backend
 from streams.transport.partition.batch import PartBatch
 
@@ -57,9 +57,9 @@ class Membership(FaustConsumer):
         """Faust has set its agents to this assignment: serve it."""
         by_topic = {spec.topic: name for name, spec in self.app.owner.specs.items()}
         pairs = [(by_topic[tp.topic], tp.partition) for tp in assigned if tp.topic in by_topic]
-        await self.app.owner.take_over(pairs, self.still(generation))
+        await self.app.owner.take_over(pairs, self.is_current(generation))
 
-    def still(self, generation: int) -> Still:
+    def is_current(self, generation: int) -> IsCurrent:
         return lambda: generation == self.app.consumer_generation_id and not self.should_stop
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
@@ -214,7 +214,7 @@ class GroupTransport(base.Transport):
         return None
 
     @abstractmethod
-    def backend(self, spec: AgentSpec, number: int, still: Still) -> Backend:
+    def backend(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> Backend:
         """What the part of one partition stands on."""
 
     async def close(self) -> None:

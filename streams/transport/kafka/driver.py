@@ -19,8 +19,8 @@ from streams.transport.kafka.group import GroupMember
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.recovery import Recovery
 from streams.transport.kafka.wire import Written, append_batches
-from streams.transport.partition.assignment import Still, Superseded
-from streams.transport.partition.backend import POSITION_KEY, Loading, Out, PositionRow, Recovered
+from streams.transport.partition.assignment import IsCurrent, Superseded
+from streams.transport.partition.backend import POSITION_KEY, NewRecord, PositionRow, Recovered, RowLoader
 from streams.transport.partition.positions import decode_position, encode_position
 
 logger = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ class KafkaTransport(membership.GroupTransport):
     def shared(self) -> KafkaLog:
         return self._log
 
-    def backend(self, spec: AgentSpec, number: int, still: Still) -> KafkaBackend:
-        return KafkaBackend(self, spec, number, still)
+    def backend(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> KafkaBackend:
+        return KafkaBackend(self, spec, number, is_current)
 
     async def open(self) -> None:
         """Before the group is joined: the reader of everything that may be assigned."""
@@ -109,10 +109,10 @@ def _host(name: str) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-class _Read:
+class _ChangelogRows:
     """What is read back of a partition's changelogs: rows go to where they are loaded, the position row stays here."""
 
-    def __init__(self, rows: Loading, changelogs: Mapping[str, TopicPartition]) -> None:
+    def __init__(self, rows: RowLoader, changelogs: Mapping[str, TopicPartition]) -> None:
         self.position: bytes | None = None
         self._rows = rows
         self._tables = {tp: table for table, tp in changelogs.items()}
@@ -128,13 +128,13 @@ class _Read:
 class KafkaBackend:
     """Fulfils `contract.Backend` for one partition of one agent."""
 
-    def __init__(self, transport: KafkaTransport, spec: AgentSpec, number: int, still: Still) -> None:
+    def __init__(self, transport: KafkaTransport, spec: AgentSpec, number: int, is_current: IsCurrent) -> None:
         app = transport.app
         self._transport = transport
         self._reader = transport.reader
         self._producer = transport.log.producer
         self._clock = app.clock
-        self._still = still
+        self._is_current = is_current
         self._tp = TopicPartition(spec.topic, number)
         self._changelogs = {
             table.name: TopicPartition(topics.prefixed(app.prefix, topics.changelog(table.name)), number)
@@ -143,12 +143,12 @@ class KafkaBackend:
         self._transactional_id = f"{app.conf.id}-{spec.name}-{number}"
         self._writer: TransactionalWriter | None = None
 
-    async def take(self, rows: Loading) -> Recovered:
+    async def take(self, rows: RowLoader) -> Recovered:
         position: PositionRow | None = None
         committed: int | None = None
         if self._changelogs:
             await self._fence()
-            read = _Read(rows, self._changelogs)
+            read = _ChangelogRows(rows, self._changelogs)
             await self._transport.recovery.read(self._changelogs.values(), read.add)
             position = None if read.position is None else decode_position(read.position)
         else:
@@ -165,7 +165,7 @@ class KafkaBackend:
         self._check()
 
     def _check(self) -> None:
-        if not self._still():
+        if not self._is_current():
             raise Superseded
 
     def seek(self, offset: int) -> None:
@@ -174,7 +174,7 @@ class KafkaBackend:
     async def fetch(self, limit: int) -> Sequence[Record]:
         return await self._reader.fetch(self._tp, limit)
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
+    def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> Sequence[asyncio.Future[Any]]:
         if partition not in (self._producer.client.cluster.partitions_for_topic(topic) or ()):
             raise LogFailed("topic_unknown", f"no partition {topic}[{partition}]; a send to it would never end")
         return append_batches(self._producer, TopicPartition(topic, partition), records)

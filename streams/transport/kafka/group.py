@@ -10,7 +10,7 @@ from faust.types import TP
 from ports.log import LogFailed, LogUnavailable
 from streams.transport.faust import membership
 from streams.transport.kafka.session import GroupSession
-from streams.transport.partition.assignment import Still
+from streams.transport.partition.assignment import IsCurrent
 
 # A static member that lost its membership so often within this time shares its worker id with another.
 TWIN_SECONDS, TWIN_LOSSES = 30.0, 3
@@ -104,17 +104,17 @@ class GroupMember(membership.Membership):
         finally:
             self.app.on_rebalance_end()
 
-    def still(self, generation: int) -> Still:
+    def is_current(self, generation: int) -> IsCurrent:
         """Also false once the coordinator no longer knows us, before the rebalance has been heard of."""
 
-        def still() -> bool:
+        def is_current() -> bool:
             return (
                 self._group is not None
                 and generation == self.app.consumer_generation_id == self._group._coordinator.generation
                 and not self.should_stop
             )
 
-        return still
+        return is_current
 
     async def commit_offsets(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Raises KafkaError; what is not ours any more is left out."""

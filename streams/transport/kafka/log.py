@@ -17,7 +17,7 @@ from streams.transport.kafka.client import DRAIN_SECONDS, new_producer, new_read
 from streams.transport.kafka.follower import GroupFollower
 from streams.transport.kafka.topics import ensure_topics
 from streams.transport.kafka.wire import give_records
-from streams.transport.partition.batch import weigh
+from streams.transport.partition.batch import record_size
 from streams.transport.partition.partitioner import partition_of
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class KafkaLog:
     async def append(
         self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
     ) -> Position:
-        weigh(topic, key, value, headers)
+        record_size(topic, key, value, headers)
         try:
             async with self._clock.timeout(APPEND_SECONDS):
                 sent = await self.producer.send(topic, value, key, partition=partition, headers=list(headers))

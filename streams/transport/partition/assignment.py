@@ -15,13 +15,13 @@ from streams.transport.partition.backend import Backend
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import DeadLetters
 from streams.transport.partition.part import Deliver, Part
-from streams.transport.partition.positions import Unserved
+from streams.transport.partition.positions import PartitionNotServed
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import Stores
 
 logger = logging.getLogger(__name__)
 
-Still = Callable[[], bool]
+IsCurrent = Callable[[], bool]
 """Whether the assignment something was begun for is still the present one."""
 
 SHORTEST_INTERVAL = 0.5
@@ -43,9 +43,9 @@ class Superseded(CeremonyError):
         super().__init__("superseded", "the partition has another owner now")
 
 
-class MakeBackend(Protocol):
-    def __call__(self, spec: AgentSpec, number: int, still: Still, /) -> Backend:
-        """A fresh backend for one partition; its `take` raises Superseded when `still` turns false."""
+class BackendFactory(Protocol):
+    def __call__(self, spec: AgentSpec, number: int, is_current: IsCurrent, /) -> Backend:
+        """A fresh backend for one partition; its `take` raises Superseded when `is_current` turns false."""
 
 
 class PartitionAssignment:
@@ -57,7 +57,7 @@ class PartitionAssignment:
         *,
         partitions: int,
         clock: Clock,
-        make_backend: MakeBackend,
+        new_backend: BackendFactory,
         deliver: Deliver,
         dead_letters: DeadLetters,
         fail: Callable[[BaseException], None],
@@ -69,7 +69,7 @@ class PartitionAssignment:
         self.unserved: dict[int, tuple[str, str]] = {}
         self._partitions = partitions
         self._clock = clock
-        self._make_backend = make_backend
+        self._new_backend = new_backend
         self._deliver = deliver
         self._dead_letters = dead_letters
         self._fail = fail
@@ -116,7 +116,7 @@ class PartitionAssignment:
 
     # ---- assignments
 
-    async def take_over(self, assigned: Iterable[tuple[str, int]], still: Still) -> None:
+    async def take_over(self, assigned: Iterable[tuple[str, int]], is_current: IsCurrent) -> None:
         """Begin to serve these (agent, partition) pairs; returns at once, `settled` tells when it is done."""
         async with self._lock:
             await self._give_up(0.0)
@@ -125,7 +125,7 @@ class PartitionAssignment:
             self._assigned = set(assigned)
 
             def current() -> bool:
-                return epoch == self._epoch and still()
+                return epoch == self._epoch and is_current()
 
             for name, number in sorted(self._assigned):
                 serving = self._clock.spawn(
@@ -172,16 +172,16 @@ class PartitionAssignment:
 
     # ---- one partition
 
-    async def _serve(self, spec: AgentSpec, number: int, still: Still) -> None:
+    async def _serve(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> None:
         """Take and serve one partition for as long as it is ours; again from the start when it was fenced."""
         pause = FIRST_PAUSE
-        while still():
+        while is_current():
             try:
-                await self._serve_once(spec, number, still)
+                await self._serve_once(spec, number, is_current)
                 return
             except Superseded:
                 return
-            except Unserved as reason:
+            except PartitionNotServed as reason:
                 logger.error("%s[%d] is not served: %s", spec.name, number, reason)
                 self.unserved.setdefault(number, (reason.code, f"{spec.name}: {reason.text}"))
                 return
@@ -198,12 +198,12 @@ class PartitionAssignment:
             await self._clock.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _serve_once(self, spec: AgentSpec, number: int, still: Still) -> None:
+    async def _serve_once(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> None:
         part = Part(
             spec,
             number,
             partitions=self._partitions,
-            backend=self._make_backend(spec, number, still),
+            backend=self._new_backend(spec, number, is_current),
             clock=self._clock,
             deliver=self._deliver,
             dead_letters=self._dead_letters,
@@ -216,7 +216,7 @@ class PartitionAssignment:
         try:
             began = self._clock.monotonic()
             await part.take()
-            if not still():
+            if not is_current():
                 raise Superseded
             self._parts[key] = part
             if spec.on_recovered is not None:

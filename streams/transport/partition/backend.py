@@ -23,7 +23,7 @@ class PositionRow(NamedTuple):
     """CRC-32 of key and value of the last record folded."""
 
 
-class Out(NamedTuple):
+class NewRecord(NamedTuple):
     """One record to be written; the partition is that of the list it stands in."""
 
     key: bytes | None
@@ -31,7 +31,7 @@ class Out(NamedTuple):
     headers: Sequence[Header] = ()
 
 
-class Loading(Protocol):
+class RowLoader(Protocol):
     """Where a backend puts the rows that it reads back."""
 
     async def load(self, table: str, rows: Mapping[bytes, bytes | None]) -> None:
@@ -59,7 +59,7 @@ class Backend(Protocol):
     One object per partition of an agent. Failures that are final (fenced, a refused produce) are raised as LogFailed.
     """
 
-    async def take(self, rows: Loading) -> Recovered:
+    async def take(self, rows: RowLoader) -> Recovered:
         """Fence the former owner, then read back the rows, into `rows`, the position and the log's ends."""
 
     def seek(self, offset: int) -> None:
@@ -68,7 +68,7 @@ class Backend(Protocol):
     async def fetch(self, limit: int) -> Sequence[Record]:
         """Wait for at least one record after the last fetched one; at most `limit`. Cancelling it loses nothing."""
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
+    def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> Sequence[asyncio.Future[Any]]:
         """Write without waiting; one future per produce batch, done when acknowledged by all in-sync replicas.
 
         A batch may hold what others send too, so its future must not be cancelled.

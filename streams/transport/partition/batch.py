@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ports.errors import CeremonyError
 from ports.log import LARGEST_RECORD, AgentSpec, Header, Record, RecordTooLarge
-from streams.transport.partition.backend import Out
+from streams.transport.partition.backend import NewRecord
 from streams.transport.partition.dead_letters import DeadLetters, dead_letter
 
 _OVERHEAD = 128
@@ -26,7 +26,7 @@ class AgentGone(CeremonyError):
         super().__init__("agent_gone", message)
 
 
-def weigh(topic: str, key: bytes | None, value: bytes, headers: Sequence[Header]) -> int:
+def record_size(topic: str, key: bytes | None, value: bytes, headers: Sequence[Header]) -> int:
     """Bytes a record adds to a produce batch, a little too high. Raises RecordTooLarge above LARGEST_RECORD."""
     size = len(value) + _OVERHEAD
     if key is not None:
@@ -53,7 +53,7 @@ class BatchOwner(Protocol):
 
     def release(self, offset: int) -> None: ...
 
-    def send_soon(self, topic: str, partition: int, record: Out) -> None: ...
+    def send_soon(self, topic: str, partition: int, record: NewRecord) -> None: ...
 
     def count_dead_letter(self, code: str) -> None: ...
 
@@ -69,7 +69,7 @@ class PartBatch:
         self._rows: dict[str, dict[bytes, Any]] = {}
         self.partition = part.number
         self.note: Any = None
-        self.outputs: dict[tuple[str, int], list[Out]] = {}
+        self.outputs: dict[tuple[str, int], list[NewRecord]] = {}
         self.held: list[int] = []
         self.bytes = 0
         self.finished: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
@@ -112,14 +112,14 @@ class PartBatch:
         self, topic: str, key: bytes | None, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
     ) -> None:
         if headers or len(value) > _SURELY_SMALL:
-            self.bytes += weigh(topic, key, value, headers)
+            self.bytes += record_size(topic, key, value, headers)
         else:
             self.bytes += len(value) + _OVERHEAD
         target = (topic, self.partition if partition is None else partition)
         records = self.outputs.get(target)
         if records is None:
             records = self.outputs[target] = []
-        records.append(_new(Out, (key, value, headers)))
+        records.append(_new(NewRecord, (key, value, headers)))
 
     def hold(self, record: Record) -> HeldRecord:
         held = self._part.hold(record)
@@ -150,8 +150,10 @@ class HeldRecord:
     def send(
         self, topic: str, key: bytes, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
     ) -> None:
-        weigh(topic, key, value, headers)
-        self._part.send_soon(topic, self.record.partition if partition is None else partition, Out(key, value, headers))
+        record_size(topic, key, value, headers)
+        self._part.send_soon(
+            topic, self.record.partition if partition is None else partition, NewRecord(key, value, headers)
+        )
 
     def release(self) -> None:
         self._part.release(self.record.offset)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ports.clock import Clock
 from ports.log import AgentSpec, LogFailed, Record
-from streams.transport.partition.backend import Backend, Out, PositionRow
+from streams.transport.partition.backend import Backend, NewRecord, PositionRow
 from streams.transport.partition.positions import checksum
 from streams.transport.partition.rows import Dirty, Rows
 
@@ -85,7 +85,7 @@ class Checkpoints:
         self._pending: list[asyncio.Future[Any]] = []
         self._saving: list[asyncio.Future[Any]] = []
         """Those that a checkpoint waits for."""
-        self._outbox: dict[tuple[str, int], list[Out]] = {}
+        self._outbox: dict[tuple[str, int], list[NewRecord]] = {}
         self._flush: asyncio.Handle | None = None
         self._commands = 0
         self._bytes = 0
@@ -107,11 +107,11 @@ class Checkpoints:
         self.rows = rows
         self.next = self._saved = offset
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> None:
+    def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> None:
         """Hand records to the log; the next checkpoint waits for their acknowledgement."""
         self._pending.extend(self._backend.send(topic, partition, records))
 
-    def send_soon(self, topic: str, partition: int, record: Out) -> None:
+    def send_soon(self, topic: str, partition: int, record: NewRecord) -> None:
         """Send with whatever else is sent in this turn of the loop, in one produce batch.
 
         After the partition was given up this does nothing: its next owner has the record done again.

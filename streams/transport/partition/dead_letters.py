@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ports.log import Header, Record
 from streams import topics
-from streams.transport.partition.backend import Out
+from streams.transport.partition.backend import NewRecord
 
 BY_REFERENCE_ABOVE = 256 * 1024
 """Bytes of a value above which a dead letter carries its size and origin instead of the value."""
@@ -41,7 +41,7 @@ def origin_marks(key: bytes | None, headers: Sequence[Header]) -> tuple[bytes | 
     return (None if key is not None and len(key) > BY_REFERENCE_ABOVE else key), headers
 
 
-def dead_letter(record: Record, code: str, message: str) -> Out:
+def dead_letter(record: Record, code: str, message: str) -> NewRecord:
     """The record as a dead letter: its own headers first, then ours. The end of a long message is kept."""
     key, kept = origin_marks(record.key, record.headers)
     headers = [
@@ -54,4 +54,4 @@ def dead_letter(record: Record, code: str, message: str) -> Out:
     if len(value) > BY_REFERENCE_ABOVE:
         headers.append((VALUE_SIZE, str(len(value)).encode()))
         value = b""
-    return Out(key, value, headers)
+    return NewRecord(key, value, headers)

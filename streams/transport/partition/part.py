@@ -15,7 +15,7 @@ from typing import Any
 
 from ports.clock import Clock
 from ports.log import AgentSpec, LogError, LogFailed, LogUnavailable, Record
-from streams.transport.partition.backend import Backend, Out, Recovered
+from streams.transport.partition.backend import Backend, NewRecord, Recovered
 from streams.transport.partition.batch import AgentGone, HeldRecord, PartBatch
 from streams.transport.partition.checkpoints import Checkpoints, Counters, Limits
 from streams.transport.partition.dead_letters import DeadLetters, dead_letter, origin
@@ -184,7 +184,7 @@ class Part:
                 saver.result()
             elif not reader.cancelled():
                 reader.result()
-            await self._settle()
+            await self._wait_for_held()
             await self._saves.save()
         finally:
             self._stopping = True
@@ -326,7 +326,7 @@ class Part:
         self._held.pop(offset, None)
         self._room.set()
 
-    def send_soon(self, topic: str, partition: int, record: Out) -> None:
+    def send_soon(self, topic: str, partition: int, record: NewRecord) -> None:
         """Send with whatever else is sent in this turn of the loop; nothing after the partition was given up."""
         self._saves.send_soon(topic, partition, record)
 
@@ -334,7 +334,7 @@ class Part:
         for offset in batch.held:
             self.release(offset)
 
-    async def _settle(self) -> None:
+    async def _wait_for_held(self) -> None:
         """Give the tasks behind held records a moment: what they finish now need not be done again elsewhere."""
         try:
             async with self._clock.timeout(self._limits.handover_seconds):

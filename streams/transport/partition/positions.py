@@ -60,7 +60,7 @@ COMPARE_SECONDS = 30.0
 RESTORE = "restore the log or rehydrate"
 
 
-class Unserved(CeremonyError):
+class PartitionNotServed(CeremonyError):
     """A partition must not be served: its log is not the one its rows were folded from."""
 
 
@@ -89,10 +89,10 @@ def _within(spec: AgentSpec, number: int, begin: int, recovered: Recovered) -> N
     place = f"{spec.topic}[{number}]: position {begin}, log {recovered.start}..{recovered.end}"
     if begin < recovered.start:
         text = "commands not yet folded were deleted"
-        raise Unserved("position_below_log_start", text, place=place, remedy=RESTORE)
+        raise PartitionNotServed("position_below_log_start", text, place=place, remedy=RESTORE)
     if begin > recovered.end:
         text = "the log lost records that were folded"
-        raise Unserved("position_beyond_log_end", text, place=place, remedy=RESTORE)
+        raise PartitionNotServed("position_beyond_log_end", text, place=place, remedy=RESTORE)
 
 
 async def last_folded(backend: Backend, row: PositionRow, where: str, clock: Clock) -> Record:
@@ -104,7 +104,7 @@ async def last_folded(backend: Backend, row: PositionRow, where: str, clock: Clo
     except TimeoutError:
         raise LogUnavailable("log_unavailable", f"{where} cannot be read") from None
     if record.offset != row.next - 1 or checksum(record) != row.checksum:
-        raise Unserved(
+        raise PartitionNotServed(
             "log_differs",
             f"{origin(record)} is not the command that was folded last (position {row.next}): the topic was"
             " replaced or rewound",

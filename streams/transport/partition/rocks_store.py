@@ -30,7 +30,7 @@ from rocksdict import (
 )
 
 from ports.log import LogFailed, StateLost
-from streams.transport.partition.row_store import Encoded, RowStore
+from streams.transport.partition.row_store import EncodedRows, RowStore
 
 CACHE_BYTES = 16 * 1024 * 1024
 """Of blocks, their indexes and filters, of all databases of a worker."""
@@ -237,11 +237,11 @@ class RocksStore:
 
     # ---- changing
 
-    async def write(self, rows: Encoded) -> None:
+    async def write(self, rows: EncodedRows) -> None:
         if not self._closed:
             self._counts = await self._stores.run(self._write, rows)
 
-    def _write(self, rows: Encoded) -> dict[str, int]:
+    def _write(self, rows: EncodedRows) -> dict[str, int]:
         counts = dict(self._counts)
         with self._failing("written"):
             batch = WriteBatch(raw_mode=True)

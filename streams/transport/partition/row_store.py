@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-Encoded = Mapping[str, Mapping[bytes, bytes | None]]
+EncodedRows = Mapping[str, Mapping[bytes, bytes | None]]
 """Encoded rows by table and key; None is a tombstone."""
 
 
@@ -35,7 +35,7 @@ class RowStore(Protocol):
     def count(self, table: str) -> int:
         """How many rows there are; known, not counted."""
 
-    async def write(self, rows: Encoded) -> None:
+    async def write(self, rows: EncodedRows) -> None:
         """Rows of a checkpoint whose transaction has committed, all or nothing."""
 
     def cool(self, table: str, keys: Iterable[bytes]) -> None:
@@ -106,7 +106,7 @@ class MemoryStore:
     def count(self, table: str) -> int:
         return len(self._tables[table].warm) + len(self._tables[table].cold)
 
-    async def write(self, rows: Encoded) -> None:
+    async def write(self, rows: EncodedRows) -> None:
         for table, changed in rows.items():
             self._tables[table].write(changed)
 

@@ -9,7 +9,7 @@ from ports.clock import Clock
 from ports.log import LARGEST_RECORD, LogFailed, TableSpec
 from streams.topics import changelog
 from streams.transport.partition.row_cache import SMALL_ROW, RowCache
-from streams.transport.partition.row_store import Encoded, RowStore
+from streams.transport.partition.row_store import EncodedRows, RowStore
 
 Dirty = dict[str, dict[bytes, Any]]
 """Rows to be written, by table and key; None is a tombstone."""
@@ -254,7 +254,7 @@ class Rows:
                 await self._clock.sleep(0)
         return encoded
 
-    async def saved(self, encoded: Encoded) -> None:
+    async def saved(self, encoded: EncodedRows) -> None:
         """The checkpoint's transaction has committed: the store takes what it wrote. Raises StateLost."""
         await self._store.write(encoded)
         for table in self.tables.values():

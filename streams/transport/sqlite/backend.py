@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ports.log import Fenced, Record
-from streams.transport.partition.backend import Loading, Out, PositionRow, Recovered
+from streams.transport.partition.backend import NewRecord, PositionRow, Recovered, RowLoader
 from streams.transport.sqlite.log import SqliteLog
 from streams.transport.sqlite.shard import ShardReader
 
@@ -34,7 +34,7 @@ class SqliteBackend:
         self._committed_only = committed_only
         self._reader: ShardReader | None = None
 
-    async def take(self, rows: Loading) -> Recovered:
+    async def take(self, rows: RowLoader) -> Recovered:
         self._log.owners[self._name, self._topic, self._partition] = self
         await self._log.flush()  # what a former owner in this process handed over is part of what is recovered
         log, partition = self._log, self._partition
@@ -62,7 +62,7 @@ class SqliteBackend:
     async def fetch(self, limit: int) -> Sequence[Record]:
         return await self._open().fetch(limit)
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
+    def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> Sequence[asyncio.Future[Any]]:
         self._log.put(topic, partition, records)
         return (self._log.committed(),)
 

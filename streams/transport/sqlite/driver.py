@@ -16,7 +16,7 @@ from ports.clock import Clock
 from ports.log import AgentSpec, LogUrlInvalid
 from streams.topics import changelog, prefixed
 from streams.transport.faust import membership
-from streams.transport.partition.assignment import Still
+from streams.transport.partition.assignment import IsCurrent
 from streams.transport.sqlite.backend import SqliteBackend
 from streams.transport.sqlite.log import WINDOW_SECONDS, SqliteLog
 
@@ -39,7 +39,7 @@ class SqliteTransport(membership.GroupTransport):
     def log(self) -> SqliteLog:
         return self._log
 
-    def backend(self, spec: AgentSpec, number: int, still: Still) -> SqliteBackend:
+    def backend(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> SqliteBackend:
         app: Any = self.app
         return SqliteBackend(
             self._log,

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ports.clock import Clock
 from ports.log import Handle, Header, LogFailed, LogUnavailable, Position, Record, Taken, TopicSpec
-from streams.transport.partition.backend import Out, PositionRow
-from streams.transport.partition.batch import weigh
+from streams.transport.partition.backend import NewRecord, PositionRow
+from streams.transport.partition.batch import record_size
 from streams.transport.partition.partitioner import partition_of
 from streams.transport.sqlite.clock import AppendClock
 from streams.transport.sqlite.file import LogFile
@@ -27,7 +27,7 @@ from streams.transport.sqlite.window import CommitWindow, ReaderPositions
 
 WINDOW_SECONDS = 0.002
 """How long a commit window gathers after the last commit before it is committed."""
-SWEEP_SECONDS = 1.0
+RETENTION_SECONDS = 1.0
 """How often consumed queue records and expired records are deleted."""
 TOMBSTONE_MS = 24 * 3600 * 1000
 """How long a deleted row stays visible to those who follow a changelog."""
@@ -47,7 +47,7 @@ class SqliteLog:
         *,
         synchronous: str = "normal",
         window: float = WINDOW_SECONDS,
-        sweep: float = SWEEP_SECONDS,
+        retention_seconds: float = RETENTION_SECONDS,
         take_over: bool = False,
         on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
@@ -55,7 +55,7 @@ class SqliteLog:
         self._clock = clock
         self._synchronous = synchronous
         self._window_seconds = window
-        self._sweep_seconds = sweep
+        self._retention_seconds = retention_seconds
         self._take_over = take_over
         self.on_failure = on_failure
         self._file: LogFile | None = None
@@ -89,7 +89,7 @@ class SqliteLog:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="log-commit")
         self._tasks = [
             self._clock.spawn(self._commits(), name="log-commits"),
-            self._clock.spawn(self._sweeps(), name="log-sweeps"),
+            self._clock.spawn(self._enforce_retention_often(), name="log-retention"),
         ]
 
     def _load(self, file: LogFile) -> None:
@@ -196,12 +196,12 @@ class SqliteLog:
 
     # -- writing: everything below is in the next transaction
 
-    def put(self, topic: str, partition: int, records: Sequence[Out]) -> None:
+    def put(self, topic: str, partition: int, records: Sequence[NewRecord]) -> None:
         """Append without waiting. Raises RecordTooLarge (then none is appended), LogFailed."""
         self.check()
         shard = self.shard(topic, partition)
         for key, value, headers in records:
-            weigh(topic, key, value, headers)
+            record_size(topic, key, value, headers)
         if shard.topic.spec.compacted:
             self.put_rows(topic, partition, {key or b"": value for key, value, _ in records})
             return
@@ -216,7 +216,7 @@ class SqliteLog:
         shard = self.shard(topic, partition)
         now = self._log_clock.now()
         for key, value in rows.items():
-            weigh(topic, key, value or b"", ())
+            record_size(topic, key, value or b"", ())
         shard.newest = now
         for key, value in rows.items():
             self._window.rows[shard.topic.id, partition, key] = (shard.end, now, value)
@@ -265,7 +265,7 @@ class SqliteLog:
         headers: Sequence[Header] = (),
     ) -> Position:
         """Durable when it returns. Raises LogUnavailable, RecordTooLarge, LogFailed."""
-        self.put(topic, partition, [Out(key, value, headers)])
+        self.put(topic, partition, [NewRecord(key, value, headers)])
         shard = self.shard(topic, partition)
         position = Position(partition, shard.end - 1, shard.newest)
         await self.committed()
@@ -297,7 +297,7 @@ class SqliteLog:
             return
         self._positions.update(window.positions)
         for shard, end in ends:
-            shard.settle(end)
+            shard.committed(end)
         wake(window.waiting)
 
     def crash(self, error: Exception) -> None:
@@ -317,15 +317,15 @@ class SqliteLog:
 
     # -- retention
 
-    async def _sweeps(self) -> None:
+    async def _enforce_retention_often(self) -> None:
         while self._failure is None:
-            await self._clock.sleep(self._sweep_seconds)
+            await self._clock.sleep(self._retention_seconds)
             try:
-                self.sweep()
+                self.enforce_retention()
             except LogFailed as error:
                 self._fail(error, CommitWindow())
 
-    def sweep(self) -> None:
+    def enforce_retention(self) -> None:
         """Hand over the deletion of consumed queue records, expired records and old tombstones."""
         if self._failure is not None or self._file is None:
             return

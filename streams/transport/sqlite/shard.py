@@ -65,7 +65,7 @@ class Shard:
         if self.ahead:
             wake(self.ahead)
 
-    def settle(self, durable: int) -> None:
+    def committed(self, durable: int) -> None:
         """Everything below `durable` is committed: let readers see it, and forget what is no longer needed."""
         self.durable = durable
         if self.behind:

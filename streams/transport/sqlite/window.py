@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ports.log import LARGEST_BATCH, Record
 from streams.transport.partition.backend import PositionRow
-from streams.transport.partition.batch import weigh
+from streams.transport.partition.batch import record_size
 from streams.transport.sqlite.file import Transaction, encode_batch
 from streams.transport.sqlite.shard import Shard
 
@@ -81,7 +81,7 @@ def _split(records: list[Record]) -> list[list[Record]]:
     batches: list[list[Record]] = []
     room = 0
     for record in records:
-        size = weigh(record.topic, record.key, record.value or b"", record.headers)
+        size = record_size(record.topic, record.key, record.value or b"", record.headers)
         if size > room:
             batches.append([])
             room = LARGEST_BATCH

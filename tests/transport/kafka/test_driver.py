@@ -19,7 +19,7 @@ from ports.log import AgentSpec, Batch, LogFailed, LogUnavailable, Record, Table
 from streams.transport.app import CeremonyApp, create_app
 from streams.transport.kafka.driver import KafkaBackend
 from streams.transport.kafka.log import KafkaLog
-from streams.transport.partition.backend import Out
+from streams.transport.partition.backend import NewRecord
 
 pytestmark = pytest.mark.timeout(90)
 COUNTS = TableSpec("counts", lambda row: json.dumps(row).encode(), json.loads)
@@ -335,9 +335,9 @@ async def test_an_effect_to_a_topic_nobody_declared_ends_the_worker(bench: Bench
     async with running(bench.app()) as app:
         backend = app.driver.backend(app.specs["counter"], 0, lambda: True)
         with pytest.raises(LogFailed, match=r"topic_unknown: no partition nowhere\[0\]"):
-            backend.send("nowhere", 0, [Out(b"k", b"v")])
+            backend.send("nowhere", 0, [NewRecord(b"k", b"v")])
         with pytest.raises(LogFailed, match="topic_unknown"):
-            backend.send(bench.name("answers"), 99, [Out(b"k", b"v")])
+            backend.send(bench.name("answers"), 99, [NewRecord(b"k", b"v")])
 
 
 async def test_no_kafka_is_said_at_once() -> None:

@@ -12,7 +12,7 @@ from aiokafka import TopicPartition
 from bridge.clock import HostClock
 from ports.log import StateLost, TopicSpec
 from streams.transport.kafka.client import FETCH_BYTES
-from streams.transport.kafka.driver import _Read
+from streams.transport.kafka.driver import _ChangelogRows
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.recovery import AT_ONCE, Recovery
 from streams.transport.partition.backend import POSITION_KEY
@@ -82,7 +82,7 @@ async def test_a_position_stands_in_the_first_changelog_only() -> None:
     """What has its key elsewhere is a row, and one for whoever reads that table to judge."""
     first, second = TopicPartition("first", 0), TopicPartition("second", 0)
     store = MemoryStore({"one": {}, "two": {}})
-    read = _Read(store, {"one": first, "two": second})
+    read = _ChangelogRows(store, {"one": first, "two": second})
     await read.add(second, {POSITION_KEY: b"no position"})
     assert (read.position, store.get("two", POSITION_KEY)) == (None, b"no position")
     await read.add(first, {POSITION_KEY: b"here", b"a": b"1"})

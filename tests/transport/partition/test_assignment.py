@@ -10,13 +10,19 @@ import pytest
 
 from bridge.clock import HostClock
 from ports.log import AgentSpec, Fenced, LogFailed, StateLost, TableSpec
-from streams.transport.partition.assignment import LEAST_UNSAVED, UNSAVED_BYTES, PartitionAssignment, Still, Superseded
-from streams.transport.partition.backend import Loading, Recovered
+from streams.transport.partition.assignment import (
+    LEAST_UNSAVED,
+    UNSAVED_BYTES,
+    IsCurrent,
+    PartitionAssignment,
+    Superseded,
+)
+from streams.transport.partition.backend import Recovered, RowLoader
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import DeadLetters
 from streams.transport.partition.row_cache import RowCache
-from streams.transport.partition.row_store import Encoded, MemoryStore, MemoryStores, RowStore, Stores
+from streams.transport.partition.row_store import EncodedRows, MemoryStore, MemoryStores, RowStore, Stores
 from tests.transport.memory import MemoryBackend, MemoryLog
 
 pytestmark = pytest.mark.timeout(20)
@@ -37,7 +43,7 @@ class Bench:
     """An owner of two agents on a memory log; `failures` is what `fail` heard."""
 
     def __init__(
-        self, make: Callable[[AgentSpec, int, Still], MemoryBackend] | None = None, stores: Stores | None = None
+        self, make: Callable[[AgentSpec, int, IsCurrent], MemoryBackend] | None = None, stores: Stores | None = None
     ) -> None:
         self.memory = MemoryLog()
         self.failures: list[BaseException] = []
@@ -54,7 +60,7 @@ class Bench:
             [self.keeper, WORKER],
             partitions=2,
             clock=FastClock(),
-            make_backend=make or (lambda spec, number, _: self.memory.backend(spec, number)),
+            new_backend=make or (lambda spec, number, _: self.memory.backend(spec, number)),
             deliver=self.deliver,
             dead_letters=DeadLetters("deadletters", 1),
             cache=RowCache(),
@@ -73,8 +79,8 @@ class Bench:
                 batch.put("rows", record.key or b"", record.value)
         batch.finish()
 
-    async def take_over(self, still: Still = lambda: True) -> None:
-        await self.owner.take_over(BOTH, still)
+    async def take_over(self, is_current: IsCurrent = lambda: True) -> None:
+        await self.owner.take_over(BOTH, is_current)
 
 
 async def until(true: Callable[[], Any]) -> None:
@@ -215,7 +221,7 @@ class Breaking(MemoryStores):
 
 
 class Broken(MemoryStore):
-    async def write(self, rows: Encoded) -> None:
+    async def write(self, rows: EncodedRows) -> None:
         raise StateLost("it cannot be written")
 
 
@@ -250,7 +256,7 @@ async def test_a_refused_write_fails_the_worker() -> None:
 
 async def test_a_take_over_that_was_overtaken_serves_nothing() -> None:
     class Overtaken(MemoryBackend):
-        async def take(self, rows: Loading) -> Recovered:
+        async def take(self, rows: RowLoader) -> Recovered:
             raise Superseded
 
     bench = Bench(lambda spec, number, _: Overtaken(bench.memory, spec, number))
@@ -264,7 +270,7 @@ async def test_giving_up_ends_a_recovery_under_way() -> None:
     closed: list[MemoryBackend] = []
 
     class Endless(MemoryBackend):
-        async def take(self, rows: Loading) -> Recovered:
+        async def take(self, rows: RowLoader) -> Recovered:
             await asyncio.sleep(60)
             return await super().take(rows)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ports.log import LARGEST_RECORD, AgentSpec, Fenced, LogFailed
-from streams.transport.partition.backend import Out
+from streams.transport.partition.backend import NewRecord
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
 from tests.transport.memory import MemoryLog
@@ -326,7 +326,7 @@ async def test_answers_of_one_turn_go_in_one_produce_batch() -> None:
     backend = part._backend
     send = backend.send
 
-    def counting(topic: str, partition: int, records: list[Out]) -> Any:
+    def counting(topic: str, partition: int, records: list[NewRecord]) -> Any:
         sends.append(len(records))
         return send(topic, partition, records)
 

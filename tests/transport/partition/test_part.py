@@ -15,7 +15,7 @@ from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import BY_REFERENCE_ABOVE, VALUE_SIZE
 from streams.transport.partition.part import FIRST_BATCH
-from streams.transport.partition.positions import Unserved
+from streams.transport.partition.positions import PartitionNotServed
 from tables.errors import FormatTooNew
 from tests.transport.memory import MemoryLog
 from tests.transport.parts import COUNTER, COUNTS, WORKER, commands, count, part_of, running, until
@@ -188,7 +188,7 @@ async def test_a_position_below_the_log_start_is_not_served() -> None:
     await served(log)
     commands(log, "d", "e", "f")
     log.trim("commands", 0, 5)
-    with pytest.raises(Unserved, match="position_below_log_start") as refused:
+    with pytest.raises(PartitionNotServed, match="position_below_log_start") as refused:
         await take_again(log)
     assert refused.value.code == "position_below_log_start"
     assert "commands[0]" in refused.value.text
@@ -199,7 +199,7 @@ async def test_a_position_beyond_the_log_end_is_not_served() -> None:
     log = MemoryLog()
     await served(log)
     del log.records["commands", 0][1:]
-    with pytest.raises(Unserved, match="position_beyond_log_end"):
+    with pytest.raises(PartitionNotServed, match="position_beyond_log_end"):
         await take_again(log)
 
 
@@ -209,7 +209,7 @@ async def test_another_last_command_is_not_served() -> None:
     await served(log)
     last = log.records["commands", 0][-1]
     log.records["commands", 0][-1] = last._replace(value=b"another")
-    with pytest.raises(Unserved, match="log_differs"):
+    with pytest.raises(PartitionNotServed, match="log_differs"):
         await take_again(log)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from bridge.clock import HostClock
 from ports.log import AgentSpec, TableSpec
-from streams.transport.partition.backend import Out, PositionRow
+from streams.transport.partition.backend import NewRecord, PositionRow
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import DeadLetters
@@ -93,7 +93,7 @@ class FusedBackend(MemoryBackend):
         super().__init__(log, SPEC, 0)
         self.fuse = fuse
 
-    def send(self, topic: str, partition: int, records: Sequence[Out]) -> Sequence[asyncio.Future[Any]]:
+    def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> Sequence[asyncio.Future[Any]]:
         return [] if self.fuse.blown.is_set() else super().send(topic, partition, records)
 
     async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:

@@ -13,7 +13,7 @@ from yarl import URL
 from bridge.clock import HostClock
 from ports.log import AgentSpec, Batch, Fenced, LogFailed, LogUrlInvalid, TopicSpec
 from streams.transport.app import CeremonyApp, create_app
-from streams.transport.partition.backend import Out, PositionRow
+from streams.transport.partition.backend import NewRecord, PositionRow
 from streams.transport.sqlite.backend import SqliteBackend
 from streams.transport.sqlite.driver import open_log
 from streams.transport.sqlite.log import SqliteLog
@@ -166,7 +166,7 @@ async def test_a_backend_reads_ahead_of_the_commit_unless_it_reaches_outside(tmp
     ahead = SqliteBackend(log, "fold", "in", 0, changelogs={})
     outside = SqliteBackend(log, "publish", "in", 0, changelogs={}, committed_only=True)
     await asyncio.gather(read_back(ahead), read_back(outside))
-    (written,) = ahead.send("in", 0, [Out(b"k", b"v")])
+    (written,) = ahead.send("in", 0, [NewRecord(b"k", b"v")])
     fetching = asyncio.ensure_future(outside.fetch(1))
     assert [record.value for record in await ahead.fetch(1)] == [b"v"]
     assert not fetching.done()

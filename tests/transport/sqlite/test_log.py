@@ -13,7 +13,7 @@ import pytest
 
 from bridge.clock import HostClock
 from ports.log import LARGEST_RECORD, Committed, Fenced, LogFailed, LogUnavailable, Record, RecordTooLarge, TopicSpec
-from streams.transport.partition.backend import Out, PositionRow
+from streams.transport.partition.backend import NewRecord, PositionRow
 from streams.transport.sqlite import file
 from streams.transport.sqlite.file import FORMAT, LogFile, LogInUse
 from streams.transport.sqlite.log import SqliteLog
@@ -90,7 +90,7 @@ async def test_only_readers_that_run_ahead_see_what_is_not_committed(path: Path)
         ahead = log.reader("in", 0, committed_only=False)
         behind = log.reader("in", 0, committed_only=True)
         waiting = asyncio.ensure_future(behind.fetch(10))
-        log.put("in", 0, [Out(b"k", b"v")])
+        log.put("in", 0, [NewRecord(b"k", b"v")])
         assert [r.value for r in await ahead.fetch(10)] == [b"v"]
         assert not waiting.done()
         assert await log.ends("in") == [(0, 0), (0, 0)]
@@ -103,7 +103,7 @@ async def test_only_readers_that_run_ahead_see_what_is_not_committed(path: Path)
 async def test_a_window_is_one_transaction(path: Path) -> None:
     """Records, rows, position and offset handed over together are in the file together, or not at all."""
     async with opened(path, window=0.05) as log:
-        log.put("in", 0, [Out(b"k", b"v")])
+        log.put("in", 0, [NewRecord(b"k", b"v")])
         log.put_rows("table.changelog", 0, {b"a": b"1", b"b": b"2"})
         log.put_position("fold", "in", 0, PositionRow(1, 2, 3, 4))
         log.put_offset("follower", "in", 0, 1)
@@ -218,7 +218,7 @@ async def test_a_record_above_the_limit_is_refused_before_it_has_an_offset(path:
         largest = b"x" * (LARGEST_RECORD - 128 - 1)
         assert (await log.append("in", 0, b"k", largest)).offset == 0
         with pytest.raises(RecordTooLarge, match="record_too_large"):
-            log.put("in", 0, [Out(b"k", b"small"), Out(b"k", largest + b"x")])
+            log.put("in", 0, [NewRecord(b"k", b"small"), NewRecord(b"k", largest + b"x")])
         assert (await log.append("in", 0, b"k", b"after")).offset == 1
         assert [len(r.value or b"") for r in await everything(log, "in")] == [len(largest), 5]
 
@@ -229,7 +229,7 @@ async def test_readers_that_are_behind_read_from_the_file(path: Path) -> None:
         slow = log.reader("in", 0, committed_only=False)
         value = b"x" * 10_000
         for _ in range(100):
-            log.put("in", 0, [Out(None, value)] * 10)
+            log.put("in", 0, [NewRecord(None, value)] * 10)
             await log.flush()
         shard = log.shard("in", 0)
         assert sum(len(r.value or b"") for r in shard.tail) <= TAIL_BYTES
@@ -243,7 +243,7 @@ async def test_readers_that_are_behind_read_from_the_file(path: Path) -> None:
 
 async def test_consumed_queue_records_are_trimmed(path: Path) -> None:
     """Below the lowest durable position of a queue's readers nothing is kept; the log start says so."""
-    async with opened(path, sweep=0.01) as log:
+    async with opened(path, retention_seconds=0.01) as log:
         log.attach("fast", "queue", 0)
         log.attach("slow", "queue", 0)
         for i in range(10):
@@ -261,7 +261,7 @@ async def test_queue_records_consumed_within_the_window_are_never_written(path: 
     """The offsets stay used, so the next record does not take one of them again."""
     async with opened(path, window=0.05) as log:
         log.attach("agent", "queue", 0)
-        log.put("queue", 0, [Out(None, b"a"), Out(None, b"b")])
+        log.put("queue", 0, [NewRecord(None, b"a"), NewRecord(None, b"b")])
         log.put_offset("agent", "queue", 0, 1)
         await log.flush()
         assert [r.offset for r in await everything(log, "queue")] == [1]
@@ -279,7 +279,7 @@ async def test_retention_removes_what_is_older_and_moves_the_log_start(path: Pat
         clock.now += 59
         await log.append("kept", 0, None, b"new")
         clock.now += 2
-        log.sweep()
+        log.enforce_retention()
         await log.flush()
         assert [r.value for r in await everything(log, "kept")] == [b"new"]
         assert (await log.ends("kept"), (await log.ends("in"))[0]) == ([(1, 2)], (0, 1))
@@ -422,7 +422,7 @@ async def test_stop_commits_and_then_refuses(path: Path) -> None:
     log = SqliteLog(path, HostClock(), window=0.05)
     await log.start()
     await log.create(TOPICS)
-    log.put("in", 0, [Out(None, b"last")])
+    log.put("in", 0, [NewRecord(None, b"last")])
     reading = asyncio.ensure_future(log.reader("in", 1, committed_only=False).fetch(1))
     await asyncio.sleep(0)
     await log.stop()

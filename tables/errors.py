@@ -36,7 +36,7 @@ class InvariantBroken(CeremonyError):
     """The builder refused an instance; `reasons` lists every broken invariant. It means a bug, or a forged row."""
 
     def __init__(self, instance_id: str, reasons: Sequence[str]) -> None:
-        super().__init__("invariant_broken", f"{instance_id}: " + "; ".join(reasons))
+        super().__init__("invariant_broken", "; ".join(reasons), place=instance_id)
         self.reasons = tuple(reasons)
 
 
@@ -48,4 +48,5 @@ class FormatTooNew(CeremonyError):
     """A row or record was written by a newer release than this one; the worker must end, nothing may be skipped."""
 
     def __init__(self, what: str, found: int, ours: int) -> None:
-        super().__init__("format_too_new", f"{what} has format {found}, this release reads up to {ours}: upgrade it")
+        message = f"{what} has format {found}, this release reads up to {ours}"
+        super().__init__("format_too_new", message, remedy="upgrade this worker")

@@ -14,7 +14,7 @@ from referencing.jsonschema import DRAFT202012
 
 from tables.definition import Output
 from tables.definitions.problems import clipped, listed
-from tables.definitions.schema_bounds import MOST_WORK, PatternInvalid, TooMuchWork, bounded, budget, pattern
+from tables.definitions.schema_bounds import PatternInvalid, TooMuchWork, bounded, budget, pattern
 
 MARKS = ("$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum")
 """A schema with one of these at its top is JSON Schema, else a flat map (specification 4.5)."""
@@ -136,7 +136,7 @@ def _wrong_pattern(text: str) -> str:
     try:
         pattern(text)
     except PatternInvalid as error:
-        return f": is no regular expression that can be matched in linear time: {error}"
+        return f": is no regular expression that can be matched in linear time: {error.message}"
     return ""
 
 
@@ -177,8 +177,8 @@ def _check_json_schema(value: Any, schema: Mapping[str, Any]) -> list[str]:
             if len(errors) >= MAX_PROBLEMS:
                 break
         return [f"${_at(error.absolute_path)}: {_said(error)}" for error in sorted(errors, key=_place)]
-    except TooMuchWork:
-        return [f"$: applying the schema takes more than {MOST_WORK} steps; simplify it, or send less"]
+    except TooMuchWork as error:
+        return [f"$: {error.message}; {error.remedy}"]
     except RecursionError:
         return ["$: the schema or the value is nested too deeply"]
     except Exception:  # noqa: BLE001 - jsonschema lets whatever an odd schema makes of it through as it is

@@ -15,6 +15,8 @@ import re2  # type: ignore[import-untyped]
 from jsonschema import FormatChecker, validators
 from jsonschema.exceptions import ValidationError
 
+from ports.errors import CeremonyError
+
 MOST_WORK = 200_000
 """Keywords applied to one value; those that branch or refer count tenfold."""
 _DEAR = frozenset({"$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "contains"})
@@ -32,12 +34,19 @@ _Keyword = Callable[[Any, Any, Any, Any], Any]
 _Errors = Iterator[ValidationError]
 
 
-class TooMuchWork(Exception):
-    """Applying the schema to the value took more than MOST_WORK keywords."""
+class TooMuchWork(CeremonyError):
+    """Applying a schema to a value takes more than MOST_WORK keywords."""
+
+    def __init__(self) -> None:
+        message = f"applying the schema takes more than {MOST_WORK} steps"
+        super().__init__("schema_too_much_work", message, remedy="simplify it, or send less")
 
 
-class PatternInvalid(ValueError):
-    """No regular expression that can be matched in linear time; the message says why."""
+class PatternInvalid(CeremonyError):
+    """A pattern of a schema is no regular expression that can be matched in linear time."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("bad_pattern", message)
 
 
 class _Budget(FormatChecker):

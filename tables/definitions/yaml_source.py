@@ -14,6 +14,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
+from ports.errors import CeremonyError
 from tables.definitions.problems import ProblemList, clipped
 
 MAX_BYTES = 256 * 1024
@@ -101,8 +102,12 @@ def parse(text: str, report: ProblemList) -> Node | None:
     return None
 
 
-class _Stop(Exception):
-    """The file is refused as a whole; the problem is reported already."""
+class _Stop(CeremonyError):
+    """The file is refused as a whole; the code is that of the rule it breaks."""
+
+    def __init__(self, event: yaml.Event, rule: str, message: str) -> None:
+        self.line = _line(event)
+        super().__init__(rule, message, place=f"line {self.line}")
 
 
 class _Builder:
@@ -113,27 +118,25 @@ class _Builder:
         """Per open collection: the key whose value is awaited (maps), else None."""
         self.key_line: list[int] = []
         self.root: Node | None = None
+        self.documents = 0
 
     def build(self, text: str) -> Node | None:
-        documents = 0
         try:
             for event in yaml.parse(text, Loader=_Parser):
-                if isinstance(event, yaml.DocumentStartEvent):
-                    documents += 1
-                    if documents > 1:
-                        self._stop(event, "several_documents", "a file holds one definition; remove the `---`")
                 self._take(event)
-        except _Stop:
+        except _Stop as stop:
+            self.report.add(stop.line, stop.code, stop.message)
             return None
         return self.root
 
-    def _stop(self, event: yaml.Event, rule: str, message: str) -> None:
-        self.report.add(_line(event), rule, message)
-        raise _Stop
-
     def _take(self, event: yaml.Event) -> None:
-        if isinstance(event, yaml.AliasEvent):
-            self._stop(event, "yaml_alias", f"aliases are not allowed; write out what `*{clipped(event.anchor)}` means")
+        if isinstance(event, yaml.DocumentStartEvent):
+            self.documents += 1
+            if self.documents > 1:
+                raise _Stop(event, "several_documents", "a file holds one definition; remove the `---`")
+        elif isinstance(event, yaml.AliasEvent):
+            anchor = clipped(event.anchor)
+            raise _Stop(event, "yaml_alias", f"aliases are not allowed; write out what `*{anchor}` means")
         elif isinstance(event, yaml.ScalarEvent):
             self._scalar(event)
         elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
@@ -146,11 +149,11 @@ class _Builder:
     def _open(self, event: yaml.MappingStartEvent | yaml.SequenceStartEvent) -> None:
         kind = "map" if isinstance(event, yaml.MappingStartEvent) else "list"
         if len(self.stack) >= MAX_DEPTH:
-            self._stop(event, "nesting_too_deep", f"at most {MAX_DEPTH} lists and maps may be nested")
+            raise _Stop(event, "nesting_too_deep", f"at most {MAX_DEPTH} lists and maps may be nested")
         if event.tag is not None and event.tag not in (_PREFIX + ("map" if kind == "map" else "seq"), "!"):
             self.report.add(_line(event), "yaml_tag", f"the tag {clipped(event.tag)} is not allowed; remove it")
         if self.stack and self.stack[-1].kind == "map" and self.keys[-1] is None:
-            self._stop(event, "bad_key", "a key is a plain text, not a list or a map")
+            raise _Stop(event, "bad_key", "a key is a plain text, not a list or a map")
         node = Node(_line(event), kind)
         self._put(node)
         self.stack.append(node)
@@ -162,7 +165,7 @@ class _Builder:
         if self.stack and self.stack[-1].kind == "map" and self.keys[-1] is None:
             self.keys[-1], self.key_line[-1] = event.value, line
             if _has_surrogate(event.value):
-                self._stop(event, "not_utf8", "a key holds a lone surrogate, which is no character")
+                raise _Stop(event, "not_utf8", "a key holds a lone surrogate, which is no character")
             return
         value = self._value(event, line)
         self._put(Node(line, "broken") if value is _BROKEN else Node(line, "scalar", value))

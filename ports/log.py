@@ -15,9 +15,9 @@ from ports.errors import CeremonyError
 Header = tuple[str, bytes]
 """One record header: name and value."""
 
-LARGEST_RECORD = 4 * 1024 * 1024
+LARGEST_RECORD_BYTES = 4 * 1024 * 1024
 """Bytes of the largest record a topic takes (`max.message.bytes`)."""
-LARGEST_BATCH = 1024 * 1024
+LARGEST_BATCH_BYTES = 1024 * 1024
 """Bytes of the largest produce batch of more than one record."""
 
 
@@ -273,7 +273,7 @@ class StateLost(LogFailed):
 
 
 class RecordTooLarge(LogError):
-    """A record above LARGEST_RECORD was refused before it was sent."""
+    """A record above LARGEST_RECORD_BYTES was refused before it was sent."""
 
     def __init__(self, message: str) -> None:
         super().__init__("record_too_large", message)

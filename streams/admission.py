@@ -14,11 +14,11 @@ from streams.api import Overloaded
 
 WAITING_STARTS = 3_000
 """Starts that may wait for their answer in one worker, the work of some seconds: each holds a call of gRPC, 22 KiB."""
-SHORTEST_HINT, LONGEST_HINT = 0.5, 60.0
+SHORTEST_HINT_SECONDS, LONGEST_HINT_SECONDS = 0.5, 60.0
 """Seconds after which a refused start may be tried again."""
-SLOWEST = 300.0
+LEAST_STARTS_PER_SECOND = 300.0
 """Starts a second that are expected at least: of a worker that has just begun, nothing is known."""
-MORE = 1.5
+OVERBOOKING = 1.5
 """How many more are asked to come back than were answered lately: not all do, and none should find nobody there."""
 MEASURED_SECONDS = 1.0
 
@@ -31,7 +31,7 @@ class RetryHints:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._rate = SLOWEST
+        self._rate = LEAST_STARTS_PER_SECOND
         self._answered = 0
         self._since = clock.monotonic()
         self._next = 0.0
@@ -43,10 +43,10 @@ class RetryHints:
         """From now, for one more that is refused."""
         now = self._clock.monotonic()
         if (past := now - self._since) >= MEASURED_SECONDS:
-            self._rate = max(SLOWEST, (self._rate + self._answered / past) / 2)
+            self._rate = max(LEAST_STARTS_PER_SECOND, (self._rate + self._answered / past) / 2)
             self._answered, self._since = 0, now
-        turn = max(self._next, now + SHORTEST_HINT)
-        self._next = min(turn + 1 / (self._rate * MORE), now + LONGEST_HINT)
+        turn = max(self._next, now + SHORTEST_HINT_SECONDS)
+        self._next = min(turn + 1 / (self._rate * OVERBOOKING), now + LONGEST_HINT_SECONDS)
         return turn - now
 
 
@@ -56,7 +56,7 @@ class Admission:
     def __init__(self, limit: int, clock: Clock) -> None:
         """`limit`: records of a partition that may wait to be folded; 0 sets none."""
         self._limit = limit
-        self._come_back = RetryHints(clock)
+        self._retry_hints = RetryHints(clock)
         self._ends: dict[int, int] = {}
         self._under_way: dict[int, int] = {}
         self._waiting = 0
@@ -82,13 +82,13 @@ class Admission:
         if self._lags(partition, position):
             lag = self.lag(partition, position)
             text = f"partition {partition} has {lag} records to fold, {self._limit} are the limit"
-            raise Overloaded(text, self._come_back.seconds())
+            raise Overloaded(text, self._retry_hints.seconds())
         self._waiting += 1
         try:
             yield
         finally:
             self._waiting -= 1
-            self._come_back.answered()
+            self._retry_hints.answered()
 
     def closed(self, calls: int, positions: Iterable[tuple[int, int]] | None) -> Overloaded | None:
         """Why no start is taken, whatever its partition; `calls` are unanswered, those of other workers among them.
@@ -99,7 +99,7 @@ class Admission:
             return self._no_room()
         if positions is not None and all(self._lags(*one) for one in positions):
             text = f"every partition has {self._limit} records to fold or more, which are the limit"
-            return Overloaded(text, self._come_back.seconds())
+            return Overloaded(text, self._retry_hints.seconds())
         return None
 
     @contextlib.contextmanager
@@ -115,4 +115,4 @@ class Admission:
         return bool(self._limit) and self.lag(partition, position) >= self._limit
 
     def _no_room(self) -> Overloaded:
-        return Overloaded(f"{WAITING_STARTS} starts wait for their answer at this worker", self._come_back.seconds())
+        return Overloaded(f"{WAITING_STARTS} starts wait for their answer at this worker", self._retry_hints.seconds())

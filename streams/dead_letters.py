@@ -13,15 +13,15 @@ from streams.transport.partition.dead_letters import origin_marks
 
 DEADLETTER_SUBJECT = "ceremony.deadletter"
 # Bytes of a value that a dead letter still carries; a larger one is named by its origin only.
-DEADLETTER_BODY_LIMIT = 256 * 1024
+DEADLETTER_BODY_BYTES = 256 * 1024
 # Characters of a dead letter's message.
-ERROR_MESSAGE_LIMIT = 4096
+LONGEST_ERROR_MESSAGE = 4096
 # Characters of the message of an announced dead letter.
-OUTSIDE_MESSAGE_LIMIT = 500
+LONGEST_ANNOUNCED_MESSAGE = 500
 # Characters of key, topic and code of a dead letter; another program may have written more, and a page must fit.
 LONGEST_NAME = 1024
 # Digits of a number that fits 64 bits for certain; of a partition, half of that fits 32.
-SHORT = 18
+MAX_DIGITS = 18
 # Header of a dead letter by reference: bytes of the original value, which was left out.
 VALUE_SIZE = "value-size"
 
@@ -75,9 +75,9 @@ def dead_letter_record(
     ours = [
         (topics.ORIGIN, f"{topic}/{partition}/{offset}".encode()),
         (topics.ERROR_CODE, code.encode()),
-        (topics.ERROR_MESSAGE, message[:ERROR_MESSAGE_LIMIT].encode(errors="replace")),
+        (topics.ERROR_MESSAGE, message[:LONGEST_ERROR_MESSAGE].encode(errors="replace")),
     ]
-    if len(body) > DEADLETTER_BODY_LIMIT:
+    if len(body) > DEADLETTER_BODY_BYTES:
         ours.append((VALUE_SIZE, b"%d" % len(body)))
         body = b""
     # Ours last: where a dead letter becomes one again, the newer word counts.
@@ -112,7 +112,7 @@ def decode_dead_letter(
         code=found.get(topics.ERROR_CODE, b"unknown").decode(errors="replace"),
         message=found.get(topics.ERROR_MESSAGE, b"").decode(errors="replace"),
         timestamp=timestamp,
-        size=int(referred) if referred.isdigit() and len(referred) <= SHORT else len(value or b""),
+        size=int(referred) if referred.isdigit() and len(referred) <= MAX_DIGITS else len(value or b""),
         key=key,
         value=None if referred else value,
         headers=tuple(header for header in headers if header[0] not in _OURS),
@@ -133,7 +133,7 @@ def letter_of(record: Record) -> DeadLetterRecord:
     return letter._replace(
         topic=letter.topic[:LONGEST_NAME],
         code=letter.code[:LONGEST_NAME] or "unknown",
-        message=letter.message[:ERROR_MESSAGE_LIMIT] or "no reason was given",
+        message=letter.message[:LONGEST_ERROR_MESSAGE] or "no reason was given",
         key=None if letter.key is None else letter.key[:LONGEST_NAME],
     )
 
@@ -156,12 +156,12 @@ def dead_letter_event(letter: DeadLetterRecord) -> tuple[str, bytes]:
 def _for_outside(message: str) -> str:
     """One line; a traceback stays with the dead letter, for it may show values that nobody outside should see."""
     lines = message.strip().splitlines()
-    return lines[0][:OUTSIDE_MESSAGE_LIMIT] if len(lines) == 1 else "the details are with the dead letter"
+    return lines[0][:LONGEST_ANNOUNCED_MESSAGE] if len(lines) == 1 else "the details are with the dead letter"
 
 
 def _split_origin(origin: str) -> tuple[str, int, int]:
     topic, _, rest = origin.partition("/")
     partition, _, offset = rest.partition("/")
-    if partition.isdecimal() and offset.isdecimal() and len(partition) < SHORT // 2 and len(offset) <= SHORT:
+    if partition.isdecimal() and offset.isdecimal() and len(partition) < MAX_DIGITS // 2 and len(offset) <= MAX_DIGITS:
         return topic, int(partition), int(offset)
     return origin or "unknown", -1, -1

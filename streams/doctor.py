@@ -14,11 +14,11 @@ from streams.topics import CEREMONIES
 from tables.diagnosis import CeremonyDiagnosis, Verdict, diagnose, since_when, verdict_of
 from tables.instance import Instance
 
-SECONDS = 5.0
+LOOK_SECONDS = 5.0
 """How long the look at all ceremonies may take."""
-SLICE = 100
+ROWS_PER_TURN = 100
 """Rows judged before others get the loop."""
-SHOWN = 20
+DETAILED_PER_VERDICT = 20
 """Ceremonies of each verdict that are told in full."""
 WORTH = tuple(verdict for verdict in Verdict if verdict is not Verdict.ENDED)
 
@@ -41,17 +41,17 @@ class Doctor:
 
     async def all(self, views: Iterable[PartitionView], states: Sequence[PartitionState]) -> Diagnosis:
         """Every row, as far as the time reaches."""
-        until = self._clock.monotonic() + SECONDS
+        until = self._clock.monotonic() + LOOK_SECONDS
         left = 0
         for view in views:
             keys = list(view.rows(CEREMONIES))
-            for first in range(0, len(keys), SLICE):
+            for first in range(0, len(keys), ROWS_PER_TURN):
                 if self._clock.monotonic() > until:
                     left += len(keys) - first
                     break
-                self._look(view, (row for _, row in view.scan(CEREMONIES, keys=keys[first : first + SLICE])))
+                self._look(view, (row for _, row in view.scan(CEREMONIES, keys=keys[first : first + ROWS_PER_TURN])))
                 await self._clock.sleep(0)
-        incomplete = f"{left} ceremonies were not looked at: {SECONDS:g} s were up" if left else ""
+        incomplete = f"{left} ceremonies were not looked at: {LOOK_SECONDS:g} s were up" if left else ""
         return Diagnosis(self._now, self._gravest(), self._verdicts, self._statuses, states, incomplete)
 
     def _look(self, view: PartitionView, rows: Iterable[Instance]) -> None:
@@ -63,7 +63,7 @@ class Doctor:
             if oldest is None:
                 continue
             item = (-since_when(row, verdict, self._now), row.instance_id, view, row)
-            if len(oldest) < SHOWN:
+            if len(oldest) < DETAILED_PER_VERDICT:
                 heapq.heappush(oldest, item)
             elif item > oldest[0]:
                 heapq.heapreplace(oldest, item)

@@ -11,10 +11,10 @@ from ports.log import Log, LogUnavailable, Record
 from streams import topics
 from streams.api import History, HistoryEvent, Unavailable
 
-SECONDS = 10.0
-LARGEST = 3 * 1024 * 1024
+READ_SECONDS = 10.0
+LARGEST_ANSWER_BYTES = 3 * 1024 * 1024
 """Bytes of envelopes that an answer carries."""
-FIRST_PIECE, LARGEST_PIECE = 1_000, 32_000
+FIRST_PIECE_RECORDS, LARGEST_PIECE_RECORDS = 1_000, 32_000
 """Records of the first piece, and of the largest: a ceremony of now is found at once, an old one in few reads."""
 SLACK_MS = 60_000
 """Events of a ceremony are not written before it began; brokers' clocks may differ by so much."""
@@ -47,7 +47,7 @@ class _NewestEvents:
             # Written twice by a crash: the older one stands where it happened first.
             known = self._seen.pop(effect_id, None)
             self._size += len(record.value or b"") - len((known.value if known else None) or b"")
-            if known is None and (len(self._seen) >= self._limit or (self._seen and self._size > LARGEST)):
+            if known is None and (len(self._seen) >= self._limit or (self._seen and self._size > LARGEST_ANSWER_BYTES)):
                 return False
             self._seen[effect_id] = record
             self.begun = self.begun or header(record, topics.SUBJECT).encode() == STARTED
@@ -76,8 +76,8 @@ class HistoryReader:
             start, end = (await self._log.ends(self._topic))[partition]
             found, stopped = _NewestEvents(limit), end
             try:
-                async with self._clock.timeout(SECONDS):
-                    piece = FIRST_PIECE
+                async with self._clock.timeout(READ_SECONDS):
+                    piece = FIRST_PIECE_RECORDS
                     while stopped > start:
                         first = max(start, stopped - piece)
                         records, oldest = await self._piece(partition, first, stopped, instance_id.encode())
@@ -87,9 +87,9 @@ class HistoryReader:
                         stopped = first
                         if found.begun or oldest < begun_at - SLACK_MS:
                             break
-                        piece = min(piece * 2, LARGEST_PIECE)
+                        piece = min(piece * 2, LARGEST_PIECE_RECORDS)
             except TimeoutError:
-                message = f"the time was up after {SECONDS:g} s; what is older was not looked at"
+                message = f"the time was up after {READ_SECONDS:g} s; what is older was not looked at"
                 return History(found.events(), partition, stopped, complete=False, message=message)
         except LogUnavailable as error:
             raise Unavailable("the log cannot be reached") from error

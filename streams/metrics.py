@@ -8,7 +8,7 @@ from functools import cache
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Of the histograms."""
 
 
@@ -55,14 +55,14 @@ class Metrics:
         self.saving = Histogram(
             "ceremony_checkpoint_seconds",
             "Checkpoints of a partition: until its effects are acknowledged and its rows committed.",
-            buckets=SECONDS,
+            buckets=BUCKETS_SECONDS,
             registry=self.registry,
         )
         self.rows_saved = Counter("ceremony_checkpoint_rows", "Rows that checkpoints wrote.", registry=self.registry)
         self.recovering = Histogram(
             "ceremony_recovery_seconds",
             "Partitions taken: until their former owner is fenced and their rows are at hand.",
-            buckets=SECONDS,
+            buckets=BUCKETS_SECONDS,
             registry=self.registry,
         )
         self.recovered_last = Gauge(

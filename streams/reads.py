@@ -30,7 +30,7 @@ from tables.kinds import Kinds
 log = structlog.get_logger(__name__)
 
 # Rows looked at before the loop gets its turn.
-SLICE = 500
+ROWS_PER_TURN = 500
 # How long a history waits for the events of the commands folded last.
 SENT_SECONDS = 1.0
 
@@ -194,8 +194,8 @@ async def _newest(
         if wanted(row):
             total += 1
             found.append((-row.created_at, row.instance_id))
-        if number % SLICE == 0:
-            if len(found) > 2 * most + SLICE:
+        if number % ROWS_PER_TURN == 0:
+            if len(found) > 2 * most + ROWS_PER_TURN:
                 found = heapq.nsmallest(most, found)
             await clock.sleep(0)
     return total, heapq.nsmallest(most, found)

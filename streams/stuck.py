@@ -23,9 +23,9 @@ log = structlog.get_logger(__name__)
 EVERY_SECONDS = 2.0
 BUDGET_SECONDS = 0.04
 """CPU per turn: two per cent. What is left waits for the next turn; a row that changes meanwhile waits once."""
-SLICE = 100
+ROWS_PER_TURN = 100
 """Rows judged before others get the loop."""
-NAMED = 10
+LOGGED_PER_TURN = 10
 """Stuck ceremonies named in the log per turn; `ceremony doctor` names them all."""
 
 
@@ -83,14 +83,14 @@ class StuckSweep:
             while partition.dirty and self._clock.monotonic() < until:
                 for row in self._judge(partition):
                     named += 1
-                    if named <= NAMED:
+                    if named <= LOGGED_PER_TURN:
                         _log_stuck(row)
                 await self._clock.sleep(0)
         self._show()
 
     def _judge(self, partition: PartitionSweep) -> list[Instance]:
         """Judge a slice; returns rows found stuck that were not before."""
-        keys = [partition.dirty.pop() for _ in range(min(SLICE, len(partition.dirty)))]
+        keys = [partition.dirty.pop() for _ in range(min(ROWS_PER_TURN, len(partition.dirty)))]
         rows = dict(partition.view.scan(CEREMONIES, keys=keys))
         found = []
         for key in keys:

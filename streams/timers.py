@@ -25,11 +25,11 @@ AGAIN_MS = 1000
 """A timer that was fired and is still in the row is fired again after this long."""
 LEARN_SECONDS = 60
 """The log's clock is learnt anew, by a no-op command, at least this often."""
-SLICE = 1000
+ROWS_PER_TURN = 1000
 """Rows looked at before the loop gets its turn."""
-BURST = 500
+TIMERS_PER_TURN = 500
 """Timers fired before the loop looks at other partitions."""
-LONGEST_NAP = 1.0
+LONGEST_NAP_SECONDS = 1.0
 
 Send = Callable[[int, bytes, bytes, Sequence[Header]], Awaitable[int]]
 """Append a command: (partition, key, value, headers) → append time in milliseconds. Raises LogUnavailable."""
@@ -76,7 +76,7 @@ class PartitionTimers:
         for number, (key, row) in enumerate(self.view.scan(CEREMONIES, decode_outline), start=1):
             if (due := next_due(row)) is not None:
                 dues[key] = due
-            if number % SLICE == 0:
+            if number % ROWS_PER_TURN == 0:
                 yield
         self._heap = [(due, key) for key, due in dues.items()]
         heapq.heapify(self._heap)
@@ -100,7 +100,7 @@ class PartitionTimers:
         """About BURST timers that are due. `steps_too`: step timeouts may fire."""
         fired: list[DueTimer] = []
         rows = self.view.rows(CEREMONIES)
-        while self._heap and self._heap[0][0] <= now and len(fired) < BURST:
+        while self._heap and self._heap[0][0] <= now and len(fired) < TIMERS_PER_TURN:
             due, key = heapq.heappop(self._heap)
             if self._due.get(key) != due:
                 continue  # an earlier entry took its place
@@ -215,7 +215,7 @@ class Timers:
         self._wake.clear()
         now = self._log_clock.now()
         dues = [part.next for part in self._parts.values() if part.next is not None]
-        seconds = min([LONGEST_NAP, *((due - now) / 1000 for due in dues)])
+        seconds = min([LONGEST_NAP_SECONDS, *((due - now) / 1000 for due in dues)])
         try:
             async with self._clock.timeout(max(seconds, 0.005)):
                 await self._wake.wait()

@@ -34,7 +34,7 @@ OWNERS_KEPT_MS = 60 * 60 * 1000
 """Only the last seconds matter; the rest is for people who look for what happened."""
 CEREMONY = "ceremony"
 """The agent that folds."""
-FETCH = 500
+FETCH_RECORDS = 500
 """Records of a partition handed over at once."""
 
 AgentFunction = Callable[[Any], Any]
@@ -81,7 +81,7 @@ def agents(
         CEREMONY,
         prefixed(prefix, COMMANDS),
         tables=TABLES,
-        batch=FETCH,
+        batch=FETCH_RECORDS,
         on_taken=owner.taken,
         on_applied=owner.applied,
         on_lost=owner.lost,
@@ -91,6 +91,6 @@ def agents(
     attached = [(ceremony_spec, ceremony)]
     for kind in all_kinds().values():
         topic = prefixed(prefix, step_topic(kind.name))
-        spec = AgentSpec(kind.name, topic, batch=FETCH, committed_only=kind.reaches_out)
+        spec = AgentSpec(kind.name, topic, batch=FETCH_RECORDS, committed_only=kind.reaches_out)
         attached.append((spec, steps[kind.name]))
     return attached

@@ -22,10 +22,10 @@ from streams.log_clock import LogClock
 from streams.topics import DEADLETTERS, OWNERS, prefixed
 
 BEAT_SECONDS = 1.0
-BELIEVED_MS = 6_000
+VALID_MS = 6_000
 """The session timeout of the group: then the partitions of a silent worker have another owner, or none."""
 FORGOTTEN_MS = 60_000
-HISTORY = 200
+HEARTBEATS_READ_BACK = 200
 """Heartbeats read back at the start, so that a new worker need not wait for the next ones."""
 AGAIN_SECONDS = 1.0
 
@@ -111,7 +111,7 @@ class WorkerDirectory:
         return {said.heartbeat.address for said in self._believed()}
 
     def _believed(self) -> Iterable[ReceivedHeartbeat]:
-        since = self._log_clock.now() - BELIEVED_MS
+        since = self._log_clock.now() - VALID_MS
         return [said for worker, said in self._said.items() if worker != self._worker and said.timestamp > since]
 
     # -- saying
@@ -134,7 +134,7 @@ class WorkerDirectory:
     async def _say(self, partitions: list[int]) -> None:
         said = Heartbeat(self._worker, self._address(), partitions, self._generation())
         try:
-            async with self._clock.timeout(BELIEVED_MS / 1000):
+            async with self._clock.timeout(VALID_MS / 1000):
                 position = await self._log.append(self._topic, 0, self._worker.encode(), _encode(said))
         except (LogUnavailable, RecordTooLarge, TimeoutError) as error:
             log.warning("heartbeat_failed", reason=str(error) or "not acknowledged in time")
@@ -148,7 +148,7 @@ class WorkerDirectory:
         while True:
             try:
                 ((start, end),) = await self._log.ends(self._topic)
-                async for records in self._log.tail(self._topic, 0, max(start, end - HISTORY)):
+                async for records in self._log.tail(self._topic, 0, max(start, end - HEARTBEATS_READ_BACK)):
                     for record in records:
                         try:
                             self.hear(record)

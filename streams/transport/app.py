@@ -36,7 +36,7 @@ from streams.transport.partition.row_store import MemoryStores, Stores
 
 AgentFunction = Callable[[AsyncIterable[Batch]], Awaitable[None]]
 
-FOR_EVER = 100 * 365 * 24 * 3600.0
+FOR_EVER_SECONDS = 100 * 365 * 24 * 3600.0
 """Seconds a member may go without polling: ours never polls its group consumer, a reader of our own reads."""
 
 
@@ -213,7 +213,7 @@ def _settings(partitions: int, worker_id: str | None) -> dict[str, Any]:
         "agent_supervisor": Supervisor,
         "autodiscover": False,
         "broker_heartbeat_interval": 1.0,
-        "broker_max_poll_interval": FOR_EVER,
+        "broker_max_poll_interval": FOR_EVER_SECONDS,
         "broker_rebalance_timeout": 15.0,
         "broker_session_timeout": 6.0,
         "consumer_group_instance_id": worker_id,

@@ -15,7 +15,7 @@ from bridge.nats.metrics import REPLAYED
 from bridge.nats.streams import AGENT_RESPONSES
 from ports.log import LogUnavailable, Record
 from streams.api import Unavailable
-from streams.dead_letters import DEADLETTER_BODY_LIMIT, dead_letter_record, placed_letter
+from streams.dead_letters import DEADLETTER_BODY_BYTES, dead_letter_record, placed_letter
 from streams.topology import topics
 from streams.transport.sqlite.log import SqliteLog
 from tables.commands import AgentResult, decode_command
@@ -156,7 +156,7 @@ async def test_a_replay_that_was_cut_short_is_finished_by_the_same_request(
 async def test_a_large_body_is_read_where_it_stood(site: Site) -> None:
     """A dead letter refers to what is above 256 KiB."""
     # specification 19.2
-    body = b"x" * (DEADLETTER_BODY_LIMIT + 1)
+    body = b"x" * (DEADLETTER_BODY_BYTES + 1)
     position = await site.log.append("t.commands", 1, b"c1:s1", body)
     origin = await site.put("t.commands", 1, position.offset, body)
     found = await site.office.show(origin)
@@ -167,7 +167,7 @@ async def test_a_large_body_is_read_where_it_stood(site: Site) -> None:
 
 async def test_a_body_that_nobody_has_any_more_cannot_be_sent(site: Site) -> None:
     # specification 19.6
-    origin = await site.put("t.commands", 1, 7, b"x" * (DEADLETTER_BODY_LIMIT + 1))
+    origin = await site.put("t.commands", 1, 7, b"x" * (DEADLETTER_BODY_BYTES + 1))
     assert (await site.office.show(origin)).body_from == "gone"
     with pytest.raises(NotReplayable, match="body_gone"):
         await site.replay(origin)
@@ -197,7 +197,7 @@ async def test_a_message_of_nats_becomes_the_command_it_would_have_become(site: 
 
 async def test_a_large_message_of_nats_is_read_from_its_stream(site: Site) -> None:
     site.stream[12] = json.dumps(RESPONSE).encode()
-    large = b"x" * (DEADLETTER_BODY_LIMIT + 1)
+    large = b"x" * (DEADLETTER_BODY_BYTES + 1)
     origin = await site.put(AGENT_RESPONSES, 0, 12, large, key=None, headers=[("subject", b"agent.response.completed")])
     assert (await site.office.show(origin)).body_from == "origin"
     await site.replay(origin)

@@ -89,7 +89,7 @@ def test_sizes() -> None:
     assert messages.LARGEST_ANSWER_BYTES == 3 * KIB * KIB
     assert (publish.LARGEST_PAYLOAD, aggregation.LARGEST_REQUEST) == (200 * KIB, 2 * KIB * KIB)
     assert (limits.MAX_OUTPUT_DEPTH, response_messages.DEEPEST, yaml_source.MAX_DEPTH) == (128, 64, 64)
-    assert (log.LARGEST_RECORD, log.LARGEST_BATCH) == (4 * KIB * KIB, KIB * KIB)
+    assert (log.LARGEST_RECORD_BYTES, log.LARGEST_BATCH_BYTES) == (4 * KIB * KIB, KIB * KIB)
 
 
 def test_counts() -> None:
@@ -103,13 +103,13 @@ def test_counts() -> None:
 def test_times() -> None:
     # specification 10.3, 11.8, 14.4, 14.13, 15.4, 16.5, 18.7 and design 5, 6
     assert waiters.FOLD_SECONDS == 2
-    assert history.SECONDS == 10
+    assert history.READ_SECONDS == 10
     assert (retries.ASK_FIRST, retries.ASK_LONGEST) == (1_000, 30_000)
     assert (timers.AGAIN_MS, timers.LEARN_SECONDS) == (1_000, 60)
     assert executor.CALL_TIMEOUT_SECONDS == Settings.model_fields["ray_call_timeout_seconds"].default == 10
     assert Settings.model_fields["take_over_grace_seconds"].default == 30
     assert (streams.DUPLICATE_WINDOW_SECONDS, streams.MAX_AGE_SECONDS) == (10 * 60, 30 * 24 * 60 * 60)
-    assert (assignment.SHORTEST_INTERVAL, assignment.INTERVAL_PER_PARTITION) == (0.5, 0.040)
+    assert (assignment.SHORTEST_INTERVAL_SECONDS, assignment.INTERVAL_PER_PARTITION_SECONDS) == (0.5, 0.040)
     assert (checkpoints.Limits().commands, checkpoints.Limits().bytes) == (5_000, 8 * KIB * KIB)
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import pytest
 
-from ports.log import LARGEST_RECORD, AgentSpec, Fenced, Record, RecordTooLarge, TableSpec
+from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Fenced, Record, RecordTooLarge, TableSpec
 from streams.transport.partition.backend import NewRecord, PositionRow
 from tests.crash.log import Broker, CrashBackend, CrashLog
 from tests.crash.process import LoopClock
@@ -87,7 +87,7 @@ def test_records_keep_order_headers_and_the_logs_time(place: Place) -> None:
 def test_a_record_that_is_too_large_is_refused_before_it_is_sent(place: Place) -> None:
     async def work() -> None:
         with pytest.raises(RecordTooLarge):
-            await place.log().append("in", 0, b"k", b"x" * LARGEST_RECORD)
+            await place.log().append("in", 0, b"k", b"x" * LARGEST_RECORD_BYTES)
 
     place.run(work)
     assert place.broker.end("in", 0) == 0

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bridge.dead_letters import DONE, AuditEntry
-from ports.log import LARGEST_RECORD, Header
+from ports.log import LARGEST_RECORD_BYTES, Header
 from streams import topics
 from streams.dead_letters import dead_letter_record
 from streams.envelope import event_record
@@ -111,7 +111,7 @@ VALUES = (
     _always("deep_arrays", b"[" * 200_000),
     _always("deep_objects", b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
     _always("megabyte_of_text", b"x" * 1_000_000),
-    _always("largest", b"[" + b"1," * ((LARGEST_RECORD - 4 * ROOM) // 2) + b"1]"),
+    _always("largest", b"[" + b"1," * ((LARGEST_RECORD_BYTES - 4 * ROOM) // 2) + b"1]"),
     _value("cut_off", lambda value: value[: len(value) // 2]),
     _value("cut_by_one", lambda value: value[:-1]),
     _value("something_behind", lambda value: value + b"x"),
@@ -222,11 +222,11 @@ OWNERS = (
 LARGE = (
     Shape(
         "key_of_the_largest_size",
-        lambda record: record._replace(key=b"k" * (LARGEST_RECORD - ROOM), value=b"", headers=()),
+        lambda record: record._replace(key=b"k" * (LARGEST_RECORD_BYTES - ROOM), value=b"", headers=()),
     ),
     Shape(
         "headers_of_the_largest_size",
-        lambda record: record._replace(value=b"", headers=(("x", b"h" * (LARGEST_RECORD - ROOM)),)),
+        lambda record: record._replace(value=b"", headers=(("x", b"h" * (LARGEST_RECORD_BYTES - ROOM)),)),
     ),
     Shape("many_headers", lambda record: record._replace(value=b"", headers=(("x", b""),) * 20_000)),
 )

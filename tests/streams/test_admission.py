@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from streams import admission as module
-from streams.admission import LONGEST_HINT, MORE, SHORTEST_HINT, SLOWEST, WAITING_STARTS, Admission, RetryHints
+from streams.admission import (
+    LEAST_STARTS_PER_SECOND,
+    LONGEST_HINT_SECONDS,
+    OVERBOOKING,
+    SHORTEST_HINT_SECONDS,
+    WAITING_STARTS,
+    Admission,
+    RetryHints,
+)
 from streams.api import Overloaded
 from tests.streams.fakes import HandClock
 
@@ -30,7 +38,7 @@ def test_at_the_limit_a_start_is_refused_with_a_hint() -> None:
     # specification 22.6
     with pytest.raises(Overloaded, match="partition 3 has 5 records") as refused, lagging(5, 5).start(3, 100):
         raise AssertionError("taken")
-    assert SHORTEST_HINT <= refused.value.retry_after_seconds <= LONGEST_HINT
+    assert SHORTEST_HINT_SECONDS <= refused.value.retry_after_seconds <= LONGEST_HINT_SECONDS
 
 
 def test_what_is_on_its_way_to_the_log_counts() -> None:
@@ -82,7 +90,7 @@ def test_all_are_refused_before_they_are_read_once_too_many_calls_are_unanswered
     assert admission.closed(WAITING_STARTS - 1, [(3, 100)]) is None
     refused = admission.closed(WAITING_STARTS, [(3, 100)])
     assert refused is not None
-    assert refused.retry_after_seconds >= SHORTEST_HINT
+    assert refused.retry_after_seconds >= SHORTEST_HINT_SECONDS
 
 
 def test_all_are_refused_before_they_are_read_where_every_partition_lags() -> None:
@@ -95,29 +103,30 @@ def test_all_are_refused_before_they_are_read_where_every_partition_lags() -> No
 
 def test_who_is_refused_comes_back_in_turn_about_as_fast_as_starts_are_answered() -> None:
     """The first soon, and each later than the one before: they were refused together and would all be there again."""
-    come_back = RetryHints(HandClock())
-    hints = [come_back.seconds() for _ in range(int(SLOWEST * MORE) + 1)]
-    assert hints[0] == SHORTEST_HINT
+    retry_hints = RetryHints(HandClock())
+    hints = [retry_hints.seconds() for _ in range(int(LEAST_STARTS_PER_SECOND * OVERBOOKING) + 1)]
+    assert hints[0] == SHORTEST_HINT_SECONDS
     assert hints == sorted(hints)
     assert hints[-1] - hints[0] == pytest.approx(1.0)
 
 
 async def test_hints_are_shorter_where_more_is_answered() -> None:
     def spread() -> float:
-        first, *_, last = [come_back.seconds() for _ in range(100)]
+        first, *_, last = [retry_hints.seconds() for _ in range(100)]
         return last - first
 
     clock = HandClock()
-    come_back = RetryHints(clock)
+    retry_hints = RetryHints(clock)
     before = spread()
     for _ in range(10_000):
-        come_back.answered()
+        retry_hints.answered()
     await clock.advance(2.0)
     assert spread() < before / 5
 
 
 def test_a_hint_is_never_longer_than_the_longest() -> None:
-    come_back = RetryHints(HandClock())
-    hints = [come_back.seconds() for _ in range(int(LONGEST_HINT * SLOWEST * MORE) + 1_000)]
-    assert max(hints) <= LONGEST_HINT
-    assert hints[-1] == pytest.approx(LONGEST_HINT)
+    retry_hints = RetryHints(HandClock())
+    asked = int(LONGEST_HINT_SECONDS * LEAST_STARTS_PER_SECOND * OVERBOOKING) + 1_000
+    hints = [retry_hints.seconds() for _ in range(asked)]
+    assert max(hints) <= LONGEST_HINT_SECONDS
+    assert hints[-1] == pytest.approx(LONGEST_HINT_SECONDS)

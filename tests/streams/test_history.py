@@ -65,8 +65,8 @@ class Site:
 
 @pytest.fixture
 async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
-    monkeypatch.setattr(history_module, "FIRST_PIECE", 4)
-    monkeypatch.setattr(history_module, "LARGEST_PIECE", 8)
+    monkeypatch.setattr(history_module, "FIRST_PIECE_RECORDS", 4)
+    monkeypatch.setattr(history_module, "LARGEST_PIECE_RECORDS", 8)
     log = SqliteLog(tmp_path / "log.db", HostClock())
     await log.start()
     await log.create([TopicSpec(TOPIC, 1)])
@@ -133,7 +133,7 @@ async def test_the_size_leaves_out_older_ones_too_but_never_the_newest(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # specification 14.13
-    monkeypatch.setattr(history_module, "LARGEST", 1000)
+    monkeypatch.setattr(history_module, "LARGEST_ANSWER_BYTES", 1000)
     for number in (1, 2):
         await site.put(MINE, number, size=2000)
     found = await site.reader.read(0, MINE, 200, 0)
@@ -152,7 +152,7 @@ async def test_what_a_crash_wrote_twice_is_shown_once_where_it_happened_first(si
 async def test_when_the_time_is_up_it_says_where_it_stopped(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The piece that was not finished counts for nothing: what is shown has no gap."""
     # specification 14.13
-    monkeypatch.setattr(history_module, "SECONDS", 0.3)
+    monkeypatch.setattr(history_module, "READ_SECONDS", 0.3)
     await fill(site, range(1, 21), others=0)
     site.stall_below = 10
     found = await site.reader.read(0, MINE, 200, 0)

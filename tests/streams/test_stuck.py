@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry
 
 from streams import stuck
 from streams.api import PartitionState
-from streams.doctor import SHOWN, Doctor
+from streams.doctor import DETAILED_PER_VERDICT, Doctor
 from streams.metrics import Metrics
-from streams.stuck import SLICE, StuckSweep
+from streams.stuck import ROWS_PER_TURN, StuckSweep
 from streams.topics import CEREMONIES
 from tables.definition import Definition
 from tables.instance import CeremonyStatus, Instance, Phase
@@ -122,7 +122,7 @@ async def test_a_partition_that_is_lost_is_counted_no_more(site: Site) -> None:
 
 async def test_what_is_over_the_budget_waits_for_the_next_turn(site: Site) -> None:
     """A turn ends when its time is up; in the end every row was judged."""
-    total = 25 * SLICE
+    total = 25 * ROWS_PER_TURN
     site.put(site.sound, *(f"c{number}:s" for number in range(total)))
     site.sweep.taken(site.view)
     turns = 0
@@ -130,7 +130,7 @@ async def test_what_is_over_the_budget_waits_for_the_next_turn(site: Site) -> No
         before = site.sweep.counts[CeremonyStatus.RUNNING]
         await site.sweep.turn()
         turns += 1
-        assert site.sweep.counts[CeremonyStatus.RUNNING] - before <= 10 * SLICE
+        assert site.sweep.counts[CeremonyStatus.RUNNING] - before <= 10 * ROWS_PER_TURN
     assert turns == 3
 
 
@@ -144,21 +144,21 @@ def doctor(site: Site, now: int = 0) -> Doctor:
 async def test_the_doctor_counts_all_and_tells_the_gravest_first_and_the_oldest_of_each(site: Site) -> None:
     site.put(site.ended, "e:s")
     site.put(site.stuck, "x:s")
-    for number in range(SHOWN + 5):
+    for number in range(DETAILED_PER_VERDICT + 5):
         site.put(replace(site.sound, updated_at=site.sound.updated_at + number), f"m{number:02}:s")
     found = await doctor(site).all([site.view], [PartitionState(0, "served")])
-    assert found.verdicts == {"ended": 1, "stuck": 1, "moving": SHOWN + 5}
-    assert found.statuses == {"CANCELLED": 1, "RUNNING": SHOWN + 6}
+    assert found.verdicts == {"ended": 1, "stuck": 1, "moving": DETAILED_PER_VERDICT + 5}
+    assert found.statuses == {"CANCELLED": 1, "RUNNING": DETAILED_PER_VERDICT + 6}
     told = [one.row.instance_id for one in found.ceremonies]
-    assert told == ["x:s", *(f"m{number:02}:s" for number in range(SHOWN))]
+    assert told == ["x:s", *(f"m{number:02}:s" for number in range(DETAILED_PER_VERDICT))]
     assert not found.incomplete
 
 
 async def test_the_doctor_says_what_he_had_no_time_for(site: Site) -> None:
-    site.put(site.sound, *(f"c{number}:s" for number in range(5 * SLICE)))
+    site.put(site.sound, *(f"c{number}:s" for number in range(5 * ROWS_PER_TURN)))
     site.clock.seconds = 0.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stuck, "BUDGET_SECONDS", 20.0)  # each slice takes two seconds by this clock
         found = await doctor(site).all([site.view], [])
-    assert found.verdicts == {"moving": 3 * SLICE}
-    assert found.incomplete.startswith(f"{2 * SLICE} ceremonies were not looked at")
+    assert found.verdicts == {"moving": 3 * ROWS_PER_TURN}
+    assert found.incomplete.startswith(f"{2 * ROWS_PER_TURN} ceremonies were not looked at")

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from ports.log import Header, LogUnavailable
 from streams.log_clock import LogClock
-from streams.timers import AGAIN_MS, BURST, LEARN_SECONDS, PartitionTimers, Timers, due_timers
+from streams.timers import AGAIN_MS, LEARN_SECONDS, TIMERS_PER_TURN, PartitionTimers, Timers, due_timers
 from streams.topics import CEREMONIES
 from tables.commands import Noop, TimerFired, decode_command
 from tables.instance import CeremonyStatus, Instance, Timer
@@ -155,8 +155,8 @@ def test_a_deadline_that_moved_forward_is_kept() -> None:
 
 
 def test_a_burst_is_bounded() -> None:
-    _, timers = heap(*(row(f"c{n}", retry__a=0) for n in range(BURST + 10)))
-    assert len(timers.take(START, steps_too=True)) == BURST
+    _, timers = heap(*(row(f"c{n}", retry__a=0) for n in range(TIMERS_PER_TURN + 10)))
+    assert len(timers.take(START, steps_too=True)) == TIMERS_PER_TURN
     assert len(timers.take(START, steps_too=True)) == 10
 
 

@@ -20,11 +20,11 @@ from aiokafka.errors import (
 )
 
 from ports.clock import Clock
-from ports.log import LARGEST_RECORD, Fenced, LogFailed, LogUnavailable, Record
+from ports.log import LARGEST_RECORD_BYTES, Fenced, LogFailed, LogUnavailable, Record
 from streams.transport.kafka.wire import Written, append_batches, give_records, packed, retrieve
 
-PRODUCE_BATCH = 900_000
-"""Bytes of a produce batch of more than one record: below LARGEST_BATCH with its framing."""
+PRODUCE_BATCH_BYTES = 900_000
+"""Bytes of a produce batch of more than one record: below LARGEST_BATCH_BYTES with its framing."""
 REQUEST_TIMEOUT_MS = 120_000
 """How long a write is tried before it has failed for good, which ends the worker."""
 FETCH_WAIT_MS = 20
@@ -57,8 +57,8 @@ def new_producer(servers: Sequence[str], **options: Any) -> AIOKafkaProducer:
         acks="all",
         enable_idempotence=True,
         linger_ms=0,
-        max_batch_size=PRODUCE_BATCH,
-        max_request_size=LARGEST_RECORD + 64 * 1024,
+        max_batch_size=PRODUCE_BATCH_BYTES,
+        max_request_size=LARGEST_RECORD_BYTES + 64 * 1024,
         request_timeout_ms=REQUEST_TIMEOUT_MS,
         retry_backoff_ms=20,
         **options,

@@ -12,9 +12,9 @@ from ports.clock import Clock
 from streams.transport.kafka.client import new_reader, stop_reader
 from streams.transport.kafka.wire import give_records, retrieve
 
-AT_ONCE = 8
+CHANGELOGS_AT_ONCE = 8
 """Changelogs read side by side: aiokafka keeps FETCH_BYTES of each, and as much again once they are decoded."""
-RECORDS = 10_000
+RECORDS_AT_ONCE = 10_000
 """Taken from aiokafka at a time; what it has fetched is bounded in bytes already."""
 
 Add = Callable[[TopicPartition, dict[bytes, bytes | None]], Awaitable[None]]
@@ -120,14 +120,14 @@ class Recovery:
                 reader.pause(tp)
                 if not job.done.done():
                     job.done.set_result(None)
-        reader.resume(*list(jobs)[:AT_ONCE])
+        reader.resume(*list(jobs)[:CHANGELOGS_AT_ONCE])
 
     async def _read(self, reader: AIOKafkaConsumer, jobs: dict[TopicPartition, _Changelog]) -> None:
-        active = list(jobs)[:AT_ONCE]
+        active = list(jobs)[:CHANGELOGS_AT_ONCE]
         if not active:
             return
         fetched: Mapping[TopicPartition, Sequence[Any]] = await reader.getmany(
-            *active, timeout_ms=200, max_records=RECORDS
+            *active, timeout_ms=200, max_records=RECORDS_AT_ONCE
         )
         for tp, records in fetched.items():
             await jobs[tp].add(records)

@@ -9,7 +9,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from ports.clock import Clock
-from ports.log import LARGEST_RECORD, LogFailed, LogUnavailable, TopicSpec
+from ports.log import LARGEST_RECORD_BYTES, LogFailed, LogUnavailable, TopicSpec
 
 _UNKNOWN_TOPIC, _TOPIC_EXISTS = 3, 36
 """Kafka's error codes."""
@@ -20,7 +20,7 @@ def topic_settings(spec: TopicSpec, extra: Mapping[str, str]) -> dict[str, str]:
     """Broker settings of a topic; `extra` wins."""
     settings = {
         "message.timestamp.type": "LogAppendTime",  # the log's clock is the only one in a fold
-        "max.message.bytes": str(LARGEST_RECORD),
+        "max.message.bytes": str(LARGEST_RECORD_BYTES),
         "cleanup.policy": "compact" if spec.compacted else "delete",
     }
     if spec.compacted:  # the active segment is never compacted: small ones, but none below max.message.bytes

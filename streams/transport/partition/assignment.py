@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 IsCurrent = Callable[[], bool]
 """Whether the assignment something was begun for is still the present one."""
 
-SHORTEST_INTERVAL = 0.5
+SHORTEST_INTERVAL_SECONDS = 0.5
 """Seconds between two checkpoints of a partition."""
-INTERVAL_PER_PARTITION = 0.040
+INTERVAL_PER_PARTITION_SECONDS = 0.040
 """Seconds each partition owned adds to the interval: a transaction costs the broker some milliseconds."""
 UNSAVED_BYTES = 16 * 1024 * 1024
 """Of rows and effects since their checkpoints began, of all partitions together, before they checkpoint early."""
-LEAST_UNSAVED = 512 * 1024
+LEAST_UNSAVED_BYTES = 512 * 1024
 """Of one partition: what is less is not worth a transaction."""
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 """Seconds before a partition that failed is taken again: time for a fenced worker to hear of a rebalance."""
 
 
@@ -106,12 +106,12 @@ class PartitionAssignment:
     def interval(self) -> float:
         """Seconds between checkpoints of a partition."""
         stateful = sum(1 for part in self._parts.values() if part.stateful)
-        return max(SHORTEST_INTERVAL, INTERVAL_PER_PARTITION * stateful)
+        return max(SHORTEST_INTERVAL_SECONDS, INTERVAL_PER_PARTITION_SECONDS * stateful)
 
     def _share(self) -> Limits:
         """Of one partition, in what a worker may have in memory."""
         stateful = sum(1 for name, _ in self._assigned if self.specs[name].tables)
-        share = max(LEAST_UNSAVED, UNSAVED_BYTES // max(1, stateful))
+        share = max(LEAST_UNSAVED_BYTES, UNSAVED_BYTES // max(1, stateful))
         return replace(self._limits, bytes=min(self._limits.bytes, share))
 
     # ---- assignments
@@ -174,7 +174,7 @@ class PartitionAssignment:
 
     async def _serve(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> None:
         """Take and serve one partition for as long as it is ours; again from the start when it was fenced."""
-        pause = FIRST_PAUSE
+        pause = FIRST_PAUSE_SECONDS
         while is_current():
             try:
                 await self._serve_once(spec, number, is_current)
@@ -196,7 +196,7 @@ class PartitionAssignment:
             except Exception as failure:
                 logger.error("%s[%d] failed and is given up: %s", spec.name, number, failure, exc_info=failure)
             await self._clock.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
     async def _serve_once(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> None:
         part = Part(

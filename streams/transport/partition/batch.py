@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from ports.errors import CeremonyError
-from ports.log import LARGEST_RECORD, AgentSpec, Header, Record, RecordTooLarge
+from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Header, Record, RecordTooLarge
 from streams.transport.partition.backend import NewRecord
 from streams.transport.partition.dead_letters import DeadLetters, dead_letter
 
-_OVERHEAD = 128
+_OVERHEAD_BYTES = 128
 """Bytes of framing allowed for a record beside its key, value and headers; also its weight without them."""
-_SURELY_SMALL = LARGEST_RECORD // 2
+_SURELY_SMALL_BYTES = LARGEST_RECORD_BYTES // 2
 _MISSING = object()
 _new = tuple.__new__
 """Of a named tuple, without the Python function that the class itself would call."""
@@ -27,14 +27,14 @@ class AgentGone(CeremonyError):
 
 
 def record_size(topic: str, key: bytes | None, value: bytes, headers: Sequence[Header]) -> int:
-    """Bytes a record adds to a produce batch, a little too high. Raises RecordTooLarge above LARGEST_RECORD."""
-    size = len(value) + _OVERHEAD
+    """Bytes a record adds to a produce batch, a little too high. Raises RecordTooLarge above LARGEST_RECORD_BYTES."""
+    size = len(value) + _OVERHEAD_BYTES
     if key is not None:
         size += len(key)
     for name, content in headers:
         size += len(name) + len(content) + 8
-    if size > LARGEST_RECORD:
-        raise RecordTooLarge(f"{size} bytes for {topic}, at most {LARGEST_RECORD}")
+    if size > LARGEST_RECORD_BYTES:
+        raise RecordTooLarge(f"{size} bytes for {topic}, at most {LARGEST_RECORD_BYTES}")
     return size
 
 
@@ -111,10 +111,10 @@ class PartBatch:
     def send(
         self, topic: str, key: bytes | None, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
     ) -> None:
-        if headers or len(value) > _SURELY_SMALL:
+        if headers or len(value) > _SURELY_SMALL_BYTES:
             self.bytes += record_size(topic, key, value, headers)
         else:
-            self.bytes += len(value) + _OVERHEAD
+            self.bytes += len(value) + _OVERHEAD_BYTES
         target = (topic, self.partition if partition is None else partition)
         records = self.outputs.get(target)
         if records is None:

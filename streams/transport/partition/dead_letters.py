@@ -9,11 +9,11 @@ from ports.log import Header, Record
 from streams import topics
 from streams.transport.partition.backend import NewRecord
 
-BY_REFERENCE_ABOVE = 256 * 1024
+BY_REFERENCE_ABOVE_BYTES = 256 * 1024
 """Bytes of a value above which a dead letter carries its size and origin instead of the value."""
 LONGEST_MESSAGE = 4096
 """Characters of an error message (a traceback's end) kept in a header."""
-HEADER_COST = 64
+HEADER_COST_BYTES = 64
 """Bytes of memory that each header costs beside its own."""
 VALUE_SIZE = "value-size"
 """Header of a dead letter by reference: bytes of the value that stays at the origin."""
@@ -36,9 +36,9 @@ def origin(record: Record) -> str:
 
 def origin_marks(key: bytes | None, headers: Sequence[Header]) -> tuple[bytes | None, Sequence[Header]]:
     """Key and headers that a dead letter takes over: what is too large or too many stays at the origin."""
-    if sum(len(name) + len(value) + HEADER_COST for name, value in headers) > BY_REFERENCE_ABOVE:
+    if sum(len(name) + len(value) + HEADER_COST_BYTES for name, value in headers) > BY_REFERENCE_ABOVE_BYTES:
         headers = ()
-    return (None if key is not None and len(key) > BY_REFERENCE_ABOVE else key), headers
+    return (None if key is not None and len(key) > BY_REFERENCE_ABOVE_BYTES else key), headers
 
 
 def dead_letter(record: Record, code: str, message: str) -> NewRecord:
@@ -51,7 +51,7 @@ def dead_letter(record: Record, code: str, message: str) -> NewRecord:
         (topics.ERROR_MESSAGE, message[-LONGEST_MESSAGE:].encode()),
     ]
     value = record.value or b""
-    if len(value) > BY_REFERENCE_ABOVE:
+    if len(value) > BY_REFERENCE_ABOVE_BYTES:
         headers.append((VALUE_SIZE, str(len(value)).encode()))
         value = b""
     return NewRecord(key, value, headers)

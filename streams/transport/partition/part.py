@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 Deliver = Callable[[PartBatch], Awaitable[None]]
 """Puts a batch into the stream of its agent."""
 
-FIRST_BATCH = 50
+FIRST_BATCH_RECORDS = 50
 """Records handed over before it is known what their rows weigh; up to twice as many each time where that is little."""
 AGENT_FAILED = "agent_failed"
 """Code of a dead letter whose record made the agent raise when handed over alone."""
@@ -79,7 +79,7 @@ class Part:
         self._room = asyncio.Event()
         self._stopping = False
         self._idle = False
-        self._fits = FIRST_BATCH if spec.tables else spec.batch
+        self._fits = FIRST_BATCH_RECORDS if spec.tables else spec.batch
         """Records handed over at once, at most: those of rows that are large must not exceed the limit by far."""
         self._reader: asyncio.Task[None] | None = None
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-SMALL_ROW = 1024
+SMALL_ROW_BYTES = 1024
 """Bytes counted for a row that is no larger, and for one that was never encoded here."""
 DEFAULT_BYTES = 32 * 1024 * 1024
 """Of encoded rows; decoded ones take some four times as much."""
@@ -37,7 +37,7 @@ class Generations:
 
     def size(self, key: bytes) -> int:
         """Bytes of the encoded row, as far as is known."""
-        return self.sizes.get(key) or self.old_sizes.get(key) or SMALL_ROW
+        return self.sizes.get(key) or self.old_sizes.get(key) or SMALL_ROW_BYTES
 
 
 class RowCache:

@@ -72,7 +72,7 @@ class MemoryStores:
     async def stop(self) -> None: ...
 
 
-WORTH_COMPRESSING = 400
+WORTH_COMPRESSING_BYTES = 400
 """Bytes; of a smaller row little would be saved."""
 
 
@@ -159,7 +159,7 @@ class _MemoryTable:
         for _ in range(number):
             key, _nothing = self.cooling.popitem()
             raw = self.warm.get(key)
-            if raw is not None and len(raw) >= WORTH_COMPRESSING:
+            if raw is not None and len(raw) >= WORTH_COMPRESSING_BYTES:
                 self.cold[key] = zlib.compress(raw, 1)
                 del self.warm[key]
         return number

@@ -6,23 +6,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from ports.clock import Clock
-from ports.log import LARGEST_RECORD, LogFailed, TableSpec
+from ports.log import LARGEST_RECORD_BYTES, LogFailed, TableSpec
 from streams.topics import changelog
-from streams.transport.partition.row_cache import SMALL_ROW, RowCache
+from streams.transport.partition.row_cache import SMALL_ROW_BYTES, RowCache
 from streams.transport.partition.row_store import EncodedRows, RowStore
 
 Dirty = dict[str, dict[bytes, Any]]
 """Rows to be written, by table and key; None is a tombstone."""
 
-LARGEST_ROW = LARGEST_RECORD - 1024
+LARGEST_ROW_BYTES = LARGEST_RECORD_BYTES - 1024
 """Bytes of an encoded row; a batch that the broker refuses would break its producer."""
 LONGEST_KEY = 300
 """Characters of a key that a message shows."""
-CHUNK = 200
+ROWS_PER_TURN = 200
 """Rows encoded before others get a turn."""
 TIDIED_PER_ROW = 3
 """Rows that the store tidies for each row written, so that it keeps up with what leaves the cache."""
-TIDIED = 50
+TIDIED_PER_TURN = 50
 """Rows tidied before others get a turn."""
 
 
@@ -135,7 +135,7 @@ class Table(Mapping[bytes, Any]):
         """Have it in the young generation."""
         held, size = self._held, self._held.size(key)
         held.young[key] = row
-        if size > SMALL_ROW:
+        if size > SMALL_ROW_BYTES:
             held.sizes[key] = size
         self._cache.add(size)
 
@@ -189,7 +189,7 @@ class Table(Mapping[bytes, Any]):
     def encoded(self, key: bytes, size: int) -> None:
         """Remember how large a row is; one that is new was counted as a small one until now."""
         held = self._held
-        if size > SMALL_ROW:
+        if size > SMALL_ROW_BYTES:
             more = size - held.size(key)
             held.sizes[key] = size
             if more > 0 and key in held.young:
@@ -209,15 +209,15 @@ class Table(Mapping[bytes, Any]):
         return f"{key.decode(errors='replace')[:LONGEST_KEY]!r} of table {self._spec.name}[{self._partition}]"
 
     def encode(self, key: bytes, row: Any) -> bytes | None:
-        """Raises LogFailed for a row that cannot be encoded or is larger than LARGEST_ROW."""
+        """Raises LogFailed for a row that cannot be encoded or is larger than LARGEST_ROW_BYTES."""
         if row is None:
             return None
         try:
             raw = self._spec.encode(row)
         except Exception as error:
             raise LogFailed("row_unwritable", f"{self._name(key)} ({type(error).__name__})") from error
-        if len(raw) > LARGEST_ROW:
-            raise LogFailed("row_too_large", f"{self._name(key)} has {len(raw)} bytes, at most {LARGEST_ROW}")
+        if len(raw) > LARGEST_ROW_BYTES:
+            raise LogFailed("row_too_large", f"{self._name(key)} has {len(raw)} bytes, at most {LARGEST_ROW_BYTES}")
         self.encoded(key, len(raw))
         return raw
 
@@ -250,7 +250,7 @@ class Rows:
         encoded = dict[bytes, bytes | None]()
         for count, (key, row) in enumerate(rows.items(), 1):
             encoded[key] = table.encode(key, row)
-            if count % CHUNK == 0:
+            if count % ROWS_PER_TURN == 0:
                 await self._clock.sleep(0)
         return encoded
 
@@ -264,7 +264,7 @@ class Rows:
     async def tidy(self) -> None:
         """Let the store do what can wait, between checkpoints and with turns of the loop for others."""
         left, self._untidied = TIDIED_PER_ROW * self._untidied, 0
-        while left > 0 and (done := self._store.tidy(min(left, TIDIED))):
+        while left > 0 and (done := self._store.tidy(min(left, TIDIED_PER_TURN))):
             left -= done
             await self._clock.sleep(0)
 

@@ -10,7 +10,7 @@ from streams.transport.sqlite.file import LogFile, StoredTopic
 
 TAIL_BYTES = 2 * 1024 * 1024
 """Committed records a partition keeps in memory for readers that are behind; older ones are read from the file."""
-_FRAMING = 70
+_FRAMING_BYTES = 70
 """Bytes that a record takes in memory beside its value, roughly."""
 
 
@@ -60,7 +60,7 @@ class Shard:
     def append(self, record: Record) -> None:
         self.end = record.offset + 1
         self.tail.append(record)
-        self.tail_bytes += len(record.value or b"") + _FRAMING
+        self.tail_bytes += len(record.value or b"") + _FRAMING_BYTES
         self.fresh.append(record)
         if self.ahead:
             wake(self.ahead)
@@ -78,7 +78,7 @@ class Shard:
         for record in self.tail:
             if record.offset >= durable or (record.offset >= needed and self.tail_bytes <= TAIL_BYTES):
                 break
-            self.tail_bytes -= len(record.value or b"") + _FRAMING
+            self.tail_bytes -= len(record.value or b"") + _FRAMING_BYTES
             count += 1
         del self.tail[:count]
         self.base += count

@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ports.log import LARGEST_BATCH, Record
+from ports.log import LARGEST_BATCH_BYTES, Record
 from streams.transport.partition.backend import PositionRow
 from streams.transport.partition.batch import record_size
 from streams.transport.sqlite.file import Transaction, encode_batch
@@ -77,14 +77,14 @@ def _batches(shard: Shard, progress: ReaderPositions) -> Iterator[tuple[int, int
 
 
 def _split(records: list[Record]) -> list[list[Record]]:
-    """Batches of at most LARGEST_BATCH bytes, or of a single record."""
+    """Batches of at most LARGEST_BATCH_BYTES bytes, or of a single record."""
     batches: list[list[Record]] = []
     room = 0
     for record in records:
         size = record_size(record.topic, record.key, record.value or b"", record.headers)
         if size > room:
             batches.append([])
-            room = LARGEST_BATCH
+            room = LARGEST_BATCH_BYTES
         batches[-1].append(record)
         room -= size
     return batches

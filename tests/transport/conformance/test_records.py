@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from ports.log import LARGEST_RECORD, AgentSpec, Batch, Record, RecordTooLarge
+from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Batch, Record, RecordTooLarge
 from streams.transport.app import CeremonyApp
 from tests.transport.conformance.harness import (
     PARTITIONS,
@@ -112,7 +112,7 @@ async def test_the_largest_record_passes_and_one_byte_more_is_refused(place: Pla
     # specification 20.1
     topic = place.topic("in")
     key = b"k"
-    largest = b"x" * (LARGEST_RECORD - FRAMING - len(key))
+    largest = b"x" * (LARGEST_RECORD_BYTES - FRAMING - len(key))
     refused: list[str] = []
 
     async def grow(stream: AsyncIterable[Batch]) -> None:
@@ -126,7 +126,7 @@ async def test_the_largest_record_passes_and_one_byte_more_is_refused(place: Pla
 
     async with serving(place.app(), (AgentSpec("grow", topic), grow)) as app:
         await app.commit_log.append(topic, 0, key, largest)
-        with pytest.raises(RecordTooLarge, match=f"record_too_large: {LARGEST_RECORD + 1} bytes"):
+        with pytest.raises(RecordTooLarge, match=f"record_too_large: {LARGEST_RECORD_BYTES + 1} bytes"):
             await app.commit_log.append(topic, 0, key, largest + b"x")
         assert (await app.commit_log.append(topic, 0, key, b"after")).offset == 1
         await eventually(lambda: len(refused) == 2)

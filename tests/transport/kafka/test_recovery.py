@@ -14,13 +14,13 @@ from ports.log import StateLost, TopicSpec
 from streams.transport.kafka.client import FETCH_BYTES
 from streams.transport.kafka.driver import _ChangelogRows
 from streams.transport.kafka.log import KafkaLog
-from streams.transport.kafka.recovery import AT_ONCE, Recovery
+from streams.transport.kafka.recovery import CHANGELOGS_AT_ONCE, Recovery
 from streams.transport.partition.backend import POSITION_KEY
 from streams.transport.partition.row_store import MemoryStore
 from tests.conftest import KafkaAddress
 from tests.services import KafkaServer
 
-PARTITIONS = AT_ONCE + 3
+PARTITIONS = CHANGELOGS_AT_ONCE + 3
 ROWS = 1_200
 """Of the first partition."""
 LARGE = b"x" * (2 * FETCH_BYTES)

@@ -11,7 +11,7 @@ import pytest
 from bridge.clock import HostClock
 from ports.log import AgentSpec, Fenced, LogFailed, StateLost, TableSpec
 from streams.transport.partition.assignment import (
-    LEAST_UNSAVED,
+    LEAST_UNSAVED_BYTES,
     UNSAVED_BYTES,
     IsCurrent,
     PartitionAssignment,
@@ -200,7 +200,7 @@ def test_partitions_share_what_may_be_unsaved_and_agents_without_tables_have_no_
     for count in (1, 8, 1_000):
         owner._assigned = {(name, number) for name in ("keeper", "worker") for number in range(count)}
         shares.append(owner._share())
-    assert [share.bytes for share in shares] == [Limits().bytes, UNSAVED_BYTES // 8, LEAST_UNSAVED]
+    assert [share.bytes for share in shares] == [Limits().bytes, UNSAVED_BYTES // 8, LEAST_UNSAVED_BYTES]
     assert {share.commands for share in shares} == {Limits().commands}
 
 

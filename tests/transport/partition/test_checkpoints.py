@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ports.log import LARGEST_RECORD, AgentSpec, Fenced, LogFailed
+from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Fenced, LogFailed
 from streams.transport.partition.backend import NewRecord
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
@@ -236,7 +236,7 @@ async def test_a_row_too_large_for_the_log_ends_the_worker_before_the_broker_see
     commands(log, "a")
 
     async def put_much(batch: PartBatch) -> None:
-        batch.put("counts", b"a", "x" * LARGEST_RECORD)
+        batch.put("counts", b"a", "x" * LARGEST_RECORD_BYTES)
 
     part = part_of(log, put_much, interval=0.01)
     await part.take()

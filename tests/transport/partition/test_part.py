@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from ports.log import LARGEST_RECORD, AgentSpec, LogFailed, LogUnavailable, RecordTooLarge
+from ports.log import LARGEST_RECORD_BYTES, AgentSpec, LogFailed, LogUnavailable, RecordTooLarge
 from streams import topics
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
-from streams.transport.partition.dead_letters import BY_REFERENCE_ABOVE, VALUE_SIZE
-from streams.transport.partition.part import FIRST_BATCH
+from streams.transport.partition.dead_letters import BY_REFERENCE_ABOVE_BYTES, VALUE_SIZE
+from streams.transport.partition.part import FIRST_BATCH_RECORDS
 from streams.transport.partition.positions import PartitionNotServed
 from tables.errors import FormatTooNew
 from tests.transport.memory import MemoryLog
@@ -92,7 +92,7 @@ async def test_a_record_whose_effect_is_too_large_is_a_failure_of_its_agent() ->
     log.append("commands", 0, b"a", b"fine")
 
     async def expansive(batch: PartBatch) -> None:
-        batch.send("answers", b"a", b"x" * (LARGEST_RECORD + 1))
+        batch.send("answers", b"a", b"x" * (LARGEST_RECORD_BYTES + 1))
 
     async with running(part_of(log, expansive)) as part:
         await until(lambda: part.position == 1)
@@ -105,7 +105,7 @@ async def test_a_record_whose_effect_is_too_large_is_a_failure_of_its_agent() ->
 async def test_a_large_dead_letter_goes_by_reference() -> None:
     # specification 19.2
     log = MemoryLog()
-    log.append("commands", 0, b"a", b"x" * (BY_REFERENCE_ABOVE + 1))
+    log.append("commands", 0, b"a", b"x" * (BY_REFERENCE_ABOVE_BYTES + 1))
 
     async def reject(batch: PartBatch) -> None:
         for record in batch:
@@ -115,7 +115,7 @@ async def test_a_large_dead_letter_goes_by_reference() -> None:
         await until(lambda: part.position == 1)
     (letter,) = log.records["deadletters", 0]
     assert letter.value == b""
-    assert dict(letter.headers)[VALUE_SIZE] == str(BY_REFERENCE_ABOVE + 1).encode()
+    assert dict(letter.headers)[VALUE_SIZE] == str(BY_REFERENCE_ABOVE_BYTES + 1).encode()
     assert dict(letter.headers)[topics.ERROR_CODE] == b"undecodable"
 
 
@@ -235,7 +235,7 @@ async def test_a_record_too_large_is_refused_where_it_is_sent() -> None:
 
     async def send_much(batch: PartBatch) -> None:
         with pytest.raises(RecordTooLarge) as error:
-            batch.send("answers", b"a", b"x" * LARGEST_RECORD)
+            batch.send("answers", b"a", b"x" * LARGEST_RECORD_BYTES)
         refused.append(error)
 
     async with running(part_of(log, send_much)) as part:
@@ -327,7 +327,7 @@ async def test_a_batch_is_no_larger_than_its_rows_allow() -> None:
 
     async with running(part_of(log, touch, LARGE_BATCHES, limits=Limits(bytes=40_000))) as part:
         await until(lambda: part.position == 200)
-    assert sizes[0] == FIRST_BATCH
+    assert sizes[0] == FIRST_BATCH_RECORDS
     assert set(sizes[1:]) <= {1, 2, 3}
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from bridge.clock import HostClock
 from ports.log import LogFailed, TableSpec
-from streams.transport.partition.row_cache import SMALL_ROW, RowCache
-from streams.transport.partition.row_store import WORTH_COMPRESSING, MemoryStore
-from streams.transport.partition.rows import TIDIED, TIDIED_PER_ROW, Rows, Table
+from streams.transport.partition.row_cache import SMALL_ROW_BYTES, RowCache
+from streams.transport.partition.row_store import WORTH_COMPRESSING_BYTES, MemoryStore
+from streams.transport.partition.rows import TIDIED_PER_ROW, TIDIED_PER_TURN, Rows, Table
 
 
 class Counting:
@@ -30,7 +30,7 @@ class Counting:
     def rows(self, stored: dict[bytes, bytes], *, cached: int) -> Rows:
         """`cached`: how many small rows have room in the cache."""
         store = MemoryStore({"t": stored})
-        return Rows([self.spec], 0, HostClock(), RowCache(cached * SMALL_ROW), store)
+        return Rows([self.spec], 0, HostClock(), RowCache(cached * SMALL_ROW_BYTES), store)
 
 
 def stored(count: int) -> dict[bytes, bytes]:
@@ -72,7 +72,7 @@ async def test_large_rows_count_as_what_they_weigh() -> None:
     counting = Counting()
     rows = counting.rows({}, cached=10)
     for number in range(1, 21):
-        rows.apply("t", {b"%d" % number: "x" * 10 * SMALL_ROW})
+        rows.apply("t", {b"%d" % number: "x" * 10 * SMALL_ROW_BYTES})
         await checkpoint(rows)
     counting.decoded = 0
     for number in range(1, 21):
@@ -85,7 +85,7 @@ async def test_large_rows_that_were_only_written_count_as_what_they_weigh() -> N
     """How large a row is shows when its checkpoint encodes it."""
     rows = Counting().rows({}, cached=10)
     for number in range(1, 101):
-        rows.apply("t", {b"%d" % number: "x" * 4 * SMALL_ROW})
+        rows.apply("t", {b"%d" % number: "x" * 4 * SMALL_ROW_BYTES})
         await checkpoint(rows)
         assert decoded(rows.tables["t"]) <= 4
     assert len(rows.tables["t"]) == 100
@@ -157,7 +157,7 @@ async def test_reading_all_rows_does_not_push_out_those_in_use() -> None:
 
 
 async def test_tables_share_one_bound_and_one_that_is_closed_leaves_it() -> None:
-    cache, counting = RowCache(10 * SMALL_ROW), Counting()
+    cache, counting = RowCache(10 * SMALL_ROW_BYTES), Counting()
     one, two = (Rows([counting.spec], n, HostClock(), cache, MemoryStore({"t": stored(99)})) for n in (0, 1))
     for number in range(1, 100):
         one.tables["t"].get(b"%d" % number)
@@ -177,7 +177,7 @@ def test_a_row_that_cannot_be_read_is_named() -> None:
 
 
 async def test_rows_not_asked_for_are_compressed_a_few_at_a_time_and_read_as_ever() -> None:
-    long = {b"%d" % number: b"%d " % number + b"x" * WORTH_COMPRESSING for number in range(20)}
+    long = {b"%d" % number: b"%d " % number + b"x" * WORTH_COMPRESSING_BYTES for number in range(20)}
     store = MemoryStore({"t": {**long, b"small": b"1"}})
     store.cool("t", [*long, b"small", b"unknown"])
     assert [store.tidy(9) for _ in range(4)] == [9, 9, 4, 0]
@@ -194,7 +194,7 @@ async def test_rows_not_asked_for_are_compressed_a_few_at_a_time_and_read_as_eve
 
 async def test_a_table_larger_than_its_cache_is_compressed_and_reads_like_a_dict() -> None:
     rows = Counting().rows({}, cached=4)
-    text = "x" * WORTH_COMPRESSING
+    text = "x" * WORTH_COMPRESSING_BYTES
     for number in range(100):
         rows.apply("t", {b"%d" % number: f"{number} {text}"})
         await checkpoint(rows)
@@ -227,7 +227,7 @@ async def test_what_can_wait_is_done_with_turns_for_others_between() -> None:
             turns += 1
             await super().sleep(seconds)
 
-    text = b'"' + b"x" * WORTH_COMPRESSING + b'"'
+    text = b'"' + b"x" * WORTH_COMPRESSING_BYTES + b'"'
     store = MemoryStore({"t": {b"%d" % number: text for number in range(1000)}})
     rows = Rows([Counting().spec], 0, Turning(), RowCache(), store)
     store.cool("t", store.keys("t"))
@@ -235,4 +235,4 @@ async def test_what_can_wait_is_done_with_turns_for_others_between() -> None:
     assert store._tables["t"].cold == {}
     await rows.tidy()
     assert len(store._tables["t"].cold) == TIDIED_PER_ROW * 200
-    assert turns == TIDIED_PER_ROW * 200 / TIDIED
+    assert turns == TIDIED_PER_ROW * 200 / TIDIED_PER_TURN

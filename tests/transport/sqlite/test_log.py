@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from bridge.clock import HostClock
-from ports.log import LARGEST_RECORD, Committed, Fenced, LogFailed, LogUnavailable, Record, RecordTooLarge, TopicSpec
+from ports.log import (
+    LARGEST_RECORD_BYTES,
+    Committed,
+    Fenced,
+    LogFailed,
+    LogUnavailable,
+    Record,
+    RecordTooLarge,
+    TopicSpec,
+)
 from streams.transport.partition.backend import NewRecord, PositionRow
 from streams.transport.sqlite import file
 from streams.transport.sqlite.file import FORMAT, LogFile, LogInUse
@@ -215,7 +224,7 @@ async def test_timestamps_never_go_back_and_never_stand_still(path: Path) -> Non
 async def test_a_record_above_the_limit_is_refused_before_it_has_an_offset(path: Path) -> None:
     """The largest record is taken; one byte more raises, and nothing sent with it is appended."""
     async with opened(path) as log:
-        largest = b"x" * (LARGEST_RECORD - 128 - 1)
+        largest = b"x" * (LARGEST_RECORD_BYTES - 128 - 1)
         assert (await log.append("in", 0, b"k", largest)).offset == 0
         with pytest.raises(RecordTooLarge, match="record_too_large"):
             log.put("in", 0, [NewRecord(b"k", b"small"), NewRecord(b"k", largest + b"x")])

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from ceremony.errors import SettingsInvalid
 from steps.subjects import parse_allowlist
 
 ROLES = ("engine", "bridge")
+# Named in the design, and not built yet.
 LATER_ROLES = ("projector",)
-"""Named in the design, and not built yet."""
+# The neighbours that each role needs.
 READINESS_OF = {"engine": ("log", "tables", "nats", "ray_executor"), "bridge": ("log", "nats")}
-"""The neighbours that a role needs."""
 READINESS_NAMES = ("log", "tables", "nats", "ray_executor")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+LAST_PORT = 65_535
 
 
 class Settings(BaseSettings):
@@ -112,3 +117,39 @@ class Settings(BaseSettings):
         if unknown:
             raise ValueError(f"unknown: {', '.join(unknown)}; one of {', '.join(READINESS_NAMES)}")
         return value
+
+
+def read_settings(options: Mapping[str, Any]) -> Settings:
+    """Settings from the environment; `options`, by field name, win over it. Raises SettingsInvalid."""
+    try:
+        found = Settings(**options)
+    except ValidationError as error:
+        raise SettingsInvalid([_problem(details) for details in error.errors()]) from None
+    if problems := [*_level_problems(found.log_level), *_address_problems(found)]:
+        raise SettingsInvalid(problems)
+    return found
+
+
+def _problem(details: ErrorDetails) -> str:
+    """`VARIABLE: problem (it is VALUE)`."""
+    # An option goes by its field's name; people know the variable.
+    field = Settings.model_fields.get(str(details["loc"][0])) if details["loc"] else None
+    name = (field.alias if field else None) or ".".join(map(str, details["loc"])) or "settings"
+    message = details["msg"].removeprefix("Value error, ")
+    return f"{name}: {message} (it is {details.get('input')!r})"
+
+
+def _level_problems(level: str) -> Iterator[str]:
+    if level.upper() not in LOG_LEVELS:
+        yield f"LOG_LEVEL: one of {', '.join(LOG_LEVELS)} is wanted (it is {level!r})"
+
+
+def _address_problems(found: Settings) -> Iterator[str]:
+    """Checked here, because a library would fail on them half-way through the start, in its own words."""
+    given = [("PLANNING_CEREMONY_GRPC_ADDR", found.grpc_addr), ("CEREMONY_HTTP_ADDR", found.http_addr)]
+    if found.advertised_addr is not None:
+        given.append(("CEREMONY_ADVERTISED_ADDR", found.advertised_addr))
+    for name, address in given:
+        host, _, port = address.rpartition(":")
+        if not host or not (port.isascii() and port.isdigit()) or int(port) > LAST_PORT:
+            yield f"{name}: host:port is wanted, for example 0.0.0.0:50057 (it is {address!r})"

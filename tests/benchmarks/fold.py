@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.clock import HostClock
-from ceremony.program import collect_seldom
+from ceremony.heap import collect_seldom
 from ports.log import Header, Record
 from steps import aggregation
 from steps.aggregation import Aggregation

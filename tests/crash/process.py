@@ -1,8 +1,7 @@
-"""One worker process in small: everything of `ceremony/worker.py` that works on ceremonies, on in-memory neighbours.
+"""One worker process in small: the pipeline of `ceremony/build.py` on neighbours in memory.
 
-The same parts are wired in the same order: ceremony agent, step agents, timers, engine front, bridges,
-`PartitionAssignment`, `Part`. In place of Faust's streams stands a queue for each agent that keeps their contract;
-gRPC and HTTP are left out.
+`PartitionAssignment` and `Part` are the real ones. In place of Faust's streams each agent has a queue that keeps their
+contract; gRPC and HTTP are left out.
 """
 
 from __future__ import annotations
@@ -14,20 +13,12 @@ from typing import Any
 
 from bridge.clock import HostClock
 from bridge.nats.connection import NatsConnection
-from bridge.nats.events import EventsBridge
-from bridge.nats.outbound import NatsOutbound
-from bridge.nats.responses import AgentResponses
+from ceremony.build import Membership, Pipeline, PipelineOptions, Ports
 from ports.log import AgentSpec
-from steps.agent import AgentPorts, Model
-from steps.reading import Wiring
-from steps.registry import all_kinds, step_agents
-from streams.ceremony_agent import CeremonyAgent
-from streams.engine import Engine
-from streams.log_clock import LogClock
+from steps.agent import AgentFunction, Model
+from steps.registry import all_kinds
 from streams.metrics import process_metrics
-from streams.timers import Timers
-from streams.topics import COMMANDS, CORRELATION_ID, DEADLETTERS, prefixed
-from streams.topology import AgentFunction, PartitionListener, agents
+from streams.topics import DEADLETTERS, prefixed
 from streams.transport.partition.assignment import IsCurrent, PartitionAssignment
 from streams.transport.partition.batch import AgentGone, PartBatch
 from streams.transport.partition.dead_letters import DeadLetters
@@ -110,30 +101,14 @@ class Process:
         self._tasks: list[asyncio.Task[Any]] = []
         self.clock = LoopClock(around.world)
         self.log = CrashLog(around.broker, self.host, self.clock)
-        self._log_clock = LogClock(self.clock)
-        self.kinds = all_kinds()
         self.nats = NatsConnection(
             "nats://memory",
             self.clock,
             new_client=lambda: Client(around.nats, self.host),  # type: ignore[arg-type,return-value]
         )
-        self.engine = Engine(
-            log=self.log,
-            unserved=lambda: self.owner.unserved,
-            clock=self.clock,
-            log_clock=self._log_clock,
-            kinds=self.kinds,
-            prefix=PREFIX,
-            partitions=self.partitions,
-            metrics=process_metrics(),
-        )
-        self.timers = Timers(self.clock, self._log_clock, self.engine.commands.send, grace_seconds=GRACE_SECONDS)
-        self.engine.timers = self.timers
-        self._streams: dict[str, Batches] = {}
-        self._functions: dict[str, AgentFunction] = {}
-        self.owner = self._owner()
-        self.nats_out = EventsBridge(self.log, self.nats, self.clock, prefix=PREFIX)
-        self.nats_in = AgentResponses(self.log, self.nats, self.clock, prefix=PREFIX, partitions=self.partitions)
+        self.pipeline = self._pipeline()
+        self._streams = {spec.name: Batches() for spec, _ in self.pipeline.agents}
+        self.assignment = self._assignment()
         self.main = self.spawn(self._run(), "main")
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
@@ -153,16 +128,29 @@ class Process:
 
     # ---- wiring
 
-    def _owner(self) -> PartitionAssignment:
-        ceremony = CeremonyAgent(self.kinds, PREFIX, self._log_clock, self.engine.commands.replies.expects)
-        hearers = PartitionListener(self.engine.taken, self.engine.applied, self.engine.lost)
-        specs = []
-        for spec, function in agents(PREFIX, ceremony, hearers, step_agents(self._agent_ports())):
-            specs.append(spec)
-            self._streams[spec.name] = Batches()
-            self._functions[spec.name] = function
+    def _pipeline(self) -> Pipeline:
+        ports = Ports(self.clock, self.log, RayPort(self.around.ray, self.host), self.nats)
+        options = PipelineOptions(
+            prefix=PREFIX,
+            partitions=self.partitions,
+            model=Model("http://vllm", "model"),
+            publish_subjects=("ceremony.>",),
+            agent_concurrency=16,
+            ray_call_timeout_seconds=10.0,
+            nats_in_flight=512,
+            take_over_grace_seconds=GRACE_SECONDS,
+            max_lag=0,
+        )
+        membership = Membership(
+            unserved=lambda: self.assignment.unserved,
+            held=lambda: range(self.partitions),
+            fresh=lambda: True,
+        )
+        return Pipeline(ports, options, membership, all_kinds(), process_metrics())
+
+    def _assignment(self) -> PartitionAssignment:
         return PartitionAssignment(
-            specs,
+            [spec for spec, _ in self.pipeline.agents],
             partitions=self.partitions,
             clock=self.clock,
             new_backend=self._backend,
@@ -173,27 +161,17 @@ class Process:
             fail=lambda error: self.failures.append(f"worker failed: {error!r}"),
         )
 
-    def _agent_ports(self) -> AgentPorts:
-        return AgentPorts(
-            Wiring(prefixed(PREFIX, COMMANDS), CORRELATION_ID, self._log_clock.now),
-            self.clock,
-            RayPort(self.around.ray, self.host),
-            NatsOutbound(self.nats, self.clock),
-            Model("http://vllm", "model"),
-        )
-
     def _backend(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> CrashBackend:
         return CrashBackend(self.around.broker, self.host, GROUP, spec, number, is_current)
 
     async def _deliver(self, batch: PartBatch) -> None:
         self._streams[batch._part.spec.name].queue.put_nowait(batch)
 
-    async def _act(self, name: str) -> None:
-        """Run an agent; what it raises is the failure of the batch it had open, and it begins anew."""
-        stream = self._streams[name]
+    async def _supervise(self, act: AgentFunction, stream: Batches) -> None:
+        """Run an agent for ever. An error it raises is the failure of the batch it had open."""
         while True:
             try:
-                await self._functions[name](stream)
+                await act(stream)
             except asyncio.CancelledError:
                 stream.hand_back(AgentGone("cancelled"))
                 raise
@@ -206,24 +184,24 @@ class Process:
         broker = self.around.broker
         await self.nats.start()
         await self.host.call(0.01, lambda: broker.members.update({GROUP: self.host}))
-        for name in self._streams:
-            self._begin(self._act(name), name)
-        assigned = [(name, number) for name in self.owner.specs for number in range(self.partitions)]
-        await self.owner.take_over(assigned, self._is_current())
-        await self.nats_out.start()
-        await self.nats_in.start()
-        timers = self._begin(self.timers.run(), "timers")
+        for spec, act in self.pipeline.agents:
+            self._begin(self._supervise(act, self._streams[spec.name]), spec.name)
+        assigned = [(name, number) for name in self.assignment.specs for number in range(self.partitions)]
+        await self.assignment.take_over(assigned, self._still())
+        await self.pipeline.nats_out.start()
+        await self.pipeline.nats_in.start()
+        timers = self._begin(self.pipeline.timers.run(), "timers")
         await self._stop.wait()
         timers.cancel()
-        await self.nats_in.stop()
-        await self.nats_out.stop()
-        await self.owner.give_up(GIVE_UP_SECONDS)
+        await self.pipeline.nats_in.stop()
+        await self.pipeline.nats_out.stop()
+        await self.assignment.give_up(GIVE_UP_SECONDS)
         await self.nats.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
 
-    def _is_current(self) -> Callable[[], bool]:
+    def _still(self) -> Callable[[], bool]:
         members = self.around.broker.members
         return lambda: members.get(GROUP) is self.host
 

@@ -171,7 +171,7 @@ async def _starts(process: Process) -> Reply:
         requested_by="ana",
         command_id="start-1",
     )
-    return await process.engine.commands.start(definition(), command)
+    return await process.pipeline.engine.commands.start(definition(), command)
 
 
 async def _approves(process: Process) -> Reply:
@@ -184,7 +184,7 @@ async def _approves(process: Process) -> Reply:
         role="PRODUCT_OWNER",
         visit=1,
     )
-    return await process.engine.commands.operate(decision)
+    return await process.pipeline.engine.commands.operate(decision)
 
 
 def begun(around: Surroundings) -> None:

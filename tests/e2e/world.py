@@ -192,7 +192,7 @@ class World:
         await until(lambda: self.ok("log", "tables", "nats"), "the worker is ready")
 
     def ok(self, *neighbours: str) -> bool:
-        states = self.worker.states()
+        states = self.worker.readiness.states()
         return all(states[name] == "ok" for name in neighbours)
 
     # -- what tests do and ask
@@ -305,7 +305,7 @@ class WorkerProcess:
     def start(self) -> None:
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ceremony.program", "serve"],
+                [sys.executable, "-m", "ceremony", "serve"],
                 cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -207,7 +207,7 @@ async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
     unserved = f"127.0.0.1:{free_port()}"
     worker = Worker(Settings(**worker_settings(f"sqlite://{path}", f"nats://{unserved}", unserved)), clock=clock)
     async with worker, PlanningCeremonyClient(f"127.0.0.1:{worker.grpc.port}") as client:
-        await until(lambda: worker.states()["tables"] == "ok", "the tables are read")
+        await until(lambda: worker.readiness.states()["tables"] == "ok", "the tables are read")
         yield Opened(clock, client)
 
 

@@ -116,9 +116,9 @@ class Fleet:
             return False
         try:
             return all(
-                len(worker.owners.everywhere()) == len([one for one in self.workers if one.engine.partitions.mine()])
+                len(worker.directory.everywhere()) == len([one for one in self.workers if one.engine.partitions.mine()])
                 for worker in self.workers
-                if worker.owners is not None
+                if worker.directory is not None
             )
         except Exception:  # noqa: BLE001 - not known yet
             return False

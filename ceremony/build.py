@@ -1,0 +1,270 @@
+"""All parts of a worker and their dependencies, on one page; `ceremony/worker.py` starts and stops them.
+
+Ports (clock, log, Ray executor, NATS)
+  └─► Pipeline: engine ◄─► timers, agents of ceremonies and steps, bridges from and to NATS
+        └─► Parts: the Faust app that feeds the agents, readiness, dead letters, worker directory ─► gRPC, HTTP
+
+A pipeline is built from its ports alone, so the crash tests run the same one on neighbours in memory.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from bridge.clock import new_id
+from bridge.dead_letters import DeadLetters
+from bridge.definitions import DefinitionFolder
+from bridge.grpc.server import GrpcServer, Sharing
+from bridge.grpc.servicer import Servicer
+from bridge.http.server import HttpServer
+from bridge.nats.connection import NatsConnection
+from bridge.nats.events import EventsBridge
+from bridge.nats.outbound import NatsOutbound
+from bridge.nats.responses import AgentResponses
+from bridge.ray.executor import RayExecutorClient
+from ceremony.readiness import Readiness
+from ceremony.settings import Settings
+from ceremony.version import VERSION
+from ports.clock import Clock
+from ports.log import AgentSpec, Log
+from ports.ray import RayExecutor
+from steps.agent import BACKSTOP_SECONDS, AgentFunction, AgentPorts, Model
+from steps.publish import subject_problems
+from steps.reading import Wiring
+from steps.registry import all_kinds, step_agents
+from streams.ceremony_agent import CeremonyAgent
+from streams.engine import Engine
+from streams.log_clock import LogClock
+from streams.metrics import Metrics, process_metrics
+from streams.timers import Timers
+from streams.topics import COMMANDS, CORRELATION_ID, prefixed
+from streams.topology import CEREMONY, PartitionListener, agents, topics
+from streams.transport.app import CeremonyApp, create_app
+from streams.transport.partition.row_cache import RowCache
+from streams.transport.partition.row_store import MemoryStores, Stores
+from streams.worker_directory import WorkerDirectory
+from tables.definition import Definition
+from tables.errors import Problem
+from tables.kinds import Kinds
+
+# Addresses to listen at that nobody can connect to.
+EVERY_INTERFACE = frozenset({"0.0.0.0", "[::]", "::", "*", ""})  # noqa: S104
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The outside world of a pipeline."""
+
+    clock: Clock
+    log: Log
+    ray: RayExecutor
+    nats: NatsConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The partitions assigned to this worker, as callables: the assignment is built after the engine that reads it."""
+
+    unserved: Callable[[], Mapping[int, tuple[str, str]]]
+    """Assigned partitions that are not served, each with a code and a remedy."""
+    held: Callable[[], Collection[int] | None]
+    """All assigned partitions; None while the group rebalances."""
+    fresh: Callable[[], bool]
+    """False once another worker may own them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineOptions:
+    prefix: str
+    """Of the topics."""
+    partitions: int
+    """Of each topic."""
+    model: Model
+    publish_subjects: Sequence[str]
+    """Patterns of the subjects that publish steps may use."""
+    agent_concurrency: int
+    """Calls in flight of each step kind."""
+    ray_call_timeout_seconds: float
+    nats_in_flight: int
+    """Events of a partition published and not acknowledged yet."""
+    take_over_grace_seconds: float
+    max_lag: int
+    """Records of a partition that may wait to be folded before starts are refused; 0 sets no limit."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> PipelineOptions:
+        return cls(
+            prefix=settings.topic_prefix,
+            partitions=settings.partitions,
+            model=Model(settings.vllm_url, settings.vllm_model),
+            publish_subjects=settings.publish_subjects,
+            agent_concurrency=settings.agent_concurrency,
+            ray_call_timeout_seconds=settings.ray_call_timeout_seconds,
+            nats_in_flight=settings.nats_in_flight,
+            take_over_grace_seconds=settings.take_over_grace_seconds,
+            max_lag=settings.max_lag,
+        )
+
+
+class Pipeline:
+    """Everything that works on ceremonies. A driver has to feed `agents` from their topics."""
+
+    def __init__(
+        self, ports: Ports, options: PipelineOptions, membership: Membership, kinds: Kinds, metrics: Metrics
+    ) -> None:
+        clock, log, prefix, partitions = ports.clock, ports.log, options.prefix, options.partitions
+        self.log_clock = LogClock(clock)
+        self.engine = Engine(
+            log=log,
+            unserved=membership.unserved,
+            held=membership.held,
+            fresh=membership.fresh,
+            clock=clock,
+            log_clock=self.log_clock,
+            kinds=kinds,
+            prefix=prefix,
+            partitions=partitions,
+            metrics=metrics,
+            max_lag=options.max_lag,
+        )
+        self.timers = Timers(clock, self.log_clock, self.engine.commands.send, grace_seconds=options.take_over_grace_seconds)
+        self.engine.timers = self.timers
+        self.agents: Sequence[tuple[AgentSpec, AgentFunction]] = agents(
+            prefix,
+            CeremonyAgent(kinds, prefix, self.log_clock, self.engine.commands.replies.expects),
+            _listener(self.engine, metrics),
+            step_agents(_agent_ports(ports, options, self.log_clock)),
+        )
+        self.nats_out = EventsBridge(log, ports.nats, clock, prefix=prefix, window=options.nats_in_flight)
+        self.nats_in = AgentResponses(log, ports.nats, clock, prefix=prefix, partitions=partitions)
+
+
+def _listener(engine: Engine, metrics: Metrics) -> PartitionListener:
+    return PartitionListener(engine.taken, engine.applied, engine.lost, metrics.recovered, metrics.saved)
+
+
+def _agent_ports(ports: Ports, options: PipelineOptions, log_clock: LogClock) -> AgentPorts:
+    return AgentPorts(
+        Wiring(prefixed(options.prefix, COMMANDS), CORRELATION_ID, log_clock.now),
+        ports.clock,
+        ports.ray,
+        NatsOutbound(ports.nats, ports.clock),
+        options.model,
+        publish_subjects=tuple(options.publish_subjects),
+        concurrency=options.agent_concurrency,
+        # The executor's own deadline ends a call; this longer one is a backstop.
+        ray_call_seconds=options.ray_call_timeout_seconds + BACKSTOP_SECONDS,
+    )
+
+
+class Parts:
+    """All parts of a worker process, on real neighbours."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.metrics = process_metrics()
+        self.metrics.build.labels(VERSION).set(1)
+        kinds = all_kinds()
+        rules = [partial(_subject_rule, settings.publish_subjects)]
+        self.definitions = DefinitionFolder(settings.ceremonies_dir, kinds, rules)
+        self.nats = NatsConnection(settings.nats_url, clock)
+        self.ray = RayExecutorClient(settings.ray_executor_url, call_timeout_seconds=settings.ray_call_timeout_seconds)
+        self.app = _app(settings, clock)
+        self.log = self.app.driver.log
+        self.pipeline = Pipeline(
+            Ports(clock, self.log, self.ray, self.nats),
+            PipelineOptions.of(settings),
+            _membership(self.app),
+            kinds,
+            self.metrics,
+        )
+        for spec, function in self.pipeline.agents:
+            self.app.attach(spec, function)
+        self.readiness = Readiness(
+            settings.roles, self.pipeline.engine, self.nats, [self.pipeline.nats_out, self.pipeline.nats_in]
+        )
+        self.dead_letters = DeadLetters(
+            self.log,
+            clock,
+            prefix=settings.topic_prefix,
+            partitions=settings.partitions,
+            read_message=self.pipeline.nats_in.read_message,
+        )
+        self.directory = _directory(settings, clock, self.app, self.pipeline, self._advertised(settings))
+        engine = self.pipeline.engine
+        servicer = Servicer(engine.commands, engine.reads, self.definitions, self.dead_letters, self.readiness.states, new_id)
+        sharing = None if self.directory is None else Sharing(self.directory, new_id)
+        self.grpc = GrpcServer(servicer, settings.grpc_addr, clock, sharing)
+        self.http = HttpServer(settings.http_addr, self.readiness.states, settings.required, self.metrics.registry)
+
+    def _advertised(self, settings: Settings) -> Callable[[], str]:
+        """The address of our gRPC for other workers. It is asked for late: the port is known once it is bound."""
+
+        def address() -> str:
+            if settings.advertised_addr is not None:
+                return settings.advertised_addr
+            host = settings.grpc_addr.rpartition(":")[0]
+            return f"{platform.node() if host in EVERY_INTERFACE else host}:{self.grpc.port}"
+
+        return address
+
+
+def _app(settings: Settings, clock: Clock) -> CeremonyApp:
+    return create_app(
+        f"{settings.topic_prefix}.engine",
+        settings.log,
+        clock=clock,
+        partitions=settings.partitions,
+        topics=topics(settings.topic_prefix, settings.partitions),
+        prefix=settings.topic_prefix,
+        worker_id=settings.worker_id,
+        row_cache=RowCache(settings.row_cache_mib * MIB),
+        stores=_stores(settings),
+        replication=settings.replication_factor,
+        topic_config={} if settings.flush_messages is None else {"flush.messages": str(settings.flush_messages)},
+    )
+
+
+def _stores(settings: Settings) -> Stores:
+    if settings.state == "memory":
+        return MemoryStores()
+    from streams.transport.partition.rocks_store import RocksStores  # noqa: PLC0415 - loaded only where it is used
+
+    return RocksStores(settings.state_dir)
+
+
+def _membership(app: CeremonyApp) -> Membership:
+    return Membership(
+        unserved=lambda: app.unserved,
+        held=lambda: app.held(CEREMONY),
+        fresh=lambda: app.fresh,
+    )
+
+
+def _directory(
+    settings: Settings, clock: Clock, app: CeremonyApp, pipeline: Pipeline, address: Callable[[], str]
+) -> WorkerDirectory | None:
+    """The directory of the workers that share the log; None for a log of one process, and without the engine role."""
+    if app.driver.shared is None or "engine" not in settings.roles:
+        return None
+    directory = WorkerDirectory(
+        app.driver.shared,
+        clock,
+        pipeline.log_clock,
+        prefix=settings.topic_prefix,
+        partitions=settings.partitions,
+        worker=settings.worker_id or new_id(),
+        address=address,
+        mine=pipeline.engine.partitions.mine,
+        generation=lambda: app.consumer_generation_id,
+    )
+    pipeline.engine.on_change = directory.changed
+    return directory
+
+
+def _subject_rule(allowed: Sequence[str], definition: Definition, file: str) -> list[Problem]:
+    """The rule of this server beyond the language: the subjects that a definition may publish to."""
+    return subject_problems(definition, allowed, file)

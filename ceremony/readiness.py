@@ -1,0 +1,41 @@
+"""The state of each neighbour, as `/readyz`, gRPC health and `ceremony doctor` report it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from bridge.nats.connection import NatsConnection
+from bridge.nats.events import EventsBridge
+from bridge.nats.responses import AgentResponses
+from streams.engine import Engine
+
+
+class Readiness:
+    """Asks each part for its state. The Ray executor's is kept here: only a probe can tell it."""
+
+    def __init__(
+        self,
+        roles: Collection[str],
+        engine: Engine,
+        nats: NatsConnection,
+        bridges: Sequence[EventsBridge | AgentResponses],
+    ) -> None:
+        self.ray_state = "not asked yet"
+        self._roles = roles
+        self._engine = engine
+        self._nats = nats
+        self._bridges = bridges
+
+    def states(self) -> dict[str, str]:
+        """State of each neighbour that a role of this worker needs: `ok`, or the reason why not."""
+        states = self._engine.partitions.readiness()
+        if "engine" not in self._roles:
+            return {"log": states["log"], "nats": self._nats_state()}
+        return {**states, "nats": self._nats_state(), "ray_executor": self.ray_state}
+
+    def _nats_state(self) -> str:
+        """Of the bridges; without them, of the connection that publish steps use."""
+        if "bridge" not in self._roles:
+            return "ok" if self._nats.is_connected else self._nats.state
+        failures = [bridge.state for bridge in self._bridges if bridge.state != "ok"]
+        return "; ".join(failures) or "ok"

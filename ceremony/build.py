@@ -131,7 +131,9 @@ class Pipeline:
             metrics=metrics,
             max_lag=options.max_lag,
         )
-        self.timers = Timers(clock, self.log_clock, self.engine.commands.send, grace_seconds=options.take_over_grace_seconds)
+        self.timers = Timers(
+            clock, self.log_clock, self.engine.commands.send, grace_seconds=options.take_over_grace_seconds
+        )
         self.engine.timers = self.timers
         self.agents: Sequence[tuple[AgentSpec, AgentFunction]] = agents(
             prefix,

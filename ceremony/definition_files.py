@@ -1,4 +1,4 @@
-"""Judges definition files: every reason and every warning, as data and as lines."""
+"""Checks definition files: every reason and every warning."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ceremony.cli.output import say
 from tables.definition import Definition
 from tables.definitions.loader import load, warnings
 from tables.errors import DefinitionInvalid, Problem
 from tables.kinds import Kinds
 
+# Bytes; one more is read, so that the loader notices a larger file.
 LARGEST_FILE = 256 * 1024
-"""Bytes; one more is read, so that the loader sees that there are more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +70,3 @@ def check_file(path: Path, kinds: Kinds) -> Checked:
     # A warning names the definition; whoever reads it has a file open.
     found = [Problem(str(path), w.line, w.rule, w.message) for w in warnings(definition)]
     return Checked(str(path), definition, warnings=found)
-
-
-def report(one: Checked) -> None:
-    """One line on stdout for a valid file; reasons and warnings on stderr."""
-    for problem in one.problems:
-        say(str(problem), err=True)
-    for warning in one.warnings:
-        say(f"{warning.file}:{warning.line}: warning: {warning.rule}: {warning.message}", err=True)
-    if one.definition is not None:
-        found = one.definition
-        say(f"{one.path}: valid ({len(found.states)} states, {len(found.steps)} steps)")
-
-
-def counted(number: int) -> str:
-    return f"{number} definition is" if number == 1 else f"{number} definitions are"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ceremony.program import ROOT
+from ceremony.demo.engine import PROGRAM
 
 ROOT_FOLDER = Path(__file__).parent.parent
 CEREMONIES = ROOT_FOLDER / "specs/ceremonies"
@@ -26,7 +26,7 @@ FREE = ("--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0")
 def ceremony(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Start the program as a child, with stdout and stderr as text."""
     return subprocess.Popen(
-        [*ROOT.program, *arguments],
+        [*PROGRAM, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bridge.clock import HostClock
 from ceremony.cli.connection import call
+from ceremony.cli.display import console
 from ceremony.cli.errors import CommandFailed, refused
-from ceremony.cli.output import Format, console, emit_data, say
+from ceremony.cli.output import Format, emit_data, say
 
 LANES = 16
 """Calls in flight."""
@@ -41,7 +42,7 @@ class BulkResult:
         return {
             "total": len(self.done) + len(self.failed),
             "done": self.done,
-            "failed": [{"item": name, "code": why.code, "message": why.text} for name, why in self.failed],
+            "failed": [{"item": name, "code": why.code, "message": why.message} for name, why in self.failed],
         }
 
 

@@ -1,4 +1,4 @@
-"""What an operator looks at: `deadletters` and `definitions`."""
+"""The verbs `deadletters list`, `show` and `replay`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 from ceremony.cli import bulk, views
-from ceremony.cli.ceremonies import LARGEST_PAGE, login
 from ceremony.cli.connection import ServerOption, call
-from ceremony.cli.decisions import ActorOption, ReasonOption
-from ceremony.cli.output import Format, OutputOption, console, emit_data, say
+from ceremony.cli.display import console
+from ceremony.cli.list import LARGEST_PAGE
+from ceremony.cli.options import ActorOption, ReasonOption, login
+from ceremony.cli.output import Format, OutputOption, emit_data, say
+from ceremony.cli.plain_help import PLAIN, PlainCommand, PlainGroup
 
-deadletters = typer.Typer(help="What could not be processed and was set aside.", no_args_is_help=True)
+deadletters = typer.Typer(
+    cls=PlainGroup,
+    help="Look at messages that could not be processed, and send them back.",
+    no_args_is_help=True,
+    add_completion=False,
+    **PLAIN,
+)
 
 
-@deadletters.command("list")
+@deadletters.command("list", cls=PlainCommand)
 def list_dead_letters(
     topic: Annotated[str | None, typer.Option(help="Only from this topic or NATS stream.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
@@ -37,21 +45,12 @@ def list_dead_letters(
     say(f"{len(page.dead_letters)} of {page.total_count} dead letters", err=True)
 
 
-def definitions(server: ServerOption = None, output: OutputOption = Format.TABLE) -> None:
-    """List the definitions that the engine sees now, the invalid ones with their problems."""
-    found = call(server, PlanningCeremonyClient.definitions)
-    if output is Format.TABLE:
-        console().print(views.definitions_view(found))
-    else:
-        emit_data([views.definition_data(one) for one in found], output)
-
-
 OriginArgument = Annotated[str, typer.Argument(metavar="ORIGIN", help="TOPIC/PARTITION/OFFSET, as `list` shows it.")]
 
 
-@deadletters.command("show")
+@deadletters.command("show", cls=PlainCommand)
 def show(origin: OriginArgument, server: ServerOption = None, output: OutputOption = Format.TABLE) -> None:
-    """Show one dead letter whole: why, its headers, its body, and whether it was sent back."""
+    """Show one dead letter: the reason, its headers, its body, and when it was sent back."""
     where = parsed(origin)
     found = call(server, lambda client: client.dead_letter(*where))
     if output is Format.TABLE:
@@ -60,7 +59,7 @@ def show(origin: OriginArgument, server: ServerOption = None, output: OutputOpti
         emit_data(views.shown_data(found), output)
 
 
-@deadletters.command("replay")
+@deadletters.command("replay", cls=PlainCommand)
 def replay(
     origins: Annotated[
         list[str] | None,
@@ -78,7 +77,7 @@ def replay(
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Send originals back to where they came from; what is still wrong with one comes back as a new dead letter."""
+    """Send the original messages back to their topics. One that fails again becomes a new dead letter."""
     if bool(origins) == everything:
         raise typer.BadParameter("name dead letters, or say --all, and not both", param_hint="ORIGIN")
     named = origins or _matching(server, topic, code)

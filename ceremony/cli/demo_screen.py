@@ -14,11 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from bridge.clock import HostClock
-from ceremony.cli.definition_check import Checked, report
+from ceremony import loop
+from ceremony.cli.display import console, table
 from ceremony.cli.errors import CommandFailed, Exit
-from ceremony.cli.output import Format, clean, console, emit_data, table
-from ceremony.cli.root import Root
-from ceremony.demo.engine import DemoError
+from ceremony.cli.output import Format, clean, emit_data
+from ceremony.cli.validate import report
+from ceremony.definition_files import Checked
 from ceremony.demo.report import ENDS, DemoReport
 from ceremony.demo.run import Demo, DemoOptions, DemoProgress
 
@@ -29,14 +30,11 @@ SHOWN = 20
 """Of a list of what is missing or wrong."""
 
 
-def show(root: Root, options: DemoOptions, output: Format) -> None:
+def show(options: DemoOptions, output: Format) -> None:
     """Run the demo and print what came out. Raises CommandFailed unless everything adds up."""
     # With -o json stdout is for the one object; people still see the run.
     seen = console(sys.stdout if output is Format.TABLE else sys.stderr)
-    try:
-        found = root.run(_run(root, options, seen))
-    except DemoError as error:
-        raise CommandFailed(error.code, error.message) from None
+    found = loop.run(_run(options, seen))
     if output is Format.TABLE:
         print_report(found, seen)
     else:
@@ -45,11 +43,11 @@ def show(root: Root, options: DemoOptions, output: Format) -> None:
         raise CommandFailed("demo_failed", verdict(found))
 
 
-async def _run(root: Root, options: DemoOptions, seen: Console) -> DemoReport:
+async def _run(options: DemoOptions, seen: Console) -> DemoReport:
     """The run as a task of its own, so that SIGTERM and Ctrl-C unwind it and nothing is left running."""
     clock = HostClock()
     screen = LiveScreen(seen, clock)
-    running = clock.spawn(Demo(options, root, clock, screen).run(), name="demo")
+    running = clock.spawn(Demo(options, clock, screen).run(), name="demo")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, running.cancel)

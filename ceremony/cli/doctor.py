@@ -13,9 +13,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.display import console, local, pairs, table
+from ceremony.cli.display import status as coloured
 from ceremony.cli.errors import CommandFailed
-from ceremony.cli.output import Format, OutputOption, clean, console, emit_data, local, pairs, table
-from ceremony.cli.output import status as coloured
+from ceremony.cli.output import Format, OutputOption, clean, emit_data
 
 STYLES = {
     "stuck": "bold red",
@@ -41,7 +42,7 @@ def doctor(
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Say what is stuck or waiting, why, and what to do. Exit 1 when something is stuck, overdue or not served."""
+    """Show what is stuck or waiting, and the remedy. Exit 1 if anything is stuck or not served."""
     found = call(server, lambda client: client.diagnose(instance_id))
     if output is not Format.TABLE:
         emit_data(diagnosis_data(found), output)

@@ -1,8 +1,10 @@
-"""How the program ends: one exit code for each kind of failure, one line on stderr, never a traceback."""
+"""The exit codes of the program, and the error that ends it with one of them and one line on stderr."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+
+from ports.errors import CeremonyError
 
 
 class Exit(IntEnum):
@@ -19,36 +21,44 @@ class Exit(IntEnum):
 
 EPILOG = (
     "Exit codes: 0 ok · 1 refused or failed · 2 wrong usage · 3 the engine is unavailable · 4 not found. "
-    "Errors are one line on stderr, `code: what, where, what would be right`."
+    "Errors are one line on stderr, `code: place: message; remedy`."
 )
 
+# By the name of a gRPC status; every other one is FAILED.
 BY_STATUS = {
     "UNAVAILABLE": Exit.UNAVAILABLE,
     "DEADLINE_EXCEEDED": Exit.UNAVAILABLE,
     "RESOURCE_EXHAUSTED": Exit.UNAVAILABLE,
     "NOT_FOUND": Exit.NOT_FOUND,
 }
-"""By the name of a gRPC status; every other one is FAILED."""
 
 
-class CommandFailed(Exception):
-    """Ends the program: `code: text` on stderr, and this exit code. A blank `code` says that all has been said."""
+class CommandFailed(CeremonyError):
+    """Ends the program with its text on stderr and this exit code. A blank `code` means: nothing more to print."""
 
-    def __init__(self, code: str = "", text: str = "", exit_code: Exit = Exit.FAILED) -> None:
-        super().__init__(f"{code}: {text}" if code else "")
-        self.code = code
-        self.text = text
+    def __init__(
+        self, code: str = "", message: str = "", exit_code: Exit = Exit.FAILED, *, place: str = "", remedy: str = ""
+    ) -> None:
+        super().__init__(code, message, place=place, remedy=remedy)
         self.exit_code = exit_code
 
 
+def unknown(instance_id: str) -> CommandFailed:
+    """The error for an instance id that the engine does not know."""
+    remedy = "" if ":" in instance_id else "an instance id is CEREMONY:STORY"
+    return CommandFailed("unknown_instance", f"there is no ceremony {instance_id!r}", Exit.NOT_FOUND, remedy=remedy)
+
+
 def refused(status: str, message: str) -> CommandFailed:
-    """What a refusal of the engine means here; `message` begins with its code where the engine itself has answered."""
+    """The error for a gRPC status. A `message` of the engine itself begins with its code; one of gRPC does not."""
     code, colon, text = message.partition(": ")
     if colon and code.isidentifier() and code.islower():
         return CommandFailed(code, text, BY_STATUS.get(status, Exit.FAILED))
     if status == "DEADLINE_EXCEEDED":
-        return CommandFailed("no_answer_in_time", "the engine did not answer in time; try again", Exit.UNAVAILABLE)
-    # gRPC's own words name sockets and internals; who reads this wants to know what to do.
+        return CommandFailed(
+            "no_answer_in_time", "the engine did not answer in time", Exit.UNAVAILABLE, remedy="try again"
+        )
+    # gRPC's own words name sockets and internals, which do not help a reader of this line.
     if status == "UNAVAILABLE":
         return CommandFailed("unavailable", "the engine cannot be reached, or the connection broke", Exit.UNAVAILABLE)
     return CommandFailed(status.lower(), message or "the engine gave no reason", BY_STATUS.get(status, Exit.FAILED))

@@ -9,9 +9,10 @@ import typer
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from rich.text import Text
 
-from ceremony.cli.ceremonies import InstanceArgument
 from ceremony.cli.connection import ServerOption, call
-from ceremony.cli.output import STYLES, Format, OutputOption, clean, console, emit_data, local, say, table
+from ceremony.cli.display import STYLES, console, local, table
+from ceremony.cli.options import InstanceArgument
+from ceremony.cli.output import Format, OutputOption, clean, emit_data, say
 from ceremony.cli.views import summary
 
 TOLD_ELSEWHERE = frozenset({"instance_id", "definition_name", "output"})

@@ -1,4 +1,4 @@
-"""The verbs for who writes a first ceremony: `init` and `schema`."""
+"""The verb `init`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def init(
         typer.Argument(metavar="[NAME]", help="Of the ceremony. The name of an example, as backlog_review, copies it."),
     ] = FIRST_NAME,
 ) -> None:
-    """Write a ceremony to begin with, and the schema by which editors check and complete it.
+    """Write a first ceremony, and the schema by which editors check and complete it.
 
     Both go where `ceremony dev` looks for them: into CEREMONIES_DIR, else into specs/.
     """
-    from bridge.definitions import NAME  # noqa: PLC0415 - the loader takes longer than `get`
-    from ceremony.packaged import SCHEMA_NAME, USUAL_FOLDER, schema_text  # noqa: PLC0415 - as above
+    from bridge.definitions import NAME
+    from ceremony.packaged import SCHEMA_NAME, USUAL_FOLDER, schema_text
 
     if NAME.fullmatch(name) is None:
         raise CommandFailed("name_invalid", f"{name!r}: a name has letters A-Z a-z, digits and `_` only", Exit.USAGE)
@@ -48,15 +48,8 @@ def init(
 
 def _definition(name: str, schema: str) -> str:
     """The text of an example, or of the template under this name; its first line tells editors the schema."""
-    from ceremony.packaged import examples_folder, template_text  # noqa: PLC0415 - as above
+    from ceremony.packaged import examples_folder, template_text
 
     example = examples_folder() / f"{name}.yaml"
     text = example.read_text("utf-8") if example.is_file() else template_text().replace(FIRST_NAME, name)
     return f"# yaml-language-server: $schema={schema}\n{text}"
-
-
-def schema() -> None:
-    """Print the JSON Schema of a ceremony definition, for editors and other tools."""
-    from ceremony.packaged import schema_text  # noqa: PLC0415 - as above
-
-    typer.echo(schema_text(), nl=False)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bridge.clock import HostClock
 from ceremony.cli.errors import CommandFailed, Exit
+from ceremony.cli.options import LogOption
 from ceremony.cli.output import Format, OutputOption, emit_data, say
-from ceremony.cli.root import Root
-from ceremony.cli.serve import LogOption, readable_errors
+from ceremony.cli.running import readable_errors
+from ports.clock import Clock
+from ports.log import Log
 
-if TYPE_CHECKING:  # it would load nats
+if TYPE_CHECKING:
     from bridge.nats.republish import Republished
+    from ceremony.settings import Settings
 
 CONNECT_SECONDS = 10.0
 TELL_SECONDS = 2.0
@@ -25,47 +29,60 @@ AGO = re.compile(r"([0-9]{1,9})([smhd])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-def republish_verb(root: Root) -> Callable[..., None]:
-    def republish(
-        since: Annotated[
-            str | None,
-            typer.Option(
-                help="Only what the log took from then on: a time (2026-01-31T12:00:00Z), or 90m, 12h, 3d ago.",
-                show_default=False,
-            ),
-        ] = None,
-        log: LogOption = None,
-        nats_url: Annotated[str | None, typer.Option("--nats", help="The NATS server.", show_default=False)] = None,
-        topic_prefix: Annotated[str | None, typer.Option(help="Of the topics.", show_default=False)] = None,
-        output: OutputOption = Format.TABLE,
-    ) -> None:
-        """Publish all retained events again, with their ids: for a stream CEREMONY that was deleted or lost messages.
+def republish(
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Only what the log took from then on: a time (2026-01-31T12:00:00Z), or 90m, 12h, 3d ago.",
+            show_default=False,
+        ),
+    ] = None,
+    log: LogOption = None,
+    nats_url: Annotated[str | None, typer.Option("--nats", help="The NATS server.", show_default=False)] = None,
+    topic_prefix: Annotated[str | None, typer.Option(help="Of the topics.", show_default=False)] = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Publish all retained events again, with their ids, to restore the stream CEREMONY.
 
-        What the stream holds is not stored twice, so it can be repeated and broken off. Settings come from the
-        environment, as for `serve`; an embedded log must not be open elsewhere. Messages of publish steps are not in
-        the log's events and do not come back. For the order of each ceremony, too, stop the workers (or bridges)
-        before, delete the stream, and start them again afterwards.
-        """
-        since_ms = _since(since)
-        told = {"log": log, "nats_url": nats_url, "topic_prefix": topic_prefix}
-        with readable_errors():
-            settings = root.settings({name: value for name, value in told.items() if value is not None})
-            root.logs("WARNING", settings.log_format)
-            done = root.run(_republish(root, settings, since_ms))
-        if output is Format.TABLE:
-            say(
-                f"{done.sent} published, {done.present} were there, {done.refused} refused; "
-                f"{done.read} of {done.total} retained records read"
-            )
-        else:
-            emit_data(asdict(done), output)
+    What the stream holds is not stored twice, so it can be repeated and broken off. Settings come from the
+    environment, as for `serve`; an embedded log must not be open elsewhere. Messages of publish steps are not in
+    the log's events and do not come back. For the order of each ceremony, too, stop the workers (or bridges)
+    before, delete the stream, and start them again afterwards.
+    """
+    from ceremony import logs, loop
+    from ceremony.settings import read_settings
 
-    return republish
+    since_ms = _since(since)
+    options = {"log": log, "nats_url": nats_url, "topic_prefix": topic_prefix}
+    with readable_errors():
+        settings = read_settings({name: value for name, value in options.items() if value is not None})
+        logs.configure("WARNING", settings.log_format)
+        done = loop.run(_republish(settings, since_ms))
+    if output is Format.TABLE:
+        say(
+            f"{done.sent} published, {done.present} were there, {done.refused} refused; "
+            f"{done.read} of {done.total} retained records read"
+        )
+    else:
+        emit_data(asdict(done), output)
 
 
-async def _republish(root: Root, settings: Any, since_ms: int) -> Republished:
-    from bridge.nats.connection import NatsConnection  # noqa: PLC0415 - nats is loaded by who needs it
-    from bridge.nats.republish import Republisher  # noqa: PLC0415 - as above
+@asynccontextmanager
+async def opened_log(url: str, clock: Clock) -> AsyncIterator[Log]:
+    """The log, beside the workers that use it. Raises LogUnavailable."""
+    from streams.transport.app import open_log
+
+    log = open_log(url, clock)
+    await log.start()
+    try:
+        yield log
+    finally:
+        await log.stop()
+
+
+async def _republish(settings: Settings, since_ms: int) -> Republished:
+    from bridge.nats.connection import NatsConnection
+    from bridge.nats.republish import Republisher
 
     clock = HostClock()
     connection = NatsConnection(settings.nats_url, clock, name="ceremony-republish")
@@ -78,7 +95,7 @@ async def _republish(root: Root, settings: Any, since_ms: int) -> Republished:
             raise CommandFailed(
                 "nats_unavailable", f"{settings.nats_url}: {connection.state}", Exit.UNAVAILABLE
             ) from None
-        async with root.log(settings, clock) as log:
+        async with opened_log(settings.log, clock) as log:
             tell = Teller(clock)
             return await Republisher(
                 log, connection, clock, prefix=settings.topic_prefix, since_ms=since_ms, on_progress=tell.tell
@@ -106,8 +123,6 @@ def _since(text: str | None) -> int:
     if text is None:
         return 0
     if ago := AGO.fullmatch(text):
-        from bridge.clock import HostClock  # noqa: PLC0415 - loaded by who needs it
-
         then = datetime.fromtimestamp(HostClock().wall(), UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
         return max(0, int(then.timestamp() * 1000))
     try:

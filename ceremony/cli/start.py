@@ -1,36 +1,20 @@
-"""The verbs that start and read ceremonies: `start`, `get`, `list`."""
+"""The verb `start`."""
 
 from __future__ import annotations
 
-import getpass
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
-from ceremony.cli import views
 from ceremony.cli.connection import ServerOption, call
-from ceremony.cli.errors import CommandFailed, Exit
-from ceremony.cli.output import Format, OutputOption, console, emit_data, say
+from ceremony.cli.options import login
+from ceremony.cli.output import Format, OutputOption, emit_data, say
 from ceremony.cli.watch import follow
-
-LARGEST_PAGE = 1000
-"""The engine gives no more at once."""
-
-InstanceArgument = Annotated[str, typer.Argument(metavar="ID", help="Instance id, CEREMONY:STORY.")]
-
-
-def login() -> str:
-    """The name of who sits here, for `--actor` and `--requested-by`."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "ceremony-cli"
 
 
 def start(
@@ -62,7 +46,7 @@ def start(
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Start a ceremony. The same start again is answered alike and starts nothing twice."""
+    """Start a ceremony. Repeating the same start is safe: nothing starts twice."""
     given = {**_from_file(inputs_file), **_from_options(inputs or ())}
 
     async def work(client: PlanningCeremonyClient) -> str:
@@ -85,80 +69,6 @@ def start(
             say(f"  follow it:  ceremony watch {instance_id}")
     else:
         emit_data({"instance_id": instance_id, "status": "accepted"}, output)
-
-
-def get(instance_id: InstanceArgument, server: ServerOption = None, output: OutputOption = Format.TABLE) -> None:
-    """Show one ceremony: its state, what it waits for, and its steps."""
-
-    async def work(client: PlanningCeremonyClient) -> pb.PlanningCeremonyInstance | None:
-        return await client.get(instance_id)
-
-    found = call(server, work)
-    if found is None:
-        raise unknown(instance_id)
-    if output is Format.TABLE:
-        console().print(views.ceremony_view(found))
-    else:
-        emit_data(views.ceremony_data(found), output)
-
-
-def unknown(instance_id: str) -> CommandFailed:
-    hint = "" if ":" in instance_id else "; an instance id is CEREMONY:STORY"
-    return CommandFailed("unknown_instance", f"there is no ceremony {instance_id!r}{hint}", Exit.NOT_FOUND)
-
-
-def list_(
-    state: Annotated[str | None, typer.Option(help="Only in this state of their definition.")] = None,
-    definition: Annotated[str | None, typer.Option(help="Only of this definition.")] = None,
-    story: Annotated[str | None, typer.Option(help="Only about this story.")] = None,
-    status: Annotated[
-        str | None, typer.Option(help="Only with this status: RUNNING, WAITING_FOR_HUMAN, COMPLETED, FAILED, …")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
-    offset: Annotated[int, typer.Option(min=0, help="Leave out the newest so many.")] = 0,
-    server: ServerOption = None,
-    output: OutputOption = Format.TABLE,
-) -> None:
-    """List ceremonies, newest first."""
-    filters = {
-        "state": state,
-        "definition_name": definition,
-        "story_id": story,
-        "status": None if status is None else status.upper(),
-    }
-
-    async def work(client: PlanningCeremonyClient) -> tuple[Sequence[pb.PlanningCeremonyInstance], int]:
-        return await pages(client, filters, limit, offset)
-
-    found, total = call(server, work)
-    if output is Format.TABLE:
-        _print_list(found, total, offset)
-    else:
-        emit_data({"ceremonies": [views.ceremony_data(one) for one in found], "total_count": total}, output)
-
-
-def _print_list(found: Sequence[pb.PlanningCeremonyInstance], total: int, offset: int) -> None:
-    if found:
-        console().print(views.list_view(found))
-    if len(found) < total:
-        shown = f"{offset + 1} to {offset + len(found)}" if found else "none"
-        say(f"{shown} of {total}; more with --limit and --offset", err=True)
-    elif not found:
-        say("no ceremonies", err=True)
-
-
-async def pages(
-    client: PlanningCeremonyClient, filters: Mapping[str, Any], limit: int, offset: int
-) -> tuple[list[pb.PlanningCeremonyInstance], int]:
-    """Pages one after the other: one ends early where its ceremonies are large."""
-    found: list[pb.PlanningCeremonyInstance] = []
-    while True:
-        page = await client.list(
-            **filters, limit=min(limit - len(found), LARGEST_PAGE), offset=min(offset + len(found), 2**31 - 1)
-        )
-        found += page.ceremonies
-        if not page.ceremonies or len(found) >= limit or offset + len(found) >= page.total_count:
-            return found, page.total_count
 
 
 def _from_options(options: Sequence[str]) -> dict[str, str]:

@@ -11,9 +11,9 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ceremony.cli.output import clean, local, pairs, status, table
+from ceremony.cli.display import local, pairs, status, table
+from ceremony.cli.output import Format, clean, emit_data, say
 
-ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 LONGEST_CELL = 100
 
 
@@ -134,6 +134,14 @@ def gate_hints(found: pb.PlanningCeremonyInstance) -> list[str]:
         role = f" --role {gate.role}" if gate.role else ""
         hints.append(clean(f"ceremony approve {found.instance_id} {gate.step_id or gate.guard}{role}"))
     return hints
+
+
+def report_change(done: str, after: pb.PlanningCeremonyInstance, output: Format) -> None:
+    """Print the ceremony after a change; `done` names the change."""
+    if output is Format.TABLE:
+        say(f"{done}: {after.instance_id} is {after.status} in {after.current_state}")
+    else:
+        emit_data(ceremony_data(after), output)
 
 
 def list_view(found: Sequence[pb.PlanningCeremonyInstance]) -> RenderableType:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Annotated
 
-import typer
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 from rich.live import Live
@@ -14,8 +12,10 @@ from rich.live import Live
 from bridge.clock import HostClock
 from ceremony.cli import views
 from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.display import console, local_time
 from ceremony.cli.errors import CommandFailed
-from ceremony.cli.output import Format, OutputOption, console, emit_data, emit_line, local_time, say
+from ceremony.cli.options import InstanceArgument
+from ceremony.cli.output import Format, OutputOption, emit_data, emit_line, say
 
 PATIENCE = 15
 """How often a broken stream is opened again, a second apart, before it is given up: a worker restarts in less."""
@@ -24,11 +24,11 @@ Show = Callable[[pb.PlanningCeremonyInstance], None]
 
 
 def watch(
-    instance_id: Annotated[str, typer.Argument(metavar="ID", help="Instance id, CEREMONY:STORY.")],
+    instance_id: InstanceArgument,
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Follow a ceremony until it has ended: exit 0 if it completed, 1 if it ended otherwise.
+    """Follow a ceremony to its end. Exit 0 if it completed, 1 if it ended otherwise.
 
     With -o json, one line for each change.
     """

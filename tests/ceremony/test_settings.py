@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ceremony import program
-from ceremony.cli.root import SettingsInvalid
-from ceremony.settings import Settings
+from ceremony.errors import SettingsInvalid
+from ceremony.settings import Settings, read_settings
 
 CONTRACT = {
     "NATS_URL": ("nats_url", "nats://nats:4222"),
@@ -133,7 +132,7 @@ def test_the_program_says_in_a_line_what_is_wrong(monkeypatch: pytest.MonkeyPatc
     # specification 22.2
     monkeypatch.setenv(variable, text)
     with pytest.raises(SettingsInvalid) as caught:
-        program.settings({})
+        read_settings({})
     (problem,) = caught.value.problems
     assert problem.startswith(f"{variable}: ") and text in problem and "\n" not in problem
 

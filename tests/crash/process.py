@@ -187,7 +187,7 @@ class Process:
         for spec, act in self.pipeline.agents:
             self._begin(self._supervise(act, self._streams[spec.name]), spec.name)
         assigned = [(name, number) for name in self.assignment.specs for number in range(self.partitions)]
-        await self.assignment.take_over(assigned, self._still())
+        await self.assignment.take_over(assigned, self._is_current())
         await self.pipeline.nats_out.start()
         await self.pipeline.nats_in.start()
         timers = self._begin(self.pipeline.timers.run(), "timers")
@@ -201,7 +201,7 @@ class Process:
             task.cancel()
         await asyncio.wait(self._tasks)
 
-    def _still(self) -> Callable[[], bool]:
+    def _is_current(self) -> Callable[[], bool]:
         members = self.around.broker.members
         return lambda: members.get(GROUP) is self.host
 

@@ -18,12 +18,13 @@ from nats.aio.client import Client
 
 from bridge.grpc.intake import read_all_wakeups
 from ceremony.dev.ray_simulation.jobs import JobBook
-from ceremony.dev.ray_simulation.knobs import KnobError, Knobs
+from ceremony.dev.ray_simulation.knobs import Knobs
 from ceremony.dev.ray_simulation.outbox import Outbox, connect
 from ceremony.dev.ray_simulation.service import RayExecutorService
+from ceremony.errors import SimulationError
 from ports.clock import Clock
 
-__all__ = ["KnobError", "Knobs", "RaySimulation", "SimulationError"]
+__all__ = ["Knobs", "RaySimulation"]
 
 STOP_SECONDS = 1.0
 RUNNING_JOBS = 100_000
@@ -32,14 +33,6 @@ SERVICE = pb.DESCRIPTOR.services_by_name["RayExecutorService"].full_name
 
 # Two servers on one port would share its calls, and nobody would notice.
 SERVER_OPTIONS = (("grpc.so_reuseport", 0),)
-
-
-class SimulationError(Exception):
-    """The simulation cannot start. `code` is `nats_unreachable` or `grpc_address_unusable`."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
 
 
 class RaySimulation:
@@ -94,8 +87,8 @@ class RaySimulation:
             outbox = Outbox(self._connection, self._clock)
             await outbox.start()
         except (TimeoutError, OSError, nats.errors.Error):
-            message = f"no JetStream at {self.nats_url}; start a nats-server with JetStream first"
-            raise SimulationError("nats_unreachable", message) from None
+            remedy = "start a nats-server with JetStream first"
+            raise SimulationError("nats_unreachable", f"no JetStream at {self.nats_url}", remedy=remedy) from None
         self._outbox = outbox
         return outbox
 
@@ -111,8 +104,8 @@ class RaySimulation:
         try:
             port = server.add_insecure_port(self.grpc_address)
         except RuntimeError:
-            message = f"cannot listen on {self.grpc_address}; a free host:port is wanted"
-            raise SimulationError("grpc_address_unusable", message) from None
+            message = f"cannot listen on {self.grpc_address}"
+            raise SimulationError("grpc_address_unusable", message, remedy="name a free host:port") from None
         self._server = server
         await server.start()
         self.url = f"{self.grpc_address.rpartition(':')[0]}:{port}"

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from bridge.clock import HostClock
-from ceremony.dev.ray_simulation import KnobError, Knobs, RaySimulation, SimulationError
+from ceremony.dev.ray_simulation import Knobs, RaySimulation
+from ceremony.errors import KnobError, SimulationError
 
 DEFAULTS = Knobs()
 

@@ -6,18 +6,14 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
+from ceremony.errors import KnobError
+
 RATES = (
     "failure_rate", "rejection_rate", "duplicate_rate", "reorder_rate", "silence_rate",
     "hang_rate", "late_rate", "oversize_rate",
 )  # fmt: skip
 LONGEST_SECONDS = 86_400
 REORDER_FLOOR_SECONDS = 0.05
-
-
-class KnobError(ValueError):
-    """A knob has a value that means nothing. `code` is `knob_invalid`; the message names the knob and its range."""
-
-    code = "knob_invalid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +48,12 @@ class Knobs:
         for name in RATES:
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise KnobError(f"{name} is {value}: a share from 0 to 1 is wanted")
+                raise KnobError("knob_invalid", f"{name} is {value}", remedy="a share from 0 to 1 is wanted")
         for name in ("latency", "jitter", "late_seconds"):
             value = getattr(self, name)
             if not 0 <= value <= LONGEST_SECONDS:
-                raise KnobError(f"{name} is {value}: seconds from 0 to {LONGEST_SECONDS} are wanted")
+                remedy = f"seconds from 0 to {LONGEST_SECONDS} are wanted"
+                raise KnobError("knob_invalid", f"{name} is {value}", remedy=remedy)
 
     def random(self, task_id: str, who: str = "") -> random.Random:
         """The dice of one task, or of one agent in it: the same numbers in whatever order tasks come."""

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,21 @@ import structlog
 from nats.js.api import StreamConfig
 
 from bridge.nats.republish import Republished, Republisher
-from ceremony.cli import run
 from ceremony.cli.errors import Exit
-from ceremony.program import ROOT
+from ceremony.program import run
 from streams import topics
 from streams.dead_letters import dead_letter_record
 from streams.transport.sqlite.log import SqliteLog
 from tests.bridge.nats.world import CLOCK, PREFIX, append_events, client, connection, embedded_log, event, stored
 from tests.services import NatsServer, free_port
 
-QUIET = replace(ROOT, logs=lambda *_: None)
-"""The program without its log set-up, which would bind the loggers of every later test in this process."""
 EVENTS = [event(ceremony, number) for number in range(10) for ceremony in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def _no_log_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program's own would bind the loggers of every later test in this process."""
+    monkeypatch.setattr("ceremony.logs.configure", lambda *_: None)
 
 
 @pytest.fixture
@@ -114,10 +116,10 @@ def test_the_verb_says_what_it_did(folder: Path, capsys: pytest.CaptureFixture[s
     told = ["--log", f"sqlite://{folder}/log.sqlite", "--nats", server.url, "--topic-prefix", PREFIX]
     try:
         with structlog.testing.capture_logs():
-            assert run(QUIET, ["republish", *told]) == Exit.OK
+            assert run(["republish", *told]) == Exit.OK
         assert capsys.readouterr().out.startswith("300 published, 0 were there, 0 refused; 300 of 300")
         with structlog.testing.capture_logs():
-            assert run(QUIET, ["republish", *told, "--since", "1d", "-o", "json"]) == Exit.OK
+            assert run(["republish", *told, "--since", "1d", "-o", "json"]) == Exit.OK
         assert json.loads(capsys.readouterr().out)["read"] == 300
         assert sorted(asyncio.run(ids(server))) == sorted(one.id for one in EVENTS)
     finally:
@@ -140,7 +142,7 @@ def test_what_is_wrong_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ceremony.cli.republish.CONNECT_SECONDS", 0.5)
-    assert run(QUIET, ["republish", "--log", f"sqlite://{folder}/log.sqlite", *told]) == code
+    assert run(["republish", "--log", f"sqlite://{folder}/log.sqlite", *told]) == code
     error = capsys.readouterr().err
     assert error.startswith(said)
     assert error.count("\n") == 1

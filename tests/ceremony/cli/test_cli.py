@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -21,15 +20,15 @@ import yaml
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.client import PlanningCeremonyError
 
-from ceremony.cli import run
 from ceremony.cli.connection import server
+from ceremony.cli.display import NARROWEST, console
 from ceremony.cli.errors import Exit, refused
-from ceremony.cli.output import NARROWEST, console
-from ceremony.cli.serve import Stop
+from ceremony.cli.running import Stop
 from ceremony.cli.views import said
 from ceremony.cli.watch import forms
-from ceremony.program import ROOT, settings
-from tests.dev_process import CEREMONIES, ROOT_FOLDER, alive, ceremony
+from ceremony.program import run
+from ceremony.settings import read_settings
+from tests.dev_process import CEREMONIES, PROGRAM, ROOT_FOLDER, alive, ceremony
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -56,7 +55,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_the_help_names_every_verb_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     """Who types `--help` finds everything."""
     # specification 23.1
-    assert run(ROOT, ["--help"]) == Exit.OK
+    assert run(["--help"]) == Exit.OK
     said = " ".join(capsys.readouterr().out.split())
     verbs = (
         "serve dev demo republish validate graph init schema start get list watch approve reject trigger"
@@ -69,7 +68,7 @@ def test_the_help_names_every_verb_and_the_exit_codes(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("verb", ["start", "get", "list", "watch", "approve", "reject", "trigger", "demo", "dev"])
 def test_each_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A typing mistake in an option's declaration would show here."""
-    assert run(ROOT, [verb, "--help"]) == Exit.OK
+    assert run([verb, "--help"]) == Exit.OK
     assert f"ceremony {verb}" in capsys.readouterr().out
 
 
@@ -99,7 +98,7 @@ def test_the_exit_codes_are_fixed() -> None:
 def test_wrong_usage_is_exit_2(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is done then, and stdout stays empty."""
     # specification 23.1
-    assert run(ROOT, arguments) == Exit.USAGE
+    assert run(arguments) == Exit.USAGE
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err
@@ -110,7 +109,7 @@ def test_wrong_usage_is_exit_2(arguments: Sequence[str], capsys: pytest.CaptureF
 def test_an_input_must_be_a_name_and_a_value_once(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A value that was meant otherwise must not be lost silently."""
     arguments = ["start", "d", "--ceremony-id", "c", "--story-id", "s", "--input", given, "--input", "a=2"]
-    assert run(ROOT, arguments) == Exit.USAGE
+    assert run(arguments) == Exit.USAGE
     assert "--input" in capsys.readouterr().err
 
 
@@ -119,7 +118,7 @@ def test_a_file_of_inputs_must_hold_an_object(text: str, nobody: Path, capsys: p
     """Said before anything is sent."""
     (nobody / "x.json").write_text(text)
     arguments = ["start", "d", "--ceremony-id", "c", "--story-id", "s", "--inputs-file", "x.json"]
-    assert run(ROOT, arguments) == Exit.USAGE
+    assert run(arguments) == Exit.USAGE
     assert "x.json" in capsys.readouterr().err
 
 
@@ -135,7 +134,7 @@ def test_without_an_engine_every_verb_says_so_in_one_line(
 ) -> None:
     """Exit 3, what does not answer, and what to do; at once."""
     # specification 23.1, 23.2
-    assert run(ROOT, [*arguments, "--server", "127.0.0.1:1"]) == Exit.UNAVAILABLE
+    assert run([*arguments, "--server", "127.0.0.1:1"]) == Exit.UNAVAILABLE
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("unavailable: nothing answers at 127.0.0.1:1; start one with `ceremony dev`")
@@ -161,7 +160,7 @@ def test_the_server_is_what_was_given_else_the_dev_of_the_folder_else_the_defaul
 def test_valid_definitions_are_exit_0(capsys: pytest.CaptureFixture[str]) -> None:
     """A folder is all its files."""
     # specification 23.1, 23.5
-    assert run(ROOT, ["validate", str(CEREMONIES)]) == Exit.OK
+    assert run(["validate", str(CEREMONIES)]) == Exit.OK
     said = capsys.readouterr()
     assert "backlog_review.yaml: valid (5 states, 7 steps)" in said.out
     assert len(said.out.splitlines()) == len(list(CEREMONIES.glob("*.yaml")))
@@ -176,7 +175,7 @@ def test_an_invalid_definition_is_exit_1_with_every_reason_on_stderr(
     (tmp_path / "good.yaml").write_text(
         (CEREMONIES / "approval.yaml").read_text().replace("name: approval", "name: good")
     )
-    assert run(ROOT, ["validate", str(tmp_path)]) == Exit.FAILED
+    assert run(["validate", str(tmp_path)]) == Exit.FAILED
     said = capsys.readouterr()
     assert f"{tmp_path}/broken.yaml:2: name_mismatch: " in said.err
     assert f"{tmp_path}/broken.yaml:8: " in said.err
@@ -190,7 +189,7 @@ def test_reasons_are_data_too(form: str, read: object, tmp_path: Path, capsys: p
     # specification 23.3
     assert callable(read)
     (tmp_path / "broken.yaml").write_text(BROKEN)
-    assert run(ROOT, ["validate", str(tmp_path), "-o", form]) == Exit.FAILED
+    assert run(["validate", str(tmp_path), "-o", form]) == Exit.FAILED
     said = capsys.readouterr()
     assert said.err == ""
     found = read(said.out)
@@ -202,8 +201,8 @@ def test_reasons_are_data_too(form: str, read: object, tmp_path: Path, capsys: p
 
 def test_what_is_not_there_is_no_valid_definition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A missing file, and a folder without one: a check that checked nothing must not be green."""
-    assert run(ROOT, ["validate", str(tmp_path / "none.yaml")]) == Exit.FAILED
-    assert run(ROOT, ["validate", str(tmp_path)]) == Exit.FAILED
+    assert run(["validate", str(tmp_path / "none.yaml")]) == Exit.FAILED
+    assert run(["validate", str(tmp_path)]) == Exit.FAILED
     assert capsys.readouterr().err.count("file_missing") == 2
 
 
@@ -213,7 +212,7 @@ def test_what_is_not_there_is_no_valid_definition(tmp_path: Path, capsys: pytest
 def test_a_definition_is_drawn_in_three_ways(form: str, begins: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Only the drawing on stdout, so that it can be piped on."""
     # specification 23.5
-    assert run(ROOT, ["graph", str(CEREMONIES / "backlog_review.yaml"), "--format", form]) == Exit.OK
+    assert run(["graph", str(CEREMONIES / "backlog_review.yaml"), "--format", form]) == Exit.OK
     said = capsys.readouterr().out
     assert begins in said
     assert "deliberate_qa" in said
@@ -223,7 +222,7 @@ def test_a_warning_is_shown_and_does_not_fail(tmp_path: Path, capsys: pytest.Cap
     # specification 2.14, 23.5
     roles = "roles:\n  - {id: SOMEBODY, description: may nothing}\n"
     (tmp_path / "approval.yaml").write_text((CEREMONIES / "approval.yaml").read_text() + roles)
-    assert run(ROOT, ["validate", str(tmp_path)]) == Exit.OK
+    assert run(["validate", str(tmp_path)]) == Exit.OK
     shown = capsys.readouterr()
     assert ": warning: role_not_allowed: " in shown.err
     assert "approval.yaml: valid" in shown.out
@@ -250,7 +249,7 @@ async def test_watching_goes_on_over_restarts_of_the_engine_and_shows_each_form_
 def test_an_invalid_definition_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The reasons instead."""
     (tmp_path / "broken.yaml").write_text(BROKEN)
-    assert run(ROOT, ["graph", str(tmp_path / "broken.yaml")]) == Exit.FAILED
+    assert run(["graph", str(tmp_path / "broken.yaml")]) == Exit.FAILED
     said = capsys.readouterr()
     assert said.out == ""
     assert "name_mismatch" in said.err
@@ -263,7 +262,7 @@ def test_wrong_settings_are_one_line_for_each_variable(
     # specification 22.2
     monkeypatch.setenv("CEREMONY_PARTITIONS", "many")
     monkeypatch.setenv("READINESS_REQUIRES", "luck")
-    assert run(ROOT, ["serve"]) == Exit.FAILED
+    assert run(["serve"]) == Exit.FAILED
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[:2] for line in sorted(lines)] == [
         ["setting_invalid", "CEREMONY_PARTITIONS"],
@@ -284,7 +283,7 @@ def test_wrong_settings_are_one_line_for_each_variable(
 def test_a_worker_that_cannot_start_says_why(options: list[str], line: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Exit 1, the reason in one line, never a traceback."""
     # specification 23.2
-    assert run(ROOT, ["serve", *options]) == Exit.FAILED
+    assert run(["serve", *options]) == Exit.FAILED
     said = capfd.readouterr().err
     assert line in said
     assert "Traceback" not in said
@@ -294,8 +293,8 @@ def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     """Whoever types something means it."""
     # specification 22.2
     monkeypatch.setenv("CEREMONY_LOG", "kafka://a:1")
-    assert settings({}).log == "kafka://a:1"
-    assert settings({"log": "kafka://b:2"}).log == "kafka://b:2"
+    assert read_settings({}).log == "kafka://a:1"
+    assert read_settings({"log": "kafka://b:2"}).log == "kafka://b:2"
 
 
 def test_refusals_keep_the_engines_code_and_say_nothing_of_sockets() -> None:
@@ -305,16 +304,16 @@ def test_refusals_keep_the_engines_code_and_say_nothing_of_sockets() -> None:
     )
     lost = refused("UNAVAILABLE", "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1")
     assert (lost.code, lost.exit_code) == ("unavailable", Exit.UNAVAILABLE)
-    assert "ipv4" not in lost.text
+    assert "ipv4" not in lost.message
     assert refused("DEADLINE_EXCEEDED", "Deadline Exceeded").exit_code == Exit.UNAVAILABLE
-    assert refused("INVALID_ARGUMENT", "").text
+    assert refused("INVALID_ARGUMENT", "").message
 
 
 def test_reading_a_ceremony_does_not_load_the_worker() -> None:
     """Neither Faust nor NATS nor the core: they take longer than the answer."""
     code = (
-        "import sys; from ceremony.cli import run; from ceremony.program import ROOT;"
-        "run(ROOT, ['get', 'a:b', '--server', '127.0.0.1:1']);"
+        "import sys; from ceremony.program import run;"
+        "run(['get', 'a:b', '--server', '127.0.0.1:1']);"
         "print([m for m in ('faust', 'nats', 'aiokafka', 'yaml', 'tables') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
@@ -341,11 +340,11 @@ def test_what_is_unexpected_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
         raise RuntimeError("two\nlines")
 
     monkeypatch.delenv("CEREMONY_DEBUG", raising=False)
-    root = replace(ROOT, kinds=broken)  # type: ignore[arg-type]
-    assert run(root, ["validate", "x"]) == Exit.FAILED
+    monkeypatch.setattr("steps.registry.all_kinds", broken)
+    assert run(["validate", "x"]) == Exit.FAILED
     assert capsys.readouterr().err == "internal_error: RuntimeError: two lines (CEREMONY_DEBUG=1 shows where)\n"
     monkeypatch.setenv("CEREMONY_DEBUG", "1")
-    run(root, ["validate", "x"])
+    run(["validate", "x"])
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -365,11 +364,20 @@ class FailingWorker:
         return None
 
 
-def test_a_worker_that_fails_for_good_is_exit_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def replace_worker(monkeypatch: pytest.MonkeyPatch, made: type[FailingWorker]) -> None:
+    """Let `serve` and `dev` start a `made` in place of a worker; logging stays as the tests have it."""
+    for module in ("worker", "dev.stack"):
+        monkeypatch.setattr(f"ceremony.{module}.worker_of_process", lambda _: made())
+    monkeypatch.setattr("ceremony.logs.configure", lambda *_: None)
+
+
+def test_a_worker_that_fails_for_good_is_exit_1_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whoever restarts it reads why."""
     # specification 18.10
-    root = replace(ROOT, worker=lambda _: FailingWorker(), logs=lambda *_: None)  # type: ignore[arg-type,return-value]
-    assert run(root, ["serve"]) == Exit.FAILED
+    replace_worker(monkeypatch, FailingWorker)
+    assert run(["serve"]) == Exit.FAILED
     assert capsys.readouterr().err == "worker_failed: fenced: another worker has taken over\n"
 
 
@@ -393,8 +401,8 @@ def test_a_worker_that_stopped_halfway_is_left_at_once(
         left.append((code, file.exists() and alive(json.loads(file.read_text())["nats_pid"])))
 
     monkeypatch.setattr("os._exit", leave)
-    root = replace(ROOT, worker=lambda _: HalfwayWorker(), logs=lambda *_: None)  # type: ignore[arg-type,return-value]
-    run(root, [verb, *([str(tmp_path), "--ceremonies-dir", str(CEREMONIES)] if verb == "dev" else [])])
+    replace_worker(monkeypatch, HalfwayWorker)
+    run([verb, *([str(tmp_path), "--ceremonies-dir", str(CEREMONIES)] if verb == "dev" else [])])
     assert left == [(Exit.OK, False)]
 
 
@@ -458,7 +466,7 @@ def test_outputs_are_shown_in_words(output: dict[str, object], words: str) -> No
 @pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
 def test_a_stdout_that_takes_nothing_is_no_internal_error(redirection: str) -> None:
     """Closed, or on a full disk: one line at most, and the exit code says whether anything was lost."""
-    command = f"{shlex.join(ROOT.program)} validate -o json specs/ceremonies {redirection}"
+    command = f"{shlex.join(PROGRAM)} validate -o json specs/ceremonies {redirection}"
     done = subprocess.run(
         ["sh", "-c", command], check=False, cwd=ROOT_FOLDER, capture_output=True, text=True, timeout=30
     )
@@ -466,7 +474,7 @@ def test_a_stdout_that_takes_nothing_is_no_internal_error(redirection: str) -> N
 
 
 def test_an_argument_that_is_no_text_is_a_mistake_of_the_caller(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(ROOT, ["get", "a\udcff:b"]) == Exit.USAGE
+    assert run(["get", "a\udcff:b"]) == Exit.USAGE
     assert capsys.readouterr().err == "argument_not_utf8: a?:b is no UTF-8 text\n"
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ceremony.cli import run
+from ceremony.cli.dev import to_start
 from ceremony.cli.errors import Exit
-from ceremony.cli.serve import to_start
 from ceremony.packaged import examples_folder, folder_to_try, schema_text
-from ceremony.program import ROOT
+from ceremony.program import run
 from ceremony.version import VERSION
 from tests.dev_process import CEREMONIES
 
@@ -29,8 +28,8 @@ def test_a_first_ceremony_is_valid_whatever_its_name(
     empty: Path, name: Sequence[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Names that YAML would take for a number or a truth value too."""
-    assert run(ROOT, ["init", *name]) == Exit.OK
-    assert run(ROOT, ["validate", "specs/ceremonies"]) == Exit.OK
+    assert run(["init", *name]) == Exit.OK
+    assert run(["validate", "specs/ceremonies"]) == Exit.OK
     said = capsys.readouterr()
     file = empty / "specs/ceremonies" / f"{name[0] if name else 'first_ceremony'}.yaml"
     assert file.read_text().startswith("# yaml-language-server: $schema=../ceremony-definition.schema.json\n")
@@ -41,7 +40,7 @@ def test_a_first_ceremony_is_valid_whatever_its_name(
 
 def test_the_name_of_an_example_copies_it(empty: Path) -> None:
     """The copy differs in the line for editors alone."""
-    assert run(ROOT, ["init", "backlog_review"]) == Exit.OK
+    assert run(["init", "backlog_review"]) == Exit.OK
     _, _, rest = (empty / "specs/ceremonies/backlog_review.yaml").read_text("utf-8").partition("\n")
     assert rest == (CEREMONIES / "backlog_review.yaml").read_text("utf-8")
 
@@ -49,7 +48,7 @@ def test_the_name_of_an_example_copies_it(empty: Path) -> None:
 def test_init_writes_into_the_folder_that_the_environment_names(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CEREMONIES_DIR is where an engine started here would look; the schema lies beside the definition then."""
     monkeypatch.setenv("CEREMONIES_DIR", "ours")
-    assert run(ROOT, ["init", "mine"]) == Exit.OK
+    assert run(["init", "mine"]) == Exit.OK
     assert sorted(file.name for file in (empty / "ours").iterdir()) == ["ceremony-definition.schema.json", "mine.yaml"]
     assert "$schema=ceremony-definition.schema.json\n" in (empty / "ours/mine.yaml").read_text()
 
@@ -59,7 +58,7 @@ def test_init_overwrites_nothing(empty: Path, capsys: pytest.CaptureFixture[str]
     file = empty / "specs/ceremonies/mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("mine")
-    assert run(ROOT, ["init", "mine"]) == Exit.FAILED
+    assert run(["init", "mine"]) == Exit.FAILED
     assert capsys.readouterr().err.startswith("file_exists: specs/ceremonies/mine.yaml ")
     assert file.read_text() == "mine"
     assert [entry.name for entry in (empty / "specs").iterdir()] == ["ceremonies"]
@@ -69,22 +68,22 @@ def test_init_overwrites_nothing(empty: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("name", ["../out", "a-b", "a b", ""])
 def test_a_name_that_no_start_could_use_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A definition's file is found by its name, so the same characters are allowed."""
-    assert run(ROOT, ["init", name]) == Exit.USAGE
+    assert run(["init", name]) == Exit.USAGE
     assert capsys.readouterr().err.startswith("name_invalid: ")
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file where the folder should be."""
     (empty / "specs").write_text("")
-    assert run(ROOT, ["init"]) == Exit.FAILED
+    assert run(["init"]) == Exit.FAILED
     assert capsys.readouterr().err.startswith("file_unwritable: ")
 
 
 def test_schema_and_version_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """Both answer by themselves, without a worker or a log."""
-    assert run(ROOT, ["schema"]) == Exit.OK
+    assert run(["schema"]) == Exit.OK
     assert capsys.readouterr().out == schema_text()
-    assert run(ROOT, ["--version"]) == Exit.OK
+    assert run(["--version"]) == Exit.OK
     assert capsys.readouterr().out == f"ceremony {VERSION}\n"
 
 
@@ -94,7 +93,7 @@ def test_dev_looks_for_definitions_from_the_nearest_to_the_examples(
     """The folder named, else CEREMONIES_DIR, else specs/ceremonies, else the examples. One to start is among them."""
     assert folder_to_try(None) == examples_folder()
     assert to_start(folder_to_try(None)) == "backlog_review"
-    assert run(ROOT, ["init", "mine"]) == Exit.OK
+    assert run(["init", "mine"]) == Exit.OK
     assert folder_to_try(None) == Path("specs/ceremonies")
     assert to_start(folder_to_try(None)) == "mine"
     monkeypatch.setenv("CEREMONIES_DIR", str(empty / "theirs"))

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from ceremony.cli import deadletters, doctor, run
+from ceremony.cli import deadletters, doctor
 from ceremony.cli.errors import Exit
-from ceremony.program import ROOT
+from ceremony.program import run
 from tests.ceremony.cli.test_verbs import FAILS, data
 from tests.dev_process import CEREMONIES, DevProcess, dev_on
 
@@ -38,7 +38,7 @@ def ceremony(dev: DevProcess, monkeypatch: pytest.MonkeyPatch) -> Ceremony:
     """Runs the program against that engine and returns its exit code."""
     monkeypatch.setenv("CEREMONY_SERVER", dev.server)
     monkeypatch.setenv("CEREMONY_ACTOR", "ana")
-    return lambda *arguments: run(ROOT, arguments)
+    return lambda *arguments: run(arguments)
 
 
 def begun(ceremony: Ceremony, capsys: Said, *names: str, definition: str = "approval", story: str = "s") -> list[str]:
@@ -235,7 +235,7 @@ def test_doctor_fails_where_something_stands_still(capsys: Said, monkeypatch: py
         incomplete="dead letters: the log cannot be reached",
     )
     monkeypatch.setattr(doctor, "call", lambda *_: found)
-    assert run(ROOT, ("doctor",)) == Exit.FAILED
+    assert run(("doctor",)) == Exit.FAILED
     said = capsys.readouterr().out
     assert said.startswith("1 thing stands still\n")
     for part in (
@@ -249,7 +249,7 @@ def test_doctor_fails_where_something_stands_still(capsys: Said, monkeypatch: py
         "dead letters: the log cannot be reached",
     ):
         assert part in said
-    assert run(ROOT, ("doctor", "-o", "json")) == Exit.FAILED
+    assert run(("doctor", "-o", "json")) == Exit.FAILED
     assert data(capsys)["findings"][0]["code"] == "log_differs"
 
 

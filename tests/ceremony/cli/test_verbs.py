@@ -12,11 +12,12 @@ import pytest
 import yaml
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from ceremony.cli import run, views
+from ceremony.cli import views
+from ceremony.cli.display import console, local
 from ceremony.cli.errors import Exit
-from ceremony.cli.output import clean, console, local
+from ceremony.cli.output import clean
 from ceremony.cli.watch import ChangeLines
-from ceremony.program import ROOT
+from ceremony.program import run
 from tests.dev_process import CEREMONIES, DevProcess, dev_on
 
 pytestmark = pytest.mark.timeout(120)
@@ -55,7 +56,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevProcess]:
 def ceremony(dev: DevProcess, monkeypatch: pytest.MonkeyPatch) -> Ceremony:
     """Runs the program against that engine and returns its exit code."""
     monkeypatch.setenv("CEREMONY_SERVER", dev.server)
-    return lambda *arguments: run(ROOT, arguments)
+    return lambda *arguments: run(arguments)
 
 
 Said = pytest.CaptureFixture[str]

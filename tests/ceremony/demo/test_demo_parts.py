@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from ceremony.cli.definition_check import check
+from ceremony.definition_files import check
 from ceremony.demo.plan import PlannedStart, inputs_for, plan
 from ceremony.demo.report import DemoReport, Missing, percentile
 from ceremony.demo.stream import Seen, Tally
-from ceremony.dev.stack import DevError, locked, port_of, read_file
+from ceremony.dev.stack import locked, port_of, read_file
+from ceremony.errors import DevError
 from steps.registry import all_kinds
 from tables.definition import Definition
 from tests.dev_process import CEREMONIES

@@ -25,9 +25,10 @@ from nats.aio.client import Client
 
 from bridge.clock import HostClock
 from bridge.ray.executor import RayExecutorClient
-from ceremony.dev.ray_simulation import KnobError, Knobs, RaySimulation, SimulationError
+from ceremony.dev.ray_simulation import Knobs, RaySimulation
 from ceremony.dev.ray_simulation import outbox as outbox_module
 from ceremony.dev.ray_simulation.outbox import Outbox, connect
+from ceremony.errors import KnobError, SimulationError
 from ports.errors import Unreachable
 from ports.ray import RayAgent, RayTask
 from tests.services import NatsServer, free_port, running

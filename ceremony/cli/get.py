@@ -1,0 +1,28 @@
+"""The verb `get`."""
+
+from __future__ import annotations
+
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
+from ceremony.cli import views
+from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.display import console
+from ceremony.cli.errors import unknown
+from ceremony.cli.options import InstanceArgument
+from ceremony.cli.output import Format, OutputOption, emit_data
+
+
+def get(instance_id: InstanceArgument, server: ServerOption = None, output: OutputOption = Format.TABLE) -> None:
+    """Show one ceremony: its state, its steps, and what it waits for."""
+
+    async def work(client: PlanningCeremonyClient) -> pb.PlanningCeremonyInstance | None:
+        return await client.get(instance_id)
+
+    found = call(server, work)
+    if found is None:
+        raise unknown(instance_id)
+    if output is Format.TABLE:
+        console().print(views.ceremony_view(found))
+    else:
+        emit_data(views.ceremony_data(found), output)

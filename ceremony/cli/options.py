@@ -1,0 +1,56 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+import getpass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Level(StrEnum):
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+# -- of verbs that call an engine
+
+InstanceArgument = Annotated[str, typer.Argument(metavar="ID", help="Instance id, CEREMONY:STORY.")]
+ActorOption = Annotated[
+    str | None,
+    typer.Option(envvar="CEREMONY_ACTOR", help="Who acts; default: your login name.", show_default=False),
+]
+ReasonOption = Annotated[str, typer.Option("-m", "--reason", help="Why; kept with the ceremony's events.")]
+
+# -- of verbs that run an engine, or read its log
+
+LogOption = Annotated[
+    str | None,
+    typer.Option("--log", help="The log: kafka://host:port or sqlite:///path.", show_default=False),
+]
+GrpcOption = Annotated[str | None, typer.Option(help="Where gRPC listens, host:port.", show_default=False)]
+HttpOption = Annotated[str | None, typer.Option(help="Where health and metrics listen.", show_default=False)]
+CeremoniesOption = Annotated[
+    Path | None, typer.Option(help="Folder of definitions; default: CEREMONIES_DIR, else specs/ceremonies.")
+]
+# Of `dev` and `demo`, which a newcomer may start in an empty folder.
+TriedOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ceremonies-dir",
+        help="Folder of definitions; default: CEREMONIES_DIR, else specs/ceremonies, else the examples.",
+        show_default=False,
+    ),
+]
+
+
+def login() -> str:
+    """The login name of the user, for `--actor` and `--requested-by`."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "ceremony-cli"

@@ -1,0 +1,43 @@
+"""The verb `resume`."""
+
+from __future__ import annotations
+
+from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
+from ceremony.cli.connection import ServerOption
+from ceremony.cli.options import ActorOption, ReasonOption, login
+from ceremony.cli.output import Format, OutputOption
+from ceremony.cli.selection import (
+    PAUSED,
+    AllOption,
+    DefinitionOption,
+    Filters,
+    IdsArgument,
+    RoleOption,
+    StateOption,
+    StatusOption,
+    StoryOption,
+    YesOption,
+    on_ceremonies,
+)
+
+
+def resume(
+    ids: IdsArgument = None,
+    actor: ActorOption = None,
+    role: RoleOption = "",
+    reason: ReasonOption = "",
+    everything: AllOption = False,  # noqa: FBT002 - typer makes flags of them
+    state: StateOption = None,
+    definition: DefinitionOption = None,
+    status: StatusOption = None,
+    story: StoryOption = None,
+    yes: YesOption = False,  # noqa: FBT002 - as above
+    server: ServerOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Resume paused ceremonies. Their timers go on with the time that was left."""
+    filters = Filters(everything, state, definition, status, story, yes)
+    who = {"actor": actor or login(), "role": role, "reason": reason}
+    on = frozenset({PAUSED})
+    on_ceremonies("resume", PlanningCeremonyClient.resume, ids or [], filters, on, who, server, output)

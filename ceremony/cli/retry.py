@@ -1,0 +1,83 @@
+"""The verb `retry`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
+from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.errors import CommandFailed, unknown
+from ceremony.cli.options import ActorOption, ReasonOption, login
+from ceremony.cli.output import Format, OutputOption
+from ceremony.cli.selection import (
+    FAILED,
+    RUNNING,
+    WAITING,
+    AllOption,
+    DefinitionOption,
+    Filters,
+    Found,
+    IdArgument,
+    Operation,
+    RoleOption,
+    StateOption,
+    StatusOption,
+    StoryOption,
+    YesOption,
+    matching,
+    on_steps,
+)
+from ceremony.cli.views import report_change
+
+
+def retry(
+    instance_id: IdArgument = None,
+    step: Annotated[
+        str | None,
+        typer.Argument(metavar="STEP", help="The step; may be left out where only one has failed.", show_default=False),
+    ] = None,
+    only: Annotated[str | None, typer.Option("--step", help="With --all: this step. Default: what has failed.")] = None,
+    actor: ActorOption = None,
+    role: RoleOption = "",
+    reason: ReasonOption = "",
+    everything: AllOption = False,  # noqa: FBT002 - typer makes flags of them
+    state: StateOption = None,
+    definition: DefinitionOption = None,
+    status: StatusOption = None,
+    story: StoryOption = None,
+    yes: YesOption = False,  # noqa: FBT002 - as above
+    server: ServerOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Retry a failed step with a new budget of attempts. A FAILED ceremony opens again."""
+    filters = Filters(everything, state, definition, status, story, yes)
+    filters.check([instance_id] if instance_id else [])
+    who = {"actor": actor or login(), "role": role, "reason": reason}
+    operation: Operation = PlanningCeremonyClient.retry_step
+    if instance_id:
+        name = step or only or call(server, lambda client: _the_failed(client, instance_id))
+        report_change(f"retry {name}", call(server, lambda client: operation(client, instance_id, name, **who)), output)
+        return
+    found = matching(server, filters, frozenset({FAILED, RUNNING, WAITING}))
+    pairs = [(one.instance_id, name) for one in found for name in failed_steps(one) if only in (None, name)]
+    on_steps("retry", operation, pairs, filters, who, server, output)
+
+
+def failed_steps(found: Found) -> list[str]:
+    """Ids of the steps that have failed, in order of name."""
+    return sorted(step_id for step_id, word in found.step_status.items() if word == FAILED)
+
+
+async def _the_failed(client: PlanningCeremonyClient, instance_id: str) -> str:
+    """The one step that has failed."""
+    found = await client.get(instance_id)
+    if found is None:
+        raise unknown(instance_id)
+    names = failed_steps(found)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise CommandFailed("step_ambiguous", f"{instance_id} has several failed steps: {', '.join(names)}")
+    raise CommandFailed("step_not_failed", f"{instance_id} has no failed step; it is {found.status}")

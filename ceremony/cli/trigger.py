@@ -1,0 +1,31 @@
+"""The verb `trigger`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
+from ceremony.cli.connection import ServerOption, call
+from ceremony.cli.options import ActorOption, InstanceArgument, ReasonOption, login
+from ceremony.cli.output import Format, OutputOption
+from ceremony.cli.views import report_change
+
+
+def trigger(
+    instance_id: InstanceArgument,
+    name: Annotated[str, typer.Argument(metavar="TRIGGER", help="Of a transition that leaves the present state.")],
+    actor: ActorOption = None,
+    role: Annotated[str, typer.Option(help="In which role; it must be allowed to.")] = "",
+    reason: ReasonOption = "",
+    server: ServerOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Ask for a transition out of the present state, by its trigger."""
+
+    async def work(client: PlanningCeremonyClient) -> pb.PlanningCeremonyInstance:
+        return await client.trigger(instance_id, name, actor=actor or login(), role=role, reason=reason)
+
+    report_change(name, call(server, work), output)

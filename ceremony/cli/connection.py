@@ -16,9 +16,9 @@ from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCe
 
 from bridge.clock import HostClock
 from ceremony.cli.errors import CommandFailed, Exit, refused
+from ceremony.cli.options import DEFAULT_SERVER
 
 DEV_FILE = Path(".ceremony/dev.json")
-DEFAULT_SERVER = "localhost:50057"
 CONNECT_SECONDS = 3.0
 
 Result = TypeVar("Result")

@@ -15,10 +15,9 @@ from rich.panel import Panel
 from rich.text import Text
 
 from bridge.clock import HostClock
-from ceremony.cli.connection import DEFAULT_SERVER
 from ceremony.cli.display import console, pairs
 from ceremony.cli.errors import CommandFailed, Exit
-from ceremony.cli.options import GrpcOption, HttpOption, Level, LogOption, TriedOption
+from ceremony.cli.options import DEFAULT_SERVER, GrpcOption, HttpOption, Level, LogOption, TriedOption
 from ceremony.cli.output import Format, OutputOption, say
 from ceremony.cli.running import Stop, leave_halfway, readable_errors, run_until, started
 from ceremony.errors import KnobError

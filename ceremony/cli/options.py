@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+# Used without --server, CEREMONY_SERVER and a `ceremony dev` of this folder.
+DEFAULT_SERVER = "localhost:50057"
+
 
 class Level(StrEnum):
     DEBUG = "DEBUG"

@@ -110,4 +110,8 @@ def load(name: str) -> Any:
     verb = next(verb for verb in VERBS if verb.name == name)
     module, _, attribute = (verb.code or f"{name}:{name}").partition(":")
     code = getattr(import_module(f"ceremony.cli.{module}"), attribute)
-    return typer.main.get_command(code) if isinstance(code, typer.Typer) else typer_command(name, code)
+    if not isinstance(code, typer.Typer):
+        return typer_command(name, code)
+    group = typer.main.get_command(code)
+    group.name = name
+    return group

@@ -26,9 +26,10 @@ from ceremony.cli.errors import Exit, refused
 from ceremony.cli.running import Stop
 from ceremony.cli.views import said
 from ceremony.cli.watch import forms
+from ceremony.demo.engine import PROGRAM
 from ceremony.program import run
 from ceremony.settings import read_settings
-from tests.dev_process import CEREMONIES, PROGRAM, ROOT_FOLDER, alive, ceremony
+from tests.dev_process import CEREMONIES, ROOT_FOLDER, alive, ceremony
 
 pytestmark = pytest.mark.timeout(60)
 

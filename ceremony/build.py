@@ -197,10 +197,11 @@ class Parts:
         )
         self.directory = _directory(settings, clock, self.app, self.pipeline, self._advertised(settings))
         engine = self.pipeline.engine
-        servicer = Servicer(engine.commands, engine.reads, self.definitions, self.dead_letters, self.readiness.states, new_id)
+        states = self.readiness.states
+        servicer = Servicer(engine.commands, engine.reads, self.definitions, self.dead_letters, states, new_id)
         sharing = None if self.directory is None else Sharing(self.directory, new_id)
         self.grpc = GrpcServer(servicer, settings.grpc_addr, clock, sharing)
-        self.http = HttpServer(settings.http_addr, self.readiness.states, settings.required, self.metrics.registry)
+        self.http = HttpServer(settings.http_addr, states, settings.required, self.metrics.registry)
 
     def _advertised(self, settings: Settings) -> Callable[[], str]:
         """The address of our gRPC for other workers. It is asked for late: the port is known once it is bound."""

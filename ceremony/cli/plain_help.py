@@ -6,6 +6,7 @@ The library that draws boxes takes longer to load than all the rest of `ceremony
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from typing import Any
 
 import typer
@@ -65,7 +66,10 @@ def _paragraph(text: str | None) -> str:
 
 def _quick(ctx: Any, params: list[Any]) -> list[Any]:
     """The parameters. Completion takes their values as they are typed: to convert them, typer would load pydantic."""
-    if ctx.resilient_parsing:
-        for param in params:
-            param.process_value = lambda _, value: value
-    return params
+    return [_unconverted(param) for param in params] if ctx.resilient_parsing else params
+
+
+def _unconverted(param: Any) -> Any:
+    param = copy(param)
+    param.process_value = lambda _, value: value
+    return param

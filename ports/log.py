@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, Protocol
 
 from ports.errors import CeremonyError
 
+# One record header: name and value.
 Header = tuple[str, bytes]
-"""One record header: name and value."""
 
+# Bytes of the largest record a topic takes (`max.message.bytes`).
 LARGEST_RECORD_BYTES = 4 * 1024 * 1024
-"""Bytes of the largest record a topic takes (`max.message.bytes`)."""
+# Bytes of the largest produce batch of more than one record.
 LARGEST_BATCH_BYTES = 1024 * 1024
-"""Bytes of the largest produce batch of more than one record."""
 
 
 class Record(NamedTuple):
@@ -188,8 +188,8 @@ class Committed(NamedTuple):
     """Log end of the partition; what is behind it no former owner can have seen."""
 
 
+# Deals with one batch; may return a note (at most 4 KiB of UTF-8) to be committed with its offset.
 Handle = Callable[[Sequence[Record]], Awaitable[str | None]]
-"""Deals with one batch; may return a note (at most 4 KiB of UTF-8) to be committed with its offset."""
 Taken = Callable[[Committed], Awaitable[None]]
 
 

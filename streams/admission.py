@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator
 from ports.clock import Clock
 from streams.api import Overloaded
 
+# Starts that may wait for their answer in one worker, the work of some seconds: each holds a call of gRPC, 22 KiB.
 WAITING_STARTS = 3_000
-"""Starts that may wait for their answer in one worker, the work of some seconds: each holds a call of gRPC, 22 KiB."""
+# Seconds after which a refused start may be tried again.
 SHORTEST_HINT_SECONDS, LONGEST_HINT_SECONDS = 0.5, 60.0
-"""Seconds after which a refused start may be tried again."""
+# Starts a second that are expected at least: of a worker that has just begun, nothing is known.
 LEAST_STARTS_PER_SECOND = 300.0
-"""Starts a second that are expected at least: of a worker that has just begun, nothing is known."""
+# How many more are asked to come back than were answered lately: not all do, and none should find nobody there.
 OVERBOOKING = 1.5
-"""How many more are asked to come back than were answered lately: not all do, and none should find nobody there."""
 MEASURED_SECONDS = 1.0
 
 

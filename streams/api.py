@@ -15,8 +15,8 @@ from tables.definition import Definition
 from tables.diagnosis import CeremonyDiagnosis
 from tables.instance import Instance, Outline
 
+# Newest first: minus created_at, then the instance id.
 SortKey = tuple[int, str]
-"""Newest first: minus created_at, then the instance id."""
 Operation = Trigger | GateDecision | Cancel | Pause | Resume | RetryStep | RunStep
 
 

@@ -29,6 +29,7 @@ from tables.kinds import Kinds
 
 log = structlog.get_logger(__name__)
 
+# Events that are also logged; so is a step that failed for good.
 NOTABLE = frozenset(
     {
         "ceremony.step.retrying",
@@ -41,7 +42,6 @@ NOTABLE = frozenset(
         "ceremony.start.refused",
     }
 )
-"""Events that are also logged; so is a step that failed for good."""
 _FAILED = StepStatus.FAILED.value
 ENGINE_ACTOR = "ceremony-engine"
 FOLD_FAILED = FoldResult("fold_failed", "the engine failed on this command and has put it aside; see the dead letters")

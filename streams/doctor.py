@@ -14,12 +14,12 @@ from streams.topics import CEREMONIES
 from tables.diagnosis import CeremonyDiagnosis, Verdict, diagnose, since_when, verdict_of
 from tables.instance import Instance
 
+# How long the look at all ceremonies may take.
 LOOK_SECONDS = 5.0
-"""How long the look at all ceremonies may take."""
+# Rows judged before others get the loop.
 ROWS_PER_TURN = 100
-"""Rows judged before others get the loop."""
+# Ceremonies of each verdict that are told in full.
 DETAILED_PER_VERDICT = 20
-"""Ceremonies of each verdict that are told in full."""
 WORTH = tuple(verdict for verdict in Verdict if verdict is not Verdict.ENDED)
 
 

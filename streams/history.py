@@ -12,12 +12,12 @@ from streams import topics
 from streams.api import History, HistoryEvent, Unavailable
 
 READ_SECONDS = 10.0
+# Bytes of envelopes that an answer carries.
 LARGEST_ANSWER_BYTES = 3 * 1024 * 1024
-"""Bytes of envelopes that an answer carries."""
+# Records of the first piece, and of the largest: a ceremony of now is found at once, an old one in few reads.
 FIRST_PIECE_RECORDS, LARGEST_PIECE_RECORDS = 1_000, 32_000
-"""Records of the first piece, and of the largest: a ceremony of now is found at once, an old one in few reads."""
+# Events of a ceremony are not written before it began; brokers' clocks may differ by so much.
 SLACK_MS = 60_000
-"""Events of a ceremony are not written before it began; brokers' clocks may differ by so much."""
 STARTED = b"ceremony.started"
 
 

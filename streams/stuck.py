@@ -21,12 +21,12 @@ from tables.instance import TERMINAL, CeremonyStatus, Instance
 log = structlog.get_logger(__name__)
 
 EVERY_SECONDS = 2.0
+# CPU per turn: two per cent. What is left waits for the next turn; a row that changes meanwhile waits once.
 BUDGET_SECONDS = 0.04
-"""CPU per turn: two per cent. What is left waits for the next turn; a row that changes meanwhile waits once."""
+# Rows judged before others get the loop.
 ROWS_PER_TURN = 100
-"""Rows judged before others get the loop."""
+# Stuck ceremonies named in the log per turn; `ceremony doctor` names them all.
 LOGGED_PER_TURN = 10
-"""Stuck ceremonies named in the log per turn; `ceremony doctor` names them all."""
 
 
 class PartitionSweep:

@@ -21,18 +21,18 @@ from tables.instance import CeremonyStatus, Instance, Outline, decode_outline, n
 
 log = structlog.get_logger(__name__)
 
+# A timer that was fired and is still in the row is fired again after this long.
 AGAIN_MS = 1000
-"""A timer that was fired and is still in the row is fired again after this long."""
+# The log's clock is learnt anew, by a no-op command, at least this often.
 LEARN_SECONDS = 60
-"""The log's clock is learnt anew, by a no-op command, at least this often."""
+# Rows looked at before the loop gets its turn.
 ROWS_PER_TURN = 1000
-"""Rows looked at before the loop gets its turn."""
+# Timers fired before the loop looks at other partitions.
 TIMERS_PER_TURN = 500
-"""Timers fired before the loop looks at other partitions."""
 LONGEST_NAP_SECONDS = 1.0
 
+# Append a command: (partition, key, value, headers) → append time in milliseconds. Raises LogUnavailable.
 Send = Callable[[int, bytes, bytes, Sequence[Header]], Awaitable[int]]
-"""Append a command: (partition, key, value, headers) → append time in milliseconds. Raises LogUnavailable."""
 NOOP = encode_command(Noop())
 
 

@@ -7,16 +7,16 @@ from steps.registry import all_kinds
 COMMANDS = "commands"
 EVENTS = "events"
 DEADLETTERS = "deadletters"
+# Heartbeats of the workers, in one partition: who owns what, and where it answers.
 OWNERS = "owners"
-"""Heartbeats of the workers, in one partition: who owns what, and where it answers."""
+# What operators did beside the commands: dead letters sent back.
 AUDIT = "audit"
-"""What operators did beside the commands: dead letters sent back."""
+# Short names of the step kinds; each has the topic `steps.<kind>`.
 STEP_KINDS = tuple(kind.name for kind in all_kinds().values())
-"""Short names of the step kinds; each has the topic `steps.<kind>`."""
+# Table: instance id → instance.
 CEREMONIES = "ceremonies"
-"""Table: instance id → instance."""
+# Table: content hash → definition text, in the partition of the ceremonies that use it.
 DEFINITIONS = "definitions"
-"""Table: content hash → definition text, in the partition of the ceremonies that use it."""
 
 
 def prefixed(prefix: str, name: str) -> str:
@@ -37,15 +37,15 @@ def changelog(table: str) -> str:
 # Record headers. Values are UTF-8.
 CORRELATION_ID = "correlation-id"
 EFFECT_ID = "effect-id"
+# Fold number that made the effect.
 FOLD = "fold"
-"""Fold number that made the effect."""
 COMMAND_OFFSET = "command-offset"
 ORDINAL = "ordinal"
+# NATS subject of an event.
 SUBJECT = "subject"
-"""NATS subject of an event."""
 ERROR_CODE = "error-code"
 ERROR_MESSAGE = "error-message"
+# Request id under which an operator sent this record back from the dead letters.
 REPLAY = "replay"
-"""Request id under which an operator sent this record back from the dead letters."""
+# `<topic or stream>/<partition>/<offset or sequence>` of a dead letter.
 ORIGIN = "origin"
-"""`<topic or stream>/<partition>/<offset or sequence>` of a dead letter."""

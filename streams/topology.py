@@ -30,12 +30,12 @@ from tables.instance import decode_instance, encode_instance
 DAY_MS = 24 * 60 * 60 * 1000
 COMMANDS_KEPT_MS = 7 * DAY_MS
 EVENTS_KEPT_MS = 30 * DAY_MS
+# Only the last seconds matter; the rest is for people who look for what happened.
 OWNERS_KEPT_MS = 60 * 60 * 1000
-"""Only the last seconds matter; the rest is for people who look for what happened."""
+# The agent that folds.
 CEREMONY = "ceremony"
-"""The agent that folds."""
+# Records of a partition handed over at once.
 FETCH_RECORDS = 500
-"""Records of a partition handed over at once."""
 
 AgentFunction = Callable[[Any], Any]
 

@@ -22,11 +22,11 @@ from streams.log_clock import LogClock
 from streams.topics import DEADLETTERS, OWNERS, prefixed
 
 BEAT_SECONDS = 1.0
+# The session timeout of the group: then the partitions of a silent worker have another owner, or none.
 VALID_MS = 6_000
-"""The session timeout of the group: then the partitions of a silent worker have another owner, or none."""
 FORGOTTEN_MS = 60_000
+# Heartbeats read back at the start, so that a new worker need not wait for the next ones.
 HEARTBEATS_READ_BACK = 200
-"""Heartbeats read back at the start, so that a new worker need not wait for the next ones."""
 AGAIN_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)

@@ -36,8 +36,8 @@ from streams.transport.partition.row_store import MemoryStores, Stores
 
 AgentFunction = Callable[[AsyncIterable[Batch]], Awaitable[None]]
 
+# Seconds a member may go without polling: ours never polls its group consumer, a reader of our own reads.
 FOR_EVER_SECONDS = 100 * 365 * 24 * 3600.0
-"""Seconds a member may go without polling: ours never polls its group consumer, a reader of our own reads."""
 
 
 class CeremonyApp(faust.App):

@@ -24,8 +24,8 @@ from tables.kinds import Kinds
 from tests.streams.fakes import HandClock, MemoryBatch, MemoryView, command_record, record
 from tests.tables.world import ASKED
 
+# Its one step is asked for, so that a ceremony has something to wait for.
 KINDS = ASKED
-"""Its one step is asked for, so that a ceremony has something to wait for."""
 TEXT = """version: "1.0"
 name: probe
 description: a probe

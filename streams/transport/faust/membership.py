@@ -19,8 +19,8 @@ from streams.transport.partition.assignment import IsCurrent
 from streams.transport.partition.backend import Backend
 from streams.transport.partition.batch import PartBatch
 
+# How long a hand-over waits for agents to finish the batches in hand.
 GIVE_UP_SECONDS = 10.0
-"""How long a hand-over waits for agents to finish the batches in hand."""
 
 
 class Membership(FaustConsumer):

@@ -23,22 +23,24 @@ from ports.clock import Clock
 from ports.log import LARGEST_RECORD_BYTES, Fenced, LogFailed, LogUnavailable, Record
 from streams.transport.kafka.wire import Written, append_batches, give_records, packed, retrieve
 
+# Bytes of a produce batch of more than one record: below LARGEST_BATCH_BYTES with its framing.
 PRODUCE_BATCH_BYTES = 900_000
-"""Bytes of a produce batch of more than one record: below LARGEST_BATCH_BYTES with its framing."""
+# How long a write is tried before it has failed for good, which ends the worker.
 REQUEST_TIMEOUT_MS = 120_000
-"""How long a write is tried before it has failed for good, which ends the worker."""
+# How long a broker holds an empty fetch: aiokafka has one in flight per broker, so others wait as long.
 FETCH_WAIT_MS = 20
-"""How long a broker holds an empty fetch: aiokafka has one in flight per broker, so others wait as long."""
+# The same where no others are: the fetch asks for every partition that is read. It costs broker and client some
+# tenths of a millisecond, whether it brings something or not, and a worker has one under way for each topic that it
+# follows.
 IDLE_WAIT_MS = 100
-"""The same where no others are: the fetch asks for every partition that is read. It costs broker and client some tenths
-of a millisecond, whether it brings something or not, and a worker has one under way for each topic that it follows."""
+# How long the next fetch waits for what the last one brought to be taken. None at all, and it is sent without those
+# partitions, whose next records then wait for `FETCH_WAIT_MS`; as long as aiokafka's 0.1 s, and a busy one holds all.
 DRAIN_SECONDS = 0.002
-"""How long the next fetch waits for what the last one brought to be taken. None at all, and it is sent without those
-partitions, whose next records then wait for `FETCH_WAIT_MS`; as long as aiokafka's 0.1 s, and a busy one holds all."""
+# Bytes fetched of one partition at a time, all of which may be in memory; a larger record comes alone.
 FETCH_BYTES = 1024 * 1024
-"""Bytes fetched of one partition at a time, all of which may be in memory; a larger record comes alone."""
 TRANSACTION_TIMEOUT_MS = 10_000
 STOP_SECONDS = 5.0
+# A write refused for one of these is refused again: the worker ends. Other failures give up the partition only.
 _REFUSALS = (
     ClusterAuthorizationFailedError,
     InvalidTopicError,
@@ -47,7 +49,6 @@ _REFUSALS = (
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
 )
-"""A write refused for one of these is refused again: the worker ends. Other failures give up the partition only."""
 
 
 def new_producer(servers: Sequence[str], **options: Any) -> AIOKafkaProducer:

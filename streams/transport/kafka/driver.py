@@ -25,8 +25,8 @@ from streams.transport.partition.positions import decode_position, encode_positi
 
 logger = logging.getLogger(__name__)
 
+# Seconds between two commits of the group's offsets.
 COMMIT_SECONDS = 0.5
-"""Seconds between two commits of the group's offsets."""
 DEFAULT_PORT = 9092
 
 

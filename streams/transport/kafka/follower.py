@@ -21,11 +21,11 @@ from streams.transport.kafka.wire import give_records
 
 logger = logging.getLogger(__name__)
 
+# Seconds between two commits: one after every batch would cost the broker more than the batch.
 COMMIT_SECONDS = 0.5
-"""Seconds between two commits: one after every batch would cost the broker more than the batch."""
 POLL_MS = 1000
+# How long a hand-over waits for batches in hand: the whole group waits with it.
 GIVE_UP_SECONDS = 3.0
-"""How long a hand-over waits for batches in hand: the whole group waits with it."""
 REBALANCE_MS = 15_000
 AGAIN_SECONDS = 0.2
 

@@ -22,12 +22,12 @@ from streams.transport.partition.partitioner import partition_of
 
 logger = logging.getLogger(__name__)
 
+# How long `append` waits for the acknowledgement before it says LogUnavailable.
 APPEND_SECONDS = 10.0
-"""How long `append` waits for the acknowledgement before it says LogUnavailable."""
+# How long a broker holds an empty fetch of who follows the end of a topic: a record ends the wait.
 TAIL_WAIT_MS = 500
-"""How long a broker holds an empty fetch of who follows the end of a topic: a record ends the wait."""
+# Seconds between two looks whether Kafka answers.
 WATCH_SECONDS = 1.0
-"""Seconds between two looks whether Kafka answers."""
 
 
 class KafkaLog:

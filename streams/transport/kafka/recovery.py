@@ -12,13 +12,13 @@ from ports.clock import Clock
 from streams.transport.kafka.client import new_reader, stop_reader
 from streams.transport.kafka.wire import give_records, retrieve
 
+# Changelogs read side by side: aiokafka keeps FETCH_BYTES of each, and as much again once they are decoded.
 CHANGELOGS_AT_ONCE = 8
-"""Changelogs read side by side: aiokafka keeps FETCH_BYTES of each, and as much again once they are decoded."""
+# Taken from aiokafka at a time; what it has fetched is bounded in bytes already.
 RECORDS_AT_ONCE = 10_000
-"""Taken from aiokafka at a time; what it has fetched is bounded in bytes already."""
 
+# Takes some records of a changelog, of each key the newest; None is a tombstone.
 Add = Callable[[TopicPartition, dict[bytes, bytes | None]], Awaitable[None]]
-"""Takes some records of a changelog, of each key the newest; None is a tombstone."""
 
 
 class _Changelog:

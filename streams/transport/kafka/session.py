@@ -6,8 +6,8 @@ from aiokafka import AIOKafkaConsumer
 
 from ports.clock import Clock
 
+# After so long without a heartbeat the group gives a member's partitions away.
 SESSION_SECONDS = 6.0
-"""After so long without a heartbeat the group gives a member's partitions away."""
 
 
 class GroupSession:

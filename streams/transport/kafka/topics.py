@@ -11,8 +11,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from ports.clock import Clock
 from ports.log import LARGEST_RECORD_BYTES, LogFailed, LogUnavailable, TopicSpec
 
+# Kafka's error codes.
 _UNKNOWN_TOPIC, _TOPIC_EXISTS = 3, 36
-"""Kafka's error codes."""
 _SECONDS_TO_APPEAR = 20.0
 
 

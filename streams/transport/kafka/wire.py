@@ -24,8 +24,8 @@ from ports.log import Header, LogFailed, Record
 
 # ---- produce batches
 
+# Key, value and headers of a record to be written; without a value it deletes.
 Written = tuple[bytes | None, bytes | None, Sequence[Header]]
-"""Key, value and headers of a record to be written; without a value it deletes."""
 _NO_HEADERS: list[Header] = []
 
 
@@ -91,19 +91,19 @@ def retrieve(future: asyncio.Future[Any]) -> None:
 
 # ---- fetch requests and their answers
 
+# Replica, waiting time, least and most bytes, isolation level, session, its epoch, number of topics.
 _REQUEST = struct.Struct(">iiiibiii")
-"""Replica, waiting time, least and most bytes, isolation level, session, its epoch, number of topics."""
+# Partition, leader epoch, offset, log start, most bytes.
 _WANTED = struct.Struct(">iiqqi")
-"""Partition, leader epoch, offset, log start, most bytes."""
+# Throttle time, error, session, number of topics.
 _ANSWER = struct.Struct(">ihii")
-"""Throttle time, error, session, number of topics."""
+# Partition, error, highwater, last stable offset, log start, number of aborted transactions.
 _FOUND = struct.Struct(">ihqqqi")
-"""Partition, error, highwater, last stable offset, log start, number of aborted transactions."""
 _REPLICA_AND_SIZE = struct.Struct(">ii")
 _ABORTED = struct.Struct(">qq")
 _SHORT, _INT = struct.Struct(">h"), struct.Struct(">i")
+# For a number: not known. For a length: there is none.
 _NONE = -1
-"""For a number: not known. For a length: there is none."""
 
 
 class Fetch(FetchRequest):  # type: ignore[misc]
@@ -218,8 +218,8 @@ class _Packed(FetchRequest_v11):  # type: ignore[misc]
 
 # ---- records fetched
 
+# Of a named tuple, without the Python function that the class itself would call.
 _new = tuple.__new__
-"""Of a named tuple, without the Python function that the class itself would call."""
 
 
 def give_records(consumer: AIOKafkaConsumer, drain_seconds: float) -> None:

@@ -21,19 +21,19 @@ from streams.transport.partition.row_store import Stores
 
 logger = logging.getLogger(__name__)
 
+# Whether the assignment something was begun for is still the present one.
 IsCurrent = Callable[[], bool]
-"""Whether the assignment something was begun for is still the present one."""
 
+# Seconds between two checkpoints of a partition.
 SHORTEST_INTERVAL_SECONDS = 0.5
-"""Seconds between two checkpoints of a partition."""
+# Seconds each partition owned adds to the interval: a transaction costs the broker some milliseconds.
 INTERVAL_PER_PARTITION_SECONDS = 0.040
-"""Seconds each partition owned adds to the interval: a transaction costs the broker some milliseconds."""
+# Of rows and effects since their checkpoints began, of all partitions together, before they checkpoint early.
 UNSAVED_BYTES = 16 * 1024 * 1024
-"""Of rows and effects since their checkpoints began, of all partitions together, before they checkpoint early."""
+# Of one partition: what is less is not worth a transaction.
 LEAST_UNSAVED_BYTES = 512 * 1024
-"""Of one partition: what is less is not worth a transaction."""
+# Seconds before a partition that failed is taken again: time for a fenced worker to hear of a rebalance.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
-"""Seconds before a partition that failed is taken again: time for a fenced worker to hear of a rebalance."""
 
 
 class Superseded(CeremonyError):

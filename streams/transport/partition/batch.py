@@ -11,12 +11,12 @@ from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Header, Record, RecordToo
 from streams.transport.partition.backend import NewRecord
 from streams.transport.partition.dead_letters import DeadLetters, dead_letter
 
+# Bytes of framing allowed for a record beside its key, value and headers; also its weight without them.
 _OVERHEAD_BYTES = 128
-"""Bytes of framing allowed for a record beside its key, value and headers; also its weight without them."""
 _SURELY_SMALL_BYTES = LARGEST_RECORD_BYTES // 2
 _MISSING = object()
+# Of a named tuple, without the Python function that the class itself would call.
 _new = tuple.__new__
-"""Of a named tuple, without the Python function that the class itself would call."""
 
 
 class AgentGone(CeremonyError):

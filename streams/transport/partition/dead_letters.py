@@ -9,14 +9,14 @@ from ports.log import Header, Record
 from streams import topics
 from streams.transport.partition.backend import NewRecord
 
+# Bytes of a value above which a dead letter carries its size and origin instead of the value.
 BY_REFERENCE_ABOVE_BYTES = 256 * 1024
-"""Bytes of a value above which a dead letter carries its size and origin instead of the value."""
+# Characters of an error message (a traceback's end) kept in a header.
 LONGEST_MESSAGE = 4096
-"""Characters of an error message (a traceback's end) kept in a header."""
+# Bytes of memory that each header costs beside its own.
 HEADER_COST_BYTES = 64
-"""Bytes of memory that each header costs beside its own."""
+# Header of a dead letter by reference: bytes of the value that stays at the origin.
 VALUE_SIZE = "value-size"
-"""Header of a dead letter by reference: bytes of the value that stays at the origin."""
 
 
 class DeadLetters(NamedTuple):

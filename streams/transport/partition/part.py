@@ -27,13 +27,13 @@ from tables.errors import FormatTooNew
 
 logger = logging.getLogger(__name__)
 
+# Puts a batch into the stream of its agent.
 Deliver = Callable[[PartBatch], Awaitable[None]]
-"""Puts a batch into the stream of its agent."""
 
+# Records handed over before it is known what their rows weigh; up to twice as many each time where that is little.
 FIRST_BATCH_RECORDS = 50
-"""Records handed over before it is known what their rows weigh; up to twice as many each time where that is little."""
+# Code of a dead letter whose record made the agent raise when handed over alone.
 AGENT_FAILED = "agent_failed"
-"""Code of a dead letter whose record made the agent raise when handed over alone."""
 
 
 class Part:

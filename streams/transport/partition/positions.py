@@ -15,8 +15,8 @@ from ports.log import AgentSpec, LogFailed, LogUnavailable, Record
 from streams.transport.partition.backend import Backend, PositionRow, Recovered
 from streams.transport.partition.dead_letters import origin
 
+# Format number of the position row's bytes.
 FORMAT = 1
-"""Format number of the position row's bytes."""
 
 
 class _Stored(msgspec.Struct, frozen=True):

@@ -32,21 +32,21 @@ from rocksdict import (
 from ports.log import LogFailed, StateLost
 from streams.transport.partition.row_store import EncodedRows, RowStore
 
+# Of blocks, their indexes and filters, of all databases of a worker.
 CACHE_BYTES = 16 * 1024 * 1024
-"""Of blocks, their indexes and filters, of all databases of a worker."""
+# Rows in memory before they are in files, of all databases of a worker.
 UNWRITTEN_BYTES = 16 * 1024 * 1024
-"""Rows in memory before they are in files, of all databases of a worker."""
+# The same, of one database.
 BUFFER_BYTES = 2 * 1024 * 1024
-"""The same, of one database."""
+# Rows loaded in one write.
 BATCH_BYTES = 1024 * 1024
-"""Rows loaded in one write."""
+# Read at a time by who reads all rows.
 PAGE_ROWS, PAGE_BYTES = 100, 256 * 1024
-"""Read at a time by who reads all rows."""
+# Of one database.
 OPEN_FILES = 32
-"""Of one database."""
 
+# First byte of a key. Each row has a second, empty entry: keys are counted and listed without a look at the rows.
 ROW, KEY = b"r", b"k"
-"""First byte of a key. Each row has a second, empty entry: keys are counted and listed without a look at the rows."""
 Result = TypeVar("Result")
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+# Bytes counted for a row that is no larger, and for one that was never encoded here.
 SMALL_ROW_BYTES = 1024
-"""Bytes counted for a row that is no larger, and for one that was never encoded here."""
+# Of encoded rows; decoded ones take some four times as much.
 DEFAULT_BYTES = 32 * 1024 * 1024
-"""Of encoded rows; decoded ones take some four times as much."""
 
 
 class Generations:

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
+# Encoded rows by table and key; None is a tombstone.
 EncodedRows = Mapping[str, Mapping[bytes, bytes | None]]
-"""Encoded rows by table and key; None is a tombstone."""
 
 
 class RowStore(Protocol):
@@ -72,8 +72,8 @@ class MemoryStores:
     async def stop(self) -> None: ...
 
 
+# Bytes; of a smaller row little would be saved.
 WORTH_COMPRESSING_BYTES = 400
-"""Bytes; of a smaller row little would be saved."""
 
 
 class MemoryStore:

@@ -11,19 +11,19 @@ from streams.topics import changelog
 from streams.transport.partition.row_cache import SMALL_ROW_BYTES, RowCache
 from streams.transport.partition.row_store import EncodedRows, RowStore
 
+# Rows to be written, by table and key; None is a tombstone.
 Dirty = dict[str, dict[bytes, Any]]
-"""Rows to be written, by table and key; None is a tombstone."""
 
+# Bytes of an encoded row; a batch that the broker refuses would break its producer.
 LARGEST_ROW_BYTES = LARGEST_RECORD_BYTES - 1024
-"""Bytes of an encoded row; a batch that the broker refuses would break its producer."""
+# Characters of a key that a message shows.
 LONGEST_KEY = 300
-"""Characters of a key that a message shows."""
+# Rows encoded before others get a turn.
 ROWS_PER_TURN = 200
-"""Rows encoded before others get a turn."""
+# Rows that the store tidies for each row written, so that it keeps up with what leaves the cache.
 TIDIED_PER_ROW = 3
-"""Rows that the store tidies for each row written, so that it keeps up with what leaves the cache."""
+# Rows tidied before others get a turn.
 TIDIED_PER_TURN = 50
-"""Rows tidied before others get a turn."""
 
 
 class Table(Mapping[bytes, Any]):

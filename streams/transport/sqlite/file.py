@@ -21,14 +21,14 @@ import msgspec
 from ports.log import Fenced, Header, LogFailed, Record, TopicSpec
 from streams.transport.partition.backend import PositionRow
 
+# `PRAGMA user_version` of the files written here. A file with a higher one is refused.
 FORMAT = 1
-"""`PRAGMA user_version` of the files written here. A file with a higher one is refused."""
+# `PRAGMA application_id`, so that a foreign SQLite file is never taken for a log.
 APPLICATION = 0x43455245
-"""`PRAGMA application_id`, so that a foreign SQLite file is never taken for a log."""
+# One read from the file takes batches until it has this many bytes.
 READ_BYTES = 1024 * 1024
-"""One read from the file takes batches until it has this many bytes."""
+# How long a statement waits for another process that has the file locked.
 BUSY_SECONDS = 5.0
-"""How long a statement waits for another process that has the file locked."""
 
 SCHEMA = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -54,12 +54,12 @@ CREATE TABLE offsets(
     PRIMARY KEY(reader, topic, partition)) WITHOUT ROWID;
 INSERT INTO meta VALUES('epoch', 0), ('timestamp', 0);
 """
+# What files of this format gained later: an older release reads and writes them without it.
 ADDED = """
 CREATE TABLE IF NOT EXISTS notes(
     reader TEXT, topic INTEGER, partition INTEGER, note TEXT NOT NULL,
     PRIMARY KEY(reader, topic, partition)) WITHOUT ROWID;
 """
-"""What files of this format gained later: an older release reads and writes them without it."""
 
 Stored = tuple[int, int, bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]
 _decode = msgspec.msgpack.Decoder(list[Stored]).decode
@@ -106,6 +106,7 @@ UPSERT = (
     "INSERT INTO rows VALUES(?,?,?,?,?,?) ON CONFLICT(topic, partition, key) DO UPDATE"
     " SET offset=excluded.offset, timestamp=excluded.timestamp, value=excluded.value"
 )
+# Field of a Transaction and the statement that writes it.
 STATEMENTS: Sequence[tuple[str, str]] = (
     ("batches", "INSERT INTO batches VALUES(?,?,?,?,?,?)"),
     ("ends", "INSERT OR REPLACE INTO ends VALUES(?,?,?,?)"),
@@ -116,7 +117,6 @@ STATEMENTS: Sequence[tuple[str, str]] = (
     ("trims", "DELETE FROM batches WHERE topic=? AND partition=? AND next<=?"),
     ("tombstones", "DELETE FROM rows WHERE value IS NULL AND timestamp<?"),
 )
-"""Field of a Transaction and the statement that writes it."""
 
 
 def encode_batch(records: Sequence[Record]) -> bytes:

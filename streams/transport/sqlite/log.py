@@ -25,12 +25,12 @@ from streams.transport.sqlite.follower import SqliteFollower
 from streams.transport.sqlite.shard import Shard, ShardReader, fail, wake
 from streams.transport.sqlite.window import CommitWindow, ReaderPositions
 
+# How long a commit window gathers after the last commit before it is committed.
 WINDOW_SECONDS = 0.002
-"""How long a commit window gathers after the last commit before it is committed."""
+# How often consumed queue records and expired records are deleted.
 RETENTION_SECONDS = 1.0
-"""How often consumed queue records and expired records are deleted."""
+# How long a deleted row stays visible to those who follow a changelog.
 TOMBSTONE_MS = 24 * 3600 * 1000
-"""How long a deleted row stays visible to those who follow a changelog."""
 
 
 class SqliteLog:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from ports.log import Record
 from streams.transport.sqlite.file import LogFile, StoredTopic
 
+# Committed records a partition keeps in memory for readers that are behind; older ones are read from the file.
 TAIL_BYTES = 2 * 1024 * 1024
-"""Committed records a partition keeps in memory for readers that are behind; older ones are read from the file."""
+# Bytes that a record takes in memory beside its value, roughly.
 _FRAMING_BYTES = 70
-"""Bytes that a record takes in memory beside its value, roughly."""
 
 
 class Shard:

@@ -63,8 +63,8 @@ class Place:
         )
 
 
+# A table of integers.
 COUNTS = TableSpec("counts", encode=lambda row: b"%d" % row, decode=int)
-"""A table of integers."""
 
 
 @asynccontextmanager

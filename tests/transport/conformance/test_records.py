@@ -21,8 +21,8 @@ from tests.transport.conformance.harness import (
     serving,
 )
 
+# Bytes beside key, value and headers that count as part of a record.
 FRAMING = 128
-"""Bytes beside key, value and headers that count as part of a record."""
 
 
 async def send_with_timestamp(place: Place, app: CeremonyApp, topic: str, claimed: float) -> None:

@@ -18,8 +18,8 @@ from ports.log import AgentSpec, Batch, Held
 from streams.transport.app import CeremonyApp
 from tests.transport.conformance.harness import COUNTS, Place
 
+# Seconds per batch of `count`.
 PAUSE = 0.01
-"""Seconds per batch of `count`."""
 BATCH = 40
 
 

@@ -21,8 +21,8 @@ from tests.conftest import KafkaAddress
 from tests.services import KafkaServer
 
 PARTITIONS = CHANGELOGS_AT_ONCE + 3
+# Of the first partition.
 ROWS = 1_200
-"""Of the first partition."""
 LARGE = b"x" * (2 * FETCH_BYTES)
 
 

@@ -29,8 +29,8 @@ from streams.transport.kafka.wire import Unpacked, Written, append_batches, give
 TP = TopicPartition("commands", 3)
 HEADERS: Sequence[Header] = [("type", b"start"), ("subject", b"")]
 PRODUCER, OTHER = 7, 8
+# A record, and where the next fetch would begin once it is taken; at the end without a record.
 Step = tuple[Record | None, int]
-"""A record, and where the next fetch would begin once it is taken; at the end without a record."""
 
 
 def batch(
@@ -273,8 +273,8 @@ def test_an_answer_that_was_cut_off_is_refused() -> None:
 # ---- produce batches
 
 EVENTS, OTHER_EVENTS = TopicPartition("events", 0), TopicPartition("events", 1)
+# Bytes of a batch here.
 LARGEST = 2_000
-"""Bytes of a batch here."""
 
 
 class Producer:

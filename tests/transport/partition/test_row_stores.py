@@ -16,8 +16,8 @@ from ports.log import LogFailed, StateLost
 from streams.transport.partition.rocks_store import PAGE_ROWS, RocksStore, RocksStores
 from streams.transport.partition.row_store import MemoryStores, RowStore, Stores
 
+# One name begins with the other: their rows must not.
 TABLES = ("rows", "rows2")
-"""One name begins with the other: their rows must not."""
 
 Rows = dict[bytes, bytes | None]
 

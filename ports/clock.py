@@ -19,12 +19,12 @@ class Clock(Protocol):
         """Seconds since an arbitrary start; never goes back."""
 
     def wall(self) -> float:
-        """Seconds since the epoch, for people and for other systems' messages; never for a decision."""
+        """Seconds since the epoch, for people and for messages to other systems; never for a decision."""
 
     async def sleep(self, seconds: float) -> None: ...
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-        """Start a task. Its owner keeps the reference and looks at its end."""
+        """Start a task. The caller keeps the reference and checks how the task ended."""
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[Any]:
         """`async with clock.timeout(s)`: raises TimeoutError when the body takes longer."""

@@ -1,6 +1,6 @@
 """The root of the error tree, and the error that all ports share.
 
-An error carries a stable code, and says what is wrong, where, and what would be right.
+An error has a stable code, a message, the place at fault and a remedy.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ class CeremonyError(Exception):
         self.code = code
         """Stable, lower snake case; programs may compare it."""
         self.message = message
-        """One line for people: what is wrong. It never holds raw exception text."""
+        """The problem in one line for people, without raw exception text."""
         self.place = place
         """File and line, setting, field or record at fault; empty where the message names it."""
         self.remedy = remedy
-        """What would be right, or what to do."""
+        """The correct value, or the action that helps."""
 
     @property
     def text(self) -> str:
-        """`place: message; remedy`, for those who show the code elsewhere."""
+        """`place: message; remedy`, for a caller that shows the code separately."""
         text = ": ".join(part for part in (self.place, self.message) if part)
         return f"{text}; {self.remedy}" if self.remedy else text
 

@@ -1,7 +1,7 @@
-"""What the engine needs of a log: records, batches, tables and the operations beside its agents.
+"""The log, as the engine needs it: records, batches, tables, and the operations beside its agents.
 
-Both drivers (`kafka://`, `sqlite://`) and the in-memory log of the tests fulfil these protocols; nothing outside
-`streams/transport/` knows which of them is underneath.
+Both drivers (`kafka://`, `sqlite://`) and the in-memory log of the tests implement these protocols; nothing outside
+`streams/transport/` knows which one is in use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LARGEST_BATCH_BYTES = 1024 * 1024
 
 
 class Record(NamedTuple):
-    """One record as it was read. `timestamp` is the log's own append time, in milliseconds since the epoch."""
+    """One record read from the log. `timestamp` is the log's own append time, in milliseconds since the epoch."""
 
     topic: str
     partition: int
@@ -34,7 +34,7 @@ class Record(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where an acknowledged record stands. `timestamp` is the log's append time in milliseconds."""
+    """Partition and offset of an acknowledged record; `timestamp` is the log's append time in milliseconds."""
 
     partition: int
     offset: int
@@ -45,7 +45,7 @@ class Position(NamedTuple):
 class TopicSpec:
     """A topic as the engine declares it. `retention_ms` -1 keeps for ever; `compacted` is a changelog.
 
-    `queue`: every reader is one of our agents, so the embedded log may trim what was consumed.
+    `queue`: every reader is an agent of the engine, so the embedded log may delete consumed records.
     """
 
     name: str
@@ -59,8 +59,8 @@ class TopicSpec:
 class TableSpec:
     """A changelog-backed table of one agent. Rows live decoded; `encode` runs once per dirty row and checkpoint.
 
-    Rows are values: what was put is never changed in place, for it is encoded a little after the checkpoint's snapshot.
-    `decode` or `encode` raising ends the worker (LogFailed).
+    Rows are values: a row is never changed in place, because it is encoded shortly after the checkpoint's snapshot.
+    An exception of `decode` or `encode` ends the worker (LogFailed).
     """
 
     name: str
@@ -69,7 +69,7 @@ class TableSpec:
 
 
 class Held(Protocol):
-    """A record a step agent answers later, from a task; until `release` the committed offset stays at or below it."""
+    """A record answered later, from a task; until its `release` the committed offset does not exceed its offset."""
 
     record: Record
 
@@ -79,19 +79,19 @@ class Held(Protocol):
         """Send without waiting; the acknowledgement is awaited before the offset is committed."""
 
     def release(self) -> None:
-        """The record is dealt with."""
+        """Mark the record as processed."""
 
 
 class Batch(Protocol):
-    """What was fetched of one partition; the value of one event of an agent's stream.
+    """Records fetched from one partition; the value of one event of an agent's stream.
 
-    Nothing it changes is visible before the agent asks for the next batch: that alone is success. If the agent
-    raises, the batch is handed over again record by record, and the record that fails alone is dead-lettered.
+    A batch succeeds when the agent asks for the next one; only then do its changes become visible. If the agent
+    raises, the batch is delivered again record by record, and a record that fails alone becomes a dead letter.
     """
 
     partition: int
     note: Any
-    """Free for the agent: what it wants to find again in `on_applied`. None at first."""
+    """Free for the agent, which reads it again in `on_applied`. None at first."""
 
     def __iter__(self) -> Iterator[Record]: ...
     def __len__(self) -> int: ...
@@ -100,25 +100,25 @@ class Batch(Protocol):
         """The row (decoded object) of a table of this agent in this partition, or None."""
 
     def put(self, table: str, key: bytes, row: Any | None) -> None:
-        """Set the row (None deletes); marked dirty and written by the next checkpoint."""
+        """Set the row; None deletes it. The next checkpoint writes it."""
 
     def rows_changed(self, table: str) -> Mapping[bytes, Any | None]:
-        """What this batch has put into a table, by key; None was deleted."""
+        """Rows that this batch has put into a table, by key; None stands for a deleted row."""
 
     def send(
         self, topic: str, key: bytes | None, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
     ) -> None:
-        """Send without waiting. Default partition: that of the batch. Acknowledged before the next checkpoint ends."""
+        """Send without waiting, by default to the batch's partition; the next checkpoint awaits the acknowledgement."""
 
     def hold(self, record: Record) -> Held:
-        """Answer this record later."""
+        """Keep this record, to answer it later."""
 
     def dead_letter(self, record: Record, code: str, message: str) -> None:
-        """Send the record to the dead letters with origin, code and headers (by reference above 256 KiB); goes on."""
+        """Send the record to the dead letters, with origin, code and headers; above 256 KiB only a reference to it."""
 
 
 class PartitionView(Protocol):
-    """One partition of a stateful agent as its owner sees it from outside the agent (read only)."""
+    """One partition of a stateful agent, seen from outside the agent (read only)."""
 
     number: int
 
@@ -131,11 +131,10 @@ class PartitionView(Protocol):
         decode: Callable[[bytes], Any] | None = None,
         keys: Iterable[bytes] | None = None,
     ) -> Iterator[tuple[bytes, Any]]:
-        """Every row, or those of `keys` that there are, one at a time: for readers of many rows, who keep none.
+        """Iterate over all rows, or over those of `keys` that exist, for readers of many rows.
 
-        Each as it is where it is at hand decoded, else what `decode` makes of its bytes; None: the table's own. Unlike
-        `rows(table)` it puts nothing in the place of rows in use. It goes on while rows change. Raises LogFailed for a
-        row that cannot be read.
+        A row that is not cached is decoded by `decode` (None: the table's own). Unlike `rows(table)`, a scan evicts no
+        row from the cache. Rows may change meanwhile. Raises LogFailed for a row that cannot be read.
         """
 
     @property
@@ -144,51 +143,51 @@ class PartitionView(Protocol):
 
     @property
     def end_at_take_over(self) -> int:
-        """Log end of the commands seen when the partition was taken: answers are held back until it is folded."""
+        """Log end of the commands at take-over; the partition serves no reads until it has folded up to it."""
 
     async def folded(self, offset: int) -> None:
-        """Return once the record at `offset` is folded. Raises LogUnavailable when the partition is given up before."""
+        """Return once the record at `offset` is folded. Raises LogUnavailable if the partition is given up first."""
 
     async def sent(self) -> None:
-        """Return once the effects of what is folded are in the log, or have failed to get there."""
+        """Return once the effects of all folded records are acknowledged by the log, or have failed."""
 
 
 @dataclass(slots=True)
 class AgentSpec:
-    """How an agent is attached: its topic, its tables (none: stateless), its batch size and what it wants to hear."""
+    """The attachment of an agent: its topic, tables (none: stateless), batch size and callbacks."""
 
     name: str
     topic: str
     tables: Sequence[TableSpec] = ()
     batch: int = 500
     committed_only: bool = False
-    """Give it only records whose write is durable: what it does reaches outside (the embedded log may run ahead)."""
+    """Deliver only durable records, as the agent acts on the outside. Others may read ahead in the embedded log."""
     on_taken: Callable[[PartitionView], Awaitable[None]] | None = None
-    """Partition recovered, before its first batch."""
+    """Called when a partition is recovered, before its first batch."""
     on_applied: Callable[[Batch], None] | None = None
-    """A batch's rows have just become visible and its effects were handed to the log; synchronous, must not raise."""
+    """Called when a batch's rows are visible and its effects are sent; synchronous, and must not raise."""
     on_recovered: Callable[[int, float], None] | None = None
-    """A partition with tables was taken: rows at hand, and seconds it took, the former owner's fencing too."""
+    """Called after a take-over with the number of rows and its seconds, which include fencing the former owner."""
     on_saved: Callable[[int, float], None] | None = None
-    """A checkpoint is durable: rows written, and seconds it took, the wait for its effects too."""
+    """Called after a checkpoint with the rows written and its seconds, which include the wait for its effects."""
     on_lost: Callable[[int], None] | None = None
-    """Partition given up (after its last checkpoint) or lost."""
+    """Called when a partition was given up, after its last checkpoint, or lost."""
     options: dict[str, Any] = field(default_factory=dict)
 
 
 class Committed(NamedTuple):
-    """What a group had committed of a partition when a follower was given it."""
+    """The committed offset of a partition when a follower gets the partition."""
 
     partition: int
     offset: int | None
-    """Of the first record not dealt with; None where nothing was committed, or nothing that is in the log."""
+    """Offset of the first unprocessed record; None without a commit, or when the log does not have that offset."""
     note: str
-    """What `handle` returned for the records before it."""
+    """The note that `handle` returned for the records before it."""
     end: int
-    """Log end of the partition; what is behind it no former owner can have seen."""
+    """Log end of the partition; no former owner can have read a record behind it."""
 
 
-# Deals with one batch; may return a note (at most 4 KiB of UTF-8) to be committed with its offset.
+# Processes one batch; may return a note (at most 4 KiB of UTF-8), which is committed with its offset.
 Handle = Callable[[Sequence[Record]], Awaitable[str | None]]
 Taken = Callable[[Committed], Awaitable[None]]
 
@@ -205,7 +204,7 @@ class Log(Protocol):
     async def stop(self) -> None: ...
 
     async def create(self, topics: Sequence[TopicSpec]) -> None:
-        """Create what is missing with its real settings; check partition count and LogAppendTime of what is there."""
+        """Create missing topics with their settings; check partition count and LogAppendTime of existing ones."""
 
     async def append(
         self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
@@ -223,14 +222,14 @@ class Log(Protocol):
     ) -> Follower:
         """Read a topic in a consumer group of its own, from the committed offset or the log start.
 
-        `handle` gets batches of one partition in order; their offset is committed after it returned, with the note that
-        it returned. Where a partition moves it may be cancelled after some seconds: the next owner gets the batch. An
-        exception ends the worker. `taken` hears of each assignment of a partition before its first batch.
+        `handle` gets batches of one partition in order; after it returns, their offset is committed with the note it
+        returned. When a partition moves, it may be cancelled after some seconds: the next owner gets the batch. An
+        exception ends the worker. `taken` is called for each assignment of a partition before its first batch.
         """
 
     @property
     def state(self) -> str:
-        """`ok`, or what is wrong, for readiness."""
+        """`ok`, or the problem, for readiness."""
 
 
 class TailedLog(Log, Protocol):
@@ -243,7 +242,7 @@ class TailedLog(Log, Protocol):
 class Follower(Protocol):
     @property
     def fresh(self) -> bool:
-        """False once another follower of the group may have what is handled here: what reaches outside must wait."""
+        """False once another follower may own these partitions; then nothing may be sent to the outside."""
 
     async def stop(self) -> None:
         """Finish the batch in hand, commit, leave the group."""
@@ -258,7 +257,7 @@ class LogUnavailable(LogError):
 
 
 class LogFailed(LogError):
-    """A write was refused for good: the worker stops, it never skips."""
+    """A write was refused for good. The worker stops; it never skips a record."""
 
 
 class Fenced(LogFailed):
@@ -266,7 +265,7 @@ class Fenced(LogFailed):
 
 
 class StateLost(LogFailed):
-    """A local copy of a partition's rows cannot be read or written; the changelog has them all."""
+    """The local copy of a partition's rows cannot be read or written; the changelog still has every row."""
 
     def __init__(self, message: str, *, place: str = "") -> None:
         super().__init__("state_lost", message, place=place)

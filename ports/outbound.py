@@ -35,12 +35,12 @@ class Outbound(Protocol):
         correlation_id: str,
         causation_id: str | None = None,
     ) -> Published:
-        """Put `payload` in the contract's envelope and publish it; `key` is idempotency key and `Nats-Msg-Id`.
+        """Publish `payload` in an envelope (specification 16.1); `key` is idempotency key and `Nats-Msg-Id`.
 
-        Returns after JetStream's acknowledgement. Raises Unreachable or Refused.
+        Returns after JetStream's acknowledgement. Raises Unreachable or PublishRefused.
         """
 
     async def publish_raw(
         self, subject: str, envelope: bytes, *, key: str, correlation_id: str, headers: Mapping[str, str] | None = None
     ) -> Published:
-        """Publish an envelope that is encoded already. Same errors."""
+        """Publish an encoded envelope. Raises the same errors."""

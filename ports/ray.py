@@ -48,4 +48,4 @@ class RayAnswer:
 
 class RayExecutor(Protocol):
     async def execute(self, task: RayTask) -> RayAnswer:
-        """Hand over a task; returns at once, results come on NATS. Raises Unreachable. Every call has a deadline."""
+        """Submit a task and return at once; its results come on NATS. Raises Unreachable. Every call has a deadline."""

@@ -1,4 +1,4 @@
-"""The pipeline: topics, tables, agents, checkpoints, timers, and the root that wires everything.
+"""The pipeline: topics, agents, timers, the log's drivers, and the engine that clients and bridges use.
 
 A package of the ceremony engine.
 """

@@ -1,7 +1,7 @@
-"""Whether a new ceremony is taken now: not while its partition lags, nor while too many starts wait for an answer.
+"""Admission of new ceremonies: refused while the partition lags or too many starts wait for an answer.
 
-What is refused was never appended, so nothing accepted is lost. Running ceremonies are never refused: what they wait
-for is what makes the lag smaller.
+A refused start was never appended, so nothing accepted is lost. Commands of running ceremonies are never refused,
+because they are needed to reduce the lag.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from collections.abc import Iterable, Iterator
 from ports.clock import Clock
 from streams.api import Overloaded
 
-# Starts that may wait for their answer in one worker, the work of some seconds: each holds a call of gRPC, 22 KiB.
+# Starts that may wait for their answer in one worker, about some seconds of work. Each holds a gRPC call of 22 KiB.
 WAITING_STARTS = 3_000
-# Seconds after which a refused start may be tried again.
+# Bounds of the hint when a refused start may be tried again.
 SHORTEST_HINT_SECONDS, LONGEST_HINT_SECONDS = 0.5, 60.0
-# Starts a second that are expected at least: of a worker that has just begun, nothing is known.
+# Lower bound of the measured rate, also used before anything was measured.
 LEAST_STARTS_PER_SECOND = 300.0
-# How many more are asked to come back than were answered lately: not all do, and none should find nobody there.
+# Ratio of callers invited per second to starts answered per second, as not every invited caller returns.
 OVERBOOKING = 1.5
 MEASURED_SECONDS = 1.0
 
 
 class RetryHints:
-    """When refused starts may come back: one after the other, about as fast as starts are answered.
+    """Retry hints for refused starts, spread at about the rate at which starts are answered.
 
-    With one hint for all, 20,000 refused callers would come together again, and the worker would do nothing but refuse.
+    With the same hint for all, 20,000 refused callers would return together and the worker would only refuse.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -40,7 +40,7 @@ class RetryHints:
         self._answered += 1
 
     def seconds(self) -> float:
-        """From now, for one more that is refused."""
+        """Return the hint for one more refused start, in seconds from now."""
         now = self._clock.monotonic()
         if (past := now - self._since) >= MEASURED_SECONDS:
             self._rate = max(LEAST_STARTS_PER_SECOND, (self._rate + self._answered / past) / 2)
@@ -51,10 +51,10 @@ class RetryHints:
 
 
 class Admission:
-    """The lag of each partition as this worker knows it without asking the log, and the starts that wait."""
+    """Counts the lag of each partition, without asking the log, and the starts that wait for an answer."""
 
     def __init__(self, limit: int, clock: Clock) -> None:
-        """`limit`: records of a partition that may wait to be folded; 0 sets none."""
+        """`limit`: unfolded records of a partition from which on starts are refused; 0 sets none."""
         self._limit = limit
         self._retry_hints = RetryHints(clock)
         self._ends: dict[int, int] = {}
@@ -62,16 +62,16 @@ class Admission:
         self._waiting = 0
 
     def appended(self, partition: int, offset: int) -> None:
-        """A record was acknowledged at this offset: the log reaches so far at least."""
+        """Note an acknowledged record: the log reaches at least to its offset."""
         if offset >= self._ends.get(partition, 0):
             self._ends[partition] = offset + 1
 
     def taken(self, partition: int, end: int) -> None:
-        """The partition was taken with this log end: what was known of it before may be of another log."""
+        """Note the log end of a partition that was taken. It replaces older knowledge, which may be of another log."""
         self._ends[partition] = end
 
     def lag(self, partition: int, position: int) -> int:
-        """Records known to be in the log and not folded, with those on their way to it."""
+        """Count records known to be in the log or on their way to it, and not folded yet."""
         return max(0, self._ends.get(partition, 0) - position) + self._under_way.get(partition, 0)
 
     @contextlib.contextmanager
@@ -91,9 +91,10 @@ class Admission:
             self._retry_hints.answered()
 
     def closed(self, calls: int, positions: Iterable[tuple[int, int]] | None) -> Overloaded | None:
-        """Why no start is taken, whatever its partition; `calls` are unanswered, those of other workers among them.
+        """Return the refusal that applies to every start now, or None.
 
-        `positions`: (partition, position) of all there are; None where some are another worker's.
+        `calls`: unanswered calls, including those forwarded to other workers. `positions`: (partition, position) of
+        all partitions; None when another worker owns some of them.
         """
         if calls >= WAITING_STARTS:
             return self._no_room()
@@ -104,7 +105,7 @@ class Admission:
 
     @contextlib.contextmanager
     def appending(self, partition: int) -> Iterator[None]:
-        """A record is on its way to the log."""
+        """Count a record that is on its way to the log."""
         self._under_way[partition] = self._under_way.get(partition, 0) + 1
         try:
             yield

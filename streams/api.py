@@ -1,6 +1,6 @@
 """The interfaces of the engine for bridges: commands, reads, and the directory of partitions, with their data.
 
-`streams/command_log.py`, `streams/reads.py` and `streams/worker_directory.py` fulfil them.
+`streams/command_log.py`, `streams/reads.py` and `streams/worker_directory.py` implement them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tables.definition import Definition
 from tables.diagnosis import CeremonyDiagnosis
 from tables.instance import Instance, Outline
 
-# Newest first: minus created_at, then the instance id.
+# Sorts newest first: minus created_at, then the instance id.
 SortKey = tuple[int, str]
 Operation = Trigger | GateDecision | Cancel | Pause | Resume | RetryStep | RunStep
 
@@ -28,9 +28,9 @@ class Reply:
     message: str = ""
     partition: int = -1
     offset: int = -1
-    """Where the command stands in the log."""
+    """Offset of the command in the log."""
     folded: bool = True
-    """False: durable, but not folded within the time the front waits."""
+    """False: durable, but not folded within the time a call waits."""
 
 
 class Unavailable(CeremonyError):
@@ -61,7 +61,7 @@ class DeadLetterEntry:
     """One entry of the topic `deadletters`."""
 
     topic: str
-    """The topic, or NATS stream, it came from."""
+    """The topic or NATS stream of its origin."""
     partition: int
     """0 for a NATS stream."""
     offset: int
@@ -69,7 +69,7 @@ class DeadLetterEntry:
     code: str
     message: str
     timestamp: int
-    """Milliseconds, when it was set aside."""
+    """Append time of the dead letter in milliseconds."""
     size: int
     """Bytes of the original value."""
     key: bytes | None
@@ -86,10 +86,10 @@ class HistoryEvent(NamedTuple):
     payload: str
     """JSON."""
     metadata: str
-    """JSON: who asked for a transition."""
+    """JSON: the actor of a transition, with role and reason."""
     partition: int
     command_offset: int
-    """Of the command that caused it; -1 where its record does not say."""
+    """Offset of the command that caused it; -1 when its record does not name it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +99,9 @@ class History:
     events: Sequence[HistoryEvent]
     partition: int
     stopped_at: int
-    """Offset in the partition of `events`: nothing before it was looked at, or is shown."""
+    """Offset in the partition of `events`: older records were not read, or are not shown."""
     complete: bool
-    """These are all that the log has."""
+    """True when the log has no other events of this ceremony."""
     message: str
 
 
@@ -111,26 +111,26 @@ class PartitionState:
 
     number: int
     state: str
-    """served, recovering, not_served, or elsewhere (another worker's, or nobody's)."""
+    """served, recovering, not_served, or elsewhere (owned by another worker, or by none)."""
     code: str = ""
-    """Why it is not served."""
+    """The reason why it is not served."""
     message: str = ""
     ceremonies: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is stuck or waiting among the ceremonies of this worker."""
+    """The ceremonies of this worker that are stuck or wait, with counts."""
 
     at: int
     """Milliseconds of the log's clock."""
     ceremonies: Sequence[CeremonyDiagnosis]
-    """The gravest first, of each verdict the oldest."""
+    """Sorted by gravity of the verdict, then by age; of each verdict only the oldest."""
     verdicts: Mapping[str, int]
     statuses: Mapping[str, int]
     partitions: Sequence[PartitionState]
     incomplete: str = ""
-    """What was not looked at, and why."""
+    """The part that was not examined, with the reason; empty when everything was."""
 
 
 class CommandApi(Protocol):
@@ -156,7 +156,7 @@ class ReadApi(Protocol):
         """The present row."""
 
     def position_of(self, instance_id: str) -> tuple[int, int]:
-        """Its partition, and the offset up to which it is folded: everything before is in the row."""
+        """Its partition, and the offset of the next record to be folded: the row contains everything before it."""
 
     async def reached(self, instance_id: str, partition: int, offset: int) -> None:
         """Return once everything before `offset` is folded. Raises Unavailable where that takes more than 2 s.

@@ -29,7 +29,7 @@ from tables.kinds import Kinds
 
 log = structlog.get_logger(__name__)
 
-# Events that are also logged; so is a step that failed for good.
+# Events that are also written to the program's log, like a step that failed for good.
 NOTABLE = frozenset(
     {
         "ceremony.step.retrying",
@@ -49,17 +49,17 @@ FOLD_FAILED = FoldResult("fold_failed", "the engine failed on this command and h
 
 @dataclass(slots=True)
 class Folding:
-    """What one batch did, for those who hear of it once it is visible."""
+    """Results of folding one batch, carried in its note until the batch is visible."""
 
     rows: dict[bytes, Instance | None] = field(default_factory=dict)
     replies: dict[str, FoldResult] = field(default_factory=dict)
     definitions: dict[str, Definition] = field(default_factory=dict)
-    """By hash, those that its ceremonies are pinned to: each looked up once."""
+    """Pinned definitions of the batch's ceremonies by hash, so that each is looked up once."""
     tally: BatchTally = field(default_factory=BatchTally)
 
 
 class CeremonyAgent:
-    """Called as the agent's function with the stream of batches."""
+    """The agent's function: called with the stream of batches."""
 
     def __init__(self, kinds: Kinds, prefix: str, log_clock: LogClock, expected: Callable[[str], bool]) -> None:
         self._kinds = kinds
@@ -74,7 +74,7 @@ class CeremonyAgent:
             self.fold(batch)
 
     def fold(self, batch: Batch) -> None:
-        """Fold a whole batch; synchronous, so that nothing comes between a row and its effects."""
+        """Fold a whole batch. Synchronous, so that no other task runs between a row and its effects."""
         batch.note = folding = Folding()
         record = None
         for record in batch:
@@ -126,7 +126,7 @@ class CeremonyAgent:
     def _fold_failed(
         self, batch: Batch, folding: Folding, record: Record, row: Instance | None, command: AnyCommand
     ) -> Decision:
-        """A bug in the fold pauses that ceremony and puts the command aside (specification 18.11)."""
+        """Handle a bug in the fold: pause the ceremony and dead-letter the command (specification 18.11)."""
         batch.dead_letter(record, FOLD_FAILED.code, traceback.format_exc(limit=20))
         pause = Pause(
             instance_id=command.instance_id,
@@ -172,7 +172,7 @@ class CeremonyAgent:
         key = command.hash.encode()
         if batch.get(DEFINITIONS, key) is not None:
             return
-        # load_pinned knows what it has loaded by its hash alone: the text must be looked at here.
+        # load_pinned caches by the hash alone, so the text is checked here.
         if content_hash(command.text) != command.hash or self._compiled(command.text, command.hash) is None:
             batch.dead_letter(record, "definition_refused", "the text is no valid definition with this hash")
             return
@@ -208,7 +208,7 @@ class CeremonyAgent:
 
 
 def _log_event(event: Event) -> None:
-    """One log line for what an operator looks for; what goes well is counted only."""
+    """Log an event that an operator looks for; ordinary events are only counted."""
     payload = event.payload
     log.warning(
         event.subject,
@@ -223,7 +223,7 @@ def _log_event(event: Event) -> None:
 
 
 def _log_unjudged(instance_id: str, decision: Decision) -> None:
-    """One log line for each guard whose expression could not be judged (specification 3.6)."""
+    """Log each guard whose expression could not be evaluated (specification 3.6)."""
     correlation_id = instance_id if decision.row is None else decision.row.correlation_id
     for guard, reason in decision.unjudged.items():
         log.warning("guard_unjudged", instance=instance_id, guard=guard, reason=reason, correlation_id=correlation_id)
@@ -238,5 +238,5 @@ def _request_headers(request: StepRequested) -> tuple[Header, ...]:
 
 
 def applied_rows(note: Any) -> Folding:
-    """The note a batch of the ceremony agent carries; an empty one where it carries none."""
+    """Return the note of a batch of the ceremony agent; an empty one when there is none."""
     return note if isinstance(note, Folding) else Folding()

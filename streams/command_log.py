@@ -25,7 +25,7 @@ WRITE_SECONDS = 5.0
 
 
 class CommandLog:
-    """Appends commands to the partitions served here and waits for the fold; fulfils `streams.api.CommandApi`."""
+    """Appends commands to the partitions served here and waits for the fold; implements `CommandApi`."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class CommandLog:
         reads: ReadApi,
         max_lag: int,
     ) -> None:
-        """`topic`: of the commands; `max_lag`: commands not yet folded above which starts are refused, 0 for none."""
+        """`topic`: full name of `commands`; `max_lag`: unfolded commands above which starts are refused, 0 for none."""
         self.replies = ReplyWaiters()
         self.admission = Admission(max_lag, clock)
         self._log = log
@@ -59,7 +59,7 @@ class CommandLog:
     async def start(self, definition: Definition, start: Start) -> Reply:
         view = self._partitions.appendable(start.instance_id)
         with self.admission.start(view.number, view.position):
-            with self.admission.appending(view.number):  # also while it waits for its definition to be put
+            with self.admission.appending(view.number):  # counts also while its definition is being put
                 await self._put_definition(view.number, definition)
             return await self._append(view.number, start, start.correlation_id, patient=True)
 
@@ -81,10 +81,10 @@ class CommandLog:
         self.admission.appended(partition, position.offset)
         return position.timestamp
 
-    # -- beneath
+    # -- internals
 
     async def _put_definition(self, partition: int, definition: Definition) -> None:
-        """Once per (partition, hash) and process, and durable before the Start that needs it is appended."""
+        """Put a definition once per partition and process; it is durable before the Start that needs it is appended."""
         key = (partition, definition.hash)
         if key in self._put and self._put[key] is None:
             return
@@ -99,7 +99,7 @@ class CommandLog:
             self._put[key] = None
 
     async def _append(self, partition: int, command: Start | Operation, correlation_id: str, *, patient: bool) -> Reply:
-        """Append and wait for the fold; `patient`: durable is enough when the fold takes longer (a Start)."""
+        """Append and wait for the fold; `patient`: a durable command is enough when the fold takes longer (a Start)."""
         future = self.replies.expect(command.command_id)
         try:
             headers = ((CORRELATION_ID, correlation_id.encode()),)

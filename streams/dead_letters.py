@@ -12,29 +12,29 @@ from streams.envelope import envelope
 from streams.transport.partition.dead_letters import origin_marks
 
 DEADLETTER_SUBJECT = "ceremony.deadletter"
-# Bytes of a value that a dead letter still carries; a larger one is named by its origin only.
+# Bytes of the largest value that a dead letter contains; a larger one is only referred to by its origin.
 DEADLETTER_BODY_BYTES = 256 * 1024
 # Characters of a dead letter's message.
 LONGEST_ERROR_MESSAGE = 4096
 # Characters of the message of an announced dead letter.
 LONGEST_ANNOUNCED_MESSAGE = 500
-# Characters of key, topic and code of a dead letter; another program may have written more, and a page must fit.
+# Characters of key, topic and code in a list; another program may have written longer ones, and a page must fit.
 LONGEST_NAME = 1024
-# Digits of a number that fits 64 bits for certain; of a partition, half of that fits 32.
+# Digits that always fit a signed 64-bit number; half of them always fit a 32-bit one.
 MAX_DIGITS = 18
-# Header of a dead letter by reference: bytes of the original value, which was left out.
+# Header of a dead letter without its value: size of the original value in bytes.
 VALUE_SIZE = "value-size"
 
 _OURS = frozenset({topics.ORIGIN, topics.ERROR_CODE, topics.ERROR_MESSAGE, VALUE_SIZE})
-# A topic, or a NATS stream.
+# Name of a topic or of a NATS stream.
 _NAME = re.compile(r"[^\s\x00-\x1f\ufffd]{1,255}")
 
 
 class DeadLetterRecord(NamedTuple):
-    """What could not be processed and was set aside."""
+    """A record that could not be processed and was set aside."""
 
     topic: str
-    """The topic, or NATS stream, that it came from."""
+    """The topic or NATS stream of its origin."""
     partition: int
     """0 for a NATS stream."""
     offset: int
@@ -43,14 +43,14 @@ class DeadLetterRecord(NamedTuple):
     """Stable snake_case code."""
     message: str
     timestamp: int
-    """When it was set aside: milliseconds since the epoch, 0 before the log has it."""
+    """Append time of the dead letter in milliseconds since the epoch, 0 before it is in the log."""
     size: int
     """Bytes of the original value."""
     key: bytes | None
     value: bytes | None
-    """The original value, or None above 256 KiB: then the origin says where to find it."""
+    """The original value; None above 256 KiB, when it is found only at the origin."""
     headers: tuple[Header, ...]
-    """Of the original."""
+    """Headers of the original record."""
 
     @property
     def origin(self) -> str:
@@ -69,7 +69,7 @@ def dead_letter_record(
     value: bytes | None,
     headers: Iterable[Header] = (),
 ) -> tuple[bytes | None, bytes, list[Header]]:
-    """The record of `deadletters`; the original's key and headers are kept, its value up to 256 KiB."""
+    """Return the record of `deadletters`: key and headers of the original, and its value up to 256 KiB."""
     body = value or b""
     key, headers = origin_marks(key, list(headers))
     ours = [
@@ -80,12 +80,12 @@ def dead_letter_record(
     if len(body) > DEADLETTER_BODY_BYTES:
         ours.append((VALUE_SIZE, b"%d" % len(body)))
         body = b""
-    # Ours last: where a dead letter becomes one again, the newer word counts.
+    # Ours last: of a dead letter that becomes one again, the newer headers count.
     return key, body, [*headers, *ours]
 
 
 def dead_letter_of(record: Record, code: str, message: str) -> tuple[bytes | None, bytes, list[Header]]:
-    """The record of `deadletters` for a record of the log."""
+    """Return the record of `deadletters` for a record of the log."""
     return dead_letter_record(
         record.topic,
         record.partition,
@@ -101,7 +101,7 @@ def dead_letter_of(record: Record, code: str, message: str) -> tuple[bytes | Non
 def decode_dead_letter(
     key: bytes | None, value: bytes | None, headers: Sequence[Header], timestamp: int = 0
 ) -> DeadLetterRecord:
-    """A dead letter from a record of `deadletters`. Headers that are missing leave `unknown`, -1 or 0."""
+    """Read a record of `deadletters`. Missing headers give `unknown`, -1 or 0."""
     found = dict(headers)
     topic, partition, offset = _split_origin(found.get(topics.ORIGIN, b"").decode(errors="replace"))
     referred = found.get(VALUE_SIZE, b"")
@@ -120,7 +120,7 @@ def decode_dead_letter(
 
 
 def placed_letter(record: Record) -> DeadLetterRecord:
-    """The dead letter in a record of `deadletters`; what is none of ours is one itself, at its own place."""
+    """Read a record of `deadletters`; a record without a valid origin is its own origin."""
     letter = decode_dead_letter(record.key, record.value, record.headers, record.timestamp)
     if letter.partition < 0 or not _NAME.fullmatch(letter.topic):
         letter = letter._replace(topic=record.topic, partition=record.partition, offset=record.offset)
@@ -128,7 +128,7 @@ def placed_letter(record: Record) -> DeadLetterRecord:
 
 
 def letter_of(record: Record) -> DeadLetterRecord:
-    """`placed_letter` for a list or an announcement: with code and reason, and bounded texts."""
+    """Return `placed_letter` for a list or an announcement: with code, reason and bounded texts."""
     letter = placed_letter(record)
     return letter._replace(
         topic=letter.topic[:LONGEST_NAME],
@@ -139,7 +139,7 @@ def letter_of(record: Record) -> DeadLetterRecord:
 
 
 def dead_letter_event(letter: DeadLetterRecord) -> tuple[str, bytes]:
-    """Key and envelope of the `ceremony.deadletter` that announces a dead letter; the key is its origin's."""
+    """Return key and envelope of the `ceremony.deadletter` that announces a dead letter; its key names the origin."""
     key = f"deadletter/{letter.origin}"
     payload = {
         "origin": letter.topic,
@@ -154,7 +154,7 @@ def dead_letter_event(letter: DeadLetterRecord) -> tuple[str, bytes]:
 
 
 def _for_outside(message: str) -> str:
-    """One line; a traceback stays with the dead letter, for it may show values that nobody outside should see."""
+    """Return a message of one line. A traceback stays with the dead letter, as it may show internal values."""
     lines = message.strip().splitlines()
     return lines[0][:LONGEST_ANNOUNCED_MESSAGE] if len(lines) == 1 else "the details are with the dead letter"
 

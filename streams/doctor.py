@@ -1,4 +1,4 @@
-"""Looks at all ceremonies of this worker for `ceremony doctor`: verdicts of all, details of the gravest."""
+"""Examines all ceremonies of this worker for `ceremony doctor`: a verdict for each, details of the gravest."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from streams.topics import CEREMONIES
 from tables.diagnosis import CeremonyDiagnosis, Verdict, diagnose, since_when, verdict_of
 from tables.instance import Instance
 
-# How long the look at all ceremonies may take.
+# Time limit of one examination of all ceremonies.
 LOOK_SECONDS = 5.0
-# Rows judged before others get the loop.
+# Rows examined before other tasks get the event loop.
 ROWS_PER_TURN = 100
-# Ceremonies of each verdict that are told in full.
+# Ceremonies of each verdict that are shown in detail.
 DETAILED_PER_VERDICT = 20
 WORTH = tuple(verdict for verdict in Verdict if verdict is not Verdict.ENDED)
 
 
 class Doctor:
-    """One examination; `now` is the log's clock in milliseconds, 0 where it is not known yet."""
+    """One examination; `now` is the log's clock in milliseconds, 0 while it is unknown."""
 
     def __init__(self, clock: Clock, definition_of: DefinitionLookup, now: int) -> None:
         self._clock = clock
@@ -33,14 +33,14 @@ class Doctor:
         self._verdicts: Counter[str] = Counter()
         self._statuses: Counter[str] = Counter()
         self._oldest: dict[Verdict, list[tuple[int, str, PartitionView, Instance]]] = {verdict: [] for verdict in WORTH}
-        """Of each verdict a heap of the oldest; the youngest of them is on top."""
+        """By verdict: a heap of the oldest ceremonies, the youngest of them on top."""
 
     def one(self, view: PartitionView, row: Instance) -> CeremonyDiagnosis:
-        """Everything about one ceremony of this partition."""
+        """Diagnose one ceremony of this partition."""
         return diagnose(row, self._definition_of(view, row), self._now)
 
     async def all(self, views: Iterable[PartitionView], states: Sequence[PartitionState]) -> Diagnosis:
-        """Every row, as far as the time reaches."""
+        """Examine all rows, until the time limit."""
         until = self._clock.monotonic() + LOOK_SECONDS
         left = 0
         for view in views:

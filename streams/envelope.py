@@ -1,6 +1,6 @@
 """The envelope of every message to NATS (specification 16.1), and the records of `events` that carry it.
 
-The value of an `events` record is the finished envelope, so the NATS bridge sends it on as it is: encoded once.
+The value of an `events` record is the finished envelope: it is encoded once, and the NATS bridge forwards its bytes.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class EnvelopeInvalid(CeremonyError):
         super().__init__("envelope_invalid", f"{field} is empty")
 
 
-@lru_cache(maxsize=256)  # the log gives a whole batch one time
+@lru_cache(maxsize=256)  # all records of a batch have one time
 def iso(at_ms: int) -> str:
-    """Milliseconds since the epoch as ISO-8601 in UTC, `2026-01-31T12:00:00.123Z`."""
+    """Format milliseconds since the epoch as ISO-8601 in UTC: `2026-01-31T12:00:00.123Z`."""
     return (_EPOCH + timedelta(milliseconds=at_ms)).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at_ms % 1000:03d}Z"
 
 
@@ -65,7 +65,7 @@ def envelope(
     causation_id: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The envelope as UTF-8 JSON. `at`: milliseconds since the epoch, or ISO-8601. Raises EnvelopeInvalid."""
+    """Encode an envelope as UTF-8 JSON. `at`: milliseconds since the epoch, or ISO-8601. Raises EnvelopeInvalid."""
     stamp = iso(at) if isinstance(at, int) else at
     if not (event_type and key and correlation_id):
         empty = "event_type" if not event_type else "correlation_id" if key else "idempotency_key"
@@ -77,10 +77,10 @@ def envelope(
 
 
 def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) -> EventRecord:
-    """The record of `events` for an effect.
+    """Return the record of `events` for an effect.
 
     `command_offset` is the offset of the command that caused it, `ordinal` its place among that command's effects: with
-    `fold` they say how far a partition has been sent.
+    `fold` they tell how far a partition has been sent.
     """
     value = envelope(
         effect.subject, effect.payload, effect.id, effect.correlation_id, effect.at, metadata=effect.metadata

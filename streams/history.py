@@ -12,11 +12,11 @@ from streams import topics
 from streams.api import History, HistoryEvent, Unavailable
 
 READ_SECONDS = 10.0
-# Bytes of envelopes that an answer carries.
+# Bytes of all envelopes in one answer.
 LARGEST_ANSWER_BYTES = 3 * 1024 * 1024
-# Records of the first piece, and of the largest: a ceremony of now is found at once, an old one in few reads.
+# Records read at a time, doubled with each piece: a new ceremony is found at once, an old one in few reads.
 FIRST_PIECE_RECORDS, LARGEST_PIECE_RECORDS = 1_000, 32_000
-# Events of a ceremony are not written before it began; brokers' clocks may differ by so much.
+# No event of a ceremony is older than its start, except by the difference of the brokers' clocks, at most this much.
 SLACK_MS = 60_000
 STARTED = b"ceremony.started"
 
@@ -31,20 +31,20 @@ _decode = msgspec.json.Decoder(_ShownEnvelope).decode
 
 
 class _NewestEvents:
-    """What was found so far, newest piece first; full when the limit or the size is reached."""
+    """The events found so far, newest piece first; full at the limit of number or size."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._size = 0
         self._seen: dict[str, Record] = {}
         self.begun = False
-        """The ceremony's first event is among them."""
+        """True when the ceremony's first event is among them."""
 
     def add(self, piece: Sequence[Record]) -> bool:
-        """Take the events of an older piece; False when not all of them were taken."""
+        """Add the events of an older piece; return False when they do not all fit."""
         for record in reversed(piece):
             effect_id = header(record, topics.EFFECT_ID)
-            # Written twice by a crash: the older one stands where it happened first.
+            # An event written again after a crash: the older record keeps its place.
             known = self._seen.pop(effect_id, None)
             self._size += len(record.value or b"") - len((known.value if known else None) or b"")
             if known is None and (len(self._seen) >= self._limit or (self._seen and self._size > LARGEST_ANSWER_BYTES)):
@@ -55,7 +55,7 @@ class _NewestEvents:
 
     @property
     def oldest(self) -> int:
-        """Offset of the oldest event taken."""
+        """Offset of the oldest event found."""
         return next(reversed(self._seen.values())).offset
 
     def events(self) -> list[HistoryEvent]:
@@ -71,7 +71,7 @@ class HistoryReader:
         self._topic = topic
 
     async def read(self, partition: int, instance_id: str, limit: int, begun_at: int) -> History:
-        """The newest `limit` events of the ceremony, which began at `begun_at` (ms). Raises Unavailable."""
+        """Return the newest `limit` events of a ceremony that began at `begun_at` (ms). Raises Unavailable."""
         try:
             start, end = (await self._log.ends(self._topic))[partition]
             found, stopped = _NewestEvents(limit), end
@@ -96,23 +96,23 @@ class HistoryReader:
         return History(found.events(), partition, stopped, complete=True, message="all that the log has of it")
 
     async def _piece(self, partition: int, start: int, end: int, key: bytes) -> tuple[list[Record], int]:
-        """The ceremony's records of [start, end), and the time of the oldest record of any."""
+        """Return the ceremony's records of [start, end), and the time of the oldest record in that range."""
         found: list[Record] = []
         oldest = 0
         async for records in self._log.read(self._topic, partition, start, end):
             oldest = oldest or records[0].timestamp
             found += [record for record in records if record.key == key and header(record, topics.EFFECT_ID)]
-            await self._clock.sleep(0)  # others want the loop too
+            await self._clock.sleep(0)  # other tasks need the event loop, too
         return found, oldest
 
 
 def header(record: Record, name: str) -> str:
-    """The value of a header, "" where there is none."""
+    """Return the value of a header, "" without it."""
     return next((value.decode(errors="replace") for key, value in record.headers if key == name), "")
 
 
 def event_of(record: Record) -> HistoryEvent:
-    """An event as it is shown; one that cannot be read shows what its headers say."""
+    """Return an event for display; one that cannot be decoded shows only its headers."""
     try:
         envelope = _decode(record.value or b"{}")
     except msgspec.DecodeError:

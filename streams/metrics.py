@@ -8,12 +8,12 @@ from functools import cache
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-# Of the histograms.
+# Upper bounds of the histograms' buckets.
 BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Metrics:
-    """All metrics of one worker. Hot paths tally in plain dicts and hand over once per batch."""
+    """All metrics of one worker. Hot paths count in plain dicts and add the result once per batch."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -73,12 +73,12 @@ class Metrics:
         self.rows_recovered = Counter("ceremony_recovery_rows", "Rows read back.", registry=self.registry)
 
     def saved(self, rows: int, seconds: float) -> None:
-        """A checkpoint of a partition is durable."""
+        """Count a durable checkpoint of a partition."""
         self.saving.observe(seconds)
         self.rows_saved.inc(rows)
 
     def recovered(self, rows: int, seconds: float) -> None:
-        """A partition was taken."""
+        """Count a partition that was taken."""
         self.recovering.observe(seconds)
         self.recovered_last.set(seconds)
         self.rows_recovered.inc(rows)
@@ -92,12 +92,12 @@ class Metrics:
 
 @cache
 def process_metrics() -> Metrics:
-    """The metrics of this process, in Prometheus' own registry beside those of the bridges."""
+    """Return the metrics of this process, in Prometheus' own registry beside those of the bridges."""
     return Metrics(REGISTRY)
 
 
 class BatchTally:
-    """What one batch adds to the metrics."""
+    """Counts of one batch, to be added to the metrics."""
 
     def __init__(self) -> None:
         self.commands: Tally[str] = Tally()

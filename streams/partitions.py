@@ -1,4 +1,4 @@
-"""The partitions of `commands` that this worker serves: which it owns, which can be read, and its readiness."""
+"""The partitions of `commands` that this worker owns, their state, and the worker's readiness."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from streams.topics import CEREMONIES
 from tables.definition import Definition
 from tables.instance import Instance
 
-# Characters of an instance id; a longer one names no instance, and is not even hashed.
+# Characters of the longest instance id; a longer one names no instance and is not hashed.
 LONGEST_ID = 257
-# The definition that a row of this partition is pinned to; None where it cannot be read.
+# Returns the definition that a row of this partition is pinned to; None when it cannot be read.
 DefinitionLookup = Callable[[PartitionView, Instance], Definition | None]
 MOVING = "the partition of this instance is being taken over"
 NOT_FRESH = "the group has not confirmed for some seconds that this worker still owns it"
@@ -107,7 +107,7 @@ class Partitions:
         return PartitionState(number, "served", ceremonies=len(view.rows(CEREMONIES)))
 
     def owned_rows(self) -> int:
-        """Rows of the partitions owned now, for the metric."""
+        """Count the rows of the partitions owned now, for the metric."""
         return sum(len(view.rows(CEREMONIES)) for view in self._views.values())
 
     def readiness(self) -> dict[str, str]:

@@ -29,14 +29,14 @@ from tables.kinds import Kinds
 
 log = structlog.get_logger(__name__)
 
-# Rows looked at before the loop gets its turn.
+# Rows examined before other tasks get the event loop.
 ROWS_PER_TURN = 500
 # How long a history waits for the events of the commands folded last.
 SENT_SECONDS = 1.0
 
 
 class Reads:
-    """Reads the partitions served here; fulfils `streams.api.ReadApi`."""
+    """Reads the partitions served here; implements `ReadApi`."""
 
     def __init__(
         self, log: Log, clock: Clock, log_clock: LogClock, *, partitions: Partitions, kinds: Kinds, prefix: str
@@ -120,11 +120,11 @@ class Reads:
         return self.pinned(self._partitions.of(instance.instance_id), instance)
 
     def pinned(self, view: PartitionView, instance: Instance) -> Definition | None:
-        """The definition a row of this partition is pinned to; None where it cannot be read any more."""
+        """Return the definition that a row of this partition is pinned to; None when it cannot be read any more."""
         text = view.rows(DEFINITIONS).get(instance.definition_hash.encode())
         try:
             return None if text is None else load_pinned(text, instance.definition_hash, self._kinds)
-        except CeremonyError as error:  # a rule came after the ceremony had begun: its row can still be read
+        except CeremonyError as error:  # a rule newer than the ceremony refuses it; the row can still be read
             log.error("pinned_definition_invalid", hash=instance.definition_hash, problems=error.message)
             return None
 
@@ -135,7 +135,7 @@ class Reads:
     # -- reads of operators
 
     async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetterEntry], int]:
-        """Reads the whole topic: dead letters are few, and an operator asks."""
+        """Read the whole topic: dead letters are few, and only operators ask for them."""
         found: list[DeadLetterEntry] = []
         try:
             for partition, (start, end) in enumerate(await self._log.ends(self._dead_letters)):
@@ -144,7 +144,7 @@ class Reads:
                     found += [letter for letter in letters if topic in ("", letter.topic)]
         except LogUnavailable as error:
             raise Unavailable("the log cannot be reached") from error
-        found.reverse()  # many have one time: of those, too, the last in the log comes first
+        found.reverse()  # of letters with the same time, the last in the log comes first
         found.sort(key=lambda letter: letter.timestamp, reverse=True)
         return found[offset : offset + limit], len(found)
 
@@ -153,7 +153,7 @@ class Reads:
         if row is None:
             return None
         view = self._partitions.appendable(instance_id)
-        with contextlib.suppress(TimeoutError):  # a slow log or none: the events that it has are shown
+        with contextlib.suppress(TimeoutError):  # a slow or absent log: the events in it are shown
             async with self._clock.timeout(SENT_SECONDS):
                 await view.sent()
         return await self._history.read(view.number, instance_id, limit, row.created_at)
@@ -186,7 +186,7 @@ def _dead_letter(record: Record) -> DeadLetterEntry:
 async def _newest(
     views: Iterable[PartitionView], wanted: Callable[[Instance | Outline], bool], most: int, clock: Clock
 ) -> tuple[int, list[SortKey]]:
-    """How many match, and the keys of the first `most` of them, in order."""
+    """Return the number of matching rows, and the sorted keys of the first `most`."""
     rows = chain.from_iterable(view.scan(CEREMONIES, decode_outline) for view in views)
     found: list[SortKey] = []
     total = 0

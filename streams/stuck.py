@@ -1,6 +1,6 @@
-"""The sweep: counts ceremonies by status, and those that wait for nothing, in the background and at a bounded cost.
+"""Finds stuck ceremonies, which wait for nothing, and counts ceremonies by status: in the background, at bounded cost.
 
-Only rows that have changed are judged again, for what a row waits for changes with the row alone.
+Only changed rows are examined again, because the reasons of a row to wait change only with the row.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from tables.instance import TERMINAL, CeremonyStatus, Instance
 log = structlog.get_logger(__name__)
 
 EVERY_SECONDS = 2.0
-# CPU per turn: two per cent. What is left waits for the next turn; a row that changes meanwhile waits once.
+# Time per turn, two per cent of a core. Remaining rows wait for the next turn; a row that changes again waits once.
 BUDGET_SECONDS = 0.04
-# Rows judged before others get the loop.
+# Rows examined before other tasks get the event loop.
 ROWS_PER_TURN = 100
 # Stuck ceremonies named in the log per turn; `ceremony doctor` names them all.
 LOGGED_PER_TURN = 10
 
 
 class PartitionSweep:
-    """What is known of one partition: the status of each row, who is stuck, and which rows are to be judged."""
+    """The state of one partition: status of each row, stuck ceremonies, and rows still to be examined."""
 
     def __init__(self, view: PartitionView) -> None:
         self.view = view
@@ -40,7 +40,7 @@ class PartitionSweep:
 
 
 class StuckSweep:
-    """Told of partitions and changed rows by their owner; `run` judges."""
+    """Examines rows in `run`; the owner reports partitions and changed rows."""
 
     def __init__(self, clock: Clock, metrics: Metrics, definition_of: DefinitionLookup) -> None:
         self._clock = clock
@@ -48,7 +48,7 @@ class StuckSweep:
         self._definition_of = definition_of
         self._partitions: dict[int, PartitionSweep] = {}
         self.counts: Counter[CeremonyStatus] = Counter()
-        """Rows by status, as far as they were judged."""
+        """Examined rows by status."""
 
     def taken(self, view: PartitionView) -> None:
         self.lost(view.number)
@@ -60,7 +60,7 @@ class StuckSweep:
             self.counts.subtract(gone.statuses.values())
 
     def changed(self, number: int, keys: Iterable[bytes]) -> None:
-        """Rows of this partition are new; called for each batch."""
+        """Note changed rows of a partition; called for each batch."""
         partition = self._partitions.get(number)
         if partition is not None:
             partition.dirty.update(keys)
@@ -76,7 +76,7 @@ class StuckSweep:
             await self._clock.sleep(EVERY_SECONDS)
 
     async def turn(self) -> None:
-        """Judge what has changed, as far as the budget reaches, and set the metrics."""
+        """Examine changed rows within the budget, and set the metrics."""
         until = self._clock.monotonic() + BUDGET_SECONDS
         named = 0
         for partition in list(self._partitions.values()):
@@ -89,7 +89,7 @@ class StuckSweep:
         self._show()
 
     def _judge(self, partition: PartitionSweep) -> list[Instance]:
-        """Judge a slice; returns rows found stuck that were not before."""
+        """Examine some rows; return those that have become stuck."""
         keys = [partition.dirty.pop() for _ in range(min(ROWS_PER_TURN, len(partition.dirty)))]
         rows = dict(partition.view.scan(CEREMONIES, keys=keys))
         found = []
@@ -105,7 +105,7 @@ class StuckSweep:
 
     def _count(self, partition: PartitionSweep, key: bytes, row: Instance | None) -> None:
         if self._partitions.get(partition.view.number) is not partition:
-            return  # lost meanwhile: its rows are counted no more
+            return  # lost meanwhile: its rows no longer count
         before = partition.statuses.get(key)
         if before is not None:
             self.counts[before] -= 1

@@ -1,6 +1,6 @@
-"""The owner's timers: one heap per partition over the rows' due times; what is due becomes a TimerFired command.
+"""Timers of the owned partitions: a heap of due times per partition; a due timer becomes a TimerFired command.
 
-A late or a double TimerFired is harmless, so an entry leaves the heap only when the row no longer holds it.
+A late or repeated TimerFired is harmless, so an entry stays in the heap until its row no longer has the timer.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from tables.instance import CeremonyStatus, Instance, Outline, decode_outline, n
 
 log = structlog.get_logger(__name__)
 
-# A timer that was fired and is still in the row is fired again after this long.
+# A fired timer that is still in its row fires again after this time.
 AGAIN_MS = 1000
-# The log's clock is learnt anew, by a no-op command, at least this often.
+# A no-op command refreshes the log's clock at least this often.
 LEARN_SECONDS = 60
-# Rows looked at before the loop gets its turn.
+# Rows examined before other tasks get the event loop.
 ROWS_PER_TURN = 1000
-# Timers fired before the loop looks at other partitions.
+# Timers fired per partition before other partitions get their turn.
 TIMERS_PER_TURN = 500
 LONGEST_NAP_SECONDS = 1.0
 
-# Append a command: (partition, key, value, headers) → append time in milliseconds. Raises LogUnavailable.
+# Appends a command: (partition, key, value, headers) → append time in milliseconds. Raises LogUnavailable.
 Send = Callable[[int, bytes, bytes, Sequence[Header]], Awaitable[int]]
 NOOP = encode_command(Noop())
 
 
 class DueTimer(NamedTuple):
-    """A timer to be fired."""
+    """A timer that is due."""
 
     key: bytes
     timer_id: str
@@ -46,7 +46,7 @@ class DueTimer(NamedTuple):
 
 
 class TimedPartition(Protocol):
-    """What the timers need of a partition."""
+    """The part of a partition's view that timers use."""
 
     number: int
 
@@ -62,7 +62,7 @@ class TimedPartition(Protocol):
 
 
 class PartitionTimers:
-    """The heap of one partition: (due, key), and for each key the due time by which it is in the heap."""
+    """The heap of one partition: entries (due, key), and the due time of each key's valid entry."""
 
     def __init__(self, view: TimedPartition) -> None:
         self.view = view
@@ -71,7 +71,7 @@ class PartitionTimers:
         self._due: dict[bytes, int] = {}
 
     def fill(self) -> Iterator[None]:
-        """Take up the timers of all rows, before any of them changes; pauses now and then: others get a turn."""
+        """Read the timers of all rows before any row changes; yields now and then, to let other tasks run."""
         dues = self._due
         for number, (key, row) in enumerate(self.view.scan(CEREMONIES, decode_outline), start=1):
             if (due := next_due(row)) is not None:
@@ -82,7 +82,7 @@ class PartitionTimers:
         heapq.heapify(self._heap)
 
     def changed(self, key: bytes, row: Instance | Outline | None) -> None:
-        """The row of this key is new. An entry that is too early stays: it is looked at when it comes up."""
+        """Note a changed row. An entry that is too early stays, and is corrected when it comes up."""
         due = None if row is None else next_due(row)
         if due is not None and due < self._due.get(key, due + 1):
             self._put(key, due)
@@ -97,7 +97,7 @@ class PartitionTimers:
         return self._heap[0][0] if self._heap else None
 
     def take(self, now: int, *, steps_too: bool) -> list[DueTimer]:
-        """About BURST timers that are due. `steps_too`: step timeouts may fire."""
+        """Return about TIMERS_PER_TURN due timers. `steps_too`: step timeouts may fire."""
         fired: list[DueTimer] = []
         rows = self.view.rows(CEREMONIES)
         while self._heap and self._heap[0][0] <= now and len(fired) < TIMERS_PER_TURN:
@@ -119,7 +119,7 @@ class PartitionTimers:
 
 
 def due_timers(row: Instance, now: int, *, steps_too: bool) -> Iterable[tuple[str, int]]:
-    """(timer id, attempt) of what is due in this row."""
+    """Return (timer id, attempt) of the due timers of a row."""
     paused = row.status is CeremonyStatus.PAUSED
     for name, timer in row.timers.items():
         if timer.due > now or (paused and name != "ceremony_max"):
@@ -129,7 +129,7 @@ def due_timers(row: Instance, now: int, *, steps_too: bool) -> Iterable[tuple[st
 
 
 class Timers:
-    """All partitions this worker owns."""
+    """Timers of all partitions that this worker owns."""
 
     def __init__(self, clock: Clock, log_clock: LogClock, send: Send, *, grace_seconds: float = 30.0) -> None:
         self._clock = clock
@@ -140,7 +140,7 @@ class Timers:
         self._wake = asyncio.Event()
 
     async def taken(self, view: TimedPartition) -> None:
-        """A partition was recovered, and is not folded yet: its heap is rebuilt from its rows."""
+        """Rebuild the heap of a recovered partition from its rows, before it folds."""
         part = PartitionTimers(view)
         for _ in part.fill():
             await self._clock.sleep(0)
@@ -151,7 +151,7 @@ class Timers:
         self._parts.pop(number, None)
 
     def changed(self, number: int, rows: Mapping[bytes, Instance | None]) -> None:
-        """Rows of a partition became visible."""
+        """Note rows of a partition that became visible."""
         part = self._parts.get(number)
         if part is None:
             return
@@ -162,7 +162,7 @@ class Timers:
             self._wake.set()
 
     async def run(self) -> None:
-        """Fire what is due, for ever; ends by being cancelled."""
+        """Fire due timers until cancelled."""
         while True:
             try:
                 await self._learn()
@@ -188,7 +188,7 @@ class Timers:
         return fired
 
     def _caught_up(self, part: PartitionTimers) -> bool:
-        """Whether answers that waited for the take-over have had their time (specification 18.7)."""
+        """Return whether answers that arrived during the take-over have had time to be folded (specification 18.7)."""
         if part.caught_up_at is None:
             if part.view.position < part.view.end_at_take_over:
                 return False

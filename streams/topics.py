@@ -7,9 +7,9 @@ from steps.registry import all_kinds
 COMMANDS = "commands"
 EVENTS = "events"
 DEADLETTERS = "deadletters"
-# Heartbeats of the workers, in one partition: who owns what, and where it answers.
+# Heartbeats of the workers, in one partition: the partitions each owns, and its address.
 OWNERS = "owners"
-# What operators did beside the commands: dead letters sent back.
+# Actions of operators that are no commands: replays of dead letters.
 AUDIT = "audit"
 # Short names of the step kinds; each has the topic `steps.<kind>`.
 STEP_KINDS = tuple(kind.name for kind in all_kinds().values())
@@ -45,7 +45,7 @@ ORDINAL = "ordinal"
 SUBJECT = "subject"
 ERROR_CODE = "error-code"
 ERROR_MESSAGE = "error-message"
-# Request id under which an operator sent this record back from the dead letters.
+# Request id of the operator's replay that sent this record back from the dead letters.
 REPLAY = "replay"
 # `<topic or stream>/<partition>/<offset or sequence>` of a dead letter.
 ORIGIN = "origin"

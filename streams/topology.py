@@ -1,4 +1,4 @@
-"""The whole pipeline on one page: topics, tables, and which agent reads what.
+"""The whole pipeline on one page: topics, tables, and the agents that read them.
 
 commands ─► ceremony ─┬─► steps.<kind> ─► one agent per kind ─► commands
                       ├─► events ─► NATS
@@ -30,18 +30,18 @@ from tables.instance import decode_instance, encode_instance
 DAY_MS = 24 * 60 * 60 * 1000
 COMMANDS_KEPT_MS = 7 * DAY_MS
 EVENTS_KEPT_MS = 30 * DAY_MS
-# Only the last seconds matter; the rest is for people who look for what happened.
+# The engine needs only the last seconds; older heartbeats help people to reconstruct events.
 OWNERS_KEPT_MS = 60 * 60 * 1000
-# The agent that folds.
+# Name of the agent that folds commands.
 CEREMONY = "ceremony"
-# Records of a partition handed over at once.
+# Largest batch of records of a partition.
 FETCH_RECORDS = 500
 
 AgentFunction = Callable[[Any], Any]
 
 
 def topics(prefix: str, partitions: int) -> list[TopicSpec]:
-    """Every topic but the changelogs (attaching an agent declares those), with its retention (specification 21.2)."""
+    """Return all topics with their retention (specification 21.2), except changelogs, which come with their agent."""
 
     def topic(name: str, retention_ms: int, *, queue: bool = False) -> TopicSpec:
         return TopicSpec(prefixed(prefix, name), partitions, retention_ms, queue=queue)
@@ -64,7 +64,7 @@ TABLES = (
 
 @dataclass(frozen=True, slots=True)
 class PartitionListener:
-    """Who hears of the ceremony agent's partitions."""
+    """Callbacks for changes of the ceremony agent's partitions."""
 
     taken: Callable[[PartitionView], Any]
     applied: Callable[[Batch], None]
@@ -76,7 +76,7 @@ class PartitionListener:
 def agents(
     prefix: str, ceremony: AgentFunction, owner: PartitionListener, steps: dict[str, AgentFunction]
 ) -> list[tuple[AgentSpec, AgentFunction]]:
-    """Every agent with its attachment; `steps` maps the short name of a kind to its agent."""
+    """Return every agent with its attachment; `steps` maps the short name of a kind to its agent."""
     ceremony_spec = AgentSpec(
         CEREMONY,
         prefixed(prefix, COMMANDS),

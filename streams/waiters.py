@@ -1,4 +1,4 @@
-"""Who waits for the fold: clients for the answer to a command, watchers for the next version of a row."""
+"""Waiting for the fold: clients wait for the reply to a command, watchers for the next version of a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLD_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class FoldResult:
-    """What the fold said to a command; `code` is empty when it was accepted."""
+    """The fold's result for a command; `code` is empty when it was accepted."""
 
     code: str = ""
     message: str = ""
@@ -25,19 +25,19 @@ ACCEPTED = FoldResult()
 
 
 class ReplyWaiters:
-    """Futures by command id, in this process only: a client waits at the owner."""
+    """Clients that wait for a reply, by command id. In this process only: a client waits at the partition's owner."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, list[asyncio.Future[FoldResult]]] = {}
 
     def expect(self, command_id: str) -> asyncio.Future[FoldResult]:
-        """Announce the wait before the command is appended. Who waits for the same id gets the same answer."""
+        """Register a client before its command is appended. All clients with the same id get the same reply."""
         future: asyncio.Future[FoldResult] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(command_id, []).append(future)
         return future
 
     def forget(self, command_id: str, future: asyncio.Future[FoldResult]) -> None:
-        """This one waits no more; others for the same id still do."""
+        """Remove one client; others with the same id keep waiting."""
         waiting = self._waiting.get(command_id, [])
         if future in waiting:
             waiting.remove(future)
@@ -55,7 +55,7 @@ class ReplyWaiters:
 
 
 class Watchers:
-    """Who follows one instance: each gets an event it clears and waits on."""
+    """Clients that watch one instance: each has an event that it clears and waits for."""
 
     def __init__(self) -> None:
         self._events: defaultdict[bytes, set[asyncio.Event]] = defaultdict(set)
@@ -78,7 +78,7 @@ class Watchers:
                 event.set()
 
     def lost(self) -> None:
-        """Ownership changed: everybody looks again."""
+        """Wake all watchers, because ownership changed."""
         for events in self._events.values():
             for event in events:
                 event.set()

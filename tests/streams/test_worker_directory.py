@@ -74,10 +74,10 @@ class Site:
         )
         self._offset = 0
 
-    def hear(self, worker: str, partitions: list[int], generation: int = 1, at: int = NOW) -> None:
+    def receive(self, worker: str, partitions: list[int], generation: int = 1, at: int = NOW) -> None:
         value = msgspec.json.encode(Heartbeat(worker, f"{worker}:1", partitions, generation))
         self._offset += 1
-        self.owners.hear(Record("t.owners", 0, self._offset, at, worker.encode(), value))
+        self.owners.receive(Record("t.owners", 0, self._offset, at, worker.encode(), value))
 
 
 @pytest.fixture
@@ -86,15 +86,15 @@ def site() -> Site:
 
 
 def test_what_is_mine_is_here_and_the_rest_where_its_owner_says(site: Site) -> None:
-    site.hear("a", [1])
-    site.hear("b", [2])
+    site.receive("a", [1])
+    site.receive("b", [2])
     assert [site.owners.where(number) for number in range(3)] == [HERE, "a:1", "b:1"]
     assert site.owners.everywhere() == {HERE: [0], "a:1": [1], "b:1": [2]}
     assert set(site.owners.addresses()) == {"a:1", "b:1"}
 
 
 def test_what_nobody_claims_is_unavailable(site: Site) -> None:
-    site.hear("a", [1])
+    site.receive("a", [1])
     with pytest.raises(Unavailable, match="partition 2"):
         site.owners.where(2)
     with pytest.raises(Unavailable):
@@ -102,7 +102,7 @@ def test_what_nobody_claims_is_unavailable(site: Site) -> None:
 
 
 async def test_a_silent_worker_is_believed_for_a_session_timeout_by_the_logs_clock(site: Site) -> None:
-    site.hear("a", [1])
+    site.receive("a", [1])
     await site.clock.advance(5.9)
     assert site.owners.where(1) == "a:1"
     await site.clock.advance(0.2)
@@ -113,8 +113,8 @@ async def test_a_silent_worker_is_believed_for_a_session_timeout_by_the_logs_clo
 
 
 def test_who_gives_a_partition_up_says_so(site: Site) -> None:
-    site.hear("a", [1, 2])
-    site.hear("a", [2])
+    site.receive("a", [1, 2])
+    site.receive("a", [2])
     assert site.owners.where(2) == "a:1"
     with pytest.raises(Unavailable):
         site.owners.where(1)
@@ -122,23 +122,23 @@ def test_who_gives_a_partition_up_says_so(site: Site) -> None:
 
 def test_of_two_that_claim_a_partition_the_one_of_the_later_generation_has_it(site: Site) -> None:
     """A frozen worker that wakes still claims what the group has given to another."""
-    site.hear("new", [1], generation=5)
-    site.hear("zombie", [1], generation=4)
+    site.receive("new", [1], generation=5)
+    site.receive("zombie", [1], generation=4)
     assert site.owners.where(1) == "new:1"
 
 
 def test_our_own_heartbeats_send_nobody_to_ourselves(site: Site) -> None:
     """A partition that we had until a moment ago is not forwarded to our own address."""
-    site.hear("me", [1])
+    site.receive("me", [1])
     with pytest.raises(Unavailable):
         site.owners.where(1)
 
 
 @pytest.mark.parametrize("value", [b'{"worker": 3}', b"", None])
 def test_what_is_no_heartbeat_says_nothing(site: Site, value: bytes | None) -> None:
-    site.hear("a", [1])
+    site.receive("a", [1])
     with pytest.raises(ValueError, match="no heartbeat"):
-        site.owners.hear(Record("t.owners", 0, 99, NOW, b"a", value))
+        site.owners.receive(Record("t.owners", 0, 99, NOW, b"a", value))
     assert site.owners.where(1) == "a:1"
 
 

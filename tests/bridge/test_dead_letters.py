@@ -1,4 +1,4 @@
-"""Dead letters shown whole and sent back, on a real log: once for each request id, and only to places of ours."""
+"""Showing and replaying dead letters on a real log: once for each request id, and only to topics of the engine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Site:
     def __init__(self, log: SqliteLog) -> None:
         self.log = log
         self.stream: dict[int, bytes] = {}
-        self.office = DeadLetters(log, HostClock(), prefix="t", partitions=PARTITIONS, read_message=self.stored)
+        self.dead_letters = DeadLetters(log, HostClock(), prefix="t", partitions=PARTITIONS, read_message=self.stored)
 
     async def stored(self, sequence: int) -> bytes | None:
         return self.stream.get(sequence)
@@ -59,7 +59,7 @@ class Site:
         return [record async for records in self.log.read(topic, partition, start, end) for record in records]
 
     async def replay(self, origin: LetterOrigin, request_id: str = "r-1") -> Any:
-        return await self.office.replay(origin, "ana", "it is mended", request_id)
+        return await self.dead_letters.replay(origin, "ana", "it is mended", request_id)
 
 
 @pytest.fixture
@@ -71,19 +71,19 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     await log.stop()
 
 
-async def test_it_is_shown_with_headers_and_body(site: Site) -> None:
+async def test_a_dead_letter_is_shown_with_headers_and_body(site: Site) -> None:
     # specification 19.4
     origin = await site.put("t.commands", 2, 7, b'{"type": "nonsense"}')
-    found = await site.office.show(origin)
+    found = await site.dead_letters.show(origin)
     assert (found.letter.code, found.letter.message, found.letter.key) == ("boom", "it broke", b"c1:s1")
     assert found.letter.headers == (("correlation-id", b"corr"),)
     assert (found.body, found.body_from, found.replays) == (b'{"type": "nonsense"}', "dead_letter", ())
 
 
-async def test_of_several_with_one_origin_the_newest_is_shown(site: Site) -> None:
+async def test_the_newest_of_several_with_one_origin_is_shown(site: Site) -> None:
     await site.put("t.commands", 2, 7, b"first")
     origin = await site.put("t.commands", 2, 7, b"second")
-    assert (await site.office.show(origin)).body == b"second"
+    assert (await site.dead_letters.show(origin)).body == b"second"
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,13 @@ async def test_of_several_with_one_origin_the_newest_is_shown(site: Site) -> Non
 async def test_an_origin_without_a_dead_letter_is_unknown(site: Site, origin: tuple[str, int, int]) -> None:
     await site.put("t.commands", 2, 7, b"x")
     with pytest.raises(DeadLetterUnknown, match="dead_letter_unknown"):
-        await site.office.show(LetterOrigin(*origin))
+        await site.dead_letters.show(LetterOrigin(*origin))
     with pytest.raises(DeadLetterUnknown):
         await site.replay(LetterOrigin(*origin))
 
 
 @pytest.mark.parametrize("topic", ["t.commands", "t.steps.aggregation"])
-async def test_a_record_goes_back_with_its_key_headers_and_partition(site: Site, topic: str) -> None:
+async def test_a_record_is_replayed_with_its_key_headers_and_partition(site: Site, topic: str) -> None:
     # specification 19.5
     origin = await site.put(topic, 2, 7, b"body")
     before = REPLAYED.labels(topic)._value.get()
@@ -108,11 +108,11 @@ async def test_a_record_goes_back_with_its_key_headers_and_partition(site: Site,
     assert list(record.headers) == [("correlation-id", b"corr"), ("replay", b"r-1")]
     assert (replay.sent_to, repeated) == (f"{topic}/2/{record.offset}", False)
     assert REPLAYED.labels(topic)._value.get() == before + 1
-    (done,) = (await site.office.show(origin)).replays
+    (done,) = (await site.dead_letters.show(origin)).replays
     assert (done.entry.actor, done.entry.reason, done.sent_to) == ("ana", "it is mended", replay.sent_to)
 
 
-async def test_the_same_request_again_sends_nothing_and_another_one_sends_again(site: Site) -> None:
+async def test_a_repeated_request_sends_nothing_and_another_request_sends_again(site: Site) -> None:
     # specification 19.5
     origin = await site.put("t.commands", 1, 7, b"body")
     first, _ = await site.replay(origin)
@@ -122,14 +122,14 @@ async def test_the_same_request_again_sends_nothing_and_another_one_sends_again(
     await site.replay(origin, "r-2")
     found = await site.records("t.commands", 1)
     assert [dict(record.headers)["replay"] for record in found] == [b"r-1", b"r-2"]
-    assert len((await site.office.show(origin)).replays) == 2
+    assert len((await site.dead_letters.show(origin)).replays) == 2
 
 
 @pytest.mark.parametrize("cut_after", [1, 2])
-async def test_a_replay_that_was_cut_short_is_finished_by_the_same_request(
+async def test_an_interrupted_replay_is_completed_by_the_same_request(
     site: Site, monkeypatch: pytest.MonkeyPatch, cut_after: int
 ) -> None:
-    """After the intention it is sent now; after the deed it is found, and only written down."""
+    """If only the intention was written the record is sent now; if it was sent, only the audit entry is written."""
     # specification 19.5
     origin = await site.put("t.commands", 1, 7, b"body")
     appends = 0
@@ -150,39 +150,39 @@ async def test_a_replay_that_was_cut_short_is_finished_by_the_same_request(
     _, repeated = await site.replay(origin)
     assert repeated is (cut_after == 2)
     assert len(await site.records("t.commands", 1)) == 1
-    assert len((await site.office.show(origin)).replays) == 1
+    assert len((await site.dead_letters.show(origin)).replays) == 1
 
 
-async def test_a_large_body_is_read_where_it_stood(site: Site) -> None:
-    """A dead letter refers to what is above 256 KiB."""
+async def test_a_large_body_is_read_from_its_origin(site: Site) -> None:
+    """A dead letter only refers to a value above 256 KiB."""
     # specification 19.2
     body = b"x" * (DEADLETTER_BODY_BYTES + 1)
     position = await site.log.append("t.commands", 1, b"c1:s1", body)
     origin = await site.put("t.commands", 1, position.offset, body)
-    found = await site.office.show(origin)
+    found = await site.dead_letters.show(origin)
     assert (found.body, found.body_from, found.letter.size) == (body, "origin", len(body))
     await site.replay(origin)
     assert [record.value for record in await site.records("t.commands", 1)] == [body, body]
 
 
-async def test_a_body_that_nobody_has_any_more_cannot_be_sent(site: Site) -> None:
+async def test_a_body_that_is_gone_cannot_be_replayed(site: Site) -> None:
     # specification 19.6
     origin = await site.put("t.commands", 1, 7, b"x" * (DEADLETTER_BODY_BYTES + 1))
-    assert (await site.office.show(origin)).body_from == "gone"
+    assert (await site.dead_letters.show(origin)).body_from == "gone"
     with pytest.raises(NotReplayable, match="body_gone"):
         await site.replay(origin)
     assert await site.records("t.audit", 1) == []
 
 
 @pytest.mark.parametrize("origin", [("t.events", 1, 7), ("elsewhere", 1, 7), ("t.commands", 4, 7)])
-async def test_only_commands_and_step_requests_of_ours_are_sent_back(site: Site, origin: tuple[str, int, int]) -> None:
+async def test_only_commands_and_step_requests_are_replayed(site: Site, origin: tuple[str, int, int]) -> None:
     # specification 19.6
     where = await site.put(*origin, b"body")
     with pytest.raises(NotReplayable, match="not_replayable"):
         await site.replay(where)
 
 
-async def test_a_message_of_nats_becomes_the_command_it_would_have_become(site: Site) -> None:
+async def test_a_nats_message_is_replayed_as_a_command(site: Site) -> None:
     # specification 19.5
     subject = [("subject", b"agent.response.completed")]
     origin = await site.put(AGENT_RESPONSES, 0, 12, json.dumps(RESPONSE).encode(), key=None, headers=subject)
@@ -195,11 +195,11 @@ async def test_a_message_of_nats_becomes_the_command_it_would_have_become(site: 
     assert replay.sent_to == f"t.commands/{home}/{record.offset}"
 
 
-async def test_a_large_message_of_nats_is_read_from_its_stream(site: Site) -> None:
+async def test_a_large_nats_message_is_read_from_its_stream(site: Site) -> None:
     site.stream[12] = json.dumps(RESPONSE).encode()
     large = b"x" * (DEADLETTER_BODY_BYTES + 1)
     origin = await site.put(AGENT_RESPONSES, 0, 12, large, key=None, headers=[("subject", b"agent.response.completed")])
-    assert (await site.office.show(origin)).body_from == "origin"
+    assert (await site.dead_letters.show(origin)).body_from == "origin"
     await site.replay(origin)
 
 
@@ -214,7 +214,7 @@ async def test_a_large_message_of_nats_is_read_from_its_stream(site: Site) -> No
     ],
     ids=["malformed", "foreign"],
 )
-async def test_a_message_of_nats_that_is_still_wrong_is_refused(site: Site, body: bytes | str, code: str) -> None:
+async def test_a_nats_message_that_is_still_malformed_is_refused(site: Site, body: bytes | str, code: str) -> None:
     # specification 19.6
     value = body if isinstance(body, bytes) else body.encode()
     subject = [("subject", b"agent.response.completed")]
@@ -224,22 +224,22 @@ async def test_a_message_of_nats_that_is_still_wrong_is_refused(site: Site, body
 
 
 @pytest.mark.parametrize("shape", shapes("audit"), ids=lambda shape: shape.name)
-async def test_what_is_no_entry_of_the_audit_hinders_nobody_and_is_set_aside_once(site: Site, shape: Shape) -> None:
-    """Also where it stands under the very origin that is asked for."""
+async def test_an_undecodable_audit_record_becomes_one_dead_letter_and_blocks_nothing(site: Site, shape: Shape) -> None:
+    """That holds also for a record with the requested origin as its key."""
     origin = await site.put("t.commands", 1, 7, b"body")
     record = shape.spoil(good("audit", "poisoned")._replace(key=str(origin).encode()))
     assert len(shapes("audit")) >= 30
     position = await site.log.append("t.audit", 1, *record)
     await site.replay(origin)
-    assert len((await site.office.show(origin)).replays) == 1
+    assert len((await site.dead_letters.show(origin)).replays) == 1
     (letter,) = [placed_letter(one) for one in await site.records("t.deadletters", 1)][1:]
     assert (letter.origin, letter.code) == (f"t.audit/1/{position.offset}", "audit_undecodable")
     assert letter.message
 
 
-async def test_a_good_entry_of_the_audit_is_none_to_set_aside(site: Site) -> None:
-    """What the shapes are made of is read."""
+async def test_a_valid_audit_entry_makes_no_dead_letter(site: Site) -> None:
+    """The entry from which the malformed shapes are made is valid."""
     origin = await site.put("t.commands", 1, 7, b"body")
     await site.log.append("t.audit", 1, *good("audit", str(origin)))
-    assert len((await site.office.show(origin)).replays) == 1
+    assert len((await site.dead_letters.show(origin)).replays) == 1
     assert len(await site.records("t.deadletters", 1)) == 1

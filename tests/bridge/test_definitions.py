@@ -1,4 +1,4 @@
-"""The folder of definitions: by name only, read again on change, one bad file among good ones."""
+"""The folder of definitions: files by name only, read again on change, one bad file among good ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def definitions(folder: Path, *rules: ServerRule) -> DefinitionFolder:
     return DefinitionFolder(folder, KINDS, rules)
 
 
-def test_a_definition_is_found_by_its_name(tmp_path: Path) -> None:
+def test_a_definition_is_found_by_name(tmp_path: Path) -> None:
     # specification 2.1
     found = definitions(folder_with(tmp_path, good=SELECTING)).get("good")
     assert found.name == "good"
@@ -38,8 +38,8 @@ def test_a_definition_is_found_by_its_name(tmp_path: Path) -> None:
     "name",
     ["../secret", "sub/secret", "/etc/passwd", "good.yaml", "good\n", "", ".", "..", "go od", "gööd", "a" * 5000],
 )
-def test_a_name_never_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
-    """The file it would name is there; it is not looked at."""
+def test_a_name_never_leads_outside_the_folder(tmp_path: Path, name: str) -> None:
+    """The file outside exists, and is not read."""
     # specification 2.1
     folder = folder_with(tmp_path / "definitions", good=SELECTING)
     folder_with(tmp_path, secret=SELECTING)
@@ -61,7 +61,7 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     assert after.hash != before.hash
 
 
-def test_a_change_of_the_same_length_is_seen_by_its_time(tmp_path: Path) -> None:
+def test_a_change_of_the_same_length_is_noticed_by_its_time(tmp_path: Path) -> None:
     found = definitions(folder_with(tmp_path, good=SELECTING))
     before = found.get("good")
     file = tmp_path / "good.yaml"
@@ -70,7 +70,7 @@ def test_a_change_of_the_same_length_is_seen_by_its_time(tmp_path: Path) -> None
     assert found.get("good").hash != before.hash
 
 
-def test_a_file_that_is_gone_is_unknown(tmp_path: Path) -> None:
+def test_a_deleted_file_is_unknown(tmp_path: Path) -> None:
     found = definitions(folder_with(tmp_path, good=SELECTING))
     found.get("good")
     (tmp_path / "good.yaml").unlink()
@@ -79,8 +79,8 @@ def test_a_file_that_is_gone_is_unknown(tmp_path: Path) -> None:
     assert found.all() == []
 
 
-def test_an_invalid_file_does_not_touch_the_others(tmp_path: Path) -> None:
-    """It names its problems, each with file and line, and may become valid without a restart."""
+def test_an_invalid_file_does_not_affect_the_others(tmp_path: Path) -> None:
+    """Its problems have file and line, and it may become valid without a restart."""
     # specification 2.15
     found = definitions(folder_with(tmp_path, good=SELECTING, bad="states: []\n"))
     with pytest.raises(DefinitionInvalid) as caught:
@@ -93,7 +93,7 @@ def test_an_invalid_file_does_not_touch_the_others(tmp_path: Path) -> None:
     assert found.get("bad").name == "bad"
 
 
-def test_a_name_that_is_not_the_files_is_invalid(tmp_path: Path) -> None:
+def test_a_name_that_differs_from_the_file_name_is_invalid(tmp_path: Path) -> None:
     # specification 2.1
     (tmp_path / "other.yaml").write_text(HEAD.format(name="good") + SELECTING)
     with pytest.raises(DefinitionInvalid, match="name"):
@@ -107,20 +107,20 @@ def test_a_file_over_256_kib_is_invalid(tmp_path: Path) -> None:
         definitions(tmp_path).get("big")
 
 
-def test_bytes_that_are_no_text_are_invalid(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf_8_are_invalid(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name: binary")
     with pytest.raises(DefinitionInvalid):
         definitions(tmp_path).get("binary")
 
 
-def test_a_folder_in_a_files_place_cannot_be_read(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").mkdir()
     with pytest.raises(DefinitionInvalid, match="file_unreadable"):
         definitions(tmp_path).get("odd")
 
 
-def test_a_servers_rule_is_checked_at_load(tmp_path: Path) -> None:
-    """Subjects outside the publish allowlist: invalid on this server, valid on one that allows them."""
+def test_rules_of_the_server_are_checked_at_load(tmp_path: Path) -> None:
+    """Subjects outside the publish allowlist are invalid on this server, and valid on one that allows them."""
     # specification 9.4
     folder_with(tmp_path, selfish=SELFISH)
     strict = definitions(tmp_path, lambda d, file: subject_problems(d, ("ceremony.>",), file))
@@ -130,7 +130,7 @@ def test_a_servers_rule_is_checked_at_load(tmp_path: Path) -> None:
     assert open_minded.get("selfish").name == "selfish"
 
 
-def test_every_invalid_file_is_reported_in_full(tmp_path: Path) -> None:
+def test_every_problem_of_every_invalid_file_is_logged(tmp_path: Path) -> None:
     # specification 2.15
     found = definitions(folder_with(tmp_path, good=SELECTING, bad="states: []\n"))
     with pytest.raises(DefinitionInvalid) as caught:
@@ -140,7 +140,7 @@ def test_every_invalid_file_is_reported_in_full(tmp_path: Path) -> None:
     assert [line["problem"] for line in logs] == [str(problem) for problem in caught.value.problems]
 
 
-def test_a_missing_folder_is_reported_and_holds_nothing(tmp_path: Path) -> None:
+def test_a_missing_folder_is_logged_and_has_no_definitions(tmp_path: Path) -> None:
     found = definitions(tmp_path / "nowhere")
     with structlog.testing.capture_logs() as logs:
         found.report()
@@ -150,8 +150,8 @@ def test_a_missing_folder_is_reported_and_holds_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(10)
-def test_what_is_no_file_is_unreadable_and_holds_nobody_up(tmp_path: Path) -> None:
-    """To open a pipe that nobody writes would stop the whole worker, and a device has no end."""
+def test_a_pipe_or_device_is_unreadable_and_does_not_block(tmp_path: Path) -> None:
+    """Opening a pipe without a writer would stop the whole worker, and a device has no end."""
     folder = folder_with(tmp_path, good=SELECTING)
     os.mkfifo(folder / "pipe.yaml")
     (folder / "endless.yaml").symlink_to("/dev/zero")
@@ -166,8 +166,8 @@ def test_what_is_no_file_is_unreadable_and_holds_nobody_up(tmp_path: Path) -> No
     assert found.get("good").name == "good"
 
 
-def test_a_file_that_no_start_can_name_is_reported(tmp_path: Path) -> None:
-    """It would be silently without effect: its author hears which names are right."""
+def test_a_file_name_that_no_start_can_use_is_reported(tmp_path: Path) -> None:
+    """Without the report it would have no effect; the problem lists the valid characters."""
     (tmp_path / "odd-name.yaml").write_text("version: '1.0'\n")
     (loaded,) = definitions(tmp_path).all()
     assert loaded.definition is None

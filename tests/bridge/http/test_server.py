@@ -31,7 +31,7 @@ async def readyz(world: World) -> tuple[int, dict[str, str]]:
 
 
 async def becomes(world: World, status: int, **states: str) -> None:
-    """Until /readyz answers so, with the named neighbours in these states (`!` for anything but ok)."""
+    """Wait for this status of /readyz, with the named neighbours in these states (`!` for any state but ok)."""
 
     async def so() -> bool:
         found, neighbours = await readyz(world)
@@ -43,21 +43,21 @@ async def becomes(world: World, status: int, **states: str) -> None:
     await until(so, f"/readyz answers {status} with {states}")
 
 
-async def test_it_is_alive(world: World) -> None:
+async def test_livez_answers_alive(world: World) -> None:
     # specification 22.4
     status, body = await world.http("/livez")
     assert (status, json.loads(body)) == (200, {"status": "alive"})
 
 
-async def test_it_is_ready_with_every_neighbours_state(world: World) -> None:
+async def test_readyz_lists_the_state_of_every_neighbour(world: World) -> None:
     # specification 22.4
     await becomes(world, 200, log="ok", tables="ok", nats="ok", ray_executor="ok")
     _, neighbours = await readyz(world)
     assert set(neighbours) == NEIGHBOURS
 
 
-async def test_it_is_not_ready_without_nats_and_ready_again_with_it(world: World) -> None:
-    """It stays alive, and says which neighbour is missing in words of our own."""
+async def test_a_worker_without_nats_is_not_ready_until_it_is_back(world: World) -> None:
+    """It stays alive, and names the missing neighbour without raw exception text."""
     # specification 22.4
     await asyncio.to_thread(world.nats.kill)
     await becomes(world, 503, nats="!", log="ok", tables="ok")
@@ -68,7 +68,7 @@ async def test_it_is_not_ready_without_nats_and_ready_again_with_it(world: World
     await becomes(world, 200, nats="ok")
 
 
-async def test_it_is_not_ready_without_the_ray_executor(world: World) -> None:
+async def test_a_worker_without_the_ray_executor_is_not_ready(world: World) -> None:
     await world.stop_ray()
     await becomes(world, 503, ray_executor="!", nats="ok")
     world.ray = world.new_ray()
@@ -77,14 +77,14 @@ async def test_it_is_not_ready_without_the_ray_executor(world: World) -> None:
 
 
 async def metric(world: World, name: str, **labels: str) -> float:
-    """The value of a sample, 0 where there is none."""
+    """The value of a sample, 0 if it does not exist."""
     _, text = await world.http("/metrics")
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
 
 async def test_steps_publishes_and_endings_are_counted(world: World) -> None:
-    """A backlog review: seven steps, one publish, one ceremony."""
+    """A backlog review has seven steps, one publish and one ceremony."""
     # specification 22.4
     before = [
         await metric(world, "ceremony_steps_total", status="COMPLETED"),
@@ -99,13 +99,13 @@ async def test_steps_publishes_and_endings_are_counted(world: World) -> None:
         await metric(world, "ceremony_ended_total", status="COMPLETED"),
         await metric(world, "ceremony_events_total", subject="ceremony.step.executed"),
     ]
-    # Seven conclusions; a gate that begins to wait says so too.
+    # Seven finished steps, and the gate when it opens.
     assert [b - a for a, b in zip(before, after, strict=True)] == [7, 1, 1, 8]
     await until(lambda: metric(world, "ceremony_instances"), "the rows are counted")
     assert await metric(world, "ceremony_partitions_owned") == 3
 
 
-async def test_what_is_not_there_is_not_found(world: World) -> None:
+async def test_an_unknown_path_is_not_found(world: World) -> None:
     assert (await world.http("/elsewhere"))[0] == 404
 
 
@@ -117,8 +117,8 @@ async def test_what_is_not_there_is_not_found(world: World) -> None:
         ({"log": "ok"}, 503),
     ],
 )
-async def test_only_required_neighbours_decide(states: dict[str, str], status: int) -> None:
-    """What is required and not known is not ready either."""
+async def test_only_required_neighbours_decide_readiness(states: dict[str, str], status: int) -> None:
+    """A required neighbour with an unknown state is not ready either."""
     # specification 22.4
     server = HttpServer("127.0.0.1:0", lambda: states, ("log", "nats"), process_metrics().registry)
     await server.start()
@@ -130,7 +130,7 @@ async def test_only_required_neighbours_decide(states: dict[str, str], status: i
     assert json.loads(body)["required"] == ["log", "nats"]
 
 
-async def test_a_port_in_use_is_an_os_error(world: World) -> None:
+async def test_a_port_in_use_raises_an_os_error(world: World) -> None:
     server = HttpServer(f"127.0.0.1:{world.worker.http.port}", dict, (), process_metrics().registry)
     with pytest.raises(OSError, match="address already in use"):
         await server.start()

@@ -1,4 +1,4 @@
-"""Acknowledgements that are taken out before nats-py's parser, on the bytes that a server sends."""
+"""The parser of acknowledgements in front of nats-py's parser, on the bytes that a server sends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OURS, ANOTHER = "_INBOX.ours", "_INBOX.another"
 
 
 class Client:
-    """As much of nats-py's client as its parser speaks to."""
+    """The part of nats-py's client that its parser calls."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -30,7 +30,7 @@ def answer(number: object, body: bytes = b'{"stream":"CEREMONY", "seq":7}', inbo
 
 
 async def parsed(reads: Sequence[bytes]) -> tuple[list[tuple[int, bytes]], list[Any]]:
-    """What was heard, and what went the usual way."""
+    """The answers given to the handler, and the messages that went through nats-py."""
     client = Client()
     parser = AnswerParser(client)
     heard: list[tuple[int, bytes]] = []
@@ -41,16 +41,16 @@ async def parsed(reads: Sequence[bytes]) -> tuple[list[tuple[int, bytes]], list[
     return heard, client.seen
 
 
-async def test_answers_do_not_pass_through_nats_py() -> None:
-    """Also errors and duplicates: what is one line of JSON."""
+async def test_plain_answers_bypass_nats_py() -> None:
+    """So do errors and duplicates, whose body is one line of JSON."""
     error = b'{"error":{"code":503,"description":"x"},"stream":"CEREMONY","seq":0}'
     heard, seen = await parsed([answer(1) + answer(23, error)])
     assert heard == [(1, b'{"stream":"CEREMONY", "seq":7}'), (23, error)]
     assert seen == []
 
 
-async def test_wherever_the_reads_cut_each_message_comes_once_and_whole() -> None:
-    """Answers, an answer without a responder, a ping's answer, messages of others: cut at every byte."""
+async def test_reads_cut_at_any_byte_deliver_each_message_once_and_whole() -> None:
+    """Answers, an answer without a responder, a pong and other messages, cut at every byte."""
     usual = [
         b"PONG\r\n",
         b"HMSG _INBOX.ours.2 2 16 16\r\nNATS/1.0 503\r\n\r\n\r\n",
@@ -68,7 +68,7 @@ async def test_wherever_the_reads_cut_each_message_comes_once_and_whole() -> Non
 
 
 async def _messages(reads: Sequence[bytes]) -> list[Any]:
-    """All that came, whichever way: an answer behind something else in one read may go the usual one."""
+    """All messages, of both ways: an answer behind another message in one read may go through nats-py."""
     heard, seen = await parsed(reads)
     return [*((f"{OURS}.{number}".encode(), b"", body, None) for number, body in heard), *seen]
 
@@ -87,12 +87,12 @@ async def _messages(reads: Sequence[bytes]) -> list[Any]:
         b"MSG _INBOX.ours.1 2 reply.to 2\r\n{}\r\n",
     ],
 )
-async def test_what_is_no_plain_answer_goes_the_usual_way(message: bytes) -> None:
+async def test_other_messages_go_through_nats_py(message: bytes) -> None:
     heard, seen = await parsed([message, b"PONG\r\n"])
     assert heard == [] and len(seen) == 2 and seen[1] == "PONG"
 
 
-async def test_a_cut_answer_is_forgotten_with_its_connection() -> None:
+async def test_an_incomplete_answer_is_dropped_with_its_connection() -> None:
     """nats-py resets its parser then."""
     parser = AnswerParser(Client())
     heard: list[int] = []

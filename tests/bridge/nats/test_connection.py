@@ -27,7 +27,7 @@ async def stopped_without_its_server(server: NatsServer) -> None:
     assert connection.state == "closed"
 
 
-def test_it_is_closed_though_its_socket_has_gone_with_something_to_send(tmp_path: Path) -> None:
-    """On the loop of the program; the demo ended with an internal error in the place of its report."""
+def test_a_connection_closes_when_its_socket_closed_with_unsent_bytes(tmp_path: Path) -> None:
+    """This runs on the program's event loop, where the demo once ended with an internal error instead of its report."""
     with running(NatsServer(tmp_path)) as server:
         uvloop.run(asyncio.wait_for(stopped_without_its_server(server), 20))

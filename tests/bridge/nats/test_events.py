@@ -42,7 +42,7 @@ async def log(tmp_path: Path) -> AsyncIterator[SqliteLog]:
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    """A server of its own: these tests need the stream CEREMONY, and stop the server."""
+    """Each of these tests has its own server: they need the stream CEREMONY, and stop the server."""
     server = NatsServer(tmp_path / "nats")
     await asyncio.to_thread(server.start)
     yield server
@@ -60,7 +60,7 @@ async def bridge(log: SqliteLog, link: NatsConnection, **options: int) -> AsyncI
 
 
 async def committed(log: SqliteLog) -> bool:
-    """Whether the bridge's group has dealt with every event."""
+    """Return whether the bridge's group has committed every event."""
     group, topic = f"{PREFIX}.nats-out.{topics.EVENTS}", f"{PREFIX}.{topics.EVENTS}"
     ends = await log.ends(topic)
     return all((log.attach(group, topic, n) or 0) >= end for n, (_, end) in enumerate(ends))
@@ -75,7 +75,7 @@ async def settled(log: SqliteLog) -> None:
 
 
 def forget_commits(log: SqliteLog) -> None:
-    """As if the last bridge had been killed before it committed anything."""
+    """Reset the commits, as if the last bridge had been killed before its first commit."""
     for partition in range(PARTITIONS):
         log.put_offset(f"{PREFIX}.nats-out.{topics.EVENTS}", f"{PREFIX}.{topics.EVENTS}", partition, 0, "")
 
@@ -91,7 +91,7 @@ async def arrives(server: NatsServer, count: int, seconds: float = 30.0) -> None
 
 
 async def test_events_arrive_once_and_in_order_per_ceremony(log: SqliteLog, server: NatsServer) -> None:
-    """The value is sent as it stands in the log, with the effect id as `Nats-Msg-Id`; the stream is made as ruled."""
+    """The log's value is sent unchanged with the effect id as `Nats-Msg-Id`; the stream has the specified settings."""
     # specification 16.2, 16.5, 16.7
     events = [event(ceremony, number) for number in range(12) for ceremony in range(40)]
     await append_events(log, events)
@@ -115,8 +115,8 @@ async def test_events_arrive_once_and_in_order_per_ceremony(log: SqliteLog, serv
     assert numbers == {f"corr-{ceremony}": list(range(12)) for ceremony in range(40)}
 
 
-async def test_what_is_sent_again_is_stored_once(log: SqliteLog, server: NatsServer) -> None:
-    """A bridge that lost its commits publishes all again, as after kill -9."""
+async def test_events_sent_twice_are_stored_once(log: SqliteLog, server: NatsServer) -> None:
+    """A bridge that lost its commits publishes all events again, as after kill -9."""
     # specification 16.7
     events = [event(ceremony, number) for number in range(5) for ceremony in range(20)]
     await append_events(log, events)
@@ -129,8 +129,8 @@ async def test_what_is_sent_again_is_stored_once(log: SqliteLog, server: NatsSer
     assert len(await stored(server.url)) == len(events)
 
 
-async def test_effects_that_stand_in_the_log_again_are_sent_once(log: SqliteLog, server: NatsServer) -> None:
-    """As after a crash of the engine, and a bridge that was started anew: the note says how far it was sent."""
+async def test_effects_written_twice_to_the_log_are_sent_once(log: SqliteLog, server: NatsServer) -> None:
+    """The engine crashed and the bridge restarted; the committed note holds the effects that are sent."""
     # specification 16.7
     async with client(server.url) as other:
         await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"], duplicate_window=0.1))
@@ -148,8 +148,8 @@ async def test_effects_that_stand_in_the_log_again_are_sent_once(log: SqliteLog,
     assert sorted(ids) == sorted(one.id for one in events)
 
 
-async def test_a_server_that_is_killed_under_load_loses_nothing(log: SqliteLog, server: NatsServer) -> None:
-    """Down for a while, with events coming meanwhile: the bridge waits, catches up, and each id is there once."""
+async def test_no_event_is_lost_when_the_server_is_killed_under_load(log: SqliteLog, server: NatsServer) -> None:
+    """Events arrive while the server is down; the bridge waits, catches up, and each id is stored once."""
     # specification 16.8
     first = [event(ceremony, number) for number in range(10) for ceremony in range(60)]
     second = [event(ceremony, number) for number in range(10, 20) for ceremony in range(60)]
@@ -170,8 +170,8 @@ async def test_a_server_that_is_killed_under_load_loses_nothing(log: SqliteLog, 
     assert numbers == {f"corr-{ceremony}": list(range(20)) for ceremony in range(60)}
 
 
-async def test_without_a_server_it_waits_and_stops_without_committing(log: SqliteLog, tmp_path: Path) -> None:
-    """Stopping takes no longer than its bound, and the events are published by the next run."""
+async def test_without_a_server_the_bridge_waits_and_stops_without_committing(log: SqliteLog, tmp_path: Path) -> None:
+    """Stopping takes no longer than its limit, and the next run publishes the events."""
     server = NatsServer(tmp_path / "nats")
     await append_events(log, [event(1, number) for number in range(3)])
     async with connection(server.url) as link:
@@ -187,8 +187,8 @@ async def test_without_a_server_it_waits_and_stops_without_committing(log: Sqlit
         assert await committed(log)
 
 
-async def test_an_event_too_large_for_nats_is_set_aside_and_announced(log: SqliteLog, server: NatsServer) -> None:
-    """The rest of its ceremony flows on; the dead letter names the record, its value stays in the log."""
+async def test_an_event_too_large_for_nats_becomes_an_announced_dead_letter(log: SqliteLog, server: NatsServer) -> None:
+    """The other events of its ceremony are published; the dead letter refers to the record in the log."""
     await append_events(log, [event(1, 0), event(1, 1, size=2_000_000), event(1, 2)])
     async with connection(server.url) as link, bridge(log, link):
         await arrives(server, 3)
@@ -206,8 +206,8 @@ async def test_an_event_too_large_for_nats_is_set_aside_and_announced(log: Sqlit
     assert announced.headers == {"Nats-Msg-Id": f"deadletter/{letter.origin}"}
 
 
-async def test_a_record_that_is_no_event_is_set_aside(log: SqliteLog, server: NatsServer) -> None:
-    """Poison in the topic stops nobody."""
+async def test_a_record_that_is_no_event_becomes_a_dead_letter(log: SqliteLog, server: NatsServer) -> None:
+    """A malformed record in the topic stops no other record."""
     await log.append("t.events", 0, b"c-9:s-1", b"junk")
     await append_events(log, [event(9, 0)])
     async with connection(server.url) as link, bridge(log, link):
@@ -216,8 +216,8 @@ async def test_a_record_that_is_no_event_is_set_aside(log: SqliteLog, server: Na
     assert decode_dead_letter(record.key, record.value, record.headers).code == "event_undecodable"
 
 
-async def test_a_stream_that_misses_our_subjects_is_left_alone_and_reported(log: SqliteLog, server: NatsServer) -> None:
-    """It is somebody's; once it takes them, the bridge goes on by itself."""
+async def test_a_stream_without_the_subjects_is_reported_and_not_changed(log: SqliteLog, server: NatsServer) -> None:
+    """It belongs to another service; once it takes the subjects, the bridge continues without a restart."""
     # specification 16.5
     async with client(server.url) as other:
         await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.started"]))
@@ -229,8 +229,8 @@ async def test_a_stream_that_misses_our_subjects_is_left_alone_and_reported(log:
             await eventually(lambda: started.state == "ok", "the bridge is ready")
 
 
-async def test_after_the_duplicate_window_what_is_stored_is_read_back(log: SqliteLog, server: NatsServer) -> None:
-    """A worker that was down for long does not send its predecessor's last batch again."""
+async def test_stored_ids_are_read_back_after_the_duplicate_window(log: SqliteLog, server: NatsServer) -> None:
+    """A worker that starts after a long outage does not send its predecessor's last batch again."""
     # specification 16.7
     events = [event(ceremony, number) for number in range(5) for ceremony in range(20)]
     await append_events(log, events)
@@ -250,7 +250,7 @@ async def test_after_the_duplicate_window_what_is_stored_is_read_back(log: Sqlit
 
 
 async def test_a_message_stored_before_a_long_outage_is_not_sent_again(log: SqliteLog, server: NatsServer) -> None:
-    """Its acknowledgement was lost, and the server that comes back has forgotten its id."""
+    """Its acknowledgement was lost, and the restarted server has forgotten its id."""
     async with client(server.url) as other:
         await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"], duplicate_window=0.1))
     async with connection(server.url) as link, bridge(log, link) as started:
@@ -267,10 +267,10 @@ async def test_a_message_stored_before_a_long_outage_is_not_sent_again(log: Sqli
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_an_event_written_again_after_the_duplicate_window_is_not_sent_again(
+async def test_an_event_written_twice_is_not_sent_again_after_the_duplicate_window(
     log: SqliteLog, server: NatsServer, *, restarted: bool
 ) -> None:
-    """A worker that folds again after a long outage writes the same effects, which then look as if they were new."""
+    """A worker that folds again after a long outage writes the same effects, which then look new."""
     async with client(server.url) as other:
         await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"], duplicate_window=0.1))
     again = [event(1, 0), event(1, 1), event(1, 2)]
@@ -291,7 +291,7 @@ async def test_an_event_written_again_after_the_duplicate_window_is_not_sent_aga
 
 
 async def test_a_stream_that_is_deleted_is_made_again(log: SqliteLog, server: NatsServer) -> None:
-    """An operator's slip does not end the flow."""
+    """After an operator's mistake the events flow again."""
     # specification 16.5
     async with connection(server.url) as link, bridge(log, link):
         await append_events(log, [event(1, 0)])
@@ -304,14 +304,14 @@ async def test_a_stream_that_is_deleted_is_made_again(log: SqliteLog, server: Na
 
 
 @pytest.mark.parametrize("subject", [b"$JS.API.STREAM.DELETE.CEREMONY", b"elsewhere.x", b"ceremony"])
-def test_a_record_for_a_subject_that_is_not_ours_is_none_of_ours(subject: bytes) -> None:
-    """What no stream takes would be waited for, and every event behind it too."""
+def test_a_record_with_another_subject_is_no_event(subject: bytes) -> None:
+    """If no stream takes its subject, the bridge would wait for it and never publish the events behind it."""
     headers = {topics.SUBJECT: subject, topics.EFFECT_ID: b"i"}
     assert outgoing(Record("t.events", 0, 0, 0, b"k", b"{}"), headers) is None
 
 
-async def test_an_id_that_would_write_headers_of_its_own_is_set_aside(log: SqliteLog, server: NatsServer) -> None:
-    """And the event behind it is published."""
+async def test_an_id_that_would_inject_headers_becomes_a_dead_letter(log: SqliteLog, server: NatsServer) -> None:
+    """The event behind it is published."""
     headers = [(topics.SUBJECT, b"ceremony.x"), (topics.EFFECT_ID, b"i\r\nNats-Rollup: all")]
     await log.append("t.events", 0, b"c-9:s-1", b"{}", headers)
     await append_events(log, [event(9, 0)])
@@ -321,7 +321,7 @@ async def test_an_id_that_would_write_headers_of_its_own_is_set_aside(log: Sqlit
     assert decode_dead_letter(record.key, record.value, record.headers).code == "header_invalid"
 
 
-async def test_a_subject_that_would_end_the_connection_is_set_aside(log: SqliteLog, server: NatsServer) -> None:
+async def test_a_subject_too_long_for_the_server_becomes_a_dead_letter(log: SqliteLog, server: NatsServer) -> None:
     headers = [(topics.SUBJECT, b"ceremony." + b"x" * 5000), (topics.EFFECT_ID, b"i")]
     await log.append("t.events", 0, b"c-9:s-1", b"{}", headers)
     await append_events(log, [event(9, 0)])
@@ -331,10 +331,8 @@ async def test_a_subject_that_would_end_the_connection_is_set_aside(log: SqliteL
     assert decode_dead_letter(record.key, record.value, record.headers).code == "subject_invalid"
 
 
-async def test_a_connection_that_the_server_ended_with_an_error_is_made_anew(
-    log: SqliteLog, server: NatsServer
-) -> None:
-    """nats-py closes for good then; the bridge goes on with a new client."""
+async def test_a_new_client_connects_after_the_server_closed_with_an_error(log: SqliteLog, server: NatsServer) -> None:
+    """nats-py closes for good then; the bridge continues with a new client."""
     async with connection(server.url) as link, bridge(log, link):
         await append_events(log, [event(1, 0)])
         await arrives(server, 1)
@@ -345,7 +343,7 @@ async def test_a_connection_that_the_server_ended_with_an_error_is_made_anew(
         assert link.state == "ok"
 
 
-def test_a_record_with_undecodable_headers_is_none_of_ours() -> None:
+def test_a_record_with_undecodable_headers_is_no_event() -> None:
     record = Record("t.events", 0, 0, 0, b"k", b"{}")
     for subject, effect_id in ((b"ceremony.\xff", b"i"), (b"ceremony.x", b"\xff")):
         assert outgoing(record, {topics.SUBJECT: subject, topics.EFFECT_ID: effect_id}) is None

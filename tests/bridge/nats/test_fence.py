@@ -1,4 +1,4 @@
-"""What a bridge has published and the client has not written yet, when its partition becomes another's."""
+"""Messages in the client's buffer when their partition moves to another bridge."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVENTS = 20
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    """With the stream CEREMONY."""
+    """A server with the stream CEREMONY."""
     with running(NatsServer(tmp_path / "nats")) as started:
         await make_stream(started.url)
         yield started
@@ -40,7 +40,7 @@ async def make_stream(url: str) -> None:
 
 
 class Membership:
-    """Lost when the batch has been given to the client, before the client's own task had its turn."""
+    """A membership that is lost after the batch went to the client, before the client's task writes it."""
 
     def __init__(self, looks: int) -> None:
         self.left = looks
@@ -86,18 +86,18 @@ async def lost_before_the_write(url: str) -> None:
     assert await count(url) == EVENTS
 
 
-def test_what_waits_in_the_client_does_not_leave_when_the_membership_is_lost(tmp_path: Path) -> None:
-    """As in a worker that is frozen there, replaced, and woken: all it wrote first was what its successor had sent.
+def test_buffered_messages_are_not_sent_after_the_membership_is_lost(tmp_path: Path) -> None:
+    """Without the fence a worker that was frozen, replaced and woken first sent its successor's messages again.
 
-    On the loop of the program.
+    This runs on the program's event loop.
     """
     with running(NatsServer(tmp_path)) as started:
         uvloop.run(make_stream(started.url))
         uvloop.run(lost_before_the_write(started.url))
 
 
-async def test_what_is_left_to_the_next_owner_is_read_back_again_after_a_while(server: NatsServer) -> None:
-    """What the former owner had under way can be stored after the first look, and the window forgets it in time."""
+async def test_the_next_owner_reads_stored_ids_back_again_after_a_while(server: NatsServer) -> None:
+    """Messages that the former owner sent may be stored after the first read-back, and leave the duplicate window."""
     async with connection(server.url) as link:
         async with client(server.url) as other:
             await other.jetstream().update_stream(replace(ceremony_stream(), duplicate_window=0.1))
@@ -112,10 +112,10 @@ async def test_what_is_left_to_the_next_owner_is_read_back_again_after_a_while(s
     assert await count(server.url) == EVENTS
 
 
-async def test_a_cancel_that_a_library_swallows_ends_the_publishing_all_the_same(
+async def test_publishing_ends_on_a_cancel_that_nats_py_swallowed(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nats-py's `publish` swallows one while it waits for room in its buffer: a partition that must go would stay."""
+    """nats-py's `publish` swallows a cancel while it waits for room; the partition could not be given up."""
     swallowed: list[bool] = []
 
     async def swallows(*_: object) -> None:

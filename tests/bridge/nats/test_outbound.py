@@ -44,13 +44,13 @@ async def publish(
     )
 
 
-async def test_a_publish_is_acknowledged_and_a_second_one_is_a_duplicate(
+async def test_a_publish_is_acknowledged_and_its_repetition_is_a_duplicate(
     server: NatsServer, link: NatsConnection
 ) -> None:
-    """Envelope, message id and acknowledgement as the contract has them; the stream is made if it is missing."""
+    """Envelope, message id and acknowledgement follow the specification; a missing stream is made."""
     # specification 9.6, 16.2
     outbound = NatsOutbound(link, CLOCK)
-    with pytest.raises(Unreachable):  # nobody had made the stream: now it is there
+    with pytest.raises(Unreachable):  # the publish made the missing stream
         await publish(outbound)
     first = await publish(outbound)
     assert first == Published("CEREMONY", 1, duplicate=False)
@@ -71,7 +71,7 @@ async def test_a_publish_is_acknowledged_and_a_second_one_is_a_duplicate(
 
 
 async def test_a_subject_without_a_stream_is_refused(link: NatsConnection) -> None:
-    """Asking again does not help, and the message says what would."""
+    """Repeating does not help, and the message holds the remedy."""
     # specification 9.9
     with pytest.raises(PublishRefused, match="no stream takes the subject elsewhere") as refused:
         await publish(NatsOutbound(link, CLOCK), subject="elsewhere.x")
@@ -79,14 +79,14 @@ async def test_a_subject_without_a_stream_is_refused(link: NatsConnection) -> No
 
 
 @pytest.mark.parametrize("subject", ["ceremony.*", "ceremony.>", "a b", "a..b", "", "a\r\nPUB x 0"])
-async def test_what_is_no_subject_is_refused_before_it_is_sent(link: NatsConnection, subject: str) -> None:
+async def test_an_invalid_subject_is_refused_before_sending(link: NatsConnection, subject: str) -> None:
     with pytest.raises(PublishRefused) as refused:
         await publish(NatsOutbound(link, CLOCK), subject=subject)
     assert refused.value.code == "subject_invalid"
 
 
-async def test_a_message_above_the_servers_limit_is_refused_and_the_connection_lives(link: NatsConnection) -> None:
-    """Header lines count: the server would cut the connection on a byte more."""
+async def test_a_message_above_the_servers_limit_is_refused_and_the_connection_stays(link: NatsConnection) -> None:
+    """Header lines count: the server would close the connection on one more byte."""
     # specification 9.9
     outbound = NatsOutbound(link, CLOCK)
     client_ = await link.connected()
@@ -113,10 +113,10 @@ async def test_a_stream_that_takes_only_small_messages_refuses_a_large_one(
     assert refused.value.code == "message_too_large"
 
 
-async def test_without_a_server_it_is_unreachable_at_once_and_works_again_afterwards(
+async def test_a_missing_server_is_unreachable_at_once_and_works_when_it_is_back(
     server: NatsServer, link: NatsConnection
 ) -> None:
-    """A publish step asks again later; nothing waits here."""
+    """A publish step repeats it later; no message waits here."""
     # specification 9.9
     outbound = NatsOutbound(link, CLOCK)
     with pytest.raises(Unreachable):
@@ -131,7 +131,7 @@ async def test_without_a_server_it_is_unreachable_at_once_and_works_again_afterw
 
 
 async def test_a_frozen_server_is_unreachable_after_the_timeout(server: NatsServer, link: NatsConnection) -> None:
-    """No acknowledgement comes; the call has a deadline."""
+    """The call has a deadline, and no acknowledgement arrives."""
     outbound = NatsOutbound(link, CLOCK, timeout_seconds=0.3)
     with pytest.raises(Unreachable):
         await publish(outbound)
@@ -165,7 +165,7 @@ JUNK = (b"+OK", b'{"stream":"\xff","seq":1}', b'{"x":' + b"[" * 100_000, b'{"seq
         ),
     ],
 )
-def test_answers_are_read_as_jetstream_means_them(
+def test_answers_of_jetstream_are_decoded(
     data: bytes, headers: dict[str, str] | None, answer: Published | Nack
 ) -> None:
     assert read_answer(data, headers) == answer
@@ -186,7 +186,7 @@ def test_answers_are_read_as_jetstream_means_them(
         ("ceremony.x", "k", 1_048_576 - 100, None),
     ],
 )
-async def test_what_passes_the_cheaper_look_would_pass_the_other(
+async def test_a_message_that_passes_the_cheap_check_passes_the_full_check(
     link: NatsConnection, subject: str, key: str, size: int, code: str | None
 ) -> None:
     data = b"x" * size

@@ -1,4 +1,4 @@
-"""Every private name of nats-py that `bridge/nats/client.py` touches: this fails when a new release moves one."""
+"""Every private name of nats-py that `bridge/nats/client.py` uses: these tests fail when a new release moves one."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ MESSAGES = (
 
 
 def connected(make: Callable[[], Client]) -> Client:
-    """One that believes to be connected, and keeps what it is given."""
+    """A client in the connected state that only buffers."""
     client = make()
     client._status = Client.CONNECTED
     return client
 
 
 @pytest.mark.parametrize("name", ["_connect_to_server", "_send_command", "_flush_pending"])
-def test_methods_overridden_or_called_are_coroutines(name: str) -> None:
+def test_overridden_and_called_methods_are_coroutines(name: str) -> None:
     assert inspect.iscoroutinefunction(getattr(Client, name))
 
 
 @pytest.mark.parametrize("attribute", ["_transport", "_flush_queue", "_ps", "_pending"])
-def test_attributes_read_or_set_exist(attribute: str) -> None:
+def test_used_attributes_exist(attribute: str) -> None:
     assert re.search(rf"self\.{attribute}\b", inspect.getsource(Client)), attribute
 
 
-def test_what_is_read_goes_through_our_parser() -> None:
+def test_received_bytes_go_through_the_answer_parser() -> None:
     assert "self._ps.parse(" in inspect.getsource(Client._read_loop)
     assert isinstance(FencedClient(lambda: True)._ps, AnswerParser)
     assert Parser().state == AWAITING_CONTROL_LINE
 
 
-def test_what_is_published_is_written_by_the_flusher_through_the_fence() -> None:
+def test_the_flusher_writes_published_messages_through_the_fence() -> None:
     assert "self._transport.writelines(self._pending" in inspect.getsource(Client._flusher)
 
 
 class Wire:
-    """A transport that keeps what is written."""
+    """A transport that records the written bytes."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -69,8 +69,8 @@ class Wire:
         self.drained += 1
 
 
-async def test_many_messages_are_the_bytes_that_nats_py_would_send() -> None:
-    """Also an id with spaces around it or letters outside of ASCII, and an empty body; written in one piece."""
+async def test_publish_many_sends_the_bytes_that_nats_py_would_send() -> None:
+    """Ids with spaces around them or letters outside ASCII, and an empty body, are written in one piece."""
     theirs, ours = connected(Client), connected(lambda: FencedClient(lambda: True))
     wire = ours._transport = Wire()  # type: ignore[assignment]  # as much as is used of one
     assert isinstance(ours, FencedClient)
@@ -82,8 +82,8 @@ async def test_many_messages_are_the_bytes_that_nats_py_would_send() -> None:
     assert wire.drained == 1 and ours.pending_data_size == 0
 
 
-async def test_what_waits_in_the_buffer_is_not_overtaken() -> None:
-    """As the subscription to the answers, which is there when the first is published and not yet written."""
+async def test_publish_many_does_not_overtake_the_buffer() -> None:
+    """The subscription to the answers may still be in the buffer at the first publish."""
     client = connected(lambda: FencedClient(lambda: True))
     wire = client._transport = Wire()  # type: ignore[assignment]
     assert isinstance(client, FencedClient)
@@ -96,8 +96,8 @@ async def test_what_waits_in_the_buffer_is_not_overtaken() -> None:
     assert client._flush_queue.qsize() == 1
 
 
-async def test_a_socket_that_has_gone_is_a_connection_that_broke() -> None:
-    """nats-py learns of it later."""
+async def test_a_closed_socket_raises_connection_reset() -> None:
+    """nats-py notices it later."""
     client = connected(lambda: FencedClient(lambda: True))
     wire = client._transport = Wire()  # type: ignore[assignment]
     wire.writelines = Mock(side_effect=RuntimeError("the handler is closed"))  # type: ignore[method-assign]
@@ -106,7 +106,7 @@ async def test_a_socket_that_has_gone_is_a_connection_that_broke() -> None:
         await client.publish_many("_INBOX.x", range(2), MESSAGES)
 
 
-async def test_without_a_connection_nothing_is_kept() -> None:
+async def test_a_disconnected_client_refuses_and_buffers_nothing() -> None:
     client = FencedClient(lambda: True)
     with pytest.raises(nats.errors.ConnectionReconnectingError):
         await client.publish_many("_INBOX.x", [1], [outgoing("ceremony.x", "i", b"")])

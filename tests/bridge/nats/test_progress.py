@@ -1,4 +1,4 @@
-"""How far a partition's events were sent: what a note keeps, and what is passed over."""
+"""Marks of the effects that are sent: notes, and skipping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from streams import topics
 
 
 def record(offset: int, ordinal: int = 0, fold: int = 1) -> dict[str, bytes]:
-    """Its headers."""
+    """Headers of a record with this place."""
     return {
         topics.FOLD: b"%d" % fold,
         topics.COMMAND_OFFSET: b"%d" % offset,
@@ -17,8 +17,8 @@ def record(offset: int, ordinal: int = 0, fold: int = 1) -> dict[str, bytes]:
     }
 
 
-def test_what_is_not_above_the_highest_of_its_fold_was_sent() -> None:
-    """A new fold begins anew: after an upgrade an effect may come twice, never be swallowed."""
+def test_places_up_to_the_highest_of_their_fold_were_sent() -> None:
+    """A new fold starts without marks: after an upgrade an effect may be sent twice, but is never lost."""
     # specification 16.7, 24.2
     marks = SentMarks()
     assert [marks.already_sent(record(*place)) for place in ((3, 0), (3, 1), (3, 0), (2, 9), (4, 0))] == [
@@ -31,7 +31,7 @@ def test_what_is_not_above_the_highest_of_its_fold_was_sent() -> None:
     assert not marks.already_sent(record(1, fold=2))
 
 
-def test_a_note_is_read_as_it_was_written() -> None:
+def test_a_note_keeps_the_marks() -> None:
     marks = SentMarks()
     for fold in range(FOLDS_KEPT + 5):
         marks.already_sent(record(10 + fold, 2, fold))
@@ -42,19 +42,19 @@ def test_a_note_is_read_as_it_was_written() -> None:
     assert len(marks.note) < 4096
 
 
-def test_a_copy_stands_for_itself() -> None:
+def test_a_copy_is_independent() -> None:
     marks = SentMarks()
     marks.copy().already_sent(record(1))
     assert not marks.already_sent(record(1))
 
 
 @pytest.mark.parametrize("note", ["", "junk", '{"a": 1}', "[]", '{"1": [1]}'])
-def test_a_note_that_is_not_ours_says_nothing(note: str) -> None:
+def test_a_note_in_another_format_is_ignored(note: str) -> None:
     assert not SentMarks.from_note(note).already_sent(record(0))
 
 
 @pytest.mark.parametrize("value", [b"", b"-1", b"x", b"9" * 30])
-def test_a_record_without_its_place_is_never_passed_over(value: bytes) -> None:
+def test_a_record_without_a_place_is_never_skipped(value: bytes) -> None:
     one = record(1) | {topics.COMMAND_OFFSET: value}
     assert place_of(one) is None
     marks = SentMarks()

@@ -1,4 +1,4 @@
-"""`ceremony republish` on a real nats-server and the embedded log: all comes back, and nothing is stored twice."""
+"""`ceremony republish` on a real nats-server and the embedded log: restores all events, and stores none twice."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ EVENTS = [event(ceremony, number) for number in range(10) for ceremony in range(
 
 @pytest.fixture(autouse=True)
 def _no_log_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program's own would bind the loggers of every later test in this process."""
+    """Leave out the program's log set-up, which would bind the loggers of every later test in this process."""
     monkeypatch.setattr("ceremony.logs.configure", lambda *_: None)
 
 
 @pytest.fixture
 async def log(tmp_path: Path) -> AsyncIterator[SqliteLog]:
-    """With 300 events, a record that is none, and a dead letter."""
+    """A log with 300 events, a record that is no event, and a dead letter."""
     async with embedded_log(tmp_path) as opened:
         await append_events(opened, EVENTS)
         await opened.append("t.events", 0, b"c-1:s-1", b"junk")
@@ -58,8 +58,8 @@ async def ids(server: NatsServer) -> list[str]:
     return [(message.headers or {})["Nats-Msg-Id"] for message in await stored(server.url)]
 
 
-async def test_a_deleted_stream_comes_back_in_order(log: SqliteLog, server: NatsServer) -> None:
-    """Each retained event once, in order per ceremony, dead letters announced; what is none is counted."""
+async def test_a_deleted_stream_is_restored_in_order(log: SqliteLog, server: NatsServer) -> None:
+    """Each retained event is there once, in order per ceremony; dead letters are announced, other records counted."""
     # specification 16.9
     assert await republish(log, server) == Republished(total=302, read=302, sent=301, present=0, refused=1)
     async with client(server.url) as other:
@@ -73,8 +73,8 @@ async def test_a_deleted_stream_comes_back_in_order(log: SqliteLog, server: Nats
     assert numbers == {f"corr-{ceremony}": list(range(10)) for ceremony in range(30)}
 
 
-async def test_what_the_stream_holds_is_not_stored_twice(log: SqliteLog, server: NatsServer) -> None:
-    """Also where its duplicate window has forgotten it."""
+async def test_events_in_the_stream_are_not_stored_twice(log: SqliteLog, server: NatsServer) -> None:
+    """That holds after the duplicate window too."""
     # specification 16.9
     async with client(server.url) as other:
         await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"], duplicate_window=0.1))
@@ -88,7 +88,7 @@ async def test_what_the_stream_holds_is_not_stored_twice(log: SqliteLog, server:
     assert sorted(found) == sorted({*(one.id for one in EVENTS), "deadletter/t.commands/0/7"})
 
 
-async def test_since_leaves_out_what_is_older(log: SqliteLog, server: NatsServer) -> None:
+async def test_since_leaves_out_older_events(log: SqliteLog, server: NatsServer) -> None:
     await asyncio.sleep(0.05)
     position = await log.append("t.events", 0, b"c-1:s-1", b"junk")
     await append_events(log, [event(99, 0)])
@@ -99,7 +99,7 @@ async def test_since_leaves_out_what_is_older(log: SqliteLog, server: NatsServer
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """With a closed log that holds 300 events."""
+    """A closed log with 300 events."""
 
     async def fill() -> None:
         async with embedded_log(tmp_path) as opened:
@@ -109,8 +109,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_verb_says_what_it_did(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Twice: the second time all is there."""
+def test_the_command_reports_its_counts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second run finds all events in the stream."""
     server = NatsServer(folder / "nats")
     server.start()
     told = ["--log", f"sqlite://{folder}/log.sqlite", "--nats", server.url, "--topic-prefix", PREFIX]
@@ -133,7 +133,7 @@ def test_the_verb_says_what_it_did(folder: Path, capsys: pytest.CaptureFixture[s
         (["--nats", f"nats://127.0.0.1:{free_port()}"], Exit.UNAVAILABLE, "nats_unavailable: "),
     ],
 )
-def test_what_is_wrong_is_one_line(
+def test_a_failure_is_one_line(
     told: list[str],
     code: Exit,
     said: str,

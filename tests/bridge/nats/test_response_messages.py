@@ -1,4 +1,4 @@
-"""What a message of AGENT_RESPONSES means: command, foreign or malformed."""
+"""Judging messages of AGENT_RESPONSES: command, foreign or malformed."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def malformed(subject: str, data: bytes) -> Malformed:
 
 
 @pytest.mark.parametrize("subject", [COMPLETED, BACKLOG_REVIEW])
-def test_a_completed_agent_is_a_result_of_its_attempt(subject: str) -> None:
-    """Instance, step and attempt come from the task id; the correlation id of the sender is nowhere."""
+def test_a_completed_response_becomes_a_result_of_its_attempt(subject: str) -> None:
+    """Instance, step and attempt come from the task id; the sender's correlation id is not used."""
     # specification 17.3
     found = command(subject, completed())
     assert (found.instance_id, found.step_id, found.attempt) == ("c-1:s.1", "review_dev", 2)
@@ -70,7 +70,7 @@ def test_a_completed_agent_is_a_result_of_its_attempt(subject: str) -> None:
     assert b"random-of-the-sender" not in encode_command(found)
 
 
-def test_the_id_of_a_step_and_its_role_have_any_length_that_a_definition_gives_them() -> None:
+def test_step_ids_and_roles_may_have_any_length_of_a_definition() -> None:
     long = TASK.replace("review_dev", "r" * 500).replace("DEV", "D" * 128)
     assert command(COMPLETED, completed(task_id=long)).step_id == "r" * 500
 
@@ -80,8 +80,8 @@ def test_a_proposal_may_be_an_object() -> None:
     assert command(COMPLETED, completed(proposal={"content": "x", "n": [1]})).value == {"content": "x", "n": [1]}
 
 
-def test_an_extraction_is_the_list_of_tasks_of_the_extractor() -> None:
-    """It names no agent; an empty list is a result too."""
+def test_an_extraction_becomes_the_extractors_list_of_tasks() -> None:
+    """It names no agent, and an empty list is a result too."""
     tasks = [{"title": "t", "estimated_hours": 2.5}]
     found = command(TASK_EXTRACTION, {"task_id": EXTRACTION, "story_id": "s.1", "ceremony_id": "c-1", "tasks": tasks})
     assert (found.step_id, found.attempt, found.agent_id, found.value) == ("extract", 3, EXTRACTOR, tasks)
@@ -95,19 +95,19 @@ def test_an_extraction_is_the_list_of_tasks_of_the_extractor() -> None:
         (COMPLETED, {"status": "failed", "error": "no memory", "error_type": "OutOfMemoryError"}),
     ],
 )
-def test_a_failed_agent_is_a_failed_result_by_subject_or_by_status(subject: str, changes: dict[str, Any]) -> None:
+def test_a_failed_subject_or_status_becomes_a_failed_result(subject: str, changes: dict[str, Any]) -> None:
     found = command(subject, completed(**changes))
     assert (found.error_code, found.error_message) == ("agent_failed", "OutOfMemoryError: no memory")
     assert found.value is None
 
 
-def test_a_failed_extraction_is_the_extractors() -> None:
-    """Whatever agent id comes with it, so that the answers of an attempt meet under one."""
+def test_a_failed_extraction_counts_as_the_extractors() -> None:
+    """Its agent id is replaced, so that all answers of an attempt have the same agent."""
     assert command(FAILED, {"task_id": EXTRACTION, "agent_id": "x", "error": "e"}).agent_id == EXTRACTOR
 
 
-def test_a_failure_of_an_extractor_counts_under_the_generic_subject_too() -> None:
-    """Only its raw answer is left: that comes again, checked, on the subject of extractions."""
+def test_an_extractors_failure_also_counts_under_the_generic_subject() -> None:
+    """Only its unchecked answer is ignored; the checked one follows on the subject of extractions."""
     found = command(COMPLETED, completed(task_id=EXTRACTION, status="failed", error="e"))
     assert (found.step_id, found.agent_id, found.error_code) == ("extract", EXTRACTOR, "agent_failed")
 
@@ -121,13 +121,13 @@ def test_a_failure_of_an_extractor_counts_under_the_generic_subject_too() -> Non
     ],
 )
 def test_a_failure_is_routed_by_constraints_then_metadata_then_task_id(places: dict[str, Any]) -> None:
-    """In this order (specification 17.3)."""
+    """The order follows specification 17.3."""
     # specification 17.3
     assert command(FAILED, completed(**places)).step_id == "review_dev"
 
 
 def test_a_shortened_task_id_is_routed_by_metadata() -> None:
-    """The executor may cut the suffix off; the four keys of ours in its metadata say the same."""
+    """The executor may cut off the suffix; the engine's four keys in the metadata hold the same."""
     # specification 17.3
     metadata = {"instance_id": "c-1:s.1", "step_id": "review_dev", "attempt": "2"}
     short = completed(task_id="ceremony-c-1:story-s.1:role-DEV", constraints={"metadata": metadata})
@@ -150,8 +150,8 @@ def test_a_shortened_task_id_is_routed_by_metadata() -> None:
         (FAILED, {"error": "x"}, "no_task"),
     ],
 )
-def test_what_belongs_to_no_attempt_is_foreign(subject: str, payload: dict[str, Any], reason: str) -> None:
-    """Others use the same subjects: counted by reason, no error."""
+def test_a_message_of_no_attempt_is_foreign(subject: str, payload: dict[str, Any], reason: str) -> None:
+    """Other services use the same subjects; such messages are counted by reason and are no error."""
     # specification 17.4
     assert to_command(subject, message(payload), STREAM, 1) == Foreign(reason)
 
@@ -178,15 +178,15 @@ def test_what_belongs_to_no_attempt_is_foreign(subject: str, payload: dict[str, 
         (b'{"payload":{"a":' + b"[" * 100_000, "message_too_deep"),
     ],
 )
-def test_what_breaks_the_contract_is_malformed_with_a_code(data: bytes, code: str) -> None:
-    """Set aside, with the reason."""
+def test_a_message_that_breaks_the_specification_is_malformed_with_a_code(data: bytes, code: str) -> None:
+    """It becomes a dead letter with the reason."""
     # specification 17.5
     assert malformed(COMPLETED, data).code == code
 
 
 @pytest.mark.parametrize(("depth", "fits"), [(62, True), (63, False)])
-def test_64_nested_containers_are_the_deepest(depth: int, *, fits: bool) -> None:
-    """Envelope and payload are two of them."""
+def test_a_message_may_nest_64_containers(depth: int, *, fits: bool) -> None:
+    """Envelope and payload are two of these containers."""
     # specification 17.5, 20.1
     nested: Any = 1
     for _ in range(depth):
@@ -197,8 +197,8 @@ def test_64_nested_containers_are_the_deepest(depth: int, *, fits: bool) -> None
 
 
 @pytest.mark.parametrize(("size", "kept"), [(256 * 1024, True), (256 * 1024 + 1, False)])
-def test_a_result_over_256_kib_leaves_its_size_only(size: int, *, kept: bool) -> None:
-    """The fold fails the attempt with it."""
+def test_a_result_over_256_kib_keeps_only_its_size(size: int, *, kept: bool) -> None:
+    """The fold then fails the attempt."""
     # specification 17.7
     text = "x" * (size - 2)
     found = command(COMPLETED, completed(proposal=text))
@@ -216,17 +216,17 @@ def test_a_result_over_256_kib_leaves_its_size_only(size: int, *, kept: bool) ->
     ],
 )
 def test_an_answer_of_the_wrong_shape_fails_the_agent(subject: str, payload: dict[str, Any], code: str) -> None:
-    """The attempt is known: it should not wait for its timeout."""
+    """The attempt is known, so it does not wait for its timeout."""
     # specification 17.7
     assert command(subject, payload).error_code == code
 
 
-def test_a_trigger_travels_with_the_result() -> None:
+def test_a_trigger_is_part_of_the_result() -> None:
     assert command(COMPLETED, completed(trigger="approve")).trigger == "approve"
 
 
-def test_a_command_id_is_of_task_and_agent_not_of_the_message() -> None:
-    """A redelivery, and the same answer sent twice, are one command; another agent, attempt or task is another."""
+def test_the_command_id_depends_on_task_and_agent_only() -> None:
+    """A redelivered or repeated answer is one command; another agent, attempt or task gives another."""
     # specification 17.6
     first = command(COMPLETED, completed(), sequence=1).command_id
     assert command(COMPLETED, completed(), sequence=2).command_id == first
@@ -234,15 +234,15 @@ def test_a_command_id_is_of_task_and_agent_not_of_the_message() -> None:
     assert command(COMPLETED, completed(task_id=TASK.replace("attempt-2", "attempt-3"))).command_id != first
 
 
-def test_without_a_task_id_the_command_id_is_of_stream_and_sequence() -> None:
+def test_without_a_task_id_the_command_id_depends_on_stream_and_sequence() -> None:
     metadata = {"instance_id": "c-1:s.1", "step_id": "review_dev", "attempt": 2}
     payload = completed(task_id=..., metadata=metadata)
     assert command(COMPLETED, payload, sequence=9).command_id == "nats/AGENT_RESPONSES/9"
 
 
 @pytest.mark.parametrize("value", ["x\ud800", "\udc00y", "\x00", "é" * 10, "1e999", 10**40, -0.0, {"": ""}])
-def test_odd_values_are_carried_or_refused_but_never_lost_between(value: Any) -> None:
-    """What becomes a command can be written to the log and read back alike."""
+def test_odd_values_are_either_kept_or_refused(value: Any) -> None:
+    """A command can be written to the log and read back unchanged."""
     found = to_command(COMPLETED, message(completed(proposal=value)), STREAM, 1)
     if isinstance(found, AgentResult):
         assert decode_command(encode_command(found)) == found
@@ -265,8 +265,8 @@ task_ids = st.sampled_from([TASK, EXTRACTION, "ceremony-x", "job", ""])
     st.sampled_from(SUBJECTS),
     st.binary() | st.builds(lambda p, t: message({**p, "task_id": t}), st.dictionaries(keys, json_values), task_ids),
 )
-def test_no_message_makes_it_raise(subject: str, data: bytes) -> None:
-    """Total: every message is one of the three, and a command can always be encoded."""
+def test_no_message_raises_an_exception(subject: str, data: bytes) -> None:
+    """Every message gives one of the three verdicts, and every command can be encoded."""
     found = to_command(subject, data, STREAM, 1)
     assert isinstance(found, AgentResult | Foreign | Malformed)
     if isinstance(found, AgentResult):
@@ -281,5 +281,5 @@ def test_no_message_makes_it_raise(subject: str, data: bytes) -> None:
         "$JS.ACK._.ACCOUNT.AGENT_RESPONSES.durable.1.42.7.1769860800000000000.3.token",
     ],
 )
-def test_the_sequence_is_the_one_that_nats_py_reads(reply: str) -> None:
+def test_the_sequence_equals_the_one_that_nats_py_reads(reply: str) -> None:
     assert stream_sequence(reply) == Msg(None, reply=reply).metadata.sequence.stream == 42  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""NATS in, on a real nats-server and the embedded log."""
+"""Pulling agent responses, on a real nats-server and the embedded log."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def publish(server: NatsServer, messages: Sequence[tuple[str, bytes]]) -> 
 
 
 async def settled(server: NatsServer, delivered: int, seconds: float = 30.0) -> None:
-    """Every message up to this number was delivered and none is waiting for its acknowledgement."""
+    """Wait until this many messages are delivered and acknowledged."""
     async with client(server.url) as link:
         for _ in range(int(seconds / 0.05)):
             with contextlib.suppress(Exception):
@@ -101,7 +101,7 @@ async def commands(log: SqliteLog) -> list[AgentResult]:
 
 
 async def test_responses_become_commands_in_the_partition_of_their_instance(log: SqliteLog, server: NatsServer) -> None:
-    """Each once, acknowledged; the key is the instance's id."""
+    """Each becomes one command with the instance id as key, and is acknowledged."""
     # specification 17.2
     await publish(server, [(COMPLETED, response(ceremony, agent)) for ceremony in range(40) for agent in (1, 2)])
     async with connection(server.url) as link, responses(log, link) as started:
@@ -114,8 +114,8 @@ async def test_responses_become_commands_in_the_partition_of_their_instance(log:
         assert record.partition == log.partition_of(record.key, PARTITIONS)
 
 
-async def test_a_lone_response_does_not_wait_for_others(log: SqliteLog, server: NatsServer) -> None:
-    """A message is handed over when it comes: a ceremony waits for it."""
+async def test_a_single_response_does_not_wait_for_others(log: SqliteLog, server: NatsServer) -> None:
+    """A message is handled on arrival, because a ceremony waits for it."""
     await publish(server, [(COMPLETED, response(0))])
     async with connection(server.url) as link, responses(log, link):
         await settled(server, 1)
@@ -128,8 +128,8 @@ async def test_a_lone_response_does_not_wait_for_others(log: SqliteLog, server: 
                 assert asyncio.get_running_loop().time() - began < 0.5
 
 
-async def test_it_waits_for_the_stream_and_says_so(log: SqliteLog, server: NatsServer) -> None:
-    """Others make it; the durable has the contract's name and its four subjects."""
+async def test_a_missing_stream_is_waited_for_and_reported(log: SqliteLog, server: NatsServer) -> None:
+    """Another service makes it; the durable then has the specified name and four subjects."""
     # specification 17.1
     async with connection(server.url) as link, responses(log, link) as started:
         await eventually(
@@ -152,7 +152,7 @@ async def test_it_waits_for_the_stream_and_says_so(log: SqliteLog, server: NatsS
 
 
 async def test_foreign_messages_are_acknowledged_and_counted(log: SqliteLog, server: NatsServer) -> None:
-    """No command, no dead letter."""
+    """They give no command and no dead letter."""
     # specification 17.4
     before = metrics.FOREIGN.labels("other_task")._value.get()
     await publish(server, [(COMPLETED, response(1, task_id="job-1"))] * 3)
@@ -163,8 +163,8 @@ async def test_foreign_messages_are_acknowledged_and_counted(log: SqliteLog, ser
     assert await records(log, topics.DEADLETTERS) == []
 
 
-async def test_malformed_messages_are_set_aside_and_never_sent_again(log: SqliteLog, server: NatsServer) -> None:
-    """With stream and sequence as origin, code, reason, subject and the bytes themselves."""
+async def test_malformed_messages_become_dead_letters_and_end(log: SqliteLog, server: NatsServer) -> None:
+    """The dead letter has stream and sequence as origin, code, reason, subject and the original bytes."""
     # specification 17.5
     await publish(server, [(COMPLETED, b"{"), (COMPLETED, response(1)), (FAILED, response(1, agent_id=5))])
     async with connection(server.url) as link, responses(log, link):
@@ -179,7 +179,7 @@ async def test_malformed_messages_are_set_aside_and_never_sent_again(log: Sqlite
 
 
 class Flaky:
-    """A log that cannot be reached for the first appends."""
+    """A log whose first appends fail as unreachable."""
 
     def __init__(self, log: SqliteLog, failures: int) -> None:
         self._log = log
@@ -198,7 +198,7 @@ class Flaky:
 
 
 class Narrow(Flaky):
-    """A log whose `commands` take no record of this size."""
+    """A log whose topic `commands` refuses records of this size."""
 
     async def append(
         self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
@@ -208,8 +208,8 @@ class Narrow(Flaky):
         return await self._log.append(topic, partition, key, value, headers)
 
 
-async def test_a_command_larger_than_a_record_is_set_aside(log: SqliteLog, server: NatsServer) -> None:
-    """It would come again for ever."""
+async def test_a_command_larger_than_a_record_becomes_a_dead_letter(log: SqliteLog, server: NatsServer) -> None:
+    """Otherwise it would be delivered again without end."""
     # specification 20.2
     await publish(server, [(COMPLETED, response(1))])
     async with connection(server.url) as link, responses(Narrow(log, 0), link):
@@ -218,8 +218,8 @@ async def test_a_command_larger_than_a_record_is_set_aside(log: SqliteLog, serve
     assert decode_dead_letter(record.key, record.value, record.headers).code == "record_too_large"
 
 
-async def test_without_a_server_it_stops_at_once(log: SqliteLog, tmp_path: Path) -> None:
-    """And says until then that it is away."""
+async def test_the_puller_stops_at_once_without_a_server(log: SqliteLog, tmp_path: Path) -> None:
+    """Until then the state says that NATS is away."""
     server = NatsServer(tmp_path / "nats")
     async with connection(server.url) as link:
         async with responses(log, link) as started:
@@ -228,8 +228,8 @@ async def test_without_a_server_it_stops_at_once(log: SqliteLog, tmp_path: Path)
         assert asyncio.get_running_loop().time() - began < 2
 
 
-async def test_while_the_log_is_away_nothing_is_acknowledged(log: SqliteLog, server: NatsServer) -> None:
-    """The message comes again, and is appended once the log is back."""
+async def test_no_message_is_acknowledged_while_the_log_is_away(log: SqliteLog, server: NatsServer) -> None:
+    """The message is delivered again, and appended once the log is back."""
     # specification 17.2
     await publish(server, [(COMPLETED, response(1))])
     flaky = Flaky(log, failures=1)
@@ -239,8 +239,8 @@ async def test_while_the_log_is_away_nothing_is_acknowledged(log: SqliteLog, ser
     assert len(await commands(log)) == 1
 
 
-async def test_a_redelivered_message_is_the_same_command(log: SqliteLog, server: NatsServer) -> None:
-    """An acknowledgement that got lost costs a second record, byte for byte the first."""
+async def test_a_redelivered_message_becomes_the_same_command(log: SqliteLog, server: NatsServer) -> None:
+    """A lost acknowledgement costs a second record with the same bytes."""
     # specification 17.6
     await publish(server, [(COMPLETED, response(1))])
     async with connection(server.url) as link, responses(log, link):
@@ -253,8 +253,8 @@ async def test_a_redelivered_message_is_the_same_command(log: SqliteLog, server:
     assert first.value == second.value
 
 
-async def test_it_goes_on_after_the_server_was_killed(log: SqliteLog, server: NatsServer) -> None:
-    """Under load, with more messages afterwards: none is lost."""
+async def test_pulling_continues_after_the_server_was_killed(log: SqliteLog, server: NatsServer) -> None:
+    """No message is lost, under load and with more messages afterwards."""
     await publish(server, [(COMPLETED, response(ceremony)) for ceremony in range(300)])
     async with connection(server.url) as link, responses(log, link, in_flight=8) as started:
         await eventually(lambda: metrics.COMMANDS._value.get() > 0, "it has begun")
@@ -266,8 +266,8 @@ async def test_it_goes_on_after_the_server_was_killed(log: SqliteLog, server: Na
     assert {c.instance_id for c in await commands(log)} == {f"c-{ceremony}:s-1" for ceremony in range(350)}
 
 
-async def test_it_makes_a_deleted_durable_again(log: SqliteLog, server: NatsServer) -> None:
-    """And reads on; what comes twice by that is the same command."""
+async def test_a_deleted_durable_is_made_again(log: SqliteLog, server: NatsServer) -> None:
+    """Pulling continues; a message that is delivered twice becomes the same command."""
     await publish(server, [(COMPLETED, response(1))])
     async with connection(server.url) as link, responses(log, link):
         await settled(server, 1)
@@ -278,8 +278,8 @@ async def test_it_makes_a_deleted_durable_again(log: SqliteLog, server: NatsServ
     assert {c.instance_id for c in await commands(log)} == {"c-1:s-1", "c-2:s-1"}
 
 
-async def test_the_durable_is_that_of_the_contract(log: SqliteLog, server: NatsServer) -> None:
-    """Its name, its four subjects, explicit acknowledgements, from the beginning of the stream."""
+async def test_the_durable_has_the_specified_settings(log: SqliteLog, server: NatsServer) -> None:
+    """It has the name, four subjects, explicit acknowledgements, and starts at the beginning of the stream."""
     # specification 17.1
     await publish(server, [(COMPLETED, response(1))])
     async with connection(server.url) as link, responses(log, link):
@@ -296,8 +296,8 @@ async def test_the_durable_is_that_of_the_contract(log: SqliteLog, server: NatsS
     assert (info.config.ack_policy, info.config.deliver_policy) == (AckPolicy.EXPLICIT, DeliverPolicy.ALL)
 
 
-async def test_a_durable_that_an_older_engine_left_gets_the_four_subjects(log: SqliteLog, server: NatsServer) -> None:
-    """It bears the same name, and heard of one subject only; what it has acknowledged stays acknowledged."""
+async def test_the_durable_of_an_older_engine_gets_the_four_subjects(log: SqliteLog, server: NatsServer) -> None:
+    """It has the same name and one subject; acknowledged messages stay acknowledged."""
     # specification 17.1
     await publish(server, [(COMPLETED, response(1))])
     async with client(server.url) as other:
@@ -314,8 +314,8 @@ async def test_a_durable_that_an_older_engine_left_gets_the_four_subjects(log: S
     assert {c.instance_id for c in await commands(log)} == {"c-2:s-1"}
 
 
-async def test_a_durable_that_cannot_be_changed_is_told_in_readiness(log: SqliteLog, server: NatsServer) -> None:
-    """One that pushes cannot be made one to pull from."""
+async def test_a_durable_that_cannot_be_changed_is_reported_by_readiness(log: SqliteLog, server: NatsServer) -> None:
+    """A push durable cannot become a pull durable."""
     await publish(server, [(COMPLETED, response(1))])
     async with client(server.url) as other:
         pushing = ConsumerConfig(durable_name=DURABLE, deliver_subject="elsewhere", ack_policy=AckPolicy.EXPLICIT)

@@ -1,4 +1,4 @@
-"""What the tests of the NATS bridges share: a real nats-server, the embedded log, a reader of the stream CEREMONY."""
+"""Shared by the tests of the NATS bridges: a real nats-server, the embedded log, a reader of the stream CEREMONY."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLOCK = HostClock()
 
 @contextlib.asynccontextmanager
 async def connection(url: str) -> AsyncIterator[NatsConnection]:
-    """A connection as a worker has it."""
+    """A connection like a worker's."""
     link = NatsConnection(url, CLOCK)
     await link.start()
     try:
@@ -41,7 +41,7 @@ async def connection(url: str) -> AsyncIterator[NatsConnection]:
 
 @contextlib.asynccontextmanager
 async def client(url: str) -> AsyncIterator[Client]:
-    """A client of the outside."""
+    """A client outside the engine."""
 
     async def quiet(_: Exception) -> None: ...
 
@@ -67,7 +67,7 @@ async def embedded_log(folder: Path) -> AsyncIterator[SqliteLog]:
 
 
 async def eventually(holds: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
-    """Wait until it holds. Fails with `what` after `seconds`."""
+    """Wait until the condition holds; fail with the text `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
@@ -75,7 +75,7 @@ async def eventually(holds: Callable[[], bool], what: str, seconds: float = PATI
 
 
 def event(ceremony: int, number: int, size: int = 0) -> Event:
-    """The event `number` of a ceremony; payload of about `size` bytes."""
+    """The event `number` of a ceremony, with a payload of about `size` bytes."""
     instance = f"c-{ceremony}:s-1"
     return Event(
         id=f"{instance}/{number}/0@1",
@@ -88,7 +88,7 @@ def event(ceremony: int, number: int, size: int = 0) -> Event:
 
 
 async def append_events(log: SqliteLog, events: Sequence[Event]) -> None:
-    """As the ceremony agent does it; the same event is always of the same command."""
+    """Write events like the ceremony agent; the same event always comes from the same command."""
     for one in events:
         offset = int(one.payload["number"]) * 1000 + int(one.correlation_id.removeprefix("corr-"))
         key, value, headers = event_record(one, offset, 0, 1)
@@ -113,7 +113,7 @@ async def stored(url: str, stream: str = "CEREMONY") -> list[Msg]:
 
 
 async def count(url: str, stream: str = "CEREMONY") -> int:
-    """How many messages the stream holds."""
+    """The number of messages in the stream."""
     async with client(url) as link:
         state: Any = (await link.jetstream().stream_info(stream)).state
         return int(state.messages)

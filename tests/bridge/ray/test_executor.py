@@ -1,6 +1,6 @@
-"""The Ray executor's client against a real gRPC server that answers whatever a test wants."""
+"""The Ray executor's client against a real gRPC server with configurable answers."""
 
-# ruff: noqa: N802, ARG001 - the names of RPCs and what a handler is given are gRPC's
+# ruff: noqa: N802, ARG001 - gRPC defines the names of RPCs and the arguments of handlers
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Reply = Callable[[Any, Any], Awaitable[pb.ExecuteDeliberationResponse]]
 
 
 class Executor(RayExecutorServiceServicer):
-    """Answers every Execute with `reply`, and keeps what it was asked."""
+    """Answers every Execute with `reply`, and records the requests."""
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
@@ -108,8 +108,8 @@ def task(**changes: Any) -> RayTask:
     return RayTask(**(values | changes))
 
 
-async def test_a_backlog_review_is_sent_whole_and_submitted() -> None:
-    """Every field arrives, the plan id in the metadata, the correlation id as gRPC metadata, with a deadline."""
+async def test_a_backlog_review_is_sent_with_every_field() -> None:
+    """The plan id is in the metadata, the correlation id in the gRPC metadata, and the call has a deadline."""
     # specification 15.1, 15.3, 15.4
     executor = Executor(says("submitted"))
     async with serving(executor) as url, RayExecutorClient(url, call_timeout_seconds=7) as client:
@@ -138,8 +138,8 @@ async def test_a_backlog_review_is_sent_whole_and_submitted() -> None:
     assert 0 < remaining <= 7
 
 
-async def test_other_tasks_go_by_the_generic_call_with_their_plan_id() -> None:
-    """Task extraction uses ExecuteDeliberation, whose constraints hold the plan id themselves."""
+async def test_other_tasks_use_the_generic_call_with_their_plan_id() -> None:
+    """Task extraction uses ExecuteDeliberation, whose constraints have a plan id."""
     # specification 15.1, 15.3
     executor = Executor(says("submitted"))
     async with serving(executor) as url, RayExecutorClient(url) as client:
@@ -150,8 +150,8 @@ async def test_other_tasks_go_by_the_generic_call_with_their_plan_id() -> None:
     assert dict(request.constraints.metadata) == {"task_type": "TASK_EXTRACTION"}
 
 
-async def test_ok_with_failed_is_a_failed_attempt() -> None:
-    """The executor's own reason is kept, on one line."""
+async def test_the_answer_failed_fails_the_attempt() -> None:
+    """The executor's reason is kept on one line."""
     # specification 15.5
     async with serving(Executor(says("failed", "no\ngpu"))) as url, RayExecutorClient(url) as client:
         answer = await client.execute(task())
@@ -159,7 +159,7 @@ async def test_ok_with_failed_is_a_failed_attempt() -> None:
     assert answer.message.endswith("refused the task: no gpu")
 
 
-async def test_an_unknown_status_is_a_failed_attempt() -> None:
+async def test_an_unknown_status_fails_the_attempt() -> None:
     """Only `submitted` lets the attempt go on."""
     # specification 15.5
     async with serving(Executor(says("queued"))) as url, RayExecutorClient(url) as client:
@@ -168,8 +168,8 @@ async def test_an_unknown_status_is_a_failed_attempt() -> None:
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN])
-async def test_an_answer_by_status_is_a_failed_attempt_without_foreign_text(code: grpc.StatusCode) -> None:
-    """The code is stable, and what the other side wrote into the details goes to our log only."""
+async def test_a_grpc_error_status_fails_the_attempt_without_the_executors_text(code: grpc.StatusCode) -> None:
+    """The code is stable, and the details of the executor go to the log only."""
     # specification 1.9, 15.5
     async with serving(Executor(aborts(code))) as url, RayExecutorClient(url) as client:
         answer = await client.execute(task())
@@ -179,7 +179,7 @@ async def test_an_answer_by_status_is_a_failed_attempt_without_foreign_text(code
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
 async def test_no_answer_is_unreachable(code: grpc.StatusCode) -> None:
-    """What nobody judged may be asked again, and uses up no attempt."""
+    """An undecided task may be submitted again, and uses up no attempt."""
     # specification 15.6
     async with serving(Executor(aborts(code))) as url, RayExecutorClient(url) as client:
         with pytest.raises(Unreachable) as raised:
@@ -188,8 +188,8 @@ async def test_no_answer_is_unreachable(code: grpc.StatusCode) -> None:
     assert SECRET not in raised.value.reason
 
 
-async def test_a_call_past_its_deadline_is_unreachable() -> None:
-    """A hanging executor costs the deadline, no more."""
+async def test_a_call_after_its_deadline_is_unreachable() -> None:
+    """A hanging executor costs no more than the deadline."""
     # specification 15.4, 15.6
 
     async def hang(request: Any, context: Any) -> pb.ExecuteDeliberationResponse:
@@ -201,8 +201,8 @@ async def test_a_call_past_its_deadline_is_unreachable() -> None:
             await client.execute(task())
 
 
-async def test_the_channel_finds_an_executor_that_comes_back() -> None:
-    """Down, then up on the same address: the same client works again within seconds."""
+async def test_the_channel_reconnects_to_a_restarted_executor() -> None:
+    """After a restart on the same address the same client works again within seconds."""
     address = f"127.0.0.1:{free_port()}"
     async with RayExecutorClient(address) as client:
         with pytest.raises(Unreachable):
@@ -216,11 +216,11 @@ async def test_the_channel_finds_an_executor_that_comes_back() -> None:
                     break
                 except Unreachable:
                     await asyncio.sleep(0.05)
-            await client.probe()  # GetStatus is not served there: UNIMPLEMENTED is an answer too
+            await client.probe()  # this server has no GetStatus: UNIMPLEMENTED is an answer too
 
 
 async def test_a_closed_client_is_unreachable() -> None:
-    """A call that meets the shutdown is no error of its own kind."""
+    """A call during the shutdown is Unreachable, not an error of grpc.aio."""
     client = RayExecutorClient("127.0.0.1:1")
     await client.close()
     with pytest.raises(Unreachable, match="closed"):
@@ -229,8 +229,8 @@ async def test_a_closed_client_is_unreachable() -> None:
         await client.probe()
 
 
-async def test_a_correlation_id_of_any_text_can_travel() -> None:
-    """Metadata of gRPC holds ASCII only."""
+async def test_any_text_may_be_a_correlation_id() -> None:
+    """Metadata holds ASCII only, so other characters are percent-encoded."""
     executor = Executor(says("submitted"))
     async with serving(executor) as url, RayExecutorClient(url) as client:
         assert (await client.execute(task(correlation_id="größe\n1"))).status == "submitted"

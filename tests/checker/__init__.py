@@ -1,1 +1,1 @@
-"""The checker: judges a run by what the outside can see of it. It imports nothing of the engine."""
+"""The checker: judges a run by its messages and gRPC answers. It imports nothing of the engine."""

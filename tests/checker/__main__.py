@@ -39,7 +39,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--definitions", type=Path, default=Path("specs/ceremonies"))
     parser.add_argument("--starts", type=Path, help="JSON lines: instance_id, definition_name, correlation_id")
     parser.add_argument("--settle", type=float, default=0, help="seconds to wait for everything to end or wait visibly")
-    parser.add_argument("--record", type=Path, help="also write what was collected to this file")
+    parser.add_argument("--record", type=Path, help="also write the collected run to this file")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""Judges a run: messages by themselves, each ceremony's path, and what the front shows of it."""
+"""Judges a run: single messages, the path of each ceremony, and its row in the gRPC answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REFUSED = "ceremony.start.refused"
 
 
 def check_run(run: Run) -> list[Violation]:
-    """All violations of a run, in order of the stream, then of what is about the whole."""
+    """All violations of a run, in the order of the stream, then those about the whole run."""
     return check(run.messages, run.definitions, run.starts, run.instances)
 
 
@@ -25,7 +25,7 @@ def check(
     starts: Sequence[Start],
     instances: Sequence[Instance],
 ) -> list[Violation]:
-    """`messages`: the whole stream CEREMONY in its order; `definitions`: YAML texts by name."""
+    """`messages` is the whole stream CEREMONY in its order; `definitions` holds YAML texts by name."""
     found = [violation for message in messages for violation in message_violations(message)]
     found += stream_violations(messages)
     by_name = {name: Definition.read(text) for name, text in definitions.items()}
@@ -44,7 +44,7 @@ def check(
 
 
 class _Ceremony:
-    """One ceremony from three sides: its events, its start, and the front."""
+    """One ceremony: its events, its start, and its row in the gRPC answers."""
 
     def __init__(self, instance_id: str, events: list[Event], start: Start | None, shown: Instance | None) -> None:
         self.instance_id = instance_id
@@ -68,7 +68,7 @@ class _Ceremony:
         for event in self.events:
             path.follow(event)
         yield from path.violations
-        yield from self._against_front(path)
+        yield from self._against_row(path)
 
     def _found(self, rule: str, text: str, sequence: int = 0) -> Violation:
         return Violation(rule, self.instance_id, sequence, text)
@@ -76,7 +76,7 @@ class _Ceremony:
     def _definition(
         self, begun: list[Event], by_name: Mapping[str, Definition], by_hash: Mapping[str, Definition]
     ) -> Definition | None:
-        """By the pinned hash where a start or the front tells it, else by name."""
+        """The definition by the pinned hash of a start or row, else by name."""
         payload = begun[0].payload if begun else {}
         hashes = [str(payload.get("definition_hash")), self.shown.definition_hash if self.shown else ""]
         names = [str(payload.get("definition_name")), *(x.definition_name for x in (self.shown, self.start) if x)]
@@ -92,36 +92,36 @@ class _Ceremony:
                 text = f"its correlation id is {event.correlation_id!r}, the ceremony's is {wanted!r}"
                 yield self._found("correlation_differs", text, event.sequence)
         if self.shown is not None and self.shown.correlation_id != wanted:
-            yield self._found("correlation_differs", f"the front shows {self.shown.correlation_id!r}, not {wanted!r}")
+            yield self._found("correlation_differs", f"the service shows {self.shown.correlation_id!r}, not {wanted!r}")
 
-    def _against_front(self, path: Path) -> Iterator[Violation]:
+    def _against_row(self, path: Path) -> Iterator[Violation]:
         if path.in_terminal_state and not path.ended:
-            yield self._found("end_lost", f"it has come to {path.state} and no terminal event says so")
+            yield self._found("end_lost", f"it reached {path.state} without a terminal event")
         shown = self.shown
         if shown is None:
-            yield self._found("instance_missing", "it has begun, and the front does not know it")
+            yield self._found("instance_missing", "it has started, and the service does not know it")
             return
         if shown.current_state != path.state:
-            text = f"its events lead to {path.state}, the front shows {shown.current_state}"
+            text = f"its events lead to {path.state}, the service shows {shown.current_state}"
             yield self._found("state_differs", text)
         if shown.version and shown.version < path.version:
-            yield self._found("version_behind", f"the front shows version {shown.version}, an event {path.version}")
+            yield self._found("version_behind", f"the service shows version {shown.version}, an event {path.version}")
         yield from self._status(path, shown)
 
     def _status(self, path: Path, shown: Instance) -> Iterator[Violation]:
         if shown.status not in ENDED:
             if path.ended or path.paused != (shown.status == "PAUSED"):
-                says = path.ended or ("PAUSED" if path.paused else "not paused")
-                yield self._found("status_differs", f"its events say {says}, the front shows {shown.status}")
+                last = path.ended or ("PAUSED" if path.paused else "not paused")
+                yield self._found("status_differs", f"its events say {last}, the service shows {shown.status}")
             if shown.status != "PAUSED" and not shown.open_gates and not shown.waiting_for:
                 yield self._found("stuck", f"it is {shown.status} in {shown.current_state} and waits for nothing")
             return
         if not path.ended:
-            yield self._found("end_lost", f"the front shows {shown.status} and no terminal event says so")
+            yield self._found("end_lost", f"the service shows {shown.status} without a terminal event")
         elif path.ended != shown.status:
-            yield self._found("status_differs", f"its events say {path.ended}, the front shows {shown.status}")
+            yield self._found("status_differs", f"its events say {path.ended}, the service shows {shown.status}")
         for step in sorted({*path.steps, *shown.step_status}):
-            said, status = path.steps.get(step, "PENDING"), shown.step_status.get(step, "PENDING")
-            if said != status and (said in CONCLUDED or status in CONCLUDED):
-                text = f"events say that {step} is {said}, the front shows {status}"
+            last, status = path.steps.get(step, "PENDING"), shown.step_status.get(step, "PENDING")
+            if last != status and (last in CONCLUDED or status in CONCLUDED):
+                text = f"events say that {step} is {last}, the service shows {status}"
                 yield self._found("step_status_differs", text)

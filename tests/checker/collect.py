@@ -1,4 +1,4 @@
-"""Gathers a run from outside: the stream over NATS, the instances over gRPC, the definitions from their folder."""
+"""Collects a run from outside: the stream over NATS, the instances over gRPC, the definitions from their folder."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ async def collect(
     *,
     settle_seconds: float = 0,
 ) -> Run:
-    """The run as it stands; with `settle_seconds` it waits so long for everything to end or to wait for people."""
+    """The present run; waits up to `settle_seconds` until every ceremony has ended or waits for people."""
     instances = await settled_instances(grpc_address, starts, settle_seconds)
     messages = await collect_messages(nats_url, quiet_seconds=min(settle_seconds, 5.0))
     return Run(messages, definitions, starts, instances)
 
 
 def read_definitions(folder: Path) -> dict[str, str]:
-    """YAML text by name of every definition of a folder."""
+    """The YAML text of every definition in a folder, by name."""
     return {path.stem: path.read_text() for path in sorted(folder.glob("*.yaml"))}
 
 
 async def collect_messages(url: str, *, quiet_seconds: float = 0) -> list[Message]:
-    """Every message of the stream CEREMONY; waits until nothing was added for `quiet_seconds`."""
+    """Every message of the stream CEREMONY; waits until none was added for `quiet_seconds`."""
 
     async def quiet(_: Exception) -> None: ...
 
@@ -73,7 +73,7 @@ async def collect_messages(url: str, *, quiet_seconds: float = 0) -> list[Messag
 
 
 async def _quiet_end(jetstream: JetStreamContext, quiet_seconds: float) -> int:
-    """Last sequence of the stream, once it has not moved for so long."""
+    """The last sequence of the stream, once it has not changed for so long."""
     last, since = -1, time.monotonic()
     while True:
         now = (await jetstream.stream_info(STREAM)).state.last_seq
@@ -92,7 +92,7 @@ def _decoded(data: bytes) -> Any:
 
 
 async def settled_instances(address: str, starts: Sequence[Start], settle_seconds: float) -> list[Instance]:
-    """All instances, once those that were accepted rest, or the time is up."""
+    """All instances, once the accepted ones have ended or wait for people, or the time is up."""
     deadline = time.monotonic() + settle_seconds
     wanted = {start.instance_id for start in starts}
     async with grpc.aio.insecure_channel(address) as channel:
@@ -120,7 +120,7 @@ async def list_instances(stub: PlanningCeremonyProcessorStub) -> list[Instance]:
 
 
 async def _patiently(call: Any, request: pb.ListPlanningCeremonyInstancesRequest) -> Any:
-    """A worker that has just come back answers UNAVAILABLE until it owns its partitions."""
+    """Repeat while UNAVAILABLE: a restarted worker answers so until it serves its partitions."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:

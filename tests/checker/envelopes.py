@@ -21,6 +21,7 @@ STATUS = {
     "ceremony.paused": "PAUSED",
 }
 ENDS = frozenset(STATUS) - {"ceremony.paused"}
+# Subjects whose key is an effect id.
 OF_CEREMONIES = frozenset(
     {
         *STATUS,
@@ -36,7 +37,6 @@ OF_CEREMONIES = frozenset(
         "ceremony.publish.completed",
     }
 )
-"""Subjects whose key is an effect id."""
 OTHERS = frozenset({"ceremony.start.refused", "ceremony.deadletter", "ceremony.dualwrite.reconcile.requested"})
 OWN = re.compile(r"ceremony\.(step|transition|publish|dualwrite|gate|start)\..+")
 EFFECT_ID = re.compile(r"(?P<instance>[^/]+)/(?P<version>[0-9]+)/(?P<ordinal>[0-9]+)@(?P<fold>[0-9]+)")
@@ -45,7 +45,7 @@ PUBLISH_KEY = re.compile(r"publish/(?P<instance>[^/]+)/(?P<step>[^/]+)/(?P<visit
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A message whose envelope is sound enough to be followed."""
+    """A message with a readable envelope."""
 
     sequence: int
     subject: str
@@ -54,7 +54,7 @@ class Event:
     correlation_id: str
     payload: dict[str, Any]
     version: int = 0
-    """0 for a publish step's own message."""
+    """0 for a message of a publish step."""
     ordinal: int = 0
 
     @property
@@ -63,7 +63,7 @@ class Event:
 
 
 def message_violations(message: Message) -> Iterator[Violation]:
-    """Everything wrong with one message by itself."""
+    """The violations of a single message."""
     envelope, found = message.envelope, _Finder(message)
     if not isinstance(envelope, dict):
         yield found("not_json", "the message is no JSON object")
@@ -112,7 +112,7 @@ def _of_subject(message: Message, envelope: dict[str, Any], found: _Finder) -> I
 
 
 def stream_violations(messages: Sequence[Message]) -> Iterator[Violation]:
-    """Everything wrong between messages, whatever they say."""
+    """The violations between messages, apart from their content."""
     ids: dict[str, Message] = {}
     keys: dict[str, Message] = {}
     for before, message in zip([None, *messages], messages, strict=False):
@@ -127,7 +127,7 @@ def stream_violations(messages: Sequence[Message]) -> Iterator[Violation]:
 
 
 def event_of(message: Message) -> Event | None:
-    """The message as an event of a ceremony, a start's refusal included; None where it is of none or not to be read."""
+    """The message as an event of a ceremony or a refused start; None for others and for unreadable ones."""
     envelope = message.envelope
     if not isinstance(envelope, dict) or not isinstance(envelope.get("payload"), dict):
         return None
@@ -144,7 +144,7 @@ def event_of(message: Message) -> Event | None:
 
 
 class _Finder:
-    """Makes violations of one message."""
+    """A function that makes violations of one message."""
 
     def __init__(self, message: Message) -> None:
         self._sequence = message.sequence

@@ -13,7 +13,7 @@ CONCLUDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 
 
 class Path:
-    """One ceremony as its events tell it; `violations` is what was wrong on the way."""
+    """One ceremony, followed by its events; `violations` collects the broken rules."""
 
     def __init__(self, instance_id: str, definition: Definition) -> None:
         self.instance_id = instance_id
@@ -21,10 +21,10 @@ class Path:
         self.state = definition.initial
         self.begun = False
         self.ended = ""
-        """Status by which it ended; empty while it has not, or since it was opened again."""
+        """Final status; empty before the end, and after a retry has reopened it."""
         self.paused = False
         self.steps: dict[str, str] = {}
-        """Status of steps by their last conclusion, of the present visit where the state was entered again."""
+        """Status of steps by their last result; if their state was entered again, in the present visit."""
         self.version = 0
         self._definition = definition
         self._ordinal = -1
@@ -60,7 +60,7 @@ class Path:
 
     def _may_follow_end(self, event: Event) -> bool:
         if event.subject in ENDS:
-            return True  # a second end is a rule of its own
+            return True  # a second end has its own rule
         if event.subject == "ceremony.publish.completed":
             return event.payload.get("late") is True
         return event.subject == "ceremony.resumed" and self.ended == "FAILED"
@@ -84,7 +84,7 @@ class Path:
                 self._opened.discard(step)
 
     def _step(self, event: Event) -> str | None:
-        """The step an event speaks of, where it is one of the definition's; judged by the state it is in."""
+        """The step of an event, if the definition has it; checks that the event comes in the step's state."""
         step = str(event.payload.get("step_id"))
         if step not in self._definition.steps:
             self._found("step_unknown", event, f"the definition has no step {step}")
@@ -159,7 +159,7 @@ class Path:
     def _resumed(self, _event: Event) -> None:
         self.paused = False
         if self.ended:
-            # A retry of what FAILED: steps that its end cancelled run again.
+            # A retry of a FAILED ceremony: steps that its end cancelled run again.
             self.ended = ""
             self.steps = {step: status for step, status in self.steps.items() if status != "CANCELLED"}
 

@@ -1,4 +1,4 @@
-"""What a run left to be seen from outside, as plain data: messages, definitions, accepted starts, instances."""
+"""A run seen from outside, as plain data: messages, definitions, accepted starts, instances."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Message:
     sequence: int
     subject: str
     message_id: str
-    """Header `Nats-Msg-Id`; empty where there is none."""
+    """Header `Nats-Msg-Id`; empty without one."""
     envelope: Any
-    """Decoded JSON; None where it is no JSON."""
+    """Decoded JSON; None if it is not JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class Start:
     instance_id: str
     definition_name: str
     correlation_id: str = ""
-    """As asked for; empty: none was given."""
+    """The requested one; empty if none was given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A ceremony as the front shows it (specification 14.1), as far as it is checked."""
+    """The checked fields of a ceremony's row in a gRPC answer (specification 14.1)."""
 
     instance_id: str
     definition_name: str
@@ -53,7 +53,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All of it."""
+    """Everything that the checker reads."""
 
     messages: Sequence[Message]
     definitions: Mapping[str, str]
@@ -62,7 +62,7 @@ class Run:
     instances: Sequence[Instance]
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, one message a line."""
+        """Write the run as JSON, one message per line."""
         data = asdict(self)
         lines = ",\n".join(json.dumps(message, ensure_ascii=False) for message in data.pop("messages"))
         rest = json.dumps(data, ensure_ascii=False, indent=1)
@@ -70,7 +70,7 @@ class Run:
 
 
 def load(path: Path) -> Run:
-    """Read what `Run.save` wrote."""
+    """Read a run that `Run.save` wrote."""
     data = json.loads(path.read_text())
     return Run(
         messages=[Message(**message) for message in data["messages"]],
@@ -81,7 +81,7 @@ def load(path: Path) -> Run:
 
 
 def load_starts(lines: Iterable[str]) -> list[Start]:
-    """Accepted starts from JSON lines with instance_id, definition_name and, where given, correlation_id."""
+    """Accepted starts from JSON lines with instance_id, definition_name and optionally correlation_id."""
     found = []
     for line in lines:
         if line.strip():
@@ -93,7 +93,7 @@ def load_starts(lines: Iterable[str]) -> list[Start]:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A definition, as far as it is checked; read from its YAML by ourselves."""
+    """The checked parts of a definition, read from its YAML without the engine."""
 
     initial: str
     terminal: frozenset[str]

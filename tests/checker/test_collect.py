@@ -1,4 +1,4 @@
-"""The checker gathers the whole stream, and every page of the front."""
+"""The checker collects the whole stream, and every page of the service."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tests.services import NatsServer
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    """A server of its own: the stream is named CEREMONY."""
+    """Each of these tests has its own server, because the stream is named CEREMONY."""
     server = NatsServer(tmp_path / "nats")
     await asyncio.to_thread(server.start)
     yield server
     server.kill()
 
 
-class Front(PlanningCeremonyProcessorServicer):
-    """A front with short pages, away at first, whose last ceremony comes to rest after some questions."""
+class Service(PlanningCeremonyProcessorServicer):
+    """A service with short pages, UNAVAILABLE at first, whose last ceremony ends after some calls."""
 
     def __init__(self, ceremonies: int) -> None:
         self._ceremonies = ceremonies
@@ -58,9 +58,9 @@ class Front(PlanningCeremonyProcessorServicer):
 
 
 @pytest.fixture
-async def front() -> AsyncIterator[str]:
+async def service() -> AsyncIterator[str]:
     server = grpc.aio.server()
-    add_PlanningCeremonyProcessorServicer_to_server(Front(8), server)  # type: ignore[abstract]
+    add_PlanningCeremonyProcessorServicer_to_server(Service(8), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"
@@ -77,8 +77,8 @@ async def fill(url: str, count: int) -> None:
     await client.close()
 
 
-async def test_the_whole_stream_is_gathered_in_order(server: NatsServer) -> None:
-    """More than one batch; what is no JSON, and has no id, is there too."""
+async def test_the_whole_stream_is_collected_in_order(server: NatsServer) -> None:
+    """They are more than one batch, including a message without JSON and without an id."""
     await fill(server.url, BATCH + 20)
     found = await collect_messages(server.url, quiet_seconds=0.6)
     assert [message.sequence for message in found] == list(range(1, BATCH + 22))
@@ -86,27 +86,27 @@ async def test_the_whole_stream_is_gathered_in_order(server: NatsServer) -> None
     assert found[-1] == Message(BATCH + 21, "ceremony.story", "", None)
 
 
-async def test_an_empty_stream_is_an_empty_run(server: NatsServer) -> None:
+async def test_an_empty_stream_gives_an_empty_run(server: NatsServer) -> None:
     client = await nats.connect(server.url)
     await client.jetstream().add_stream(name="CEREMONY", subjects=["ceremony.>"])
     await client.close()
     assert await collect_messages(server.url) == []
 
 
-async def test_every_page_is_read_and_a_busy_front_is_asked_again(front: str) -> None:
-    """Until every accepted start rests, or the time is up."""
-    found = await settled_instances(front, [Start("c-7:s", "approval")], 10)
+async def test_every_page_is_read_and_an_unavailable_service_is_called_again(service: str) -> None:
+    """It repeats until every accepted start has ended or waits for people, or the time is up."""
+    found = await settled_instances(service, [Start("c-7:s", "approval")], 10)
     assert sorted(instance.instance_id for instance in found) == [f"c-{number}:s" for number in range(8)]
     assert {instance.status for instance in found} == {"WAITING_FOR_HUMAN"}
     assert found[1].open_gates == ["ask", "owner_agrees"]
 
 
-async def test_a_start_that_never_appears_ends_the_waiting(front: str) -> None:
-    found = await settled_instances(front, [Start("lost:s", "approval")], 1)
+async def test_waiting_for_a_missing_start_ends_after_the_time_limit(service: str) -> None:
+    found = await settled_instances(service, [Start("lost:s", "approval")], 1)
     assert len(found) == 8
 
 
-async def test_a_run_is_collected_from_both_sides(server: NatsServer, front: str) -> None:
+async def test_a_run_is_collected_from_nats_and_grpc(server: NatsServer, service: str) -> None:
     await fill(server.url, 1)
-    run = await collect(server.url, front, {"approval": "text"}, [Start("c-0:s", "approval")])
+    run = await collect(server.url, service, {"approval": "text"}, [Start("c-0:s", "approval")])
     assert (len(run.messages), len(run.instances), run.definitions) == (2, 8, {"approval": "text"})

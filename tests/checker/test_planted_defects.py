@@ -1,7 +1,7 @@
-"""The checker finds each defect that is planted in a really recorded run, by name, and nothing in the run itself.
+"""The checker finds each defect planted in a recorded run, by name, and no violation in the run itself.
 
 `recorded_run.json` was recorded from the whole engine (embedded log, real NATS, simulated Ray executor with failures
-and duplicates): five definitions, ceremonies that completed, failed, were turned down, and one that waits at its gate.
+and duplicates): five definitions, ceremonies that completed, failed or were rejected, and one at an open gate.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tests.checker.violations import RULES
 pytestmark = pytest.mark.uncounted
 OURS = frozenset({"ports", "tables", "steps", "streams", "bridge", "ceremony"})
 RECORDING = Path(__file__).with_name("recorded_run.json")
+# Completed with a publish; completed after its gate was rejected; at an open gate; failed after retries.
 PLANNED, GATED, WAITING, FAILED = (
     "planning-1-3:story-1",
     "approval-0-6:story-1",
     "approval-1-7:story-1",
     "backlog-review-0-0:story-1",
 )
-"""Completed with a publish; completed after its gate was turned down; waits at its gate; failed after retries."""
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def recorded() -> Run:
 
 
 class Tampered:
-    """A copy of the recorded run to plant defects in; sequences are set right afterwards, as a stream has them."""
+    """A copy of the recorded run for planting defects; `run` renumbers the sequences like a stream."""
 
     def __init__(self) -> None:
         run = copy.deepcopy(recorded())
@@ -62,7 +62,7 @@ class Tampered:
         return [replace(message, sequence=number) for number, message in enumerate(self.messages, start=1)]
 
     def index(self, instance_id: str, subject: str, number: int = 0, **payload: Any) -> int:
-        """Where the message stands: of this ceremony, with this subject and these payload fields."""
+        """The index of a message of this ceremony, with this subject and these payload fields."""
         found = [
             index
             for index, message in enumerate(self.messages)
@@ -84,7 +84,7 @@ class Tampered:
         return self.messages.pop(self.index(instance_id, subject, **payload))
 
     def add(self, instance_id: str, subject: str, like: str, /, **payload: Any) -> dict[str, Any]:
-        """One more event of a ceremony at the end of the stream, with a key of its own; returns its envelope."""
+        """Add an event of a ceremony at the end of the stream, with its own key; returns its envelope."""
         model = self.messages[self.index(instance_id, like)]
         version = 500 + len(self.messages)
         key = f"{instance_id}/{version}/0@1"
@@ -96,7 +96,7 @@ class Tampered:
         return fields
 
     def show(self, instance_id: str, **changes: Any) -> None:
-        """What the front shows."""
+        """Change the row of an instance in the gRPC answers."""
         self.instances = [replace(one, **changes) if one.instance_id == instance_id else one for one in self.instances]
 
     def rekey(self, index: int, key: str) -> None:
@@ -105,8 +105,8 @@ class Tampered:
         self.messages[index] = replace(message, message_id=key)
 
 
+# (name, rule that must find it, function that plants it)
 DEFECTS: list[tuple[str, str, Callable[[Tampered], Any]]] = []
-"""(name, rule that must find it, how it is planted)"""
 
 
 def defect(rule: str) -> Callable[[Callable[[Tampered], Any]], Callable[[Tampered], Any]]:
@@ -128,7 +128,7 @@ def a_lost_failure(run: Tampered) -> None:
 
 
 @defect("start_lost")
-def an_accepted_start_of_which_nothing_was_heard(run: Tampered) -> None:
+def an_accepted_start_without_any_event(run: Tampered) -> None:
     run.starts.append(Start("lost:story-1", "approval"))
 
 
@@ -138,7 +138,7 @@ def a_ceremony_whose_started_event_is_lost(run: Tampered) -> None:
 
 
 @defect("key_twice")
-def an_effect_that_is_there_twice(run: Tampered) -> None:
+def a_repeated_effect(run: Tampered) -> None:
     index = run.index(GATED, "gate.decided")
     run.messages.insert(index, replace(copy.deepcopy(run.messages[index]), message_id="another"))
 
@@ -161,7 +161,7 @@ def a_transition_that_the_definition_does_not_have(run: Tampered) -> None:
 
 
 @defect("path_broken")
-def a_path_with_a_hole(run: Tampered) -> None:
+def a_path_with_a_gap(run: Tampered) -> None:
     run.drop(PLANNED, "transition.applied", trigger="fast_track")
 
 
@@ -186,7 +186,7 @@ def a_blank_correlation_id(run: Tampered) -> None:
 
 
 @defect("correlation_differs")
-def an_event_with_a_senders_random_correlation_id(run: Tampered) -> None:
+def an_event_with_a_random_correlation_id(run: Tampered) -> None:
     run.envelope(FAILED, "step.executed", step_id="deliberate_qa")["correlation_id"] = "5f3c"
 
 
@@ -201,12 +201,12 @@ def a_timestamp_without_a_zone(run: Tampered) -> None:
 
 
 @defect("field_unknown")
-def a_field_too_many(run: Tampered) -> None:
+def an_unknown_field(run: Tampered) -> None:
     run.envelope(GATED, "started")["version"] = 1
 
 
 @defect("not_json")
-def a_message_that_is_no_json(run: Tampered) -> None:
+def a_message_without_json(run: Tampered) -> None:
     index = run.index(GATED, "gate.opened")
     run.messages[index] = replace(run.messages[index], envelope=None)
 
@@ -217,7 +217,7 @@ def an_event_under_a_foreign_subject(run: Tampered) -> None:
 
 
 @defect("subject_unknown")
-def a_subject_that_the_contract_does_not_name(run: Tampered) -> None:
+def a_subject_outside_the_specification(run: Tampered) -> None:
     index = run.index(GATED, "step.executed", status="FAILED")
     run.messages[index] = replace(run.messages[index], subject="ceremony.step.exploded")
 
@@ -260,7 +260,7 @@ def a_second_start(run: Tampered) -> None:
 
 
 @defect("definition_unknown")
-def a_definition_that_nobody_has(run: Tampered) -> None:
+def an_unknown_definition(run: Tampered) -> None:
     del run.definitions["approval"]
 
 
@@ -286,7 +286,7 @@ def a_step_that_names_the_state_after_its_transition(run: Tampered) -> None:
 
 
 @defect("step_concluded_twice")
-def an_attempt_concluded_twice(run: Tampered) -> None:
+def an_attempt_finished_twice(run: Tampered) -> None:
     payload = run.payload(FAILED, "step.executed", step_id="deliberate_qa")
     index = run.index(FAILED, "step.executed", step_id="deliberate_qa")
     again = copy.deepcopy(run.messages[index])
@@ -301,7 +301,7 @@ def an_answer_to_an_older_attempt(run: Tampered) -> None:
 
 
 @defect("gate_not_opened")
-def a_gate_decided_that_was_not_open(run: Tampered) -> None:
+def a_decision_on_a_gate_that_was_not_open(run: Tampered) -> None:
     run.drop(GATED, "gate.opened")
 
 
@@ -311,7 +311,7 @@ def a_publish_that_was_not_requested(run: Tampered) -> None:
 
 
 @defect("publish_message_lost")
-def a_publish_whose_message_is_not_there(run: Tampered) -> None:
+def a_publish_without_its_message(run: Tampered) -> None:
     run.drop(PLANNED, "planning.planned")
 
 
@@ -326,7 +326,7 @@ def a_completion_in_the_middle(run: Tampered) -> None:
 
 
 @defect("instance_missing")
-def a_ceremony_that_the_front_has_lost(run: Tampered) -> None:
+def a_ceremony_that_the_service_has_lost(run: Tampered) -> None:
     run.instances = [one for one in run.instances if one.instance_id != PLANNED]
 
 
@@ -336,27 +336,27 @@ def a_ceremony_that_waits_for_nothing(run: Tampered) -> None:
 
 
 @defect("state_differs")
-def a_front_that_shows_another_state(run: Tampered) -> None:
+def a_service_that_shows_another_state(run: Tampered) -> None:
     run.show(WAITING, current_state="APPROVED")
 
 
 @defect("status_differs")
-def a_front_that_shows_another_end(run: Tampered) -> None:
+def a_service_that_shows_another_end(run: Tampered) -> None:
     run.show(FAILED, status="CANCELLED")
 
 
 @defect("status_differs")
-def a_front_that_shows_an_ended_ceremony_as_running(run: Tampered) -> None:
+def a_service_that_shows_an_ended_ceremony_as_running(run: Tampered) -> None:
     run.show(PLANNED, status="RUNNING", waiting_for=["step publish_plan"])
 
 
 @defect("step_status_differs")
-def a_lost_conclusion_of_a_step(run: Tampered) -> None:
+def a_lost_result_of_a_step(run: Tampered) -> None:
     run.drop(PLANNED, "step.executed", step_id="weigh_plan")
 
 
 @defect("version_behind")
-def a_front_that_shows_an_old_row(run: Tampered) -> None:
+def a_service_that_shows_an_old_row(run: Tampered) -> None:
     run.show(PLANNED, version=2)
 
 
@@ -364,8 +364,8 @@ def rules(run: Tampered) -> set[str]:
     return {violation.rule for violation in check_run(run.run())}
 
 
-def test_the_recorded_run_is_sound() -> None:
-    """And it is no empty one: each kind of event that the rules speak of is in it."""
+def test_the_recorded_run_has_no_violations() -> None:
+    """The run is not empty: it has each kind of event that the rules are about."""
     assert check_run(recorded()) == []
     subjects = {message.subject for message in recorded().messages}
     assert len(recorded().starts) == 12
@@ -378,14 +378,14 @@ def test_the_recorded_run_is_sound() -> None:
 
 
 @pytest.mark.parametrize(("rule", "plant"), [(rule, how) for _, rule, how in DEFECTS], ids=[d[0] for d in DEFECTS])
-def test_a_planted_defect_is_found_by_name(rule: str, plant: Callable[[Tampered], Any]) -> None:
+def test_a_planted_defect_is_found_by_the_name_of_its_rule(rule: str, plant: Callable[[Tampered], Any]) -> None:
     run = Tampered()
     plant(run)
     assert rule in rules(run)
 
 
-def test_every_rule_has_a_defect_that_shows_it() -> None:
-    """A rule that nothing breaks may as well be broken itself."""
+def test_every_rule_has_a_planted_defect() -> None:
+    """A rule without a defect that breaks it may not work."""
     assert {rule for _, rule, _ in DEFECTS} == set(RULES)
 
 
@@ -397,8 +397,8 @@ def test_a_late_publish_after_the_end_is_allowed() -> None:
     assert rules(run) == set()
 
 
-def test_a_failed_ceremony_may_be_opened_again() -> None:
-    """And then has another end."""
+def test_a_failed_ceremony_may_be_reopened() -> None:
+    """Then it has another end."""
     run = Tampered()
     run.add(FAILED, "resumed", "failed", status="RUNNING")
     run.add(FAILED, "cancelled", "failed", status="CANCELLED")
@@ -406,13 +406,13 @@ def test_a_failed_ceremony_may_be_opened_again() -> None:
     assert rules(run) == set()
 
 
-def test_a_completed_ceremony_may_not() -> None:
+def test_a_completed_ceremony_may_not_be_reopened() -> None:
     run = Tampered()
     run.add(GATED, "resumed", "completed", status="RUNNING")
     assert "event_after_end" in rules(run)
 
 
-def test_a_pause_must_be_shown_and_is_waiting_enough() -> None:
+def test_a_pause_must_be_shown_and_counts_as_waiting() -> None:
     run = Tampered()
     run.add(WAITING, "paused", "started", status="PAUSED")
     assert rules(run) == {"status_differs"}
@@ -420,8 +420,8 @@ def test_a_pause_must_be_shown_and_is_waiting_enough() -> None:
     assert rules(run) == set()
 
 
-def test_a_start_that_was_accepted_and_then_refused_by_an_event_is_accounted_for() -> None:
-    """The answer may come before the fold (specification 10.6)."""
+def test_an_accepted_start_that_an_event_refuses_is_not_lost() -> None:
+    """The answer may precede the fold (specification 10.6)."""
     run = Tampered()
     run.starts.append(Start("refused:story-1", "approval"))
     envelope = run.add(GATED, "start.refused", "started", code="already_exists", message="other content")
@@ -431,7 +431,7 @@ def test_a_start_that_was_accepted_and_then_refused_by_an_event_is_accounted_for
     assert rules(run) == set()
 
 
-def test_a_run_is_saved_and_loaded_alike(tmp_path: Path) -> None:
+def test_a_saved_run_is_loaded_unchanged(tmp_path: Path) -> None:
     recorded().save(tmp_path / "run.json")
     assert load(tmp_path / "run.json") == recorded()
 
@@ -445,7 +445,7 @@ def test_starts_are_read_from_json_lines() -> None:
     assert load_starts(lines) == [Start("a:b", "d", "c"), Start("e:f", "d", "")]
 
 
-def test_the_program_says_what_it_found_by_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_exit_code_tells_if_there_are_violations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--recording", str(RECORDING)]) == 0
     assert "0 violations" in capsys.readouterr().out
     run = Tampered()
@@ -456,7 +456,7 @@ def test_the_program_says_what_it_found_by_its_exit_code(tmp_path: Path, capsys:
 
 
 def test_the_checker_imports_nothing_of_the_engine() -> None:
-    """It would share the engine's mistakes."""
+    """Otherwise it would share the engine's mistakes."""
     for path in Path(__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -465,8 +465,8 @@ def test_the_checker_imports_nothing_of_the_engine() -> None:
                 assert name.split(".")[0] not in OURS, f"{path.name}: {name}"
 
 
-def test_an_instance_that_the_front_shows_and_nobody_heard_of_is_left_alone() -> None:
-    """Events older than the stream's age are gone; only accepted starts must be accounted for."""
+def test_an_instance_without_events_or_start_is_ignored() -> None:
+    """Events older than the stream's age are gone; only accepted starts must have events."""
     run = Tampered()
     run.instances.append(Instance("old:story-1", "approval", "APPROVED", "COMPLETED", "old:story-1"))
     assert rules(run) == set()

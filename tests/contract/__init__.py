@@ -1,1 +1,1 @@
-"""Tests of what the outside world relies on."""
+"""Tests of everything that clients and subscribers rely on."""

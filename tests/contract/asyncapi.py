@@ -1,4 +1,4 @@
-"""Judges messages by `specs/asyncapi.yaml`: what the running engine published must be as the document says."""
+"""Checks messages of the running engine against `specs/asyncapi.yaml`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from referencing.jsonschema import DRAFT7
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "specs" / "asyncapi.yaml"
 URI = "urn:ceremony:asyncapi"
+# The channel of the subjects of publish steps.
 PUBLICATION = "publication"
-"""The channel of the publish steps' own subjects."""
+# Second tokens of the engine's own subjects: a publish step may not use them (specification 9.5).
 OWN = ("step", "transition", "publish", "dualwrite", "gate", "start")
-"""Second tokens of the engine's own subjects: a publish step may not use them (specification 9.5)."""
 
 
 class MessageInvalid(AssertionError):
-    """A message is not as the document says; the message lists every place."""
+    """A message breaks the document; the text lists every place."""
 
 
 @functools.cache
@@ -33,13 +33,13 @@ def document() -> dict[str, Any]:
 
 @functools.cache
 def addresses() -> Mapping[str, str]:
-    """Channel by subject, the publish steps' own left out."""
+    """Channels by subject, without that of publish steps."""
     return {channel["address"]: name for name, channel in document()["channels"].items() if name != PUBLICATION}
 
 
 @functools.cache
 def validator(channel: str) -> Draft7Validator:
-    """Of the message of a channel."""
+    """The name of a channel's message."""
     ((_, reference),) = document()["channels"][channel]["messages"].items()
     resource = DRAFT7.create_resource(document())
     registry: Registry[Any] = Registry().with_resource(URI, resource)
@@ -47,7 +47,7 @@ def validator(channel: str) -> Draft7Validator:
 
 
 def channel_of(subject: str) -> str:
-    """The channel that describes a subject. Raises MessageInvalid for a subject of ours that none describes."""
+    """The channel of a subject. Raises MessageInvalid for a subject of the engine without a channel."""
     known = addresses().get(subject)
     if known is not None:
         return known
@@ -58,7 +58,7 @@ def channel_of(subject: str) -> str:
 
 
 def validate_message(subject: str, envelope: Any) -> None:
-    """Raise MessageInvalid unless the envelope (decoded JSON) is what the document says of its subject."""
+    """Raise MessageInvalid unless the envelope (decoded JSON) follows the document for its subject."""
     errors = sorted(validator(channel_of(subject)).iter_errors(envelope), key=str)
     if errors:
         places = "; ".join(f"{error.json_path}: {error.message[:200]}" for error in errors)

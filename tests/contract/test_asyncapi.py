@@ -1,4 +1,4 @@
-"""`specs/asyncapi.yaml` is a sound AsyncAPI 3 document, names every subject, and agrees with the engine."""
+"""`specs/asyncapi.yaml` is a valid AsyncAPI 3 document, names every subject, and agrees with the engine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from streams import dead_letters, envelope
 from tables.effects import Event
 from tests.contract.asyncapi import MessageInvalid, document, validate_message, validator
 
+# The engine's subjects (specification 16.6), and a reserved one (specification 9.5).
 OUT = {
     *("ceremony.step.executed", "ceremony.step.retrying", "ceremony.step.ordered", "ceremony.transition.applied"),
     *("ceremony.publish.requested", "ceremony.publish.completed", "ceremony.dualwrite.reconcile.requested"),
     *(f"ceremony.{word}" for word in ("started", "completed", "failed", "cancelled", "timed_out", "paused", "resumed")),
     *("ceremony.gate.opened", "ceremony.gate.decided", "ceremony.deadletter", "ceremony.start.refused"),
 }
-"""The engine's subjects (specification 16.6), and one that is reserved (specification 9.5)."""
 
+# Field names of the AsyncAPI 3.0 specification, for its objects that are used.
 ROOT = {"asyncapi", "id", "info", "servers", "defaultContentType", "channels", "operations", "components"}
 CHANNEL = {"address", "messages", "title", "summary", "description", "servers", "parameters", "tags", "bindings"}
 OPERATION = {
@@ -41,7 +42,6 @@ OPERATION = {
 }
 MESSAGE = {"headers", "payload", "correlationId", "contentType", "name", "title", "summary", "description", "examples"}
 COMPONENTS = {"schemas", "messages", "servers", "channels", "operations", "parameters"}
-"""Field names of the AsyncAPI 3.0 specification, as far as we use its objects."""
 
 
 def references(node: Any) -> Iterator[str]:
@@ -91,8 +91,8 @@ def test_the_document_has_the_shape_of_asyncapi_3() -> None:
         assert "payload" in message
 
 
-def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
-    """A schema nobody names is a leftover."""
+def test_every_reference_resolves_and_every_component_is_used() -> None:
+    """An unused schema is a leftover."""
     used = set(references(document()))
     for reference in used:
         resolve(reference)
@@ -110,8 +110,8 @@ def test_every_schema_is_valid_json_schema() -> None:
         Draft7Validator.check_schema(message["payload"])
 
 
-def test_every_subject_of_the_contract_is_there_in_its_direction() -> None:
-    """Sent: the engine's events and the publish steps' own subjects; received: the four of AGENT_RESPONSES."""
+def test_every_subject_is_described_in_its_direction() -> None:
+    """Sent are the engine's events and messages of publish steps, received are the four subjects of AGENT_RESPONSES."""
     # specification 16.6, 17.1
     found: dict[str, set[str]] = {"send": set(), "receive": set()}
     for operation in document()["operations"].values():
@@ -125,8 +125,8 @@ def test_no_publish_step_may_use_a_subject_of_the_document() -> None:
         assert own(subject), subject
 
 
-def test_an_event_type_is_its_subject() -> None:
-    """A message copied to another channel and not renamed is noticed."""
+def test_an_event_type_equals_its_subject() -> None:
+    """The test notices a message that was copied to another channel and not renamed."""
     for name, channel in document()["channels"].items():
         ((_, reference),) = channel["messages"].items()
         message = resolve(reference["$ref"])
@@ -162,7 +162,7 @@ EXECUTED = {
 }
 
 
-def test_an_envelope_of_the_codec_is_valid() -> None:
+def test_an_encoded_envelope_is_valid() -> None:
     # specification 16.1
     for who in (None, FIRED_BY):
         fired = event("ceremony.transition.applied", APPLIED, metadata=who)
@@ -179,7 +179,7 @@ def test_an_announced_dead_letter_is_valid() -> None:
     validate_message("ceremony.deadletter", json.loads(dead_letters.dead_letter_event(letter)[1]))
 
 
-def test_a_publish_steps_own_message_is_valid_under_any_subject_but_ours() -> None:
+def test_a_message_of_a_publish_step_is_valid_under_every_other_subject() -> None:
     own = event("story.ready", {"anything": 1}, key="publish/c-1:s-1/publish_it/1")
     validate_message("ceremony.story.ready", own)
     with pytest.raises(MessageInvalid, match="no channel"):
@@ -204,8 +204,8 @@ def test_a_publish_steps_own_message_is_valid_under_any_subject_but_ours() -> No
         ({"payload": {**APPLIED, "trigger": ""}}, "trigger"),
     ],
 )
-def test_what_is_not_as_the_document_says_is_named(change: dict[str, Any], where: str) -> None:
-    """The helper that judges the running engine does find things."""
+def test_a_message_that_breaks_the_document_is_refused(change: dict[str, Any], where: str) -> None:
+    """The helper that checks the running engine finds such messages."""
     envelope = copy.deepcopy(event("ceremony.transition.applied", APPLIED)) | change
     envelope = {name: value for name, value in envelope.items() if value is not ...}
     with pytest.raises(MessageInvalid, match=where):
@@ -219,8 +219,8 @@ def test_errors_belong_to_failed_steps_only() -> None:
             validate_message("ceremony.step.executed", event("ceremony.step.executed", payload))
 
 
-def test_what_agents_send_is_described_too() -> None:
-    """The incoming schemas take what the executor sends, and a trigger."""
+def test_messages_of_agents_are_described() -> None:
+    """The incoming schemas accept the executor's messages, with and without a trigger."""
     envelope = {
         "event_type": "agent.response.completed",
         "payload": {"task_id": "t", "agent_id": "a", "status": "completed", "proposal": {"x": 1}, "trigger": "go"},

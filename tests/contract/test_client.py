@@ -1,4 +1,4 @@
-"""The thin client against a real gRPC server: what it sends, what it repeats, what it raises."""
+"""The thin client against a real gRPC server: requests, repetitions and errors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["PlanningCeremonyProcessor"]
 
 
 class Engine(grpc.GenericRpcHandler):
-    """Keeps every request, is UNAVAILABLE `moving` times, has no room `full` times (`hint`: ms), then answers.
+    """Records every request; is UNAVAILABLE `moving` times and overloaded `full` times (`hint`: ms), then answers.
 
-    It gives the answer or the error it was made with.
+    The last result is the given answer or error.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ async def client_of(engine: Engine) -> AsyncIterator[PlanningCeremonyClient]:
 
 
 async def test_a_start_is_repeated_with_the_same_request_id_while_the_engine_is_unavailable() -> None:
-    """Twice UNAVAILABLE, then accepted: three times the very same request."""
+    """After UNAVAILABLE twice it is accepted: three times the same request."""
     # specification 14.19
     engine = Engine(pb.StartPlanningCeremonyResponse(instance_id="c1:s1", status="accepted"), moving=2)
     async with client_of(engine) as client:
@@ -98,8 +98,8 @@ async def test_a_start_is_repeated_with_the_same_request_id_while_the_engine_is_
     assert json.loads(json.dumps(MessageToDict(first.inputs_json))) == {"points": 5, "tags": ["a", {"b": None}]}
 
 
-async def test_a_start_is_repeated_when_the_engine_says_while_it_has_no_room() -> None:
-    """Twice RESOURCE_EXHAUSTED with a hint, then accepted: the same request each time, no sooner than half the hint."""
+async def test_a_start_is_repeated_after_the_hint_while_the_engine_is_overloaded() -> None:
+    """After RESOURCE_EXHAUSTED twice it is accepted: the same request each time, not before half of the hint."""
     # specification 14.19
     engine = Engine(pb.StartPlanningCeremonyResponse(instance_id="c1:s1"), full=2)
     async with client_of(engine) as client:
@@ -110,8 +110,8 @@ async def test_a_start_is_repeated_when_the_engine_says_while_it_has_no_room() -
     assert first == second == third
 
 
-async def test_a_start_whose_time_is_up_before_there_is_room_raises_with_the_hint() -> None:
-    """An hour is more than the client's timeout: it does not wait for it in vain."""
+async def test_a_start_with_a_hint_beyond_its_timeout_raises_at_once() -> None:
+    """A hint of an hour is more than the client's timeout, so the client does not wait."""
     # specification 14.19
     async with client_of(Engine(full=9, hint="3600000")) as client:
         with pytest.raises(PlanningCeremonyError, match="overloaded") as raised:
@@ -120,7 +120,7 @@ async def test_a_start_whose_time_is_up_before_there_is_room_raises_with_the_hin
     assert raised.value.retry_after == 3600
 
 
-async def test_another_call_has_another_request_id() -> None:
+async def test_each_call_has_its_own_request_id() -> None:
     """Two decisions in a row are two decisions."""
     engine = Engine(pb.DecideGateResponse(ceremony=pb.PlanningCeremonyInstance(instance_id="c1:s1")))
     async with client_of(engine) as client:
@@ -133,7 +133,7 @@ async def test_another_call_has_another_request_id() -> None:
 
 
 async def test_a_decision_names_exactly_one_gate() -> None:
-    """A oneof would silently keep the last."""
+    """A oneof would silently keep the last one."""
     engine = Engine()
     wrong: list[dict[str, Any]] = [{}, {"step_id": "a", "guard": "b"}]
     async with client_of(engine) as client:
@@ -144,7 +144,7 @@ async def test_a_decision_names_exactly_one_gate() -> None:
 
 
 async def test_a_refusal_is_raised_at_once_with_its_code() -> None:
-    """Only UNAVAILABLE is repeated."""
+    """Only UNAVAILABLE and an overload are repeated."""
     engine = Engine(error=grpc.StatusCode.FAILED_PRECONDITION)
     async with client_of(engine) as client:
         with pytest.raises(PlanningCeremonyError, match="not_here") as raised:
@@ -153,21 +153,21 @@ async def test_a_refusal_is_raised_at_once_with_its_code() -> None:
     assert len(engine.requests) == 1
 
 
-async def test_an_unknown_instance_is_none() -> None:
-    """Get is OK with success=false then."""
+async def test_get_of_an_unknown_instance_returns_none() -> None:
+    """The answer is OK with success=false."""
     async with client_of(Engine(pb.GetPlanningCeremonyInstanceResponse(success=False))) as client:
         assert await client.get("c1:s1") is None
 
 
-async def test_watching_yields_each_form_and_raises_what_ends_it_early() -> None:
-    """Two versions come, then the error."""
+async def test_watch_yields_each_version_and_raises_the_error_that_ends_it() -> None:
+    """Two versions arrive, then the error."""
     forms = [pb.WatchPlanningCeremonyResponse(ceremony=pb.PlanningCeremonyInstance(version=n)) for n in (1, 2)]
     seen: list[int] = []
     async with client_of(Engine(forms, error=grpc.StatusCode.NOT_FOUND)) as client:
 
         async def watch() -> None:
             async for ceremony in client.watch("c1:s1"):
-                seen.append(ceremony.version)  # noqa: PERF401 - a comprehension would lose what came before the error
+                seen.append(ceremony.version)  # noqa: PERF401 - a comprehension would lose the versions before the error
 
         with pytest.raises(PlanningCeremonyError) as raised:
             await watch()

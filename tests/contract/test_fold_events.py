@@ -1,4 +1,4 @@
-"""What the fold tells the outside in many random ceremonies: payloads as the document says, and their order."""
+"""Events of the fold in many random ceremonies: payloads that follow the document, and their order."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.tables.world import World
 
 pytestmark = pytest.mark.uncounted
 RUNS = 110
+# Subjects of the fold.
 FOLDED = {subject for subject in addresses() if subject.startswith("ceremony.")} - {
     "ceremony.deadletter",
     "ceremony.dualwrite.reconcile.requested",
 }
-"""Subjects that come from the fold."""
 CONCLUSIONS = {"COMPLETED", "FAILED", "CANCELLED"}
+# Steps that finish without their agents.
 SETTLED_AT_ONCE = {"aggregation_step", "human_gate_step"}
-"""Their agents need not be asked."""
 
 
 @functools.cache
@@ -43,20 +43,20 @@ def envelopes(world: World) -> Iterator[tuple[str, dict[str, object]]]:
         yield event.subject, json.loads(event_record(event, 0, ordinal, 1)[1])
 
 
-def test_every_event_is_as_the_document_says_and_every_subject_occurs() -> None:
-    """No field more, none less; times are ISO-8601 in UTC with milliseconds."""
+def test_every_event_follows_the_document_and_every_subject_occurs() -> None:
+    """Payloads have exactly the described fields; times are ISO-8601 in UTC with milliseconds."""
     # specification 1.8, 16.6
     seen: Counter[str] = Counter()
     for world in worlds():
         for subject, envelope in envelopes(world):
-            if not seen[subject] > 150:  # so many of one subject say no more than the first
+            if not seen[subject] > 150:  # so many of one subject are enough
                 validate_message(subject, envelope)
             seen[subject] += 1
     assert set(seen) == FOLDED
 
 
-def test_transitions_are_a_path_and_each_event_stands_in_the_state_it_names(world: World) -> None:
-    """`current_state` is the state before a transition that follows; only a reopened one speaks after its end."""
+def test_transitions_form_a_path_and_each_event_names_its_state(world: World) -> None:
+    """`current_state` is the state before the next transition; only a reopened ceremony has events after its end."""
     # specification 11.6
     state, ended = world.definition.initial, False
     for event in world.events():
@@ -74,7 +74,7 @@ def test_transitions_are_a_path_and_each_event_stands_in_the_state_it_names(worl
             assert payload.get("current_state", state) == state
 
 
-def test_a_step_is_concluded_once_per_attempt_and_only_after_it_began(world: World) -> None:
+def test_a_step_finishes_once_per_attempt_and_only_after_its_start(world: World) -> None:
     # specification 11.6
     begun: set[tuple[str, int]] = set()
     concluded: Counter[tuple[str, int]] = Counter()
@@ -86,7 +86,7 @@ def test_a_step_is_concluded_once_per_attempt_and_only_after_it_began(world: Wor
             payload = effect.payload
             attempt = payload["step_id"], payload["attempt"]
             at_once = world.definition.steps[payload["step_id"]].handler in SETTLED_AT_ONCE
-            # Nor did one begin whose request could not be made.
+            # Nor did an attempt start whose request could not be made.
             assert attempt in begun or at_once or payload["status"] == "FAILED"
             if payload["status"] in CONCLUSIONS:
                 concluded[attempt] += 1
@@ -99,7 +99,7 @@ def test_a_step_is_concluded_once_per_attempt_and_only_after_it_began(world: Wor
     assert not [attempt for attempt, times in concluded.items() if times > 1]
 
 
-def test_a_publication_is_asked_for_before_it_begins_and_announced_before_its_step_is_concluded(world: World) -> None:
+def test_a_publication_is_requested_before_it_starts_and_announced_before_its_step_finishes(world: World) -> None:
     # specification 9.7
     asked: set[str] = set()
     told: set[str] = set()

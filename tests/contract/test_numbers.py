@@ -1,4 +1,4 @@
-"""The numbers of the specification and of the design, written out: a change of one of them is a change of those."""
+"""The numbers of the specification and the design, written out: changing one here means changing it there."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ retry_policies:
 """
 
 
-def test_defaults_of_a_definition() -> None:
-    """Time limits in seconds, back-off 5 s, no retry without a policy, guards automated."""
+def test_defaults_of_a_definition_are_the_specified_ones() -> None:
+    """Time limits are in seconds, the back-off is 5 s, there is no retry without a policy, guards are automated."""
     # specification 2.2, 2.10, 2.12, 3.1, 11.3
     definition = load(BARE, "bare.yaml", all_kinds())
     assert definition.timeouts == Timeouts(step_default=3600, step_max=86400, ceremony_max=604800)
@@ -61,7 +61,7 @@ def test_defaults_of_a_definition() -> None:
     assert not definition.states["RUN"].terminal and not definition.states["DONE"].initial
 
 
-def test_statuses() -> None:
+def test_statuses_are_the_specified_ones() -> None:
     # specification 1.3, 1.4
     ended = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
     assert list(instance.CeremonyStatus) == ["RUNNING", "WAITING_FOR_HUMAN", "PAUSED", *ended]
@@ -72,13 +72,13 @@ def test_statuses() -> None:
     assert outside == list(instance.CeremonyStatus)
 
 
-def test_defaults_of_constraints() -> None:
-    """300 s, 3 retries."""
+def test_defaults_of_constraints_are_the_specified_ones() -> None:
+    """The timeout is 300 s, with 3 retries."""
     # specification 5.2
     assert (Constraints().timeout_seconds, Constraints().max_retries) == (300, 3)
 
 
-def test_sizes() -> None:
+def test_size_limits_are_the_specified_ones() -> None:
     # specification 2.4, 5.3, 10.11, 11.13, 14.9, 17.7, 20.1
     assert yaml_source.MAX_BYTES == 256 * KIB
     assert limits.MAX_INPUTS == start_request.LARGEST_INPUTS_BYTES == 256 * KIB
@@ -92,7 +92,7 @@ def test_sizes() -> None:
     assert (log.LARGEST_RECORD_BYTES, log.LARGEST_BATCH_BYTES) == (4 * KIB * KIB, KIB * KIB)
 
 
-def test_counts() -> None:
+def test_count_limits_are_the_specified_ones() -> None:
     # specification 12.6, 13.12, 14.8, 14.13
     assert limits.MAX_TRANSITIONS == 100
     assert instance.KEPT_COMMAND_IDS == 64
@@ -100,7 +100,7 @@ def test_counts() -> None:
     assert operations.LONGEST_HISTORY == 200
 
 
-def test_times() -> None:
+def test_times_are_the_specified_ones() -> None:
     # specification 10.3, 11.8, 14.4, 14.13, 15.4, 16.5, 18.7 and design 5, 6
     assert waiters.FOLD_SECONDS == 2
     assert history.READ_SECONDS == 10
@@ -113,12 +113,12 @@ def test_times() -> None:
     assert (checkpoints.Limits().commands, checkpoints.Limits().bytes) == (5_000, 8 * KIB * KIB)
 
 
-def test_retention() -> None:
-    """A stub after 30 days, and a year later nothing; commands and requests 7 days, events 30 days."""
+def test_retention_times_are_the_specified_ones() -> None:
+    """A stub remains after 30 days and is removed a year later; commands and requests stay 7 days, events 30 days."""
     # specification 21.1, 21.2
     assert (retention.UNTIL_STUB, retention.UNTIL_TOMBSTONE) == (30 * DAY, 365 * DAY)
     kept = {topic.name: topic.retention_ms for topic in topology.topics("x", 3)}
-    del kept["x.owners"]  # the workers' own, of which the contract says nothing
+    del kept["x.owners"]  # internal to the workers, outside the specification
     requests = {f"x.steps.{kind}": 7 * DAY for kind in STEP_KINDS}
     ours = {"x.deadletters": -1, "x.audit": -1}
     assert kept == {"x.commands": 7 * DAY, **requests, "x.events": 30 * DAY, **ours}

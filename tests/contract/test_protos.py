@@ -1,4 +1,4 @@
-"""The protos are the contract's, and the generated code beside them is theirs."""
+"""The protos have the specified messages, and the generated code beside them is up to date."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FIXED = {
     (ray, "JobInfo"): "job_id name status submission_id role task_id start_time end_time runtime",
 }  # fmt: skip
 
-# Those of them that are not strings, string maps or messages.
+# Fields that are not strings, string maps or messages.
 TYPES = {
     "limit": INT32, "offset": INT32, "total_count": INT32, "success": BOOL, "timeout_seconds": INT32,
     "max_retries": INT32, "score": FieldDescriptor.TYPE_FLOAT, "include_stats": BOOL, "uptime_seconds": INT64,
@@ -57,8 +57,8 @@ def message(file: FileDescriptor, name: str) -> Descriptor:
 
 
 @pytest.mark.parametrize(("module", "name"), FIXED, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_fixed_message_has_the_contracts_names_numbers_and_types(module: object, name: str) -> None:
-    """Real clients depend on them; what is ours takes the numbers after them."""
+def test_fixed_messages_have_the_specified_names_numbers_and_types(module: object, name: str) -> None:
+    """Existing clients depend on them; fields of the engine take the numbers after them."""
     # specification 14.1, 15.1
     fields = message(module.DESCRIPTOR, name).fields_by_number  # type: ignore[attr-defined]
     wanted = FIXED[module, name].split()  # type: ignore[index]
@@ -69,8 +69,8 @@ def test_a_fixed_message_has_the_contracts_names_numbers_and_types(module: objec
             assert field.type == TYPES.get(field.name, FieldDescriptor.TYPE_STRING), field.name
 
 
-def test_the_services_have_the_contracts_names() -> None:
-    """A service's and a method's name are the path of every call."""
+def test_services_and_methods_have_the_specified_names() -> None:
+    """The names of service and method form the path of every call."""
     # specification 14.1, 15.1
     assert list(ceremony.DESCRIPTOR.services_by_name["PlanningCeremonyProcessor"].methods_by_name)[:3] == [
         "StartPlanningCeremony", "GetPlanningCeremonyInstance", "ListPlanningCeremonyInstances"
@@ -88,8 +88,8 @@ def test_the_services_have_the_contracts_names() -> None:
 
 
 @pytest.mark.timeout(60)
-def test_the_committed_code_is_what_the_protos_generate(tmp_path: Path) -> None:
-    """Whoever changes a proto runs generate-protos.sh; another grpcio-tools than the locked one differs too."""
+def test_the_committed_code_equals_the_generated_code(tmp_path: Path) -> None:
+    """After changing a proto run generate-protos.sh; only the locked version of grpcio-tools gives equal code."""
     subprocess.run(
         [PROTO / "generate-protos.sh", tmp_path], env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}, check=True
     )
@@ -102,8 +102,8 @@ def test_the_committed_code_is_what_the_protos_generate(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_the_client_distribution_needs_nothing_of_the_engine() -> None:
-    """The Planning Service imports it without Faust, and without our general top-level names."""
+def test_the_client_distribution_imports_nothing_of_the_engine() -> None:
+    """The Planning Service imports it without Faust, and without the engine's general top-level names."""
     # specification 14.19
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import fleet.planning_ceremony.v1.client;"

@@ -172,10 +172,10 @@ def _differing_neighbours(
     own: pb.DiagnoseResponse, others: Mapping[str, pb.DiagnoseResponse]
 ) -> Iterator[pb.NeighbourState]:
     """Neighbour states that another worker reports and this worker does not."""
-    ours = {one.name: one.state for one in own.neighbours}
+    known = {one.name: one.state for one in own.neighbours}
     for where, answer in others.items():
         for one in answer.neighbours:
-            if one.state != ours.get(one.name):
+            if one.state != known.get(one.name):
                 yield pb.NeighbourState(name=f"{one.name} of {where}", state=one.state)
 
 

@@ -95,11 +95,11 @@ def check_ids(*, ceremony_id: str, story_id: str, definition_name: str, requeste
 
 
 def _inputs(
-    definition: Definition, inputs: Mapping[str, str], rich: Mapping[str, Any], own: Mapping[str, str]
+    definition: Definition, inputs: Mapping[str, str], rich: Mapping[str, Any], ids: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The parsed inputs with ceremony_id and story_id among them.
+    """Parse the inputs and add ceremony_id and story_id.
 
-    What the fold would refuse is refused here already, with the same code: nothing is appended for it.
+    Refuses the inputs that the fold would refuse, with the same codes, before a command is appended.
     """
     both = sorted(inputs.keys() & rich.keys())
     if both:
@@ -109,7 +109,7 @@ def _inputs(
         raise StartInvalid(INPUTS_TOO_LARGE, f"inputs are {given} characters, at most {LONGEST_INPUT_TEXTS} are read")
     values = {name: parse_input(name, text) for name, text in inputs.items()}
     values.update({name: _rich(name, value) for name, value in rich.items()})
-    for name, value in own.items():
+    for name, value in ids.items():
         if values.setdefault(name, value) != value:
             raise StartInvalid(INPUTS_INVALID, f"{name} is an input by itself and cannot be overridden")
     if missing := [name for name in definition.required_inputs if name not in values]:

@@ -5,8 +5,8 @@ writes the buffer: after a freeze, after a reconnect, or while closing. By then 
 another bridge, so the fence asks before each write whether the buffered messages may still be sent.
 
 JetStream answers each published message with an acknowledgement of about eighty bytes. Through nats-py's parser,
-headers, message, queue and task an acknowledgement costs several times as much as the publish, so a parser of ours
-takes acknowledgements out of the received bytes first.
+headers, message, queue and task an acknowledgement costs several times as much as the publish, so `AnswerParser` takes
+acknowledgements out of the received bytes first.
 """
 
 from __future__ import annotations

@@ -52,13 +52,13 @@ class NatsOutbound:
     ) -> Published:
         if not self._connection.is_connected:
             raise Unreachable(NEIGHBOUR, "not connected")
-        ours = {**(headers or {}), MESSAGE_ID: key}
+        all_headers = {**(headers or {}), MESSAGE_ID: key}
         try:
             async with self._clock.timeout(self._timeout):
                 client = await self._publisher.client()
-                if refused := refusal(client, subject, envelope, ours):
+                if refused := refusal(client, subject, envelope, all_headers):
                     raise PublishRefused(refused.code, refused.message)
-                return await self._published(await self._send(client, subject, envelope, ours), subject)
+                return await self._published(await self._send(client, subject, envelope, all_headers), subject)
         except TimeoutError:
             raise Unreachable(NEIGHBOUR, f"no acknowledgement within {self._timeout:g} s") from None
         except (nats.errors.Error, OSError):

@@ -111,7 +111,7 @@ class PipelineOptions:
 
 
 class Pipeline:
-    """Everything that works on ceremonies. A driver has to feed `agents` from their topics."""
+    """The parts that work on ceremonies. A driver has to feed `agents` from their topics."""
 
     def __init__(
         self, ports: Ports, options: PipelineOptions, membership: Membership, kinds: Kinds, metrics: Metrics

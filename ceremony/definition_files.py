@@ -1,4 +1,4 @@
-"""Checks definition files: every reason and every warning."""
+"""Checks definition files, and lists every reason and every warning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST_FILE = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One file: its definition, or why it is none."""
+    """One file: its definition, or the problems that it has."""
 
     path: str
     definition: Definition | None
@@ -41,7 +41,7 @@ def problem_data(problem: Problem) -> dict[str, Any]:
 
 
 def check(paths: Sequence[Path], kinds: Kinds) -> list[Checked]:
-    """Every definition in these files and folders; a folder is its `*.yaml` and `*.yml`, in order of name."""
+    """Check these files, and the `*.yaml` and `*.yml` of these folders, sorted by name."""
     return [check_file(file, kinds) if file.is_file() else missing(file) for path in paths for file in files(path)]
 
 
@@ -67,6 +67,6 @@ def check_file(path: Path, kinds: Kinds) -> Checked:
         return Checked(str(path), None, [unreadable])
     except DefinitionInvalid as error:
         return Checked(str(path), None, error.problems)
-    # A warning names the definition; whoever reads it has a file open.
+    # The loader's warnings name the definition; a reader has the file open.
     found = [Problem(str(path), w.line, w.rule, w.message) for w in warnings(definition)]
     return Checked(str(path), definition, warnings=found)

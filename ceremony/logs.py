@@ -1,4 +1,4 @@
-"""Structured logs: one event a line, for people on a terminal and as JSON for machines; stdlib logs join in."""
+"""Structured logs, one event per line: for people on a terminal, or JSON. Logs of the standard library join in."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections import Counter
 
 import structlog
 
+# Libraries that report each start and stop: they log from WARNING up only.
 NOISY = ("aiokafka", "faust", "mode", "aiohttp", "asyncio", "grpc", "nats", "streams.transport")
-"""Libraries, and Faust's services of ours, that report each start and stop: from WARNING up only."""
+# Off. The first logs ERROR while a young broker looks for its coordinator; readiness shows it if that lasts. The second
+# logs a traceback for each record on which an agent fails: our own line names the record, and its dead letter has the
+# traceback.
 FALSE_ALARMS = ("aiokafka.consumer.group_coordinator", "faust.agents.actor")
-"""The first says ERROR while a young broker looks for its coordinator; readiness tells when that lasts. The second adds
-a traceback for each record that an agent fails on: our own line says which, and the dead letter has the traceback."""
+# Lines of aiokafka while a broker is away, hundreds per second. Our own lines report once that it went, and once that
+# it is back.
 REPEATED = (
     "Unable connect to",
     "Unable to update metadata",
@@ -22,12 +25,11 @@ REPEATED = (
     "Cannot send <class",
     "Could not send <class",
 )
-"""aiokafka while a broker is away, some hundred times a second: we say once that it went, and once that it is back."""
 
+# Events of ours about a failed call: in an outage there is one for every call.
 MANY = frozenset({"append_failed", "forwarding_failed", "listing_failed"})
-"""Lines of ours about a call that failed: in an outage there is one for every call."""
+# After a line of MANY, further ones are only counted for this long.
 QUIET_SECONDS = 5.0
-"""After a line of MANY, those that follow are only counted."""
 
 
 def configure(level: str, style: str) -> None:
@@ -43,12 +45,12 @@ def configure(level: str, style: str) -> None:
         if style == "json"
         else structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
-            # The pretty one shows every local variable: whole records, with whatever a client has put into them.
+            # The pretty one shows every local variable: whole records, with data of clients.
             exception_formatter=structlog.dev.plain_traceback,
         )
     )
     structlog.configure(
-        # First: a line of each attempt at level debug must cost nothing where it is not wanted.
+        # The level is checked first: a debug line for each attempt must cost nothing when it is off.
         processors=[
             structlog.stdlib.filter_by_level,
             *shared,
@@ -77,7 +79,7 @@ def configure(level: str, style: str) -> None:
 
 
 class Seldom(logging.Filter):
-    """Lets through one line of MANY in QUIET_SECONDS; it says by `more` how many there were since the last."""
+    """Lets through one line of each event of MANY in QUIET_SECONDS; its `more` counts those held back before it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-# Where definitions are looked for when nobody names a folder, relative to where the program was started.
+# Folder of definitions by default, relative to the current folder.
 USUAL_FOLDER = Path("specs/ceremonies")
 SCHEMA_NAME = "ceremony-definition.schema.json"
 
@@ -25,7 +25,7 @@ def schema_text() -> str:
 
 
 def template_text() -> str:
-    """The definition that `ceremony init` begins with."""
+    """The template of `ceremony init`."""
     return (_package() / "first_ceremony.yaml").read_text("utf-8")
 
 
@@ -41,8 +41,7 @@ def _package() -> Path:
 def folder_to_try(named: Path | None) -> Path:
     """The definitions of `ceremony dev` and `ceremony demo`: the folder named, else CEREMONIES_DIR, else the usual one.
 
-    Where there is none of these, the examples. A server never falls back to examples: a folder that is not mounted must
-    show.
+    Without any of them, the examples. A server never falls back to examples: a missing mount must show.
     """
     if named is not None:
         return named

@@ -54,13 +54,13 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _check_text(arguments: Sequence[str]) -> None:
-    """Raises CommandFailed for an argument that is no text in this locale: no engine and no file could take it."""
+    """Raises CommandFailed for an argument that is not text in this locale: neither engine nor file could take it."""
     for argument in arguments:
         try:
             argument.encode()
         except UnicodeEncodeError:
             shown = argument.encode(errors="replace").decode()
-            raise CommandFailed("argument_not_utf8", f"{shown} is no UTF-8 text", Exit.USAGE) from None
+            raise CommandFailed("argument_not_utf8", f"{shown} is not UTF-8 text", Exit.USAGE) from None
 
 
 def _unexpected(error: Exception) -> int:

@@ -11,7 +11,7 @@ from streams.engine import Engine
 
 
 class Readiness:
-    """Asks each part for its state. The Ray executor's is kept here: only a probe can tell it."""
+    """Collects the state of each part. The Ray executor's is set by the worker's probe."""
 
     def __init__(
         self,

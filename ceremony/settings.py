@@ -1,4 +1,4 @@
-"""Settings of a worker, read from the environment: the contract's names, and `CEREMONY_…` for our own."""
+"""Settings of a worker, read from the environment: names of the specification, and `CEREMONY_…` for our own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAST_PORT = 65_535
 
 
 class Settings(BaseSettings):
-    """Every setting has a default that serves in the fleet's cluster; `ceremony dev` sets its own."""
+    """Every default suits the fleet's cluster; `ceremony dev` sets its own."""
 
     model_config = SettingsConfigDict(extra="ignore", populate_by_name=True)
 
@@ -42,15 +42,15 @@ class Settings(BaseSettings):
     readiness_requires: Annotated[tuple[str, ...], NoDecode] = Field(READINESS_NAMES, alias="READINESS_REQUIRES")
 
     log: str = Field("kafka://kafka:9092", alias="CEREMONY_LOG")
-    """Where the log is: `kafka://host:port[,host:port]`, or `sqlite:///path/to/file.db` (one process, one file)."""
+    """Address of the log: `kafka://host:port[,host:port]`, or `sqlite:///path/to/file.db` (one process, one file)."""
     topic_prefix: str = Field("ceremony", alias="CEREMONY_TOPIC_PREFIX", pattern=r"^[A-Za-z0-9_-]+$")
     partitions: int = Field(12, ge=1, le=1024, alias="CEREMONY_PARTITIONS")
-    """Of every topic; fixed for the life of the topics."""
+    """Partitions of every topic; fixed for the life of the topics."""
     replication_factor: int = Field(1, ge=1, alias="CEREMONY_REPLICATION_FACTOR")
     flush_messages: int | None = Field(None, ge=1, alias="CEREMONY_FLUSH_MESSAGES")
     """`flush.messages` of the topics this worker creates: 1 has the broker fsync every append."""
     advertised_addr: str | None = Field(None, alias="CEREMONY_ADVERTISED_ADDR")
-    """`host:port` where the other workers reach this one's gRPC; default: where it listens, by its host's name."""
+    """Address of this worker's gRPC for other workers, `host:port`; default: its host's name and port."""
     roles: Annotated[tuple[str, ...], NoDecode] = Field(ROLES, alias="CEREMONY_ROLE")
     """The parts that run here: `engine` (agents, timers, front), `bridge` (NATS in and out)."""
     http_addr: str = Field("0.0.0.0:8080", alias="CEREMONY_HTTP_ADDR")
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     nats_in_flight: int = Field(512, ge=1, le=65_536, alias="CEREMONY_NATS_IN_FLIGHT")
     """Events of a partition that the bridge has published and not yet seen acknowledged."""
     take_over_grace_seconds: float = Field(30.0, ge=0, le=3600, alias="CEREMONY_TAKE_OVER_GRACE_SECONDS")
-    """After a take-over, step timeouts wait this long past the log end seen, so that answers that waited come first."""
+    """After a take-over, step timeouts wait this long past the log end seen, so that waiting answers come first."""
 
     max_lag: int = Field(2_000, ge=0, alias="CEREMONY_MAX_LAG")
     """Records of a partition's commands that may wait to be folded; above it starts are refused. 0: no limit."""
@@ -69,13 +69,13 @@ class Settings(BaseSettings):
     """MiB of encoded rows that are also kept decoded, which takes some four times as much again."""
 
     state: str = Field("memory", pattern="^(memory|rocks)$", alias="CEREMONY_STATE")
-    """Where the rows of the partitions served here are kept: in `memory`, or on disk, in `rocks` (RocksDB)."""
+    """Storage of the rows of the partitions served here: `memory`, or `rocks` (RocksDB, on disk)."""
     state_dir: Path = Field(Path(".ceremony/state"), alias="CEREMONY_STATE_DIR")
-    """This worker's own folder for it; what is in it may be deleted while the worker is stopped."""
+    """Folder of this worker alone for RocksDB; its content may be deleted while the worker is stopped."""
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The neighbours that decide readiness: of those asked for, the ones that a role of this worker needs."""
+        """The neighbours that decide readiness: those of `readiness_requires` that a role of this worker needs."""
         needed = {name for role in self.roles for name in READINESS_OF[role]}
         return tuple(name for name in self.readiness_requires if name in needed)
 
@@ -145,7 +145,7 @@ def _level_problems(level: str) -> Iterator[str]:
 
 
 def _address_problems(found: Settings) -> Iterator[str]:
-    """Checked here, because a library would fail on them half-way through the start, in its own words."""
+    """Checked here, because a library would fail on them half-way through the start with its own message."""
     given = [("PLANNING_CEREMONY_GRPC_ADDR", found.grpc_addr), ("CEREMONY_HTTP_ADDR", found.http_addr)]
     if found.advertised_addr is not None:
         given.append(("CEREMONY_ADVERTISED_ADDR", found.advertised_addr))

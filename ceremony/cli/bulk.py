@@ -1,4 +1,4 @@
-"""One operation on many things: which ones, a question before, progress meanwhile, a summary and each error after."""
+"""One operation on many items: a question first, progress meanwhile, then a summary with each error."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ceremony.cli.display import console
 from ceremony.cli.errors import CommandFailed, refused
 from ceremony.cli.output import Format, emit_data, say
 
+# Calls in flight.
 LANES = 16
-"""Calls in flight."""
 
 
 @dataclass(frozen=True, slots=True)
 class BulkItem:
-    """One thing to be done: its name for people, and the call."""
+    """One call, and the name under which people see it."""
 
     name: str
     work: Callable[[PlanningCeremonyClient], Awaitable[Any]]
@@ -33,7 +33,7 @@ class BulkItem:
 
 @dataclass(slots=True)
 class BulkResult:
-    """What came of all of them."""
+    """The outcome of all calls."""
 
     done: list[str] = field(default_factory=list)
     failed: list[tuple[str, CommandFailed]] = field(default_factory=list)
@@ -47,16 +47,16 @@ class BulkResult:
 
 
 def confirmed(verb: str, what: str, count: int, *, yes: bool) -> None:
-    """Ask before many are touched. Raises BadParameter where nobody can be asked, Abort where the answer is no."""
+    """Ask the user to confirm. Raises BadParameter without a terminal, Abort when the answer is no."""
     if yes or not count:
         return
     if not sys.stdin.isatty():
-        raise typer.BadParameter(f"{verb} {count} {what}? Say --yes where nobody can be asked", param_hint="--yes")
+        raise typer.BadParameter(f"{verb} {count} {what}? Without a terminal, confirm with --yes", param_hint="--yes")
     typer.confirm(f"{verb} {count} {what}?", abort=True, err=True)
 
 
 def run(server: str | None, verb: str, items: Sequence[BulkItem], output: Format) -> None:
-    """Do them all, at most 16 at a time; a refused one stops none of the others. Raises CommandFailed if any failed."""
+    """Make all calls, at most 16 at a time, whichever of them fail. Raises CommandFailed if any failed."""
     outcome = call(server, lambda client: _all(client, verb, items))
     for name, why in outcome.failed:
         say(f"{name}: {why}", err=True)
@@ -69,7 +69,7 @@ def run(server: str | None, verb: str, items: Sequence[BulkItem], output: Format
 
 
 def summary(verb: str, outcome: BulkResult) -> str:
-    """One line: how many went well, and the rest by code."""
+    """One line: the number of calls that succeeded, and the failures by code."""
     codes = Counter(why.code for _, why in outcome.failed)
     wrong = ", ".join(f"{count} {code}" for code, count in codes.most_common())
     total = len(outcome.done) + len(outcome.failed)

@@ -1,4 +1,4 @@
-"""How a verb reaches the engine: which address, one connection, and what an error on it means."""
+"""The connection of a verb to the engine: its address, and its errors."""
 
 from __future__ import annotations
 
@@ -37,15 +37,14 @@ ServerOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """An address, and where it comes from."""
+    """An address, and the remedy if nothing answers there."""
 
     address: str
     source: str = ""
-    """What to tell a person when nothing answers there."""
 
 
 def server(given: str | None) -> Server:
-    """The engine to speak to: what was given, else the `dev` of this folder, else the default."""
+    """The engine to call: the given address, else the `ceremony dev` of this folder, else the default."""
     if given:
         return Server(given, "start one with `ceremony dev`, or name another with --server or CEREMONY_SERVER")
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -57,7 +56,7 @@ def server(given: str | None) -> Server:
 
 
 def runs(pid: int) -> bool:
-    """Whether there is such a process."""
+    """Return whether a process has this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -68,7 +67,7 @@ def runs(pid: int) -> bool:
 
 
 def call(given: str | None, work: Callable[[PlanningCeremonyClient], Awaitable[Result]]) -> Result:
-    """Do `work` with a client of the engine. Raises CommandFailed where it cannot be reached or refuses."""
+    """Do `work` with a client of the engine. Raises CommandFailed when it cannot be reached or refuses."""
 
     async def connected() -> Result:
         at = server(given)
@@ -83,7 +82,7 @@ def call(given: str | None, work: Callable[[PlanningCeremonyClient], Awaitable[R
 
 
 async def _knock(at: Server) -> None:
-    """Look whether anybody listens: gRPC would go on trying for some seconds before it says so."""
+    """Check that something listens at the address. gRPC itself would try for some seconds before it fails."""
     host, colon, port = at.address.rpartition(":")
     if "/" in at.address or not host:
         if not colon:

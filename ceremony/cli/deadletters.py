@@ -67,7 +67,7 @@ def replay(
     ] = None,
     actor: ActorOption = None,
     reason: ReasonOption = "",
-    everything: Annotated[bool, typer.Option("--all", help="All that match; asks before, unless --yes.")] = False,  # noqa: FBT002 - typer makes flags of them
+    everything: Annotated[bool, typer.Option("--all", help="All that match. Asks first, unless --yes.")] = False,  # noqa: FBT002 - typer makes flags of them
     topic: Annotated[str | None, typer.Option(help="With --all: only from this topic or NATS stream.")] = None,
     code: Annotated[str | None, typer.Option(help="With --all: only with this code.")] = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,  # noqa: FBT002 - as above
@@ -79,7 +79,7 @@ def replay(
 ) -> None:
     """Send the original messages back to their topics. One that fails again becomes a new dead letter."""
     if bool(origins) == everything:
-        raise typer.BadParameter("name dead letters, or say --all, and not both", param_hint="ORIGIN")
+        raise typer.BadParameter("name dead letters, or use --all, but not both", param_hint="ORIGIN")
     named = origins or _matching(server, topic, code)
     who: dict[str, Any] = {"actor": actor or login(), "reason": reason, "request_id": request_id}
     if len(named) == 1 and not everything:
@@ -97,11 +97,11 @@ def replay(
 
 
 def parsed(origin: str) -> tuple[str, int, int]:
-    """Topic, partition and offset. Raises BadParameter."""
+    """Parse an origin into topic, partition and offset. Raises BadParameter."""
     match origin.rsplit("/", 2):
         case [topic, partition, offset] if topic and partition.isdecimal() and offset.isdecimal():
             return topic, int(partition), int(offset)
-    raise typer.BadParameter(f"{origin!r} is no TOPIC/PARTITION/OFFSET", param_hint="ORIGIN")
+    raise typer.BadParameter(f"{origin!r} is not TOPIC/PARTITION/OFFSET", param_hint="ORIGIN")
 
 
 def _replaying(where: tuple[str, int, int], who: Mapping[str, Any]) -> Callable[[PlanningCeremonyClient], Any]:
@@ -109,7 +109,7 @@ def _replaying(where: tuple[str, int, int], who: Mapping[str, Any]) -> Callable[
 
 
 def _matching(server: str | None, topic: str | None, code: str | None) -> list[str]:
-    """Origins of all dead letters that are meant, the oldest first: so their order is kept as far as it can be."""
+    """Origins of all dead letters that match, oldest first, so that a replay keeps their order."""
 
     async def work(client: PlanningCeremonyClient) -> list[str]:
         found: list[pb.DeadLetter] = []

@@ -33,7 +33,7 @@ def demo(
 ) -> None:
     """Start ceremonies on an engine of its own, approve their gates, and account for every one.
 
-    What happened is counted by a consumer of the stream CEREMONY, not by the engine. Exit 0 only if it all adds up.
+    A consumer of the stream CEREMONY counts the events; the engine is not asked. Exit 0 only if everything adds up.
     """
     from ceremony import logs
     from ceremony.cli.demo_screen import show

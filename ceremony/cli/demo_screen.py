@@ -1,4 +1,4 @@
-"""What the demo shows: live progress while it runs, then the tables and the verdict."""
+"""The screen of the demo: live progress while it runs, then the tables and the verdict."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from ceremony.definition_files import Checked
 from ceremony.demo.report import ENDS, DemoReport
 from ceremony.demo.run import Demo, DemoOptions, DemoProgress
 
+# Between lines of progress without a terminal.
 LINE_SECONDS = 2.0
-"""Between lines of progress where there is no terminal."""
 RATE_SECONDS = 1.0
+# Lines shown of a longer list of problems.
 SHOWN = 20
-"""Of a list of what is missing or wrong."""
 
 
 def show(options: DemoOptions, output: Format) -> None:
-    """Run the demo and print what came out. Raises CommandFailed unless everything adds up."""
-    # With -o json stdout is for the one object; people still see the run.
+    """Run the demo and print its report. Raises CommandFailed unless everything adds up."""
+    # With -o json, stdout is for the one object, and people see the run on stderr.
     seen = console(sys.stdout if output is Format.TABLE else sys.stderr)
     found = loop.run(_run(options, seen))
     if output is Format.TABLE:
@@ -44,7 +44,7 @@ def show(options: DemoOptions, output: Format) -> None:
 
 
 async def _run(options: DemoOptions, seen: Console) -> DemoReport:
-    """The run as a task of its own, so that SIGTERM and Ctrl-C unwind it and nothing is left running."""
+    """Run the demo in a task of its own: SIGTERM and Ctrl-C cancel it, and nothing is left running."""
     clock = HostClock()
     screen = LiveScreen(seen, clock)
     running = clock.spawn(Demo(options, clock, screen).run(), name="demo")
@@ -69,7 +69,7 @@ class Rate(ProgressColumn):
 
 
 class LiveScreen:
-    """Bars on a terminal, a line every two seconds elsewhere."""
+    """Bars on a terminal; elsewhere a line every two seconds."""
 
     def __init__(self, seen: Console, clock: HostClock) -> None:
         self._console = seen
@@ -119,7 +119,7 @@ class LiveScreen:
         if self._all_ended:
             return
         if now.ended == now.count:
-            # What stays on the screen is the rate of all of it.
+            # The rate that stays on the screen is that of the whole run.
             self._all_ended = True
             self._rate = now.events / (self._clock.monotonic() - self._engine_at)
         elif passed >= RATE_SECONDS:
@@ -158,7 +158,7 @@ def words(now: DemoProgress) -> str:
 
 
 def print_report(found: DemoReport, seen: Console) -> None:
-    """The tables, then what does not add up, then one line."""
+    """Print the tables, then each problem, then the verdict."""
     seen.print()
     seen.print(definitions_table(found))
     seen.print()
@@ -200,7 +200,7 @@ def events_table(found: DemoReport) -> Any:
 
 
 def wrong(found: DemoReport) -> list[str]:
-    """A line for each thing that does not add up."""
+    """One line for each problem."""
     lines = list(found.complaints)
     lines += [f"refused {instance_id}: {reason}" for instance_id, reason in found.refused.items()]
     lines += [

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ceremony.dev.stack import DevOptions
     from ceremony.worker import Worker
 
-FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything is kept.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder for all data.")]
 RAY = "Simulated Ray executor"
 BEST_EXAMPLE = "backlog_review"
 
@@ -37,21 +37,21 @@ def dev(
     grpc_addr: GrpcOption = None,
     http_addr: HttpOption = None,
     nats_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Where nats-server listens.", show_default=False)
+        int | None, typer.Option(min=1, max=65535, help="Port of nats-server.", show_default=False)
     ] = None,
     ceremonies_dir: TriedOption = None,
     topic_prefix: Annotated[
-        str | None, typer.Option(help="Of the topics, on a Kafka that others use too.", show_default=False)
+        str | None, typer.Option(help="Prefix of the topics, for a Kafka with other users.", show_default=False)
     ] = None,
-    log_level: Annotated[Level, typer.Option(case_sensitive=False, help="Of the log on stderr.")] = Level.WARNING,
+    log_level: Annotated[Level, typer.Option(case_sensitive=False, help="Lowest level of log lines.")] = Level.WARNING,
     latency: Annotated[float, typer.Option(help="Mean seconds to an agent's answer.", rich_help_panel=RAY)] = 0.2,
-    jitter: Annotated[float, typer.Option(help="Seconds earlier or later.", rich_help_panel=RAY)] = 0.1,
+    jitter: Annotated[float, typer.Option(help="Seconds to add or subtract.", rich_help_panel=RAY)] = 0.1,
     failure_rate: Annotated[float, typer.Option(help="Share of answers that failed.", rich_help_panel=RAY)] = 0.0,
     rejection_rate: Annotated[float, typer.Option(help="Share of tasks refused.", rich_help_panel=RAY)] = 0.0,
     duplicate_rate: Annotated[float, typer.Option(help="Share of answers sent twice.", rich_help_panel=RAY)] = 0.0,
     reorder_rate: Annotated[float, typer.Option(help="Share of answers held back.", rich_help_panel=RAY)] = 0.0,
     silence_rate: Annotated[float, typer.Option(help="Share of answers never sent.", rich_help_panel=RAY)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Another seed, other fates.", rich_help_panel=RAY)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random choices.", rich_help_panel=RAY)] = 0,
     until_stdin_closes: Annotated[  # noqa: FBT002 - typer makes flags of them
         bool, typer.Option("--until-stdin-closes", hidden=True)
     ] = False,
@@ -59,7 +59,7 @@ def dev(
 ) -> None:
     """Run everything in one folder: engine, embedded log, a real NATS, a simulated Ray executor.
 
-    Ctrl-C and start it again: nothing is lost.
+    Ctrl-C ends it. Start it again, and nothing is lost.
     """
     from ceremony import logs, loop
     from ceremony.dev.ray_simulation.knobs import Knobs
@@ -103,7 +103,7 @@ async def _dev(options: DevOptions, output: Format, *, until_stdin_closes: bool)
 
 
 def end_with_stdin(stop: Stop) -> None:
-    """Whoever started us keeps our stdin open: when it ends, in whatever way, so do we."""
+    """Ask for the end when stdin closes. The parent process keeps it open, so this process never outlives it."""
     loop = asyncio.get_running_loop()
 
     def readable() -> None:
@@ -115,7 +115,7 @@ def end_with_stdin(stop: Stop) -> None:
 
 
 def dev_panel(running: dict[str, Any], folder: Path) -> Panel:
-    """Where everything is, and what to try next."""
+    """Addresses and files of the running parts, and commands to try next."""
     found = folder == Path(".ceremony") or running["grpc"].endswith(f":{DEFAULT_SERVER.rpartition(':')[2]}")
     here = "" if found else f" --server {running['grpc']}"
     where = pairs(
@@ -147,6 +147,6 @@ def dev_panel(running: dict[str, Any], folder: Path) -> Panel:
 
 
 def to_start(folder: Path) -> str:
-    """The definition to try first: the example that shows most, where it is there."""
+    """The definition to try first: the most telling example if the folder has it, else the first file."""
     names = sorted(file.stem for file in folder.glob("*.yaml"))
     return names[0] if names and BEST_EXAMPLE not in names else BEST_EXAMPLE

@@ -35,7 +35,7 @@ NARROWEST = 60
 
 
 def console(file: IO[str] | None = None) -> Console:
-    """A console on stdout (or `file`): colours on a terminal unless NO_COLOR is set, plain wide lines elsewhere."""
+    """A console on stdout (or `file`): coloured on a terminal unless NO_COLOR is set, elsewhere plain wide lines."""
     file = file or sys.stdout
     width = None if file.isatty() or "COLUMNS" in os.environ else WIDE
     if width is None and Console(file=file).width < NARROWEST:
@@ -44,7 +44,7 @@ def console(file: IO[str] | None = None) -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Sequence[str] = ()) -> Table:
-    """A table without lines. `right`: columns of numbers."""
+    """A table without rules. `right`: columns of numbers."""
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")
@@ -70,7 +70,7 @@ def status(word: str) -> Text:
 
 
 def local(iso: str) -> str:
-    """An ISO-8601 time of the engine as local time; what is none is given back as it is."""
+    """An ISO-8601 time as local time; any other text unchanged."""
     try:
         return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except ValueError:
@@ -78,5 +78,5 @@ def local(iso: str) -> str:
 
 
 def local_time(iso: str) -> str:
-    """The time of day of it."""
+    """The local time of day of an ISO-8601 time."""
     return local(iso).rpartition(" ")[2]

@@ -1,4 +1,4 @@
-"""The verb `doctor`: what is stuck or waiting, why, and what to do about it."""
+"""The verb `doctor`: stuck and waiting ceremonies, each with reason and remedy."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ STYLES = {
     "warning": "yellow",
     "ok": "green",
 }
+# Verdicts whose ceremonies are reported in full also when no ID was given.
 IN_FULL = frozenset({"stuck", "overdue"})
-"""Verdicts whose ceremonies are told in full, where one did not ask for one by name."""
 
 
 def doctor(
     instance_id: Annotated[
         str | None,
-        typer.Argument(metavar="ID", help="One ceremony; else all, and the engine.", show_default=False),
+        typer.Argument(metavar="ID", help="One ceremony. Default: all, and the engine.", show_default=False),
     ] = None,
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
@@ -55,7 +55,7 @@ def doctor(
 
 
 def diagnosis_data(found: pb.DiagnoseResponse) -> dict[str, Any]:
-    """All of it, in the names of the proto."""
+    """The whole response, with the names of the proto."""
     data: dict[str, Any] = MessageToDict(
         found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
@@ -63,7 +63,7 @@ def diagnosis_data(found: pb.DiagnoseResponse) -> dict[str, Any]:
 
 
 def engine_report(found: pb.DiagnoseResponse) -> Iterator[RenderableType]:
-    """The whole engine: verdict, findings, neighbours, and the ceremonies worth a look."""
+    """Report on the engine: verdict, neighbours, findings, and the ceremonies worth a look."""
     errors = sum(finding.severity == "error" for finding in found.findings)
     warnings = len(found.findings) - errors
     if errors:
@@ -119,11 +119,11 @@ def _ceremonies(found: pb.DiagnoseResponse) -> Iterator[RenderableType]:
             for one in rest
         ]
         yield table(("ceremony", "verdict", "since", "state", "why", "what to do"), rows)
-        yield Text("ceremony doctor ID tells all of one", style="bright_black")
+        yield Text("ceremony doctor ID shows one in full", style="bright_black")
 
 
 def ceremony_report(one: pb.CeremonyDiagnosis) -> Iterator[RenderableType]:
-    """One ceremony: its verdict, what it waits for, the ways out with each guard's reason, and what to do."""
+    """Report on one ceremony: verdict, waits, ways out with each guard's reason, and remedies."""
     yield pairs(
         {
             "ceremony": Text(clean(one.instance_id), style="bold"),

@@ -1,4 +1,4 @@
-"""The exit codes of the program, and the error that ends it with one of them and one line on stderr."""
+"""The exit codes of the program, and the error that ends it with a code and one line on stderr."""
 
 from __future__ import annotations
 

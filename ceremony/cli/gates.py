@@ -16,19 +16,19 @@ from ceremony.cli.views import report_change
 
 GateArgument = Annotated[
     str | None,
-    typer.Argument(help="The gate step or human guard; may be left out where only one is open.", show_default=False),
+    typer.Argument(help="Gate step or human guard. May be left out when only one is open.", show_default=False),
 ]
-RoleOption = Annotated[str | None, typer.Option(help="In which role; default: the role that the gate asks for.")]
+RoleOption = Annotated[str | None, typer.Option(help="Role of the actor; default: the role that the gate asks for.")]
 CommentOption = Annotated[str, typer.Option("-m", "--comment", help="Kept with the decision.")]
 VisitOption = Annotated[
     int | None,
-    typer.Option(min=1, help="The visit you have seen; default: the one that is open now.", show_default=False),
+    typer.Option(min=1, help="Number of the visit to decide; default: the one that is open now.", show_default=False),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class GateChoice:
-    """What a person says; the gate and the rest may still be open."""
+    """A decision as typed: gate, role and visit may be left out."""
 
     instance_id: str
     actor: str
@@ -59,9 +59,9 @@ def decide(decision: GateChoice, server: str | None, output: Format) -> None:
 
 
 async def open_gate(client: PlanningCeremonyClient, decision: GateChoice) -> pb.OpenGate:
-    """The gate that is meant. It is looked up, so that the decision is about the visit that is open now, and no later.
+    """Look up the gate, so that the decision applies to the visit that is open now and to no later one.
 
-    A gate that is named and not open is left to the engine, which says best why it cannot be decided.
+    A named gate that is not open is passed on: the engine gives the best reason why it cannot be decided.
     """
     found = await client.get(decision.instance_id)
     if found is None:

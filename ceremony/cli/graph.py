@@ -19,7 +19,7 @@ class GraphFormat(StrEnum):
 
 def graph(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A definition.")],
-    drawn_as: Annotated[GraphFormat, typer.Option("--format", help="How it is drawn.")] = GraphFormat.TEXT,
+    drawn_as: Annotated[GraphFormat, typer.Option("--format", help="Format of the drawing.")] = GraphFormat.TEXT,
 ) -> None:
     """Draw a definition: for a terminal, as Mermaid, or as DOT for Graphviz."""
     from ceremony.cli.validate import report
@@ -30,7 +30,7 @@ def graph(
     one = check_file(path, all_kinds()) if path.is_file() else missing(path)
     if one.definition is None:
         report(one)
-        raise CommandFailed("definition_invalid", f"{path} is no valid definition")
+        raise CommandFailed("definition_invalid", f"{path} is not a valid definition")
     draw = {
         GraphFormat.TEXT: drawing.terminal,
         GraphFormat.MERMAID: drawing.mermaid,

@@ -1,4 +1,4 @@
-"""The verb `history`: what has happened to one ceremony, event by event."""
+"""The verb `history`: the events of one ceremony."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ceremony.cli.options import InstanceArgument
 from ceremony.cli.output import Format, OutputOption, clean, emit_data, say
 from ceremony.cli.views import summary
 
-TOLD_ELSEWHERE = frozenset({"instance_id", "definition_name", "output"})
-"""Fields of a payload that a line of the table leaves out."""
+# Fields of a payload that the table leaves out, for every line would repeat them.
+REPEATED_FIELDS = frozenset({"instance_id", "definition_name", "output"})
 
 
 def history(
     instance_id: InstanceArgument,
-    limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=200, help="The newest so many.")] = 200,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=200, help="Number of newest events.")] = 200,
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -31,15 +31,15 @@ def history(
         emit_data(history_data(found), output)
         return
     if found.events:
-        rows = [(local(event.at), event.subject, version(event), said(event)) for event in found.events]
+        rows = [(local(event.at), event.subject, version(event), payload_line(event)) for event in found.events]
         console().print(table(("at", "event", "version", "what"), rows, right=("version",)))
     if not found.complete:
         where = f"partition {found.stopped_at.partition}, offset {found.stopped_at.offset}"
-        say(f"not all: {found.message} (stopped at {where})", err=True)
+        say(f"incomplete: {found.message} (stopped at {where})", err=True)
 
 
 def history_data(found: pb.GetHistoryResponse) -> dict[str, Any]:
-    """All of it; payloads as values."""
+    """The whole response, with payloads as values."""
     return {
         "events": [
             {
@@ -60,18 +60,18 @@ def history_data(found: pb.GetHistoryResponse) -> dict[str, Any]:
 
 
 def version(event: pb.HistoryEvent) -> str:
-    """The ceremony's version that came with it, out of `<instance>/<version>/<ordinal>@<fold>`."""
+    """The ceremony's version in an effect id, `<instance>/<version>/<ordinal>@<fold>`."""
     return event.effect_id.rpartition("/")[0].rpartition("/")[2]
 
 
-def said(event: pb.HistoryEvent) -> Text:
-    """What the payload says, and who asked, on one line."""
+def payload_line(event: pb.HistoryEvent) -> Text:
+    """Payload and metadata of an event on one line."""
     payload = json.loads(event.payload or "{}")
-    told = payload | json.loads(event.metadata or "{}")
+    fields = payload | json.loads(event.metadata or "{}")
     parts = [
         f"{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for name, value in told.items()
-        if name not in TOLD_ELSEWHERE and value not in ("", None)
+        for name, value in fields.items()
+        if name not in REPEATED_FIELDS and value not in ("", None)
     ]
     style = STYLES.get(str(payload.get("status")), "")
     return Text(clean(summary(" ".join(parts))), style=style, no_wrap=True, overflow="ellipsis")

@@ -17,7 +17,9 @@ FIRST_NAME = "first_ceremony"
 def init(
     name: Annotated[
         str,
-        typer.Argument(metavar="[NAME]", help="Of the ceremony. The name of an example, as backlog_review, copies it."),
+        typer.Argument(
+            metavar="[NAME]", help="Name of the ceremony. That of an example, as backlog_review, copies it."
+        ),
     ] = FIRST_NAME,
 ) -> None:
     """Write a first ceremony, and the schema by which editors check and complete it.
@@ -47,7 +49,7 @@ def init(
 
 
 def _definition(name: str, schema: str) -> str:
-    """The text of an example, or of the template under this name; its first line tells editors the schema."""
+    """The text of the example of this name, else of the template. Its first line names the schema for editors."""
     from ceremony.packaged import examples_folder, template_text
 
     example = examples_folder() / f"{name}.yaml"

@@ -25,8 +25,8 @@ def list_(
     status: Annotated[
         str | None, typer.Option(help="Only with this status: RUNNING, WAITING_FOR_HUMAN, COMPLETED, FAILED, …")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
-    offset: Annotated[int, typer.Option(min=0, help="Leave out the newest so many.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="Number of ceremonies, at most.")] = 100,
+    offset: Annotated[int, typer.Option(min=0, help="Number of the newest ceremonies to leave out.")] = 0,
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -53,7 +53,7 @@ def _print_list(found: Sequence[pb.PlanningCeremonyInstance], total: int, offset
         console().print(views.list_view(found))
     if len(found) < total:
         shown = f"{offset + 1} to {offset + len(found)}" if found else "none"
-        say(f"{shown} of {total}; more with --limit and --offset", err=True)
+        say(f"{shown} of {total}; use --limit and --offset for more", err=True)
     elif not found:
         say("no ceremonies", err=True)
 
@@ -61,7 +61,7 @@ def _print_list(found: Sequence[pb.PlanningCeremonyInstance], total: int, offset
 async def pages(
     client: PlanningCeremonyClient, filters: Mapping[str, Any], limit: int, offset: int
 ) -> tuple[list[pb.PlanningCeremonyInstance], int]:
-    """Pages one after the other: one ends early where its ceremonies are large."""
+    """Fetch pages until `limit` or the end; a page of large ceremonies holds fewer. Return them and the total."""
     found: list[pb.PlanningCeremonyInstance] = []
     while True:
         page = await client.list(

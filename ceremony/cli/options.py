@@ -25,9 +25,9 @@ class Level(StrEnum):
 InstanceArgument = Annotated[str, typer.Argument(metavar="ID", help="Instance id, CEREMONY:STORY.")]
 ActorOption = Annotated[
     str | None,
-    typer.Option(envvar="CEREMONY_ACTOR", help="Who acts; default: your login name.", show_default=False),
+    typer.Option(envvar="CEREMONY_ACTOR", help="Name of the actor; default: your login name.", show_default=False),
 ]
-ReasonOption = Annotated[str, typer.Option("-m", "--reason", help="Why; kept with the ceremony's events.")]
+ReasonOption = Annotated[str, typer.Option("-m", "--reason", help="Reason, kept with the ceremony's events.")]
 
 # -- of verbs that run an engine, or read its log
 
@@ -35,8 +35,8 @@ LogOption = Annotated[
     str | None,
     typer.Option("--log", help="The log: kafka://host:port or sqlite:///path.", show_default=False),
 ]
-GrpcOption = Annotated[str | None, typer.Option(help="Where gRPC listens, host:port.", show_default=False)]
-HttpOption = Annotated[str | None, typer.Option(help="Where health and metrics listen.", show_default=False)]
+GrpcOption = Annotated[str | None, typer.Option(help="Address of gRPC, host:port.", show_default=False)]
+HttpOption = Annotated[str | None, typer.Option(help="Address of health and metrics, host:port.", show_default=False)]
 CeremoniesOption = Annotated[
     Path | None, typer.Option(help="Folder of definitions; default: CEREMONIES_DIR, else specs/ceremonies.")
 ]

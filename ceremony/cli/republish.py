@@ -1,4 +1,4 @@
-"""The verb `republish`: brings the stream CEREMONY back from the log."""
+"""The verb `republish`: restores the stream CEREMONY from the log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ceremony.settings import Settings
 
 CONNECT_SECONDS = 10.0
-TELL_SECONDS = 2.0
+BETWEEN_LINES_SECONDS = 2.0
 AGO = re.compile(r"([0-9]{1,9})([smhd])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -33,21 +33,21 @@ def republish(
     since: Annotated[
         str | None,
         typer.Option(
-            help="Only what the log took from then on: a time (2026-01-31T12:00:00Z), or 90m, 12h, 3d ago.",
+            help="Only events appended since then: a time (2026-01-31T12:00:00Z), or an age (90m, 12h, 3d).",
             show_default=False,
         ),
     ] = None,
     log: LogOption = None,
-    nats_url: Annotated[str | None, typer.Option("--nats", help="The NATS server.", show_default=False)] = None,
-    topic_prefix: Annotated[str | None, typer.Option(help="Of the topics.", show_default=False)] = None,
+    nats_url: Annotated[str | None, typer.Option("--nats", help="URL of the NATS server.", show_default=False)] = None,
+    topic_prefix: Annotated[str | None, typer.Option(help="Prefix of the topics.", show_default=False)] = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Publish all retained events again, with their ids, to restore the stream CEREMONY.
 
-    What the stream holds is not stored twice, so it can be repeated and broken off. Settings come from the
-    environment, as for `serve`; an embedded log must not be open elsewhere. Messages of publish steps are not in
-    the log's events and do not come back. For the order of each ceremony, too, stop the workers (or bridges)
-    before, delete the stream, and start them again afterwards.
+    The stream stores no message twice, so the verb can be interrupted and repeated. Settings come from the
+    environment, as for `serve`; an embedded log must not be open elsewhere. Messages of publish steps are not among
+    the log's events and do not come back. To keep the order of each ceremony as well, stop the workers (or bridges)
+    first, delete the stream, and start them again afterwards.
     """
     from ceremony import logs, loop
     from ceremony.settings import read_settings
@@ -69,7 +69,7 @@ def republish(
 
 @asynccontextmanager
 async def opened_log(url: str, clock: Clock) -> AsyncIterator[Log]:
-    """The log, beside the workers that use it. Raises LogUnavailable."""
+    """Open a log that workers may be using at the same time. Raises LogUnavailable."""
     from streams.transport.app import open_log
 
     log = open_log(url, clock)
@@ -96,30 +96,30 @@ async def _republish(settings: Settings, since_ms: int) -> Republished:
                 "nats_unavailable", f"{settings.nats_url}: {connection.state}", Exit.UNAVAILABLE
             ) from None
         async with opened_log(settings.log, clock) as log:
-            tell = Teller(clock)
+            lines = ProgressLines(clock)
             return await Republisher(
-                log, connection, clock, prefix=settings.topic_prefix, since_ms=since_ms, on_progress=tell.tell
+                log, connection, clock, prefix=settings.topic_prefix, since_ms=since_ms, on_progress=lines.show
             ).run()
     finally:
         await connection.stop()
 
 
-class Teller:
-    """A line on stderr every two seconds."""
+class ProgressLines:
+    """Prints a line on stderr every two seconds."""
 
     def __init__(self, clock: HostClock) -> None:
         self._clock = clock
-        self._told = clock.monotonic()
+        self._printed = clock.monotonic()
 
-    def tell(self, progress: Republished) -> None:
+    def show(self, progress: Republished) -> None:
         now = self._clock.monotonic()
-        if now - self._told >= TELL_SECONDS:
-            self._told = now
+        if now - self._printed >= BETWEEN_LINES_SECONDS:
+            self._printed = now
             say(f"{progress.read} of {progress.total} records read, {progress.sent} published", err=True)
 
 
 def _since(text: str | None) -> int:
-    """Milliseconds since the epoch; 0 without a limit. Raises CommandFailed."""
+    """Parse a time into milliseconds since the epoch; 0 without a limit. Raises CommandFailed."""
     if text is None:
         return 0
     if ago := AGO.fullmatch(text):

@@ -36,9 +36,9 @@ def retry(
     instance_id: IdArgument = None,
     step: Annotated[
         str | None,
-        typer.Argument(metavar="STEP", help="The step; may be left out where only one has failed.", show_default=False),
+        typer.Argument(metavar="STEP", help="The step. May be left out when only one has failed.", show_default=False),
     ] = None,
-    only: Annotated[str | None, typer.Option("--step", help="With --all: this step. Default: what has failed.")] = None,
+    only: Annotated[str | None, typer.Option("--step", help="With --all: this step. Default: the failed ones.")] = None,
     actor: ActorOption = None,
     role: RoleOption = "",
     reason: ReasonOption = "",
@@ -66,12 +66,12 @@ def retry(
 
 
 def failed_steps(found: Found) -> list[str]:
-    """Ids of the steps that have failed, in order of name."""
+    """Ids of the failed steps, sorted."""
     return sorted(step_id for step_id, word in found.step_status.items() if word == FAILED)
 
 
 async def _the_failed(client: PlanningCeremonyClient, instance_id: str) -> str:
-    """The one step that has failed."""
+    """The only failed step of a ceremony. Raises CommandFailed when there is none, or several."""
     found = await client.get(instance_id)
     if found is None:
         raise unknown(instance_id)

@@ -23,9 +23,9 @@ Started = TypeVar("Started")
 
 
 def leave_halfway(worker: Worker | None) -> None:
-    """Does not return when the worker was stopped half-way.
+    """Exit at once after a shutdown that timed out.
 
-    What still waits for its neighbours could only report, at length, that it was called off.
+    Tasks of libraries still wait for their neighbours, and would only report at length that they were cancelled.
     """
     if worker is not None and worker.halfway:
         sys.stdout.flush()
@@ -44,10 +44,10 @@ async def run_until(stop: Stop, worker: Worker) -> None:
 
 
 class Stop:
-    """The first SIGTERM or Ctrl-C asks for a clean end; a second Ctrl-C ends the process at once."""
+    """Waits for SIGTERM or Ctrl-C, which ask for a clean end. A second Ctrl-C ends the process at once."""
 
     def __init__(self, children: Callable[[], Iterable[int]] = tuple) -> None:
-        """`children`: the process ids that must not outlive us, asked for when the end is sudden."""
+        """`children`: ids of the processes to kill when the end is sudden."""
         self._event = asyncio.Event()
         self._children = children
         loop = asyncio.get_running_loop()

@@ -26,25 +26,25 @@ IdsArgument = Annotated[
 IdArgument = Annotated[
     str | None, typer.Argument(metavar="ID", help="Instance id, CEREMONY:STORY.", show_default=False)
 ]
-RoleOption = Annotated[str, typer.Option(help="In which role; wanted where the definition's roles name the action.")]
-AllOption = Annotated[bool, typer.Option("--all", help="All that match the filters; asks before, unless --yes.")]
+RoleOption = Annotated[str, typer.Option(help="Role of the actor; required if the definition restricts the action.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All that match the filters. Asks first, unless --yes.")]
 StateOption = Annotated[str | None, typer.Option(help="With --all: only in this state of their definition.")]
 DefinitionOption = Annotated[str | None, typer.Option(help="With --all: only of this definition.")]
 StatusOption = Annotated[
-    str | None, typer.Option(help="With --all: only with this status. Default: those on which it makes sense.")
+    str | None, typer.Option(help="With --all: only with this status. Default: each status to which the verb applies.")
 ]
 StoryOption = Annotated[str | None, typer.Option(help="With --all: only about this story.")]
 YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 
 Found = pb.PlanningCeremonyInstance
+# An unbound method of the client: (client, id[, step], actor, role, reason).
 Operation = Callable[..., Coroutine[Any, Any, Found]]
-"""A method of the client, without its self: (client, id[, step], actor, role, reason)."""
 Work = Callable[[PlanningCeremonyClient], Coroutine[Any, Any, Found]]
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which ceremonies `--all` means."""
+    """The filters that go with `--all`."""
 
     everything: bool
     state: str | None
@@ -54,12 +54,12 @@ class Filters:
     yes: bool
 
     def check(self, named: Sequence[str]) -> None:
-        """Raises BadParameter unless ceremonies are named, or meant by --all, and not both."""
+        """Raises BadParameter unless either ceremonies are named or --all is given."""
         filtered = any((self.state, self.definition, self.status, self.story))
         if named and (self.everything or filtered):
-            raise typer.BadParameter("name ceremonies, or say --all with filters, not both", param_hint="--all")
+            raise typer.BadParameter("name ceremonies, or use --all with filters, but not both", param_hint="--all")
         if not named and not self.everything:
-            hint = "filters need --all" if filtered else "name a ceremony, or say --all"
+            hint = "filters need --all" if filtered else "name a ceremony, or use --all"
             raise typer.BadParameter(hint, param_hint="ID")
 
 
@@ -73,7 +73,7 @@ def on_ceremonies(
     server: str | None,
     output: Format,
 ) -> None:
-    """An operation on whole ceremonies: one is answered like other verbs, many by a summary."""
+    """Run an operation on ceremonies. One is answered as by other verbs, several with a summary."""
     filters.check(named)
     if len(named) == 1:
         report_change(verb, call(server, lambda client: operation(client, named[0], **who)), output)
@@ -103,7 +103,7 @@ def _on(operation: Operation, *names: str, **who: str) -> Work:
 
 
 def matching(server: str | None, filters: Filters, on: frozenset[str]) -> list[Found]:
-    """All ceremonies that the filters mean; without a status, those `on` which the verb makes sense."""
+    """All ceremonies that match. Without a status filter: those with a status of `on`, to which the verb applies."""
     wanted = {"state": filters.state, "definition_name": filters.definition, "story_id": filters.story}
     statuses = [filters.status.upper()] if filters.status else sorted(on)
 

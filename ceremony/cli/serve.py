@@ -22,7 +22,7 @@ RoleOption = Annotated[
     ),
 ]
 LevelOption = Annotated[
-    Level | None, typer.Option(case_sensitive=False, help="Of the log on stderr.", show_default=False)
+    Level | None, typer.Option(case_sensitive=False, help="Lowest level of log lines on stderr.", show_default=False)
 ]
 
 

@@ -19,7 +19,7 @@ from ceremony.cli.watch import follow
 
 def start(
     definition: Annotated[str, typer.Argument(help="Name of the definition.")],
-    ceremony_id: Annotated[str, typer.Option(help="Yours to choose: with the story it makes the instance id.")],
+    ceremony_id: Annotated[str, typer.Option(help="Id of your choice. Together with the story it is the instance id.")],
     story_id: Annotated[str, typer.Option(help="The story it is about.")],
     inputs: Annotated[
         list[str] | None,
@@ -36,12 +36,12 @@ def start(
     ] = None,
     steps: Annotated[
         list[str] | None,
-        typer.Option("--step", metavar="STEP", help="Only these steps run by themselves; may be repeated."),
+        typer.Option("--step", metavar="STEP", help="Start only these steps automatically; may be repeated."),
     ] = None,
     correlation_id: Annotated[str | None, typer.Option(help="Default: the instance id.")] = None,
     requested_by: Annotated[str | None, typer.Option(help="Default: your login name.", show_default=False)] = None,
     wait: Annotated[  # noqa: FBT002 - typer makes flags of them
-        bool, typer.Option("--wait", help="Follow it to its end; exit 0 only if it completed.")
+        bool, typer.Option("--wait", help="Follow the ceremony to its end; exit 0 only if it completed.")
     ] = False,
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
@@ -76,7 +76,7 @@ def _from_options(options: Sequence[str]) -> dict[str, str]:
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or not name:
-            raise typer.BadParameter(f"{option!r} is no NAME=VALUE", param_hint="--input")
+            raise typer.BadParameter(f"{option!r} is not NAME=VALUE", param_hint="--input")
         if name in given:
             raise typer.BadParameter(f"{name} is given twice", param_hint="--input")
         given[name] = value
@@ -91,7 +91,7 @@ def _from_file(path: Path | None) -> dict[str, Any]:
     except OSError as error:
         raise typer.BadParameter(f"{path}: {error.strerror}", param_hint="--inputs-file") from None
     except (ValueError, RecursionError):
-        raise typer.BadParameter(f"{path} is no JSON in UTF-8", param_hint="--inputs-file") from None
+        raise typer.BadParameter(f"{path} is not JSON in UTF-8", param_hint="--inputs-file") from None
     if not isinstance(value, dict):
         raise typer.BadParameter(f"{path} must hold a JSON object, name to value", param_hint="--inputs-file")
     return value

@@ -16,9 +16,9 @@ from ceremony.cli.views import report_change
 
 def trigger(
     instance_id: InstanceArgument,
-    name: Annotated[str, typer.Argument(metavar="TRIGGER", help="Of a transition that leaves the present state.")],
+    name: Annotated[str, typer.Argument(metavar="TRIGGER", help="Trigger of a transition out of the present state.")],
     actor: ActorOption = None,
-    role: Annotated[str, typer.Option(help="In which role; it must be allowed to.")] = "",
+    role: Annotated[str, typer.Option(help="Role of the actor; it must be allowed to.")] = "",
     reason: ReasonOption = "",
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,

@@ -36,7 +36,7 @@ def validate(
 
 
 def report(one: Checked) -> None:
-    """One line on stdout for a valid file; reasons and warnings on stderr."""
+    """Print a line on stdout for a valid file; print reasons and warnings on stderr."""
     for problem in one.problems:
         say(str(problem), err=True)
     for warning in one.warnings:

@@ -1,7 +1,7 @@
 """The verbs of the command line: one table, and a group that imports a verb's module only when the verb is used.
 
-`ceremony --help` and shell completion answer from the table alone. So its help texts repeat the first paragraph of each
-verb's docstring; a test keeps them equal.
+`ceremony --help` and shell completion answer from the table alone. Therefore its help texts repeat the first
+paragraph of each verb's docstring; a test keeps them equal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RUN, CEREMONIES, LOOK, FILES = "Run", "Ceremonies", "Look", "Definitions"
 
 
 class Verb(NamedTuple):
-    """One verb. Its code is the function of its name in the module of its name, unless `code` names another."""
+    """One verb. Its code is the function `name` in the module `name`, unless `code` names another place."""
 
     name: str
     panel: str

@@ -1,4 +1,4 @@
-"""Ceremonies and the rest as plain data for programs, and as tables for people."""
+"""Ceremonies, dead letters and definitions as plain data for programs, and as tables for people."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_CELL = 100
 
 
 def ceremony_data(found: pb.PlanningCeremonyInstance) -> dict[str, Any]:
-    """All of a ceremony; outputs as values, steps as objects, times in UTC."""
+    """A whole ceremony: outputs as values, steps as objects, times in UTC."""
     return {
         "instance_id": found.instance_id,
         "ceremony_id": found.ceremony_id,
@@ -63,7 +63,7 @@ def gate_data(gate: pb.OpenGate) -> dict[str, Any]:
 
 
 def ceremony_view(found: pb.PlanningCeremonyInstance) -> RenderableType:
-    """A ceremony for people: what it is, what it waits for, and its steps."""
+    """A ceremony for people: its state, its waits, and its steps."""
     head = pairs(
         {
             "ceremony": Text(clean(found.instance_id), style="bold"),
@@ -96,12 +96,12 @@ def steps_view(found: pb.PlanningCeremonyInstance) -> RenderableType:
 
 
 def one_line(output: str) -> Text:
-    """What an output says, cut where the screen ends; `-o json` has all of it."""
-    return Text(clean(summary(said(output))), no_wrap=True, overflow="ellipsis")
+    """An output in words on one line, cut at the edge of the screen; `-o json` has all of it."""
+    return Text(clean(summary(in_words(output))), no_wrap=True, overflow="ellipsis")
 
 
-def said(output: str) -> str:
-    """The outputs of the step kinds in words, others as they are."""
+def in_words(output: str) -> str:
+    """An output of a known shape in words, any other unchanged."""
     words = output
     match json.loads(output or '""'):
         case {"deliberations": [*proposals]}:
@@ -122,13 +122,13 @@ def said(output: str) -> str:
 
 
 def summary(text: str) -> str:
-    """The beginning of a text, on one line."""
+    """The beginning of a text on one line."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST_CELL else line[: LONGEST_CELL - 1] + "…"
 
 
 def gate_hints(found: pb.PlanningCeremonyInstance) -> list[str]:
-    """A line to copy for each gate that waits for a person."""
+    """One command line to copy for each open gate."""
     hints = []
     for gate in found.open_gates:
         role = f" --role {gate.role}" if gate.role else ""
@@ -188,7 +188,7 @@ def dead_letters_view(letters: Sequence[pb.DeadLetter]) -> RenderableType:
 
 
 def shown_data(found: pb.ShowDeadLetterResponse) -> dict[str, Any]:
-    """All of a dead letter; bytes that are no UTF-8 as base64, under a name that says so."""
+    """A whole dead letter. Bytes that are not UTF-8 are base64, under a name ending in `_base64`."""
     return {
         **dead_letter_data(found.dead_letter),
         "headers": [{"name": header.name, **readable("value", header.value)} for header in found.headers],
@@ -216,7 +216,7 @@ def replay_data(one: pb.Replay) -> dict[str, Any]:
 
 
 def dead_letter_view(found: pb.ShowDeadLetterResponse) -> RenderableType:
-    """A dead letter for people; JSON bodies are laid out."""
+    """A dead letter for people, with a JSON body indented."""
     letter = found.dead_letter
     head = pairs(
         {

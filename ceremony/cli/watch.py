@@ -17,8 +17,8 @@ from ceremony.cli.errors import CommandFailed
 from ceremony.cli.options import InstanceArgument
 from ceremony.cli.output import Format, OutputOption, emit_data, emit_line, say
 
+# Attempts to reopen a broken stream, a second apart. A worker restarts in less time.
 PATIENCE = 15
-"""How often a broken stream is opened again, a second apart, before it is given up: a worker restarts in less."""
 
 Show = Callable[[pb.PlanningCeremonyInstance], None]
 
@@ -30,13 +30,13 @@ def watch(
 ) -> None:
     """Follow a ceremony to its end. Exit 0 if it completed, 1 if it ended otherwise.
 
-    With -o json, one line for each change.
+    With -o json it prints one line for each change.
     """
     follow(instance_id, server, output)
 
 
 def follow(instance_id: str, server: str | None, output: Format) -> None:
-    """Show each form of the ceremony until it has ended. Raises CommandFailed where it did not complete."""
+    """Show each version of the ceremony until its end. Raises CommandFailed if it did not complete."""
     if output is Format.JSON:
         last = _each(instance_id, server, lambda found: emit_line(views.ceremony_data(found)))
     elif output is Format.YAML:
@@ -69,14 +69,14 @@ def _each(instance_id: str, server: str | None, show: Show) -> pb.PlanningCeremo
             show(found)
             last = found
         if last is None:
-            raise CommandFailed("no_answer", f"the engine has shown nothing of {instance_id}")
+            raise CommandFailed("no_answer", f"the engine sent no state of {instance_id}")
         return last
 
     return call(server, work)
 
 
 async def forms(client: PlanningCeremonyClient, instance_id: str) -> AsyncIterator[pb.PlanningCeremonyInstance]:
-    """Each version once, over restarts of the engine. Raises PlanningCeremonyError."""
+    """Yield each version once, across restarts of the engine. Raises PlanningCeremonyError."""
     version, broken = -1, 0
     while True:
         try:
@@ -88,14 +88,14 @@ async def forms(client: PlanningCeremonyClient, instance_id: str) -> AsyncIterat
             return
         except PlanningCeremonyError as error:
             broken += 1
-            # Before the first answer it is the engine that is not there, afterwards it has gone away and comes back.
+            # Before the first version the engine is not there; afterwards it restarts, and is worth waiting for.
             if error.status.name != "UNAVAILABLE" or version < 0 or broken > PATIENCE:
                 raise
             await HostClock().sleep(1)
 
 
 class ChangeLines:
-    """One line for each thing that changed since the form before."""
+    """Prints one line for each change since the version before."""
 
     def __init__(self) -> None:
         self._before = pb.PlanningCeremonyInstance()
@@ -106,7 +106,7 @@ class ChangeLines:
         sys.stdout.flush()
 
     def changes(self, found: pb.PlanningCeremonyInstance) -> Iterator[str]:
-        """Steps first, for it is their end that moves the ceremony."""
+        """Yield the changes: steps first, because their ends move the ceremony."""
         before, self._before = self._before, found
         for step_id, status in sorted(found.step_status.items()):
             attempt = found.step_attempts.get(step_id, 0)

@@ -25,20 +25,20 @@ LAST_WORDS = 8
 
 @dataclass(slots=True)
 class EngineProcess:
-    """`ceremony dev` as our child."""
+    """A running `ceremony dev`."""
 
     running: dict[str, Any]
-    """What its `dev.json` says."""
+    """The content of its `dev.json`."""
     ended: asyncio.Task[int]
     log: Path
-    """What it says on stderr."""
+    """The file of its stderr."""
 
 
 @contextlib.asynccontextmanager
 async def engine(command: Sequence[str], folder: Path, clock: Clock) -> AsyncIterator[EngineProcess]:
-    """Start it and wait until it is ready; at the end it is asked to end, and made to if it does not.
+    """Start it and wait until it is ready; end it after the block, by SIGKILL if it does not end by itself.
 
-    It ends with our end of its stdin too, so that it goes even if we are killed. Raises DemoError.
+    It also ends when its stdin closes, so it never outlives this process. Raises DemoError.
     """
     with opened(folder / LOG) as errors:
         process = await asyncio.create_subprocess_exec(
@@ -46,7 +46,7 @@ async def engine(command: Sequence[str], folder: Path, clock: Clock) -> AsyncIte
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
-            start_new_session=True,  # Ctrl-C is for us; we end it after its clients
+            start_new_session=True,  # Ctrl-C reaches only this process, which ends the engine after its clients
         )
     ended = clock.spawn(process.wait(), name="engine")
     try:
@@ -66,14 +66,14 @@ async def _first_line(process: asyncio.subprocess.Process, log: Path) -> dict[st
 
 
 def opened(log: Path) -> BinaryIO:
-    """The engine's log, to append to."""
+    """Open the log file of the engine for appending."""
     log.parent.mkdir(parents=True, exist_ok=True)
     return log.open("ab")
 
 
 def last_words(log: Path) -> str:
-    """Why it ended, by its own words."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LAST_WORDS:]) or "it said nothing"
+    """The last lines of its log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LAST_WORDS:]) or "its log is empty"
 
 
 async def _end(process: asyncio.subprocess.Process, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""The people of the demo: they approve what waits for them, and fire a trigger where only that helps."""
+"""The people of the demo: they approve open gates, and fire a trigger where nothing else moves a ceremony."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ceremony.demo.stream import Seen
 from ports.clock import Clock
 from tables.definition import Definition, GuardType
 
+# People who decide at the same time.
 PEOPLE = 16
-"""How many decide side by side."""
+# Decisions in a row on one ceremony. More would mean that it runs in a loop.
 LONGEST_VISIT = 50
-"""Decisions in a row on one ceremony; more would mean that it goes round in circles."""
 SWEEP_SECONDS = 1.0
+# Prefixes of the lines of `waiting_for` that need no trigger.
 BUSY = ("step ", "timer ", "paused")
-"""How lines of `waiting_for` begin that no trigger is needed for."""
 
 
 class People:
-    """`notice` each message of the stream; ceremonies that wait without having said so are found by a sweep."""
+    """Decides on ceremonies. `notice` takes each message of the stream; a sweep finds those that wait silently."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class People:
         self.decisions = 0
         self.triggers = 0
         self.refusals: list[str] = []
-        """Decisions that were refused for another reason than that somebody or something was faster."""
+        """Refused decisions, except those where another person or a timer was faster."""
 
     def notice(self, seen: Seen) -> None:
         self._changed[seen.correlation_id] = self._clock.monotonic()
@@ -58,7 +58,7 @@ class People:
         ]
 
     def _opens_guard(self, seen: Seen) -> bool:
-        """A human guard says nothing when it opens: it waits from when its state is entered."""
+        """Return whether a human guard waits now. It emits no event: it waits as soon as its state is entered."""
         if seen.subject not in ("ceremony.transition.applied", "ceremony.started"):
             return False
         definitions = self._definitions.values()
@@ -121,14 +121,14 @@ class People:
         )
 
     def _needs_trigger(self, found: pb.PlanningCeremonyInstance) -> bool:
-        """It runs, nobody works for it, and it was the same when we last looked."""
+        """Return whether it runs, waits for no step or timer, and has not changed since the last look."""
         before = self._seen_version.get(found.instance_id)
         self._seen_version[found.instance_id] = found.version
         busy = any(line.startswith(BUSY) for line in found.waiting_for)
         return before == found.version and found.status == "RUNNING" and not busy
 
     async def _push(self, found: pb.PlanningCeremonyInstance) -> None:
-        """Fire the first trigger that the engine accepts, in a role that may."""
+        """Fire the first trigger that the engine accepts, in an allowed role."""
         definition = self._definitions[found.definition_name]
         for transition in definition.transitions_from.get(found.current_state, ()):
             role = next(

@@ -1,4 +1,4 @@
-"""What the demo starts: a mix of definitions, each with inputs that make sense for it."""
+"""The starts of the demo: a mix of definitions, each with plausible inputs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from tables.definition import Definition
 
+# Gets half of the starts, if the folder has it: it shows most.
 MAIN = "backlog_review"
-"""Half of a mix, where it is there: it shows most."""
 
 STORIES = (
     ("Sign in with a passkey", "As a customer I want to sign in without a password, so that I cannot lose one."),
@@ -54,7 +54,7 @@ def plan(count: int, definitions: Sequence[Definition], run_id: str) -> list[Pla
 
 
 def inputs_for(definition: Definition, number: int) -> dict[str, Any]:
-    """The required inputs, and what else makes this one plausible; texts where nothing better is known."""
+    """The required inputs and the known optional ones. An unknown input gets a text."""
     title, description = STORIES[number % len(STORIES)]
     known: dict[str, Any] = {
         "title": title,

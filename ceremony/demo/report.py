@@ -16,7 +16,7 @@ ENDS = ("completed", "failed", "cancelled", "timed_out")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One definition."""
+    """The figures of one definition."""
 
     started: int
     ends: Mapping[str, int]
@@ -24,7 +24,7 @@ class Row:
     steps: int
     p50_ms: float | None
     p99_ms: float | None
-    """From `ceremony.started` to the end, by the times at which JetStream stored them; None where none has ended."""
+    """From `ceremony.started` to the end, by the times at which JetStream stored them; None if none has ended."""
 
     def data(self) -> dict[str, Any]:
         return {
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A start that was accepted and has not come to an end that was seen."""
+    """A start that was accepted, and of which no end was seen."""
 
     instance_id: str
     definition: str
@@ -56,7 +56,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """All that came out of a run."""
+    """The results of one run."""
 
     count: int
     accepted: Sequence[PlannedStart]
@@ -69,11 +69,11 @@ class DemoReport:
     log: str
     folder: str
     kept: bool
-    """Whether the folder is still there."""
+    """True if the folder was not deleted."""
     decisions: int
     triggers: int
     complaints: Sequence[str] = ()
-    """What went wrong beside: the engine ended, time ran out, decisions were refused."""
+    """Other problems: the engine ended, time ran out, decisions were refused."""
     definitions: Mapping[str, Row] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -138,7 +138,7 @@ def row(name: str, accepted: Sequence[PlannedStart], tally: Tally) -> Row:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """The nearest rank of ascending values, to a tenth; None of nothing."""
+    """The nearest rank of ascending values, rounded to a tenth; None without values."""
     if not ordered:
         return None
     return round(ordered[max(0, math.ceil(share * len(ordered)) - 1)], 1)

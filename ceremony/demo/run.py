@@ -28,8 +28,8 @@ from tables.definition import Definition
 HOST = "127.0.0.1"
 SETTLE_SECONDS = 0.5
 LOOK_SECONDS = 0.1
+# For an engine that is ending: it stops its NATS before it writes the reason.
 LAST_WORDS_SECONDS = 5.0
-"""For the end of an engine whose NATS has gone: it stops that before it says why."""
 NAMED_MISSING = 50
 
 
@@ -37,14 +37,14 @@ NAMED_MISSING = 50
 class DemoOptions:
     count: int
     definitions: Sequence[str]
-    """Empty: all that are in the folder, half of the starts for `backlog_review`."""
+    """Empty: all of the folder, with half of the starts for `backlog_review`."""
     log: str | None
     """None: SQLite."""
     folder: Path | None
-    """None: a temporary one, kept only when something went wrong."""
+    """None: a temporary one, kept only if something went wrong."""
     ceremonies_dir: Path
     timeout: float
-    """Seconds for all of it but the clean end."""
+    """Seconds for the whole run except the clean end."""
     concurrency: int
     """Starts in flight."""
     dev_options: Sequence[str] = ()
@@ -53,7 +53,7 @@ class DemoOptions:
 
 @dataclass(slots=True)
 class DemoProgress:
-    """How it stands, for the screen."""
+    """The counts so far, for the screen."""
 
     count: int
     accepted: int = 0
@@ -73,7 +73,7 @@ class DemoProgress:
 
 
 class Screen(Protocol):
-    """Where a person sees what happens."""
+    """Shows a person the progress."""
 
     def checked(self, found: Sequence[Checked]) -> None: ...
 
@@ -85,7 +85,7 @@ class Screen(Protocol):
 
 
 class Demo:
-    """One run. `run` returns the report; whatever happens, nothing is left running."""
+    """One run. `run` returns the report, and leaves nothing running however it ends."""
 
     def __init__(self, options: DemoOptions, clock: Clock, screen: Screen) -> None:
         self.options = options
@@ -101,7 +101,7 @@ class Demo:
         self._seconds = 0.0
 
     async def run(self) -> DemoReport:
-        """Raises DemoError; NATS that goes away ends it as a complaint in the report."""
+        """Run the demo. Raises DemoError. A NATS that goes away ends the run with a complaint in the report."""
         definitions = self._chosen()
         folder = self.options.folder or Path(tempfile.mkdtemp(prefix="ceremony-demo-"))
         people: People | None = None
@@ -111,7 +111,7 @@ class Demo:
             report = self._report(folder, people)
             return report
         finally:
-            # A folder that somebody named is theirs; one of a run that went wrong has its logs.
+            # A folder given by the user stays. So does one of a failed run, for its logs.
             if self.options.folder is None and report is not None and report.ok:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -175,7 +175,7 @@ class Demo:
                     await self._settled(reader, reading)
         except TimeoutError:
             self._seconds = self._clock.monotonic() - started
-            self._complaints.append(f"timeout: not all has ended within {self.options.timeout:g} s (--timeout)")
+            self._complaints.append(f"timeout: not all ended within {self.options.timeout:g} s (--timeout)")
         finally:
             for task in tasks:
                 task.cancel()
@@ -215,7 +215,7 @@ class Demo:
     async def _until_ended(
         self, starting: asyncio.Task[None], vital: Sequence[asyncio.Task[Any]]
     ) -> list[asyncio.Task[Any]]:
-        """Returns when every accepted start has ended, or with what the run stands on and has gone."""
+        """Return when every accepted start has ended, or earlier with the vital tasks that have ended."""
         while not (starting.done() and not any(True for _ in self._live())):
             if gone := [task for task in vital if task.done()]:
                 return gone
@@ -223,9 +223,9 @@ class Demo:
         return []
 
     async def _epitaph(self, gone: Sequence[asyncio.Task[Any]], process: EngineProcess) -> list[str]:
-        """What ended too early, and why, by the engine's own last words: it writes them as it ends.
+        """Name the part that ended too early, with the last words of the engine's log.
 
-        An engine that ends takes its NATS with it, so the stream can be seen to go first.
+        An engine that ends stops its NATS first, so the stream can be seen to end before the engine.
         """
         names = [task.get_name() for task in gone]
         words: list[str] = []
@@ -237,7 +237,7 @@ class Demo:
         return [f"the {' and '.join(names)} ended too early", *words]
 
     async def _settled(self, reader: StreamReader, reading: asyncio.Task[None]) -> None:
-        """What comes after the last end belongs to the run too: a second end would be seen."""
+        """Read on for a moment after the last end: a second end of a ceremony would be seen."""
         for _ in range(2):
             if reading.done():
                 return
@@ -268,7 +268,7 @@ class Demo:
     # -- after
 
     async def _name_missing(self, client: PlanningCeremonyClient | None) -> None:
-        """`client`: None when nobody is left to be asked."""
+        """Ask for the state of each ceremony without an end. `client`: None if the engine has ended."""
         definition = {start.instance_id: start.definition for start in self._accepted}
         for number, instance_id in enumerate(self._live()):
             status, waiting_for = "not asked", []
@@ -302,6 +302,6 @@ class Demo:
         command += ["--grpc-addr", f"{HOST}:0", "--http-addr", f"{HOST}:0"]
         command += ["--ceremonies-dir", str(options.ceremonies_dir)]
         if options.log is not None:
-            # The topics of a broker outlive the folder: a run of its own has topics of its own.
+            # The topics of a broker outlive the folder, so each run has its own.
             command += ["--log", options.log, "--topic-prefix", self._stamp]
         return [*command, *options.dev_options]

@@ -1,4 +1,4 @@
-"""The demo's own look at the stream CEREMONY: what was seen, counted without asking the engine."""
+"""The demo's own consumer of the stream CEREMONY. It counts events without asking the engine."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ class Seen:
 
 @dataclass(slots=True)
 class Tally:
-    """What the stream says of one run; messages of others count in `foreign` only, but for their ids."""
+    """Counts of one run. Messages of other runs are only counted in `foreign` and checked for repeated ids."""
 
     run_id: str
-    """Correlation ids of this run begin with it."""
+    """Prefix of the correlation ids of this run."""
     events: Counter[str] = field(default_factory=Counter)
     """By subject."""
     foreign: int = 0
     started: dict[str, float] = field(default_factory=dict)
     """Instance id to the time of its `ceremony.started`, in milliseconds."""
     ended: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
-    """Instance id to how it ended, and when: more than one entry is wrong."""
+    """Instance id to its ends, each with its time; more than one is an error."""
     steps: Counter[str] = field(default_factory=Counter)
     """Instance id to the number of its `ceremony.step.executed`."""
     waiting: dict[str, set[str]] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Tally:
 
 
 class StreamReader:
-    """Reads the stream from its first message on and hands over each once, in order."""
+    """Reads the stream from its first message and delivers each message once, in order."""
 
     def __init__(self, connection: NatsConnection, clock: Clock, on_message: Callable[[Seen], None]) -> None:
         self._connection = connection
@@ -111,7 +111,7 @@ class StreamReader:
         self._last = 0
 
     async def run(self) -> None:
-        """Until it is cancelled. Raises nats' errors when the stream is gone."""
+        """Read until cancelled. Raises nats' errors when the stream is gone."""
         jetstream = await self._connection.jetstream()
         subscription = await jetstream.pull_subscribe(CEREMONY_SUBJECTS, stream=CEREMONY)
         while not swallowed_cancel():
@@ -121,7 +121,7 @@ class StreamReader:
                     await message.ack()
 
     async def caught_up(self) -> None:
-        """Returns when all that the stream holds now has been handed over."""
+        """Return when every message that the stream holds now has been delivered."""
         jetstream = await self._connection.jetstream()
         last = (await jetstream.stream_info(CEREMONY)).state.last_seq
         while self._last < last:
@@ -130,7 +130,7 @@ class StreamReader:
     def _take(self, message: Any) -> None:
         sequence = message.metadata.sequence.stream
         if sequence <= self._last:
-            return  # delivered again for an acknowledgement that came late: the same message, not another one
+            return  # delivered again after a late acknowledgement: it is the same message
         self._last = sequence
         try:
             envelope = json.loads(message.data)

@@ -21,7 +21,7 @@ HEALTH_REQUEST = b"GET /healthz?js-enabled-only=true HTTP/1.0\r\n\r\n"
 
 
 def program() -> str:
-    """Path of the nats-server: the one installed beside this Python, else the path's. Raises NatsServerError."""
+    """Path of nats-server: beside this Python, else on PATH. Raises NatsServerError."""
     beside = Path(sys.executable).parent / PROGRAM
     found = str(beside) if beside.exists() else shutil.which(PROGRAM)
     if found is None:
@@ -36,8 +36,7 @@ def program() -> str:
 def write_config(folder: Path, port: int, monitor_port: int) -> Path:
     """Write the server's config into `folder` and return its path.
 
-    `sync_interval: always`, for JetStream acknowledges before it syncs by default, and a crash would lose acknowledged
-    messages.
+    `sync_interval: always`: by default JetStream acknowledges before it syncs, and a crash loses acknowledged messages.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "nats.conf"
@@ -53,10 +52,10 @@ def write_config(folder: Path, port: int, monitor_port: int) -> Path:
 
 
 def left_over(folder: Path) -> int | None:
-    """The process id of a server that an earlier run left on this folder when it was killed, if it still runs.
+    """The process id of a server that still runs on this folder after an earlier run was killed; else None.
 
-    It has to go before another one starts: two would share one store. Only a process that was started with this very
-    config file is taken for it, for process ids are used again.
+    It has to end before another one starts: two would share one store. Process ids are reused, so only a process that
+    was started with this config file counts.
     """
     try:
         pid = int((folder / "nats.pid").read_text())
@@ -67,7 +66,7 @@ def left_over(folder: Path) -> int | None:
 
 
 class NatsServer:
-    """One nats-server on one folder. Stop and start it as often as you like: the streams stay."""
+    """One nats-server on one folder. It can be stopped and started again; the streams stay."""
 
     def __init__(self, folder: Path, port: int, monitor_port: int, clock: Clock) -> None:
         self.folder = folder.absolute()
@@ -98,7 +97,7 @@ class NatsServer:
         try:
             async with self._clock.timeout(READY_SECONDS):
                 await self.end_left_over()
-                # A session of its own: Ctrl-C reaches us first, and we stop the server after its clients.
+                # In a session of its own: Ctrl-C reaches only this process, which stops the server after its clients.
                 self._process = await asyncio.create_subprocess_exec(
                     program(),
                     "-c",
@@ -141,7 +140,7 @@ class NatsServer:
             self._process = None
 
     async def end_left_over(self) -> None:
-        """End the server that an earlier run left behind: it holds the folder, and the port that was ours."""
+        """End a server that an earlier run left behind: it still holds the folder and the port."""
         while (pid := left_over(self.folder)) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -155,7 +154,7 @@ class NatsServer:
             await self._clock.sleep(POLL_SECONDS)
 
     async def _healthy(self) -> bool:
-        """Ask the monitor port whether JetStream is up: the client port is open earlier than that."""
+        """Ask the monitor port if JetStream is up; the client port opens earlier."""
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.monitor_port)
         except OSError:

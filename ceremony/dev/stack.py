@@ -21,10 +21,10 @@ from ceremony.worker import worker_of_process
 from ports.clock import Clock
 
 HOST = "127.0.0.1"
+# Used if it is free: clients try it by default.
 GRPC_PORT = 50057
-"""Taken when it is free, so that clients find us without being told."""
+# Below the ephemeral ports: a client that redials a dead server could be given that server's port as its own.
 NATS_PORTS = range(24_222, 24_622, 2)
-"""Below the range of clients' ports: one that redials a dead server could be given that server's port."""
 NATS_ATTEMPTS = 5
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.05
@@ -32,7 +32,7 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class DevOptions:
-    """Addresses are `host:port`, port 0 takes a free one; what is None is chosen, the last run's first."""
+    """Addresses are `host:port`; port 0 takes a free one. For None the last run's value is used, if it is free."""
 
     folder: Path
     log: str | None = None
@@ -47,7 +47,7 @@ class DevOptions:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What runs, as `dev.json` has it."""
+    """The running parts, as `dev.json` lists them."""
 
     grpc: str
     http: str
@@ -64,7 +64,7 @@ class Running:
 
 
 class Dev:
-    """`async with Dev(...) as dev:` and everything runs and is ready; `dev.worker.ended()` says when a part failed."""
+    """Inside `async with Dev(...) as dev:` everything is ready. `dev.worker.ended()` returns when a part fails."""
 
     def __init__(self, options: DevOptions, clock: Clock) -> None:
         self.options = options
@@ -74,7 +74,7 @@ class Dev:
         self._nats: NatsServer | None = None
 
     def children(self) -> list[int]:
-        """Process ids of what was started beside this process, also while it still starts."""
+        """Ids of the child processes, also of those that still start."""
         return [self._nats.pid] if self._nats is not None and self._nats.pid else []
 
     async def __aenter__(self) -> Self:
@@ -113,7 +113,7 @@ class Dev:
         write_file(self.folder, self.running)
 
     async def _start_nats(self, before: Mapping[str, Any]) -> NatsServer:
-        """On the port that was given, else on the first that is free; where another process is faster, on the next."""
+        """Start it on the given port, else on the first free one; if another process is faster, on the next."""
         if self.options.nats_port:
             candidates: Iterable[int] = [self.options.nats_port]
         else:
@@ -133,14 +133,14 @@ class Dev:
         raise DevError("nats_port_in_use", "no port for NATS is free", remedy="name a free one with --nats-port")
 
     async def _settings(self, before: Mapping[str, Any], nats_url: str, ray_url: str) -> dict[str, Any]:
-        """What the worker is told; the rest comes from the environment, as for `serve`."""
+        """The settings that `dev` makes itself; the rest comes from the environment, as for `serve`."""
         options = self.options
         grpc_addr, http_addr = options.grpc_addr, options.http_addr
         if grpc_addr is None:
             grpc_addr = await listen_address(port_of(before.get("grpc", "")), GRPC_PORT)
         if http_addr is None:
             http_addr = await listen_address(port_of(before.get("http", "")))
-        told = {
+        settings = {
             "log": options.log or f"sqlite://{quote(str(self.folder / 'log.db'))}",
             "nats_url": nats_url,
             "ray_executor_url": ray_url,
@@ -150,7 +150,7 @@ class Dev:
             "topic_prefix": options.topic_prefix,
             "state_dir": self.folder / "state",
         }
-        return {name: value for name, value in told.items() if value is not None}
+        return {name: value for name, value in settings.items() if value is not None}
 
     async def _ready(self) -> None:
         ended = self._clock.spawn(self.worker.ended(), name="dev-ended")
@@ -170,7 +170,7 @@ class Dev:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process alone; the system lets go of it however the process ends. Raises DevError."""
+    """Lock the folder for this process; the system unlocks it however the process ends. Raises DevError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "dev.lock").open("a+")
@@ -187,7 +187,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def read_file(folder: Path) -> dict[str, Any]:
-    """`dev.json` of the last run, or nothing."""
+    """The `dev.json` of the last run, or an empty object."""
     try:
         found = json.loads((folder / "dev.json").read_text())
     except (OSError, ValueError):
@@ -196,20 +196,20 @@ def read_file(folder: Path) -> dict[str, Any]:
 
 
 def write_file(folder: Path, running: Running) -> None:
-    """Whole or not at all: clients read it while we write."""
+    """Write `dev.json` in one step: clients may be reading it."""
     new = folder / "dev.json.new"
     new.write_text(json.dumps(running.data(), indent=2) + "\n")
     new.replace(folder / "dev.json")
 
 
 def port_of(address: object) -> int:
-    """The port at the end of an address, 0 where there is none."""
+    """The port at the end of an address, 0 without one."""
     digits = str(address).rpartition(":")[2]
     return int(digits) if digits.isascii() and digits.isdigit() and int(digits) < 65536 else 0  # noqa: PLR2004 - a port
 
 
 async def is_free(port: int) -> bool:
-    """Whether one could listen there now."""
+    """Return whether a server could listen there now."""
     try:
         server = await asyncio.start_server(lambda _r, _w: None, HOST, port)
     except OSError:
@@ -233,7 +233,7 @@ async def free_ports(candidates: Iterable[int]) -> AsyncIterator[int]:
 
 
 async def listen_address(*wished: int) -> str:
-    """The first of the wished ports that is free, else any."""
+    """The first free port of `wished`, else port 0."""
     for port in wished:
         if port and await is_free(port):
             return f"{HOST}:{port}"

@@ -1,6 +1,6 @@
 """A simulated Ray executor: real gRPC in, real NATS JetStream out, invented agents between.
 
-It is a neighbour's stand-in for `ceremony dev`, the demo and the tests, so it may throw dice, all of them seeded.
+It stands in for a neighbour in `ceremony dev`, the demo and the tests. It may therefore use random numbers, all seeded.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ class RaySimulation:
         self.nats_url = nats_url
         self.knobs = knobs or Knobs()
         self.book = JobBook(running_limit=running_jobs, kept_limit=kept_jobs)
-        """What was accepted and how it stands: `total`, `active`, `completed`, `failed`."""
+        """The accepted jobs and their counts: `total`, `active`, `completed`, `failed`."""
         self.url = ""
-        """`host:port` where it serves, once it has started."""
+        """Its address, `host:port`, once it has started."""
         self._clock = clock
         self._connection: Client | None = None
         self._outbox: Outbox | None = None
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
-        """Connect, make the stream AGENT_RESPONSES where it is missing, serve. Raises SimulationError."""
+        """Connect, make the stream AGENT_RESPONSES if it is missing, and serve. Raises SimulationError."""
         try:
             await self._start_server(await self._start_outbox())
         except BaseException:
@@ -70,7 +70,7 @@ class RaySimulation:
             raise
 
     async def stop(self) -> None:
-        """End calls, then the connection. Answers that are not due yet are lost, as with the real one."""
+        """End calls, then the connection. Answers that are not due yet are lost, as with the real executor."""
         if self._server is not None:
             await self._server.stop(STOP_SECONDS)
             self._server = None

@@ -16,7 +16,7 @@ DEFAULTS = Knobs()
 
 
 async def serve(grpc_address: str, nats_url: str, knobs: Knobs) -> None:
-    """Serve until a signal comes; prints one line when ready."""
+    """Serve until a signal comes. Prints one line when ready."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

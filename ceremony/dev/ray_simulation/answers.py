@@ -1,6 +1,6 @@
-"""What the simulated agents say: proposals and tasks made of the prompt's own words, in the executor's envelope.
+"""The answers of the simulated agents: proposals and tasks made of words of the prompt, in the executor's envelope.
 
-A proposal holds single words of the prompt and never a run of it, so that what is published of it is no raw prompt.
+A proposal holds single words of the prompt and never a phrase of it, so that no raw prompt is published.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SUBJECTS = {
 }
 FAILED_SUBJECT = "agent.response.failed"
 
+# Copies of a proposal of about 200 characters: too large for a row, small enough for NATS.
 OVERSIZE_COPIES = 2_000
-"""Of a proposal of about 200 characters: more than a row takes, less than NATS does."""
 WORDS_KEPT = 12
 WORD = re.compile(r"[A-Za-z][A-Za-z-]{4,18}")
 AGENT_ID = re.compile(r"\bagent-[A-Za-z0-9_-]+-\d{3}\b")
@@ -45,13 +45,13 @@ _encode = msgspec.json.Encoder().encode
 
 
 def words_of(prompt: str) -> tuple[str, ...]:
-    """Up to 12 different words of a prompt, in order: what answers are made of."""
+    """Up to 12 different words of a prompt, in order. Answers are made of them."""
     found = dict.fromkeys(word.lower() for word in WORD.findall(prompt[:4_096]))
     return tuple(found)[:WORDS_KEPT] or SPARE_WORDS
 
 
 def voices_of(prompt: str) -> int:
-    """How many agents' deliberations an extraction prompt quotes, 1 at least."""
+    """The number of agents whose deliberations an extraction prompt quotes, at least 1."""
     return max(1, len(set(AGENT_ID.findall(prompt))))
 
 
@@ -84,8 +84,7 @@ def tasks(job: Job, dice: random.Random) -> list[dict[str, Any]]:
 def message(job: Job, agent_id: str, fate: Fate, dice: random.Random, now: float, took: float) -> tuple[str, bytes]:
     """Subject and envelope of one agent's answer; `now` in seconds since the epoch, `took` in seconds.
 
-    As the real executor does it, the correlation id is a random one, and all agents of a deliberation share one
-    idempotency key.
+    As with the real executor, the correlation id is random, and all agents of a deliberation share one idempotency key.
     """
     stamp, kind = iso(now), fate.kind
     if kind == "failed":

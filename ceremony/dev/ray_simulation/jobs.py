@@ -1,4 +1,4 @@
-"""The tasks that the simulated executor has accepted and how they stand; of ended ones no more than it may keep."""
+"""The jobs that the simulated executor has accepted, with their state; a limited number of ended ones is kept."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Job:
     agent_ids: tuple[str, ...]
     model: str
     words: tuple[str, ...]
-    """Words of the prompt that its answers are made of."""
+    """Words of the prompt, from which its answers are made."""
     voices: int
-    """How many deliberations the prompt speaks of."""
+    """Number of deliberations that the prompt quotes."""
     constraints: dict[str, Any]
     accepted_at: float
     """Wall clock, seconds since the epoch."""
@@ -35,11 +35,11 @@ class Job:
     lost: int = 0
     """Answers that never come."""
     ended: float | None = None
-    """Monotonic seconds, once no answer is to come."""
+    """Monotonic seconds; set after the last answer."""
 
     @property
     def status(self) -> str:
-        """`running`, `completed` or `failed`, as GetDeliberationStatus says it."""
+        """`running`, `completed` or `failed`, as GetDeliberationStatus reports it."""
         if self.ended is None:
             return "running"
         return "failed" if self.failed or self.lost else "completed"
@@ -62,12 +62,12 @@ class JobBook:
 
     @property
     def active(self) -> int:
-        """How many jobs run now."""
+        """The number of jobs that run now."""
         return len(self._running)
 
     @property
     def full(self) -> bool:
-        """Whether another job would be one too many."""
+        """True if no further job can be accepted."""
         return len(self._running) >= self.running_limit
 
     def find(self, task_id: str) -> Job | None:
@@ -89,7 +89,7 @@ class JobBook:
         self._by_deliberation[job.deliberation_id] = job
 
     def settle(self, job: Job, kind: Literal["completed", "failed", "silent"], now: float) -> None:
-        """One answer of `job` has gone out, or will never come; after its last one the job has ended."""
+        """Count one answer of `job` as sent or silent. After its last one the job has ended."""
         job.failed += kind == "failed"
         job.lost += kind == "silent"
         job.waiting -= 1

@@ -1,4 +1,4 @@
-"""How the simulated executor behaves: how long it takes, how often it fails, refuses, repeats itself or is silent."""
+"""Knobs of the simulated executor: its latency, and its rates of failure, refusal, repetition and silence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REORDER_FLOOR_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """Seconds and shares (0 to 1). What happens to a task is a function of the seed, its task id and the agent only."""
+    """Seconds and shares (0 to 1). The fate of a task depends only on the seed, its task id and the agent."""
 
     latency: float = 0.2
     """Mean seconds from the acceptance of a task to an agent's answer."""
@@ -31,15 +31,15 @@ class Knobs:
     duplicate_rate: float = 0.0
     """Share of the answers that come twice."""
     reorder_rate: float = 0.0
-    """Share of the answers that are held back until later ones have overtaken them."""
+    """Share of the answers that are held back, so that later ones overtake them."""
     silence_rate: float = 0.0
     """Share of the answers that never come."""
     seed: int = 0
-    """Another seed, other fates."""
+    """Seed of the random choices."""
     hang_rate: float = 0.0
-    """Share of the tasks that are accepted while the caller never hears of it: the call hangs past every deadline."""
+    """Share of the tasks whose call hangs past every deadline, although the task was accepted."""
     late_rate: float = 0.0
-    """Share of the answers that come only after `late_seconds`: beyond a step's timeout they are for an old attempt."""
+    """Share of the answers that come `late_seconds` later. After a step's timeout they belong to an old attempt."""
     late_seconds: float = 0.0
     oversize_rate: float = 0.0
     """Share of the completed proposals that are far larger than any row may be."""
@@ -56,33 +56,33 @@ class Knobs:
                 raise KnobError("knob_invalid", f"{name} is {value}", remedy=remedy)
 
     def random(self, task_id: str, who: str = "") -> random.Random:
-        """The dice of one task, or of one agent in it: the same numbers in whatever order tasks come."""
+        """The random numbers of one task, or of one agent in it; they do not depend on the order of tasks."""
         return random.Random(f"{self.seed}\0{task_id}\0{who}")  # noqa: S311 - dice, no secret
 
     def rejects(self, task_id: str) -> bool:
-        """Whether this task is refused at once."""
+        """Return whether this task is refused at once."""
         return self.rejection_rate > 0 and self.random(task_id).random() < self.rejection_rate
 
     def hangs(self, task_id: str) -> bool:
-        """Whether the call that brings this task hangs."""
+        """Return whether the call with this task hangs."""
         return self.hang_rate > 0 and self.random(task_id, "hang").random() < self.hang_rate
 
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What becomes of one agent's answer."""
+    """The fate of one agent's answer."""
 
     kind: Literal["completed", "failed", "silent"]
     delay: float
     """Seconds from acceptance."""
     repeat_after: float | None
-    """Seconds from acceptance to the second copy, where there is one."""
+    """Seconds from acceptance to the second copy; None without one."""
     oversize: bool = False
     """The proposal is too large for a row."""
 
     @classmethod
     def draw(cls, knobs: Knobs, dice: random.Random) -> Fate:
-        """Throw for one agent; takes the same number of throws whatever comes out, so that texts stay the same too."""
+        """Draw the fate of one agent. It always draws the same number of times, so that texts stay the same too."""
         silent, failed, doubled, held = (dice.random() for _ in range(4))
         spread, hold, gap = dice.uniform(-1, 1), dice.uniform(1, 3), dice.uniform(0, 2)
         delay = max(0.0, knobs.latency + spread * knobs.jitter)
@@ -94,7 +94,7 @@ class Fate:
         elif failed < knobs.failure_rate:
             kind = "failed"
         repeat = delay + gap * max(REORDER_FLOOR_SECONDS, knobs.latency) if doubled < knobs.duplicate_rate else None
-        # Thrown last: a seed's fates stay what they were before these knobs.
+        # Drawn last: the fates of a seed are the same as before these knobs existed.
         if dice.random() < knobs.late_rate:
             delay, repeat = delay + knobs.late_seconds, None
         return cls(kind, delay, repeat, oversize=dice.random() < knobs.oversize_rate)

@@ -27,8 +27,8 @@ IN_FLIGHT = 2_000
 ACK_SECONDS = 5.0
 AGAIN_SECONDS = 1.0
 IDLE_SECONDS = 3_600.0
+# Letters sent in a row before other tasks of the loop get their turn.
 BREATH = 200
-"""Letters sent in one go before other tasks of the loop have their turn."""
 
 CONNECT_SECONDS = 15.0
 CLOSE_SECONDS = 2.0
@@ -37,10 +37,10 @@ log = structlog.get_logger(__name__)
 
 
 class Letter(Protocol):
-    """Something to publish once, at least."""
+    """A message to publish at least once."""
 
     def compose(self) -> tuple[str, bytes] | None:
-        """Subject and body, or None where nothing is to be sent. Called again where a letter has to be sent again."""
+        """Subject and body, or None if there is nothing to send. Called again for each repetition."""
 
     def delivered(self) -> None:
         """Called once: JetStream has it, or there was nothing to send."""
@@ -53,9 +53,9 @@ class _Sent:
 
 
 class Outbox:
-    """One task that publishes what is due, at most `in_flight` unacknowledged, and sends again what got no answer.
+    """A task that publishes due letters, at most `in_flight` unacknowledged, and repeats those without an answer.
 
-    A letter whose acknowledgement was lost goes out twice: at least once is what the real executor gives too.
+    A letter whose acknowledgement was lost goes out twice. The real executor, too, delivers at least once.
     """
 
     def __init__(self, connection: Client, clock: Clock, *, in_flight: int = IN_FLIGHT) -> None:
@@ -71,12 +71,12 @@ class Outbox:
         self._task: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
-        """Make sure that the stream is there, and begin. Raises nats.errors.Error."""
+        """Make the stream if it is missing, and begin. Raises nats.errors.Error."""
         await ensure_stream(self._js)
         self._task = self._clock.spawn(self._run(), name="ray-simulation-outbox")
 
     async def stop(self) -> None:
-        """Wait a moment for what is on its way; what is not due yet is lost, as with the real one."""
+        """Wait a moment for acknowledgements. Letters that are not due yet are lost, as with the real executor."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -123,7 +123,7 @@ class Outbox:
             return
         subject, body = content
         if not self._connection.is_connected:
-            # nats-py would never give back the place of a publish that its full buffer refuses; there are only so many.
+            # nats-py limits pending publishes, and never frees the place of one that its full buffer refuses.
             self.put(now + AGAIN_SECONDS, letter)
             return
         try:
@@ -151,7 +151,7 @@ class Outbox:
             future.cancel()
 
     def _pause(self, now: float) -> float:
-        """Seconds until something is to be done, if nothing happens before."""
+        """Seconds until the next due letter or acknowledgement timeout."""
         pause = IDLE_SECONDS
         if self._unacked:
             pause = next(iter(self._unacked.values())).at + ACK_SECONDS - now
@@ -168,7 +168,7 @@ class Outbox:
 
 
 async def ensure_stream(js: JetStreamContext) -> None:
-    """Make the stream of the agents' answers where it is missing; one that is there stays as it is."""
+    """Make the stream of the agents' answers if it is missing. An existing one stays unchanged."""
     try:
         await js.stream_info(STREAM)
     except NotFoundError:
@@ -177,7 +177,7 @@ async def ensure_stream(js: JetStreamContext) -> None:
 
 
 async def connect(url: str, clock: Clock, *, name: str) -> Client:
-    """A connection that looks for its server for ever once it had it. Raises TimeoutError after 15 s without."""
+    """Connect within 15 s, else raise TimeoutError. A connection that breaks later is reopened for ever."""
     client = Client()
 
     async def on_error(error: Exception) -> None:

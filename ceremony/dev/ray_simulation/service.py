@@ -21,7 +21,7 @@ AnyRequest = pb.ExecuteDeliberationRequest | pb.ExecuteBacklogReviewDeliberation
 
 
 class DueAnswer:
-    """Letter of one agent, or the second copy of it."""
+    """The letter of one agent, or the second copy of it."""
 
     __slots__ = ("_agent_id", "_body", "_copy", "_service", "fate", "job")
 
@@ -34,7 +34,7 @@ class DueAnswer:
         self._copy = False
 
     def compose(self) -> tuple[str, bytes] | None:
-        """Subject and body, the same however often it is asked; None where the agent stays silent."""
+        """Subject and body, the same at every call; None if the agent stays silent."""
         if self._body is None and self.fate.kind != "silent":
             dice = self._service.knobs.random(self.job.task_id, f"{self._agent_id}\0text")
             clock = self._service.clock
@@ -43,7 +43,7 @@ class DueAnswer:
         return self._body
 
     def delivered(self) -> None:
-        """Settle the job; the copy, where one is due, is of no account to it."""
+        """Settle the job with the first copy; a second copy does not count."""
         if self._copy:
             return
         now = self._service.clock.monotonic()
@@ -68,7 +68,7 @@ class RayExecutorService(RayExecutorServiceServicer):
     async def ExecuteDeliberation(
         self, request: pb.ExecuteDeliberationRequest, context: Any
     ) -> pb.ExecuteDeliberationResponse:
-        """Accept a generic deliberation, or a task extraction where the metadata says so."""
+        """Accept a generic deliberation, or a task extraction if the metadata names one."""
         extraction = request.constraints.metadata.get("task_type") == "TASK_EXTRACTION"
         return await self._execute(request, "task_extraction" if extraction else "generic", context)
 
@@ -87,11 +87,11 @@ class RayExecutorService(RayExecutorServiceServicer):
             return pb.GetDeliberationStatusResponse(status="not_found", error_message="no such deliberation")
         if job.status == "completed":
             return pb.GetDeliberationStatusResponse(status=job.status, result=self._result(job))
-        told = f"{job.failed} failed and {job.lost} gave no answer" if job.status == "failed" else ""
-        return pb.GetDeliberationStatusResponse(status=job.status, error_message=told)
+        problem = f"{job.failed} failed and {job.lost} gave no answer" if job.status == "failed" else ""
+        return pb.GetDeliberationStatusResponse(status=job.status, error_message=problem)
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
-        """`healthy`, and the counts of this run where they are asked for."""
+        """`healthy`, and the counts of this run if requested."""
         response = pb.GetStatusResponse(status="healthy", uptime_seconds=int(self.clock.monotonic() - self._started))
         if request.include_stats:
             ended = self.book.completed + self.book.failed
@@ -142,7 +142,7 @@ class RayExecutorService(RayExecutorServiceServicer):
             accepted_at=self.clock.wall(),
             started=self.clock.monotonic(),
         )
-        # An extraction has one result, whoever worked on it.
+        # An extraction has one result, however many agents work on it.
         speakers = agent_ids[:1] if kind == "task_extraction" else agent_ids
         job.waiting = len(speakers)
         self.book.accept(job)
@@ -164,7 +164,7 @@ class RayExecutorService(RayExecutorServiceServicer):
 
 
 def refusal(request: AnyRequest, kind: Kind) -> str:
-    """Why the real executor would answer `failed`; empty where it would not."""
+    """The reason for which the real executor would answer `failed`; empty for an acceptable request."""
     task_id = request.task_id
     if not task_id:
         return "task_id is empty"
@@ -185,19 +185,19 @@ def refusal(request: AnyRequest, kind: Kind) -> str:
 def constraints(request: AnyRequest) -> dict[str, Any]:
     """The request's constraints as they come back in an answer."""
     given = request.constraints
-    told = {
+    given_back = {
         "story_id": given.story_id,
         "timeout_seconds": given.timeout_seconds,
         "max_retries": given.max_retries,
         "metadata": dict(given.metadata),
     }
     if isinstance(given, pb.TaskConstraints):
-        told["plan_id"] = given.plan_id
-    return told
+        given_back["plan_id"] = given.plan_id
+    return given_back
 
 
 def submitted(job: Job, message: str) -> pb.ExecuteDeliberationResponse:
-    """The answer to a task that is in the book."""
+    """The response for an accepted task."""
     return pb.ExecuteDeliberationResponse(
         task_id=job.task_id, deliberation_id=job.deliberation_id, status="submitted", message=message
     )

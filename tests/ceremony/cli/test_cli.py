@@ -24,7 +24,7 @@ from ceremony.cli.connection import server
 from ceremony.cli.display import NARROWEST, console
 from ceremony.cli.errors import Exit, refused
 from ceremony.cli.running import Stop
-from ceremony.cli.views import said
+from ceremony.cli.views import in_words
 from ceremony.cli.watch import forms
 from ceremony.demo.engine import PROGRAM
 from ceremony.program import run
@@ -461,7 +461,7 @@ def test_serve_ends_cleanly_by_a_signal(number: signal.Signals, tmp_path: Path) 
 )
 def test_outputs_are_shown_in_words(output: dict[str, object], words: str) -> None:
     """What a person wants to know of a step at a glance; what is unknown is shown as it is."""
-    assert said(json.dumps(output)) == words
+    assert in_words(json.dumps(output)) == words
 
 
 @pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
@@ -476,7 +476,7 @@ def test_a_stdout_that_takes_nothing_is_no_internal_error(redirection: str) -> N
 
 def test_an_argument_that_is_no_text_is_a_mistake_of_the_caller(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["get", "a\udcff:b"]) == Exit.USAGE
-    assert capsys.readouterr().err == "argument_not_utf8: a?:b is no UTF-8 text\n"
+    assert capsys.readouterr().err == "argument_not_utf8: a?:b is not UTF-8 text\n"
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "20"])

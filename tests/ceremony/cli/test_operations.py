@@ -162,7 +162,7 @@ def test_history_tells_who_did_what(ceremony: Ceremony, capsys: Said) -> None:
     assert [event["subject"] for event in found["events"]] == ["ceremony.paused"]
     assert (found["complete"], found["events"][0]["payload"]["reason"]) == (False, "lunch")
     assert ceremony("history", one, "-n", "1") == Exit.OK
-    assert "not all: " in capsys.readouterr().err
+    assert "incomplete: " in capsys.readouterr().err
     assert ceremony("history", "no:body") == Exit.NOT_FOUND
 
 

@@ -1,6 +1,6 @@
 """Answers `Diagnose`: the state of ceremonies, partitions, neighbours, dead letters and definitions, with remedies.
 
-Every worker looks at its own partitions and neighbours. The worker that a client asks calls all others, merges their
+Every worker diagnoses its own partitions and neighbours. The worker that a client asks calls all others, merges their
 answers, and names those that did not answer.
 """
 
@@ -27,7 +27,7 @@ from tables.diagnosis import URGENT, CeremonyDiagnosis, Verdict
 log = structlog.get_logger(__name__)
 
 DIAGNOSE = f"/{SERVICE}/Diagnose"
-# Deadline of another worker's answer; its look at its ceremonies ends by itself after five seconds.
+# Deadline of another worker's answer; that worker stops reading its ceremonies after five seconds.
 ANSWER_SECONDS = 8.0
 ERROR, WARNING = "error", "warning"
 # Dead letters that are counted.
@@ -53,7 +53,7 @@ _VERDICTS = {str(verdict): number for number, verdict in enumerate(Verdict)}
 
 
 class AllWorkersDiagnosis:
-    """Asks all known workers, including those without partitions: each has neighbours of its own."""
+    """Asks all known workers, including those without partitions: each has its own neighbours."""
 
     def __init__(self, directory: Directory, peers: Peers, diagnose_here: DiagnoseHere) -> None:
         self._directory = directory

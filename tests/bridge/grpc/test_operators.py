@@ -38,7 +38,7 @@ roles:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    folder = tmp_path_factory.mktemp("front-operators")
+    folder = tmp_path_factory.mktemp("grpc-operators")
     definitions = definitions_folder(folder / "definitions")
     (definitions / "guarded.yaml").write_text(HEAD.format(name="guarded") + GUARDED)
     async with World(folder, f"sqlite://{folder}/log.db", CEREMONIES_DIR=str(definitions)) as made:

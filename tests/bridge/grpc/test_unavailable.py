@@ -50,7 +50,7 @@ def retry_hint(seen: Refusal) -> int:
 
 
 @contextlib.asynccontextmanager
-async def front_without_tables(folder: Path) -> AsyncIterator[Any]:
+async def server_without_tables(folder: Path) -> AsyncIterator[Any]:
     """The real server on the real engine, before any partition is recovered."""
     clock, kinds = HostClock(), all_kinds()
     log = SqliteLog(folder / "log.db", clock)
@@ -67,10 +67,10 @@ async def front_without_tables(folder: Path) -> AsyncIterator[Any]:
     )
     nats_in = AgentResponses(log, NatsConnection("nats://127.0.0.1:1", clock), clock, prefix="t", partitions=3)
     letters = DeadLetters(log, clock, prefix="t", partitions=3, read_message=nats_in.read_message)
-    front = Servicer(
+    servicer = Servicer(
         engine.commands, engine.reads, DefinitionFolder(SPECS, kinds), letters, engine.partitions.readiness, new_id
     )
-    server = GrpcServer(front, "127.0.0.1:0", clock)
+    server = GrpcServer(servicer, "127.0.0.1:0", clock)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=NO_RETRIES) as channel:
@@ -108,7 +108,7 @@ async def test_calls_are_unavailable_until_tables_are_recovered(
 ) -> None:
     """`unknown_instance` would be a guess, because no row was read yet."""
     # specification 14.2, 14.3
-    async with front_without_tables(tmp_path) as stub:
+    async with server_without_tables(tmp_path) as stub:
         with refused("UNAVAILABLE", "unavailable") as seen:
             await call(stub)
         assert retry_hint(seen) > 0
@@ -116,7 +116,7 @@ async def test_calls_are_unavailable_until_tables_are_recovered(
 
 async def test_a_refused_call_leaves_no_garbage_for_the_collector(tmp_path: Path) -> None:
     """An outage refuses thousands of calls a second, and memory kept until the next full collection adds up."""
-    async with front_without_tables(tmp_path) as stub:
+    async with server_without_tables(tmp_path) as stub:
         gc.collect()
         gc.disable()
         try:

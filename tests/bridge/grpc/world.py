@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.world import SPECS
 
-HEAD = 'version: "1.0"\nname: {name}\ndescription: for the tests of the front\n'
+HEAD = 'version: "1.0"\nname: {name}\ndescription: for the tests of the gRPC server\n'
 DOORS = """
 inputs: {optional: [note]}
 states:

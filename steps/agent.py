@@ -20,10 +20,10 @@ from steps.subjects import DEFAULT_ALLOWLIST
 from tables.effects import StepRequested
 
 B = TypeVar("B")
+# A plain agent over batches; `app.agent(topic)` takes it.
 AgentFunction = Callable[[AsyncIterable[Batch]], Coroutine[Any, Any, None]]
-"""A plain agent over batches; `app.agent(topic)` takes it."""
+# Asks the neighbour. Raises Unreachable.
 Perform = Callable[[StepRequested, B], Awaitable[Outcome]]
-"""Asks the neighbour. Raises Unreachable."""
 BACKSTOP_SECONDS = 30.0
 log = structlog.get_logger(__name__)
 

@@ -18,10 +18,10 @@ from tables.limits import MAX_OUTPUT
 from tables.paths import MISSING, dig
 
 AggregationType = Literal["merge", "list", "concat", "object", "deep_merge", "flatten", "unique"]
+# Bytes of all sources together, encoded.
 LARGEST_REQUEST = 2 * 1024 * 1024
-"""Bytes of all sources together, encoded."""
+# So many sources cannot exceed the limit: inputs and outputs have 256 KiB each at most.
 _UNMEASURED = LARGEST_REQUEST // MAX_OUTPUT
-"""So many sources cannot exceed the limit: inputs and outputs have 256 KiB each at most."""
 
 
 class AggregationConfig(Config):

@@ -32,8 +32,8 @@ def _not_blank(text: str) -> str:
     return text
 
 
+# A string with something in it.
 Text = Annotated[str, AfterValidator(_not_blank)]
-"""A string with something in it."""
 
 
 def _one_word(text: str) -> str:
@@ -42,8 +42,8 @@ def _one_word(text: str) -> str:
     return text
 
 
+# A role that goes into a task id, so that the id splits one way only.
 TaskRole = Annotated[str, Field(max_length=128), AfterValidator(_one_word)]
-"""A role that goes into a task id, so that the id splits one way only."""
 
 
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
@@ -54,8 +54,8 @@ def _number_from_text(value: Any) -> Any:
     return int(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
+# A number of agents; their ids have three digits.
 Count = Annotated[int, Field(ge=1, le=999), BeforeValidator(_number_from_text)]
-"""A number of agents; their ids have three digits."""
 
 
 class Constraints(Config):

@@ -24,16 +24,16 @@ from tables.errors import Problem
 from tables.kinds import Completed, Failed, Publication, StepContext, Verdict
 from tables.templates import TemplateFailed, expressions, render
 
+# Input (object) that overlays the payload.
 PUBLISH_DATA = "publish_data"
-"""Input (object) that overlays the payload."""
+# Bytes of the encoded payload: the output that holds it stays below 256 KiB, the envelope below NATS's 1 MiB.
 LARGEST_PAYLOAD = 200 * 1024
-"""Bytes of the encoded payload: the output that holds it stays below 256 KiB, the envelope below NATS's 1 MiB."""
+# Of a step's id: without it the id names the output that the payload must fit.
 OUTPUT_PREFIX = "publish_"
-"""Of a step's id: without it the id names the output that the payload must fit."""
 
 
+# Tokens of printable ASCII; no wildcards, no braces.
 _SUBJECT = re.compile(r"[!-)+-\-/-=?-z|~]+(?:\.[!-)+-\-/-=?-z|~]+)*")
-"""Tokens of printable ASCII; no wildcards, no braces."""
 
 
 def _subject(text: str) -> str:

@@ -16,8 +16,8 @@ from tables.instance import AgentAnswer
 from tables.kinds import Failed, StepContext
 from tables.templates import TemplateFailed, as_text, render, render_text
 
+# Bytes of the UTF-8 text of `task_description`.
 LARGEST_DESCRIPTION = 256 * 1024
-"""Bytes of the UTF-8 text of `task_description`."""
 
 
 def rendered(context: StepContext, template: str) -> str:

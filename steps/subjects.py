@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 DEFAULT_ALLOWLIST = ("ceremony.>",)
+# The engine's own subjects: whoever hears one may believe that the engine said it.
 OWN = (
     "ceremony.step.>",
     "ceremony.transition.>",
@@ -23,7 +24,6 @@ OWN = (
     "ceremony.resumed",
     "ceremony.deadletter",
 )
-"""The engine's own subjects: whoever hears one may believe that the engine said it."""
 _PATTERN = re.compile(r"(?:[^\s.*>]+|\*)(?:\.(?:[^\s.*>]+|\*))*(?:\.>)?|>")
 
 

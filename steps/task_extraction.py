@@ -29,8 +29,8 @@ from tables.templates import TemplateFailed
 AGENT = "agent-task-extractor-001"
 ROLE = "TASK_EXTRACTOR"
 TASK_TYPE = "TASK_EXTRACTION"
+# Input that wins over the source step.
 INPUT = "agent_deliberations"
-"""Input that wins over the source step."""
 DEFAULT_PROMPT = "Extract the tasks that follow from these deliberations."
 WANTED = (
     "Answer with JSON of this shape, and nothing else:\n"

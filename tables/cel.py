@@ -19,11 +19,11 @@ from ports.errors import CeremonyError
 MAX_SOURCE_BYTES = 4096
 MAX_REASON = 200
 MAX_MAPS = 2
+# Entries. `map` and `filter` copy what they have so far at each element: with 10,000 they take seconds of a fold.
 MAX_LIST = 2000
-"""Entries. `map` and `filter` copy what they have so far at each element: with 10,000 they take seconds of a fold."""
 
+# What the binding raises: RuntimeError for its own errors, the others for data that it cannot convert.
 _RAISED = (RuntimeError, TypeError, ValueError)  # RecursionError is a RuntimeError
-"""What the binding raises: RuntimeError for its own errors, the others for data that it cannot convert."""
 
 _MAP = re.compile(r"\bmap\s*\(")
 _BUILDS = re.compile(r"\b(?:map|filter)\s*\(")
@@ -61,8 +61,8 @@ def compiled(source: str) -> cel.Expression:
         raise CeremonyError("bad_expression", f"no CEL expression over {_VARIABLES}: {_short(error)}") from None
 
 
+# Every other reason says that the expression could not be judged, or is not boolean.
 TRUE, FALSE = "the expression is true", "the expression is false"
-"""Every other reason says that the expression could not be judged, or is not boolean."""
 
 
 def builds_lists(source: str) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+# The role a trigger inside an agent's message acts as (specification 13.13).
 SYSTEM_ROLE = "SYSTEM"
-"""The role a trigger inside an agent's message acts as (specification 13.13)."""
 
 
 class GuardType(StrEnum):

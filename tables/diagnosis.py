@@ -15,8 +15,8 @@ from tables.guards import GuardView, holds, is_human
 from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.timers import ASK, GATE, RETRY, RUN_ON, TIMEOUT, iso
 
+# A timer that should have fired so long ago means that nobody fires timers.
 OVERDUE_MS = 60_000
-"""A timer that should have fired so long ago means that nobody fires timers."""
 
 
 class Verdict(StrEnum):
@@ -263,6 +263,7 @@ def _waits(row: Instance, definition: Definition | None) -> Iterator[Wait]:
         yield Wait("timer", timer_id, message, 0, timer.due if running else 0)
 
 
+# Which timer says when the wait of a phase is over at the latest.
 _TIMER_OF = {
     Phase.ASKED: TIMEOUT,
     Phase.SUBMITTED: TIMEOUT,
@@ -270,7 +271,6 @@ _TIMER_OF = {
     Phase.BACKOFF: RETRY,
     Phase.GATE: GATE,
 }
-"""Which timer says when the wait of a phase is over at the latest."""
 
 
 def _attempt(row: Instance, step_id: str, step: Step | None, state: StepState, *, stopped: bool) -> Wait:

@@ -12,8 +12,8 @@ import msgspec
 from tables.errors import FormatTooNew, Undecodable
 from tables.formats import refuse_newer
 
+# Goes up whenever what `decide` returns changes; the golden log notices.
 FOLD = 3
-"""Goes up whenever what `decide` returns changes; the golden log notices."""
 REQUEST_FORMAT = 1
 
 

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from tables.errors import FormatTooNew, Undecodable
 
+# Format number of a row as this release writes it.
 ROW_FORMAT = 1
-"""Format number of a row as this release writes it."""
 KEPT_COMMAND_IDS = 64
 
 
@@ -29,8 +29,8 @@ class StepStatus(StrEnum):
 
 
 IN_FLIGHT = frozenset({StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN})
+# Error code of a rejected gate, the only failure that keeps an output.
 REJECTED = "rejected"
-"""Error code of a rejected gate, the only failure that keeps an output."""
 
 
 class CeremonyStatus(StrEnum):

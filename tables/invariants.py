@@ -17,8 +17,8 @@ from tables.limits import MAX_ROW
 from tables.timers import ASK, CEREMONY_MAX, EXPIRE, GATE, OF_PHASE, RUN_ON
 
 _IN_PROGRESS, _WAITING, _FAILED = StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN, StepStatus.FAILED
+# Timers a phase may hold but need not: a gate without a deadline has none.
 _OPTIONAL = (GATE, ASK)
-"""Timers a phase may hold but need not: a gate without a deadline has none."""
 _PHASES = {
     StepStatus.PENDING: frozenset({Phase.NONE}),
     StepStatus.IN_PROGRESS: frozenset({Phase.ASKED, Phase.SUBMITTED, Phase.UNREACHABLE, Phase.BACKOFF}),

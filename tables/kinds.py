@@ -150,5 +150,5 @@ def with_facts(step: Step, kind: StepKind) -> Step:
     return replace(step, role=kind.role(step), gate=kind.gate(step), agents=kind.agents(step))
 
 
+# Registry: handler → kind.
 Kinds = Mapping[str, StepKind]
-"""Registry: handler → kind."""

@@ -10,30 +10,30 @@ from ports.errors import CeremonyError
 
 KIB = 1024
 MAX_INPUTS = 256 * KIB
+# Of one output, and of one agent's answer.
 MAX_OUTPUT = 256 * KIB
-"""Of one output, and of one agent's answer."""
+# Of inputs, outputs and gathered answers together.
 MAX_ROW = 768 * KIB
-"""Of inputs, outputs and gathered answers together."""
 MAX_INPUT_DEPTH = 64
+# Nested containers; far below what any JSON reader on the way can take, and outputs may wrap inputs.
 MAX_OUTPUT_DEPTH = 128
-"""Nested containers; far below what any JSON reader on the way can take, and outputs may wrap inputs."""
+# From one command (specification 12.6).
 MAX_TRANSITIONS = 100
-"""From one command (specification 12.6)."""
+# Steps of one command that are settled in the fold, each once. Past that a step's agent is asked: every command
+# ends, and a ceremony that goes round and round does so at the pace of its agents.
 MAX_AT_ONCE = 32
-"""Steps of one command that are settled in the fold, each once. Past that a step's agent is asked: every command ends,
-and a ceremony that goes round and round does so at the pace of its agents."""
+# Past so many transitions of one command its steps are asked for: those that were settled must not bring it near
+# the number that fails a ceremony.
 TRANSITIONS_AT_ONCE = 10
-"""Past so many transitions of one command its steps are asked for: those that were settled must not bring it near the
-number that fails a ceremony."""
+# Of one attempt.
 MAX_ANSWERS = 1000
-"""Of one attempt."""
+# Characters of a message, a comment or a reason that are kept.
 MAX_TEXT = 2000
-"""Characters of a message, a comment or a reason that are kept."""
+# Characters of a foreign id or name that are kept.
 MAX_ID = 256
-"""Characters of a foreign id or name that are kept."""
 
+# A value of at most so many bytes cannot nest deeper than half of them.
 _SMALL = 256
-"""A value of at most so many bytes cannot nest deeper than half of them."""
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _encode = msgspec.json.Encoder().encode
 

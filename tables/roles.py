@@ -5,8 +5,8 @@ from __future__ import annotations
 from tables.definition import SYSTEM_ROLE, Definition, Gate, Guard, Step
 
 CANCEL, PAUSE, RESUME = "cancel", "pause", "resume"
+# What is asked of a ceremony as a whole; a role may list them beside step ids and triggers.
 OPERATIONS = (CANCEL, PAUSE, RESUME)
-"""What is asked of a ceremony as a whole; a role may list them beside step ids and triggers."""
 
 
 def refusal(definition: Definition, role: str, action: str) -> tuple[str, str] | None:

@@ -15,10 +15,10 @@ import msgspec
 from ports.errors import CeremonyError
 from tables.paths import MISSING, dig
 
+# Characters that the values put into one template may take together, as text.
 LARGEST_RENDERED = 1024 * 1024
-"""Characters that the values put into one template may take together, as text."""
+# Nested containers of a template.
 DEEPEST = 64
-"""Nested containers of a template."""
 
 _EXPRESSION = re.compile(r"\$\{\s*(inputs|steps)\.([^{}]*?)\s*\}")
 

@@ -7,13 +7,14 @@ from functools import lru_cache
 
 from tables.instance import Phase
 
+# Each followed by the step's id.
 TIMEOUT, RETRY, ASK, GATE = "timeout/", "retry/", "ask/", "gate/"
-"""Each followed by the step's id."""
 CEREMONY_MAX = "ceremony_max"
 EXPIRE = "expire"
+# Timers that a pause does not stop.
 RUN_ON = frozenset({CEREMONY_MAX, EXPIRE})
-"""Timers that a pause does not stop."""
 
+# Which timers the live attempt of a step may hold in each phase; a gate's only where it has a deadline.
 OF_PHASE = {
     Phase.NONE: (),
     Phase.ASKED: (TIMEOUT,),
@@ -22,16 +23,15 @@ OF_PHASE = {
     Phase.BACKOFF: (RETRY,),
     Phase.GATE: (GATE,),
 }
-"""Which timers the live attempt of a step may hold in each phase; a gate's only where it has a deadline."""
 
 DAY = 86_400_000
+# A hundred years: what a definition may ask for stays a number the row can hold.
 _LONGEST = 36_525 * DAY
-"""A hundred years: what a definition may ask for stays a number the row can hold."""
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# The last millisecond of the year 9999: ISO-8601 has four digits for a year.
 _LATEST = 253_402_300_799_999
-"""The last millisecond of the year 9999: ISO-8601 has four digits for a year."""
 
 
 @lru_cache(maxsize=256)  # the log gives a whole batch one time

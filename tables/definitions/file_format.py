@@ -13,8 +13,8 @@ OUTPUT_TYPES = ("object", "array", "string", "number", "boolean")
 NAME = "[A-Za-z0-9_]+"
 UPPER_ID = r"(?=.*[A-Z])[A-Z0-9_.-]+"
 STEP_ID = "(?=.*[a-z])[a-z0-9_]+"
+# Seconds; a bound far beyond every use that keeps arithmetic on milliseconds exact.
 CENTURY = 3_153_600_000
-"""Seconds; a bound far beyond every use that keeps arithmetic on milliseconds exact."""
 MAX_ATTEMPTS = 1_000_000
 TEXT = Text()
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from tables.definition import Definition, Guard, GuardType, State, Step, Transition
 
+# Columns inside a box of the terminal drawing.
 WIDTH = 76
-"""Columns inside a box of the terminal drawing."""
+# What a step waits for gets this many columns, however long its id is.
 MIN_COLUMN = 20
-"""What a step waits for gets this many columns, however long its id is."""
 
 
 def terminal(definition: Definition) -> str:

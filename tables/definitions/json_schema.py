@@ -16,8 +16,8 @@ from tables.definition import Output
 from tables.definitions.problems import clipped, listed
 from tables.definitions.schema_bounds import PatternInvalid, TooMuchWork, bounded, budget, pattern
 
+# A schema with one of these at its top is JSON Schema, else a flat map (specification 4.5).
 MARKS = ("$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum")
-"""A schema with one of these at its top is JSON Schema, else a flat map (specification 4.5)."""
 MAX_PROBLEMS = 50
 
 
@@ -32,6 +32,7 @@ _IS: dict[str, Callable[[Any], bool]] = {
     "number": _is_number,
     "boolean": lambda value: isinstance(value, bool),
 }
+# Type word of a flat schema → type.
 WORDS = {
     "string": "string",
     "str": "string",
@@ -45,9 +46,8 @@ WORDS = {
     "array": "array",
     "list": "array",
 }
-"""Type word of a flat schema → type."""
+# Keys whose values are data, not schemas.
 _PLAIN = {"enum", "const", "default", "examples"}
-"""Keys whose values are data, not schemas."""
 _Path = tuple[str | int, ...]
 
 

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 
 from tables.errors import Problem
 
+# After this many a hostile file costs us more than its list helps anybody.
 MAX_PROBLEMS = 1000
-"""After this many a hostile file costs us more than its list helps anybody."""
 MAX_SUGGESTIONS = 50
 MAX_CANDIDATES = 300
 SHOWN_CHARACTERS = 80

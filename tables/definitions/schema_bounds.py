@@ -17,14 +17,14 @@ from jsonschema.exceptions import ValidationError
 
 from ports.errors import CeremonyError
 
+# Keywords applied to one value; those that branch or refer count tenfold.
 MOST_WORK = 200_000
-"""Keywords applied to one value; those that branch or refer count tenfold."""
 _DEAR = frozenset({"$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "contains"})
 _DEAR_WORK = 10
+# Entries of a list or map of the schema that count as one keyword.
 _LISTED = 8
-"""Entries of a list or map of the schema that count as one keyword."""
+# Characters searched that count as one keyword.
 _SEARCHED = 1024
-"""Characters searched that count as one keyword."""
 
 _options = re2.Options()
 _options.log_errors = False

@@ -12,8 +12,8 @@ from tables.definitions.yaml_source import Node
 from tables.guards import GuardCheck, StepStatusIs, Threshold, parse_check
 from tables.roles import OPERATIONS
 
+# Judging one value of a JSON Schema takes up to a millisecond.
 MAX_SCHEMA_VALUES = 4000
-"""Judging one value of a JSON Schema takes up to a millisecond."""
 
 
 def inputs(draft: Draft) -> tuple[tuple[str, ...], tuple[str, ...]]:

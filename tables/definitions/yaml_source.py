@@ -19,8 +19,8 @@ from tables.definitions.problems import ProblemList, clipped
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 64
+# A longer plain scalar is text, whatever it looks like: no number of ours needs more.
 MAX_NUMBER_CHARACTERS = 64
-"""A longer plain scalar is text, whatever it looks like: no number of ours needs more."""
 
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PREFIX = "tag:yaml.org,2002:"

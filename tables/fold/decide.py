@@ -114,8 +114,8 @@ def _decide(
 
 # -- refusals
 
+# Commands that are folded whether or not there is a ceremony.
 _WITHOUT_CEREMONY = frozenset({Start, Restore, PutDefinition, Noop})
-"""Commands that are folded whether or not there is a ceremony."""
 
 
 def _missing(row: Instance | None, command: AnyCommand, definition: Definition | None) -> tuple[str, str] | None:

@@ -15,8 +15,8 @@ from tables.instance import REJECTED, Approval, Phase, StepState, StepStatus, ap
 from tables.kinds import Completed, Decided, Failed
 from tables.limits import MAX_ID, MAX_OUTPUT, MAX_ROW, MAX_TEXT, clip
 
+# Bytes; the gate's output joins what its actors said, and must fit too.
 _MOST_APPROVALS = MAX_OUTPUT // 2
-"""Bytes; the gate's output joins what its actors said, and must fit too."""
 GATE_DECIDED = "ceremony.gate.decided"
 
 

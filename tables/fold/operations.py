@@ -15,8 +15,8 @@ from tables.timers import millis
 Operation = Cancel | Pause | Resume | RetryStep | RunStep | Trigger
 
 
+# An operator has a step run again, or run at all.
 STEP_ORDERED = "ceremony.step.ordered"
-"""An operator has a step run again, or run at all."""
 
 
 def _who(command: Operation) -> dict[str, str]:

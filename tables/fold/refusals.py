@@ -45,6 +45,7 @@ STEP_NOT_PENDING = "step_not_pending"
 ROW_FULL = "row_full"
 RESTORE_INVALID = "restore_invalid"
 
+# Every code a Refused can carry.
 CLASS_OF: Mapping[str, RefusalClass] = {
     UNKNOWN_INSTANCE: RefusalClass.NOT_FOUND,
     DEFINITION_UNKNOWN: RefusalClass.NOT_FOUND,
@@ -75,4 +76,3 @@ CLASS_OF: Mapping[str, RefusalClass] = {
     ROW_FULL: RefusalClass.FAILED_PRECONDITION,
     RESTORE_INVALID: RefusalClass.INVALID_ARGUMENT,
 }
-"""Every code a Refused can carry."""

@@ -21,8 +21,8 @@ from tables.limits import MAX_ID, MAX_INPUT_DEPTH, MAX_INPUTS, clip, deeper_than
 from tables.timers import CEREMONY_MAX, millis
 
 START_REFUSED = "ceremony.start.refused"
+# Among the inputs of every ceremony; nobody overrides them.
 ALWAYS_INPUTS = frozenset({"story_id", "ceremony_id"})
-"""Among the inputs of every ceremony; nobody overrides them."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _sorted = msgspec.json.Encoder(order="sorted").encode
 

@@ -47,8 +47,8 @@ class _AskedGate(HumanGate):
         """As past MAX_AT_ONCE: its agent has to be asked."""
 
 
+# Every step waits for its agent, so that a test can stand between asking and answering; the fold is the same.
 ASKED: Kinds = MappingProxyType({**KINDS, **{kind.handler: kind for kind in (_AskedAggregation(), _AskedGate())}})
-"""Every step waits for its agent, so that a test can stand between asking and answering; the fold is the same."""
 ID = "c1:s1"
 BEGIN = 1_700_000_000_000
 

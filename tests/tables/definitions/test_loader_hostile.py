@@ -22,12 +22,12 @@ from tables.errors import DefinitionInvalid
 
 KINDS = all_kinds()
 SCHEMA = Draft202012Validator(definition_schema(KINDS))
+# Values that fit somewhere, so that some of the changed files load.
 SENSIBLE = [1, 2.5, 0, True, "text", "t", "p", "UPPER", [], ["x"], ["a"], {}, {"max_attempts": 2}, {"x": "string"}]
-"""Values that fit somewhere, so that some of the changed files load."""
 HEAD = "version: '1.0'\nname: x\ndescription: x\n"
 STATES = "states: [{id: A, description: a, initial: true, terminal: true}]\ntransitions: []\n"
+# Far above what any of these takes (4 s at most, alone), far below what an unbounded one would take.
 LIMIT_SECONDS = 60
-"""Far above what any of these takes (4 s at most, alone), far below what an unbounded one would take."""
 
 
 def rules(text: str | bytes) -> list[str]:

@@ -28,8 +28,8 @@ from tests.tables.properties.players import Honest, Hostile
 from tests.tables.world import ASKED, KINDS, World
 
 pytestmark = pytest.mark.uncounted
+# Of the fixed-seed run whose shares are asserted.
 RUNS = 500
-"""Of the fixed-seed run whose shares are asserted."""
 LEAST = 0.05
 RANDOM = st.randoms(use_true_random=False)
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

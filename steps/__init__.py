@@ -1,4 +1,4 @@
-"""One module per step kind: the pure kind and its agent; and the ports an agent needs of the world.
+"""One module per step kind, with its pure kind and its agent; the registry lists them all.
 
 A package of the ceremony engine.
 """

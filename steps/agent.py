@@ -1,4 +1,4 @@
-"""The two shapes of a step agent: one that answers at once, and one that calls a neighbour from bounded tasks."""
+"""The two forms of a step agent: one computes its answer, one calls a neighbour from bounded tasks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from steps.subjects import DEFAULT_ALLOWLIST
 from tables.effects import StepRequested
 
 B = TypeVar("B")
-# A plain agent over batches; `app.agent(topic)` takes it.
+# An agent over batches; `app.agent(topic)` takes it.
 AgentFunction = Callable[[AsyncIterable[Batch]], Coroutine[Any, Any, None]]
-# Asks the neighbour. Raises Unreachable.
+# A call to the neighbour. Raises Unreachable.
 Perform = Callable[[StepRequested, B], Awaitable[Outcome]]
 BACKSTOP_SECONDS = 30.0
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The language model of the agents: settings of this server, not of the request."""
+    """The language model of the agents, from the settings of this server."""
 
     url: str
     """VLLM_URL"""
@@ -40,7 +40,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class AgentPorts:
-    """The world as step agents may use it. The program makes one; each kind's agent takes what it needs."""
+    """The ports and settings of step agents. The program makes one for all kinds; each agent uses its part."""
 
     wiring: Wiring
     clock: Clock
@@ -50,13 +50,13 @@ class AgentPorts:
     publish_subjects: tuple[str, ...] = DEFAULT_ALLOWLIST
     """Patterns of PUBLISH_SUBJECTS: the subjects that publish steps may use."""
     concurrency: int = 32
-    """Calls of one kind under way at most."""
+    """Most calls of one kind under way."""
     ray_call_seconds: float = BACKSTOP_SECONDS
-    """Backstop above the Ray executor's own deadline."""
+    """Backstop in seconds, above the Ray executor's own deadline."""
 
 
 def answering(name: str, wiring: Wiring, body: type[B], answer: Callable[[B], Outcome]) -> AgentFunction:
-    """An agent whose answer is computed: the whole batch in one loop, no task and no log line for a record."""
+    """Return an agent that computes its answers: a batch in one loop, without a task or a log line per record."""
     reader = RequestReader(wiring, body)
 
     async def agent(stream: AsyncIterable[Batch]) -> None:
@@ -70,7 +70,7 @@ def answering(name: str, wiring: Wiring, body: type[B], answer: Callable[[B], Ou
 
 
 def calling(name: str, wiring: Wiring, body: type[B], calls: Calls[B]) -> AgentFunction:
-    """An agent that calls a neighbour: records are held, and each outcome is sent as soon as it is known."""
+    """Return an agent that calls a neighbour: it holds each record until it has sent the outcome."""
     reader = RequestReader(wiring, body)
 
     async def agent(stream: AsyncIterable[Batch]) -> None:
@@ -87,15 +87,15 @@ def calling(name: str, wiring: Wiring, body: type[B], calls: Calls[B]) -> AgentF
 
 @dataclass(frozen=True, slots=True)
 class Calls(Generic[B]):
-    """How a neighbour is called."""
+    """The calls to a neighbour, and their bounds."""
 
     clock: Clock
     neighbour: str
     perform: Perform[B]
     concurrency: int = 16
-    """Calls under way at most."""
+    """Most calls under way."""
     seconds: float = BACKSTOP_SECONDS
-    """Backstop behind the neighbour's own deadline, so that no call can keep its place for ever."""
+    """Backstop above the neighbour's own deadline, so that every call ends."""
 
 
 class _Running(Generic[B]):
@@ -108,7 +108,7 @@ class _Running(Generic[B]):
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self, asked: Asked[B], batch: Batch) -> None:
-        """Begin a call as soon as one may; the record is held until its outcome is sent."""
+        """Start a call as soon as there is room; hold its record until the outcome is sent."""
         await self._free.acquire()
         served = self._serve(asked, batch.hold(asked.record))
         task = self._calls.clock.spawn(served, name=f"{asked.request.kind} {asked.request.id}")
@@ -116,7 +116,7 @@ class _Running(Generic[B]):
         task.add_done_callback(self._ended)
 
     def cancel(self) -> None:
-        """The agent ends: what has no outcome stays held and is read again by whoever comes next."""
+        """Cancel the calls under way. Their records stay held, and the next owner of the partition reads them again."""
         for task in self._tasks:
             task.cancel()
 
@@ -169,6 +169,6 @@ def _headers(wiring: Wiring, request: StepRequested) -> tuple[tuple[str, bytes],
 
 
 def _named(agent: AgentFunction, name: str) -> AgentFunction:
-    """Named after its kind, as `faust agents` lists it."""
+    """Name the agent after its kind, as `faust agents` lists it."""
     agent.__name__ = agent.__qualname__ = f"{name}_agent"
     return agent

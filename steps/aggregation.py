@@ -1,4 +1,4 @@
-"""Aggregation: values of steps and inputs become one; computed in the fold, past its bound by the agent."""
+"""Aggregation: joins values of steps and inputs into one, in the fold or, beyond its bounds, in the agent."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from steps.config import Config, Text, config_of
 from steps.kind import Kind
 from steps.outcome import Outcome, outcome_of
 from tables.kinds import AtOnce, Completed, Failed, StepContext, Verdict
-from tables.limits import MAX_OUTPUT
+from tables.limits import MAX_OUTPUT_BYTES
 from tables.paths import MISSING, dig
 
 AggregationType = Literal["merge", "list", "concat", "object", "deep_merge", "flatten", "unique"]
 # Bytes of all sources together, encoded.
-LARGEST_REQUEST = 2 * 1024 * 1024
-# So many sources cannot exceed the limit: inputs and outputs have 256 KiB each at most.
-_UNMEASURED = LARGEST_REQUEST // MAX_OUTPUT
+LARGEST_REQUEST_BYTES = 2 * 1024 * 1024
+# So many sources never exceed the limit: inputs and outputs have 256 KiB each at most.
+_UNMEASURED = LARGEST_REQUEST_BYTES // MAX_OUTPUT_BYTES
 
 
 class AggregationConfig(Config):
@@ -31,11 +31,11 @@ class AggregationConfig(Config):
 
 
 class AggregationFailed(CeremonyError):
-    """The sources do not fit the type of aggregation; each way has its own code, and the message names both."""
+    """The sources do not fit the type of aggregation. The message names both."""
 
 
 class Aggregation(Kind):
-    """The pure kind."""
+    """The pure part of the kind."""
 
     handler: str = "aggregation_step"
     name: str = "aggregation"
@@ -51,8 +51,10 @@ class Aggregation(Kind):
                 error = _failed("source_missing", config.aggregation_type, _missing(source))
                 return Failed(error.code, error.message, retryable=False)
             values[source] = value
-        if len(config.sources) > _UNMEASURED and _size(config.sources, values) > LARGEST_REQUEST:
-            return Failed("request_too_large", f"the sources exceed {LARGEST_REQUEST} bytes together", retryable=False)
+        if len(config.sources) > _UNMEASURED and _size(config.sources, values) > LARGEST_REQUEST_BYTES:
+            return Failed(
+                "request_too_large", f"the sources exceed {LARGEST_REQUEST_BYTES} bytes together", retryable=False
+            )
         return {"aggregation_type": config.aggregation_type, "sources": config.sources, "values": values}
 
     def at_once(self, body: Any) -> AtOnce | None:
@@ -63,13 +65,13 @@ class Aggregation(Kind):
 
 
 def _size(sources: Sequence[str], values: Mapping[str, Any]) -> int:
-    """Bytes of all sources together; one named twice counts twice, as in the result."""
+    """Return the bytes of all sources together; a source named twice counts twice, as in the result."""
     sizes = {name: len(msgspec.json.encode(value)) for name, value in values.items()}
     return sum(sizes[source] for source in sources)
 
 
 def aggregate(aggregation_type: str, sources: Any, values: Mapping[str, Any]) -> Any:
-    """The one value of `sources` (names, in order). Raises AggregationFailed, naming the source and the type."""
+    """Join the values of `sources` (names, in order). Raises AggregationFailed."""
     function = _FUNCTIONS.get(aggregation_type)
     if function is None:
         raise _failed("unknown_aggregation_type", aggregation_type, f"is not one of {', '.join(_FUNCTIONS)}")
@@ -92,7 +94,7 @@ def output_of(aggregation_type: str, sources: Sequence[str], result: Any) -> dic
 
 
 def _value_of(context: StepContext, source: str) -> Any:
-    """A step's output first, else an input."""
+    """Return a step's output, else an input."""
     name, _, path = source.partition(".")
     output = context.output(name)
     found = MISSING if output is None else dig(output, path)
@@ -125,7 +127,7 @@ def _deep_merge(kind: str, sources: list[str], values: Mapping[str, Any]) -> Any
 
 
 def _merged(into: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
-    """Objects are merged, anything else of the later source wins."""
+    """Merge objects; of other values the later one wins."""
     merged = dict(into)
     for key, item in value.items():
         both = isinstance(item, dict) and isinstance(merged.get(key), dict)
@@ -150,7 +152,7 @@ def _flatten(kind: str, sources: list[str], values: Mapping[str, Any]) -> Any:
 
 
 def _unique(kind: str, sources: list[str], values: Mapping[str, Any]) -> Any:
-    """The first of equal items stays; equal means the same JSON, whatever the order of keys."""
+    """Keep the first of equal items: those with the same JSON, in any order of keys."""
     seen: dict[bytes, Any] = {}
     for item in _flatten(kind, sources, values):
         seen.setdefault(msgspec.json.encode(item, order="sorted"), item)
@@ -158,7 +160,7 @@ def _unique(kind: str, sources: list[str], values: Mapping[str, Any]) -> Any:
 
 
 def _all(wanted: type, kind: str, sources: list[str], values: Mapping[str, Any]) -> list[Any]:
-    """The values, when each is of the wanted type."""
+    """Return the values; each must have the wanted type."""
     for source in sources:
         found = type(values[source])
         if found is not wanted:
@@ -197,7 +199,7 @@ class AggregationBody(msgspec.Struct, frozen=True, gc=False):
 
 
 def agent(ports: AgentPorts) -> AgentFunction:
-    """The agent of `steps.aggregation`."""
+    """Return the agent of `steps.aggregation`."""
     return answering("aggregation", ports.wiring, AggregationBody, _answer)
 
 

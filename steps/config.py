@@ -1,4 +1,4 @@
-"""What the config models of all step kinds share: strictness, texts, and the contract of `constraints`."""
+"""Common parts of the config models: strictness, texts, and `constraints` of Ray tasks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ C = TypeVar("C", bound="Config")
 
 
 class Config(BaseModel):
-    """Base of the config models: unknown keys are errors, no value is bent into another type, nothing changes later."""
+    """Base of the config models: strict types, no unknown keys, immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def config_of(step: Step, model: type[C]) -> C:
-    """The step's config as the model its kind validated it with."""
+    """Return the step's config as the model of its kind."""
     if not isinstance(step.config, model):
         raise TypeError(f"step {step.id} has a {type(step.config).__name__}, not a {model.__name__}")
     return step.config
@@ -32,7 +32,7 @@ def _not_blank(text: str) -> str:
     return text
 
 
-# A string with something in it.
+# A string that is not blank.
 Text = Annotated[str, AfterValidator(_not_blank)]
 
 
@@ -42,7 +42,7 @@ def _one_word(text: str) -> str:
     return text
 
 
-# A role that goes into a task id, so that the id splits one way only.
+# A role that becomes part of a task id; without `:` the id can be split again.
 TaskRole = Annotated[str, Field(max_length=128), AfterValidator(_one_word)]
 
 
@@ -50,7 +50,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 def _number_from_text(value: Any) -> Any:
-    """`"3"` as 3: definitions in the fleet quote numbers."""
+    """Read `"3"` as 3: definitions in the fleet quote numbers."""
     return int(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
@@ -59,7 +59,7 @@ Count = Annotated[int, Field(ge=1, le=999), BeforeValidator(_number_from_text)]
 
 
 class Constraints(Config):
-    """What a definition may ask of the Ray executor (specification 5.2); any other key is an error."""
+    """Options of a Ray task that a definition may set (specification 5.2)."""
 
     story_id: Text | None = None
     """Default: the ceremony's story."""

@@ -1,4 +1,4 @@
-"""Deliberation: several agents of one role work on a prompt; the step has its output when their proposals have come."""
+"""Deliberation: several agents of one role work on a prompt; their proposals are the output."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ TASK_TYPE = "BACKLOG_REVIEW_ROLE"
 
 
 class DeliberationConfig(Config):
-    """`num_agents` or `agents`; where both are given they agree."""
+    """Config with `num_agents` or `agents`; if both are given they must agree."""
 
     prompt: Text
     """May hold `${inputs.…}` and `${steps.…}`."""
     role: TaskRole
     num_agents: Count | None = None
     agents: list[Any] | None = Field(default=None, min_length=1, max_length=999)
-    """Only counted."""
+    """Only their number counts."""
     constraints: Constraints = Constraints()
     min_agents: Count | None = None
-    """How many must succeed; default: all."""
+    """Number of agents that must succeed; default: all."""
 
     @model_validator(mode="after")
     def _agree(self) -> DeliberationConfig:
@@ -55,22 +55,22 @@ class DeliberationConfig(Config):
 
     @property
     def count(self) -> int:
-        """Agents that are asked."""
+        """Return the number of agents that are asked."""
         return self.num_agents or len(self.agents or ())
 
     @property
     def needed(self) -> int:
-        """Agents that must succeed."""
+        """Return the number of agents that must succeed."""
         return self.min_agents or self.count
 
     @property
     def agent_ids(self) -> list[str]:
-        """Ids of the agents that are asked, in order."""
+        """Return the ids of the agents that are asked, in order."""
         return [f"agent-{self.role.lower()}-{number:03}" for number in range(1, self.count + 1)]
 
 
 class Deliberation(Kind):
-    """The pure kind."""
+    """The pure part of the kind."""
 
     handler: str = "deliberation_step"
     name: str = "deliberation"
@@ -84,13 +84,13 @@ class Deliberation(Kind):
         return tuple(config_of(step, DeliberationConfig).agent_ids)
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
-        """Templates name steps that exist."""
+        """Check that templates name steps that exist."""
         config = config_of(step, DeliberationConfig)
         yield from unknown_steps("prompt", config.prompt, definition)
         yield from unknown_steps("constraints", config.constraints.model_dump(), definition)
 
     def request(self, context: StepContext) -> Any | Failed:
-        """A Ray task (shape: steps/ray_task.py `task_body`)."""
+        """Return a Ray task (shape: steps/ray_task.py `task_body`)."""
         config = config_of(context.step, DeliberationConfig)
         try:
             text = description(rendered(context, config.prompt), "Inputs:", readable(context.instance.inputs))
@@ -113,7 +113,7 @@ class Deliberation(Kind):
         return agent_id in config_of(context.step, DeliberationConfig).agent_ids
 
     def gathered(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
-        """Settled when every agent has answered: with enough proposals COMPLETED, else `agents_failed`."""
+        """Decide when every agent has answered: COMPLETED with enough proposals, else `agents_failed`."""
         config = config_of(context.step, DeliberationConfig)
         agents = config.agent_ids
         if not all(agent in answers for agent in agents):
@@ -126,7 +126,7 @@ class Deliberation(Kind):
         return Failed("agents_failed", f"{good} of {config.needed} needed agents succeeded; {'; '.join(failed)}")
 
     def timed_out(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
-        """Enough proposals when the time is up suffice."""
+        """Complete with enough proposals, else fail."""
         output = _output(context, answers)
         if output is not None:
             return Completed(output)
@@ -139,7 +139,7 @@ def _task_id(context: StepContext) -> str:
 
 
 def _output(context: StepContext, answers: Mapping[str, AgentAnswer]) -> dict[str, Any] | None:
-    """The step's output, or None while fewer proposals are there than needed. In the order of agent ids."""
+    """Return the output, proposals in the order of agent ids; None while too few have come."""
     config = config_of(context.step, DeliberationConfig)
     proposals = [
         {"agent_id": agent, "role": answers[agent].role or config.role, "proposal": answers[agent].value}
@@ -159,5 +159,5 @@ def _output(context: StepContext, answers: Mapping[str, AgentAnswer]) -> dict[st
 
 
 def agent(ports: AgentPorts) -> AgentFunction:
-    """The agent of `steps.deliberation`."""
+    """Return the agent of `steps.deliberation`."""
     return ray_agent("deliberation", ports)

@@ -17,20 +17,20 @@ from tables.instance import REJECTED, AgentAnswer, StepStatus
 from tables.kinds import AtOnce, Completed, Decided, Failed, Opened, StepContext, Verdict
 from tables.timers import iso
 
-TEN_YEARS = 10 * 366 * 86400
+TEN_YEARS_SECONDS = 10 * 366 * 86400
 
 
 class HumanGateConfig(Config):
     role: Text
     message: Text
-    deadline_seconds: float | None = Field(default=None, gt=0, le=TEN_YEARS)
-    """Seconds from the opening of the gate; default: it waits as long as the ceremony may."""
+    deadline_seconds: float | None = Field(default=None, gt=0, le=TEN_YEARS_SECONDS)
+    """Seconds from the opening of the gate; default: it waits as long as the ceremony may run."""
     quorum: int = Field(default=1, ge=1, le=999)
-    """Approvals by distinct actors."""
+    """Number of approvals needed, each by another actor."""
 
 
 class HumanGate(Kind):
-    """The pure kind."""
+    """The pure part of the kind."""
 
     handler: str = "human_gate_step"
     name: str = "human_gate"
@@ -49,17 +49,17 @@ class HumanGate(Kind):
         return {"role": config.role, "message": config.message}
 
     def at_once(self, body: Any) -> AtOnce | None:
-        """The gate is open; people do the rest."""
+        """Open the gate at once."""
         return _opened(body["role"], body["message"])
 
     def timed_out(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
-        """The gate's deadline passed, or its agent never opened it."""
+        """Fail: the gate's deadline passed, or its agent never opened it."""
         if context.state.status is StepStatus.WAITING_FOR_HUMAN:
             return Failed("gate_deadline", "nobody decided before the gate's deadline", retryable=False)
         return super().timed_out(context, answers)
 
     def decided(self, context: StepContext, decision: Decided) -> Verdict:
-        """A rejection keeps its output too, and is not retried."""
+        """Complete, or fail for good; a rejection keeps its output too."""
         output = _output(config_of(context.step, HumanGateConfig), decision)
         if decision.approved:
             return Completed(output)
@@ -67,7 +67,7 @@ class HumanGate(Kind):
 
 
 def _output(config: HumanGateConfig, decision: Decided) -> dict[str, Any]:
-    """`decided_by` and `comment` join what several actors of a quorum said; `decided_at` is the last one's time."""
+    """Join actors and comments of a quorum; `decided_at` is the time of the last approval."""
     return {
         "role": config.role,
         "message": config.message,
@@ -86,7 +86,7 @@ class GateBody(msgspec.Struct, frozen=True, gc=False):
 
 
 def agent(ports: AgentPorts) -> AgentFunction:
-    """The agent of `steps.human_gate`: it opens the gate; people do the rest."""
+    """Return the agent of `steps.human_gate`, which opens the gate."""
     return answering("human_gate", ports.wiring, GateBody, _answer)
 
 

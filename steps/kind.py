@@ -1,4 +1,4 @@
-"""The base of the step kinds: what a kind answers to whatever does not concern it."""
+"""Base class of step kinds, with defaults for the hooks a kind does not use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tables.templates import expressions
 
 
 class Kind:
-    """A kind without agents and without a gate, whose own agent concludes nothing."""
+    """A kind without agents, gate and publication."""
 
     handler: str
     name: str
@@ -22,31 +22,24 @@ class Kind:
     reaches_out: bool = False
 
     def role(self, step: Step) -> str | None:
-        """It needs none."""
         return None
 
     def gate(self, step: Step) -> Gate | None:
-        """It is none."""
         return None
 
     def agents(self, step: Step) -> tuple[str, ...]:
-        """It counts the answers of none."""
         return ()
 
     def publication(self, step: Step, instance_id: str, visit: int) -> Publication | None:
-        """It sends none."""
         return None
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
-        """The config model says it all."""
         return ()
 
     def at_once(self, body: Any) -> AtOnce | None:
-        """The world has to be asked."""
         return None
 
     def accepts(self, context: StepContext, agent_id: str) -> bool:
-        """No agent is asked."""
         return False
 
     def completed(self, context: StepContext, output: Any) -> Verdict:
@@ -62,12 +55,12 @@ class Kind:
         return Failed("not_a_gate", f"`{context.step.id}` is a {self.handler}, no gate", retryable=False)
 
     def _unexpected(self, outcome: str) -> Failed:
-        """A forged or misrouted outcome."""
+        """Fail on a forged or misrouted outcome."""
         return Failed("unexpected_outcome", f"a {self.handler} is not concluded by {outcome}", retryable=False)
 
 
 def unknown_steps(path: str, template: Any, definition: Definition) -> Iterable[tuple[str, str, str]]:
-    """Violations of a template that names a step the definition does not have."""
+    """Yield violations of a template that names a step which the definition does not have."""
     for expression in expressions(template):
         if expression.root == "steps" and expression.name not in definition.steps:
             yield path, "unknown_step", f"${{{expression}}}: there is no step `{expression.name}` in this definition"

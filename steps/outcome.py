@@ -1,4 +1,4 @@
-"""What a step agent has to say of an attempt, and how it becomes a record of the commands topic."""
+"""Outcomes of attempts, and their encoding as records of the commands topic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from tables.commands import StepOutcome, encode_command
 from tables.effects import StepRequested
 from tables.kinds import AtOnce, Completed, Failed
-from tables.limits import MAX_OUTPUT
+from tables.limits import MAX_OUTPUT_BYTES
 
 _encoder = msgspec.json.Encoder()
 
@@ -24,11 +24,11 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     retryable: bool = True
     deliberation_id: str = ""
     published: dict[str, Any] = {}
-    """Publish step: stream, sequence, duplicate."""
+    """Of a publish step: stream, sequence, duplicate."""
 
 
 def outcome_of(settled: AtOnce) -> Outcome:
-    """What an agent says where its kind would have said the same at once."""
+    """Return the outcome with the same result as `at_once` of the kind."""
     if isinstance(settled, Completed):
         return Outcome("completed", settled.output)
     if isinstance(settled, Failed):
@@ -44,10 +44,10 @@ INTERNAL_ERROR = failed("internal_error", "the agent of the step failed unexpect
 
 
 def encode_outcome(request: StepRequested, outcome: Outcome) -> bytes:
-    """The value of the StepOutcome record that answers `request`; an output too large to be kept stays behind."""
+    """Encode the StepOutcome record that answers `request`; an output beyond the limit becomes a failure."""
     output = b"null" if outcome.output is None else _encoder.encode(outcome.output)
-    if len(output) > MAX_OUTPUT:
-        message = f"the output has {len(output)} bytes, at most {MAX_OUTPUT} are allowed"
+    if len(output) > MAX_OUTPUT_BYTES:
+        message = f"the output has {len(output)} bytes, at most {MAX_OUTPUT_BYTES} are allowed"
         return encode_outcome(request, failed("output_too_large", message))
     return encode_command(
         StepOutcome(
@@ -55,7 +55,7 @@ def encode_outcome(request: StepRequested, outcome: Outcome) -> bytes:
             step_id=request.step_id,
             attempt=request.attempt,
             outcome=outcome.outcome,
-            # Encoded once: what was measured is what is written.
+            # Encoded once: the measured bytes are the written ones.
             output=None if outcome.output is None else msgspec.Raw(output),
             size=0 if outcome.output is None else len(output),
             error_code=outcome.code,

@@ -1,4 +1,4 @@
-"""Publish: one message of the ceremony's own goes out to NATS, once, under a subject that is allowed."""
+"""Publish: sends one message to NATS, once per visit, under an allowed subject."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tables.errors import Problem
 from tables.kinds import Completed, Failed, Publication, StepContext, Verdict
 from tables.templates import TemplateFailed, expressions, render
 
-# Input (object) that overlays the payload.
+# Name of the input (an object) that overlays the payload.
 PUBLISH_DATA = "publish_data"
 # Bytes of the encoded payload: the output that holds it stays below 256 KiB, the envelope below NATS's 1 MiB.
-LARGEST_PAYLOAD = 200 * 1024
-# Of a step's id: without it the id names the output that the payload must fit.
+LARGEST_PAYLOAD_BYTES = 200 * 1024
+# Prefix of a step's id; the rest of the id names the output that the payload must fit.
 OUTPUT_PREFIX = "publish_"
 
 
@@ -53,7 +53,7 @@ def _json(value: Any) -> Any:
 
 
 def _check_json(value: Any) -> None:
-    """Only what JSON can say; nesting was bounded before."""
+    """Refuse values that JSON does not have; nesting was bounded before."""
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise PydanticCustomError("template_not_json", "keys must be strings: quote them")
@@ -67,7 +67,7 @@ def _check_json(value: Any) -> None:
 
 
 def _encodable(value: Any) -> bool:
-    """Numbers that every reader of JSON can take."""
+    """Return whether every reader of JSON can take the value."""
     if isinstance(value, float):
         return math.isfinite(value)
     return not isinstance(value, int) or -(2**63) <= value < 2**64
@@ -83,7 +83,7 @@ class PublishConfig(Config):
 
 
 class Publish(Kind):
-    """The pure kind."""
+    """The pure part of the kind."""
 
     handler: str = "publish_step"
     name: str = "publish"
@@ -95,7 +95,7 @@ class Publish(Kind):
         return Publication(config.subject, config.event_type, f"publish/{instance_id}/{step.id}/{visit}")
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
-        """The subject is not the engine's, the output exists and is an object, templates name steps that exist."""
+        """Check that the subject is free, the output is a declared object, and templates name steps that exist."""
         config = config_of(step, PublishConfig)
         if own(config.subject):
             yield "subject", "subject_not_allowed", f"`{config.subject}` is the engine's own; choose another"
@@ -107,7 +107,7 @@ class Publish(Kind):
         yield from unknown_steps("payload_template", config.payload_template, definition)
 
     def request(self, context: StepContext) -> Any | Failed:
-        """Body: `{subject, event_type, payload, idempotency_key}`."""
+        """Return the body `{subject, event_type, payload, idempotency_key}`."""
         config = config_of(context.step, PublishConfig)
         payload = _payload(context, config)
         if isinstance(payload, Failed):
@@ -128,7 +128,7 @@ class Publish(Kind):
 
 
 def output_of(step: Step, definition: Definition) -> Output | None:
-    """The output that the payload must fit, or None."""
+    """Return the output that the payload must fit, or None."""
     name = config_of(step, PublishConfig).output
     if name is None and step.id.startswith(OUTPUT_PREFIX):
         name = step.id.removeprefix(OUTPUT_PREFIX)
@@ -136,7 +136,7 @@ def output_of(step: Step, definition: Definition) -> Output | None:
 
 
 def _payload(context: StepContext, config: PublishConfig) -> dict[str, Any] | Failed:
-    """The template with its `${…}` replaced, overlaid by the input `publish_data`, which is no template."""
+    """Return the rendered template, overlaid by the input `publish_data`, which is no template."""
     inputs = context.instance.inputs
     try:
         payload: dict[str, Any] = render(config.payload_template, inputs, context.output)
@@ -150,10 +150,10 @@ def _payload(context: StepContext, config: PublishConfig) -> dict[str, Any] | Fa
 
 
 def _refused(context: StepContext, payload: dict[str, Any]) -> Failed | None:
-    """Whether the payload may leave: the one place that judges its content."""
+    """Return why the payload may not be sent, or None."""
     size = len(msgspec.json.encode(payload))
-    if size > LARGEST_PAYLOAD:
-        message = f"the payload has {size} bytes, at most {LARGEST_PAYLOAD} are allowed"
+    if size > LARGEST_PAYLOAD_BYTES:
+        message = f"the payload has {size} bytes, at most {LARGEST_PAYLOAD_BYTES} are allowed"
         return Failed("payload_too_large", message, retryable=False)
     output = output_of(context.step, context.definition)
     wrong = [] if output is None else check_value(payload, output)
@@ -163,7 +163,7 @@ def _refused(context: StepContext, payload: dict[str, Any]) -> Failed | None:
 
 
 def subject_problems(definition: Definition, allowlist: Iterable[str], file: str = "") -> list[Problem]:
-    """Publish steps of a definition whose subject this server does not allow; `file` defaults to `<name>.yaml`."""
+    """List publish steps whose subject this server does not allow; `file` defaults to `<name>.yaml`."""
     allowed = tuple(allowlist)
     return [
         Problem(file or f"{definition.name}.yaml", step.line, "subject_not_allowed", f"step `{step.id}`: {reason}")
@@ -182,10 +182,10 @@ class PublishBody(msgspec.Struct, frozen=True, gc=False):
 
 
 def agent(ports: AgentPorts) -> AgentFunction:
-    """The agent of `steps.publish`."""
+    """Return the agent of `steps.publish`."""
 
     async def perform(request: StepRequested, body: PublishBody) -> Outcome:
-        # Judged again: the request may be older than this server's allowlist.
+        # Checked again: the request may be older than this server's allowlist.
         reason = refusal(body.subject, ports.publish_subjects)
         if reason:
             return failed("subject_not_allowed", reason, retryable=False)

@@ -1,4 +1,4 @@
-"""Tasks of the Ray executor, for the step kinds that have any: the body, its ids, the answers, and the agent."""
+"""Tasks of the Ray executor, shared by two step kinds: body, ids, judgement of answers, and the agent."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from tables.kinds import Failed, StepContext
 from tables.templates import TemplateFailed, as_text, render, render_text
 
 # Bytes of the UTF-8 text of `task_description`.
-LARGEST_DESCRIPTION = 256 * 1024
+LARGEST_DESCRIPTION_BYTES = 256 * 1024
 
 
 def rendered(context: StepContext, template: str) -> str:
-    """A text of the definition with its `${…}` replaced. Raises TemplateFailed."""
+    """Render a text of the definition. Raises TemplateFailed."""
     return render_text(template, context.instance.inputs, context.output)
 
 
 def unrendered(error: TemplateFailed) -> Failed:
-    """Asking again gives the same: not retried."""
+    """Return the failure of a template; a retry would fail again."""
     code = "request_too_large" if error.code == "template_too_large" else error.code
     return Failed(code, error.message, retryable=False)
 
 
 def task_id(context: StepContext, subject: str) -> str:
-    """Ray's id of the attempt: `ceremony-…:story-…:<subject>:step-…:attempt-…`; two attempts never share one."""
+    """Return the id of an attempt's task: `ceremony-…:story-…:<subject>:step-…:attempt-…`; each attempt has its own."""
     instance = context.instance
     return (
         f"ceremony-{instance.ceremony_id}:story-{instance.story_id}:{subject}"
@@ -41,18 +41,18 @@ def task_id(context: StepContext, subject: str) -> str:
 
 
 def readable(value: Any) -> str:
-    """A value as indented JSON, for an agent to read."""
+    """Return a value as indented JSON, for an agent to read."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
 def description(*sections: str) -> str | Failed:
-    """`task_description` of the sections, or why it is too large."""
+    """Join the sections to `task_description`, or fail where it is too large."""
     text = "\n\n".join(sections)
     size = len(text.encode())
-    if size > LARGEST_DESCRIPTION:
+    if size > LARGEST_DESCRIPTION_BYTES:
         return Failed(
             "request_too_large",
-            f"the task description has {size} bytes, at most {LARGEST_DESCRIPTION} are allowed",
+            f"the task description has {size} bytes, at most {LARGEST_DESCRIPTION_BYTES} are allowed",
             retryable=False,
         )
     return text
@@ -69,10 +69,10 @@ def task_body(
     ours: Mapping[str, str],
     backlog_review: bool,
 ) -> dict[str, Any]:
-    """Body of StepRequested for a Ray task; `ours` is metadata that wins. Raises TemplateFailed."""
+    """Return the body of StepRequested for a Ray task. Metadata in `ours` wins. Raises TemplateFailed."""
     instance = context.instance
     asked = _asked(context, constraints)
-    # Ours win: results are routed by them.
+    # These keys win, for results are routed by them.
     metadata = asked["metadata"] | {
         "task_id": task,
         "instance_id": instance.instance_id,
@@ -98,7 +98,7 @@ def task_body(
 
 
 def _asked(context: StepContext, constraints: Constraints) -> dict[str, Any]:
-    """The texts of the constraints, rendered together so that one limit holds for all of them."""
+    """Render the texts of the constraints together, so that one limit holds for all of them."""
     template = {
         "story_id": context.instance.story_id if constraints.story_id is None else constraints.story_id,
         "plan_id": constraints.plan_id or "",
@@ -113,12 +113,12 @@ def _asked(context: StepContext, constraints: Constraints) -> dict[str, Any]:
 
 
 def failures(agents: Iterable[str], answers: Mapping[str, AgentAnswer]) -> list[str]:
-    """One phrase for each of these agents that did not succeed."""
+    """Return one phrase for each of these agents that did not succeed."""
     return [f"{agent}: {_reason(answers.get(agent))}" for agent in agents if not succeeded(answers.get(agent))]
 
 
 def succeeded(answer: AgentAnswer | None) -> bool:
-    """Whether an agent gave something to work with."""
+    """Return whether an agent gave a result that is not empty."""
     return answer is not None and not answer.error_code and answer.value not in (None, "")
 
 
@@ -146,7 +146,7 @@ class TaskBody(msgspec.Struct, frozen=True, gc=False):
 
 
 def ray_agent(name: str, ports: AgentPorts) -> AgentFunction:
-    """The agent of `steps.<name>`: hands over each task; its results come later, on NATS."""
+    """Return the agent of `steps.<name>`. It hands over tasks; their results come later, on NATS."""
 
     async def perform(request: StepRequested, body: TaskBody) -> Outcome:
         answer = await ports.ray.execute(_task(request, body, ports.model))

@@ -1,4 +1,4 @@
-"""How every step agent reads its requests: what is broken, late or a repetition never reaches the work."""
+"""Requests of step agents: broken, late and repeated ones are left out."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """What the root tells every agent of the log."""
+    """Facts of the log that every agent needs."""
 
     commands: str
     """Full name of the topic that takes outcomes; as many partitions as the step topics have."""
     correlation_header: str
     log_now: Callable[[], int]
-    """Now by the log's clock, in milliseconds; 0 while it is not known, and then nothing is late."""
+    """Time of the log's clock in milliseconds; 0 while it is not known: then no request is late."""
 
 
 class Asked(msgspec.Struct, Generic[B], frozen=True, gc=False):
-    """One request that is to be served."""
+    """One request to be served."""
 
     record: Record
     request: StepRequested
@@ -37,7 +37,7 @@ class Asked(msgspec.Struct, Generic[B], frozen=True, gc=False):
 
 
 class Served:
-    """Remembers where effects were first read; the oldest are forgotten, so its size is bounded."""
+    """The offsets at which effects were first read, bounded in number: the oldest are forgotten."""
 
     def __init__(self, kept: int = 10_000) -> None:
         self._kept = kept
@@ -45,9 +45,9 @@ class Served:
         self._old: dict[str, int] = {}
 
     def repeats(self, effect_id: str, offset: int) -> bool:
-        """Whether this is a second copy of an effect, further on in its partition.
+        """Return whether this record is a second copy of an effect, at a later offset.
 
-        The same record read again is none: its partition was given up, and its outcome may be lost.
+        The same record read again does not count: its partition was given up, and its outcome may be lost.
         """
         first = self._new.get(effect_id)
         if first is None:
@@ -61,7 +61,7 @@ class Served:
 
 
 class RequestReader(Generic[B]):
-    """The requests of one kind, whose bodies have the shape of the struct `body`."""
+    """Reads the requests of one kind, whose bodies are structs `body`."""
 
     def __init__(self, wiring: Wiring, body: type[B]) -> None:
         self._now = wiring.log_now
@@ -69,7 +69,7 @@ class RequestReader(Generic[B]):
         self._served = Served()
 
     def requests(self, batch: Batch) -> Iterator[Asked[B]]:
-        """What is to be served of a batch, in order. Raises FormatTooNew: that ends the worker."""
+        """Yield the requests of a batch to be served, in order. Raises FormatTooNew, which ends the worker."""
         for record in batch:
             try:
                 request = decode_request(record.value, self._decoder)

@@ -1,4 +1,4 @@
-"""The registry of step kinds: one line for each, with its pure kind and its agent."""
+"""The registry of step kinds: one line for each kind, with its pure part and its agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tables.kinds import Kinds, StepKind
 
 
 class Registered(NamedTuple):
-    """One step kind: its part in the fold, and its agent outside."""
+    """One step kind: the pure part for the fold, and the agent that works outside."""
 
     kind: StepKind
     agent: Callable[[AgentPorts], AgentFunction]
@@ -29,10 +29,10 @@ _KINDS: Kinds = MappingProxyType({entry.kind.handler: entry.kind for entry in RE
 
 
 def all_kinds() -> Kinds:
-    """Every step kind, by the handler that a definition names."""
+    """Return every step kind, by the handler that a definition names."""
     return _KINDS
 
 
 def step_agents(ports: AgentPorts) -> dict[str, AgentFunction]:
-    """The agent of every step kind, by the kind's short name."""
+    """Return the agent of every step kind, by the kind's short name."""
     return {entry.kind.name: entry.agent(ports) for entry in REGISTRY}

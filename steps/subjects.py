@@ -1,4 +1,4 @@
-"""Which NATS subjects a publish step may use: those of an allowlist, and never the engine's own."""
+"""NATS subjects of publish steps: an allowlist decides, and the engine's own subjects are never allowed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 DEFAULT_ALLOWLIST = ("ceremony.>",)
-# The engine's own subjects: whoever hears one may believe that the engine said it.
+# The engine's own subjects: subscribers may trust that the engine sent them.
 OWN = (
     "ceremony.step.>",
     "ceremony.transition.>",
@@ -28,7 +28,7 @@ _PATTERN = re.compile(r"(?:[^\s.*>]+|\*)(?:\.(?:[^\s.*>]+|\*))*(?:\.>)?|>")
 
 
 def parse_allowlist(text: str) -> tuple[str, ...]:
-    """Patterns separated by commas, as `PUBLISH_SUBJECTS` has them. Raises ValueError naming the one that is none."""
+    """Parse patterns separated by commas, as in `PUBLISH_SUBJECTS`. Raises ValueError for an invalid one."""
     patterns = tuple(pattern.strip() for pattern in text.split(",") if pattern.strip())
     for pattern in patterns:
         if not _PATTERN.fullmatch(pattern):
@@ -39,7 +39,7 @@ def parse_allowlist(text: str) -> tuple[str, ...]:
 
 
 def matches(subject: str, pattern: str) -> bool:
-    """NATS wildcards: `*` is one token, `>` is one or more tokens at the end."""
+    """Match NATS wildcards: `*` is one token, `>` is one or more tokens at the end."""
     tokens, wanted = subject.split("."), pattern.split(".")
     if wanted[-1] == ">":
         wanted.pop()
@@ -50,12 +50,12 @@ def matches(subject: str, pattern: str) -> bool:
 
 
 def own(subject: str) -> bool:
-    """Whether it is one of the engine's own subjects."""
+    """Return whether it is one of the engine's own subjects."""
     return any(matches(subject, pattern) for pattern in OWN)
 
 
 def refusal(subject: str, allowlist: Iterable[str]) -> str:
-    """Why a publish step may not use the subject, or nothing."""
+    """Return why a publish step may not use the subject, or ""."""
     return _refusal(subject, tuple(allowlist))
 
 

@@ -29,7 +29,7 @@ from tables.templates import TemplateFailed
 AGENT = "agent-task-extractor-001"
 ROLE = "TASK_EXTRACTOR"
 TASK_TYPE = "TASK_EXTRACTION"
-# Input that wins over the source step.
+# Name of the input that wins over the source step.
 INPUT = "agent_deliberations"
 DEFAULT_PROMPT = "Extract the tasks that follow from these deliberations."
 WANTED = (
@@ -51,7 +51,7 @@ class TaskExtractionConfig(Config):
 
 
 class TaskExtraction(Kind):
-    """The pure kind."""
+    """The pure part of the kind."""
 
     handler: str = "task_extraction_step"
     name: str = "task_extraction"
@@ -59,7 +59,7 @@ class TaskExtraction(Kind):
     reaches_out: bool = True
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
-        """The source is a deliberation step of the definition, templates name steps that exist."""
+        """Check that the source is a deliberation step, and that templates name steps that exist."""
         config = config_of(step, TaskExtractionConfig)
         name = config.source_step
         source = definition.steps.get(name)
@@ -70,7 +70,7 @@ class TaskExtraction(Kind):
         yield from unknown_steps("extraction_prompt", config.extraction_prompt, definition)
 
     def request(self, context: StepContext) -> Any | Failed:
-        """A Ray task (shape: steps/ray_task.py `task_body`)."""
+        """Return a Ray task (shape: steps/ray_task.py `task_body`)."""
         config = config_of(context.step, TaskExtractionConfig)
         deliberations = _deliberations(context, config)
         if isinstance(deliberations, Failed):
@@ -102,7 +102,7 @@ class TaskExtraction(Kind):
         return agent_id == AGENT
 
     def gathered(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
-        """The one agent's list of tasks; an empty list is a result too."""
+        """Judge the one agent's list of tasks; an empty list is a result too."""
         answer = answers.get(AGENT)
         if answer is None:
             return Pending()
@@ -131,7 +131,7 @@ def _output(context: StepContext, tasks: list[Any]) -> dict[str, Any]:
 
 
 def _deliberations(context: StepContext, config: TaskExtractionConfig) -> list[dict[str, Any]] | Failed:
-    """The deliberations to extract from, validated: of the input where given, else of the source step."""
+    """Return the validated deliberations: from the input where given, else from the source step."""
     if INPUT in context.instance.inputs:
         return _validated(context.instance.inputs[INPUT], f"input `{INPUT}`")
     output = context.output(config.source_step)
@@ -155,7 +155,7 @@ def _validated(value: Any, where: str) -> list[dict[str, Any]] | Failed:
 
 
 def _wrong(item: Any) -> str:
-    """What is wrong with one deliberation, or nothing."""
+    """Return the mistake of one deliberation, or ""."""
     if not isinstance(item, dict):
         return "must be an object with agent_id, role and proposal"
     for field in ("agent_id", "role"):
@@ -180,5 +180,5 @@ def _refused(code: str, message: str) -> Failed:
 
 
 def agent(ports: AgentPorts) -> AgentFunction:
-    """The agent of `steps.task_extraction`."""
+    """Return the agent of `steps.task_extraction`."""
     return ray_agent("task_extraction", ports)

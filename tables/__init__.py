@@ -1,4 +1,4 @@
-"""What is known of a ceremony, pure: definition, instance, commands, effects and the fold.
+"""Pure knowledge about ceremonies: definition, instance, commands, effects and the fold.
 
 A package of the ceremony engine.
 """

@@ -1,4 +1,4 @@
-"""CEL expressions of guards, on Google's C++ engine, with its sharp edges filed off.
+"""CEL expressions of guards, on Google's C++ engine, bounded and made safe.
 
 Evaluation errors come back as values that are truthy, so only a result that `is True` counts. Sources are capped at
 4 KiB (parse time grows with length); the engine itself bounds recursion (32) and iterations.
@@ -19,10 +19,10 @@ from ports.errors import CeremonyError
 MAX_SOURCE_BYTES = 4096
 MAX_REASON = 200
 MAX_MAPS = 2
-# Entries. `map` and `filter` copy what they have so far at each element: with 10,000 they take seconds of a fold.
+# Entries. `map` and `filter` copy their result at each element: with 10,000 entries a fold takes seconds.
 MAX_LIST = 2000
 
-# What the binding raises: RuntimeError for its own errors, the others for data that it cannot convert.
+# The binding raises RuntimeError for its own errors, the other two for data that it cannot convert.
 _RAISED = (RuntimeError, TypeError, ValueError)  # RecursionError is a RuntimeError
 
 _MAP = re.compile(r"\bmap\s*\(")
@@ -66,12 +66,12 @@ TRUE, FALSE = "the expression is true", "the expression is false"
 
 
 def builds_lists(source: str) -> bool:
-    """Whether the expression may make new lists, element by element."""
+    """Return whether the expression may make new lists, element by element."""
     return _BUILDS.search(source) is not None
 
 
 def longer_than(data: Any, limit: int) -> bool:
-    """Whether a list or map in the data has more entries than `limit`."""
+    """Return whether a list or map in the data has more entries than `limit`."""
     left = [data]
     while left:
         value = left.pop()
@@ -84,7 +84,7 @@ def longer_than(data: Any, limit: int) -> bool:
 
 
 def evaluate(program: cel.Expression, data: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether the expression is true, and why not. Never raises."""
+    """Evaluate a guard: (whether the expression is true, the reason). Never raises."""
     try:
         value, kind = _evaluated(program, data)
         if kind in _ERRORS and "out of range" in str(value):
@@ -106,7 +106,7 @@ def _evaluated(program: cel.Expression, data: Mapping[str, Any]) -> tuple[Any, s
 
 
 def _tamed(value: Any) -> Any:
-    """JSON whose whole numbers fit CEL's 64 bits: one larger number anywhere makes the engine refuse all the data."""
+    """Clamp whole numbers to CEL's 64 bits: one larger number anywhere makes the engine refuse all the data."""
     if isinstance(value, dict):
         return {key: _tamed(item) for key, item in value.items()}
     if isinstance(value, list):

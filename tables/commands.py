@@ -1,4 +1,4 @@
-"""Commands: everything that can happen to a ceremony, as records of the topic `commands`.
+"""Commands: the records of the topic `commands`. Everything that happens to a ceremony begins with one.
 
 Encoded as JSON objects tagged by `type`, with a `format` number. The record's offset and timestamp are not in the body:
 they come from the log (`Origin`).
@@ -17,7 +17,7 @@ COMMAND_FORMAT = 1
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False):
-    """Where the log has the command, and when the log took it (milliseconds): the only clock of the fold."""
+    """Position of a command in the log, and the time of its append in milliseconds: the only clock of the fold."""
 
     partition: int
     offset: int
@@ -31,7 +31,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag
     instance_id: str = ""
     """Empty for PutDefinition and Noop only."""
     command_id: str = ""
-    """Of what has no other meaning by which to know it again; a client that waits for the answer waits under this."""
+    """Idempotency key: a repeated command with this id is ignored. A client waits for the answer under it."""
     expects_answer: ClassVar[bool] = False
 
 
@@ -43,7 +43,7 @@ class PutDefinition(Command, frozen=True, tag="put_definition", kw_only=True):
 
 
 class Noop(Command, frozen=True, tag="noop", kw_only=True):
-    """Changes nothing: by its acknowledgement an owner learns the log's clock."""
+    """Changes nothing. Its acknowledgement tells the partition's owner the time of the log's clock."""
 
 
 class Start(Command, frozen=True, tag="start", kw_only=True):
@@ -62,7 +62,7 @@ class Start(Command, frozen=True, tag="start", kw_only=True):
 
 
 class StepOutcome(Command, frozen=True, tag="step_outcome", kw_only=True):
-    """What a step agent has to say of one attempt."""
+    """The outcome of one attempt, sent by the agent of the step."""
 
     step_id: str
     attempt: int
@@ -76,7 +76,7 @@ class StepOutcome(Command, frozen=True, tag="step_outcome", kw_only=True):
     retryable: bool = True
     deliberation_id: str = ""
     effect_id: str = ""
-    """Of the StepRequested it answers."""
+    """Id of the StepRequested that it answers."""
     published: dict[str, Any] = {}
     """Publish step: stream, sequence, duplicate."""
 
@@ -96,7 +96,7 @@ class AgentResult(Command, frozen=True, tag="agent_result", kw_only=True):
     """Set when the agent failed."""
     error_message: str = ""
     trigger: str = ""
-    """Also asks for this transition, as role SYSTEM."""
+    """Also requests this transition, in the role SYSTEM."""
 
 
 class Trigger(Command, frozen=True, tag="trigger", kw_only=True):
@@ -118,7 +118,7 @@ class GateDecision(Command, frozen=True, tag="gate_decision", kw_only=True):
     role: str = ""
     comment: str = ""
     visit: int = 0
-    """The visit of the gate's state that the sender saw; 0: the present one (then `command_id` guards repetition)."""
+    """The visit of the gate's state that the sender saw; 0: the present one (then `command_id` detects repetition)."""
 
 
 class TimerFired(Command, frozen=True, tag="timer_fired", kw_only=True):
@@ -139,7 +139,7 @@ class Pause(Command, frozen=True, tag="pause", kw_only=True):
     role: str = ""
     reason: str = ""
     by_engine: bool = False
-    """Made by the owner itself, where the fold failed: never in the log, and no role is asked for."""
+    """Made by the partition's owner after the fold failed: never in the log, and no role is checked."""
 
 
 class Resume(Command, frozen=True, tag="resume", kw_only=True):

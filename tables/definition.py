@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-# The role a trigger inside an agent's message acts as (specification 13.13).
+# A trigger inside an agent's message acts in this role (specification 13.13).
 SYSTEM_ROLE = "SYSTEM"
 
 
@@ -38,7 +38,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When attempt k failed, attempt k+1 starts after `backoff_seconds` (times 2^(k-1) when exponential)."""
+    """The pause before a retry: `backoff_seconds`, times 2^(k-1) after attempt k when exponential."""
 
     max_attempts: int = 1
     backoff_seconds: float = 5
@@ -55,12 +55,12 @@ class Gate:
     """The facts of a step that people decide."""
 
     role: str
-    """Decides it, where no role lists the step among its allowed actions."""
+    """This role decides the gate where no role lists the step among its allowed actions."""
     message: str
     quorum: int = 1
-    """Approvals by distinct actors."""
+    """Number of approvals needed, each by another actor."""
     deadline_seconds: float | None = None
-    """From the opening of the gate; None: it waits as long as the ceremony may."""
+    """Counted from the opening of the gate; None: the gate waits as long as the ceremony may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +71,20 @@ class Step:
     config: BaseModel
     """Validated by the config model of its kind."""
     retry: RetryPolicy
-    """Resolved: its own, the policy it names, the policy `default`, or one attempt."""
+    """The policy of the step itself, else the one it names, else `default`, else one attempt."""
     timeout_seconds: float
-    """Per attempt; resolved against `timeouts.step_default`."""
+    """Per attempt; `timeouts.step_default` where the step has none."""
     after: tuple[str, ...] = ()
-    """Resolved: steps of the same state that are completed before this one starts."""
+    """Steps of the same state that complete before this one starts."""
     on_failure: str | None = None
-    """Trigger of a transition leaving its state."""
+    """Trigger of a transition that leaves its state."""
     line: int = 1
     role: str | None = None
-    """Its kind says: the role in which the step acts; None: it needs none."""
+    """From the kind: the role in which the step acts; None: it needs none."""
     gate: Gate | None = None
-    """Its kind says: people decide the step; None: it is no gate."""
+    """From the kind: the facts of a gate; None: people do not decide the step."""
     agents: tuple[str, ...] = ()
-    """Its kind says: ids of the agents whose answers it counts."""
+    """From the kind: ids of the agents whose answers are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds."""
+    """Time limits in seconds."""
 
     step_default: float = 3600
     step_max: float = 86400
@@ -146,6 +146,6 @@ class Definition:
     steps_by_state: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     transitions_from: Mapping[str, tuple[Transition, ...]] = field(default_factory=dict)
     waiting_for: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
-    """By step: those that name it in their `after`, in file order."""
+    """By step: the steps that name it in their `after`, in file order."""
     ways_out: Mapping[str, tuple[tuple[Step, Transition], ...]] = field(default_factory=dict)
-    """By state: its steps with an `on_failure`, each with the transition which that names."""
+    """By state: its steps with an `on_failure`, each with the transition of that trigger."""

@@ -1,6 +1,6 @@
-"""What is wrong with a ceremony, or what it waits for, in words for people: verdict, reasons, and what to do.
+"""The diagnosis of a ceremony in words for people: verdict, reasons, and commands that help.
 
-Pure: it looks at a row, its pinned definition and the log's present time.
+Pure: it reads a row, its pinned definition and the log's present time.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from tables.guards import GuardView, holds, is_human
 from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.timers import ASK, GATE, RETRY, RUN_ON, TIMEOUT, iso
 
-# A timer that should have fired so long ago means that nobody fires timers.
+# A timer that is overdue by more than this shows that no worker fires timers.
 OVERDUE_MS = 60_000
 
 
 class Verdict(StrEnum):
-    """The gravest first."""
+    """In order of gravity, the gravest first."""
 
     STUCK = "stuck"
-    """It waits for nothing: a bug of ours."""
+    """It waits for nothing, which is a bug of the engine."""
     OVERDUE = "overdue"
-    """A timer's time is long past: nobody fires timers."""
+    """A timer is long overdue: no worker fires timers."""
     FAILED = "failed"
     PAUSED = "paused"
     WAITING_FOR_HUMAN = "waiting_for_human"
@@ -46,12 +46,12 @@ class Wait(NamedTuple):
     since: int = 0
     """Milliseconds; 0: unknown."""
     due: int = 0
-    """When its time is up; 0: it has none, or stands still."""
+    """Deadline in milliseconds; 0: there is none, or it stands still."""
 
 
 class GuardState(NamedTuple):
     guard: str
-    """Empty for what a transition without guards waits for."""
+    """Empty for the condition of a transition without guards."""
     holds: bool
     reason: str
 
@@ -65,12 +65,12 @@ class WayOut(NamedTuple):
 
 
 class CeremonyDiagnosis(NamedTuple):
-    """One ceremony, looked at."""
+    """The diagnosis of one ceremony."""
 
     row: Instance
     verdict: Verdict
     since: int
-    """Milliseconds; since when it is so."""
+    """Time in milliseconds since which the verdict holds."""
     message: str
     todo: tuple[str, ...] = ()
     waits: tuple[Wait, ...] = ()
@@ -87,9 +87,9 @@ _AWAITED_IN = {
 
 
 def waiting_for(row: Instance, definition: Definition) -> list[str]:
-    """One line for each thing awaited: a pause, attempts in flight, open gates, timers of steps and gates, open guards.
+    """List everything awaited, one line each: a pause, attempts in flight, open gates, timers, open guards.
 
-    Empty for an ended ceremony; empty for a live one means that it is stuck.
+    The list is empty for an ended ceremony. A live ceremony with an empty list is stuck.
     """
     if row.status in TERMINAL:
         return []
@@ -105,12 +105,12 @@ def waiting_for(row: Instance, definition: Definition) -> list[str]:
 
 
 def verdict_of(row: Instance, definition: Definition | None, now: int) -> Verdict:
-    """The verdict alone: cheap, for all rows of a table. `now`: the log's clock; 0 where it is not known yet.
+    """Return the verdict alone, which is cheap enough for all rows of a table.
 
-    A row whose definition cannot be read is judged by what the row itself says.
+    `now` is the log's clock, 0 where it is not known yet. Without a readable definition the row alone is judged.
     """
     if row.status in TERMINAL:
-        # Of a stub, what retention left of it, nothing can be retried.
+        # A stub, left by retention, has nothing to retry.
         return Verdict.FAILED if row.status is CeremonyStatus.FAILED and not row.expired else Verdict.ENDED
     if definition is not None and not waiting_for(row, definition):
         return Verdict.STUCK
@@ -122,7 +122,7 @@ def verdict_of(row: Instance, definition: Definition | None, now: int) -> Verdic
 
 
 def since_when(row: Instance, verdict: Verdict, now: int) -> int:
-    """Since when the verdict holds, in milliseconds."""
+    """Return the time in milliseconds since which the verdict holds."""
     if verdict is Verdict.PAUSED:
         return row.paused_at
     if verdict in (Verdict.FAILED, Verdict.ENDED):
@@ -133,7 +133,7 @@ def since_when(row: Instance, verdict: Verdict, now: int) -> int:
 
 
 def diagnose(row: Instance, definition: Definition | None, now: int) -> CeremonyDiagnosis:
-    """Everything there is to say of one ceremony."""
+    """Return the full diagnosis of one ceremony."""
     verdict = verdict_of(row, definition, now)
     return CeremonyDiagnosis(
         row,
@@ -147,7 +147,7 @@ def diagnose(row: Instance, definition: Definition | None, now: int) -> Ceremony
 
 
 def _overdue(row: Instance, now: int) -> list[tuple[str, int]]:
-    """Timers that run and should have fired long ago, with their due times."""
+    """List running timers that should have fired long ago, with their due times."""
     stopped = row.status is CeremonyStatus.PAUSED
     return [
         (timer_id, timer.due)
@@ -180,11 +180,11 @@ def _paused(row: Instance) -> str:
     return f"paused by {by.actor}{role}" + (f": {by.reason}" if by.reason else "")
 
 
-# -- what to do
+# -- commands that help
 
 
 def _todo(row: Instance, definition: Definition | None, verdict: Verdict) -> Iterator[str]:
-    """Commands to copy where there are some."""
+    """Yield commands to copy, where some help."""
     name = row.instance_id
     if definition is None and not row.expired:
         yield "its pinned definition cannot be read by this release: look for pinned_definition_invalid in the log"
@@ -240,7 +240,7 @@ def _role_for(definition: Definition, action: str) -> str:
     return f" --role {role}" if role else ""
 
 
-# -- what is awaited
+# -- the things awaited
 
 
 def _waits(row: Instance, definition: Definition | None) -> Iterator[Wait]:
@@ -263,7 +263,7 @@ def _waits(row: Instance, definition: Definition | None) -> Iterator[Wait]:
         yield Wait("timer", timer_id, message, 0, timer.due if running else 0)
 
 
-# Which timer says when the wait of a phase is over at the latest.
+# The timer that bounds the wait of each phase.
 _TIMER_OF = {
     Phase.ASKED: TIMEOUT,
     Phase.SUBMITTED: TIMEOUT,

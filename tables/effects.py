@@ -1,6 +1,6 @@
-"""Effects: what the fold wants done, each with an id derived from the row, never drawn.
+"""Effects: the work that the fold orders. Their ids are derived from the row, never random.
 
-`<instance>/<version>/<ordinal>@<fold>`, or `<partition>/<offset>/<ordinal>` for a command that changed nothing.
+An id is `<instance>/<version>/<ordinal>@<fold>`, or `<partition>/<offset>/<ordinal>` where nothing changed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import msgspec
 from tables.errors import FormatTooNew, Undecodable
 from tables.formats import refuse_newer
 
-# Goes up whenever what `decide` returns changes; the golden log notices.
+# Raised whenever the results of `decide` change; the golden logs notice.
 FOLD = 3
 REQUEST_FORMAT = 1
 
@@ -27,30 +27,30 @@ class StepRequested(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     step_id: str
     attempt: int
     visit: int
-    """How often the step's state was entered."""
+    """Number of times the step's state was entered."""
     deadline: int
-    """Milliseconds of the log's clock; an agent drops what is past it. 0: none."""
+    """Milliseconds of the log's clock; an agent drops a request that is past it. 0: none."""
     correlation_id: str
     body: Any
-    """What the kind asks: shape as the kind's `request` says."""
+    """As the kind's `request` made it."""
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
-    """Something the outside may hear; `subject` is also its event_type."""
+    """An event for the outside; `subject` is also its event_type."""
 
     id: str
     subject: str
     instance_id: str
     correlation_id: str
     at: int
-    """Milliseconds: the fold's now."""
+    """Time of the command's append, in milliseconds."""
     payload: dict[str, Any]
     metadata: dict[str, str] | None = None
-    """What the envelope says beside the payload, whose fields are fixed; None costs nothing."""
+    """More fields of the envelope, for the fields of the payload are fixed; None costs nothing."""
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """An answer to who waits: the command made no sense now."""
+    """An answer to the waiting client: the command cannot be applied now."""
 
     id: str
     instance_id: str
@@ -79,13 +79,13 @@ def encode_request(request: StepRequested) -> bytes:
 
 
 def request_decoder(body: type[Any]) -> RequestDecoder:
-    """Decodes requests whose body has this shape: made at once, without a dict between."""
+    """Return a decoder of requests whose body is this struct, decoded without a dict in between."""
     shape = msgspec.defstruct("StepRequested", [("body", body)], bases=(StepRequested,), frozen=True, kw_only=True)
     return msgspec.json.Decoder(shape)
 
 
 def decode_request(value: bytes | None, decoder: RequestDecoder = _requests) -> StepRequested:
-    """The request in a record's value. Raises Undecodable or FormatTooNew."""
+    """Return the request in a record's value. Raises Undecodable or FormatTooNew."""
     if value is None:
         raise Undecodable("request_undecodable", "the record has no value")
     try:

@@ -10,15 +10,15 @@ from ports.errors import CeremonyError
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One violation in a definition file: where it is, which rule it breaks and what would be right."""
+    """One violation in a definition file: its place, the rule it breaks, and the remedy."""
 
     file: str
     line: int
-    """1-based; 1 where the file as a whole is meant."""
+    """1-based; 1 where the file as a whole is at fault."""
     rule: str
     """Stable code of the rule, lower snake case."""
     message: str
-    """What is wrong, and what would be right."""
+    """The mistake and its remedy."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.rule}: {self.message}"
@@ -33,7 +33,7 @@ class DefinitionInvalid(CeremonyError):
 
 
 class InvariantBroken(CeremonyError):
-    """The builder refused an instance; `reasons` lists every broken invariant. It means a bug, or a forged row."""
+    """A new row breaks invariants, all listed in `reasons`: a bug of the engine, or a forged row."""
 
     def __init__(self, instance_id: str, reasons: Sequence[str]) -> None:
         super().__init__("invariant_broken", "; ".join(reasons), place=instance_id)
@@ -41,12 +41,12 @@ class InvariantBroken(CeremonyError):
 
 
 class Undecodable(CeremonyError):
-    """Bytes that are no record of ours: malformed JSON, an unknown type, a missing field."""
+    """Bytes that are no record of the engine: malformed JSON, an unknown type, a missing field."""
 
 
 class FormatTooNew(CeremonyError):
-    """A row or record was written by a newer release than this one; the worker must end, nothing may be skipped."""
+    """A newer release wrote this row or record. The worker must end, for nothing may be skipped."""
 
-    def __init__(self, what: str, found: int, ours: int) -> None:
-        message = f"{what} has format {found}, this release reads up to {ours}"
+    def __init__(self, noun: str, found: int, ours: int) -> None:
+        message = f"{noun} has format {found}, this release reads up to {ours}"
         super().__init__("format_too_new", message, remedy="upgrade this worker")

@@ -1,4 +1,4 @@
-"""Records of a newer release: told apart from broken ones, whatever else of them can no longer be read."""
+"""Tells records of a newer release from broken ones, by their format number alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class _Head(msgspec.Struct):
 _head = msgspec.json.Decoder(_Head)
 
 
-def refuse_newer(value: bytes, what: str, ours: int) -> None:
-    """Raises FormatTooNew where an undecodable `value` has a format above `ours`; else it is broken, and we return."""
+def refuse_newer(value: bytes, noun: str, ours: int) -> None:
+    """Raise FormatTooNew when an undecodable `value` has a format above `ours`; return when it is broken."""
     try:
         found = _head.decode(value).format
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return
     if found > ours:
-        raise FormatTooNew(what, found, ours)
+        raise FormatTooNew(noun, found, ours)

@@ -1,4 +1,4 @@
-"""Guards: parsing their checks at load, and judging them on an instance, with the reason why one does not hold."""
+"""Guards: parses their checks at load, and judges them on an instance with a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PENDING: str = StepStatus.PENDING
 
 
 class GuardView:
-    """What a guard may see of an instance. Cheap to make: whatever costs is made when it is first asked for."""
+    """The view of an instance that a guard is judged on. Its costly parts are built on first use."""
 
     __slots__ = ("_cel", "definition", "instance")
 
@@ -49,7 +49,7 @@ class GuardView:
         return _PENDING if state is None else state.status
 
     def output(self, step_id: str) -> Any:
-        """Output of a COMPLETED step, else MISSING."""
+        """Return the output of a COMPLETED step, else MISSING."""
         state = self.instance.steps.get(step_id)
         return MISSING if state is None or state.status is not StepStatus.COMPLETED else state.output
 
@@ -57,7 +57,7 @@ class GuardView:
         return self.instance.guard_approvals.get(guard, ())
 
     def cel(self) -> dict[str, Any]:
-        """The variables of a CEL expression (specification 3.5)."""
+        """Return the variables of a CEL expression (specification 3.5)."""
         if self._cel is None:
             self._cel = self._variables()
         return self._cel
@@ -84,10 +84,10 @@ class GuardCheck(Protocol):
     """A parsed check."""
 
     def holds(self, guard: Guard, view: GuardView) -> tuple[bool, str]:
-        """Whether it holds, and the reason in words."""
+        """Return whether the check holds, and the reason in words."""
 
     def steps(self, known: tuple[str, ...]) -> frozenset[str]:
-        """Ids of the steps it names, of those that are `known` where it does not name them one by one."""
+        """Return the ids of the steps that the check names; all `known` ones where it may read any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class Cel:
         return cel.evaluate(self.program, view.cel())
 
     def steps(self, known: tuple[str, ...]) -> frozenset[str]:
-        """By the text: `status.x`, `outputs["x"]`; all known ones where it reaches in any other way."""
+        """Find `status.x` and `outputs["x"]` in the text; any other access may read every known step."""
         named = set()
         for match in _READS.finditer(self.source):
             name = match[1] or match[3]
@@ -162,7 +162,7 @@ class Cel:
 
 
 def _shown(value: float) -> str:
-    """A number in words; an integer may be beyond what a float holds."""
+    """Return a number in words; an integer may be too large for a float."""
     try:
         return f"{value:.15g}"
     except OverflowError:
@@ -170,7 +170,7 @@ def _shown(value: float) -> str:
 
 
 def parse_check(text: str) -> GuardCheck:
-    """The expression of an automated guard's check. Raises CeremonyError `bad_check` or `bad_expression`."""
+    """Parse the check of an automated guard. Raises CeremonyError `bad_check` or `bad_expression`."""
     if text == "all_steps_completed":
         return AllStepsCompleted()
     form, colon, rest = text.partition(":")
@@ -196,7 +196,7 @@ def _step_status(rest: str) -> StepStatusIs:
 
 
 def holds(guard: Guard, view: GuardView) -> tuple[bool, str]:
-    """Whether the guard holds on the instance, and why (not), in words for people and logs. Never raises."""
+    """Judge a guard: (whether it holds, the reason in words). Never raises."""
     if guard.type is GuardType.HUMAN:
         return _approved(guard, view)
     expression: GuardCheck = guard.expression
@@ -212,7 +212,7 @@ def _approved(guard: Guard, view: GuardView) -> tuple[bool, str]:
 
 
 def is_unjudged(guard: Guard, reason: str) -> bool:
-    """Whether a guard does not hold because its expression failed, or is not boolean; `reason` as `holds` gave it."""
+    """Return whether the `reason` of `holds` says that the expression failed or is not boolean."""
     return isinstance(guard.expression, Cel) and reason not in (cel.TRUE, cel.FALSE)
 
 
@@ -221,10 +221,10 @@ def is_human(guard: Guard) -> bool:
 
 
 def guard_steps(guard: Guard, definition: Definition) -> frozenset[str]:
-    """Steps whose run can change the guard, as its check names them.
+    """Return the steps whose run can change the guard, as its check names them.
 
-    Empty for a human guard, and for all_steps_completed: that one speaks of the selected steps only, so running an
-    unselected one changes nothing.
+    There are none for a human guard. There are none for all_steps_completed either: it reads the selected steps only,
+    so running an unselected one changes nothing.
     """
     if guard.expression is None:
         return frozenset()

@@ -1,6 +1,6 @@
 """A ceremony instance: one immutable row of the table `ceremonies`.
 
-Only `tables/fold/next_row.py` makes or replaces one. Times are milliseconds since the epoch, of the log's clock.
+Only `tables/fold/` makes or replaces one. Times are milliseconds since the epoch, of the log's clock.
 Its parts are JSON values, which hold no cycles: `gc=False` spares the collector all rows of the table.
 """
 
@@ -49,11 +49,11 @@ TERMINAL = frozenset(
 
 
 class Phase(StrEnum):
-    """What the live attempt of a step waits for."""
+    """The phase of the live attempt of a step: it names the thing awaited."""
 
     NONE = ""
     ASKED = "asked"
-    """Requested; the agent's first outcome has not come."""
+    """Requested; the agent's first outcome is awaited."""
     SUBMITTED = "submitted"
     """The neighbour took it; its results are awaited."""
     UNREACHABLE = "unreachable"
@@ -81,7 +81,7 @@ class AgentAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Bytes of the encoded value."""
 
     def weight(self, agent_id: str) -> int:
-        """Bytes that the answer adds to the row, with its agent's name and message."""
+        """Return the bytes that the answer adds to the row, with its agent's name and message."""
         return self.size + len(agent_id) + len(self.role) + len(self.error_message)
 
 
@@ -95,7 +95,7 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 def approvals_weight(approvals: tuple[Approval, ...]) -> int:
-    """Bytes that approvals add to the row."""
+    """Return the bytes that approvals add to the row."""
     if not approvals:
         return 0
     return sum(len(f"{approval.actor}{approval.role}{approval.comment}".encode()) for approval in approvals)
@@ -106,41 +106,41 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     status: StepStatus = StepStatus.PENDING
     attempt: int = 0
-    """Number of the newest attempt; rises for ever, also over visits and operator retries."""
+    """Number of the newest attempt; it only rises, also over visits and operator retries."""
     tries: int = 0
     """Attempts used of the present retry budget."""
     phase: Phase = Phase.NONE
     output: Any = None
-    """Only of a COMPLETED step, a waiting gate, or a rejected gate."""
+    """Only a COMPLETED step, a waiting gate and a rejected gate have one."""
     error_code: str = ""
     error_message: str = ""
     answers: dict[str, AgentAnswer] = {}
-    """Of the live attempt, by agent id."""
+    """Answers to the live attempt, by agent id."""
     deliberation_id: str = ""
     asks: int = 0
-    """How often the live attempt was asked (grows while a neighbour is unreachable)."""
+    """Requests of the live attempt so far; it grows while a neighbour is unreachable."""
     approvals: tuple[Approval, ...] = ()
-    """Of a gate, of this visit; of a rejected one the rejection. Kept, so that the same word again is known."""
+    """A gate's approvals of this visit, or its rejection. They are kept to recognise repeated decisions."""
     started_at: int = 0
-    """Of the newest attempt."""
+    """Start of the newest attempt."""
     size: int = 0
     """Bytes of the encoded output."""
     gathered: int = 0
-    """Bytes of what was gathered for it: answers of agents with their names, approvals of a gate."""
+    """Bytes of the answers of agents with their names, and of the approvals of a gate."""
     announced: int = 0
-    """Of a publish step: the newest visit whose message was announced as published."""
+    """The newest visit whose message was announced as published."""
 
-    # -- the next state, by what has happened to the step
+    # -- the next state, by event
 
     def started(self, now: int, *, new_budget: bool = False) -> StepState:
-        """The next attempt begins, and its agent is asked."""
+        """The next attempt begins with its first request."""
         tries = 1 if new_budget else self.tries + 1
         return StepState(
             _IN_PROGRESS, self.attempt + 1, tries, _ASKED, asks=1, started_at=now, announced=self.announced
         )
 
     def asked_again(self) -> StepState:
-        """The live attempt is asked for once more."""
+        """The live attempt is requested once more."""
         return replace(self, phase=_ASKED, asks=self.asks + 1)
 
     def unreachable(self) -> StepState:
@@ -243,7 +243,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Pauser(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Who paused the ceremony, and why."""
+    """The actor who paused the ceremony, with the reason."""
 
     actor: str
     role: str = ""
@@ -254,7 +254,7 @@ class Timer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A deadline. Ids: `timeout/<step>`, `retry/<step>`, `ask/<step>`, `gate/<step>`, `ceremony_max`, `expire`."""
 
     due: int
-    """Milliseconds; while the ceremony is PAUSED, of step and gate timers the rest that remains."""
+    """Milliseconds; while the ceremony is PAUSED, the remaining time of a step or gate timer."""
     attempt: int = 0
 
 
@@ -269,41 +269,41 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     correlation_id: str
     requested_by: str
     start_digest: str
-    """Digest of definition_name, inputs and step_ids: what makes two starts the same."""
+    """Digest of definition_name, inputs and step_ids: two starts with the same digest are the same."""
     state: str
     status: CeremonyStatus
     created_at: int
     updated_at: int
     format: int = ROW_FORMAT
     version: int = 0
-    """Up by one for each command that changed the row."""
+    """Rises by one with each command that changes the row."""
     ended_at: int = 0
     inputs: dict[str, Any] = {}
     selected: tuple[str, ...] = ()
     """Step ids that run by themselves, in file order; empty selects all."""
     steps: dict[str, StepState] = {}
     visits: dict[str, int] = {}
-    """How often each state was entered."""
+    """Number of times each state was entered."""
     guard_approvals: dict[str, tuple[Approval, ...]] = {}
-    """By human guard name, of this visit of the present state."""
+    """Approvals of this visit of the present state, by human guard."""
     timers: dict[str, Timer] = {}
     paused_at: int = 0
     """0 unless PAUSED."""
     paused_by: Pauser | None = None
     command_ids: tuple[str, ...] = ()
-    """The last 64 ids of commands that have no other meaning by which to know them again."""
+    """The last 64 idempotency keys: a command with one of these ids is ignored."""
     error_code: str = ""
     error_message: str = ""
     size: int = 0
     """Sum of the encoded lengths of inputs, outputs and gathered answers."""
     inputs_size: int = 0
-    """The part of `size` that the inputs are."""
+    """The part of `size` that is due to the inputs."""
     expired: bool = False
-    """A stub: retention has taken everything but version and digest."""
+    """A stub: retention has removed everything but version and digest."""
 
 
 class Outline(msgspec.Struct, frozen=True, gc=False):
-    """Some fields of an Instance, under its names: what all rows are looked through for, at a fifth of the cost."""
+    """The fields of an Instance that a scan of all rows reads, decoded at a fifth of the cost."""
 
     instance_id: str
     story_id: str
@@ -323,17 +323,17 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode_instance(instance: Instance) -> bytes:
-    """The row's bytes; the same instance always gives the same bytes."""
+    """Encode a row; the same instance always gives the same bytes."""
     return _encoder.encode(instance)
 
 
 def decode_instance(value: bytes) -> Instance:
-    """The row in these bytes. Raises Undecodable, or FormatTooNew for a newer release's row."""
+    """Decode a row. Raises Undecodable, or FormatTooNew for a newer release's row."""
     return _decoded(_decoder, value)
 
 
 def decode_outline(value: bytes) -> Outline:
-    """The outline of the row in these bytes. Raises as `decode_instance` does."""
+    """Decode the outline of a row. Raises as `decode_instance` does."""
     return _decoded(_outlines, value)
 
 
@@ -348,7 +348,7 @@ def _decoded(decoder: msgspec.json.Decoder[R], value: bytes) -> R:
 
 
 def next_due(instance: Instance | Outline) -> int | None:
-    """Earliest due time of the timers that run, in milliseconds, or None."""
+    """Return the earliest due time of the running timers, in milliseconds, or None."""
     if instance.status is _PAUSED:
         timer = instance.timers.get("ceremony_max")
         return None if timer is None else timer.due

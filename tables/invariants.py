@@ -1,4 +1,4 @@
-"""What is true of every row, and of every step from one row to the next; pure checks that list what is broken."""
+"""Invariants of every row, and of the step from one row to the next; each check lists its violations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tables.instance import (
     StepState,
     StepStatus,
 )
-from tables.limits import MAX_ROW
+from tables.limits import MAX_ROW_BYTES
 from tables.timers import ASK, CEREMONY_MAX, EXPIRE, GATE, OF_PHASE, RUN_ON
 
 _IN_PROGRESS, _WAITING, _FAILED = StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN, StepStatus.FAILED
@@ -31,7 +31,7 @@ _NO_OUTPUT = frozenset({StepStatus.PENDING, StepStatus.IN_PROGRESS, StepStatus.C
 
 
 def broken(row: Instance, definition: Definition | None = None) -> list[str]:
-    """Every broken invariant of one row, as lines for people; with its definition also what that says."""
+    """List every broken invariant of one row, and of the row beside its definition where that is given."""
     if row.expired:
         return _broken_stub(row)
     reasons = _broken_whole(row)
@@ -44,7 +44,7 @@ def broken(row: Instance, definition: Definition | None = None) -> list[str]:
 
 
 def broken_change(old: Instance, new: Instance) -> list[str]:
-    """What is broken from one row to the next, and in the few fields of the whole row; cheap, for the hot path."""
+    """List broken invariants between two versions of a row: the cheap ones, for the hot path."""
     reasons: list[str] = []
     if new.version != old.version + 1:
         reasons.append(f"version went from {old.version} to {new.version}")
@@ -54,15 +54,15 @@ def broken_change(old: Instance, new: Instance) -> list[str]:
         reopened = old.status is CeremonyStatus.FAILED and new.status not in TERMINAL
         if new.status is not old.status and not (reopened or old.status is CeremonyStatus.FAILED):
             reasons.append(f"{old.status} is final, yet it became {new.status}")
-    if new.size > MAX_ROW:
-        reasons.append(f"size is {new.size}, at most {MAX_ROW}")
+    if new.size > MAX_ROW_BYTES:
+        reasons.append(f"size is {new.size}, at most {MAX_ROW_BYTES}")
     if (new.status in TERMINAL) != (new.ended_at > 0):
         reasons.append(f"status is {new.status}, ended_at {new.ended_at}")
     return reasons
 
 
 def broken_step(row: Instance, step_id: str) -> list[str]:
-    """What is broken in one step and its timers."""
+    """List broken invariants of one step and its timers."""
     step = row.steps[step_id]
     status = step.status
     reasons: list[str] = []
@@ -119,8 +119,8 @@ def _broken_whole(row: Instance) -> list[str]:
     size = row.inputs_size + sum(step.size + step.gathered for step in row.steps.values())
     if row.size != size:
         reasons.append(f"size is {row.size}, its parts make {size}")
-    if row.size > MAX_ROW:
-        reasons.append(f"size is {row.size}, at most {MAX_ROW}")
+    if row.size > MAX_ROW_BYTES:
+        reasons.append(f"size is {row.size}, at most {MAX_ROW_BYTES}")
     return reasons
 
 

@@ -1,4 +1,4 @@
-"""The protocol a step kind implements; the loader and `decide` get the registry of kinds as an argument."""
+"""The protocol of step kinds. The loader and `decide` take the registry of kinds as an argument."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tables.instance import AgentAnswer, Approval, Instance, StepState
 
 
 class Pending(msgspec.Struct, frozen=True, gc=False):
-    """Nothing is settled yet."""
+    """The attempt is not decided yet."""
 
 
 class Completed(msgspec.Struct, frozen=True, gc=False):
@@ -30,11 +30,11 @@ class Failed(msgspec.Struct, frozen=True, gc=False):
     message: str
     retryable: bool = True
     output: Mapping[str, Any] = {}
-    """Kept although the step failed (a rejected gate)."""
+    """A rejected gate keeps its output although the step failed."""
 
 
 class Opened(msgspec.Struct, frozen=True, gc=False):
-    """People are awaited; until they have decided, the step shows this output."""
+    """A gate is open; until people decide, the step shows this output."""
 
     output: Any
 
@@ -44,32 +44,32 @@ AtOnce = Completed | Failed | Opened
 
 
 class StepContext(msgspec.Struct, frozen=True, gc=False):
-    """What a kind may read when it is asked about one step; nothing in it may be changed."""
+    """Everything that a kind may read about one step. It must change none of it."""
 
     instance: Instance
     definition: Definition
     step: Step
     now: int
-    """Milliseconds, the fold's now."""
+    """Time of the command's append, in milliseconds."""
 
     @property
     def state(self) -> StepState:
-        """The step's own row."""
+        """Return the state of the step itself."""
         return self.instance.steps[self.step.id]
 
     @property
     def visit(self) -> int:
-        """How often the step's state was entered."""
+        """Return the number of times the step's state was entered."""
         return self.instance.visits.get(self.step.state, 0)
 
     def output(self, step_id: str) -> Any | None:
-        """Output of a COMPLETED step, or None."""
+        """Return the output of a COMPLETED step, or None."""
         state = self.instance.steps.get(step_id)
         return None if state is None or state.status != "COMPLETED" else state.output
 
 
 class Decided(msgspec.Struct, frozen=True, gc=False):
-    """Approvals of a gate when its quorum is reached, or one rejection."""
+    """The decision on a gate: approvals that reach its quorum, or one rejection."""
 
     approved: bool
     by: tuple[Approval, ...]
@@ -77,7 +77,7 @@ class Decided(msgspec.Struct, frozen=True, gc=False):
 
 
 class Publication(msgspec.Struct, frozen=True, gc=False):
-    """The message that a step sends out in one visit of its state; it is announced when requested and when sent."""
+    """The message that a step sends in one visit of its state. Request and success are announced as events."""
 
     subject: str
     event_type: str
@@ -86,7 +86,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
 
 
 class StepKind(Protocol):
-    """One kind of step; pure. A registry maps `handler` to it."""
+    """One kind of step; pure. The registry finds it by `handler`."""
 
     handler: str
     """As in a definition: `deliberation_step`, …"""
@@ -96,59 +96,59 @@ class StepKind(Protocol):
     """Strict pydantic model, unknown keys forbidden."""
 
     reaches_out: bool
-    """Its agent speaks to a neighbour: it may act only on what is durable in the log."""
+    """True when its agent calls a neighbour: then it acts only on requests that are durable in the log."""
 
     # -- the facts of a step, from its config
 
     def role(self, step: Step) -> str | None:
-        """The role in which the step acts, or None where it needs none."""
+        """Return the role in which the step acts, or None."""
 
     def gate(self, step: Step) -> Gate | None:
-        """The facts of the gate, or None for a step that people do not decide."""
+        """Return the facts of the gate, or None for a step that people do not decide."""
 
     def agents(self, step: Step) -> tuple[str, ...]:
-        """Ids of the agents whose answers the step counts."""
+        """Return the ids of the agents whose answers the step counts."""
 
     def publication(self, step: Step, instance_id: str, visit: int) -> Publication | None:
-        """The message that the step sends out in this visit, or None for a step that sends none."""
+        """Return the message that the step sends in this visit, or None for a kind that sends none."""
 
     # -- the life of an attempt
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
-        """Rules that need the whole definition, at load: (config path, rule code, message) for each violation."""
+        """Check rules that need the whole definition, at load: (config path, rule code, message) per violation."""
 
     def request(self, context: StepContext) -> Any | Failed:
-        """Body of StepRequested for the attempt that begins (JSON-able), or why it cannot begin.
+        """Return the body of StepRequested for the next attempt (JSON-able), or the reason why it cannot begin.
 
-        `context.state.attempt` is already the number of that attempt.
+        `context.state.attempt` already is the number of that attempt.
         """
 
     def at_once(self, body: Any) -> AtOnce | None:
-        """What the attempt comes to, where that follows from the body of its request alone: then no agent is asked.
+        """Return the result of an attempt that needs no outside call, or None where its agent must be asked.
 
-        None: only its agent can say. A pure function of the body, as its agent's answer to the same request.
+        The result is a pure function of the request's body, and the same that the agent would give.
         """
 
     def accepts(self, context: StepContext, agent_id: str) -> bool:
-        """Whether this attempt asked that agent, so that its answer counts. False for kinds without agents."""
+        """Return whether this attempt asked that agent, so that its answer counts."""
 
     def completed(self, context: StepContext, output: Any) -> Verdict:
-        """The agent says `completed` with this output."""
+        """Judge the output with which the agent completed the attempt."""
 
     def gathered(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
-        """Judge the agents' answers so far (the newest included). Kinds without agents never get any."""
+        """Judge the agents' answers so far, the newest included."""
 
     def timed_out(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
-        """The attempt's time is up: Completed where the answers suffice, else Failed (`timeout`)."""
+        """Judge an attempt whose time is up: Completed where the answers suffice, else Failed (`timeout`)."""
 
     def decided(self, context: StepContext, decision: Decided) -> Verdict:
-        """A gate was decided. Kinds without a gate answer Failed (`not_a_gate`)."""
+        """Judge the decision on a gate. Kinds without a gate return Failed (`not_a_gate`)."""
 
 
 def with_facts(step: Step, kind: StepKind) -> Step:
-    """The step with the facts that the fold reads of it, as its kind states them."""
+    """Return the step with the facts that its kind states and the fold reads."""
     return replace(step, role=kind.role(step), gate=kind.gate(step), agents=kind.agents(step))
 
 
-# Registry: handler → kind.
+# The registry: handler → kind.
 Kinds = Mapping[str, StepKind]

@@ -1,4 +1,4 @@
-"""Reaches into JSON values by dotted paths, as guards and templates write them."""
+"""Dotted paths into JSON values, as guards and templates write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MAX_INDEX_DIGITS = 9
 
 
 class _Missing:
-    """What is not there; differs from every JSON value, null included."""
+    """The result of a path that leads nowhere; it differs from every JSON value, also from null."""
 
     def __repr__(self) -> str:
         return "MISSING"
@@ -18,7 +18,7 @@ MISSING = _Missing()
 
 
 def dig(value: Any, path: str) -> Any:
-    """What the dotted `path` leads to inside `value` (`a.b.0.c`: keys, and indexes of lists), or MISSING."""
+    """Return the value at the dotted `path` (`a.b.0.c`: keys, and indexes of lists), or MISSING."""
     if not path:
         return value
     for part in path.split("."):

@@ -7,18 +7,18 @@ import hashlib
 from tables.definition import RetryPolicy
 from tables.timers import millis
 
-ASK_FIRST, ASK_LONGEST = 1_000, 30_000
+ASK_FIRST_MS, ASK_LONGEST_MS = 1_000, 30_000
 
 
 def ask_pause(asks: int) -> int:
-    """Before a neighbour out of reach is asked again, after `asks` times in vain: 1, 2, 4 … 30 s."""
-    return min(ASK_FIRST << min(max(asks - 1, 0), 16), ASK_LONGEST)
+    """Return the pause before an unreachable neighbour is asked again, after `asks` requests: 1, 2, 4 … 30 s."""
+    return min(ASK_FIRST_MS << min(max(asks - 1, 0), 16), ASK_LONGEST_MS)
 
 
 def retry_pause(policy: RetryPolicy, tries: int, instance_id: str, step_id: str, attempt: int) -> int:
-    """Before the attempt after the `tries`-th of a budget (specification 11.4).
+    """Return the pause after the `tries`-th attempt of a budget (specification 11.4).
 
-    `jitter` takes up to its fraction off the pause, by a hash of (instance, step, attempt): never longer than written.
+    `jitter` shortens the pause by up to its fraction, by a hash of (instance, step, attempt). It never lengthens it.
     """
     seconds = float(policy.backoff_seconds)
     if policy.exponential_backoff:

@@ -1,19 +1,19 @@
-"""Who may do what: the rules on roles and allowed actions (specification 13.1)."""
+"""Permissions: roles, allowed actions, and the actors who may approve (specification 13.1)."""
 
 from __future__ import annotations
 
 from tables.definition import SYSTEM_ROLE, Definition, Gate, Guard, Step
 
 CANCEL, PAUSE, RESUME = "cancel", "pause", "resume"
-# What is asked of a ceremony as a whole; a role may list them beside step ids and triggers.
+# Operations on a ceremony as a whole; a role may list them beside step ids and triggers.
 OPERATIONS = (CANCEL, PAUSE, RESUME)
 
 
 def refusal(definition: Definition, role: str, action: str) -> tuple[str, str] | None:
-    """Why an actor in `role` ("" for none given) may not use `action`: (code, message).
+    """Return why an actor in `role` ("" for none) may not use `action`: (code, message), or None.
 
-    `action` is a step id, a trigger, or one of OPERATIONS. One that no declared role names is open to all; the role
-    SYSTEM must always be declared with the action, where any role is declared.
+    `action` is a step id, a trigger, or one of OPERATIONS. An action that no role lists is open to all, but not to
+    the role SYSTEM: where any role is declared, SYSTEM must be declared with the action.
     """
     if not definition.roles:
         return None
@@ -29,12 +29,12 @@ def refusal(definition: Definition, role: str, action: str) -> tuple[str, str] |
 
 
 def allows(definition: Definition, role: str, action: str) -> bool:
-    """Whether an actor in `role` may use `action`; see `refusal`."""
+    """Return whether an actor in `role` may use `action`; see `refusal`."""
     return refusal(definition, role, action) is None
 
 
 def guard_refusal(guard: Guard, role: str) -> tuple[str, str] | None:
-    """Why an actor in `role` may not decide a human guard: (code, message)."""
+    """Return why an actor in `role` may not decide a human guard: (code, message), or None."""
     if guard.role is None or role == guard.role:
         return None
     if not role:
@@ -43,7 +43,7 @@ def guard_refusal(guard: Guard, role: str) -> tuple[str, str] | None:
 
 
 def gate_refusal(definition: Definition, step: Step, gate: Gate, role: str) -> tuple[str, str] | None:
-    """Why an actor in `role` may not decide a gate step: (code, message).
+    """Return why an actor in `role` may not decide a gate step: (code, message), or None.
 
     Roles that list the step decide it. Where none does, an actor who names a role must name the gate's own.
     """
@@ -55,7 +55,7 @@ def gate_refusal(definition: Definition, step: Step, gate: Gate, role: str) -> t
 
 
 def step_role_refusal(definition: Definition, step: Step) -> tuple[str, str] | None:
-    """Why the role of a step may not run it: (code, message).
+    """Return why the role of a step may not run it: (code, message), or None.
 
     Steps without one, and definitions that declare no roles, are free.
     """

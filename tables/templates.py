@@ -1,7 +1,7 @@
-"""Templates of a definition: `${inputs.<path>}` and `${steps.<id>.<path>}` replaced by what an instance knows.
+"""Templates: `${inputs.<path>}` and `${steps.<id>.<path>}` are replaced by values of an instance.
 
-A string that is one sole `${…}` becomes the value itself, with its type; inside text a string stands as it is and
-anything else as JSON. What is put in is never read again as a template. Any other `${…}` is plain text.
+A string that is one sole `${…}` becomes the value itself, with its type. Inside text a string is inserted as it is,
+anything else as JSON. Inserted values are never read again as templates. Any other `${…}` is plain text.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import msgspec
 from ports.errors import CeremonyError
 from tables.paths import MISSING, dig
 
-# Characters that the values put into one template may take together, as text.
-LARGEST_RENDERED = 1024 * 1024
+# All values inserted into one template together, as text.
+LARGEST_RENDERED_CHARACTERS = 1024 * 1024
 # Nested containers of a template.
 DEEPEST = 64
 
@@ -40,7 +40,7 @@ class Placeholder(NamedTuple):
 
 
 def expressions(template: Any, depth: int = 0) -> Iterator[Placeholder]:
-    """Every expression in a template, in its order. Raises TemplateFailed when it is nested too deep."""
+    """Yield every placeholder of a template, in order. Raises TemplateFailed when it nests too deep."""
     _bounded(depth)
     if isinstance(template, str):
         for match in _EXPRESSION.finditer(template):
@@ -54,7 +54,7 @@ def expressions(template: Any, depth: int = 0) -> Iterator[Placeholder]:
 
 
 def render(template: Any, inputs: Mapping[str, Any], output_of: Callable[[str], Any | None]) -> Any:
-    """The template (string, or JSON-like value whose string leaves are templates) with every expression replaced.
+    """Render a template: a string, or a JSON value whose string leaves are templates.
 
     `output_of` gives the output of a COMPLETED step, or None. Raises TemplateFailed.
     """
@@ -62,22 +62,22 @@ def render(template: Any, inputs: Mapping[str, Any], output_of: Callable[[str], 
 
 
 def render_text(template: str, inputs: Mapping[str, Any], output_of: Callable[[str], Any | None]) -> str:
-    """As `render`, but the result is always text: a sole expression that is no string becomes JSON."""
+    """Render to text: a sole placeholder whose value is no string becomes JSON."""
     return _Renderer(inputs, output_of).text(template)
 
 
 def as_text(value: Any) -> str:
-    """A value inside text: a string as it is, anything else as JSON."""
+    """Return a value as text: a string as it is, anything else as JSON."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 class _Renderer:
-    """One rendering: it resolves expressions, each once, and counts what it puts in."""
+    """One rendering: it resolves each placeholder once, and counts the characters it inserts."""
 
     def __init__(self, inputs: Mapping[str, Any], output_of: Callable[[str], Any | None]) -> None:
         self._inputs = inputs
         self._output_of = output_of
-        self._room = LARGEST_RENDERED
+        self._room = LARGEST_RENDERED_CHARACTERS
         self._known: dict[Placeholder, tuple[Any, str]] = {}
 
     def value(self, template: Any, depth: int) -> Any:
@@ -95,7 +95,7 @@ class _Renderer:
         return _EXPRESSION.sub(lambda match: self._resolved(_parsed(match))[1], template)
 
     def _resolved(self, expression: Placeholder) -> tuple[Any, str]:
-        """The value, and the value as text."""
+        """Return the value, and the value as text."""
         found = self._known.get(expression)
         if found is None:
             value = self._look_up(expression)
@@ -104,7 +104,8 @@ class _Renderer:
         if self._room < 0:
             raise TemplateFailed(
                 "template_too_large",
-                f"with ${{{expression}}} the values put into the template exceed {LARGEST_RENDERED} characters",
+                f"with ${{{expression}}} the values put into the template exceed "
+                f"{LARGEST_RENDERED_CHARACTERS} characters",
             )
         return found
 

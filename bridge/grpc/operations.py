@@ -27,12 +27,12 @@ from bridge.grpc.refusals import (
 from streams.api import CommandApi, Operation, ReadApi
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep
 from tables.instance import Instance
-from tables.limits import MAX_TEXT
+from tables.limits import MAX_TEXT_CHARACTERS
 
 # Events in one answer.
 LONGEST_HISTORY = 200
 # Characters of a reason; events keep as many, so none is shortened.
-LONGEST_REASON = MAX_TEXT
+LONGEST_REASON = MAX_TEXT_CHARACTERS
 
 Context = grpc.aio.ServicerContext
 WholeRequest = pb.CancelCeremonyRequest | pb.PauseCeremonyRequest | pb.ResumeCeremonyRequest

@@ -19,7 +19,7 @@ from ports.log import LogFailed, LogUnavailable, RecordTooLarge
 from streams.api import Overloaded, Reply, Unavailable
 from tables.errors import DefinitionInvalid
 from tables.fold.refusals import CLASS_OF
-from tables.limits import MAX_ID
+from tables.limits import MAX_ID_CHARACTERS
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ LOG_RETRY_SECONDS = 2.0
 # Characters of a comment, and of the name of a gate or trigger, which are only looked up.
 LONGEST_TEXT = 4096
 # Characters of an actor, a role or a request id; rows keep as many, so none is shortened.
-LONGEST_NAME = MAX_ID
+LONGEST_NAME = MAX_ID_CHARACTERS
 # Bytes of a percent-encoded status message; clients refuse trailers above 8 KiB.
 LONGEST_DETAILS_BYTES = 6000
 # Status of each code of the fold; the ceremony agent answers `fold_failed` when the fold raised an exception.

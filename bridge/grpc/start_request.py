@@ -21,7 +21,7 @@ from tables.fold.refusals import (
     INVALID_ID,
     STEP_UNKNOWN,
 )
-from tables.limits import MAX_ID
+from tables.limits import MAX_ID_CHARACTERS
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Nested containers of an input.
@@ -32,7 +32,7 @@ LONGEST_INPUT_TEXTS = 4 * LARGEST_INPUTS_BYTES
 # Every integer with so few characters fits into 64 bits.
 SHORT_INTEGER = 18
 # Characters of correlation_id and requested_by; rows keep as many, so none is shortened.
-LONGEST_TEXT = MAX_ID
+LONGEST_TEXT = MAX_ID_CHARACTERS
 
 
 class StartInvalid(CeremonyError):

@@ -1,4 +1,4 @@
-"""A definition file that is read but not yet judged: what the rules between sections look things up in."""
+"""A definition file that is read but not yet judged; the rules between sections look things up in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tables.kinds import Kinds
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Records that are wrong in part are here with what is right; ids are those that could be read."""
+    """The sections as read. Records with mistakes keep their correct parts; unreadable ids are left out."""
 
     fields: Fields
     report: ProblemList
@@ -53,7 +53,7 @@ class Draft:
         )
 
     def known(self, word: str, names: Iterable[str], line: int, rule: str, where: str) -> bool:
-        """Whether `word` is among `names`; else it is reported."""
+        """Return whether `word` is among `names`; report it if not."""
         names = names if isinstance(names, Mapping) else tuple(names)
         if word in names:
             return True
@@ -76,8 +76,8 @@ def _unique(records: Iterable[Fields], noun: str, report: ProblemList) -> dict[s
             continue
         if name in found:
             first = found[name].line_of("id")
-            says = f"{noun} `{clipped(name)}` stands in line {first} already: ids are unique"
-            report.add(record.line_of("id"), f"duplicate_{noun}", says)
+            message = f"{noun} `{clipped(name)}` stands in line {first} already: ids are unique"
+            report.add(record.line_of("id"), f"duplicate_{noun}", message)
             continue
         found[name] = record
     return found
@@ -94,6 +94,6 @@ def _timeouts(given: Fields | None, report: ProblemList) -> Timeouts:
     )
     if timeouts.step_default > timeouts.step_max:
         line = given.line_of("step_default" if given.has("step_default") else "step_max")
-        says = f"step_default ({timeouts.step_default:g}) must be ≤ step_max ({timeouts.step_max:g})"
-        report.add(line, "step_default_over_step_max", says)
+        message = f"step_default ({timeouts.step_default:g}) must be ≤ step_max ({timeouts.step_max:g})"
+        report.add(line, "step_default_over_step_max", message)
     return timeouts

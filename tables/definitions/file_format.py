@@ -1,4 +1,4 @@
-"""What a definition file may hold: its shapes, section by section (specification 2.2)."""
+"""The format of a definition file, section by section (specification 2.2)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ OUTPUT_TYPES = ("object", "array", "string", "number", "boolean")
 NAME = "[A-Za-z0-9_]+"
 UPPER_ID = r"(?=.*[A-Z])[A-Z0-9_.-]+"
 STEP_ID = "(?=.*[a-z])[a-z0-9_]+"
-# Seconds; a bound far beyond every use that keeps arithmetic on milliseconds exact.
-CENTURY = 3_153_600_000
+# A bound far beyond every use, which keeps arithmetic on milliseconds exact.
+CENTURY_SECONDS = 3_153_600_000
 MAX_ATTEMPTS = 1_000_000
 TEXT = Text()
 
 _name = Text(NAME, "letters, digits and `_` only")
 _upper = Text(UPPER_ID, "upper case letters, digits and `_`, with a letter", "bad_id")
 _step_id = Text(STEP_ID, "lower snake case with a letter, as in `estimate_story`", "bad_id")
-_seconds = Number(above=0, maximum=CENTURY)
+_seconds = Number(above=0, maximum=CENTURY_SECONDS)
 
 INPUTS = FixedMap(
     {
@@ -57,9 +57,9 @@ TRANSITION = FixedMap(
 RETRY = FixedMap(
     {
         "max_attempts": Key(Number(minimum=1, maximum=MAX_ATTEMPTS, whole=True), "attempts in all", required=True),
-        "backoff_seconds": Key(Number(minimum=0, maximum=CENTURY), "pause after a failed attempt", default=5),
+        "backoff_seconds": Key(Number(minimum=0, maximum=CENTURY_SECONDS), "pause after a failed attempt", default=5),
         "exponential_backoff": Key(Flag(), "double the pause after each further failure", default=False),
-        "max_backoff_seconds": Key(Number(minimum=0, maximum=CENTURY), "the pause never grows beyond this"),
+        "max_backoff_seconds": Key(Number(minimum=0, maximum=CENTURY_SECONDS), "the pause never grows beyond this"),
         "jitter": Key(Number(minimum=0, maximum=1), "fraction of the pause that is spread", default=0),
         "non_retryable": Key(ListOf(TEXT), "error codes that end the step at once", default=[]),
     }
@@ -123,9 +123,9 @@ DEFINITION = FixedMap(
 
 
 def definition_schema(kinds: Kinds) -> dict[str, Any]:
-    """JSON Schema of a definition file, the config models of `kinds` included.
+    """Return the JSON Schema of a definition file, with the config models of `kinds`.
 
-    It says the shape of a file; rules between sections (states exist, cycles, …) are the loader's.
+    It describes the shape of a file. The loader checks the rules between sections (states exist, no cycles, …).
     """
     found = DEFINITION.schema()
     step = found["properties"]["steps"]["items"]

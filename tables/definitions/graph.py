@@ -10,12 +10,12 @@ from tables.definition import Definition, Guard, GuardType, State, Step, Transit
 
 # Columns inside a box of the terminal drawing.
 WIDTH = 76
-# What a step waits for gets this many columns, however long its id is.
+# Columns for the conditions of a step at least, however long its id is.
 MIN_COLUMN = 20
 
 
 def terminal(definition: Definition) -> str:
-    """States as boxes in order of reach, each with its steps and what they wait for; beneath, the ways out."""
+    """Draw states as boxes in order of reach, each with its steps and their conditions, then its transitions."""
     blocks = [_heading(definition)]
     blocks += ["\n".join((*_box(definition, state), *_ways_out(definition, state))) for state in _ordered(definition)]
     guards = "\n".join(_guard_lines(guard) for guard in definition.guards.values())
@@ -30,7 +30,7 @@ def _heading(definition: Definition) -> str:
 
 
 def _ordered(definition: Definition) -> list[State]:
-    """Breadth first from the initial state: the order in which a reader meets them."""
+    """Return the states breadth first from the initial one: the order in which a reader meets them."""
     met, seen = [definition.initial], {definition.initial}
     for name in met:  # grows on the way
         for way in definition.transitions_from.get(name, ()):
@@ -170,7 +170,7 @@ def _quoted(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """On one line, without control characters: a definition must not steer somebody's terminal."""
+    """Return text on one line without control characters: a definition must not steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 

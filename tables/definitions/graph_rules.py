@@ -23,7 +23,7 @@ def check(draft: Draft) -> None:
 
 
 def _ends(draft: Draft) -> None:
-    """Exactly one initial state, at least one terminal."""
+    """Check for exactly one initial state and at least one terminal state."""
     if not draft.states:
         return
     line = draft.fields.line_of("states")
@@ -31,20 +31,20 @@ def _ends(draft: Draft) -> None:
     if not initial and not _misread(draft, "initial"):
         draft.report.add(line, "no_initial_state", "no state is initial: write `initial: true` at exactly one")
     for state in initial[1:]:
-        says = f"`{clipped(initial[0].get('id', '?'))}` is initial already: exactly one state is"
-        draft.report.add(state.line_of("initial"), "several_initial_states", says)
+        message = f"`{clipped(initial[0].get('id', '?'))}` is initial already: exactly one state is"
+        draft.report.add(state.line_of("initial"), "several_initial_states", message)
     if not any(s.get("terminal") for s in draft.states) and not _misread(draft, "terminal"):
         draft.report.add(line, "no_terminal_state", "no state is terminal: write `terminal: true` at one at least")
 
 
 def _misread(draft: Draft, key: str) -> bool:
-    """Whether some state means something by `key` that is wrong and reported."""
+    """Return whether some state has a wrong value for `key`, which is reported already."""
     unread = len(draft.fields.get("states", ())) - len(draft.states)
     return unread > 0 or any(s.has(key) and s.get(key) is None for s in draft.states)
 
 
 def _transitions(draft: Draft) -> None:
-    """States and guards exist, triggers are unique per state, nothing leaves a terminal state."""
+    """Check that states and guards exist, triggers are unique per state, nothing leaves a terminal state."""
     seen: dict[tuple[str, str], int] = {}
     for t in draft.transitions:
         start, end, trigger = t.get("from"), t.get("to"), t.get("trigger")
@@ -56,18 +56,20 @@ def _transitions(draft: Draft) -> None:
             if item.value is not None:
                 draft.known(item.value, draft.guards, item.line, "unknown_guard", where)
         if start in draft.state_ids and draft.state_ids[start].get("terminal"):
-            says = f"{where} leaves `{clipped(start)}`, which is terminal: remove it, or `terminal: true`"
-            draft.report.add(t.line_of("from"), "leaves_terminal_state", says)
+            message = f"{where} leaves `{clipped(start)}`, which is terminal: remove it, or `terminal: true`"
+            draft.report.add(t.line_of("from"), "leaves_terminal_state", message)
         if start is None or trigger is None:
             continue
         first = seen.setdefault((start, trigger), t.line_of("trigger"))
         if first != t.line_of("trigger"):
-            says = f"`{clipped(start)}` has a trigger `{clipped(trigger)}` in line {first} already: name it differently"
-            draft.report.add(t.line_of("trigger"), "duplicate_trigger", says)
+            message = (
+                f"`{clipped(start)}` has a trigger `{clipped(trigger)}` in line {first} already: name it differently"
+            )
+            draft.report.add(t.line_of("trigger"), "duplicate_trigger", message)
 
 
 def _reach(draft: Draft) -> None:
-    """Every state can be reached, and from every state an end."""
+    """Check that every state can be reached, and a terminal state from every state."""
     forward: dict[str, list[str]] = defaultdict(list)
     backward: dict[str, list[str]] = defaultdict(list)
     for t in draft.transitions:
@@ -78,11 +80,11 @@ def _reach(draft: Draft) -> None:
     reached, ending = _closure(initial, forward), _closure(terminal, backward)
     for name, state in draft.state_ids.items():
         if initial and name not in reached:
-            says = f"no transitions lead from `{clipped(initial[0])}` to `{clipped(name)}`: add one, or remove it"
-            draft.report.add(state.line_of("id"), "unreachable_state", says)
+            message = f"no transitions lead from `{clipped(initial[0])}` to `{clipped(name)}`: add one, or remove it"
+            draft.report.add(state.line_of("id"), "unreachable_state", message)
         if terminal and name not in ending:
-            says = f"no transitions lead from `{clipped(name)}` to a terminal state ({listed(terminal)}): add one"
-            draft.report.add(state.line_of("id"), "no_way_to_end", says)
+            message = f"no transitions lead from `{clipped(name)}` to a terminal state ({listed(terminal)}): add one"
+            draft.report.add(state.line_of("id"), "no_way_to_end", message)
 
 
 def _closure(start: Iterable[str], edges: Edges) -> set[str]:
@@ -96,7 +98,7 @@ def _closure(start: Iterable[str], edges: Edges) -> set[str]:
 
 
 def _endless(draft: Draft) -> None:
-    """No cycle of states without steps whose first guard-less transitions follow one another for ever."""
+    """Check that no states without steps form an endless cycle of guard-less transitions."""
     busy = {s.get("state") for s in draft.steps}
     following: dict[str, Fields] = {}
     for t in draft.transitions:
@@ -113,9 +115,9 @@ def _endless(draft: Draft) -> None:
         if state in path:
             cycle = list(path)[list(path).index(state) :]
             first = following[cycle[0]]
-            says = (
+            message = (
                 f"{' → '.join(clipped(s) for s in [*cycle[:6], cycle[0]])} would run for ever: "
                 "give one of these states a step, or one of these transitions a guard"
             )
-            draft.report.add(first.line_of("from"), "endless_cycle", says)
+            draft.report.add(first.line_of("from"), "endless_cycle", message)
         settled.update(path)

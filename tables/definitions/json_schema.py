@@ -1,4 +1,4 @@
-"""Schemas of outputs: flat maps of type words, or JSON Schema; checked at load, enforced on what is published."""
+"""Schemas of outputs: flat maps of type words, or JSON Schema; checked at load, enforced on published values."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def is_json_schema(schema: Mapping[str, Any]) -> bool:
 
 
 def schema_problems(output: Output) -> list[tuple[_Path, str, str]]:
-    """What is wrong with an output's schema: (path inside it, rule code, message after its name)."""
+    """List the mistakes of an output's schema: (path inside it, rule code, message after its name)."""
     schema = output.schema or {}
     if is_json_schema(schema):
         return _json_schema_problems(schema)
@@ -75,7 +75,9 @@ def _json_schema_problems(schema: Mapping[str, Any]) -> list[tuple[_Path, str, s
     try:
         meta: Any = bounded(validator_for(checker.META_SCHEMA, default=Draft202012Validator))
         errors = sorted(meta(checker.META_SCHEMA).iter_errors(schema), key=_place)
-        found = [(tuple(e.absolute_path), "bad_json_schema", f"{_at(e.absolute_path)}: {_said(e)}") for e in errors]
+        found = [
+            (tuple(e.absolute_path), "bad_json_schema", f"{_at(e.absolute_path)}: {_broken_rule(e)}") for e in errors
+        ]
     except RecursionError:
         return [((), "bad_json_schema", " is nested too deeply")]
     return found + [
@@ -84,7 +86,7 @@ def _json_schema_problems(schema: Mapping[str, Any]) -> list[tuple[_Path, str, s
 
 
 def _dialect(schema: Mapping[str, Any]) -> Any:
-    """The validator of the draft that the schema names; 2020-12 where it names none, None where it is unknown."""
+    """Return the validator of the draft that the schema names (default 2020-12), or None for an unknown one."""
     if "$schema" not in schema:
         return Draft202012Validator
     named: Any = schema["$schema"]
@@ -96,7 +98,7 @@ def _resolver(schema: Mapping[str, Any]) -> Any:
 
 
 def _unsound(resolver: Any, schema: Any, path: _Path) -> Iterator[tuple[_Path, str]]:
-    """What the meta-schema does not see: references that lead nowhere, patterns that are none."""
+    """Yield mistakes that the meta-schema does not see: references that lead nowhere, invalid patterns."""
     if isinstance(schema, Mapping):
         for key, value in schema.items():
             if key in {"$ref", "$dynamicRef"} and isinstance(value, str) and not _leads_inside(resolver, value):
@@ -115,7 +117,7 @@ def _unsound(resolver: Any, schema: Any, path: _Path) -> Iterator[tuple[_Path, s
 
 
 def _leads_inside(resolver: Any, reference: str) -> bool:
-    """A JSON pointer or an anchor of this schema, to something that can be a schema."""
+    """Return whether a reference is a pointer or an anchor to a schema inside this schema."""
     if not reference.startswith("#"):
         return False
     try:
@@ -132,7 +134,7 @@ def _unsound_patterns(resolver: Any, patterns: Mapping[Any, Any], path: _Path) -
 
 
 def _wrong_pattern(text: str) -> str:
-    """What is wrong with a pattern, or nothing."""
+    """Return the mistake of a pattern, or ""."""
     try:
         pattern(text)
     except PatternInvalid as error:
@@ -141,7 +143,7 @@ def _wrong_pattern(text: str) -> str:
 
 
 def check_value(value: Any, output: Output) -> list[str]:
-    """What in `value` breaks the output's type and schema: `$.path: rule`, never the value itself. Never raises."""
+    """List violations of the output's type and schema: `$.path: rule`, never the value itself. Never raises."""
     if not _IS[output.type](value):
         return [f"$: must be of type {output.type}"]
     schema = output.schema or {}
@@ -176,12 +178,12 @@ def _check_json_schema(value: Any, schema: Mapping[str, Any]) -> list[str]:
             errors.append(error)
             if len(errors) >= MAX_PROBLEMS:
                 break
-        return [f"${_at(error.absolute_path)}: {_said(error)}" for error in sorted(errors, key=_place)]
+        return [f"${_at(error.absolute_path)}: {_broken_rule(error)}" for error in sorted(errors, key=_place)]
     except TooMuchWork as error:
         return [f"$: {error.message}; {error.remedy}"]
     except RecursionError:
         return ["$: the schema or the value is nested too deeply"]
-    except Exception:  # noqa: BLE001 - jsonschema lets whatever an odd schema makes of it through as it is
+    except Exception:  # noqa: BLE001 - odd schemas make jsonschema raise errors of any kind
         return ["$: the schema cannot be applied; see that its `$ref` and `pattern` are sound"]
 
 
@@ -189,8 +191,8 @@ def _place(error: ValidationError) -> tuple[str, str]:
     return _at(error.absolute_path), f"{error.validator}"
 
 
-def _said(error: ValidationError) -> str:
-    """The rule that is broken and what it asks; never the value."""
+def _broken_rule(error: ValidationError) -> str:
+    """Return the broken rule and its requirement, never the value."""
     rule, asked = f"{error.validator}", cast("Any", error.validator_value)
     if rule == "required" and isinstance(error.instance, dict):
         missing = [name for name in asked if name not in error.instance]

@@ -22,7 +22,7 @@ PINNED_KEPT = 512
 
 
 def load(text: str | bytes, file: str, kinds: Kinds) -> Definition:
-    """The definition in `text`, which was read from `file` (the name in messages; its stem must be the `name`).
+    """Load the definition in `text`, read from `file` (the name in messages; its stem must be the `name`).
 
     Raises DefinitionInvalid with every violation, and nothing else, whatever the text holds.
     """
@@ -30,7 +30,7 @@ def load(text: str | bytes, file: str, kinds: Kinds) -> Definition:
 
 
 def content_hash(text: str | bytes) -> str:
-    """What pins a definition: hex SHA-256 of the file's bytes."""
+    """Return the hash that pins a definition: hex SHA-256 of the file's bytes."""
     return hashlib.sha256(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -38,9 +38,9 @@ _pinned: OrderedDict[str, tuple[Kinds, Definition]] = OrderedDict()
 
 
 def load_pinned(text: str, digest: str, kinds: Kinds) -> Definition:
-    """The definition that a running instance is pinned to; the last 512 are kept, found by hash alone.
+    """Load the definition that a running instance is pinned to; the last 512 are cached by hash.
 
-    Raises CeremonyError `definition_hash_mismatch` where `text` is not what `digest` names, and DefinitionInvalid.
+    Raises CeremonyError `definition_hash_mismatch` where `digest` is not the hash of `text`, and DefinitionInvalid.
     """
     found = _pinned.get(digest)
     if found is not None and found[0] is kinds:
@@ -56,9 +56,9 @@ def load_pinned(text: str, digest: str, kinds: Kinds) -> Definition:
 
 
 def warnings(definition: Definition, file: str = "") -> list[Problem]:
-    """What is allowed but will not work: a config role that may not run its step.
+    """List mistakes that are no violations: a config role that may not run its step.
 
-    `file` is the name in the messages; default: the one that the definition's name asks for.
+    `file` is the name in the messages; by default it follows from the definition's name.
     """
     report = ProblemList(file or f"{definition.name}.yaml")
     for step in definition.steps.values():
@@ -87,7 +87,7 @@ def _load(source: str | bytes, file: str, kinds: Kinds, stem: str | None) -> Def
 
 
 def _checked(draft: Draft, text: str, digest: str, stem: str | None) -> Definition:
-    """All rules beyond the shapes; the definition is whole only where the report stays empty."""
+    """Apply the rules beyond the shapes; the definition is complete only where the report stays empty."""
     fields, report = draft.fields, draft.report
     name = fields.get("name", "")
     if stem is not None and name and name != stem:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from tables.errors import Problem
 
-# After this many a hostile file costs us more than its list helps anybody.
+# Beyond this number, the list of a hostile file costs more than it helps.
 MAX_PROBLEMS = 1000
 MAX_SUGGESTIONS = 50
 MAX_CANDIDATES = 300
@@ -16,7 +16,7 @@ MESSAGE_CHARACTERS = 300
 
 
 class ProblemList:
-    """What is wrong with one file; `add` drops what is beyond the limit and counts it."""
+    """The violations of one file; those beyond the limit are counted only."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -31,7 +31,7 @@ class ProblemList:
             self._problems[Problem(self.file, line, rule, message)] = None
 
     def suggest(self, word: str, candidates: Iterable[str]) -> str:
-        """`; did you mean …?`, or what there is to choose from, or nothing where neither would help."""
+        """Return `; did you mean …?`, or the choices, or "" where neither would help."""
         choices = [c for c, _ in zip(candidates, range(MAX_CANDIDATES), strict=False)]
         if not choices:
             return ""
@@ -43,7 +43,7 @@ class ProblemList:
         return f"; there is {listed(choices)}"
 
     def problems(self) -> tuple[Problem, ...]:
-        """All of them in file order, with a last one that counts what was dropped."""
+        """Return all violations in file order; a last one counts those beyond the limit."""
         found = sorted(self._problems)
         if self._dropped:
             last = found[-1].line
@@ -53,14 +53,14 @@ class ProblemList:
 
 
 def listed(names: Iterable[str], limit: int = 8) -> str:
-    """`a`, `b`, `c`, … for people."""
+    """Return `a`, `b`, `c`, … for people."""
     names = list(names)
     shown = ", ".join(f"`{clipped(n)}`" for n in names[:limit])
     return shown + (", …" if len(names) > limit else "")
 
 
 def clipped(value: object, limit: int = SHOWN_CHARACTERS) -> str:
-    """A value as text for people, on one line, at most `limit` characters."""
+    """Return a value as text for people, on one line, at most `limit` characters."""
     text = str(value)[: limit + 1]
     text = "".join(c if c.isprintable() else "�" for c in text)
     return text if len(text) <= limit else text[:limit] + "…"

@@ -1,7 +1,7 @@
 """JSON Schema bounded against hostile schemas and values: linear patterns, linear uniqueness, and counted work.
 
-The fold applies schemas: one that took hours would hold up a partition, and again with every owner that takes it over.
-Bounds are counts, never a clock, so that every owner comes to the same answer.
+The fold applies schemas: one that took hours would block a partition, on every worker that takes it over. Bounds are
+counts, never a clock, so that every worker comes to the same answer.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PatternInvalid(CeremonyError):
 
 
 class _Budget(FormatChecker):
-    """Carried by a validator and all that it makes: the one thing they share. It checks no formats."""
+    """The work left, shared by a validator and its sub-validators as their format checker; it checks no formats."""
 
     def __init__(self) -> None:
         super().__init__(formats=())
@@ -64,7 +64,7 @@ class _Budget(FormatChecker):
 
 @lru_cache(maxsize=1024)
 def pattern(text: str) -> Any:
-    """The pattern, compiled by an engine that is linear in what it searches. Raises PatternInvalid."""
+    """Compile a pattern with an engine of linear run time. Raises PatternInvalid."""
     try:
         return re2.compile(text, _options)
     except (re2.error, UnicodeEncodeError) as error:
@@ -120,7 +120,7 @@ def _unique_items(validator: Any, wanted: Any, instance: Any, _schema: Any) -> _
 
 
 def _plain(value: Any) -> Any:
-    """So that numbers that JSON Schema takes for equal are written alike: 1 and 1.0."""
+    """Write numbers alike that are equal in JSON Schema: 1 and 1.0."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
@@ -149,7 +149,7 @@ def _counted(name: str, keyword: _Keyword) -> _Keyword:
 
 @lru_cache(maxsize=16)
 def bounded(dialect: Any) -> Any:
-    """The validator class of a draft, with the bounds of this module."""
+    """Return the validator class of a draft, with the bounds of this module."""
     ours = {name: keyword for name, keyword in _OURS.items() if name in dialect.VALIDATORS}
     return validators.extend(  # type: ignore[no-untyped-call]
         dialect, {name: _counted(name, keyword) for name, keyword in {**dialect.VALIDATORS, **ours}.items()}
@@ -157,5 +157,5 @@ def bounded(dialect: Any) -> Any:
 
 
 def budget() -> FormatChecker:
-    """Give it to a validator as its `format_checker`, a new one for each value. Then TooMuchWork may be raised."""
+    """Return a new `format_checker` for one value; with it a validator may raise TooMuchWork."""
     return _Budget()

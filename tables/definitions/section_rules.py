@@ -17,7 +17,7 @@ MAX_SCHEMA_VALUES = 4000
 
 
 def inputs(draft: Draft) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of required and of optional inputs."""
+    """Return the names of required and of optional inputs."""
     section = draft.fields.get("inputs")
     if section is None:
         return (), ()
@@ -25,8 +25,8 @@ def inputs(draft: Draft) -> tuple[tuple[str, ...], tuple[str, ...]]:
     names = {item.value for item in required}
     for item in optional:
         if item.value is not None and item.value in names:
-            says = f"`{clipped(item.value)}` is in both lists; keep it in `required` or in `optional`"
-            draft.report.add(item.line, "input_in_both_lists", says)
+            message = f"`{clipped(item.value)}` is in both lists; keep it in `required` or in `optional`"
+            draft.report.add(item.line, "input_in_both_lists", message)
     return _names(required), _names(optional)
 
 
@@ -35,7 +35,7 @@ def _names(items: tuple[Item, ...]) -> tuple[str, ...]:
 
 
 def outputs(draft: Draft) -> dict[str, Output]:
-    """The declared outputs, those with mistakes included."""
+    """Return the declared outputs, also those with mistakes."""
     found = {}
     size = 0
     for name, item in draft.fields.get("outputs", {}).items():
@@ -45,18 +45,18 @@ def outputs(draft: Draft) -> dict[str, Output]:
         output = Output(name, fields.get("type", "object") if fields else "object", schema)
         size += 0 if node is None else node.count()
         if size > MAX_SCHEMA_VALUES:
-            says = f"the schemas of all outputs hold at most {MAX_SCHEMA_VALUES} values together; make them simpler"
-            draft.report.add(item.line, "schema_too_large", says)
+            message = f"the schemas of all outputs hold at most {MAX_SCHEMA_VALUES} values together; make them simpler"
+            draft.report.add(item.line, "schema_too_large", message)
             break
-        for path, rule, says in schema_problems(output):
+        for path, rule, message in schema_problems(output):
             line = item.line if node is None else node.line_at(iter(path))
-            draft.report.add(line, rule, f"outputs.{clipped(name)}.schema{says}")
+            draft.report.add(line, rule, f"outputs.{clipped(name)}.schema{message}")
         found[name] = output
     return found
 
 
 def guards(draft: Draft) -> dict[str, Guard]:
-    """The declared guards, with their checks parsed."""
+    """Return the declared guards, with their checks parsed."""
     return {name: _guard(draft, name, item.value) for name, item in draft.guards.items() if item.value is not None}
 
 
@@ -70,8 +70,8 @@ def _guard(draft: Draft, name: str, fields: Fields) -> Guard:
     if kind is GuardType.AUTOMATED and check and not (fields.has("type") and fields.get("type") is None):
         expression = _expression(draft, name, fields)
         if isinstance(expression, Threshold) and not fields.has("threshold"):
-            says = f"guard `{clipped(name)}` needs `threshold`: the number to compare with (≥)"
-            draft.report.add(fields.line_of("check"), "threshold_missing", says)
+            message = f"guard `{clipped(name)}` needs `threshold`: the number to compare with (≥)"
+            draft.report.add(fields.line_of("check"), "threshold_missing", message)
     return Guard(name, kind, check, role, threshold, expression)
 
 
@@ -89,7 +89,7 @@ def _expression(draft: Draft, name: str, fields: Fields) -> GuardCheck | None:
 
 
 def roles(draft: Draft) -> None:
-    """Each allowed action is a step, a trigger, or what may be asked of the ceremony as a whole."""
+    """Check that each allowed action is a step, a trigger, or an operation on the ceremony as a whole."""
     actions = {**draft.step_ids, **draft.triggers, **dict.fromkeys(OPERATIONS)}
     for role in draft.roles:
         where = f"role `{clipped(role.get('id', '?'))}`"
@@ -97,5 +97,5 @@ def roles(draft: Draft) -> None:
             if item.value is not None and item.value not in actions:
                 hint = draft.report.suggest(item.value, actions)
                 what = "no step id, no trigger, and not cancel, pause or resume"
-                says = f"{where} lists `{clipped(item.value)}`, which is {what}{hint}"
-                draft.report.add(item.line, "unknown_action", says)
+                message = f"{where} lists `{clipped(item.value)}`, which is {what}{hint}"
+                draft.report.add(item.line, "unknown_action", message)

@@ -1,7 +1,7 @@
-"""Shapes of a definition file: each reads a YAML node, reports what is wrong, and says itself as JSON Schema.
+"""Shapes of a definition file: each reads a YAML node, reports mistakes, and has a JSON Schema.
 
-Reader and published schema come from the same declaration, so they cannot drift apart. A value that is wrong is
-reported and read as None, so that all other rules can still be checked.
+Reader and published schema come from the same declaration, so they cannot drift apart. A wrong value is reported and
+read as None, so that all other rules can still be checked.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tables.definitions.yaml_source import Node
 
 
 class Shape(Protocol):
-    """What a value must look like."""
+    """The shape of one value."""
 
     def read(self, node: Node, where: str, report: ProblemList) -> Any:
-        """The value, or None where it is wrong and reported."""
+        """Return the value, or None where it is wrong and reported."""
 
     def schema(self) -> dict[str, Any]:
-        """The same as JSON Schema."""
+        """Return the shape as JSON Schema."""
 
 
 def wrong_type(node: Node, where: str, wanted: str, report: ProblemList) -> None:
@@ -46,7 +46,7 @@ def _said(node: Node) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Non-empty text, of a pattern or of a few words where they are given."""
+    """Non-empty text, restricted to a pattern or to a few words where they are given."""
 
     pattern: str = ""
     says: str = ""
@@ -126,7 +126,7 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class FreeMap:
-    """A map whose content another rule judges; read as its node."""
+    """A map that is judged elsewhere; read as its node."""
 
     non_empty: bool = False
 
@@ -212,12 +212,12 @@ class Key:
     doc: str
     required: bool = False
     default: Any = None
-    """Said in the schema only; the reader of the record fills it in."""
+    """Written in the schema only; the reader of the record fills it in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A record as read: values that are present and right, and the lines of all that is present."""
+    """A record as read: its correct values, and the lines of all its keys."""
 
     node: Node
     values: Mapping[str, Any]
@@ -231,12 +231,12 @@ class Fields:
         return default if found is None else found
 
     def text(self, key: str) -> str:
-        """The text as written, right or wrong: what other sections mean when they name it. "" where there is none."""
+        """Return the text as written, correct or not, by which other sections refer to it; "" where there is none."""
         node = self.node.entries.get(key)
         return node.value if node is not None and isinstance(node.value, str) else ""
 
     def has(self, key: str) -> bool:
-        """Present in the file, right or wrong."""
+        """Return whether the key is present in the file, correct or not."""
         return key in self.node.entries
 
     def line_of(self, key: str) -> int:

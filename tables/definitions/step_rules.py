@@ -1,4 +1,4 @@
-"""Rules of steps: their state, order, retries, time limits, and their configs as the step kinds judge them."""
+"""Rules of steps: state, order, retries, time limits, and configs as the step kinds judge them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tables.kinds import with_facts
 
 
 class _Unread(BaseModel):
-    """Stands for a config that is wrong, so that rules about other steps can still look the step up."""
+    """A placeholder for a wrong config, so that other rules can still look the step up."""
 
 
 def with_steps(draft: Draft, definition: Definition) -> Definition:
-    """The definition with its steps; reports every violation of their rules."""
+    """Return the definition with its steps; report every violation of their rules."""
     policies = {name: retry_policy(item.value) for name, item in draft.policies.items() if item.value is not None}
     after = _order(draft)
     steps = {name: _step(draft, name, fields, policies, after[name]) for name, fields in draft.step_ids.items()}
@@ -42,7 +42,7 @@ def with_steps(draft: Draft, definition: Definition) -> Definition:
 
 
 def _ways_out(here: Iterable[Step], definition: Definition) -> Iterator[tuple[Step, Transition]]:
-    """The steps with an `on_failure`, each with the first transition which that names."""
+    """Yield the steps with an `on_failure`, each with the first transition of that trigger."""
     for step in here:
         for transition in definition.transitions_from[step.state]:
             if transition.trigger == step.on_failure:
@@ -72,23 +72,23 @@ def _step(draft: Draft, name: str, fields: Fields, policies: Mapping[str, RetryP
 
 
 def _place(draft: Draft, where: str, fields: Fields, state: str) -> None:
-    """Not in a terminal state, and `on_failure` names a trigger that leaves the state."""
+    """Check that the state is not terminal, and that `on_failure` names a trigger that leaves it."""
     if draft.state_ids[state].get("terminal"):
-        says = f"{where} is in `{clipped(state)}`, which is terminal: nothing runs there; move it to another state"
-        draft.report.add(fields.line_of("state"), "step_in_terminal_state", says)
+        message = f"{where} is in `{clipped(state)}`, which is terminal: nothing runs there; move it to another state"
+        draft.report.add(fields.line_of("state"), "step_in_terminal_state", message)
     trigger = fields.get("on_failure")
     leaving = dict.fromkeys(t.get("trigger") for t in draft.transitions if t.get("from") == state and t.get("trigger"))
     if trigger is not None and trigger not in leaving:
         hint = draft.report.suggest(trigger, leaving)
-        says = f"on_failure of {where} is `{clipped(trigger)}`, no trigger that leaves `{clipped(state)}`{hint}"
-        draft.report.add(fields.line_of("on_failure"), "unknown_trigger", says)
+        message = f"on_failure of {where} is `{clipped(trigger)}`, no trigger that leaves `{clipped(state)}`{hint}"
+        draft.report.add(fields.line_of("on_failure"), "unknown_trigger", message)
 
 
 def _timeout(draft: Draft, where: str, fields: Fields) -> float:
     timeout: float = fields.get("timeout_seconds", draft.timeouts.step_default)
     if fields.has("timeout_seconds") and timeout > draft.timeouts.step_max:
-        says = f"{where} has timeout_seconds {timeout:g}, but timeouts.step_max is {draft.timeouts.step_max:g}"
-        draft.report.add(fields.line_of("timeout_seconds"), "timeout_over_step_max", says)
+        message = f"{where} has timeout_seconds {timeout:g}, but timeouts.step_max is {draft.timeouts.step_max:g}"
+        draft.report.add(fields.line_of("timeout_seconds"), "timeout_over_step_max", message)
     return timeout
 
 
@@ -104,7 +104,7 @@ def _retry(draft: Draft, where: str, fields: Fields, policies: Mapping[str, Retr
 
 
 def retry_policy(fields: Fields) -> RetryPolicy:
-    """The policy as written, with the contract's defaults."""
+    """Return the policy as written, with its defaults."""
     return RetryPolicy(
         max_attempts=fields.get("max_attempts", 1),
         backoff_seconds=fields.get("backoff_seconds", 5),
@@ -116,7 +116,7 @@ def retry_policy(fields: Fields) -> RetryPolicy:
 
 
 def _config(draft: Draft, where: str, handler: str, node: Node | None) -> BaseModel:
-    """The config as its kind's model reads it; pydantic's complaints get the lines of the YAML they are about."""
+    """Read the config by its kind's model; the errors of pydantic get the lines of the YAML."""
     kind = draft.kinds.get(handler)
     if kind is None or node is None:
         return _Unread()
@@ -125,11 +125,11 @@ def _config(draft: Draft, where: str, handler: str, node: Node | None) -> BaseMo
         return kind.config.model_validate_json(json.dumps(node.plain()))
     except ValidationError as error:
         for found in error.errors(include_url=False, include_input=False, include_context=False):
-            _complain(draft, where, node, kind.config, found["type"], found["loc"], found["msg"])
+            _report_config(draft, where, node, kind.config, found["type"], found["loc"], found["msg"])
     return _Unread()
 
 
-def _complain(
+def _report_config(
     draft: Draft,
     where: str,
     node: Node,
@@ -156,7 +156,7 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 
 def _order(draft: Draft) -> dict[str, tuple[str, ...]]:
-    """What each step waits for: its `after`, or the step before it in the same state. Reports cycles."""
+    """Return the predecessors of each step: its `after`, or the step before it in the state. Report cycles."""
     previous: dict[str, str] = {}
     after: dict[str, tuple[str, ...]] = {}
     for name, fields in draft.step_ids.items():
@@ -182,15 +182,15 @@ def _after(draft: Draft, name: str, fields: Fields) -> tuple[str, ...]:
         other = draft.step_ids[item.value].get("state")
         if other != state and other is not None and state is not None:
             named = f"`{clipped(item.value)}` of state `{clipped(other)}`"
-            says = f"{where} names {named}: only steps of `{clipped(state)}` count"
-            draft.report.add(item.line, "after_other_state", says)
+            message = f"{where} names {named}: only steps of `{clipped(state)}` count"
+            draft.report.add(item.line, "after_other_state", message)
             continue
         found.append(item.value)
     return tuple(dict.fromkeys(found))
 
 
 def _report_cycles(draft: Draft, after: Mapping[str, tuple[str, ...]]) -> None:
-    """Kahn's algorithm: what is never free to start lies on a cycle or behind one; report each step on a cycle once."""
+    """Report each step on a cycle once (Kahn's algorithm: a step that never gets free lies on or behind a cycle)."""
     waiting = {name: set(names) for name, names in after.items()}
     followers: dict[str, list[str]] = {}
     for name, names in after.items():
@@ -220,5 +220,5 @@ def _report_cycle(draft: Draft, cycle: list[str]) -> None:
     written = [name for name in cycle if draft.step_ids[name].has("after")]
     first = draft.step_ids[written[0]]
     shown = " after ".join(f"`{clipped(s)}`" for s in [*cycle[:6], cycle[0]])
-    says = f"{shown}: none of them could ever start; a step without `after` waits for the one before it in its state"
-    draft.report.add(first.line_of("after"), "after_cycle", says)
+    message = f"{shown}: none of them could ever start; a step without `after` waits for the one before it in its state"
+    draft.report.add(first.line_of("after"), "after_cycle", message)

@@ -1,7 +1,7 @@
-"""Reads YAML into nodes that know their lines, bounded against hostile size, depth and aliases.
+"""Reads YAML into nodes with lines, bounded against hostile size, depth and aliases.
 
-It builds the nodes from the parser's events with a stack of its own: nothing here recurses, and an alias is refused
-where it is met, before anything could be expanded.
+It builds the nodes from the parser's events with its own stack: nothing here recurses, and an alias is refused before
+anything could be expanded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tables.definitions.problems import ProblemList, clipped
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 64
-# A longer plain scalar is text, whatever it looks like: no number of ours needs more.
+# A longer plain scalar is always text: no number of a definition needs more.
 MAX_NUMBER_CHARACTERS = 64
 
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -47,11 +47,11 @@ class Node:
         return self.kind == "scalar" and self.value is None
 
     def line_of(self, key: str) -> int:
-        """The line of a key of a map, or of the map where it has no such key."""
+        """Return the line of a key of a map, or of the map where it has no such key."""
         return self.key_lines.get(key, self.line)
 
     def plain(self) -> Any:
-        """The value as JSON-able Python data. Recursion is safe: no node is deeper than MAX_DEPTH."""
+        """Return the value as JSON-able Python data. Recursion is safe: no node is deeper than MAX_DEPTH."""
         if self.kind == "list":
             return [item.plain() for item in self.items]
         if self.kind == "map":
@@ -59,11 +59,11 @@ class Node:
         return self.value
 
     def count(self) -> int:
-        """How many values there are, this one included."""
+        """Return the number of values, this one included."""
         return 1 + sum(item.count() for item in self.items) + sum(node.count() for node in self.entries.values())
 
     def line_at(self, path: Iterator[str | int]) -> int:
-        """The line of what `path` leads to, or of the last thing on the way that exists."""
+        """Return the line at `path`, or of the last existing part of it."""
         node, line = self, self.line
         for part in path:
             if node.kind == "map" and str(part) in node.entries:
@@ -76,7 +76,7 @@ class Node:
 
 
 def read_text(source: str | bytes, report: ProblemList) -> str | None:
-    """The file's text, or None and a problem."""
+    """Return the file's text, or None after reporting a problem."""
     if len(source) > MAX_BYTES or (isinstance(source, str) and len(source.encode("utf-8", "replace")) > MAX_BYTES):
         report.add(1, "file_too_large", f"a definition has at most {MAX_BYTES // 1024} KiB")
         return None
@@ -90,7 +90,7 @@ def read_text(source: str | bytes, report: ProblemList) -> str | None:
 
 
 def parse(text: str, report: ProblemList) -> Node | None:
-    """The root node of the one document in `text`; None where the text is no YAML at all."""
+    """Return the root node of the one document in `text`; None where the text is no YAML."""
     try:
         return _Builder(report).build(text)
     except yaml.MarkedYAMLError as error:
@@ -180,7 +180,7 @@ class _Builder:
             plain = event.implicit[0] and tag is None
             tag = _resolver.resolve(yaml.ScalarNode, event.value, (True, False)) if plain and short else _PREFIX + "str"
             if tag.removeprefix(_PREFIX) not in _SCALARS:
-                tag = _PREFIX + "str"  # a date, `<<` or `=`: what the author sees is what it means
+                tag = _PREFIX + "str"  # a date, `<<` or `=` is plain text to its author
         elif tag.removeprefix(_PREFIX) not in _SCALARS:
             self.report.add(line, "yaml_tag", f"the tag {clipped(tag)} is not allowed; remove it")
             return str(event.value)
@@ -193,7 +193,9 @@ class _Builder:
             node = yaml.ScalarNode(tag, event.value)
             value: Any = SafeConstructor.yaml_constructors[tag](_constructor, node)
         except (ValueError, KeyError, IndexError, OverflowError, yaml.YAMLError):
-            self.report.add(line, "bad_value", f"{clipped(event.value)} is not {_said(tag)}; quote it if it is text")
+            self.report.add(
+                line, "bad_value", f"{clipped(event.value)} is not {_type_in_words(tag)}; quote it if it is text"
+            )
             return _BROKEN
         if isinstance(value, float) and value - value != 0:
             self.report.add(line, "bad_number", "a number is finite; NaN and infinity are not allowed")
@@ -226,7 +228,7 @@ def _line(event: yaml.Event) -> int:
     return event.start_mark.line + 1 if event.start_mark else 1
 
 
-def _said(tag: str) -> str:
+def _type_in_words(tag: str) -> str:
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "null": "null"}
     return words.get(tag.removeprefix(_PREFIX), "text")
 

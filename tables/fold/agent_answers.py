@@ -1,4 +1,4 @@
-"""What the world answers to an attempt: outcomes of step agents, and results of single agents."""
+"""Answers to an attempt: outcomes of step agents, and results of single agents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tables.fold.context import FoldContext
 from tables.fold.transitions import advance, apply, by_trigger, guards_hold
 from tables.instance import AgentAnswer, Phase, StepState, StepStatus
 from tables.kinds import Completed, Failed
-from tables.limits import MAX_ANSWERS, MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
+from tables.limits import MAX_ANSWERS, MAX_ID_CHARACTERS, MAX_ROW_BYTES, MAX_TEXT_CHARACTERS, Unfit, clip, weigh
 from tables.timers import ASK
 
 _SUBMITTED = Phase.SUBMITTED
@@ -21,7 +21,7 @@ _LIVE = frozenset({Phase.ASKED, Phase.UNREACHABLE, _SUBMITTED})
 
 
 def step_outcome(fold: FoldContext, command: StepOutcome) -> None:
-    """A step agent speaks of one attempt; what is not of the live attempt changes nothing."""
+    """Fold the outcome of one attempt; outcomes of other attempts than the live one change nothing."""
     step = fold.definition.steps.get(command.step_id)
     handler = _OUTCOMES.get(command.outcome)
     if step is None or handler is None:
@@ -33,13 +33,13 @@ def step_outcome(fold: FoldContext, command: StepOutcome) -> None:
         _published_late(fold, step, state, command)
         return
     if state.phase is _SUBMITTED and command.outcome != "completed":
-        fold.note = "duplicate"  # the attempt's request was performed twice; its first answer counts
+        fold.note = "duplicate"  # the request was performed twice; its first answer counts
         return
     handler(fold, step, command)
 
 
 def _stale(state: StepState, attempt: int) -> str:
-    """Why an answer to this attempt comes too late, or "" when the attempt is live."""
+    """Return why an answer to this attempt comes too late, or "" when the attempt is live."""
     if attempt != state.attempt:
         return "stale_attempt"
     if state.phase in _LIVE:
@@ -48,7 +48,7 @@ def _stale(state: StepState, attempt: int) -> str:
 
 
 def _published_late(fold: FoldContext, step: Step, state: StepState, command: StepOutcome) -> None:
-    """A publish that happened is announced although its attempt was over, once a visit (specification 9.8)."""
+    """Announce a message that was sent although its attempt was over, once a visit (specification 9.8)."""
     if command.outcome != "completed" or not command.published:
         return
     visit = _visit_published(fold, command.output, step)
@@ -61,7 +61,7 @@ def _published_late(fold: FoldContext, step: Step, state: StepState, command: St
 
 
 def _visit_published(fold: FoldContext, output: Any, step: Step) -> int:
-    """The visit that the key in an output ends with: the state may have been entered again since. Or 0."""
+    """Return the visit at the end of the key in an output, or 0. The state may have been entered again since."""
     key = output.get("idempotency_key") if isinstance(output, dict) else None
     number = str(key).rpartition("/")[2]
     latest = fold.row.visits.get(step.state, 0)
@@ -100,10 +100,10 @@ def _waiting(fold: FoldContext, step: Step, command: StepOutcome) -> None:
 
 
 def _submitted(fold: FoldContext, step: Step, command: StepOutcome) -> None:
-    """The neighbour has it; results that overtook this are judged now."""
+    """Record that the neighbour took the attempt, and judge results that came first."""
     row, state = fold.row, fold.row.steps[step.id]
     row.drop_timer(ASK + step.id)
-    name = clip(command.deliberation_id, MAX_ID)
+    name = clip(command.deliberation_id, MAX_ID_CHARACTERS)
     row.set_step(step.id, state.submitted(name))
     if state.answers:
         _judge(fold, step)
@@ -115,7 +115,7 @@ def _unreachable(fold: FoldContext, step: Step, _command: StepOutcome) -> None:
         return
     step_life.unreachable(fold, step)
     if fold.row.steps[step.id].answers:
-        _judge(fold, step)  # it was reached after all: results came
+        _judge(fold, step)  # the neighbour took it after all: results came
 
 
 _OUTCOMES: dict[str, Callable[[FoldContext, Step, StepOutcome], None]] = {
@@ -128,10 +128,10 @@ _OUTCOMES: dict[str, Callable[[FoldContext, Step, StepOutcome], None]] = {
 
 
 def agent_result(fold: FoldContext, command: AgentResult) -> None:
-    """One agent's result: gathered once per agent and attempt; a `trigger` with it asks for that transition.
+    """Gather one agent's result, once per agent and attempt; a `trigger` in it requests that transition.
 
-    Of an agent that the step does not ask nothing counts, its trigger neither; nor does a trigger count in a state or
-    a visit that came after the one in which the agent was asked.
+    Nothing counts from an agent that the step does not ask, not even its trigger. A trigger counts only in the state
+    and visit in which the agent was asked.
     """
     step = fold.definition.steps.get(command.step_id)
     if step is None:
@@ -139,7 +139,7 @@ def agent_result(fold: FoldContext, command: AgentResult) -> None:
         return
     state = fold.row.steps[step.id]
     fold.note = _stale(state, command.attempt)
-    agent_id = clip(command.agent_id, MAX_ID)
+    agent_id = clip(command.agent_id, MAX_ID_CHARACTERS)
     if not fold.kind(step).accepts(fold.context(step), agent_id):
         fold.note = fold.note or "unknown_agent"
         return
@@ -152,7 +152,7 @@ def agent_result(fold: FoldContext, command: AgentResult) -> None:
 
 
 def _gather(fold: FoldContext, step: Step, state: StepState, command: AgentResult, agent_id: str) -> bool:
-    """Record the result; True when it ended the attempt. Until the submission is settled nothing is judged."""
+    """Record the result; True when it ended the attempt. Nothing is judged until the submission is known."""
     if agent_id in state.answers or len(state.answers) >= MAX_ANSWERS:
         fold.note = "duplicate"
         return False
@@ -162,14 +162,14 @@ def _gather(fold: FoldContext, step: Step, state: StepState, command: AgentResul
         step_life.fail(fold, step, Failed(error.code, error.message))
         return True
     answer = AgentAnswer(
-        clip(command.role, MAX_ID),
+        clip(command.role, MAX_ID_CHARACTERS),
         command.value,
-        clip(command.error_code, MAX_ID),
-        clip(command.error_message, MAX_TEXT),
+        clip(command.error_code, MAX_ID_CHARACTERS),
+        clip(command.error_message, MAX_TEXT_CHARACTERS),
         size,
     )
-    if fold.row.size + answer.weight(agent_id) > MAX_ROW:
-        message = f"with the result of {agent_id} the ceremony would hold more than {MAX_ROW} bytes"
+    if fold.row.size + answer.weight(agent_id) > MAX_ROW_BYTES:
+        message = f"with the result of {agent_id} the ceremony would hold more than {MAX_ROW_BYTES} bytes"
         step_life.fail(fold, step, Failed("output_too_large", message, retryable=False))
         return True
     fold.row.set_step(step.id, state.answered(agent_id, answer))
@@ -187,7 +187,7 @@ def _judged(fold: FoldContext, step: Step) -> bool:
 
 
 def _triggered(fold: FoldContext, step: Step, command: AgentResult) -> None:
-    """The transition an agent asks for, as role SYSTEM; where it may not be, nothing moves and nobody is told."""
+    """Apply the transition that an agent requests, in the role SYSTEM; ignore it where it is not allowed."""
     row = fold.row
     here = step.state == row.state and row.steps[step.id].status is not StepStatus.PENDING
     transition = by_trigger(fold, command.trigger) if here else None
@@ -196,7 +196,7 @@ def _triggered(fold: FoldContext, step: Step, command: AgentResult) -> None:
         return
     if command.command_id:
         row.remember(command.command_id)
-    apply(fold, transition, {"actor": clip(command.agent_id, MAX_ID), "role": SYSTEM_ROLE, "reason": ""})
+    apply(fold, transition, {"actor": clip(command.agent_id, MAX_ID_CHARACTERS), "role": SYSTEM_ROLE, "reason": ""})
     fold.note = ""
 
 

@@ -1,4 +1,4 @@
-"""One command being folded: the row in the making, what it may look at, and the effects so far."""
+"""The context of one fold: the command's origin, the definition, the next row and the effects so far."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tables.limits import MAX_AT_ONCE, TRANSITIONS_AT_ONCE
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
-    """What the fold decided.
+    """The result of folding one command.
 
-    `row` is the very row it was given when nothing changed; None where a row was given means: delete it.
+    `row` is the same object as before when nothing changed. None deletes the row that was there.
     """
 
     row: Instance | None
     effects: tuple[Effect, ...]
     note: str = ""
-    """Why nothing changed, as a stable word for a metric (`stale_attempt`, `duplicate`, `early_timer`, …, or the code
-    of the refusal); else empty."""
+    """The reason why nothing changed, as a stable word for a metric (`stale_attempt`, `duplicate`, …, or the code of a
+    refusal); else empty."""
     unjudged: Mapping[str, str] = {}
-    """Guards whose expression failed or is not boolean, with the reason: they do not hold, and are logged."""
+    """Guards whose expression failed or is not boolean, with the reason. They do not hold, and are logged."""
 
 
 class FoldContext:
-    """The handlers' working place. A handler either refuses or notes and changes nothing, or changes the row."""
+    """The argument of every handler. A handler changes the row, or refuses, or notes why nothing changes."""
 
     __slots__ = (
         "_stem",
@@ -56,30 +56,30 @@ class FoldContext:
     )
 
     row: NextRow
-    """The next version of the row; there is one once `begun`."""
+    """The next version of the row; set once `begun`."""
     definition: Definition
-    """The pinned definition; there is one where `pinned` is not None."""
+    """The pinned definition; set where `pinned` is not None."""
     here: tuple[Step, ...]
     """Steps of the present state, in file order."""
 
     def __init__(self, before: Instance | None, pinned: Definition | None, kinds: Kinds, origin: Origin) -> None:
         self.before = before
-        """The row as it was; None where there is none."""
+        """The row before the command, or None."""
         self.pinned = pinned
-        """None where this partition does not have the definition."""
+        """The pinned definition, or None where this partition does not have it."""
         self.kinds = kinds
         self.origin = origin
         self.effects: list[Effect] = []
         self.applied = 0
         """Transitions applied by this command."""
         self.at_once: tuple[str, ...] = ()
-        """Steps that this command settled without their agents."""
+        """Steps that this command finished without their agents."""
         self.started: Step | None = None
         """The step that was started last."""
         self.note = ""
         self.unjudged: dict[str, str] = {}
         self.decided: Decision | None = None
-        """The whole decision, where it is not made from the next row."""
+        """The decision of a handler that does not make it from the next row."""
         self.begun = False
         if pinned is not None:
             self.definition = pinned
@@ -89,7 +89,7 @@ class FoldContext:
         self.now = origin.timestamp if before is None else max(before.updated_at, origin.timestamp)
 
     def begin(self, row: NextRow) -> None:
-        """Work on this row from now on."""
+        """Set the row that the handlers change."""
         self.row = row
         self.begun = True
         self.now = row.now
@@ -97,7 +97,7 @@ class FoldContext:
         self._stem = f"{row.base.instance_id}/{row.version}/"
 
     def effect_id(self) -> str:
-        """Of the next effect of a command that changes the row."""
+        """Return the id of the next effect of a command that changes the row."""
         return f"{self._stem}{len(self.effects)}@{FOLD}"
 
     def event(self, subject: str, payload: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
@@ -115,7 +115,7 @@ class FoldContext:
         )
 
     def lifecycle(self, word: str, payload: dict[str, Any]) -> None:
-        """An event `ceremony.<word>` on the ceremony as a whole."""
+        """Emit the event `ceremony.<word>` about the ceremony as a whole."""
         base = self.row.base
         whole = {
             "instance_id": base.instance_id,
@@ -126,7 +126,7 @@ class FoldContext:
         self.event(f"ceremony.{word}", whole | payload)
 
     def refuse(self, command: Command, code: str, message: str) -> None:
-        """Tell who waits that the command made no sense now."""
+        """Refuse the command, which cannot be applied now."""
         self.note = code
         instance_id = command.instance_id if self.before is None else self.before.instance_id
         self.effects.append(refused(instance_id, command, self.origin, code, message))
@@ -138,7 +138,7 @@ class FoldContext:
         return self.kinds[step.handler].publication(step, self.row.base.instance_id, visit)
 
     def settles_at_once(self, step: Step) -> bool:
-        """Whether this command may settle the step without its agent."""
+        """Return whether this command may finish the step without its agent."""
         few = len(self.at_once) < MAX_AT_ONCE and self.applied < TRANSITIONS_AT_ONCE
         return few and step.id not in self.at_once
 
@@ -149,7 +149,7 @@ class FoldContext:
         return GuardView(self.row.peek(), self.definition)
 
     def selects(self, step_id: str) -> bool:
-        """Whether the step runs by itself."""
+        """Return whether the step runs by itself."""
         selected = self.row.base.selected
         return not selected or step_id in selected
 
@@ -159,7 +159,7 @@ class FoldContext:
 
 
 def refused(instance_id: str, command: Command, origin: Origin, code: str, message: str) -> Refused:
-    """The answer to who waits for a command that changed nothing; its id comes from the log."""
+    """Return the answer to a command that changed nothing; its id comes from the log."""
     return Refused(
         id=f"{origin.partition}/{origin.offset}/0",
         instance_id=instance_id,

@@ -1,7 +1,7 @@
 """The fold: one command and the row it meets give the next row and the effects. Pure and total.
 
-It depends on the row, the command with its record's timestamp, and the pinned definition only: no clock, no chance, no
-order of a set. Whoever folds the same commands gets the same bytes and the same effects with the same ids.
+It depends only on the row, the command with its record's timestamp, and the pinned definition: on no clock, no chance
+and no order of a set. Every worker that folds the same commands gets the same bytes, and effects with the same ids.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def decide(
     """Fold one command.
 
     `definition` is the one pinned by the row, or by a Start where there is no row; None where this partition does not
-    have it. Raises nothing for any command; InvariantBroken would mean a bug in here.
+    have it. No command makes it raise; InvariantBroken means a bug of the fold.
     """
     try:
         return _decide(row, command, origin, definition, kinds)
@@ -114,12 +114,12 @@ def _decide(
 
 # -- refusals
 
-# Commands that are folded whether or not there is a ceremony.
+# Commands that are folded with or without a ceremony.
 _WITHOUT_CEREMONY = frozenset({Start, Restore, PutDefinition, Noop})
 
 
 def _missing(row: Instance | None, command: AnyCommand, definition: Definition | None) -> tuple[str, str] | None:
-    """Why the command cannot be folded: there is no ceremony, none that is whole, or no definition of it."""
+    """Return why the command cannot be folded: the ceremony, its body or its definition is missing."""
     if type(command) in _WITHOUT_CEREMONY:
         return None
     if row is None:
@@ -134,7 +134,7 @@ def _missing(row: Instance | None, command: AnyCommand, definition: Definition |
 
 
 def _refuse(row: Instance | None, command: AnyCommand, origin: Origin, code: str, message: str) -> Decision:
-    """Nothing changes; who waits for an answer gets one."""
+    """Leave the row as it is, and answer the client where one waits."""
     answer = refused(command.instance_id, command, origin, code, message)
     return Decision(row, (answer,) if command.expects_answer else (), code)
 
@@ -143,7 +143,7 @@ def _refuse(row: Instance | None, command: AnyCommand, origin: Origin, code: str
 
 
 def _malformed(command: AnyCommand) -> bool:
-    """Whether the command is none that the log could have held: a field has another shape than its type says."""
+    """Return whether the log cannot hold this command, because a field has another type than declared."""
     try:
         return decode_command(encode_command(command)) != command
     except (CeremonyError, TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):

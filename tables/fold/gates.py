@@ -13,15 +13,15 @@ from tables.fold.transitions import advance
 from tables.guards import is_human
 from tables.instance import REJECTED, Approval, Phase, StepState, StepStatus, approvals_weight
 from tables.kinds import Completed, Decided, Failed
-from tables.limits import MAX_ID, MAX_OUTPUT, MAX_ROW, MAX_TEXT, clip
+from tables.limits import MAX_ID_CHARACTERS, MAX_OUTPUT_BYTES, MAX_ROW_BYTES, MAX_TEXT_CHARACTERS, clip
 
-# Bytes; the gate's output joins what its actors said, and must fit too.
-_MOST_APPROVALS = MAX_OUTPUT // 2
+# Bytes. The gate's output joins the comments of its actors, and must fit too.
+_MOST_APPROVALS = MAX_OUTPUT_BYTES // 2
 GATE_DECIDED = "ceremony.gate.decided"
 
 
 def gate_decision(fold: FoldContext, command: GateDecision) -> None:
-    """A decision names a gate step, or a human guard."""
+    """Fold a decision, which names a gate step or a human guard."""
     step = fold.definition.steps.get(command.gate)
     guard = fold.definition.guards.get(command.gate)
     if step is not None and step.gate is not None:
@@ -37,7 +37,12 @@ def gate_decision(fold: FoldContext, command: GateDecision) -> None:
 
 
 def _approval(fold: FoldContext, command: GateDecision) -> Approval:
-    return Approval(clip(command.actor, MAX_ID), clip(command.role, MAX_ID), fold.now, clip(command.comment, MAX_TEXT))
+    return Approval(
+        clip(command.actor, MAX_ID_CHARACTERS),
+        clip(command.role, MAX_ID_CHARACTERS),
+        fold.now,
+        clip(command.comment, MAX_TEXT_CHARACTERS),
+    )
 
 
 def _on_step(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -> None:
@@ -46,13 +51,13 @@ def _on_step(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -
     if problem is not None:
         fold.refuse(command, *problem)
         return
-    if _said_before(command, state):
+    if _repeats(command, state):
         fold.note = "duplicate"
         return
     approval = _approval(fold, command)
     approvals = (*state.approvals, approval)
     weight = approvals_weight(approvals)
-    if weight > _MOST_APPROVALS or fold.row.size + weight > MAX_ROW:
+    if weight > _MOST_APPROVALS or fold.row.size + weight > MAX_ROW_BYTES:
         fold.refuse(command, refusals.ROW_FULL, "the ceremony cannot hold one more comment of that length")
         return
     if not command.approved:
@@ -65,7 +70,7 @@ def _on_step(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -
 
 
 def _step_problem(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -> tuple[str, str] | None:
-    """Why this actor may not decide this gate now. Who may not is told so before what is open."""
+    """Return why this actor may not decide this gate now. Permission is checked before the state of the gate."""
     refusal = _actor_problem(fold, command, step, gate)
     if refusal is not None:
         return refusal
@@ -73,7 +78,7 @@ def _step_problem(fold: FoldContext, command: GateDecision, step: Step, gate: Ga
     visit = fold.row.visits.get(step.state, 0)
     if command.visit and command.visit != visit:
         return refusals.STALE_VISIT, f"the decision is on visit {command.visit} of {step.id}, now it is visit {visit}"
-    if _said_before(command, state):
+    if _repeats(command, state):
         return None
     if fold.row.ended:
         return refusals.ALREADY_ENDED, f"the ceremony is {fold.row.status}"
@@ -88,16 +93,16 @@ def _actor_problem(fold: FoldContext, command: GateDecision, step: Step, gate: G
     return roles.gate_refusal(fold.definition, step, gate, command.role)
 
 
-def _said_before(command: GateDecision, state: StepState) -> bool:
-    """Whether this actor's same word has been taken already, in this visit."""
-    if not any(approval.actor == clip(command.actor, MAX_ID) for approval in state.approvals):
+def _repeats(command: GateDecision, state: StepState) -> bool:
+    """Return whether this actor has already decided the same in this visit."""
+    if not any(approval.actor == clip(command.actor, MAX_ID_CHARACTERS) for approval in state.approvals):
         return False
     rejected = state.status is StepStatus.FAILED and state.error_code == REJECTED
     return command.approved is not rejected
 
 
 def _decide(fold: FoldContext, step: Step, gate: Gate, decision: Decided) -> None:
-    """The gate is decided: announced, concluded, and the human guards that name its role follow an approval."""
+    """Announce and apply the decision; after an approval, approve the human guards of the same role too."""
     by = decision.by
     last = by[-1]
     fold.event(
@@ -132,7 +137,7 @@ def _satisfy_guards(fold: FoldContext, step: Step, gate: Gate, last: Approval) -
 
 
 def _on_guard(fold: FoldContext, command: GateDecision, guard: Guard) -> None:
-    """Approving satisfies the guard for this visit; rejecting withdraws what was approved."""
+    """Approve the guard for this visit, or withdraw its approval."""
     problem = _guard_problem(fold, command, guard)
     if problem is not None:
         fold.refuse(command, *problem)

@@ -1,7 +1,7 @@
-"""The builder: the only place where an instance is made or replaced.
+"""The next row: the only place where a live instance is made or replaced.
 
-It works on a copy: scalars at once, each dict when it is first changed. `build()` raises the version and validates what
-was changed; the whole row is validated where `check_fully` is set, and by `invariants.broken` wherever else one asks.
+It works on a copy: scalars at once, each dict when it is first changed. `build()` raises the version and validates the
+changed parts; with `check_fully` it validates the whole row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tables.instance import (
     Timer,
 )
 from tables.invariants import broken, broken_change, broken_step
-from tables.limits import MAX_ID, clip
+from tables.limits import MAX_ID_CHARACTERS, clip
 from tables.timers import CEREMONY_MAX, EXPIRE, OF_PHASE, RUN_ON
 
 _PAUSED = CeremonyStatus.PAUSED  # on Python 3.11 each look-up of a member costs a call
@@ -33,7 +33,7 @@ _NEW = StepState()
 
 
 class NextRow:
-    """The next version of one row, in the making."""
+    """The next version of one row, under construction."""
 
     check_fully: ClassVar[bool] = False
     """Validate the whole row on every build; for tests and debug mode."""
@@ -65,7 +65,7 @@ class NextRow:
 
     def __init__(self, base: Instance, now: int) -> None:
         self.base = base
-        """The row as it was."""
+        """The row before the command."""
         self.now = max(base.updated_at, now)
         self.version = base.version + 1
         self.state = base.state
@@ -104,7 +104,7 @@ class NextRow:
         step_ids: tuple[str, ...],
         now: int,
     ) -> NextRow:
-        """The first row of a ceremony, still in no state: the caller enters the initial one."""
+        """Return the first row of a ceremony, in no state yet: the caller enters the initial one."""
         builder = cls(
             Instance(
                 instance_id=instance_id,
@@ -130,7 +130,7 @@ class NextRow:
         builder.changed = True
         return builder
 
-    # -- what is read while it changes
+    # -- reads
 
     @property
     def ended(self) -> bool:
@@ -146,7 +146,7 @@ class NextRow:
         return self.status is _PAUSED
 
     def peek(self) -> Instance:
-        """The row as it stands, for those who only read it."""
+        """Return the row as it stands, to be read only."""
         if self._peeked is None:
             self._peeked = self._assemble()
         return self._peeked
@@ -154,7 +154,7 @@ class NextRow:
     # -- changes
 
     def touch(self) -> None:
-        """Make a new version although nothing else changed (a restored row)."""
+        """Make a new version of a row that is otherwise unchanged (a restored one)."""
         self._change()
 
     def _change(self) -> None:
@@ -162,7 +162,7 @@ class NextRow:
         self._peeked = None
 
     def set_step(self, step_id: str, state: StepState) -> None:
-        """Replace one step's row; the size follows."""
+        """Replace the state of one step, and adapt the size."""
         if not self._own_steps:
             self.steps = dict(self.steps)
             self._own_steps = True
@@ -175,7 +175,7 @@ class NextRow:
         self._peeked = None
 
     def set_timer(self, timer_id: str, pause: int, attempt: int = 0) -> int:
-        """Let a timer fire `pause` milliseconds from now; while PAUSED, from resume. Returns its field `due`."""
+        """Let a timer fire `pause` milliseconds from now; while PAUSED, from the resume on. Returns its field `due`."""
         due = pause if self.status is _PAUSED and timer_id not in RUN_ON else self.now + pause
         self._timers()[timer_id] = Timer(due, attempt)
         return due
@@ -200,7 +200,7 @@ class NextRow:
         return self.timers
 
     def enter(self, state_id: str) -> int:
-        """Enter a state: approvals of guards are of this visit only. Returns the number of the visit."""
+        """Enter a state, and drop the approvals of the former visit. Returns the number of the new visit."""
         visit = self.visits.get(state_id, 0) + 1
         self.state = state_id
         self.visits = {**self.visits, state_id: visit}
@@ -223,13 +223,13 @@ class NextRow:
         return self.guard_approvals
 
     def set_status(self, status: CeremonyStatus) -> None:
-        """RUNNING or WAITING_FOR_HUMAN, as the row has it."""
+        """Set RUNNING or WAITING_FOR_HUMAN."""
         if status is not self.status:
             self.status = status
             self._change()
 
     def end(self, status: CeremonyStatus, code: str, message: str, expire_in: int) -> None:
-        """Come to a terminal status; of the timers only `expire` remains."""
+        """Set a terminal status; only the timer `expire` remains."""
         self.status = status
         self.ended_at = max(self.now, 1)
         self.paused_at = 0
@@ -241,7 +241,7 @@ class NextRow:
         self._change()
 
     def reopen(self, ceremony_max: int) -> None:
-        """Open a FAILED ceremony again, with a new time for the whole."""
+        """Open a FAILED ceremony again, with a new time limit."""
         self.status = CeremonyStatus.RUNNING
         self.ended_at = 0
         self.error_code = self.error_message = ""
@@ -250,14 +250,14 @@ class NextRow:
         self._change()
 
     def pause(self, by: Pauser) -> None:
-        """Stop step and gate timers: each keeps the rest that remains."""
+        """Stop step and gate timers; each keeps its remaining time."""
         self.status = CeremonyStatus.PAUSED
         self.paused_by = by
         self.paused_at = max(self.now, 1)
         self._shift({i: t for i, t in self.timers.items() if i not in RUN_ON}, -self.now)
 
     def resume(self) -> None:
-        """Let the stopped timers go on with their rest."""
+        """Start the stopped timers again, with their remaining time."""
         self.status = CeremonyStatus.RUNNING
         self.paused_at = 0
         self.paused_by = None
@@ -269,17 +269,17 @@ class NextRow:
             timers[timer_id] = Timer(max(timer.due + by, 0), timer.attempt)
 
     def remember(self, command_id: str) -> None:
-        """Keep the id of a command that has no other meaning by which to know it again."""
-        self.command_ids = (*self.command_ids, clip(command_id, MAX_ID))[-KEPT_COMMAND_IDS:]
+        """Keep an idempotency key."""
+        self.command_ids = (*self.command_ids, clip(command_id, MAX_ID_CHARACTERS))[-KEPT_COMMAND_IDS:]
         self._change()
 
     def knows(self, command_id: str) -> bool:
-        return bool(command_id) and clip(command_id, MAX_ID) in self.command_ids
+        return bool(command_id) and clip(command_id, MAX_ID_CHARACTERS) in self.command_ids
 
-    # -- the end
+    # -- the new row
 
     def build(self) -> Instance:
-        """The new row. Raises InvariantBroken, which means a bug."""
+        """Return the new row. Raises InvariantBroken, which means a bug."""
         row = self.peek()
         reasons = broken_change(self.base, row)
         for step_id in dict.fromkeys(self._touched):
@@ -291,7 +291,7 @@ class NextRow:
         return row
 
     def _assemble(self) -> Instance:
-        """By position: names would cost three times as much, and this is done for each command."""
+        """Make the row by position: by name it would cost three times as much, and every command makes one."""
         base = self.base
         return Instance(
             base.instance_id,
@@ -326,7 +326,7 @@ class NextRow:
 
 
 def raised(row: Instance, version_by: int, attempts_by: int) -> Instance:
-    """The row with its version and every attempt number raised, so that nothing new is taken for something old."""
+    """Return the row with its version and attempt numbers raised, so that new answers are never taken for old ones."""
     steps = {
         step_id: replace(step, attempt=step.attempt + attempts_by) if step.attempt else step
         for step_id, step in row.steps.items()

@@ -1,4 +1,4 @@
-"""What people ask of a ceremony as a whole: triggers, cancel, pause, resume, and running or retrying a step."""
+"""Operations of people: triggers, cancel, pause, resume, and running or retrying a step."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from tables.fold import refusals, step_life
 from tables.fold.context import FoldContext
 from tables.fold.transitions import advance, apply, by_trigger, end, failing_guard
 from tables.instance import IN_FLIGHT, CeremonyStatus, Pauser, StepStatus
-from tables.limits import MAX_ID, MAX_TEXT, clip
+from tables.limits import MAX_ID_CHARACTERS, MAX_TEXT_CHARACTERS, clip
 from tables.timers import millis
 
 Operation = Cancel | Pause | Resume | RetryStep | RunStep | Trigger
 
 
-# An operator has a step run again, or run at all.
+# An operator lets a step run, or run again.
 STEP_ORDERED = "ceremony.step.ordered"
 
 
 def _who(command: Operation) -> dict[str, str]:
     return {
-        "actor": clip(command.actor, MAX_ID),
-        "role": clip(command.role, MAX_ID),
-        "reason": clip(command.reason, MAX_TEXT),
+        "actor": clip(command.actor, MAX_ID_CHARACTERS),
+        "role": clip(command.role, MAX_ID_CHARACTERS),
+        "reason": clip(command.reason, MAX_TEXT_CHARACTERS),
     }
 
 
 def _may(fold: FoldContext, command: Operation, action: str) -> bool:
-    """Whether an actor is named and its role allows `action`: a step id, a trigger, or cancel, pause, resume."""
+    """Return whether an actor is named and its role allows `action`; else refuse."""
     if not command.actor.strip():
         fold.refuse(command, refusals.ACTOR_REQUIRED, "an operation needs an actor")
         return False
@@ -39,7 +39,7 @@ def _may(fold: FoldContext, command: Operation, action: str) -> bool:
 
 
 def _refused_when(fold: FoldContext, command: Operation, *, paused: bool = False) -> bool:
-    """Refuse what cannot be asked of an ended ceremony, or (`paused`) of one that is PAUSED."""
+    """Refuse an operation on an ended ceremony, or (`paused`) on one that is PAUSED."""
     if fold.row.ended:
         message = f"the ceremony is {fold.row.status}"
         fold.refuse(command, refusals.ALREADY_ENDED, message)
@@ -51,7 +51,7 @@ def _refused_when(fold: FoldContext, command: Operation, *, paused: bool = False
 
 
 def trigger(fold: FoldContext, command: Trigger) -> None:
-    """Move by the transition of this name, where its guards hold and the actor's role allows it."""
+    """Take the transition of this trigger, where its guards hold and the actor's role allows it."""
     if not _may(fold, command, command.trigger) or _refused_when(fold, command, paused=True):
         return
     transition = by_trigger(fold, command.trigger)
@@ -78,7 +78,7 @@ def cancel(fold: FoldContext, command: Cancel) -> None:
 
 
 def pause(fold: FoldContext, command: Pause) -> None:
-    """Stop step and gate timers; from now on answers are recorded, and nothing starts."""
+    """Stop step and gate timers; until the resume answers are recorded and nothing starts."""
     if not command.by_engine and not _may(fold, command, roles.PAUSE):
         return
     if fold.row.paused:
@@ -90,7 +90,7 @@ def pause(fold: FoldContext, command: Pause) -> None:
 
 
 def resume(fold: FoldContext, command: Resume) -> None:
-    """Timers go on with their rest, and what the answers of the pause call for happens now."""
+    """Let timers continue, and act on the answers that came during the pause."""
     if not _may(fold, command, roles.RESUME) or _refused_when(fold, command):
         return
     if not fold.row.paused:
@@ -102,9 +102,9 @@ def resume(fold: FoldContext, command: Resume) -> None:
 
 
 def retry_step(fold: FoldContext, command: RetryStep) -> None:
-    """Give a FAILED step a new budget of attempts. A FAILED ceremony is open again, with new time for the whole.
+    """Give a FAILED step a new budget of attempts. A FAILED ceremony opens again, with a new time limit.
 
-    In a FAILED ceremony any step of the state that has run may be retried: after `no_transition` none has failed.
+    In a FAILED ceremony every step of the state that has run may be retried: after `no_transition` none has failed.
     """
     step = _step_here(fold, command)
     if step is None:
@@ -123,7 +123,7 @@ def retry_step(fold: FoldContext, command: RetryStep) -> None:
 
 
 def _reopen(fold: FoldContext, command: RetryStep, step: Step) -> None:
-    """Open a FAILED ceremony again: steps that its end cancelled will run again too."""
+    """Open a FAILED ceremony again; steps that its end cancelled will run again too."""
     fold.row.reopen(millis(fold.definition.timeouts.ceremony_max))
     for other in fold.here:
         if fold.row.steps[other.id].status is StepStatus.CANCELLED:
@@ -146,7 +146,7 @@ def run_step(fold: FoldContext, command: RunStep) -> None:
 
 
 def _order(fold: FoldContext, command: RetryStep | RunStep, step: Step, operation: str) -> None:
-    """Say who wants the step to run, and let it run."""
+    """Announce the order and its actor, and let the step run."""
     fold.event(
         STEP_ORDERED,
         {
@@ -163,7 +163,7 @@ def _order(fold: FoldContext, command: RetryStep | RunStep, step: Step, operatio
 
 
 def _step_here(fold: FoldContext, command: RetryStep | RunStep) -> Step | None:
-    """The step, when the actor may use it and it belongs to the present state; else the command is refused."""
+    """Return the step, if the actor may use it and it belongs to the present state; else refuse."""
     step = fold.definition.steps.get(command.step_id)
     if not _may(fold, command, command.step_id):
         return None

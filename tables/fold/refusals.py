@@ -1,4 +1,4 @@
-"""The codes by which the fold refuses a command, and what each means to a caller."""
+"""The codes of refused commands, and the class of each for a caller."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ STEP_NOT_PENDING = "step_not_pending"
 ROW_FULL = "row_full"
 RESTORE_INVALID = "restore_invalid"
 
-# Every code a Refused can carry.
+# Every code that a Refused can carry.
 CLASS_OF: Mapping[str, RefusalClass] = {
     UNKNOWN_INSTANCE: RefusalClass.NOT_FOUND,
     DEFINITION_UNKNOWN: RefusalClass.NOT_FOUND,

@@ -1,4 +1,4 @@
-"""Bringing an instance back from a read model: checked first, never over a newer row, never resting on old attempts."""
+"""Restores an instance from a read model, never over a newer row; attempts in flight begin anew."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROW_DEPTH = MAX_OUTPUT_DEPTH + 8
 
 
 def restore(fold: FoldContext, command: Restore) -> None:
-    """Take the restored row as the newest; attempts in flight are asked again under their raised numbers."""
+    """Take the restored row as the newest, and request its attempts in flight under raised numbers."""
     found = _instance_of(command.instance)
     if found is None or found.instance_id != command.instance_id:
         fold.refuse(command, refusals.RESTORE_INVALID, "the body is no row of this instance")
@@ -39,7 +39,7 @@ def restore(fold: FoldContext, command: Restore) -> None:
 
 
 def _instance_of(body: Any) -> Instance | None:
-    """The row a Restore carries, or None when it is none."""
+    """Return the row that a Restore carries, or None where its body is none."""
     if deeper_than(body, _ROW_DEPTH):
         return None
     try:
@@ -50,7 +50,7 @@ def _instance_of(body: Any) -> Instance | None:
 
 
 def _problem(found: Instance, definition: Definition | None) -> tuple[str, str] | None:
-    """Why the row cannot be taken: its definition is not here, or invariants are broken."""
+    """Return why the row cannot be taken: its definition is missing, or invariants are broken."""
     if found.expired:
         reasons = broken(found)
     elif definition is None or definition.hash != found.definition_hash:
@@ -69,7 +69,7 @@ def _take(fold: FoldContext, found: Instance) -> None:
 
 
 def _ask_again(fold: FoldContext) -> None:
-    """What was gathered belongs to old attempts; while PAUSED the asking waits for the resume."""
+    """Drop answers to old attempts, and request again; while PAUSED the request waits for the resume."""
     for step in fold.here:
         state = fold.row.steps[step.id]
         if state.phase not in (Phase.ASKED, Phase.SUBMITTED, Phase.UNREACHABLE):

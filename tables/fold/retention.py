@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from tables.fold.context import Decision, FoldContext
 from tables.instance import Instance, Timer
-from tables.timers import DAY, EXPIRE
+from tables.timers import DAY_MS, EXPIRE
 
-UNTIL_STUB = 30 * DAY
-UNTIL_TOMBSTONE = 365 * DAY
+UNTIL_STUB_MS = 30 * DAY_MS
+UNTIL_TOMBSTONE_MS = 365 * DAY_MS
 
 
 def expire(fold: FoldContext, row: Instance) -> None:
-    """Fold the timer `expire`. It needs no definition, and meets stubs too."""
-    fold.decided = Decision(None if row.expired else stub_of(row, fold.now, UNTIL_TOMBSTONE), ())
+    """Fold the timer `expire`, on an ended row or a stub. It needs no definition."""
+    fold.decided = Decision(None if row.expired else stub_of(row, fold.now, UNTIL_TOMBSTONE_MS), ())
 
 
 def stub_of(row: Instance, now: int, expire_in: int) -> Instance:
-    """What retention leaves of a finished row: who it was, how it ended, its version and the digest of its start."""
+    """Return the stub of a finished row: identity, final status, version and the digest of its start."""
     now = max(now, row.updated_at)
     return Instance(
         instance_id=row.instance_id,

@@ -1,4 +1,4 @@
-"""Start: the first wins, the same start again is answered alike, everything else is refused and says so outside."""
+"""Start: the first one wins, the same start again changes nothing, any other is refused with an event."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tables.fold.context import FoldContext
 from tables.fold.next_row import NextRow
 from tables.fold.transitions import advance, end
 from tables.instance import CeremonyStatus, Instance
-from tables.limits import MAX_ID, MAX_INPUT_DEPTH, MAX_INPUTS, clip, deeper_than
+from tables.limits import MAX_ID_CHARACTERS, MAX_INPUT_DEPTH, MAX_INPUTS_BYTES, clip, deeper_than
 from tables.timers import CEREMONY_MAX, millis
 
 START_REFUSED = "ceremony.start.refused"
-# Among the inputs of every ceremony; nobody overrides them.
+# Inputs of every ceremony, which no start can override.
 ALWAYS_INPUTS = frozenset({"story_id", "ceremony_id"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _sorted = msgspec.json.Encoder(order="sorted").encode
 
 
 def start(fold: FoldContext, command: Start) -> None:
-    """Begin a ceremony by the definition which the start names."""
+    """Begin a ceremony of the definition that the command names."""
     if fold.before is not None:
         _again(fold, command, fold.before)
         return
@@ -40,9 +40,9 @@ def start(fold: FoldContext, command: Start) -> None:
 
 
 def start_digest(command: Start, step_ids: Iterable[str] | None) -> str:
-    """Digest of what makes two starts the same: definition_name, inputs, and the set of step ids.
+    """Return the digest by which two starts are the same: definition_name, inputs, and the set of step ids.
 
-    All of `step_ids`, those of the definition where it is known, are as good as none.
+    Naming all `step_ids` of the definition, where it is known, equals naming none.
     """
     chosen = sorted(set(command.step_ids))
     if chosen and step_ids is not None and set(chosen) >= set(step_ids):
@@ -63,7 +63,7 @@ def _again(fold: FoldContext, command: Start, row: Instance) -> None:
 
 
 def _refuse(fold: FoldContext, command: Start, code: str, message: str) -> None:
-    """Refuse to who waits, and outside too: the answer `accepted` may have gone out before this fold."""
+    """Refuse with an answer and an event: the client may have been answered `accepted` before this fold."""
     fold.refuse(command, code, message)
     fold.effects.append(
         Event(
@@ -99,8 +99,8 @@ def _inputs_problem(command: Start, definition: Definition) -> tuple[str, str] |
     size = _inputs_size(command)
     if size is None:
         return refusals.INPUTS_INVALID, "inputs must be JSON values"
-    if size > MAX_INPUTS:
-        return refusals.INPUTS_TOO_LARGE, f"inputs have {size} bytes, at most {MAX_INPUTS} are taken"
+    if size > MAX_INPUTS_BYTES:
+        return refusals.INPUTS_TOO_LARGE, f"inputs have {size} bytes, at most {MAX_INPUTS_BYTES} are taken"
     return _names_problem(command, definition)
 
 
@@ -116,7 +116,7 @@ def _names_problem(command: Start, definition: Definition) -> tuple[str, str] | 
 
 
 def _inputs_size(command: Start) -> int | None:
-    """Bytes of the inputs: as the front measured them, else measured here; None when they are no JSON."""
+    """Return the bytes of the inputs, as the gRPC server measured them, else measured here; None for no JSON."""
     if command.inputs_size > 0:
         return command.inputs_size
     try:
@@ -135,8 +135,8 @@ def _begin(fold: FoldContext, command: Start) -> None:
         story_id=command.story_id,
         definition_name=definition.name,
         definition_hash=definition.hash,
-        correlation_id=clip(command.correlation_id.strip(), MAX_ID) or command.instance_id,
-        requested_by=clip(command.requested_by, MAX_ID),
+        correlation_id=clip(command.correlation_id.strip(), MAX_ID_CHARACTERS) or command.instance_id,
+        requested_by=clip(command.requested_by, MAX_ID_CHARACTERS),
         start_digest=start_digest(command, definition.steps),
         inputs=_whole_inputs(command),
         inputs_size=_inputs_size(command) or 0,
@@ -153,7 +153,7 @@ def _begin(fold: FoldContext, command: Start) -> None:
             "ceremony_id": command.ceremony_id,
             "story_id": command.story_id,
             "definition_hash": definition.hash,
-            "requested_by": clip(command.requested_by, MAX_ID),
+            "requested_by": clip(command.requested_by, MAX_ID_CHARACTERS),
         },
     )
     if definition.states[definition.initial].terminal:

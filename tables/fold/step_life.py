@@ -1,6 +1,6 @@
-"""The life of a step: asked, asked again, retried, waiting for people, and its four ends.
+"""The life of a step: requested, requested again, retried, waiting for people, and its four ends.
 
-Nothing here moves the ceremony; whoever ends a step calls `transitions.settle` afterwards.
+Nothing here moves the ceremony; the caller that ends a step calls `transitions.advance` afterwards.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tables.effects import StepRequested
 from tables.fold.context import FoldContext
 from tables.instance import IN_FLIGHT, REJECTED, Approval, StepState, StepStatus
 from tables.kinds import AtOnce, Completed, Failed, Opened, Publication, Verdict
-from tables.limits import MAX_ID, MAX_ROW, MAX_TEXT, Unfit, clip, weigh
+from tables.limits import MAX_ID_CHARACTERS, MAX_ROW_BYTES, MAX_TEXT_CHARACTERS, Unfit, clip, weigh
 from tables.retries import ask_pause, retry_pause
 from tables.timers import ASK, GATE, RETRY, TIMEOUT, iso, millis
 
@@ -29,7 +29,7 @@ _WORD = {status: status.value for status in StepStatus}
 
 
 def start(fold: FoldContext, step: Step, *, new_budget: bool = False) -> None:
-    """Begin the next attempt: the role is checked, then what only computes is settled, of others the agent is asked."""
+    """Start the next attempt. Steps that need no outside call finish here; for the rest, request the step's agent."""
     row = fold.row
     old = row.steps[step.id]
     row.drop_step_timers(step.id, old.phase)
@@ -43,7 +43,7 @@ def start(fold: FoldContext, step: Step, *, new_budget: bool = False) -> None:
 
 
 def ask_again(fold: FoldContext, step: Step) -> None:
-    """Ask for the live attempt once more: its neighbour was out of reach, or the row was restored."""
+    """Request the live attempt once more: its neighbour was unreachable, or the row was restored."""
     fold.row.drop_timer(ASK + step.id)
     fold.row.set_step(step.id, fold.row.steps[step.id].asked_again())
     _request(fold, step)
@@ -80,13 +80,13 @@ def _request(fold: FoldContext, step: Step) -> None:
 
 
 def _deadline(fold: FoldContext, step: Step, attempt: int) -> int:
-    """When the attempt's time is up; it runs from when its agent was first asked."""
+    """Return the deadline of the attempt, counted from its first request."""
     timer = fold.row.timers.get(TIMEOUT + step.id)
     return fold.row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), attempt) if timer is None else timer.due
 
 
 def _settle_at_once(fold: FoldContext, step: Step, settled: AtOnce) -> None:
-    """Let take effect what the request alone says, as if its agent had said it in a command of its own."""
+    """Apply a result that follows from the request alone, as if its agent had answered."""
     fold.at_once += (step.id,)
     if isinstance(settled, Opened):
         open_gate(fold, step, settled.output)
@@ -95,14 +95,14 @@ def _settle_at_once(fold: FoldContext, step: Step, settled: AtOnce) -> None:
 
 
 def unreachable(fold: FoldContext, step: Step) -> None:
-    """The neighbour is out of reach: the same attempt is asked again after a growing pause, until its timeout."""
+    """Request the same attempt again after a growing pause, until its timeout."""
     state = fold.row.steps[step.id]
     fold.row.set_step(step.id, state.unreachable())
     fold.row.set_timer(ASK + step.id, ask_pause(state.asks), state.attempt)
 
 
 def open_gate(fold: FoldContext, step: Step, output: Any) -> None:
-    """People are awaited: the step's timeout ends, the gate's deadline begins."""
+    """Open a gate: the step's timeout ends, the gate's deadline begins."""
     gate = step.gate
     if gate is None:
         fail(fold, step, Failed("not_a_gate", f"{step.id} is no gate", retryable=False))
@@ -113,7 +113,7 @@ def open_gate(fold: FoldContext, step: Step, output: Any) -> None:
     except Unfit as error:
         fail(fold, step, Failed(error.code, error.message))
         return
-    if row.size + size > MAX_ROW:
+    if row.size + size > MAX_ROW_BYTES:
         fail(fold, step, _row_full(size))
         return
     row.drop_step_timers(step.id, state.phase)
@@ -139,7 +139,7 @@ def open_gate(fold: FoldContext, step: Step, output: Any) -> None:
 
 
 def conclude(fold: FoldContext, step: Step, verdict: Verdict) -> bool:
-    """Let a verdict on the live attempt take effect; False when nothing is settled yet."""
+    """Apply a verdict on the live attempt; False while it is pending."""
     if isinstance(verdict, Completed):
         complete(fold, step, verdict.output)
     elif isinstance(verdict, Failed):
@@ -152,14 +152,14 @@ def conclude(fold: FoldContext, step: Step, verdict: Verdict) -> bool:
 def complete(
     fold: FoldContext, step: Step, output: Any, claimed: int = 0, approvals: tuple[Approval, ...] = ()
 ) -> None:
-    """The step has its output, unless that is more than a row keeps."""
+    """Complete the step, or fail it where its output is larger than a row may keep."""
     row, state = fold.row, fold.row.steps[step.id]
     try:
         size = weigh(output, claimed)
     except Unfit as error:
         fail(fold, step, Failed(error.code, error.message))
         return
-    if row.size - state.size - state.gathered + size > MAX_ROW:
+    if row.size - state.size - state.gathered + size > MAX_ROW_BYTES:
         fail(fold, step, _row_full(size))
         return
     row.drop_step_timers(step.id, state.phase)
@@ -169,7 +169,7 @@ def complete(
 
 
 def fail(fold: FoldContext, step: Step, failure: Failed, approvals: tuple[Approval, ...] = ()) -> None:
-    """The live attempt failed: retried where its policy allows, else the step has failed for good."""
+    """Retry a failed attempt where the policy allows it, else fail the step for good."""
     state = fold.row.steps[step.id]
     policy = step.retry
     if failure.retryable and state.tries < policy.max_attempts and failure.code not in policy.non_retryable:
@@ -181,7 +181,7 @@ def fail(fold: FoldContext, step: Step, failure: Failed, approvals: tuple[Approv
 def _retry_later(fold: FoldContext, step: Step, state: StepState, failure: Failed) -> None:
     row = fold.row
     row.drop_step_timers(step.id, state.phase)
-    retrying = state.retrying(clip(failure.code, MAX_ID), clip(failure.message, MAX_TEXT))
+    retrying = state.retrying(clip(failure.code, MAX_ID_CHARACTERS), clip(failure.message, MAX_TEXT_CHARACTERS))
     row.set_step(step.id, retrying)
     pause = retry_pause(step.retry, state.tries, row.base.instance_id, step.id, state.attempt)
     row.set_timer(RETRY + step.id, pause, state.attempt)
@@ -206,17 +206,17 @@ def _fail_for_good(
     size = 0
     if output is not None:
         size = weigh(output)
-        if row.size - state.size - state.gathered + size > MAX_ROW:
+        if row.size - state.size - state.gathered + size > MAX_ROW_BYTES:
             output, size = None, 0
     row.drop_step_timers(step.id, state.phase)
-    code, message = clip(failure.code, MAX_ID) or "failed", clip(failure.message, MAX_TEXT)
+    code, message = clip(failure.code, MAX_ID_CHARACTERS) or "failed", clip(failure.message, MAX_TEXT_CHARACTERS)
     failed = state.failed(code, message, output, size, approvals)
     row.set_step(step.id, failed)
     _executed(fold, step, failed)
 
 
 def cancel_in_flight(fold: FoldContext) -> None:
-    """Steps in flight become CANCELLED, and say so before the event that moves or ends the ceremony."""
+    """Cancel the steps in flight, announced before the event that moves or ends the ceremony."""
     for step in fold.here:
         state = fold.row.steps[step.id]
         if state.status not in IN_FLIGHT:
@@ -228,7 +228,7 @@ def cancel_in_flight(fold: FoldContext) -> None:
 
 
 def reset(fold: FoldContext, step: Step) -> None:
-    """The step's state is entered: it is PENDING, with nothing of an earlier visit but the attempt number."""
+    """Set a step to PENDING when its state is entered; only its attempt number stays."""
     state = fold.row.steps[step.id]
     if state.attempt or state.status is not StepStatus.PENDING:
         fold.row.set_step(step.id, state.reset())
@@ -243,7 +243,7 @@ def published(
     *,
     late: bool = False,
 ) -> None:
-    """Announce that a publish step's message of this visit is on its stream."""
+    """Announce that the message of this visit is on its stream."""
     fold.row.set_step(step.id, fold.row.steps[step.id].published(visit))
     payload = _announced(fold, step, publication) | {
         "stream": receipt.get("stream", ""),
@@ -256,7 +256,7 @@ def published(
 
 
 def _announced(fold: FoldContext, step: Step, publication: Publication) -> dict[str, Any]:
-    """Which message is meant."""
+    """Return the fields of an event that identify the message."""
     return {
         "instance_id": fold.row.base.instance_id,
         "step_id": step.id,
@@ -284,6 +284,6 @@ def _executed(fold: FoldContext, step: Step, state: StepState) -> None:
 def _row_full(size: int) -> Failed:
     return Failed(
         "output_too_large",
-        f"with {size} more bytes the ceremony would hold more than {MAX_ROW}",
+        f"with {size} more bytes the ceremony would hold more than {MAX_ROW_BYTES}",
         retryable=False,
     )

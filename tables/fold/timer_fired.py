@@ -1,4 +1,4 @@
-"""Timers that have fired: a late or a double one is harmless, an early one is told and changes nothing."""
+"""Timers that fired. A late or repeated one is harmless; an early one is noted and changes nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def timer_fired(fold: FoldContext, command: TimerFired) -> None:
 
 
 def _not_now(row: Instance, command: TimerFired, now: int) -> str:
-    """Why the timer changes nothing: `stale_timer`, `stale_attempt`, `early_timer`; "" when it is due."""
+    """Return why the timer changes nothing: `stale_timer`, `stale_attempt`, `early_timer`; "" when it is due."""
     timer = row.timers.get(command.timer_id)
     if timer is None:
         return "stale_timer"
@@ -42,13 +42,13 @@ def _not_now(row: Instance, command: TimerFired, now: int) -> str:
 
 
 def _ceremony_max(fold: FoldContext) -> None:
-    """The time of the whole ceremony is up."""
+    """End the ceremony as TIMED_OUT."""
     seconds = fold.definition.timeouts.ceremony_max
     end(fold, CeremonyStatus.TIMED_OUT, "ceremony_max", f"the ceremony did not end within {seconds:g} s")
 
 
 def _timeout(fold: FoldContext, step: Step) -> None:
-    """The attempt's time is up: its kind says whether what was gathered suffices."""
+    """End an attempt whose time is up; its kind judges the answers so far."""
     context = fold.context(step)
     verdict = fold.kind(step).timed_out(context, context.state.answers)
     if not step_life.conclude(fold, step, verdict):
@@ -56,7 +56,7 @@ def _timeout(fold: FoldContext, step: Step) -> None:
 
 
 def _gate_deadline(fold: FoldContext, step: Step) -> None:
-    """A gate's deadline has passed: like a rejection it is not retried."""
+    """Fail a gate whose deadline has passed; like a rejection it is not retried."""
     context = fold.context(step)
     verdict = fold.kind(step).timed_out(context, context.state.answers)
     message = verdict.message if isinstance(verdict, Failed) else "nobody decided before the gate's deadline"

@@ -1,4 +1,4 @@
-"""How a ceremony moves: automatic transitions, ready steps, failing (specification 12.4), the end."""
+"""Movement of a ceremony: automatic transitions, ready steps, failure (specification 12.4), the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tables.definition import Definition, Step, Transition
 from tables.effects import Ended
 from tables.fold import step_life
 from tables.fold.context import Decision, FoldContext
-from tables.fold.retention import UNTIL_STUB
+from tables.fold.retention import UNTIL_STUB_MS
 from tables.guards import guard_steps, holds, is_human, is_unjudged
 from tables.instance import CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.limits import MAX_TRANSITIONS, clip
@@ -28,10 +28,10 @@ _WORD = {
 
 
 def advance(fold: FoldContext, completed: Step | None = None) -> None:
-    """Move as far as it goes now: transitions first, then `on_failure`, then the steps that have become ready.
+    """Move as far as possible: transitions first, then `on_failure`, then the steps that have become ready.
 
-    A step that ends, fails or opens its gate as it is started is judged in the same command. While PAUSED nothing
-    moves. `completed` is the one step that completed, where nothing else has happened.
+    A step that finishes as it starts is judged in the same command. While PAUSED nothing moves. `completed` is the
+    step that completed, where nothing else has happened: then only its direct successors can have become ready.
     """
     candidates = None if completed is None else _successors(fold, completed)
     while fold.row.moves:
@@ -57,7 +57,7 @@ def guards_hold(fold: FoldContext, transition: Transition) -> bool:
 
 
 def failing_guard(fold: FoldContext, transition: Transition) -> tuple[str, str] | None:
-    """The first guard that does not hold, with the reason; None when all do."""
+    """Return the first guard that does not hold, with the reason; None when all do."""
     view = fold.view()
     for name in transition.guards:
         guard = fold.definition.guards[name]
@@ -70,7 +70,7 @@ def failing_guard(fold: FoldContext, transition: Transition) -> tuple[str, str] 
 
 
 def _all_done(fold: FoldContext) -> bool:
-    """Every selected step of the state is COMPLETED, and none at all FAILED: then a guard-less transition fires."""
+    """Return whether a guard-less transition may fire: selected steps are COMPLETED, and no step FAILED."""
     steps, selected = fold.row.steps, fold.row.base.selected
     for step in _last_first(fold):
         status = steps[step.id].status
@@ -80,7 +80,7 @@ def _all_done(fold: FoldContext) -> bool:
 
 
 def _on_failure(fold: FoldContext) -> bool:
-    """Apply the `on_failure` trigger of a step that has failed for good, where its guards hold."""
+    """Apply the `on_failure` transition of a step that failed for good, where its guards hold."""
     for step, transition in fold.definition.ways_out.get(fold.row.state, ()):
         if fold.row.steps[step.id].status is _FAILED and guards_hold(fold, transition):
             apply(fold, transition)
@@ -89,7 +89,7 @@ def _on_failure(fold: FoldContext) -> bool:
 
 
 def by_trigger(fold: FoldContext, trigger: str) -> Transition | None:
-    """The transition of this trigger that leaves the present state."""
+    """Return the transition of this trigger that leaves the present state."""
     for transition in fold.definition.transitions_from.get(fold.row.state, ()):
         if transition.trigger == trigger:
             return transition
@@ -97,9 +97,9 @@ def by_trigger(fold: FoldContext, trigger: str) -> Transition | None:
 
 
 def _start_ready(fold: FoldContext, candidates: tuple[Step, ...] | None) -> bool:
-    """Start the steps whose predecessors are done, of these or of all; True when one is past the asking already.
+    """Start the steps that are ready, among the candidates or all steps of the state.
 
-    It ended, opened its gate, or failed and will be retried: each may move the ceremony, as an answer would.
+    Return whether a started step has already finished, opened a gate or failed: then the ceremony may move again.
     """
     row, selected = fold.row, fold.row.base.selected
     for step in fold.here if candidates is None else candidates:
@@ -111,7 +111,7 @@ def _start_ready(fold: FoldContext, candidates: tuple[Step, ...] | None) -> bool
 
 
 def _ready(step: Step, steps: Mapping[str, StepState], selected: tuple[str, ...]) -> bool:
-    """Whether a PENDING step may start by itself; a plain loop, for each command asks it of every step."""
+    """Return whether a PENDING step may start by itself; a plain loop, for every command asks it of many steps."""
     for name in step.after:
         if steps[name].status is not _COMPLETED and (not selected or name in selected):
             return False
@@ -119,7 +119,7 @@ def _ready(step: Step, steps: Mapping[str, StepState], selected: tuple[str, ...]
 
 
 def apply(fold: FoldContext, transition: Transition, who: dict[str, str] | None = None) -> None:
-    """Leave the state, and enter the other one. `who`: the actor, role and reason of a trigger that was fired."""
+    """Leave the state, and enter the next one. `who`: actor, role and reason of a trigger."""
     row = fold.row
     if fold.applied >= MAX_TRANSITIONS:
         message = f"more than {MAX_TRANSITIONS} transitions from one command, the last of them from {row.state}"
@@ -145,7 +145,7 @@ def apply(fold: FoldContext, transition: Transition, who: dict[str, str] | None 
 
 
 def _close(fold: FoldContext) -> None:
-    """Nothing moves: when nothing is in flight or awaited either, the ceremony has failed."""
+    """Fail a ceremony that cannot move while no step is in flight and nothing is awaited."""
     steps, failed = fold.row.steps, ""
     for step in fold.here:
         status = steps[step.id].status
@@ -162,9 +162,9 @@ def _close(fold: FoldContext) -> None:
 
 
 def open_guards(row: Instance, definition: Definition) -> list[str]:
-    """Guards of transitions leaving the state that people can still change.
+    """List the guards of transitions leaving the state that people can still change.
 
-    They are the human ones, and those over a step of this state that was not selected and has not run.
+    They are the human guards, and guards over a step of this state that was not selected and has not run.
     """
     idle = {
         step.id
@@ -183,10 +183,10 @@ def open_guards(row: Instance, definition: Definition) -> list[str]:
 def end(
     fold: FoldContext, status: CeremonyStatus, code: str = "", message: str = "", more: dict[str, Any] | None = None
 ) -> None:
-    """Come to a terminal status: steps in flight are CANCELLED first, then the end is announced."""
+    """End the ceremony: cancel the steps in flight, then announce the end."""
     row = fold.row
     step_life.cancel_in_flight(fold)
-    row.end(status, code, message, UNTIL_STUB)
+    row.end(status, code, message, UNTIL_STUB_MS)
     payload = dict(more or {})
     if code:
         payload |= {"error_code": code, "error_message": message}
@@ -195,10 +195,10 @@ def end(
 
 
 def live_status(row: Instance, definition: Definition) -> CeremonyStatus:
-    """RUNNING or WAITING_FOR_HUMAN, of a row that is neither ended nor PAUSED.
+    """Return RUNNING or WAITING_FOR_HUMAN, for a row that is neither ended nor PAUSED.
 
     WAITING_FOR_HUMAN: no step is IN_PROGRESS (asked, submitted, unreachable or in a back-off), and a person is awaited:
-    a gate step is open, or a guard of a transition leaving the state is human or speaks of an unselected step of this
+    a gate step is open, or a guard of a transition leaving the state is human or depends on an unselected step of this
     state that only an operator can run. RUNNING: everything else.
     """
     waits = False
@@ -213,7 +213,7 @@ def live_status(row: Instance, definition: Definition) -> CeremonyStatus:
 
 
 def finish(fold: FoldContext) -> Decision:
-    """The decision of a fold; the status of a live ceremony follows from its row."""
+    """Return the decision; the status of a live ceremony follows from its row."""
     if fold.decided is not None:
         return fold.decided
     if not fold.begun or not fold.row.changed:
@@ -228,16 +228,16 @@ def finish(fold: FoldContext) -> Decision:
 
 
 def _successors(fold: FoldContext, completed: Step) -> tuple[Step, ...]:
-    """Steps that can have become ready by this completion alone: every other ready step was started before."""
+    """Return the steps that this completion alone can have made ready: all other ready steps have started."""
     return fold.definition.waiting_for[completed.id]
 
 
 def _last_first(fold: FoldContext) -> Iterator[Step]:
-    """Steps of the present state, the last one first: it is most likely the one that is not done."""
+    """Iterate over the steps of the state, the last one first, for it is most likely not done."""
     return reversed(fold.here)
 
 
 def _seen_under_way(fold: FoldContext) -> bool:
-    """Whether the step that this command started last shows already that a step of the state is IN_PROGRESS."""
+    """Return whether the step started last by this command is IN_PROGRESS, so that no other needs a look."""
     started = fold.started
     return started is not None and fold.row.steps[started.id].status is _IN_PROGRESS

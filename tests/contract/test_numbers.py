@@ -81,13 +81,13 @@ def test_defaults_of_constraints_are_the_specified_ones() -> None:
 def test_size_limits_are_the_specified_ones() -> None:
     # specification 2.4, 5.3, 10.11, 11.13, 14.9, 17.7, 20.1
     assert yaml_source.MAX_BYTES == 256 * KIB
-    assert limits.MAX_INPUTS == start_request.LARGEST_INPUTS_BYTES == 256 * KIB
-    assert limits.MAX_OUTPUT == response_messages.LARGEST_VALUE_BYTES == 256 * KIB
-    assert ray_task.LARGEST_DESCRIPTION == 256 * KIB
-    assert limits.MAX_ROW == 768 * KIB
+    assert limits.MAX_INPUTS_BYTES == start_request.LARGEST_INPUTS_BYTES == 256 * KIB
+    assert limits.MAX_OUTPUT_BYTES == response_messages.LARGEST_VALUE_BYTES == 256 * KIB
+    assert ray_task.LARGEST_DESCRIPTION_BYTES == 256 * KIB
+    assert limits.MAX_ROW_BYTES == 768 * KIB
     assert limits.MAX_INPUT_DEPTH == start_request.DEEPEST == 64
     assert messages.LARGEST_ANSWER_BYTES == 3 * KIB * KIB
-    assert (publish.LARGEST_PAYLOAD, aggregation.LARGEST_REQUEST) == (200 * KIB, 2 * KIB * KIB)
+    assert (publish.LARGEST_PAYLOAD_BYTES, aggregation.LARGEST_REQUEST_BYTES) == (200 * KIB, 2 * KIB * KIB)
     assert (limits.MAX_OUTPUT_DEPTH, response_messages.DEEPEST, yaml_source.MAX_DEPTH) == (128, 64, 64)
     assert (log.LARGEST_RECORD_BYTES, log.LARGEST_BATCH_BYTES) == (4 * KIB * KIB, KIB * KIB)
 
@@ -104,7 +104,7 @@ def test_times_are_the_specified_ones() -> None:
     # specification 10.3, 11.8, 14.4, 14.13, 15.4, 16.5, 18.7 and design 5, 6
     assert waiters.FOLD_SECONDS == 2
     assert history.READ_SECONDS == 10
-    assert (retries.ASK_FIRST, retries.ASK_LONGEST) == (1_000, 30_000)
+    assert (retries.ASK_FIRST_MS, retries.ASK_LONGEST_MS) == (1_000, 30_000)
     assert (timers.AGAIN_MS, timers.LEARN_SECONDS) == (1_000, 60)
     assert executor.CALL_TIMEOUT_SECONDS == Settings.model_fields["ray_call_timeout_seconds"].default == 10
     assert Settings.model_fields["take_over_grace_seconds"].default == 30
@@ -116,7 +116,7 @@ def test_times_are_the_specified_ones() -> None:
 def test_retention_times_are_the_specified_ones() -> None:
     """A stub remains after 30 days and is removed a year later; commands and requests stay 7 days, events 30 days."""
     # specification 21.1, 21.2
-    assert (retention.UNTIL_STUB, retention.UNTIL_TOMBSTONE) == (30 * DAY, 365 * DAY)
+    assert (retention.UNTIL_STUB_MS, retention.UNTIL_TOMBSTONE_MS) == (30 * DAY, 365 * DAY)
     kept = {topic.name: topic.retention_ms for topic in topology.topics("x", 3)}
     del kept["x.owners"]  # internal to the workers, outside the specification
     requests = {f"x.steps.{kind}": 7 * DAY for kind in STEP_KINDS}

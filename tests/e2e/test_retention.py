@@ -14,7 +14,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.clock import HostClock
 from ceremony.worker import Worker
-from tables.fold.retention import UNTIL_STUB, UNTIL_TOMBSTONE
+from tables.fold.retention import UNTIL_STUB_MS, UNTIL_TOMBSTONE_MS
 from tables.instance import Instance
 from tests.bridge.grpc.world import refused
 from tests.e2e.world import World, until
@@ -72,7 +72,7 @@ async def completed(world: World) -> str:
 
 
 async def stub_of(world: World, clock: LeapingClock, instance_id: str) -> Instance:
-    clock.leap(UNTIL_STUB / 1000 + MINUTE)
+    clock.leap(UNTIL_STUB_MS / 1000 + MINUTE)
 
     def stub() -> Instance | None:
         found = row(world, instance_id)
@@ -103,7 +103,7 @@ async def test_a_year_later_nothing_is_left_and_the_id_is_free(world: World, clo
     # specification 21.1
     instance_id = await completed(world)
     await stub_of(world, clock, instance_id)
-    clock.leap(UNTIL_TOMBSTONE / 1000 + MINUTE)
+    clock.leap(UNTIL_TOMBSTONE_MS / 1000 + MINUTE)
     await until(lambda: row(world, instance_id) is None, "the row is gone")
     assert await world.client.get(instance_id) is None
     await world.restart_worker()

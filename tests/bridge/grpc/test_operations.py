@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bridge.grpc.messages import LARGEST_ANSWER_BYTES
 from bridge.grpc.server import SERVICE
-from tables.limits import MAX_TEXT
+from tables.limits import MAX_TEXT_CHARACTERS
 from tests.bridge.grpc.world import definitions_folder, refused
 from tests.e2e.world import World, until
 
@@ -254,7 +254,7 @@ async def test_a_trigger_without_a_required_field_is_refused(world: World, field
 
 async def test_a_trigger_with_a_reason_that_is_too_long_is_refused(world: World) -> None:
     # specification 14.17
-    made = trigger(await opened(world), "shut", reason="r" * (MAX_TEXT + 1))
+    made = trigger(await opened(world), "shut", reason="r" * (MAX_TEXT_CHARACTERS + 1))
     with refused("INVALID_ARGUMENT", "field_too_long"):
         await world.stub.TriggerTransition(made)
 

@@ -14,7 +14,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.grpc.refusals import LONGEST_NAME
 from streams.topics import COMMANDS, prefixed
-from tables.limits import MAX_TEXT
+from tables.limits import MAX_TEXT_CHARACTERS
 from tests.bridge.grpc.world import HEAD, definitions_folder, refused
 from tests.e2e.world import World, until
 from tests.services import KafkaServer
@@ -88,7 +88,7 @@ async def test_an_operation_without_a_field_or_an_allowed_role_is_refused(world:
     wrong: list[tuple[dict[str, str], str, str]] = [
         ({}, "INVALID_ARGUMENT", "field_required"),
         ({"actor": "a" * (LONGEST_NAME + 1)}, "INVALID_ARGUMENT", "field_too_long"),
-        ({"actor": "ana", "reason": "r" * (MAX_TEXT + 1)}, "INVALID_ARGUMENT", "field_too_long"),
+        ({"actor": "ana", "reason": "r" * (MAX_TEXT_CHARACTERS + 1)}, "INVALID_ARGUMENT", "field_too_long"),
         ({"actor": "ana"}, "PERMISSION_DENIED", "role_required"),
         ({"actor": "ana", "role": "GUARD"}, "PERMISSION_DENIED", "role_not_allowed"),
     ]

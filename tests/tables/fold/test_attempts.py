@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tables.definition import Definition, RetryPolicy
-from tables.limits import MAX_OUTPUT
+from tables.limits import MAX_OUTPUT_BYTES
 from tables.retries import ask_pause, retry_pause
 from tables.timers import iso
 from tests.tables.world import BEGIN, World, definition_of
@@ -303,7 +303,7 @@ def test_a_step_whose_role_does_not_list_it_fails_before_it_runs_and_is_not_retr
 
 def test_an_output_above_the_limit_fails_the_attempt(world: World) -> None:
     # specification 11.13
-    world.done("one", "x" * MAX_OUTPUT)
+    world.done("one", "x" * MAX_OUTPUT_BYTES)
     assert world.events("ceremony.step.retrying")[0].payload["error_code"] == "output_too_large"
 
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from tables.commands import Origin, TimerFired
 from tables.effects import FOLD
 from tables.fold.decide import decide
-from tables.fold.retention import UNTIL_STUB, UNTIL_TOMBSTONE
+from tables.fold.retention import UNTIL_STUB_MS, UNTIL_TOMBSTONE_MS
 from tables.fold.start import start_digest
 from tests.tables.world import BEGIN, ID, KINDS, World, definition_of, refusal
 
@@ -194,7 +194,7 @@ def test_retention_leaves_a_stub_that_answers_a_repeated_start_and_later_a_tombs
     start = world.start_command("one", a=1)
     world.fold(start)
     world.done("one")
-    assert world.live.timers["expire"].due == BEGIN + UNTIL_STUB
+    assert world.live.timers["expire"].due == BEGIN + UNTIL_STUB_MS
     assert world.fold(TimerFired(instance_id=ID, timer_id="expire")).note == "early_timer"
     world.fire("expire")
     assert world.live.expired
@@ -202,7 +202,7 @@ def test_retention_leaves_a_stub_that_answers_a_repeated_start_and_later_a_tombs
     assert world.fold(start).note == "duplicate"
     assert refusal(world.start("one", a=2)) == "already_exists"
     assert refusal(world.cancel()) == "already_ended"
-    assert world.live.timers["expire"].due == BEGIN + UNTIL_STUB + UNTIL_TOMBSTONE
+    assert world.live.timers["expire"].due == BEGIN + UNTIL_STUB_MS + UNTIL_TOMBSTONE_MS
     assert world.fire("expire").row is None
 
 

@@ -9,7 +9,7 @@ import pytest
 from tables.commands import Cancel, Pause, Trigger
 from tables.fold.decide import Decision
 from tables.instance import Pauser
-from tables.limits import MAX_TEXT
+from tables.limits import MAX_TEXT_CHARACTERS
 from tests.tables.fold.test_operations import BODY, TALK
 from tests.tables.world import ID, World, definition_of, refusal
 
@@ -98,9 +98,9 @@ def test_who_fired_a_trigger_stands_beside_the_payload_of_its_transition_only() 
 def test_a_reason_is_kept_as_far_as_a_text_may_go() -> None:
     world = World(definition_of(BODY))
     world.start(a=1)
-    world.trigger("hold", reason="r" * (MAX_TEXT + 1))
+    world.trigger("hold", reason="r" * (MAX_TEXT_CHARACTERS + 1))
     ((_, who),) = told_of_transitions(world)
-    assert who is not None and len(who["reason"]) == MAX_TEXT
+    assert who is not None and len(who["reason"]) == MAX_TEXT_CHARACTERS
 
 
 def test_an_agents_trigger_is_its_own_in_the_role_system() -> None:

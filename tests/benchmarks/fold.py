@@ -57,9 +57,9 @@ STAGES = {
     "decode": "a command out of its record",
     "decide": "the fold",
     "encode": "events and requests into records",
-    "agent": "what else the ceremony agent does",
-    "applied": "metrics, timers and sweep hear of the batch",
-    "steps": "the step's agent, from request to outcome, where it is asked",
+    "agent": "all other work of the ceremony agent",
+    "applied": "metrics, timers and sweep are notified of the batch",
+    "steps": "the step's agent, if asked, from request to outcome",
     "rows": "each changed row of a batch encoded once",
 }
 
@@ -249,7 +249,7 @@ def main() -> None:
 
 
 def _show(best: dict[str, float]) -> None:
-    table = Table("stage", "what", "µs a step", show_edge=False)
+    table = Table("stage", "work", "µs a step", show_edge=False)
     table.columns[2].justify = "right"
     for stage, what in STAGES.items():
         table.add_row(stage, what, f"{best[stage]:.2f}")

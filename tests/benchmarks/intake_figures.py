@@ -89,11 +89,11 @@ def _rows(run: IntakeRun) -> list[Row]:
 
 def _at_a_rate(name: str, phase: Phase) -> Row:
     measured = phase.measured
-    kept = "" if sustained(phase) else f"not kept up with: {number(measured.behind_s)} s behind at the end; "
+    kept = "" if sustained(phase) else f"not sustained: {number(measured.behind_s)} s behind at the end; "
     return Row(
         f"{name}, {phase.asked:,.0f} a second: ms p50 / p99",
         f"{number(measured.p50_ms)} / {number(measured.p99_ms)}",
-        f"{kept}sent when due, whatever became of those before; the callers took {measured.cpu_cores:.2f} cores"
+        f"{kept}sent when due, also behind unanswered ones; the callers took {measured.cpu_cores:.2f} cores"
         f"{_failures(phase)}",
     )
 

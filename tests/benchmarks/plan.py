@@ -85,15 +85,15 @@ def parsed(arguments: Sequence[str], description: str) -> argparse.Namespace:
     add = parser.add_argument
     add("-o", "--output", choices=["table", "json"], default="table", help="JSON goes to stdout")
     add("--quick", action="store_true", help="one repetition of everything, fewer ceremonies")
-    add("--repetitions", type=int, help=f"of the throughput and recovery runs (default {FULL['repetitions']})")
-    add("--ceremonies", type=int, help=f"of a throughput run (default {FULL['ceremonies']})")
+    add("--repetitions", type=int, help=f"throughput and recovery runs (default {FULL['repetitions']})")
+    add("--ceremonies", type=int, help=f"ceremonies of a throughput run (default {FULL['ceremonies']})")
     add("--partitions", type=int, default=4, help="partitions of every topic (default 4)")
     add(
         "--workers",
         type=_or_refused(parse_layouts),
         default=LAYOUTS,
         metavar="LIST",
-        help="worker processes that share the partitions, each count a row, the best the headline: `1,2` (the default),"
+        help="numbers of workers that share the partitions, each a row, the best the headline: `1,2` (the default),"
         " or roles apart, as in `2,engine+bridge`",
     )
     add(
@@ -108,7 +108,7 @@ def parsed(arguments: Sequence[str], description: str) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=COMMAND",
-        help="run this command, too, and put the figures of another engine that it prints as JSON into the table;"
+        help="run this command too, which prints the figures of another engine as JSON for the table;"
         " repeatable; docs/benchmarks.md has the format",
     )
     add(

@@ -28,7 +28,7 @@ def rows(runs: Mapping[str, SerialRun]) -> list[Row]:
 
 
 def _how(what: str, run: SerialRun) -> str:
-    told = f"gRPC call to `completed` on NATS; of it the call {run.start_p50_ms:.1f}"
+    told = f"gRPC call to `completed` on NATS; including {run.start_p50_ms:.1f} for the call"
     if what == ASKED:
         return f"{told}, from the start to the fifth outcome in the log {run.log_p50_ms:.0f}"
     return f"{told}: five merges, settled in the command that starts them"

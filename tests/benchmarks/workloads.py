@@ -43,5 +43,5 @@ PUBLISHES = Workload(
     1 + 5 * (3 + 1) + 2,
     "five publish steps, each asks its agent",
 )
-# Subject and type of what they publish.
+# Subject and type of the published messages.
 SAID = "ceremony.bench.said"

@@ -81,7 +81,7 @@ class FaultRun:
         self._tell = tell
         self._known: set[Violation] = set()
         self.last: Run | None = None
-        """What was collected after the last fault."""
+        """Records collected after the last fault."""
 
     def run(self, faults: Sequence[Fault]) -> list[Verdict]:
         dice = random.Random(self._plan.seed)

@@ -108,7 +108,7 @@ class Fleet:
     async def shared(self) -> None:
         """Wait until every worker is ready, owns its share and knows all others."""
         await until(lambda: all(worker.http.ready() for worker in self.workers), "every worker is ready")
-        await until(self._shares, "every worker knows who owns what")
+        await until(self._shares, "every worker knows the owner of each partition")
 
     def _shares(self) -> bool:
         owned = sorted(number for worker in self.workers for number in worker.engine.partitions.mine())

@@ -73,7 +73,7 @@ def test_the_table_shows_the_callers_cpu_and_marks_a_rate_that_was_too_high() ->
     assert "256 callers" in most.how
     assert "the callers took 0.60 cores" in most.how
     assert (half.what, half.figure) == ("starts of approval, 1 worker, 1,200 a second: ms p50 / p99", "8.00 / 40.0")
-    assert wanted.how.startswith("not kept up with: 6.50 s behind at the end; ")
+    assert wanted.how.startswith("not sustained: 6.50 s behind at the end; ")
     assert wanted.how.endswith("; 7 times UNAVAILABLE")
 
 

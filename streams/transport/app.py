@@ -1,4 +1,4 @@
-"""The Faust application of the engine: real Faust agents on one of our logs, run inside the program's own loop.
+"""The Faust application of the engine: real Faust agents on one of the engine's logs, in the program's event loop.
 
     app = create_app("engine", "kafka://broker:9092", clock=clock, partitions=8, topics=SPECS, prefix="c")
     app.attach(AgentSpec("ceremony", "c.commands", tables=[...]), ceremony)  # async def ceremony(stream): ...
@@ -7,10 +7,10 @@
     ...
     await app.stop()                                                       # last checkpoints, group left
 
-Or `async with app:`. Faust's command line does not own the process (signals are the program's), yet
-`faust -A module agents` and `faust -A module tables` list what a module-level `app` has attached. `start` returns
-before partitions are recovered: `settled` tells when every assigned partition is served or known not to be. `stop` is
-idempotent and works after a crash.
+Or `async with app:`. Faust's command line does not own the process (the program handles signals), but
+`faust -A module agents` and `faust -A module tables` list the agents and tables of a module-level `app`. `start`
+returns before partitions are recovered; `settled` turns true once every assigned partition is served or in `unserved`.
+`stop` is idempotent and works after a crash.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from streams.transport.partition.row_store import MemoryStores, Stores
 
 AgentFunction = Callable[[AsyncIterable[Batch]], Awaitable[None]]
 
-# Seconds a member may go without polling: ours never polls its group consumer, a reader of our own reads.
+# A member may go this long without polling: the group's consumer never polls, as a separate reader fetches.
 FOR_EVER_SECONDS = 100 * 365 * 24 * 3600.0
 
 
 class CeremonyApp(faust.App):
-    """A Faust app whose agents get batches; see the module for how it is run."""
+    """A Faust app whose agents get batches; the module's docstring shows its use."""
 
     def __init__(
         self,
@@ -76,10 +76,10 @@ class CeremonyApp(faust.App):
         self._owner: PartitionAssignment | None = None
         super().__init__(name, **{**_settings(partitions, worker_id), **settings})
 
-    # ---- declaring
+    # ---- declaration
 
     def attach(self, spec: AgentSpec, fun: AgentFunction) -> Any:
-        """Declare an agent and its tables: `async def fun(stream)`, where the stream yields `contract.Batch` objects.
+        """Declare an agent and its tables: `async def fun(stream)`, where the stream yields `Batch` objects.
 
         Returns the Faust agent. Raises ValueError for a name or a topic that is taken, RuntimeError when started.
         """
@@ -94,7 +94,7 @@ class CeremonyApp(faust.App):
         channel = self.topic(spec.topic, partitions=self.partitions, schema=BatchSchema(), internal=False)
         return self.agent(channel, name=spec.name)(supervised(spec.name, fun))
 
-    # ---- what is seen from outside the agents
+    # ---- state, for code outside the agents
 
     @property
     def driver(self) -> GroupTransport:
@@ -124,38 +124,38 @@ class CeremonyApp(faust.App):
 
     @property
     def parts(self) -> Sequence[Part]:
-        """Parts being served here, of all agents: positions and counters."""
+        """Parts of all agents that are served here, with positions and counters."""
         return self.owner.parts
 
     def views(self, agent: str) -> Mapping[int, PartitionView]:
-        """Partitions of an agent being served here, by number; missing: not ours, or being recovered."""
+        """Partitions of an agent that are served here, by number; a missing one is not assigned or being recovered."""
         return self.owner.views(agent)
 
     @property
     def unserved(self) -> Mapping[int, tuple[str, str]]:
-        """Assigned partitions that are not served, each with a code and what to do."""
+        """Assigned partitions that are not served, each with a code, the reason and a remedy."""
         return self.owner.unserved
 
     @property
     def settled(self) -> bool:
-        """An assignment has come, and each of its partitions is served or in `unserved`."""
+        """True after an assignment, once each of its partitions is served or in `unserved`."""
         return self._assignment is not None and not self.rebalancing and self.owner.settled
 
     def held(self, agent: str) -> frozenset[int] | None:
-        """Partitions of an agent that the group gave this worker, served or not; None while that is being settled."""
+        """Partitions of an agent assigned to this worker, served or not; None while the group rebalances."""
         if self._assignment is None or self.rebalancing:
             return None
         return frozenset(number for name, number in self.owner.assigned if name == agent)
 
     @property
     def fresh(self) -> bool:
-        """False once another worker may own what is served here: after a freeze, or cut off from the group."""
+        """False once another worker may own these partitions: after a freeze, or without contact to the group."""
         return self._consumer is not None and cast("Membership", self._consumer).fresh
 
-    # ---- running
+    # ---- life cycle
 
     async def on_first_start(self) -> None:
-        """Faust would create a data folder here; rows live in memory and in the log."""
+        """Do not create Faust's data folder; rows live in the stores and in the log."""
 
     async def on_start(self) -> None:
         await self.stores.start()
@@ -173,17 +173,17 @@ class CeremonyApp(faust.App):
         await cast("Membership", self.consumer).deliver(batch)
 
     async def _stop_consumer(self) -> None:
-        """Before Faust suspends its streams: batches in hand are finished and checkpointed."""
+        """Finish and checkpoint the batches in hand, before Faust suspends its streams."""
         if self._consumer is not None:
             await cast("Membership", self._consumer).give_up()
 
     def _crash(self, reason: BaseException) -> None:
-        """A failure anywhere in Faust's tree of services: the program hears of it and ends the worker."""
+        """Report a failure of any service of Faust to the program, which ends the worker."""
         super()._crash(reason)
         self._report(reason)
 
     def fail(self, failure: BaseException) -> None:
-        """A write was refused for good: stop, never skip."""
+        """Report a write that was refused for good, so that the worker stops."""
         self._report(failure)
 
     def _report(self, failure: BaseException) -> None:
@@ -238,9 +238,9 @@ def create_app(
     worker_id: str | None = None,
     **settings: Any,
 ) -> CeremonyApp:
-    """An app on the log at `url` (`kafka://host:port[,host:port]` or `sqlite:///path`); `name` is its consumer group.
+    """Return an app on the log at `url` (`kafka://host:port[,host:port]` or `sqlite:///path`) in the group `name`.
 
-    `topics`: those to be created, full names; changelogs are added by `attach`. `settings`: `replication` (factor),
+    `topics`: topics to create, by full name; `attach` adds changelogs. `settings`: `replication` (factor),
     `topic_config` (extra settings of every topic), `limits`, `row_cache`, `stores`, and any setting of Faust. Raises
     LogUrlInvalid for another scheme.
     """
@@ -272,7 +272,7 @@ def _transport(url: str) -> type[GroupTransport]:
 
 
 def open_log(url: str, clock: Clock) -> Log:
-    """The log at `url` without an app, not started yet. Raises LogUrlInvalid."""
+    """Return the log at `url` without an app, not started yet. Raises LogUrlInvalid."""
     if url.startswith("sqlite://"):
         from streams.transport.sqlite import driver  # noqa: PLC0415 - as above
 

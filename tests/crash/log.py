@@ -92,7 +92,7 @@ def _wake(arrived: asyncio.Future[None]) -> None:
 
 
 class CrashBackend:
-    """Fulfils `contract.Backend` for one partition of one agent in one process."""
+    """Implements `Backend` for one partition of one agent in one process."""
 
     def __init__(
         self, broker: Broker, host: Host, group: str, spec: AgentSpec, partition: int, is_current: IsCurrent
@@ -170,7 +170,7 @@ class CrashBackend:
 
 
 class CrashLog:
-    """Fulfils `contract.Log` in one process."""
+    """Implements `Log` in one process."""
 
     state = "ok"
 
@@ -212,7 +212,7 @@ class CrashLog:
 
 
 class CrashFollower:
-    """Fulfils `contract.Follower`: one batch of each partition in hand, committed some time after it was handled."""
+    """Implements `Follower`: one batch of each partition in hand, committed some time after it was handled."""
 
     def __init__(
         self,

@@ -98,7 +98,7 @@ class Sent(NamedTuple):
 
 
 class MemoryBatch:
-    """Fulfils `contract.Batch` over a view's rows; what was put is visible at once."""
+    """Implements `Batch` over a view's rows; what was put is visible at once."""
 
     def __init__(self, view: MemoryView, records: Sequence[Record]) -> None:
         self._view = view

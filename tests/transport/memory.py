@@ -79,7 +79,7 @@ class MemoryLog:
 
 
 class MemoryBackend:
-    """Fulfils `contract.Backend` on a MemoryLog."""
+    """Implements `Backend` on a MemoryLog."""
 
     def __init__(self, log: MemoryLog, spec: AgentSpec, partition: int) -> None:
         self.log = log

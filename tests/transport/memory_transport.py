@@ -18,7 +18,7 @@ from tests.transport.memory import MemoryBackend, MemoryLog
 
 
 class MemoryCommitLog:
-    """Fulfils `contract.Log` on a MemoryLog, but for following."""
+    """Implements `Log` on a MemoryLog, but for following."""
 
     state = "ok"
 

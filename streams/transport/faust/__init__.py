@@ -1,1 +1,1 @@
-"""The Faust side of both drivers: application, agents and group membership."""
+"""The Faust side of both drivers: agents and group membership."""

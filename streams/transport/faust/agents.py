@@ -1,7 +1,7 @@
 """Faust's agents over fetched batches: a stream hands its agent one `Batch` per event, undecoded.
 
-Asking for the next batch is the one sign of success; an exception, a return or a cancel is not. Acknowledgements,
-commits and recovery of Faust are not used: they are the business of `Part`.
+A batch succeeds only when the agent asks for the next one; an exception, a return or a cancellation is a failure.
+Faust's own acknowledgements, commits and recovery are not used; `Part` does that work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streams.transport.partition.batch import AgentGone, PartBatch
 
 
 class BatchSchema(faust.Schema):  # type: ignore[type-arg]
-    """Lets batches pass undecoded; every other message is decoded as usual."""
+    """Passes batches on undecoded; decodes every other message as usual."""
 
     def compile(self, app: Any, **options: Any) -> Callable[..., Awaitable[Any]]:
         decode = super().compile(app, **options)
@@ -36,14 +36,14 @@ class BatchSchema(faust.Schema):  # type: ignore[type-arg]
 
 
 class BatchStream(faust.Stream):  # type: ignore[type-arg]
-    """A stream of batches: yields `Batch` objects and hands each back to its part when the next is asked for."""
+    """A stream of batches: yields each batch, and returns it to its part when the agent asks for the next."""
 
     app: Any
     channel: Any
     open: PartBatch | None = None
-    """The batch the agent works on."""
+    """The batch in the agent's hands."""
     ended = False
-    """The agent was told to stop: its return is no failure."""
+    """The agent was stopped, so its return is no failure."""
 
     def __aiter__(self) -> AsyncIterator[Any]:
         if self.app.attached_topics.isdisjoint(getattr(self.channel, "topics", ())):
@@ -60,7 +60,7 @@ class BatchStream(faust.Stream):  # type: ignore[type-arg]
                 event = await get()
                 batch, message = event.value, event.message
                 if batch.finished.done():
-                    continue  # its part has gone
+                    continue  # its part was given up
                 state = self._on_stream_event_in(message.tp, message.offset, self, event)
                 self.open, self.current_event = batch, event
                 _current_event.set(ref(event))
@@ -70,19 +70,19 @@ class BatchStream(faust.Stream):  # type: ignore[type-arg]
                 finally:
                     self._on_stream_event_out(message.tp, message.offset, self, event, state)
                 self.hand_back(None)
-        except StopAsyncIteration:  # the actor's cancel() throws it into the queue
+        except StopAsyncIteration:  # thrown into the queue by the actor's cancel()
             pass
         self.ended = True
 
     def hand_back(self, failure: BaseException | None) -> None:
-        """Give the open batch, if there is one, back to its part; without a failure it was a success."""
+        """Return the open batch, if any, to its part; without a failure it succeeded."""
         batch, self.open, self.current_event = self.open, None, None
         if batch is not None:
             batch.finish(failure)
 
 
 def supervised(name: str, fun: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-    """The agent function with its end reported: what it raises is the failure of the batch it had open."""
+    """Wrap an agent function, so that its exception becomes the failure of its open batch."""
 
     @functools.wraps(fun)
     async def agent(stream: Any) -> None:
@@ -103,7 +103,7 @@ def supervised(name: str, fun: Callable[[Any], Awaitable[None]]) -> Callable[[An
 
 
 class Supervisor(OneForOneSupervisor):
-    """Replaces a failed actor at once: how often is for the dead letters to bound, not for a count of restarts."""
+    """Replaces a failed actor at once, without a limit of restarts: dead letters end the failures of one record."""
 
     async def restart_service(self, service: Any) -> None:
         index = self._index[service]
@@ -115,7 +115,7 @@ class Supervisor(OneForOneSupervisor):
 
 
 class RowsTable(faust.Table):  # type: ignore[type-arg]
-    """Declares a table on the app (`faust tables` lists it). Its rows live in the parts; reading goes through them."""
+    """Declares a table on the app, for `faust tables`. Its rows live in the parts, which also serve reads."""
 
     app: Any
 
@@ -126,7 +126,7 @@ class RowsTable(faust.Table):  # type: ignore[type-arg]
         return topics.prefixed(self.app.prefix, topics.changelog(self.name))
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """The row of a key, if this worker owns its partition."""
+        """Return the row of a key, if this worker owns its partition."""
         for part in self.app.owner.parts:
             if self.name in part.table_names and (row := part.rows(self.name).get(key)) is not None:
                 return row
@@ -149,7 +149,7 @@ class RowsTable(faust.Table):  # type: ignore[type-arg]
 
 
 class Tables(TableManager):
-    """Faust's registry of tables; partitions are taken and recovered by the owner: nothing here reads a changelog."""
+    """Faust's registry of tables. `PartitionAssignment` recovers partitions, so no changelog is read here."""
 
     app: Any
 
@@ -158,10 +158,10 @@ class Tables(TableManager):
         self._tables_registered.set()
 
     async def on_stop(self) -> None:
-        """Nothing was started."""
+        """Do nothing, as nothing was started."""
 
     def on_partitions_revoked(self, revoked: Any) -> None:
-        """Parts were given up before Faust heard of it."""
+        """Do nothing, as the parts were given up already."""
 
     async def on_rebalance(self, assigned: Any, revoked: Any, newly_assigned: Any, generation_id: int = 0) -> None:
         self.app.flow_control.resume()
@@ -170,5 +170,5 @@ class Tables(TableManager):
         await self.app.consumer.take_over(assigned, generation_id)
 
     async def wait_until_recovery_completed(self) -> bool:
-        """Starting does not wait for rows: readiness tells when partitions are served. False: go on starting."""
+        """Return False, to go on starting without waiting for rows: readiness tells when partitions are served."""
         return False

@@ -1,6 +1,6 @@
-"""What Faust asks of a driver, answered without its own fetching, acknowledging and committing.
+"""Faust's interface of a driver: consumer, producer and transport, without Faust's own fetching and committing.
 
-A driver's transport gives the log, a backend per partition, and the way partitions are assigned; all else is here.
+A driver's transport provides the log, a backend per partition and the assignment of partitions; the rest is here.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Membership(FaustConsumer):
 
     @property
     def fresh(self) -> bool:
-        """Whether what is assigned is surely still ours; a group's member may have been replaced unawares."""
+        """False when another member may have replaced this one without its knowledge; always true without a group."""
         return True
 
     async def subscribe(self, topics: Iterable[str]) -> None:
-        """Everything is ours at once: there is no one to share it with."""
+        """Assign every partition at once, as no other worker shares the log."""
         count = self.app.partitions
         tps = {TP(topic, number) for topic in topics for number in range(count)}
         self.add_future(self._assign_everything(tps))
@@ -54,7 +54,7 @@ class Membership(FaustConsumer):
         self.app.on_rebalance_end()
 
     async def take_over(self, assigned: Iterable[TP], generation: int) -> None:
-        """Faust has set its agents to this assignment: serve it."""
+        """Serve an assignment for which Faust has set up its agents."""
         by_topic = {spec.topic: name for name, spec in self.app.owner.specs.items()}
         pairs = [(by_topic[tp.topic], tp.partition) for tp in assigned if tp.topic in by_topic]
         await self.app.owner.take_over(pairs, self.is_current(generation))
@@ -67,17 +67,17 @@ class Membership(FaustConsumer):
         await super().on_partitions_revoked(revoked)
 
     async def give_up(self) -> None:
-        """Finish, checkpoint and let go of every partition; after a crash no agent answers any more."""
+        """Finish, checkpoint and give up every partition; after a crash, without waiting for agents."""
         await self.app.owner.give_up(0.0 if self.app.crashed else GIVE_UP_SECONDS)
 
     async def on_stop(self) -> None:
         await self.give_up()
 
     async def deliver(self, batch: PartBatch) -> None:
-        """One event for the whole batch, by way of Faust's conductor into the stream of its agent."""
+        """Send the batch as one event through Faust's conductor into the stream of its agent."""
         last = batch.last
         tp = TP(last.topic, last.partition)
-        value: Any = batch  # Faust expects bytes here; `BatchSchema` lets it pass
+        value: Any = batch  # Faust expects bytes here; `BatchSchema` passes it on
         await self.callback(
             ConsumerMessage(
                 last.topic,
@@ -96,14 +96,14 @@ class Membership(FaustConsumer):
             )
         )
 
-    # ---- what Faust's own fetching and committing would need
+    # ---- Faust's own fetching and committing, which is not used
 
     def track_message(self, message: Any) -> None:
-        """Batches are waited for by their parts, not by Faust."""
+        """Count the message only: its part waits for the batch, not Faust."""
         self._on_message_in(message.tp, message.offset, message)
 
     async def on_task_error(self, exc: BaseException) -> None:
-        """The stream has told the part already."""
+        """Do nothing, as the stream has reported the error to the part."""
 
     def assignment(self) -> set[TP]:
         return set(self._tps)
@@ -152,11 +152,11 @@ class Membership(FaustConsumer):
         return dict.fromkeys(partitions, 0)
 
     async def create_topic(self, *arguments: Any, **options: Any) -> None:
-        """Topics are created by the log, with their real settings, before anything subscribes."""
+        """Do nothing: the log creates topics with their settings before anything subscribes."""
 
 
 class Producer(base.Producer):
-    """`topic.send` of Faust on the log: durable when it returns. Agents use their batch instead."""
+    """Implements Faust's `topic.send`: durable when it returns. Agents send through their batch instead."""
 
     def __post_init__(self) -> None: ...
 
@@ -188,14 +188,14 @@ class Producer(base.Producer):
         return TP(topic, app.commit_log.partition_of(key, app.partitions))
 
     async def create_topic(self, *arguments: Any, **options: Any) -> None:
-        """Topics are created by the log."""
+        """Do nothing: the log creates topics."""
 
     def supports_headers(self) -> bool:
         return True
 
 
 class GroupTransport(base.Transport):
-    """Base of both drivers: `log`, `backend`, and a `Consumer` that knows how partitions are assigned."""
+    """Base of both drivers, which provide `log`, `backend`, and a `Consumer` that gets partitions assigned."""
 
     Consumer = Membership
     Producer = Producer
@@ -210,12 +210,12 @@ class GroupTransport(base.Transport):
 
     @property
     def shared(self) -> TailedLog | None:
-        """The log where several workers share it; None where there is one worker only."""
+        """The log if several workers share it; None for a single worker."""
         return None
 
     @abstractmethod
     def backend(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> Backend:
-        """What the part of one partition stands on."""
+        """Return the backend for the part of one partition."""
 
     async def close(self) -> None:
         """Called when the app stops, after the last part was given up and before the log stops."""

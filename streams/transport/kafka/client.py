@@ -1,4 +1,4 @@
-"""aiokafka as the driver needs it: producers, readers, recovery."""
+"""Producers and readers of aiokafka, configured for the driver."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ from streams.transport.kafka.wire import Written, append_batches, give_records, 
 
 # Bytes of a produce batch of more than one record: below LARGEST_BATCH_BYTES with its framing.
 PRODUCE_BATCH_BYTES = 900_000
-# How long a write is tried before it has failed for good, which ends the worker.
+# A write is retried for this long; after it the write has failed for good, which ends the worker.
 REQUEST_TIMEOUT_MS = 120_000
-# How long a broker holds an empty fetch: aiokafka has one in flight per broker, so others wait as long.
+# Time a broker holds an empty fetch. aiokafka has one in flight per broker, so other requests wait as long.
 FETCH_WAIT_MS = 20
-# The same where no others are: the fetch asks for every partition that is read. It costs broker and client some
-# tenths of a millisecond, whether it brings something or not, and a worker has one under way for each topic that it
-# follows.
+# The same for a fetch of all partitions that are read, for which no other request waits. Each fetch costs broker and
+# client some tenths of a millisecond, and a worker has one in flight for each topic that it follows.
 IDLE_WAIT_MS = 100
-# How long the next fetch waits for what the last one brought to be taken. None at all, and it is sent without those
-# partitions, whose next records then wait for `FETCH_WAIT_MS`; as long as aiokafka's 0.1 s, and a busy one holds all.
+# Time the next fetch waits until the records of the last one are taken. With 0 it is sent without those partitions,
+# whose next records then wait for FETCH_WAIT_MS; with aiokafka's default of 0.1 s, one busy partition delays all.
 DRAIN_SECONDS = 0.002
-# Bytes fetched of one partition at a time, all of which may be in memory; a larger record comes alone.
+# Bytes fetched of one partition at a time, all held in memory; a larger record comes alone.
 FETCH_BYTES = 1024 * 1024
 TRANSACTION_TIMEOUT_MS = 10_000
 STOP_SECONDS = 5.0
-# A write refused for one of these is refused again: the worker ends. Other failures give up the partition only.
+# A write refused with one of these errors would be refused again, so the worker ends. Others cost only the partition.
 _REFUSALS = (
     ClusterAuthorizationFailedError,
     InvalidTopicError,
@@ -52,7 +51,7 @@ _REFUSALS = (
 
 
 def new_producer(servers: Sequence[str], **options: Any) -> AIOKafkaProducer:
-    """Idempotent, acks=all, without linger: batches are formed by the agents."""
+    """Return an idempotent producer with acks=all and without linger, as the agents form batches."""
     return AIOKafkaProducer(
         bootstrap_servers=list(servers),
         acks="all",
@@ -67,7 +66,7 @@ def new_producer(servers: Sequence[str], **options: Any) -> AIOKafkaProducer:
 
 
 def new_reader(servers: Sequence[str], *, wait_ms: int = FETCH_WAIT_MS) -> AIOKafkaConsumer:
-    """A consumer without a group: whoever uses it assigns and seeks before it polls."""
+    """Return a consumer without a group; the caller assigns partitions and seeks before polling."""
     return AIOKafkaConsumer(
         bootstrap_servers=list(servers),
         group_id=None,
@@ -81,10 +80,10 @@ def new_reader(servers: Sequence[str], *, wait_ms: int = FETCH_WAIT_MS) -> AIOKa
 
 
 def fetch_cheaply(consumer: AIOKafkaConsumer, in_a_hurry: Callable[[], bool] = lambda: False) -> None:
-    """Pack fetches quickly, and let one wait for `IDLE_WAIT_MS` where nothing can wait for its end.
+    """Encode fetches quickly, and let a fetch wait for IDLE_WAIT_MS when no partition waits for its end.
 
-    The consumer has been started. What has come and is not taken yet is left out of a fetch, and waits for its end;
-    `in_a_hurry`: something may all the same.
+    The consumer must be started. A partition whose records are not taken yet is left out of a fetch and waits for its
+    end; `in_a_hurry`: another request may wait for it, too.
     """
     fetcher = consumer._fetcher
     actions = fetcher._get_actions_per_node
@@ -99,13 +98,13 @@ def fetch_cheaply(consumer: AIOKafkaConsumer, in_a_hurry: Callable[[], bool] = l
 
 
 async def stop_reader(reader: AIOKafkaConsumer, clock: Clock) -> None:
-    """Stop a reader, also one that has just been assigned: aiokafka's task for that must have begun, to end well."""
+    """Stop a reader, also one that was just assigned: aiokafka's task for that ends cleanly only after it has begun."""
     await clock.sleep(0)
     await reader.stop()
 
 
 class TransactionalWriter:
-    """Writes in transactions under one transactional id; the last who started it owns it, all others are fenced."""
+    """Writes transactions under one transactional id. The last one to start owns the id; all others are fenced."""
 
     def __init__(self, servers: Sequence[str], transactional_id: str, clock: Clock) -> None:
         self._id = transactional_id
@@ -116,13 +115,13 @@ class TransactionalWriter:
         )
 
     async def start(self) -> None:
-        """From here on a former owner cannot write."""
-        # aiokafka leaves a connection open when its start is cancelled: let it end, `stop` closes it.
+        """Fence the former owner: it cannot write any more."""
+        # A cancelled start of aiokafka leaves a connection open; so it runs to its end, and `stop` closes it.
         self._starting = self._clock.spawn(self._producer.start(), name=f"{self._id} is fenced")
         await asyncio.shield(self._starting)
 
     async def write(self, records: Mapping[TopicPartition, Sequence[Written]]) -> None:
-        """All of it or nothing. Raises Fenced, KafkaError; after an error the writer is of no more use."""
+        """Write all records or none. Raises Fenced, LogFailed, KafkaError, which make the writer unusable."""
         futures: list[Any] = []
         try:
             await self._producer.begin_transaction()
@@ -154,7 +153,7 @@ class TransactionalWriter:
 
 
 class PartitionReader:
-    """Reads the partitions that are ours. All are assigned once and paused; taking one seeks and resumes it."""
+    """Reads the owned partitions. All are assigned once and paused; taking a partition seeks and resumes it."""
 
     def __init__(self, servers: Sequence[str], clock: Clock) -> None:
         self._servers = servers
@@ -163,7 +162,7 @@ class PartitionReader:
         self._waiting: dict[TopicPartition, asyncio.Future[None]] = {}
         self._pump: asyncio.Task[None] | None = None
         self._asked = 0
-        """Partitions being taken: what is asked for them, and their first fetch, wait for the fetch under way."""
+        """Number of partitions being taken: their requests and first fetch wait for the fetch in flight."""
 
     @property
     def _consumer(self) -> AIOKafkaConsumer:
@@ -193,7 +192,7 @@ class PartitionReader:
             await stop_reader(client, self._clock)
 
     async def range(self, tp: TopicPartition) -> tuple[int, int]:
-        """(start, end) of the log of a partition."""
+        """Return (start, end) of a partition's log."""
         self._asked += 1
         try:
             starts = await self._consumer.beginning_offsets([tp])
@@ -211,7 +210,7 @@ class PartitionReader:
             self._client.pause(tp)
 
     async def fetch(self, tp: TopicPartition, limit: int) -> list[Record]:
-        """At least one record; nothing is lost when it is cancelled, for records leave the consumer in one step."""
+        """Return at least one record. Cancelling it loses nothing, as records leave the consumer in one step."""
         while True:
             fetched: Mapping[TopicPartition, list[Record]]
             fetched = await self._consumer.getmany(tp, timeout_ms=0, max_records=limit)
@@ -224,7 +223,7 @@ class PartitionReader:
             await waiter
 
     async def _wake(self) -> None:
-        """Wake the parts that have something: each waiting in `getmany` itself would be woken for everyone's data."""
+        """Wake the parts whose records have come; in `getmany` itself all parts would wake for any of them."""
         fetcher = self._consumer._fetcher
         while True:
             fetched = fetcher._create_fetch_waiter()
@@ -232,5 +231,5 @@ class PartitionReader:
                 waiter = self._waiting.pop(tp, None)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(None)
-            with contextlib.suppress(KafkaError):  # the part that asks again gets it from `getmany`
+            with contextlib.suppress(KafkaError):  # the part gets the error from `getmany` when it asks again
                 await fetched

@@ -60,7 +60,7 @@ class KafkaTransport(membership.GroupTransport):
         return KafkaBackend(self, spec, number, is_current)
 
     async def open(self) -> None:
-        """Before the group is joined: the reader of everything that may be assigned."""
+        """Start the reader of all partitions that may be assigned; called before the group is joined."""
         app = self.app
         tps = [TopicPartition(topic, number) for topic in app.attached_topics for number in range(app.partitions)]
         await self.reader.start(tps)
@@ -75,7 +75,7 @@ class KafkaTransport(membership.GroupTransport):
         await self.recovery.stop()
         await self.reader.stop()
 
-    # ---- offsets of the group: step agents resume there; for agents with tables they are for lag tools only
+    # ---- offsets of the group: step agents resume there; for agents with tables only lag tools use them
 
     def commit_soon(self, tp: TopicPartition, offset: int) -> None:
         self._offsets[tp] = offset
@@ -85,13 +85,13 @@ class KafkaTransport(membership.GroupTransport):
         return offset
 
     async def commit_now(self) -> None:
-        async with self._committing:  # whoever waits here finds its offset written, too
+        async with self._committing:  # after waiting here, the caller's offset is written, too
             offsets, self._offsets = self._offsets, {}
             if not offsets:
                 return
             try:
                 await self.app.consumer.commit_offsets(offsets)
-            except (KafkaError, AssertionError) as error:  # the group moved on: its next owner does the work again
+            except (KafkaError, AssertionError) as error:  # the group has rebalanced: the next owner repeats the work
                 logger.warning("group offsets not committed: %s", type(error).__name__)
 
     async def _commit_offsets_often(self) -> None:
@@ -101,7 +101,7 @@ class KafkaTransport(membership.GroupTransport):
 
 
 def servers(urls: Iterable[Any]) -> list[str]:
-    """The brokers of Faust's URLs as `host:port`."""
+    """Return the brokers of Faust's URLs as `host:port`."""
     return [f"{_host(one.host)}:{one.port or DEFAULT_PORT}" for one in urls]
 
 
@@ -110,14 +110,14 @@ def _host(name: str) -> str:
 
 
 class _ChangelogRows:
-    """What is read back of a partition's changelogs: rows go to where they are loaded, the position row stays here."""
+    """Takes the records of a partition's changelogs: loads the rows, and keeps the position row."""
 
     def __init__(self, rows: RowLoader, changelogs: Mapping[str, TopicPartition]) -> None:
         self.position: bytes | None = None
         self._rows = rows
         self._tables = {tp: table for table, tp in changelogs.items()}
         self._first = next(iter(self._tables))
-        """Checkpoints write the position there, and nowhere else."""
+        """The changelog to which checkpoints write the position row."""
 
     async def add(self, tp: TopicPartition, records: dict[bytes, bytes | None]) -> None:
         if tp == self._first:
@@ -126,7 +126,7 @@ class _ChangelogRows:
 
 
 class KafkaBackend:
-    """Fulfils `contract.Backend` for one partition of one agent."""
+    """Implements `Backend` for one partition of one agent."""
 
     def __init__(self, transport: KafkaTransport, spec: AgentSpec, number: int, is_current: IsCurrent) -> None:
         app = transport.app
@@ -158,7 +158,7 @@ class KafkaBackend:
         return Recovered(position, start, end, committed)
 
     async def _fence(self) -> None:
-        """From here on the former owner cannot write the changelogs."""
+        """Fence the former owner: it cannot write the changelogs any more."""
         self._check()
         self._writer = TransactionalWriter(self._transport.servers, self._transactional_id, self._clock)
         await self._writer.start()

@@ -1,4 +1,4 @@
-"""Following a topic on Kafka in a consumer group of its own, for the bridges."""
+"""Follows a topic on Kafka in a consumer group of its own, for the bridges."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from streams.transport.kafka.wire import give_records
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two commits: one after every batch would cost the broker more than the batch.
+# Interval of commits; a commit after every batch would cost the broker more than the batch.
 COMMIT_SECONDS = 0.5
 POLL_MS = 1000
-# How long a hand-over waits for batches in hand: the whole group waits with it.
+# Time a hand-over waits for batches in hand; the whole group waits as long.
 GIVE_UP_SECONDS = 3.0
 REBALANCE_MS = 15_000
 AGAIN_SECONDS = 0.2
 
 
 class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Fulfils `contract.Follower`: of each partition one batch in hand, committed after `handle` returned.
+    """Implements `Follower`: one batch in hand per partition, committed after `handle` returned.
 
-    A partition whose batch waits holds up no other.
+    A partition whose batch waits delays no other.
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         self._fail = fail
         self._taken = taken
         self._untold: set[TopicPartition] = set()
-        """Assigned, and `taken` has not heard of it yet."""
+        """Assigned partitions for which `taken` was not called yet."""
         self._session: GroupSession | None = None
         self._epoch = 0
-        """Goes up as partitions move: what was fetched before is fetched again by its owner."""
+        """Incremented when partitions move: records fetched before are fetched again by their owner."""
         self._moving = False
         self._left_behind = False
-        """Batches were dropped, so what they still have under way is another's; until the next assignment."""
+        """True from dropping batches to the next assignment: their remaining work belongs to another owner."""
         self._dropped: set[asyncio.Task[None]] = set()
-        """Batches that were still in hand when their partition had to go."""
+        """Batches still in hand when their partition was revoked."""
         self._in_hand: dict[TopicPartition, asyncio.Task[None]] = {}
         self._handled: dict[TopicPartition, OffsetAndMetadata] = {}
-        """Offsets behind what was handled and is not committed yet, with the handler's notes."""
+        """Offsets to commit, with the handler's notes."""
         self._committing = asyncio.Lock()
         self._stopping = False
         self._poll: asyncio.Task[Any] | None = None
@@ -98,7 +98,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         return not self._left_behind and self._session is not None and self._session.fresh
 
     async def stop(self) -> None:
-        """Finish the batches in hand and commit. One whose handling is cancelled is left to the next owner."""
+        """Finish the batches in hand and commit. A cancelled batch is left to the next owner."""
         self._stopping = True
         self._poll_anew()
         if self._task is not None:
@@ -107,7 +107,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._consumer.stop()
 
     async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
-        """What is in hand is finished and committed while its partition is still ours, within some seconds."""
+        """Finish and commit the batches in hand within GIVE_UP_SECONDS, while their partitions are still owned."""
         self._moving = True
         self._epoch += 1
         try:
@@ -119,7 +119,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         self._handled.clear()
 
     async def _drop(self) -> None:
-        """What waits for somebody who does not answer is left to the next owner."""
+        """Cancel the batches in hand; the next owner gets them."""
         late = {task for task in self._in_hand.values() if not task.done()}
         self._left_behind = True
         logger.warning("%s: %d batches in hand are left to their next owner", self._topic, len(late))
@@ -130,7 +130,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
             await asyncio.wait(late)
 
     async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
-        """Reading goes on at the committed offsets."""
+        """Continue at the committed offsets."""
         if self._session is not None:
             self._session.joined()
         self._untold = set(assigned)
@@ -153,7 +153,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
                 task.cancel()
 
     async def _turn(self, committer: asyncio.Task[None]) -> None:
-        """Hand out what has come of partitions without a batch in hand, or take back batches that are handled."""
+        """Start handling records of partitions without a batch in hand, or finish handled batches."""
         epoch = self._epoch
         assigned = self._consumer.assignment()
         free = assigned - self._in_hand.keys()
@@ -186,7 +186,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         return fetched
 
     async def _polled(self) -> dict[TopicPartition, list[Record]]:
-        """What the poll has brought; one that still waits is ended: records leave the consumer in one step."""
+        """Return the result of the poll. Cancelling a waiting poll loses nothing, as records leave it in one step."""
         poll, self._poll = self._poll, None
         if poll is None:
             return {}
@@ -200,20 +200,20 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
             self._poll.cancel()
 
     async def _finished(self) -> None:
-        """Return when no batch is in hand; how each ended is looked at by whoever takes it back."""
+        """Return when no batch is in hand; its result is checked when it is taken back."""
         if self._in_hand:
             await asyncio.wait(set(self._in_hand.values()))
 
     async def _one(self, tp: TopicPartition, records: Sequence[Record]) -> None:
         if self._moving or tp not in self._consumer.assignment():
-            return  # revoked since it was fetched: its new owner reads it
+            return  # revoked since it was fetched: the new owner reads it
         if tp in self._untold:
             await self._tell(tp)
         note = await self._handle(records)
         self._handled[tp] = OffsetAndMetadata(records[-1].offset + 1, note or "")
 
     async def _tell(self, tp: TopicPartition) -> None:
-        """Tell `taken` what the group had committed, before the first batch of this assignment."""
+        """Call `taken` with the group's committed offset, before the first batch of this assignment."""
         self._untold.discard(tp)
         if self._taken is None:
             return
@@ -222,7 +222,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._taken(committed)
 
     async def _committed(self, tp: TopicPartition) -> Committed | None:
-        """None while Kafka does not say."""
+        """Return the committed offset and note; None while Kafka does not answer."""
         try:
             known = (await self._consumer._coordinator.fetch_committed_offsets([tp])).get(tp)
             starts = await self._consumer.beginning_offsets([tp])
@@ -230,7 +230,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         except KafkaError as error:
             logger.info("%s[%d]: committed offset not known yet (%s)", self._topic, tp.partition, error)
             return None
-        if known is None or not starts[tp] <= known.offset <= ends[tp]:  # of another topic of this name
+        if known is None or not starts[tp] <= known.offset <= ends[tp]:  # committed for another topic of this name
             return Committed(tp.partition, None, "", ends[tp])
         return Committed(tp.partition, known.offset, known.metadata, ends[tp])
 
@@ -240,7 +240,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
             await self._commit()
 
     async def _commit(self) -> None:
-        """Raises LogFailed when Kafka refuses for good."""
+        """Commit handled offsets of owned partitions. Raises LogFailed when Kafka refuses for good."""
         async with self._committing:
             handled, self._handled = self._handled, {}
             ours = self._consumer.assignment()

@@ -12,12 +12,12 @@ from streams.transport.faust import membership
 from streams.transport.kafka.session import GroupSession
 from streams.transport.partition.assignment import IsCurrent
 
-# A static member that lost its membership so often within this time shares its worker id with another.
+# A static member that loses its membership so many times within these seconds shares its worker id with another.
 TWIN_SECONDS, TWIN_LOSSES = 30.0, 3
 
 
 class RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """The group's rebalances, passed on to Faust."""
+    """Passes the group's rebalances on to Faust."""
 
     def __init__(self, member: GroupMember) -> None:
         self._member = member
@@ -29,12 +29,12 @@ class RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> Awaitable[None]:
         tps = set(assigned)
-        self._member.silence(tps)  # in this very step: the fetcher must not begin to look for positions
+        self._member.silence(tps)  # before any other task runs: the fetcher must not look up positions
         return self._member.assigned(tps)
 
 
 class GroupMember(membership.Membership):
-    """A member of the consumer group. It never polls: what is assigned is read by the parts' own reader."""
+    """A member of the consumer group. It never polls: the parts read their partitions with a reader of their own."""
 
     _group: AIOKafkaConsumer | None = None
     _session: GroupSession | None = None
@@ -75,7 +75,7 @@ class GroupMember(membership.Membership):
         return self._group
 
     def notice_lost_membership(self) -> None:
-        """A static member that is thrown out again and again has a twin: both would take the group from each other."""
+        """End the worker if it loses its static membership repeatedly: then another worker has the same id."""
         if self.app.worker_id is None or self.group._coordinator.generation >= 0:
             return
         now = self.app.clock.monotonic()
@@ -105,7 +105,7 @@ class GroupMember(membership.Membership):
             self.app.on_rebalance_end()
 
     def is_current(self, generation: int) -> IsCurrent:
-        """Also false once the coordinator no longer knows us, before the rebalance has been heard of."""
+        """Return a check that fails as soon as the coordinator removes this member, before the rebalance is known."""
 
         def is_current() -> bool:
             return (
@@ -117,7 +117,7 @@ class GroupMember(membership.Membership):
         return is_current
 
     async def commit_offsets(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Raises KafkaError; what is not ours any more is left out."""
+        """Commit offsets of partitions that are still owned. Raises KafkaError."""
         ours = self.group.assignment()
         mine = {tp: offset for tp, offset in offsets.items() if tp in ours}
         if mine:

@@ -1,4 +1,4 @@
-"""Kafka beside the agents: appending from outside, reading for operators, following for bridges."""
+"""Kafka beside the agents: appends, reads for operators, and followers for bridges."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from streams.transport.partition.partitioner import partition_of
 
 logger = logging.getLogger(__name__)
 
-# How long `append` waits for the acknowledgement before it says LogUnavailable.
+# Time `append` waits for the acknowledgement before it raises LogUnavailable.
 APPEND_SECONDS = 10.0
-# How long a broker holds an empty fetch of who follows the end of a topic: a record ends the wait.
+# Time a broker holds an empty fetch at the end of a topic; a new record ends the wait.
 TAIL_WAIT_MS = 500
-# Seconds between two looks whether Kafka answers.
+# Interval of the checks that Kafka answers.
 WATCH_SECONDS = 1.0
 
 
 class KafkaLog:
-    """Fulfils `contract.Log`. `fail` hears of a follower that ended by an exception."""
+    """Implements `TailedLog`. `fail` is called when a follower ends with an exception."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class KafkaLog:
 
     @property
     def producer(self) -> AIOKafkaProducer:
-        """The one idempotent producer of this process; effects go through it too. Raises LogUnavailable."""
+        """The process's only idempotent producer, which also sends effects. Raises LogUnavailable."""
         if self._producer is None:
             raise LogUnavailable("log_unavailable", "not connected to Kafka")
         return self._producer
@@ -73,7 +73,7 @@ class KafkaLog:
         try:
             await producer.start()
             await reader.start()
-        except BaseException as error:  # also a start that is called off while it waits
+        except BaseException as error:  # also when the start is cancelled
             await producer.stop()
             await reader.stop()
             if not isinstance(error, KafkaError):
@@ -110,7 +110,7 @@ class KafkaLog:
             raise LogUnavailable("log_unavailable", f"topics cannot be looked at ({type(error).__name__})") from error
         finally:
             await admin.close()
-        for spec in topics:  # from here on the producer knows the topic's leaders: sends need not wait for metadata
+        for spec in topics:  # loads the topic's leaders, so that sends need not wait for metadata
             await self.producer.partitions_for(spec.name)
 
     async def append(
@@ -144,7 +144,7 @@ class KafkaLog:
 
     async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         if start >= end:
-            return  # a reader that is stopped before its first turn of the loop cannot be stopped cleanly
+            return  # a reader stopped before its task has run cannot be stopped cleanly
         tp = TopicPartition(topic, partition)
         reader = new_reader(self._servers)
         try:

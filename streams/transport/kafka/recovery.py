@@ -1,4 +1,4 @@
-"""Changelogs of Kafka read back in bulk: all that are asked for at the same time share one consumer."""
+"""Reads changelogs of Kafka in bulk: all that are requested at the same time share one consumer."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ports.clock import Clock
 from streams.transport.kafka.client import new_reader, stop_reader
 from streams.transport.kafka.wire import give_records, retrieve
 
-# Changelogs read side by side: aiokafka keeps FETCH_BYTES of each, and as much again once they are decoded.
+# Changelogs read at the same time: aiokafka holds FETCH_BYTES of each, and as much again decoded.
 CHANGELOGS_AT_ONCE = 8
-# Taken from aiokafka at a time; what it has fetched is bounded in bytes already.
+# Records taken from aiokafka at a time; the bytes that it fetches are bounded separately.
 RECORDS_AT_ONCE = 10_000
 
-# Takes some records of a changelog, of each key the newest; None is a tombstone.
+# Takes some records of a changelog, the newest of each key; None is a tombstone.
 Add = Callable[[TopicPartition, dict[bytes, bytes | None]], Awaitable[None]]
 
 
 class _Changelog:
-    """One changelog partition that is read."""
+    """One changelog partition being read."""
 
     def __init__(self, tp: TopicPartition, add: Add) -> None:
         self.tp = tp
@@ -32,7 +32,7 @@ class _Changelog:
         self._add = add
 
     async def add(self, fetched: Sequence[Any]) -> None:
-        if self.done.done():  # nobody waits for it any more
+        if self.done.done():  # no caller waits for it any more
             return
         try:
             await self._add(self.tp, {record.key: record.value for record in fetched})
@@ -49,7 +49,7 @@ class _Changelog:
 
 
 class Recovery:
-    """Reads whole changelog partitions; of one that is not read to its end nothing is heard but its failure."""
+    """Reads whole changelog partitions; one that cannot be read to its end fails."""
 
     def __init__(self, servers: Sequence[str], clock: Clock) -> None:
         self._servers = servers
@@ -58,9 +58,9 @@ class Recovery:
         self._task: asyncio.Task[None] | None = None
 
     async def read(self, tps: Iterable[TopicPartition], add: Add) -> None:
-        """Hand over the records of changelog partitions up to their present ends (committed transactions only).
+        """Pass the records of changelog partitions up to their present ends to `add` (committed transactions only).
 
-        Each is read in its order. Raises KafkaError, and what `add` raises.
+        Each partition is read in order. Raises KafkaError, and the errors of `add`.
         """
         jobs = [_Changelog(tp, add) for tp in tps]
         self._new += jobs
@@ -75,13 +75,13 @@ class Recovery:
                     retrieve(job.done)
 
     async def stop(self) -> None:
-        """End a reading under way: those who wait for it have gone."""
+        """Cancel reading; no caller waits for it any more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        await self._clock.sleep(0)  # let the other partitions of this take-over ask too
+        await self._clock.sleep(0)  # lets the other partitions of this take-over request theirs
         reader = new_reader(self._servers, wait_ms=100)
         jobs: dict[TopicPartition, _Changelog] = {}
         try:
@@ -113,7 +113,7 @@ class Recovery:
         reader.pause(*jobs)
 
     def _finish(self, reader: AIOKafkaConsumer, jobs: dict[TopicPartition, _Changelog]) -> None:
-        """Let go of what is read, and have the next ones fetched."""
+        """Drop finished changelogs, and assign the next ones."""
         for tp, job in list(jobs.items()):
             if job.read:
                 del jobs[tp]

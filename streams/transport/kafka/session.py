@@ -1,4 +1,4 @@
-"""Whether a consumer group still counts a consumer as its member, as far as the consumer can know."""
+"""The session of a consumer in its group: tells when the group may have replaced the consumer."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from aiokafka import AIOKafkaConsumer
 
 from ports.clock import Clock
 
-# After so long without a heartbeat the group gives a member's partitions away.
+# After this time without a heartbeat the group assigns a member's partitions to others.
 SESSION_SECONDS = 6.0
 
 
 class GroupSession:
-    """Fresh while the group has answered a heartbeat that was sent less than a session timeout ago.
+    """Fresh while the group has answered a heartbeat sent less than a session timeout ago.
 
-    The broker counts from the heartbeat's arrival, we from its sending: so a member that was frozen, or cut off, knows
-    that it may have been replaced before the group replaces it. An answer that announces a rebalance does not count:
-    who does not give up in time is replaced as well.
+    The broker counts from the heartbeat's arrival, the session from its sending. So a frozen or disconnected member
+    turns stale before the group replaces it. An answer that announces a rebalance does not count, because a member
+    that gives up too late is replaced, too.
     """
 
     def __init__(self, group: AIOKafkaConsumer, clock: Clock, seconds: float = SESSION_SECONDS) -> None:
-        """`group` must have been started; it is not subscribed yet."""
+        """`group` must be started and not subscribed yet."""
         self._clock = clock
         self._seconds = seconds
         self._known = float("-inf")
@@ -32,7 +32,7 @@ class GroupSession:
         return self._clock.monotonic() - self._known < self._seconds
 
     def joined(self) -> None:
-        """The group has just given an assignment."""
+        """Note a new assignment by the group."""
         self._known = self._clock.monotonic()
 
     async def _heartbeat(self) -> bool:

@@ -1,4 +1,4 @@
-"""Topics on Kafka with their real settings: made when missing, checked when they are there."""
+"""Topics on Kafka: creates missing ones with their settings, and checks existing ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _SECONDS_TO_APPEAR = 20.0
 
 
 def topic_settings(spec: TopicSpec, extra: Mapping[str, str]) -> dict[str, str]:
-    """Broker settings of a topic; `extra` wins."""
+    """Return the broker settings of a topic; `extra` overrides them."""
     settings = {
-        "message.timestamp.type": "LogAppendTime",  # the log's clock is the only one in a fold
+        "message.timestamp.type": "LogAppendTime",  # the fold uses no other clock than the log's
         "max.message.bytes": str(LARGEST_RECORD_BYTES),
         "cleanup.policy": "compact" if spec.compacted else "delete",
     }
-    if spec.compacted:  # the active segment is never compacted: small ones, but none below max.message.bytes
+    if spec.compacted:  # the active segment is never compacted, so it is small, but above max.message.bytes
         settings |= {"segment.bytes": str(16 * 1024 * 1024), "segment.ms": "600000", "min.cleanable.dirty.ratio": "0.3"}
     else:
         settings["retention.ms"] = str(spec.retention_ms)
@@ -33,7 +33,7 @@ def topic_settings(spec: TopicSpec, extra: Mapping[str, str]) -> dict[str, str]:
 async def ensure_topics(
     admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec], *, replication: int, extra: Mapping[str, str], clock: Clock
 ) -> None:
-    """Create what is missing and wait until it can be written; check what was there.
+    """Create missing topics and wait until they can be written; check existing ones.
 
     Raises LogFailed for another partition count or a timestamp type other than LogAppendTime, and when creation is
     refused; LogUnavailable when topics do not appear in time.
@@ -72,7 +72,7 @@ async def _create(
 
 
 async def _appeared(admin: AIOKafkaAdminClient, wanted: Mapping[str, TopicSpec], clock: Clock) -> dict[str, list[Any]]:
-    """A topic just created is known to a broker a moment later, and has leaders another moment later."""
+    """Wait until brokers know the created topics and their leaders."""
     deadline = clock.monotonic() + _SECONDS_TO_APPEAR
     while True:
         present = await _present(admin, wanted)

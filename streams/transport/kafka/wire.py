@@ -1,8 +1,8 @@
-"""Kafka's bytes, past aiokafka's own packing: produce batches, fetch requests and answers, records fetched.
+"""Kafka's wire format, faster than aiokafka's own: produce batches, fetch requests with responses, fetched records.
 
-aiokafka handles each record and each field by itself. Here many records go into one produce batch, a fetch is packed
-and unpacked a partition at a time, and fetched records become `Record`s in one step. Fetches have no sessions with
-aiokafka: each names every partition that is read, and is answered for every one.
+aiokafka processes each record and each field separately. Here many records go into one produce batch, a fetch is
+encoded and decoded a partition at a time, and fetched records become `Record` objects in one step. aiokafka uses no
+fetch sessions: each request names every partition that is read, and its response contains every one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ports.log import Header, LogFailed, Record
 
 # ---- produce batches
 
-# Key, value and headers of a record to be written; without a value it deletes.
+# Key, value and headers of a record to write; without a value it is a tombstone.
 Written = tuple[bytes | None, bytes | None, Sequence[Header]]
 _NO_HEADERS: list[Header] = []
 
@@ -32,11 +32,11 @@ _NO_HEADERS: list[Header] = []
 def append_batches(
     producer: AIOKafkaProducer, tp: TopicPartition, records: Sequence[Written]
 ) -> list[asyncio.Future[Any]]:
-    """Put records into the batch of their partition that still waits to be sent, then into new ones.
+    """Put records into the partition's batch that waits to be sent, then into new ones; return a future per batch.
 
-    One future per batch: others may wait for it too, so it must not be cancelled. Past `send_batch`, which would wait
-    for the partition's last batch to be drained before it queues another. The timestamp does not matter: topics have
-    LogAppendTime.
+    Other callers may wait for the same future, so it must not be cancelled. aiokafka's `send_batch` is not used, as it
+    waits until the partition's last batch is drained before it queues another. The timestamp does not matter: topics
+    have LogAppendTime.
     """
     accumulator = producer._message_accumulator
     if accumulator._exception is not None:
@@ -60,7 +60,7 @@ def append_batches(
 
 
 def _waiting(accumulator: Any, tp: TopicPartition) -> Any | None:
-    """The last batch of a partition that was never sent and has room, so that what is added comes behind all others."""
+    """Return the partition's last batch if it was never sent and has room, so that added records stay in order."""
     batches = accumulator._batches.get(tp)
     if not batches:
         return None
@@ -69,7 +69,7 @@ def _waiting(accumulator: Any, tp: TopicPartition) -> Any | None:
 
 
 def _fill(builder: Any, records: Sequence[Written], begin: int) -> int:
-    """Append records from `begin` on; returns how many there was room for. An empty batch has room for any record."""
+    """Append records from `begin` on and return the number that fitted. An empty batch has room for any record."""
     append = builder._builder.append
     count: int = builder._relative_offset
     number = count
@@ -84,12 +84,12 @@ def _fill(builder: Any, records: Sequence[Written], begin: int) -> int:
 
 
 def retrieve(future: asyncio.Future[Any]) -> None:
-    """Look at a future's exception, which its owner does not: aiokafka tells the same failure on several futures."""
+    """Retrieve a future's exception: aiokafka sets the same failure on several futures, and callers await only one."""
     if future.done() and not future.cancelled():
         future.exception()
 
 
-# ---- fetch requests and their answers
+# ---- fetch requests and responses
 
 # Replica, waiting time, least and most bytes, isolation level, session, its epoch, number of topics.
 _REQUEST = struct.Struct(">iiiibiii")
@@ -102,12 +102,12 @@ _FOUND = struct.Struct(">ihqqqi")
 _REPLICA_AND_SIZE = struct.Struct(">ii")
 _ABORTED = struct.Struct(">qq")
 _SHORT, _INT = struct.Struct(">h"), struct.Struct(">i")
-# For a number: not known. For a length: there is none.
+# As a number: unknown. As a length: null.
 _NONE = -1
 
 
 class Fetch(FetchRequest):  # type: ignore[misc]
-    """A fetch that is packed quickly where the broker speaks version 11, which is the last that aiokafka does."""
+    """A fetch request that is encoded quickly in version 11, the last that aiokafka supports."""
 
     def build(self, request_struct_class: Any) -> Any:
         if request_struct_class is not FetchRequest_v11:
@@ -127,7 +127,7 @@ class Fetch(FetchRequest):  # type: ignore[misc]
 
 
 def packed(request: FetchRequest) -> Fetch:
-    """The same fetch."""
+    """Return the same request with quick encoding."""
     return Fetch(
         request._max_wait_ms,
         request._min_bytes,
@@ -163,7 +163,7 @@ class _Answer(FetchResponse_v11):  # type: ignore[misc]
 
 
 def _partition(found: bytes, at: int) -> tuple[tuple[Any, ...], int]:
-    """What was found of one partition, and where the next begins. Raises ValueError where the answer is cut off."""
+    """Decode one partition of a response; return it with the index behind it. Raises ValueError for truncated bytes."""
     partition, error, highwater, stable, start, count = _FOUND.unpack_from(found, at)
     at += _FOUND.size
     aborted = None
@@ -192,7 +192,7 @@ class _Packed(FetchRequest_v11):  # type: ignore[misc]
     session_id: int
     session_epoch: int
     topics: list[tuple[str, list[tuple[int, int, int]]]]
-    """Of each partition its number, the offset, and how many bytes at most."""
+    """By topic: partition, offset and maximum of bytes."""
     rack_id: str
 
     def encode(self) -> bytes:
@@ -212,20 +212,20 @@ class _Packed(FetchRequest_v11):  # type: ignore[misc]
             parts += [_SHORT.pack(len(name)), name, _INT.pack(len(partitions))]
             parts += [_WANTED.pack(number, _NONE, offset, _NONE, most) for number, offset, most in partitions]
         rack = self.rack_id.encode()
-        parts += [_INT.pack(0), _SHORT.pack(len(rack)), rack]  # no topics are forgotten
+        parts += [_INT.pack(0), _SHORT.pack(len(rack)), rack]  # an empty list of forgotten topics
         return b"".join(parts)
 
 
-# ---- records fetched
+# ---- fetched records
 
-# Of a named tuple, without the Python function that the class itself would call.
+# Makes a named tuple without calling the Python function of its class.
 _new = tuple.__new__
 
 
 def give_records(consumer: AIOKafkaConsumer, drain_seconds: float) -> None:
-    """`getmany` of this consumer gives `contract.Record`s from now on; it has been started and has fetched nothing.
+    """Let `getmany` of this consumer return `Record` objects. It must be started and must not have fetched yet.
 
-    The next fetch waits at most `drain_seconds` for what the last one brought to be taken.
+    The next fetch waits at most `drain_seconds` until the records of the last one are taken.
     """
     fetcher = consumer._fetcher
     fetcher._prefetch_backoff = drain_seconds
@@ -233,7 +233,7 @@ def give_records(consumer: AIOKafkaConsumer, drain_seconds: float) -> None:
 
 
 class _Results(OrderedDict[Any, Any]):
-    """What has been fetched and not been taken, by partition, as the fetcher keeps it."""
+    """The fetcher's dict of fetched records that are not taken yet, by partition."""
 
     def __setitem__(self, tp: Any, result: Any) -> None:
         if type(result) is FetchResult:
@@ -248,17 +248,17 @@ class _Results(OrderedDict[Any, Any]):
                 fetched._check_crcs,
                 fetched._isolation_level,
             )
-            fetched._records_iterator = None  # it never began and would hold what was fetched until a collection
+            fetched._records_iterator = None  # unused; it would keep the fetched bytes until a garbage collection
         super().__setitem__(tp, result)
 
 
 class Unpacked(PartitionRecords):  # type: ignore[misc]
-    """The records of one partition's fetch: the same ones, in the same steps of `next_fetch_offset`, as aiokafka's."""
+    """Fetched records of one partition: the same records and steps of `next_fetch_offset` as in aiokafka."""
 
     next_fetch_offset: int
 
     def __iter__(self) -> Iterator[Record]:
-        """Goes on where the last iteration was left."""
+        """Continue where the last iteration stopped."""
         records: Iterator[Record] = self._records_iterator
         return records
 
@@ -273,7 +273,7 @@ class Unpacked(PartitionRecords):  # type: ignore[misc]
                 for record in batch:
                     offset = record.offset
                     if offset < self.next_fetch_offset:
-                        continue  # a fetch begins with the batch that has its offset
+                        continue  # a response begins with the batch that contains the offset
                     self.next_fetch_offset = offset + 1
                     values = (
                         topic,
@@ -285,7 +285,9 @@ class Unpacked(PartitionRecords):  # type: ignore[misc]
                         tuple(record.headers),
                     )
                     yield _new(Record, values)
-            self.next_fetch_offset = batch.next_offset  # behind what compaction has taken from the batch's end, too
+            self.next_fetch_offset = (
+                batch.next_offset
+            )  # also behind records that compaction removed from the batch's end
 
     def _was_aborted(self, batch: Any) -> bool:
         if self._isolation_level != READ_COMMITTED or batch.producer_id is None:

@@ -1,4 +1,4 @@
-"""The partitions this worker owns: taken when the group assigns them, served, given up before they move."""
+"""The partitions assigned to this worker: taken over, served, and given up before they move."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from streams.transport.partition.row_store import Stores
 
 logger = logging.getLogger(__name__)
 
-# Whether the assignment something was begun for is still the present one.
+# Returns whether an assignment is still the present one.
 IsCurrent = Callable[[], bool]
 
-# Seconds between two checkpoints of a partition.
+# Shortest interval of the checkpoints of a partition.
 SHORTEST_INTERVAL_SECONDS = 0.5
-# Seconds each partition owned adds to the interval: a transaction costs the broker some milliseconds.
+# Each owned partition adds this to the interval: a transaction costs the broker some milliseconds.
 INTERVAL_PER_PARTITION_SECONDS = 0.040
-# Of rows and effects since their checkpoints began, of all partitions together, before they checkpoint early.
+# Rows and effects of all partitions since their last checkpoints; above it they checkpoint early.
 UNSAVED_BYTES = 16 * 1024 * 1024
-# Of one partition: what is less is not worth a transaction.
+# Smallest share of one partition; less is not worth a transaction.
 LEAST_UNSAVED_BYTES = 512 * 1024
-# Seconds before a partition that failed is taken again: time for a fenced worker to hear of a rebalance.
+# Pause before a failed partition is taken again; gives a fenced worker time to learn of a rebalance.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 
 
 class Superseded(CeremonyError):
-    """The group's generation changed while a partition was being taken: its owner is another now."""
+    """The group's generation changed while a partition was being taken: it has another owner now."""
 
     def __init__(self) -> None:
         super().__init__("superseded", "the partition has another owner now")
@@ -45,11 +45,11 @@ class Superseded(CeremonyError):
 
 class BackendFactory(Protocol):
     def __call__(self, spec: AgentSpec, number: int, is_current: IsCurrent, /) -> Backend:
-        """A fresh backend for one partition; its `take` raises Superseded when `is_current` turns false."""
+        """Return a new backend for one partition; its `take` raises Superseded when `is_current` turns false."""
 
 
 class PartitionAssignment:
-    """Takes, serves and gives up parts. One assignment at a time; `give_up` ends it, and is safe to call twice."""
+    """Takes, serves and gives up parts, for one assignment at a time. `give_up` ends it, and may be called twice."""
 
     def __init__(
         self,
@@ -82,34 +82,34 @@ class PartitionAssignment:
         self._epoch = 0
         self._lock = asyncio.Lock()
 
-    # ---- what is seen from outside
+    # ---- state
 
     @property
     def parts(self) -> Sequence[Part]:
-        """Parts that are being served now."""
+        """Parts served now."""
         return list(self._parts.values())
 
     def views(self, agent: str) -> Mapping[int, PartitionView]:
-        """Partitions of an agent being served here, by number."""
+        """Partitions of an agent that are served here, by number."""
         return {number: part for (name, number), part in self._parts.items() if name == agent}
 
     @property
     def assigned(self) -> frozenset[tuple[str, int]]:
-        """(agent, partition) pairs the group gave this worker, served or not."""
+        """(agent, partition) pairs assigned to this worker, served or not."""
         return frozenset(self._assigned)
 
     @property
     def settled(self) -> bool:
-        """Every assigned partition is served, or known not to be."""
+        """True when every assigned partition is served or in `unserved`."""
         return all(key in self._parts or key[1] in self.unserved for key in self._assigned)
 
     def interval(self) -> float:
-        """Seconds between checkpoints of a partition."""
+        """Return the seconds between checkpoints of a partition."""
         stateful = sum(1 for part in self._parts.values() if part.stateful)
         return max(SHORTEST_INTERVAL_SECONDS, INTERVAL_PER_PARTITION_SECONDS * stateful)
 
     def _share(self) -> Limits:
-        """Of one partition, in what a worker may have in memory."""
+        """Return one partition's share of the unsaved bytes that a worker may hold in memory."""
         stateful = sum(1 for name, _ in self._assigned if self.specs[name].tables)
         share = max(LEAST_UNSAVED_BYTES, UNSAVED_BYTES // max(1, stateful))
         return replace(self._limits, bytes=min(self._limits.bytes, share))
@@ -117,7 +117,7 @@ class PartitionAssignment:
     # ---- assignments
 
     async def take_over(self, assigned: Iterable[tuple[str, int]], is_current: IsCurrent) -> None:
-        """Begin to serve these (agent, partition) pairs; returns at once, `settled` tells when it is done."""
+        """Begin to serve these (agent, partition) pairs and return at once; `settled` turns true when it is done."""
         async with self._lock:
             await self._give_up(0.0)
             self.unserved.clear()
@@ -134,7 +134,7 @@ class PartitionAssignment:
                 self._serving[name, number] = serving
 
     async def give_up(self, seconds: float) -> None:
-        """Finish the batches in hand within `seconds`, checkpoint, let go. Also ends a take-over under way."""
+        """Finish the batches in hand within `seconds`, checkpoint, and give everything up. Also ends a take-over."""
         async with self._lock:
             await self._give_up(seconds)
 
@@ -147,7 +147,7 @@ class PartitionAssignment:
         for key, task in serving.items():
             part = self._parts.get(key)
             if part is None:
-                task.cancel()  # still recovering, or pausing between two attempts
+                task.cancel()  # recovering, or pausing between attempts
             else:
                 part.stop()
         late = await self._wait(set(serving.values()), seconds)
@@ -160,7 +160,7 @@ class PartitionAssignment:
             task.cancel()
 
     async def _wait(self, tasks: set[asyncio.Task[None]], seconds: float) -> set[asyncio.Task[None]]:
-        """Wait for tasks; returns those that are not done after `seconds`."""
+        """Wait for tasks; return those that are not done after `seconds`."""
         pending = {task for task in tasks if not task.done()}
         if pending:
             try:
@@ -173,7 +173,7 @@ class PartitionAssignment:
     # ---- one partition
 
     async def _serve(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> None:
-        """Take and serve one partition for as long as it is ours; again from the start when it was fenced."""
+        """Take and serve one partition while it is assigned; take it again after a fence or a failure."""
         pause = FIRST_PAUSE_SECONDS
         while is_current():
             try:

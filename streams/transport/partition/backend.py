@@ -1,4 +1,4 @@
-"""The log beneath one partition of an agent, as its `Part` sees it; every driver implements it."""
+"""The interface between the `Part` of one partition and the log; every driver implements it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POSITION_KEY = b"\0position"
 
 
 class PositionRow(NamedTuple):
-    """The position row: where a recovered owner begins, and what tells it that the log is still the same."""
+    """The position row: the offset at which a new owner begins, and a checksum to recognise the log."""
 
     next: int
     partitions: int
@@ -24,7 +24,7 @@ class PositionRow(NamedTuple):
 
 
 class NewRecord(NamedTuple):
-    """One record to be written; the partition is that of the list it stands in."""
+    """One record to write, to the partition of its list."""
 
     key: bytes | None
     value: bytes
@@ -32,17 +32,17 @@ class NewRecord(NamedTuple):
 
 
 class RowLoader(Protocol):
-    """Where a backend puts the rows that it reads back."""
+    """Takes the rows that a backend reads back."""
 
     async def load(self, table: str, rows: Mapping[bytes, bytes | None]) -> None:
-        """Some encoded rows of a table, in the order of its changelog: a later one replaces an earlier one.
+        """Take some encoded rows of a table in the order of its changelog; a later row replaces an earlier one.
 
-        None is a tombstone. What is awaited is memory: who reads faster than rows are stored waits here.
+        None is a tombstone. A caller that reads faster than rows are stored waits here, so memory stays bounded.
         """
 
 
 class Recovered(NamedTuple):
-    """What a backend knew of a partition when it was taken."""
+    """Positions of a partition at its take-over."""
 
     position: PositionRow | None
     start: int
@@ -50,34 +50,34 @@ class Recovered(NamedTuple):
     end: int
     """Log end of the agent's topic."""
     committed: int | None
-    """Committed offset of the group; what a stateless agent resumes at."""
+    """Committed offset of the group, at which a stateless agent resumes."""
 
 
 class Backend(Protocol):
-    """What one `Part` (a partition of an agent) needs of the log beneath it; `Part` itself knows no Faust and no Kafka.
+    """The log of one partition of an agent, one object each. `Part` itself knows neither Faust nor Kafka.
 
-    One object per partition of an agent. Failures that are final (fenced, a refused produce) are raised as LogFailed.
+    Final failures (fenced, a refused write) are raised as LogFailed.
     """
 
     async def take(self, rows: RowLoader) -> Recovered:
-        """Fence the former owner, then read back the rows, into `rows`, the position and the log's ends."""
+        """Fence the former owner; then read the rows back into `rows`, and the position and the log's ends."""
 
     def seek(self, offset: int) -> None:
-        """The next `fetch` begins at this offset."""
+        """Let the next `fetch` begin at this offset."""
 
     async def fetch(self, limit: int) -> Sequence[Record]:
-        """Wait for at least one record after the last fetched one; at most `limit`. Cancelling it loses nothing."""
+        """Return the next records, at least one and at most `limit`. Cancelling it loses nothing."""
 
     def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> Sequence[asyncio.Future[Any]]:
-        """Write without waiting; one future per produce batch, done when acknowledged by all in-sync replicas.
+        """Write without waiting; return a future per produce batch, done when all in-sync replicas acknowledged it.
 
-        A batch may hold what others send too, so its future must not be cancelled.
+        A batch may contain records of other callers, so its future must not be cancelled.
         """
 
     async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
         """Write exactly these rows and the position row in one transaction. Raises Fenced, LogFailed."""
 
     def commit(self, offset: int) -> None:
-        """Everything below `offset` is dealt with; written to the group soon, and before `close` returns."""
+        """Commit `offset` to the group soon, at the latest before `close` returns: all below it is processed."""
 
     async def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""A batch in an agent's hands: what it reads, and what it wants to happen once it asks for the next batch."""
+"""A batch in an agent's hands: its records, and the changes that take effect once the agent asks for the next."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Header, Record, RecordToo
 from streams.transport.partition.backend import NewRecord
 from streams.transport.partition.dead_letters import DeadLetters, dead_letter
 
-# Bytes of framing allowed for a record beside its key, value and headers; also its weight without them.
+# Bytes counted for a record beside its key, value and headers.
 _OVERHEAD_BYTES = 128
 _SURELY_SMALL_BYTES = LARGEST_RECORD_BYTES // 2
 _MISSING = object()
-# Of a named tuple, without the Python function that the class itself would call.
+# Makes a named tuple without calling the Python function of its class.
 _new = tuple.__new__
 
 
 class AgentGone(CeremonyError):
-    """The agent left a batch without failing on it (restarted, cancelled, stopped): it is handed over again."""
+    """The agent left a batch without failing on it (restarted, cancelled, stopped); the batch is delivered again."""
 
     def __init__(self, message: str) -> None:
         super().__init__("agent_gone", message)
 
 
 def record_size(topic: str, key: bytes | None, value: bytes, headers: Sequence[Header]) -> int:
-    """Bytes a record adds to a produce batch, a little too high. Raises RecordTooLarge above LARGEST_RECORD_BYTES."""
+    """Return the bytes that a record adds to a produce batch, rounded up. Raises RecordTooLarge."""
     size = len(value) + _OVERHEAD_BYTES
     if key is not None:
         size += len(key)
@@ -39,14 +39,14 @@ def record_size(topic: str, key: bytes | None, value: bytes, headers: Sequence[H
 
 
 class BatchOwner(Protocol):
-    """The partition that a batch was read from; `Part` is one."""
+    """The partition of a batch; `Part` implements it."""
 
     spec: AgentSpec
     number: int
     dead_letters: DeadLetters
 
     def rows(self, table: str) -> Mapping[bytes, Any]:
-        """Present rows of a table. Raises KeyError for a table that its agent does not have."""
+        """Return the present rows of a table. Raises KeyError for a table that the agent does not have."""
 
     def hold(self, record: Record) -> HeldRecord:
         """Keep the committed offset at or below this record until its release."""
@@ -59,7 +59,7 @@ class BatchOwner(Protocol):
 
 
 class PartBatch:
-    """Fulfils `contract.Batch`; rows and effects are kept here until the part takes the batch back."""
+    """Implements `Batch`; keeps rows and effects until the part takes the batch back."""
 
     __slots__ = ("_part", "_records", "_rows", "bytes", "finished", "held", "note", "outputs", "partition")
 
@@ -86,11 +86,11 @@ class PartBatch:
 
     @property
     def rows(self) -> dict[str, dict[bytes, Any]]:
-        """Rows changed, by table; None deletes."""
+        """Changed rows by table; None deletes."""
         return self._rows
 
     def rows_changed(self, table: str) -> Mapping[bytes, Any | None]:
-        """What this batch put into a table, by key; None was deleted."""
+        """Rows that this batch has put into a table, by key; None stands for a deleted row."""
         return self._rows.get(table) or {}
 
     def get(self, table: str, key: bytes) -> Any | None:
@@ -104,7 +104,7 @@ class PartBatch:
     def put(self, table: str, key: bytes, row: Any | None) -> None:
         changed = self._rows.get(table)
         if changed is None:
-            self._part.rows(table)  # an unknown table is refused here, not at the checkpoint
+            self._part.rows(table)  # refuses an unknown table here, not at the checkpoint
             changed = self._rows[table] = {}
         changed[key] = row
 
@@ -133,13 +133,13 @@ class PartBatch:
         self._part.count_dead_letter(code)
 
     def finish(self, failure: BaseException | None = None) -> None:
-        """Hand the batch back: without a failure that is success, and all it wants becomes visible."""
+        """Return the batch to its part; without a failure its changes become visible."""
         if not self.finished.done():
             self.finished.set_result(failure)
 
 
 class HeldRecord:
-    """Fulfils `contract.Held`."""
+    """Implements `Held`."""
 
     __slots__ = ("_part", "record")
 

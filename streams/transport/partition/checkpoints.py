@@ -1,7 +1,10 @@
-"""What one partition has done and not made durable yet, and the checkpoints that make it so.
+"""Checkpoints of one partition, which make its folded work durable.
 
-The order of writes is the engine's whole guarantee (design 5): a checkpoint takes rows, effects and position of one
-moment, waits for exactly those effects, and then writes rows and position in one transaction.
+The order of writes is the engine's whole guarantee (design 5). A checkpoint
+
+1. takes rows, effects and position of one moment,
+2. waits until the log has acknowledged exactly those effects,
+3. writes the rows and the position in one transaction.
 """
 
 from __future__ import annotations
@@ -20,21 +23,21 @@ from streams.transport.partition.rows import Dirty, Rows
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a part checkpoints beside its interval, and how many records may be held at once.
+    """Amounts of unsaved work at which a part checkpoints before its interval, and the limit of held records.
 
-    Reading goes on during a checkpoint; at twice `commands` or `bytes` it waits for the log.
+    Reading continues during a checkpoint; at twice `commands` or `bytes` it waits for the log.
     """
 
     commands: int = 5_000
     bytes: int = 8 * 1024 * 1024
     held: int = 1_000
     handover_seconds: float = 2.0
-    """How long a part that is given up waits for records its agent still holds."""
+    """Time a part that is given up waits for records that its agent holds."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """What a part has done since it was taken; metrics read it."""
+    """Counts of a part since it was taken, for metrics."""
 
     records: int = 0
     batches: int = 0
@@ -43,7 +46,7 @@ class Counters:
 
 
 class _Snapshot(NamedTuple):
-    """What one checkpoint writes; taken in one step, so that all of it is of one moment."""
+    """The work that one checkpoint saves, all of one moment."""
 
     pending: list[asyncio.Future[Any]]
     dirty: Dirty
@@ -52,7 +55,7 @@ class _Snapshot(NamedTuple):
 
 
 class Checkpoints:
-    """Of one part: it tells what it has done as it goes, `run` saves it from time to time, and `save` at once."""
+    """Saves the work of one part, which reports it as it goes: `run` from time to time, `save` at once."""
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class Checkpoints:
         self.last: Record | None = None
         """The record before it."""
         self.held: dict[int, Record] = {}
-        """Records that are answered later, by offset: the lowest of them is what may be committed."""
+        """Records answered later, by offset; the lowest offset is the highest that may be committed."""
         self.counters = Counters()
         self._name = f"{spec.name}[{number}]"
         self._spec = spec
@@ -84,7 +87,7 @@ class Checkpoints:
         self._saved = -1
         self._pending: list[asyncio.Future[Any]] = []
         self._saving: list[asyncio.Future[Any]] = []
-        """Those that a checkpoint waits for."""
+        """Acknowledgements that the running checkpoint waits for."""
         self._outbox: dict[tuple[str, int], list[NewRecord]] = {}
         self._flush: asyncio.Handle | None = None
         self._commands = 0
@@ -96,25 +99,25 @@ class Checkpoints:
 
     @property
     def broken(self) -> bool:
-        """A checkpoint failed: none may follow it."""
+        """True after a failed checkpoint; no other may follow."""
         return self._failure is not None
 
-    # ---- what is done and not durable yet
+    # ---- unsaved work
 
     def begin(self, offset: int, rows: Rows) -> None:
-        """These rows are what everything below `offset` has made."""
+        """Begin at `offset` with the rows of all records below it."""
         self.rows.close()
         self.rows = rows
         self.next = self._saved = offset
 
     def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> None:
-        """Hand records to the log; the next checkpoint waits for their acknowledgement."""
+        """Send records; the next checkpoint waits for their acknowledgement."""
         self._pending.extend(self._backend.send(topic, partition, records))
 
     def send_soon(self, topic: str, partition: int, record: NewRecord) -> None:
-        """Send with whatever else is sent in this turn of the loop, in one produce batch.
+        """Send in one produce batch with all other records of this turn of the event loop.
 
-        After the partition was given up this does nothing: its next owner has the record done again.
+        Does nothing after the partition was given up: its next owner processes the record again.
         """
         if self._closed:
             return
@@ -130,12 +133,12 @@ class Checkpoints:
             self.send(topic, partition, records)
 
     async def sent(self) -> None:
-        """Return once all that was sent is acknowledged or has failed; what became of it is the checkpoints' affair."""
+        """Return once everything sent is acknowledged or has failed; checkpoints handle failures."""
         if under_way := [ack for ack in (*self._saving, *self._pending) if not ack.done()]:
             await asyncio.wait(under_way)
 
     def advance(self, last: Record, count: int, size: int) -> None:
-        """`count` records up to `last` are folded; `size`: bytes of rows and effects they brought."""
+        """Note that `count` records up to `last` are folded; `size`: bytes of their rows and effects."""
         self.next = last.offset + 1
         self.last = last
         self._commands += count
@@ -144,17 +147,17 @@ class Checkpoints:
         self.counters.batches += 1
 
     async def keep_up(self) -> None:
-        """Have saved what has become much; wait for it where it has become twice as much, as the log is too slow."""
+        """Request a checkpoint at the limits; at twice the limits the log is too slow, so wait for the checkpoint."""
         commands, size = self._limits.commands, self._limits.bytes
         if self._commands >= commands or self._bytes >= size:
             self._due.set()
             if self._commands >= 2 * commands or self._bytes >= 2 * size:
                 await self.save()
 
-    # ---- saving it
+    # ---- saving
 
     async def run(self) -> None:
-        """Save at the interval, and when much has come."""
+        """Save at every interval, and when the limits are reached."""
         while True:
             try:
                 async with self._clock.timeout(self._interval()):
@@ -166,10 +169,10 @@ class Checkpoints:
             await self.rows.tidy()
 
     async def save(self) -> None:
-        """Make durable what is folded so far.
+        """Make everything folded so far durable. Raises Fenced, LogFailed, and errors of the backend.
 
-        One that fails is never followed by another: rows and effects taken here would be missing below the position
-        of the next; every later call raises the same failure. Raises Fenced, LogFailed, what the backend raises.
+        No checkpoint follows a failed one, as its rows and effects would be missing below the next position; every
+        later call raises the same failure.
         """
         async with self._lock:
             if self._failure is not None:
@@ -187,7 +190,7 @@ class Checkpoints:
                 self._spec.on_saved(rows, self._clock.monotonic() - began)
 
     async def _save_snapshot(self, snapshot: _Snapshot) -> int:
-        """Returns how many rows it wrote."""
+        """Return the number of rows written."""
         await self._acknowledged(snapshot.pending)
         self._saving = []
         rows = await self._write(snapshot) if self.rows.tables else 0
@@ -213,10 +216,10 @@ class Checkpoints:
         failure: Exception | None = None
         for ack in pending:
             if not ack.done():
-                await asyncio.wait((ack,))  # others wait for it too: a checkpoint called off must not cancel it
+                await asyncio.wait((ack,))  # shared with other callers: a cancelled checkpoint must not cancel it
             try:
                 ack.result()
-            except Exception as error:  # noqa: BLE001 - look at every one: none may stay unretrieved
+            except Exception as error:  # noqa: BLE001 - the exception of every one is retrieved
                 failure = failure or error
         if failure is not None and not isinstance(failure, LogFailed):
             raise LogFailed(
@@ -238,10 +241,10 @@ class Checkpoints:
         await self.rows.saved(encoded)
         return sum(map(len, encoded.values()))
 
-    # ---- giving it up
+    # ---- giving up
 
     def stop(self) -> None:
-        """Send nothing more, and do not wait for what was sent: a failure among it is no news."""
+        """Send nothing more, and do not wait for anything sent; its failures do not matter any more."""
         self._closed = True
         if self._flush is not None:
             self._flush.cancel()

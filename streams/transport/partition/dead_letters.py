@@ -1,4 +1,4 @@
-"""What becomes of a record that nobody can handle: its dead letter, with origin, code and headers."""
+"""The dead letter of a record that an agent cannot process, with origin, code and headers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from streams.transport.partition.backend import NewRecord
 BY_REFERENCE_ABOVE_BYTES = 256 * 1024
 # Characters of an error message (a traceback's end) kept in a header.
 LONGEST_MESSAGE = 4096
-# Bytes of memory that each header costs beside its own.
+# Memory of each header beside its bytes.
 HEADER_COST_BYTES = 64
-# Header of a dead letter by reference: bytes of the value that stays at the origin.
+# Header of a dead letter without its value: size of the value at the origin.
 VALUE_SIZE = "value-size"
 
 
 class DeadLetters(NamedTuple):
-    """Where dead letters go."""
+    """The topic of dead letters, with its number of partitions."""
 
     topic: str
     partitions: int
 
     def partition(self, source: int) -> int:
-        """Partition of a dead letter from partition `source` of any topic."""
+        """Return the partition of a dead letter from partition `source` of any topic."""
         return source % self.partitions
 
 
@@ -35,14 +35,14 @@ def origin(record: Record) -> str:
 
 
 def origin_marks(key: bytes | None, headers: Sequence[Header]) -> tuple[bytes | None, Sequence[Header]]:
-    """Key and headers that a dead letter takes over: what is too large or too many stays at the origin."""
+    """Return the key and headers that a dead letter takes over; large ones stay at the origin."""
     if sum(len(name) + len(value) + HEADER_COST_BYTES for name, value in headers) > BY_REFERENCE_ABOVE_BYTES:
         headers = ()
     return (None if key is not None and len(key) > BY_REFERENCE_ABOVE_BYTES else key), headers
 
 
 def dead_letter(record: Record, code: str, message: str) -> NewRecord:
-    """The record as a dead letter: its own headers first, then ours. The end of a long message is kept."""
+    """Return the record as a dead letter: its own headers first, then the engine's. Keeps the end of a long message."""
     key, kept = origin_marks(record.key, record.headers)
     headers = [
         *kept,

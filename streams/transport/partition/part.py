@@ -1,7 +1,7 @@
-"""One partition of one agent: reads it, hands over one batch at a time, and takes it back.
+"""One partition of one agent: reads it, delivers one batch at a time to the agent, and takes it back.
 
-It knows neither Faust nor Kafka: a `Backend` is the log beneath it, `deliver` the agent above it, a `Clock` all its
-waiting. Effects are sent as soon as a batch is taken back; the rest of what it did is for a checkpoint to save.
+It knows neither Faust nor Kafka: `Backend` stands for the log, `deliver` for the agent, `Clock` for time. Effects are
+sent as soon as a batch is taken back; a checkpoint saves its rows and the position.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from tables.errors import FormatTooNew
 
 logger = logging.getLogger(__name__)
 
-# Puts a batch into the stream of its agent.
+# Delivers a batch to the stream of its agent.
 Deliver = Callable[[PartBatch], Awaitable[None]]
 
-# Records handed over before it is known what their rows weigh; up to twice as many each time where that is little.
+# Size of the first batch, while the size of its rows is unknown. It grows up to twofold with each batch of small rows.
 FIRST_BATCH_RECORDS = 50
-# Code of a dead letter whose record made the agent raise when handed over alone.
+# Code of the dead letter of a record that made the agent raise when delivered alone.
 AGENT_FAILED = "agent_failed"
 
 
 class Part:
-    """Fulfils `contract.PartitionView`. `take`, then `run`; `stop` makes `run` finish the batch in hand and return."""
+    """Implements `PartitionView`. Call `take`, then `run`; `stop` makes `run` finish the batch in hand and return."""
 
     def __init__(
         self,
@@ -80,14 +80,14 @@ class Part:
         self._stopping = False
         self._idle = False
         self._fits = FIRST_BATCH_RECORDS if spec.tables else spec.batch
-        """Records handed over at once, at most: those of rows that are large must not exceed the limit by far."""
+        """Largest batch now; small for large rows, which must not exceed the limits of a checkpoint by far."""
         self._reader: asyncio.Task[None] | None = None
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
 
     def __repr__(self) -> str:
         return f"<{self.spec.name}[{self.number}] at {self.position}>"
 
-    # ---- what is seen from outside the agent
+    # ---- view for code outside the agent
 
     @property
     def position(self) -> int:
@@ -107,7 +107,7 @@ class Part:
 
     @property
     def broken(self) -> bool:
-        """A checkpoint failed: none may follow it."""
+        """True after a failed checkpoint; no other may follow."""
         return self._saves.broken
 
     def scan(
@@ -127,7 +127,7 @@ class Part:
             ) from None
 
     async def folded(self, offset: int) -> None:
-        """Return once the record at `offset` is folded. Raises LogUnavailable when the partition is given up before."""
+        """Return once the record at `offset` is folded. Raises LogUnavailable if the partition is given up first."""
         if self._stopping:
             raise LogUnavailable("partition_moving", f"{self.spec.name}[{self.number}] is being handed over")
         if offset >= self.position:
@@ -138,10 +138,10 @@ class Part:
     async def sent(self) -> None:
         await self._saves.sent()
 
-    # ---- taking the partition
+    # ---- take-over
 
     async def take(self) -> None:
-        """Recover rows and position. Raises Unserved, LogFailed (another partition count), what the backend raises."""
+        """Recover rows and position. Raises PartitionNotServed, LogFailed for another partition count, and others."""
         tables = [table.name for table in self.spec.tables]
         store = await self._stores.open(self.spec.name, self.number, tables) if tables else MemoryStore({})
         try:
@@ -172,10 +172,10 @@ class Part:
         self._backend.seek(begin)
         return begin
 
-    # ---- running
+    # ---- serving
 
     async def run(self) -> None:
-        """Serve the partition until `stop`: returns after the last checkpoint. Raises Fenced, LogFailed, and others."""
+        """Serve the partition until `stop` and save a last checkpoint. Raises Fenced, LogFailed, and others."""
         reader = self._reader = self._clock.spawn(self._read(), name=f"{self.spec.name}[{self.number}] reads")
         saver = self._clock.spawn(self._saves.run(), name=f"{self.spec.name}[{self.number}] checkpoints")
         try:
@@ -196,24 +196,24 @@ class Part:
                     task.exception()
 
     async def checkpoint(self) -> None:
-        """Make durable what is folded so far. Raises Fenced, LogFailed, what the backend raises."""
+        """Make everything folded so far durable. Raises Fenced, LogFailed, errors of the backend."""
         await self._saves.save()
 
     def stop(self) -> None:
-        """Ask for the end: the batch in hand is finished, nothing more is fetched."""
+        """Request the end: the batch in hand is finished, and nothing more is fetched."""
         self._stopping = True
         self._wake_waiters_for_good()
         if self._idle and self._reader is not None:
             self._reader.cancel()
 
     def abort(self) -> None:
-        """Do not wait for the agent any longer: the batch in hand stays unfolded."""
+        """Stop waiting for the agent: the batch in hand stays unfolded."""
         self.stop()
         if self._reader is not None:
             self._reader.cancel()
 
     async def close(self) -> None:
-        """Let go of the log; `on_lost` hears of it."""
+        """Close backend and rows, and call `on_lost`."""
         self._stopping = True
         self._wake_waiters_for_good()
         self._saves.stop()
@@ -241,7 +241,7 @@ class Part:
         if len(records) == 1:
             self._bury(records[0], failure)
             return
-        for record in records:  # one of them is poison: alone it shows itself, and the others are not lost
+        for record in records:  # only the record that fails alone becomes a dead letter
             if self._stopping:
                 return
             failure = await self._hand_over([record])
@@ -249,7 +249,7 @@ class Part:
                 self._bury(record, failure)
 
     async def _hand_over(self, records: Sequence[Record]) -> BaseException | None:
-        """Give the agent a batch and wait until it asks for the next. Returns what it raised, if it did."""
+        """Deliver a batch and wait until the agent asks for the next. Return the agent's exception, if any."""
         while True:
             batch = PartBatch(self, records)
             try:
@@ -263,11 +263,11 @@ class Part:
                 self._accept(batch)
                 return None
             self._forget(batch)
-            if isinstance(failure, LogFailed):  # a row that cannot be read is no fault of the record's
+            if isinstance(failure, LogFailed):  # an unreadable row is no fault of the record
                 raise failure
             if isinstance(failure, MemoryError):
                 raise LogFailed("out_of_memory", "an agent ran out of memory; the worker ends") from failure
-            if isinstance(failure, FormatTooNew):  # a newer release wrote it: a dead letter would lose what is sound
+            if isinstance(failure, FormatTooNew):  # written by a newer release: a dead letter would lose a sound record
                 code, message, place, remedy = failure.code, failure.message, failure.place, failure.remedy
                 raise LogFailed(code, message, place=place, remedy=remedy) from failure
             if not isinstance(failure, AgentGone):
@@ -282,7 +282,7 @@ class Part:
             saves.send(topic, partition, records)
         for name, changed in batch.rows.items():
             size += saves.rows.apply(name, changed)
-        if self.stateful:  # a row grows by no more than what its commands bring and its effects tell
+        if self.stateful:  # a row grows by at most the size of its commands and effects
             for record in batch:
                 if record.value is not None:
                     size += len(record.value)
@@ -300,7 +300,7 @@ class Part:
                 waiter.set_result(None)
 
     def _bury(self, record: Record, failure: BaseException) -> None:
-        # An error of the log is the agent's failure, and has no code of its own in a dead letter.
+        # A dead letter never gets the code of an error of the log.
         code = None if isinstance(failure, LogError) else getattr(failure, "code", None)
         logger.error("%s: the agent raised %s; dead-lettered", origin(record), type(failure).__name__)
         message = "".join(traceback.format_exception(failure))
@@ -314,7 +314,7 @@ class Part:
         counts = self.counters.dead_letters
         counts[code] = counts.get(code, 0) + 1
 
-    # ---- records that are answered later
+    # ---- held records
 
     def hold(self, record: Record) -> HeldRecord:
         if self.stateful:
@@ -327,7 +327,7 @@ class Part:
         self._room.set()
 
     def send_soon(self, topic: str, partition: int, record: NewRecord) -> None:
-        """Send with whatever else is sent in this turn of the loop; nothing after the partition was given up."""
+        """Send with all other records of this turn of the event loop; does nothing after the partition was given up."""
         self._saves.send_soon(topic, partition, record)
 
     def _forget(self, batch: PartBatch) -> None:
@@ -335,7 +335,7 @@ class Part:
             self.release(offset)
 
     async def _wait_for_held(self) -> None:
-        """Give the tasks behind held records a moment: what they finish now need not be done again elsewhere."""
+        """Wait some time for held records: released ones are not processed again by the next owner."""
         try:
             async with self._clock.timeout(self._limits.handover_seconds):
                 while self._held and not self.broken:

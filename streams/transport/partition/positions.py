@@ -32,7 +32,7 @@ _decoder = msgspec.json.Decoder(_Stored)
 
 
 def checksum(record: Record) -> int:
-    """CRC-32 over key and value, each with its length before it, so that bytes cannot move from one to the other."""
+    """Return the CRC-32 of key and value with their lengths, so that bytes moved from one to the other change it."""
     key, value = record.key or b"", record.value or b""
     return zlib.crc32(value, zlib.crc32(b"%d %d " % (len(key), len(value)) + key))
 
@@ -42,7 +42,7 @@ def encode_position(row: PositionRow) -> bytes:
 
 
 def decode_position(raw: bytes) -> PositionRow:
-    """Raises LogFailed when a newer release wrote the row, or when it is none."""
+    """Decode a position row. Raises LogFailed for a row of a newer release, and for anything else."""
     try:
         stored = _decoder.decode(raw)
     except msgspec.DecodeError as error:
@@ -54,7 +54,7 @@ def decode_position(raw: bytes) -> PositionRow:
 
 # ---- where a new owner begins
 
-# How long the last folded command may take to be read again.
+# Time to read the last folded command again.
 COMPARE_SECONDS = 30.0
 # Remedy of a partition whose log differs.
 RESTORE = "restore the log or rehydrate"
@@ -65,14 +65,20 @@ class PartitionNotServed(CeremonyError):
 
 
 def resume_point(spec: AgentSpec, number: int, recovered: Recovered) -> int:
-    """Offset at which an agent without tables goes on: the committed one, or the log start. Raises Unserved."""
+    """Return the offset at which an agent without tables resumes: the committed one, or the log start.
+
+    Raises PartitionNotServed.
+    """
     begin = recovered.start if recovered.committed is None else max(recovered.committed, recovered.start)
     _within(spec, number, begin, recovered)
     return begin
 
 
 def fold_point(spec: AgentSpec, number: int, recovered: Recovered, partitions: int) -> int:
-    """Offset of the next command to fold; 0 without a position row. Raises Unserved; LogFailed for another count."""
+    """Return the offset of the next command to fold; 0 without a position row.
+
+    Raises PartitionNotServed, and LogFailed for another partition count.
+    """
     row = recovered.position
     if row is not None and row.partitions != partitions:
         raise LogFailed(
@@ -96,7 +102,10 @@ def _within(spec: AgentSpec, number: int, begin: int, recovered: Recovered) -> N
 
 
 async def last_folded(backend: Backend, row: PositionRow, where: str, clock: Clock) -> Record:
-    """Re-read the last command folded; the backend then stands behind it. Raises Unserved when it is another one."""
+    """Read the last folded command again, which leaves the backend behind it.
+
+    Raises PartitionNotServed when the log has another command there.
+    """
     backend.seek(row.next - 1)
     try:
         async with clock.timeout(COMPARE_SECONDS):

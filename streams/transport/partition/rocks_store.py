@@ -1,8 +1,8 @@
-"""Rows on disk, in RocksDB: state larger than memory, and a scratch copy of what the changelog holds.
+"""Rows on disk, in RocksDB, for state larger than memory: a temporary copy of the changelog.
 
-One database per partition, in a folder of its own, so that a partition that goes takes its files with it and one whose
-files are broken harms no other. The memory of all of them is bounded together: one cache of blocks, one bound of what
-is not yet in files. A folder is emptied before it is used: whatever a former process left there is no matter.
+Each partition has a database in a folder of its own, so that its files go with it, and broken files harm no other
+partition. All databases share one cache of blocks and one bound of rows not yet in files. A folder is emptied before
+use, so files of a former process do not matter.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ from rocksdict import (
 from ports.log import LogFailed, StateLost
 from streams.transport.partition.row_store import EncodedRows, RowStore
 
-# Of blocks, their indexes and filters, of all databases of a worker.
+# Cache of blocks, indexes and filters, for all databases of a worker.
 CACHE_BYTES = 16 * 1024 * 1024
-# Rows in memory before they are in files, of all databases of a worker.
+# Rows in memory that are not yet in files, for all databases of a worker.
 UNWRITTEN_BYTES = 16 * 1024 * 1024
-# The same, of one database.
+# The same, for one database.
 BUFFER_BYTES = 2 * 1024 * 1024
-# Rows loaded in one write.
+# Size of one write while loading.
 BATCH_BYTES = 1024 * 1024
-# Read at a time by who reads all rows.
+# Limits of one page while reading all rows.
 PAGE_ROWS, PAGE_BYTES = 100, 256 * 1024
-# Of one database.
+# Open files of one database.
 OPEN_FILES = 32
 
-# First byte of a key. Each row has a second, empty entry: keys are counted and listed without a look at the rows.
+# First byte of a key. Each row has a second, empty entry, so that keys are counted and listed without reading rows.
 ROW, KEY = b"r", b"k"
 Result = TypeVar("Result")
 
 
 class RocksStores:
-    """Stores in one folder, which this worker has for itself."""
+    """Stores in one folder, used by this worker alone."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
         self._lock: int | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="row-stores")
-        """Of everything that waits for the disk, in order; reading a row does not."""
+        """Runs everything that waits for the disk, in order, except reads of single rows."""
         self._cache = Cache(CACHE_BYTES)
         self._unwritten = WriteBufferManager(UNWRITTEN_BYTES, allow_stall=False)
 
     async def start(self) -> None:
-        """Raises LogFailed: the folder is another worker's, or of no use."""
+        """Take the folder. Raises LogFailed if another worker has it, or if it cannot be used."""
         await self.run(self._take_folder)
 
     def _take_folder(self) -> None:
@@ -89,7 +89,7 @@ class RocksStores:
 
     @property
     def _partitions(self) -> Path:
-        """Holds nothing but what may be deleted."""
+        """Folder whose content may be deleted at any time."""
         return self._folder / "partitions"
 
     async def open(self, agent: str, partition: int, tables: Sequence[str]) -> RowStore:
@@ -127,12 +127,12 @@ class RocksStores:
         return options
 
     async def run(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Do it in the thread, after what was given to it before."""
+        """Run `work` in the thread, after all earlier work."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def later(self, work: Callable[[], None]) -> None:
-        """The same, and nobody waits for it."""
-        with contextlib.suppress(RuntimeError):  # stopped: what is open ends with the process
+        """Run `work` in the thread without waiting for it."""
+        with contextlib.suppress(RuntimeError):  # after the stop: open databases end with the process
             self._thread.submit(work)
 
     async def stop(self) -> None:
@@ -146,7 +146,7 @@ class RocksStores:
 
 
 class RocksStore:
-    """The rows of one partition. Read on the loop, for that takes microseconds; written in the thread."""
+    """The rows of one partition. Reads run on the event loop, as they take microseconds; writes run in the thread."""
 
     def __init__(self, database: Rdict, folder: Path, tables: Sequence[str], stores: RocksStores) -> None:
         self._database = database
@@ -157,7 +157,7 @@ class RocksStore:
         self._counts = dict.fromkeys(tables, 0)
         self._closed = False
 
-    # ---- filling it
+    # ---- loading
 
     async def load(self, table: str, rows: Mapping[bytes, bytes | None]) -> None:
         if not self._closed:
@@ -205,7 +205,7 @@ class RocksStore:
             first = page[-1][0] + b"\0"
 
     def _page(self, table: str, first: bytes) -> list[tuple[bytes, bytes]]:
-        """Rows from a key on. Nothing stays open behind it: an iterator would keep files that could go."""
+        """Return rows from a key on. No iterator stays open afterwards, as it would keep obsolete files."""
         page: list[tuple[bytes, bytes]] = []
         size = 0
         if self._closed:
@@ -221,7 +221,7 @@ class RocksStore:
         return [] if self._closed else [key for key, _ in self._entries(self._keys[table])]
 
     def _entries(self, prefix: bytes, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Entries whose key begins with `prefix`, which ends in a zero, by the rest of their key."""
+        """Iterate over entries by the rest of their key after `prefix`, which ends with a zero byte."""
         with self._failing("read"):
             until = ReadOptions()
             until.set_iterate_upper_bound(prefix[:-1] + b"\1")
@@ -230,7 +230,7 @@ class RocksStore:
             while found.valid():
                 yield found.key()[len(prefix) :], found.value()
                 found.next()
-            found.status()  # an iterator that meets a broken block ends as if there were no more
+            found.status()  # raises for a broken block, at which an iterator just ends
 
     def count(self, table: str) -> int:
         return self._counts[table]
@@ -254,20 +254,20 @@ class RocksStore:
         return counts
 
     def _more(self, table: str, changed: Mapping[bytes, bytes | None]) -> int:
-        """How many rows more there will be."""
+        """Return by how many rows the table will grow."""
         prefix = self._keys[table]
         known: Any = self._database.get([prefix + key for key in changed])
         before = sum(entry is not None for entry in known)
         return sum(raw is not None for raw in changed.values()) - before
 
     def cool(self, table: str, keys: Iterable[bytes]) -> None:
-        """Nothing: rows that nobody asks for are on disk."""
+        """Do nothing, as all rows are on disk."""
 
     def tidy(self, most: int) -> int:
         return 0
 
     def close(self) -> None:
-        """The files go, too: the next owner, which may be this worker, fills its own."""
+        """Close and delete the files; the next owner, which may be this worker, loads its own."""
         if not self._closed:
             self._closed = True
             self._counts = dict.fromkeys(self._counts, 0)
@@ -287,7 +287,7 @@ class RocksStore:
 
 
 def _remove(path: Path) -> None:
-    """A folder with all that is in it, or whatever stands in its place."""
+    """Remove a folder with its content, or a file or link in its place."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,7 +1,7 @@
-"""How many decoded rows a worker keeps: one bound over all its tables, in bytes of the rows' encoded form.
+"""The cache of decoded rows: one bound over all tables of a worker, in bytes of the rows' encoded form.
 
-Two generations instead of a list in order of use: what was not asked for while the young one filled up goes, and a row
-that is asked for costs one look into a dict.
+It has two generations instead of a list in order of use: a row not used while the young generation filled up is
+dropped, and using a row costs one look-up in a dict.
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# Bytes counted for a row that is no larger, and for one that was never encoded here.
+# Bytes counted for a row of at most this size, and for one that was never encoded here.
 SMALL_ROW_BYTES = 1024
-# Of encoded rows; decoded ones take some four times as much.
+# Bound of encoded rows; decoded ones take about four times as much memory.
 DEFAULT_BYTES = 32 * 1024 * 1024
 
 
 class Generations:
-    """The decoded rows of one table: those asked for lately, and those asked for before."""
+    """The decoded rows of one table: a young generation used lately, and an old one."""
 
     __slots__ = ("_gone", "old", "old_sizes", "sizes", "young")
 
     def __init__(self, gone: Callable[[Iterable[bytes]], None]) -> None:
-        """`gone` hears which rows are kept no longer."""
+        """`gone` is called with the keys of dropped rows."""
         self._gone = gone
         self.young: dict[bytes, Any] = {}
         self.old: dict[bytes, Any] = {}
         self.sizes: dict[bytes, int] = {}
-        """Bytes of the encoded form, of rows that are no small ones."""
+        """Bytes of encoded rows above SMALL_ROW_BYTES."""
         self.old_sizes: dict[bytes, int] = {}
 
     def rotate(self) -> None:
-        """What is old goes, and what is young is old."""
+        """Drop the old generation, and make the young one old."""
         self._gone(self.old)
         self.old, self.young = self.young, {}
         self.old_sizes, self.sizes = self.sizes, {}
 
     def size(self, key: bytes) -> int:
-        """Bytes of the encoded row, as far as is known."""
+        """Return the bytes of the encoded row; SMALL_ROW_BYTES while unknown."""
         return self.sizes.get(key) or self.old_sizes.get(key) or SMALL_ROW_BYTES
 
 
@@ -50,17 +50,17 @@ class RowCache:
         self._members: dict[Generations, None] = {}
 
     def join(self, gone: Callable[[Iterable[bytes]], None]) -> Generations:
-        """A table's place in it."""
+        """Add a table; returns its generations."""
         member = Generations(gone)
         self._members[member] = None
         return member
 
     def leave(self, member: Generations) -> None:
-        """The table is given up."""
+        """Remove a table."""
         self._members.pop(member, None)
 
     def add(self, size: int) -> None:
-        """So many bytes more are young; once they are half of the bound, what is old goes, and they are old."""
+        """Count bytes added to the young generation; at half of the bound, rotate the generations of all tables."""
         self._young += size
         if self._young >= self._half:
             self._young = 0

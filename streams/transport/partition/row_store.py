@@ -1,7 +1,7 @@
-"""Encoded rows of one partition as of its last checkpoint: where a table looks for what it does not hold decoded.
+"""Encoded rows of one partition as of its last checkpoint, for rows that are not cached decoded.
 
-A store is filled from the changelog when its partition is taken. From then on it changes after a checkpoint's
-transaction has committed, never before: what it holds stands for one position.
+A store is filled from the changelog when its partition is taken. From then on it changes only after a checkpoint's
+transaction has committed, so its content always belongs to one position.
 """
 
 from __future__ import annotations
@@ -15,50 +15,50 @@ EncodedRows = Mapping[str, Mapping[bytes, bytes | None]]
 
 
 class RowStore(Protocol):
-    """What a partition's tables stand on. One on disk raises StateLost where its files fail it."""
+    """Encoded rows of the tables of one partition. A store on disk raises StateLost when its files fail."""
 
     async def load(self, table: str, rows: Mapping[bytes, bytes | None]) -> None:
-        """See `contract.Loading`."""
+        """See `RowLoader`."""
 
     async def loaded(self) -> None:
-        """All rows have been loaded; from here on they are read."""
+        """End loading; from here on rows are read."""
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        """The row's bytes as of the last checkpoint."""
+        """Return the row's bytes as of the last checkpoint."""
 
     def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        """All rows, in no order; goes on, in some mixture of old and new, while rows are written."""
+        """Iterate over all rows in no order. While rows are written, it returns a mixture of old and new."""
 
     def keys(self, table: str) -> Sequence[bytes]:
-        """The keys of all rows, in no order; no row is read for them."""
+        """Return the keys of all rows in no order, without reading rows."""
 
     def count(self, table: str) -> int:
-        """How many rows there are; known, not counted."""
+        """Return the number of rows, without counting them."""
 
     async def write(self, rows: EncodedRows) -> None:
-        """Rows of a checkpoint whose transaction has committed, all or nothing."""
+        """Write the rows of a committed checkpoint, all or nothing."""
 
     def cool(self, table: str, keys: Iterable[bytes]) -> None:
-        """Nobody has asked for these rows for a while."""
+        """Note rows that were not used for a while."""
 
     def tidy(self, most: int) -> int:
-        """Do for at most so many rows what can wait; returns for how many, 0 when nothing is left."""
+        """Do postponed work for at most `most` rows; return their number, 0 when nothing is left."""
 
     def close(self) -> None:
-        """Give it up; what is asked of it afterwards finds nothing."""
+        """Close the store; it is empty afterwards."""
 
 
 class Stores(Protocol):
-    """Where the parts of a worker get their stores."""
+    """The stores of a worker's parts."""
 
     async def start(self) -> None:
-        """Before the first `open`. Raises LogFailed."""
+        """Called before the first `open`. Raises LogFailed."""
 
     async def open(self, agent: str, partition: int, tables: Sequence[str]) -> RowStore:
-        """An empty store. Of the same partition none is open, though one may still be closing. Raises StateLost."""
+        """Return an empty store. An older one of the same partition may still be closing. Raises StateLost."""
 
     async def stop(self) -> None:
-        """After the last store was closed."""
+        """Called after the last store was closed."""
 
 
 class MemoryStores:
@@ -72,14 +72,14 @@ class MemoryStores:
     async def stop(self) -> None: ...
 
 
-# Bytes; of a smaller row little would be saved.
+# Smallest row that is compressed; with a smaller one little would be saved.
 WORTH_COMPRESSING_BYTES = 400
 
 
 class MemoryStore:
-    """Rows in dicts: encoded, a row takes a third of what it takes decoded; one not asked for is compressed, too.
+    """Rows in dicts. An encoded row takes a third of the memory of a decoded one; an unused row is also compressed.
 
-    A finished ceremony's row stays for a month, and most rows are those: compressed, they take a third again.
+    Most rows are of finished ceremonies, kept for a month; compressed, they take a third of the encoded size.
     """
 
     def __init__(self, rows: Mapping[str, Mapping[bytes, bytes]]) -> None:
@@ -125,14 +125,14 @@ class MemoryStore:
 
 
 class _MemoryTable:
-    """One table: a key is in one of the two dicts."""
+    """One table; each key is in one of two dicts."""
 
     def __init__(self, warm: dict[bytes, bytes]) -> None:
         self.warm = warm
         self.cold: dict[bytes, bytes] = {}
         """Compressed."""
         self.cooling: dict[bytes, None] = {}
-        """To be compressed as time permits."""
+        """Keys of rows to be compressed when there is time."""
 
     def keys(self) -> list[bytes]:
         return [*self.warm, *self.cold]
@@ -154,7 +154,7 @@ class _MemoryTable:
                 warm[key] = raw
 
     def compress(self, most: int) -> int:
-        """Returns how many of those that cool were looked at."""
+        """Return the number of rows examined."""
         number = min(most, len(self.cooling))
         for _ in range(number):
             key, _nothing = self.cooling.popitem()

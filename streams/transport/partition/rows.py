@@ -1,4 +1,4 @@
-"""The rows of one partition: the newest decoded, the others encoded in a store, and what a checkpoint has to write."""
+"""The rows of one partition: the newest decoded, the others encoded in a store, and those not yet checkpointed."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from streams.topics import changelog
 from streams.transport.partition.row_cache import SMALL_ROW_BYTES, RowCache
 from streams.transport.partition.row_store import EncodedRows, RowStore
 
-# Rows to be written, by table and key; None is a tombstone.
+# Rows to write, by table and key; None is a tombstone.
 Dirty = dict[str, dict[bytes, Any]]
 
-# Bytes of an encoded row; a batch that the broker refuses would break its producer.
+# Largest encoded row; a batch that the broker refuses would break its producer.
 LARGEST_ROW_BYTES = LARGEST_RECORD_BYTES - 1024
-# Characters of a key that a message shows.
+# Characters of a key shown in a message.
 LONGEST_KEY = 300
-# Rows encoded before others get a turn.
+# Rows encoded before other tasks get the event loop.
 ROWS_PER_TURN = 200
-# Rows that the store tidies for each row written, so that it keeps up with what leaves the cache.
+# Rows that the store tidies for each row written, so that it keeps up with rows leaving the cache.
 TIDIED_PER_ROW = 3
-# Rows tidied before others get a turn.
+# Rows tidied before other tasks get the event loop.
 TIDIED_PER_TURN = 50
 
 
 class Table(Mapping[bytes, Any]):
     """One table of one partition, read as a mapping from key to decoded row.
 
-    Rows of the last batches are kept decoded until the checkpoint that writes them has committed; of the others as
-    many as the worker's cache has room for. Iterating decodes one row at a time, and goes on while rows change. Raises
-    LogFailed for a row that cannot be read.
+    Rows of the last batches stay decoded until the checkpoint that writes them has committed; of the others, as many
+    as fit into the worker's cache. Iteration decodes one row at a time; rows may change meanwhile. Raises LogFailed
+    for a row that cannot be read.
     """
 
     def __init__(self, spec: TableSpec, partition: int, store: RowStore, cache: RowCache) -> None:
@@ -44,7 +44,7 @@ class Table(Mapping[bytes, Any]):
         self.dirty: dict[bytes, Any] = {}
         """Changed since the last checkpoint began."""
         self.saving: dict[bytes, Any] = {}
-        """What the checkpoint under way writes."""
+        """Rows that the running checkpoint writes."""
 
     # ---- reading
 
@@ -76,7 +76,7 @@ class Table(Mapping[bytes, Any]):
         yield from [key for key in self._store.keys(self._spec.name) if key not in changed]
 
     def items(self) -> Iterator[tuple[bytes, Any]]:  # type: ignore[override]  # one row at a time, no view
-        """Every row; decoded for this reader only where it is not in use."""
+        """Iterate over all rows; a row that is not cached is decoded for this reader only."""
         return self.scan()
 
     def values(self) -> Iterator[Any]:  # type: ignore[override]  # as above
@@ -110,7 +110,7 @@ class Table(Mapping[bytes, Any]):
                 yield key, row
 
     def _changed(self, key: bytes) -> tuple[bool, Any | None]:
-        """Whether the store does not know of the row as it is, and that row."""
+        """Return (True, row) for a row that is newer than the store's."""
         for pending in (self.dirty, self.saving):
             if key in pending:
                 return True, pending[key]
@@ -121,7 +121,7 @@ class Table(Mapping[bytes, Any]):
         return self._held.old.get(key) if row is None else row
 
     def _look(self, key: bytes) -> Any | None:
-        """Past the young generation: rows not yet in the store, the old generation, then the store."""
+        """Look behind the young generation: at rows not yet in the store, the old generation, then the store."""
         changed, row = self._changed(key)
         if not changed:
             row = self._held.old.get(key)
@@ -132,7 +132,7 @@ class Table(Mapping[bytes, Any]):
         return row
 
     def _keep(self, key: bytes, row: Any) -> None:
-        """Have it in the young generation."""
+        """Add a row to the young generation."""
         held, size = self._held, self._held.size(key)
         held.young[key] = row
         if size > SMALL_ROW_BYTES:
@@ -159,7 +159,7 @@ class Table(Mapping[bytes, Any]):
     # ---- changing
 
     def apply(self, changed: Mapping[bytes, Any]) -> int:
-        """Make changes visible; returns about how many bytes more the next checkpoint has to write."""
+        """Make changes visible; return about how many more bytes the next checkpoint writes."""
         held, dirty = self._held, self.dirty
         size = 0
         for key, row in changed.items():
@@ -178,16 +178,16 @@ class Table(Mapping[bytes, Any]):
         return size
 
     def take_dirty(self) -> dict[bytes, Any]:
-        """What the checkpoint that begins now writes, each row in its present version."""
+        """Return the rows that the checkpoint beginning now writes, each in its present version."""
         self.saving, self.dirty = self.dirty, {}
         return self.saving
 
     def saved(self) -> None:
-        """What was taken is in the store."""
+        """Note that the rows taken are in the store."""
         self.saving = {}
 
     def encoded(self, key: bytes, size: int) -> None:
-        """Remember how large a row is; one that is new was counted as a small one until now."""
+        """Note the size of a row; a new row counted as a small one until now."""
         held = self._held
         if size > SMALL_ROW_BYTES:
             more = size - held.size(key)
@@ -198,7 +198,7 @@ class Table(Mapping[bytes, Any]):
             held.sizes.pop(key, None)
 
     def _cool(self, keys: Iterable[bytes]) -> None:
-        """These have left the cache's old generation; some are young again."""
+        """Note keys dropped from the cache's old generation; some are young again."""
         young = self._held.young
         self._store.cool(self._spec.name, [key for key in keys if key not in young])
 
@@ -209,7 +209,7 @@ class Table(Mapping[bytes, Any]):
         return f"{key.decode(errors='replace')[:LONGEST_KEY]!r} of table {self._spec.name}[{self._partition}]"
 
     def encode(self, key: bytes, row: Any) -> bytes | None:
-        """Raises LogFailed for a row that cannot be encoded or is larger than LARGEST_ROW_BYTES."""
+        """Encode a row. Raises LogFailed if it cannot be encoded or is larger than LARGEST_ROW_BYTES."""
         if row is None:
             return None
         try:
@@ -223,7 +223,7 @@ class Table(Mapping[bytes, Any]):
 
 
 class Rows:
-    """Tables of one partition of one agent. Rows are values: they may be encoded some time after a snapshot."""
+    """Tables of one partition of one agent. Rows are values, so they may be encoded some time after a snapshot."""
 
     def __init__(
         self, tables: Sequence[TableSpec], partition: int, clock: Clock, cache: RowCache, store: RowStore
@@ -232,18 +232,18 @@ class Rows:
         self._store = store
         self._clock = clock
         self._untidied = 0
-        """Rows written since the store was tidied."""
+        """Rows written since the store was last tidied."""
 
     def apply(self, name: str, changed: Mapping[bytes, Any]) -> int:
-        """Make changes of a table visible; returns about how many bytes more the next checkpoint has to write."""
+        """Make changes of a table visible; return about how many more bytes the next checkpoint writes."""
         return self.tables[name].apply(changed)
 
     def take_dirty(self) -> Dirty:
-        """What changed since the last call; stays at hand until `saved`."""
+        """Return the rows changed since the last call; they stay readable until `saved`."""
         return {name: table.take_dirty() for name, table in self.tables.items()}
 
     async def encode(self, dirty: Dirty) -> dict[str, dict[bytes, bytes | None]]:
-        """Raises LogFailed for a row that cannot be encoded or is too large."""
+        """Encode rows. Raises LogFailed for a row that cannot be encoded or is too large."""
         return {name: await self._encode(self.tables[name], rows) for name, rows in dirty.items()}
 
     async def _encode(self, table: Table, rows: Mapping[bytes, Any]) -> dict[bytes, bytes | None]:
@@ -255,14 +255,14 @@ class Rows:
         return encoded
 
     async def saved(self, encoded: EncodedRows) -> None:
-        """The checkpoint's transaction has committed: the store takes what it wrote. Raises StateLost."""
+        """Write the rows of a committed checkpoint to the store. Raises StateLost."""
         await self._store.write(encoded)
         for table in self.tables.values():
             table.saved()
         self._untidied += sum(map(len, encoded.values()))
 
     async def tidy(self) -> None:
-        """Let the store do what can wait, between checkpoints and with turns of the loop for others."""
+        """Let the store do postponed work between checkpoints, in small pieces."""
         left, self._untidied = TIDIED_PER_ROW * self._untidied, 0
         while left > 0 and (done := self._store.tidy(min(left, TIDIED_PER_TURN))):
             left -= done

@@ -1,4 +1,4 @@
-"""What one partition of an agent needs of the embedded log: the Backend protocol on a SqliteLog."""
+"""The backend of one partition of an agent on the embedded log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streams.transport.sqlite.shard import ShardReader
 
 
 class SqliteBackend:
-    """One partition of one agent. A later `take` of the same partition, in this process or another, fences it."""
+    """Implements `Backend`. A later `take` of the same partition, in this process or another, fences it."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class SqliteBackend:
         changelogs: Mapping[str, str],
         committed_only: bool = False,
     ) -> None:
-        """`changelogs`: topic of the changelog by table; `reader`: name under which position and offset are kept."""
+        """`changelogs`: topic of the changelog by table; `reader`: name for which position and offset are kept."""
         self._log = log
         self._name = reader
         self._topic = topic
@@ -36,7 +36,7 @@ class SqliteBackend:
 
     async def take(self, rows: RowLoader) -> Recovered:
         self._log.owners[self._name, self._topic, self._partition] = self
-        await self._log.flush()  # what a former owner in this process handed over is part of what is recovered
+        await self._log.flush()  # writes of a former owner in this process are recovered, too
         log, partition = self._log, self._partition
         committed = log.attach(self._name, self._topic, partition)
         self._reader = log.reader(self._topic, partition, committed_only=self._committed_only)
@@ -76,7 +76,7 @@ class SqliteBackend:
 
     def commit(self, offset: int) -> None:
         self._open()
-        if not self._changelogs:  # who has tables resumes at the position row
+        if not self._changelogs:  # an agent with tables resumes at its position row
             self._log.put_offset(self._name, self._topic, self._partition, offset)
 
     async def close(self) -> None:

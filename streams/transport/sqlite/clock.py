@@ -1,4 +1,4 @@
-"""The embedded log's own clock: what stamps its records."""
+"""The clock of the embedded log, which stamps its records."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from ports.clock import Clock
 class AppendClock:
     """Milliseconds since the epoch that never go back and never stand still.
 
-    It follows the host's wall clock when that is ahead. When the wall clock was set back, it goes on from where it was
-    at the monotonic clock's pace: a log whose clock stood still until the wall clock had caught up would hold every
-    deadline for as long.
+    It follows the host's wall clock when that is ahead. After the wall clock was set back, it continues at the pace of
+    the monotonic clock: a clock that stood still until the wall clock caught up would delay every deadline as long.
     """
 
     def __init__(self, clock: Clock, last: int) -> None:
-        """`last`: the last timestamp that is in the log."""
+        """`last`: the last timestamp in the log."""
         self._clock = clock
         self._exact = float(last)
         self._read_at = clock.monotonic()

@@ -1,7 +1,7 @@
 """The embedded driver: `sqlite:///path/to/file.db` gives Faust one process, one file and every partition.
 
-Settings go in the URL's query: `synchronous=full` (an fsync per commit window, so that a power cut loses nothing that
-was acknowledged; the default `normal` survives the end of the process), `window_ms` (how long a commit window gathers,
+Settings go into the URL's query: `synchronous=full` (an fsync per commit window, so that a power cut loses no
+acknowledged record; the default `normal` survives the end of the process), `window_ms` (the length of a commit window,
 2 by default), and `take_over=1` (fence a process that still has the file open).
 """
 
@@ -52,7 +52,7 @@ class SqliteTransport(membership.GroupTransport):
 
 
 def open_log(url: URL, clock: Clock) -> SqliteLog:
-    """The log at a URL, not started yet. Raises LogUrlInvalid."""
+    """Return the log at a URL, not started yet. Raises LogUrlInvalid."""
     if url.host or not url.path.strip("/"):
         raise LogUrlInvalid(f"{url} names no file; write sqlite:///absolute/path/to/file.db")
     if unknown := set(url.query) - set(SETTINGS):

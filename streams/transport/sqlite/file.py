@@ -1,7 +1,7 @@
-"""The file beneath the embedded log: its schema, its one owner, and the SQL of a commit window and of reading back.
+"""The file of the embedded log: its schema, its one owner, and the SQL of commit windows and reads.
 
-Everything here is synchronous and knows no event loop. One connection writes, another reads: in WAL mode a reader
-never waits for the writer, so records can be read while a commit is on its way to the disk in a thread.
+Everything here is synchronous and uses no event loop. One connection writes, another reads: in WAL mode a reader never
+waits for the writer, so records can be read while a thread commits.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import msgspec
 from ports.log import Fenced, Header, LogFailed, Record, TopicSpec
 from streams.transport.partition.backend import PositionRow
 
-# `PRAGMA user_version` of the files written here. A file with a higher one is refused.
+# `PRAGMA user_version` of the files written here; a file with a higher version is refused.
 FORMAT = 1
 # `PRAGMA application_id`, so that a foreign SQLite file is never taken for a log.
 APPLICATION = 0x43455245
-# One read from the file takes batches until it has this many bytes.
+# One read takes batches from the file up to this size.
 READ_BYTES = 1024 * 1024
-# How long a statement waits for another process that has the file locked.
+# Time a statement waits for another process that has locked the file.
 BUSY_SECONDS = 5.0
 
 SCHEMA = """
@@ -54,7 +54,7 @@ CREATE TABLE offsets(
     PRIMARY KEY(reader, topic, partition)) WITHOUT ROWID;
 INSERT INTO meta VALUES('epoch', 0), ('timestamp', 0);
 """
-# What files of this format gained later: an older release reads and writes them without it.
+# Tables added to this format later; an older release reads and writes files without them.
 ADDED = """
 CREATE TABLE IF NOT EXISTS notes(
     reader TEXT, topic INTEGER, partition INTEGER, note TEXT NOT NULL,
@@ -80,10 +80,10 @@ class StoredTopic:
 
 @dataclass(slots=True)
 class Transaction:
-    """What one commit window writes, as parameters of the statements."""
+    """The writes of one commit window, as parameters of the statements."""
 
     timestamp: int
-    """The log's clock at the cut, in milliseconds."""
+    """The log's clock at the end of the window, in milliseconds."""
     batches: list[tuple[int, int, int, int, int, bytes]] = field(default_factory=list)
     """topic, partition, first offset, offset after the last, timestamp of the last, encoded records."""
     ends: list[tuple[int, int, int, int]] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Transaction:
     offsets: list[tuple[str, int, int, int]] = field(default_factory=list)
     """reader, topic, partition, offset of the next record to be read."""
     notes: list[tuple[str, int, int, str]] = field(default_factory=list)
-    """reader, topic, partition, what the reader noted with its offset."""
+    """reader, topic, partition, the reader's note with its offset."""
     trims: list[tuple[int, int, int]] = field(default_factory=list)
     """topic, partition, the new log start: whole batches below it are deleted."""
     tombstones: list[tuple[int]] = field(default_factory=list)
@@ -106,7 +106,7 @@ UPSERT = (
     "INSERT INTO rows VALUES(?,?,?,?,?,?) ON CONFLICT(topic, partition, key) DO UPDATE"
     " SET offset=excluded.offset, timestamp=excluded.timestamp, value=excluded.value"
 )
-# Field of a Transaction and the statement that writes it.
+# Fields of a Transaction, each with the statement that writes it.
 STATEMENTS: Sequence[tuple[str, str]] = (
     ("batches", "INSERT INTO batches VALUES(?,?,?,?,?,?)"),
     ("ends", "INSERT OR REPLACE INTO ends VALUES(?,?,?,?)"),
@@ -120,15 +120,15 @@ STATEMENTS: Sequence[tuple[str, str]] = (
 
 
 def encode_batch(records: Sequence[Record]) -> bytes:
-    """Records of one partition as the body of a batch."""
+    """Encode records of one partition as the body of a batch."""
     return _encode([record[2:] for record in records])
 
 
 class LogFile:
     """One SQLite file and the right to write to it.
 
-    A lock on `<file>.lock` keeps a second process out (LogInUse). Whoever opens with `take_over` is let in all the
-    same, and fences the former owner: each opening raises the epoch in the file, and each transaction checks it.
+    A lock on `<file>.lock` keeps a second process out (LogInUse). Opening with `take_over` succeeds all the same and
+    fences the former owner: each opening raises the epoch in the file, and each transaction checks it.
     """
 
     def __init__(self, path: Path, *, synchronous: str = "normal", take_over: bool = False) -> None:
@@ -155,7 +155,7 @@ class LogFile:
             )
 
     def _take_lock(self) -> bool:
-        """Hold the lock if it is free. Who took over gets it once the fenced owner has gone."""
+        """Take the lock if it is free. After `take_over` it is free once the fenced owner has ended."""
         if not self._locked:
             with suppress(BlockingIOError):
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,7 +174,7 @@ class LogFile:
             raise LogFailed("log_unreadable", f"{self.path} cannot be opened ({error})") from error
 
     def _prepare(self, synchronous: str) -> None:
-        """Check what the file is, make its schema if it is new, and set how hard a commit is written."""
+        """Check that the file is a log, create the schema of a new one, and set `synchronous`."""
         if synchronous not in ("normal", "full"):
             raise LogFailed("log_setting", f"synchronous={synchronous} of {self.path} must be normal or full")
         with self._final():
@@ -215,7 +215,7 @@ class LogFile:
     # -- writing
 
     def begin(self, transaction: Transaction) -> None:
-        """Put everything of a window into an open transaction. Raises Fenced, LogFailed; then nothing is open."""
+        """Put a whole window into an open transaction. Raises Fenced, LogFailed, after which no transaction is open."""
         try:
             with self._final():
                 self._writer.execute("BEGIN IMMEDIATE")
@@ -233,7 +233,7 @@ class LogFile:
             raise
 
     def commit(self) -> None:
-        """End the open transaction; blocks on the disk, so it is called in a thread. Raises LogFailed."""
+        """Commit the open transaction. Blocks on the disk, so it is called in a thread. Raises LogFailed."""
         try:
             with self._final():
                 self._writer.execute("COMMIT")
@@ -252,7 +252,7 @@ class LogFile:
             raise Fenced("log_fenced", text)
 
     def create(self, specs: Iterable[TopicSpec]) -> None:
-        """Add topics, or bring the settings of those that exist up to date."""
+        """Add topics, and update the settings of existing ones."""
         self.begin(Transaction(self.timestamp()))
         try:
             with self._final():
@@ -273,7 +273,7 @@ class LogFile:
             return self._reader.execute(statement, parameters).fetchall()
 
     def timestamp(self) -> int:
-        """The log's clock as last committed, in milliseconds."""
+        """Return the log's clock as last committed, in milliseconds."""
         return int(self._select("SELECT value FROM meta WHERE name='timestamp'")[0][0])
 
     def topics(self) -> list[StoredTopic]:
@@ -281,26 +281,26 @@ class LogFile:
         return [StoredTopic(i, TopicSpec(n, p, r, compacted=bool(c), queue=bool(q))) for i, n, p, r, c, q in rows]
 
     def ends(self) -> dict[tuple[int, int], tuple[int, int]]:
-        """(start, end) by (topic id, partition), for partitions that ever had a record."""
+        """Return (start, end) by (topic id, partition), for partitions that ever had a record."""
         return {(t, p): (s, n) for t, p, s, n in self._select("SELECT topic, partition, start, next FROM ends")}
 
     def offsets(self) -> dict[tuple[str, int, int], int]:
-        """Committed offset by (reader, topic id, partition)."""
+        """Return committed offsets by (reader, topic id, partition)."""
         return {(r, t, p): n for r, t, p, n in self._select("SELECT reader, topic, partition, next FROM offsets")}
 
     def note(self, reader: str, topic: StoredTopic, partition: int) -> str:
-        """What a reader noted with its committed offset."""
+        """Return a reader's note with its committed offset."""
         found = self._select(
             "SELECT note FROM notes WHERE reader=? AND topic=? AND partition=?", (reader, topic.id, partition)
         )
         return str(found[0][0]) if found else ""
 
     def positions(self) -> dict[tuple[str, int, int], PositionRow]:
-        """Position row by (reader, topic id, partition)."""
+        """Return position rows by (reader, topic id, partition)."""
         return {(r, t, p): PositionRow(*rest) for r, t, p, *rest in self._select("SELECT * FROM positions")}
 
     def rows(self, topic: StoredTopic, partition: int) -> Iterator[dict[bytes, bytes]]:
-        """The rows of a table in a partition, by key, about READ_BYTES at a time: no statement is open in between."""
+        """Iterate over a table's rows in a partition, by key, about READ_BYTES at a time; keeps no statement open."""
         first = b""
         while found := self._some_rows(topic, partition, first):
             yield found
@@ -322,7 +322,7 @@ class LogFile:
         return found
 
     def read(self, topic: StoredTopic, partition: int, start: int, end: int) -> list[Record]:
-        """Records of [start, end), in order, about READ_BYTES of them; empty when there is none."""
+        """Return records of [start, end) in order, about READ_BYTES of them; empty when there is none."""
         if topic.spec.compacted:
             return self._read_rows(topic, partition, start, end)
         found: list[Record] = []
@@ -366,7 +366,7 @@ class LogFile:
         return found
 
     def expired(self, topic: StoredTopic, partition: int, before: int) -> int | None:
-        """Offset after the last batch whose newest record is older than this timestamp, if there is one."""
+        """Return the offset after the last batch that is wholly older than this timestamp, or None."""
         found: int | None = None
         with self._final():
             for following, timestamp in self._reader.execute(
@@ -374,12 +374,12 @@ class LogFile:
                 (topic.id, partition),
             ):
                 if timestamp >= before:
-                    break  # timestamps only go up, so the expired ones are a prefix
+                    break  # timestamps never decrease, so expired batches come first
                 found = following
         return found
 
     def close(self) -> None:
-        """Give the file back; what was not committed is not there."""
+        """Close the file; uncommitted writes are lost."""
         self._roll_back()
         self._reader.close()
         self._writer.close()
@@ -387,7 +387,7 @@ class LogFile:
 
 
 class _Final:
-    """Turns an error of SQLite into LogFailed: none of them goes away by trying again."""
+    """Turns an error of SQLite into LogFailed, as a retry would not help."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Following a topic of the embedded log in a group of its own, as bridges and projectors do."""
+"""Follows a topic of the embedded log in a group of its own, for the bridges."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FollowedLog(Protocol):
 
 
 class SqliteFollower:
-    """A consumer of its own group over all partitions of a topic, one task each."""
+    """Implements `Follower`: reads all partitions of a topic for one group, with a task each."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class SqliteFollower:
                 note = await self._handle(records)
                 self._log.put_offset(self._group, self._topic, partition, records[-1].offset + 1, note)
                 self._busy.discard(partition)
-        except Exception as error:  # noqa: BLE001 whatever a handler raises ends the worker, unless the log did already
+        except Exception as error:  # noqa: BLE001 - an exception of a handler ends the worker, unless the log has failed already
             if self._log.state == "ok":
                 self._log.crash(error)
         finally:
@@ -87,7 +87,7 @@ class SqliteFollower:
 
     @property
     def fresh(self) -> bool:
-        """Always: one process has the file."""
+        """Always true, as only one process has the file."""
         return True
 
     async def stop(self) -> None:

@@ -1,10 +1,9 @@
 """The embedded log: partitions in memory in front of one SQLite file, and commit windows between the two.
 
-An appended record gets its offset and timestamp at once and may be read at once by readers that run ahead. The window
-it belongs to is committed as one transaction a little later, with every row, position and offset that was handed over
-until then. So a crash loses a suffix of everything at once: nothing that is kept was derived from something lost.
-The loop only fills the transaction (memory); COMMIT, which may wait for the disk, runs in a thread, and what comes
-in meanwhile forms the next window.
+An appended record gets its offset and timestamp at once, and readers that run ahead may read it at once. Its window is
+committed a little later as one transaction, with every row, position and offset handed over until then. So a crash
+loses a suffix of everything at once, and no surviving write depends on a lost one. The event loop only fills the
+transaction in memory; COMMIT, which may wait for the disk, runs in a thread, and later writes form the next window.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from streams.transport.sqlite.follower import SqliteFollower
 from streams.transport.sqlite.shard import Shard, ShardReader, fail, wake
 from streams.transport.sqlite.window import CommitWindow, ReaderPositions
 
-# How long a commit window gathers after the last commit before it is committed.
+# Length of a commit window, counted from the last commit.
 WINDOW_SECONDS = 0.002
-# How often consumed queue records and expired records are deleted.
+# Interval for deleting consumed queue records and expired records.
 RETENTION_SECONDS = 1.0
-# How long a deleted row stays visible to those who follow a changelog.
+# Time a deleted row stays visible to readers of a changelog.
 TOMBSTONE_MS = 24 * 3600 * 1000
 
 
 class SqliteLog:
-    """The Log protocol on one SQLite file, and what the embedded driver's backends need beside it.
+    """Implements `Log` on one SQLite file, with further operations for the backends of the embedded driver.
 
-    Fail-stop: after a write that failed nothing is written or read any more, `state` says why, everyone who waits
+    Fail-stop: after a failed write nothing is written or read any more, `state` tells the reason, every waiting caller
     gets LogFailed (or Fenced), and `on_failure` is called once.
     """
 
@@ -64,7 +63,7 @@ class SqliteLog:
         self._progress = ReaderPositions()
         self._positions: dict[tuple[str, int, int], PositionRow] = {}
         self.owners: dict[tuple[str, str, int], object] = {}
-        """Who has taken a partition of a topic for a reader last."""
+        """The backend that took a partition last, by reader, topic and partition."""
         self._window = CommitWindow()
         self._dirty = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -73,7 +72,7 @@ class SqliteLog:
         self._followers: set[SqliteFollower] = set()
         self._log_clock = AppendClock(clock, 0)
 
-    # -- life
+    # -- life cycle
 
     async def start(self) -> None:
         """Open the file and load its ends and positions. Raises LogInUse, LogFailed."""
@@ -111,7 +110,7 @@ class SqliteLog:
                 known.append(Shard(topic, number, *ends.get((topic.id, number), (0, 0))))
 
     async def stop(self) -> None:
-        """Commit what is there and give the file back."""
+        """Commit everything and close the file."""
         for follower in self._followers:
             await follower.stop()
         self._followers.clear()
@@ -144,7 +143,7 @@ class SqliteLog:
         return self._file
 
     def check(self) -> LogFile:
-        """The open file. Raises what ended this log, if something did."""
+        """Return the open file. Raises the failure that ended this log, if any."""
         if self._failure is not None:
             raise self._failure
         return self.file
@@ -158,11 +157,11 @@ class SqliteLog:
     # -- topics
 
     def partition_of(self, key: bytes, partitions: int) -> int:
-        """Partition of a key, as Kafka's default partitioner has it."""
+        """Return the partition of a key, as Kafka's default partitioner does."""
         return partition_of(key, partitions)
 
     async def create(self, topics: Sequence[TopicSpec]) -> None:
-        """Create what is missing. Raises LogFailed where a topic has another number of partitions."""
+        """Create missing topics. Raises LogFailed if a topic has another number of partitions."""
         self.check()
         for spec in topics:
             there = self._shards.get(spec.name)
@@ -177,7 +176,7 @@ class SqliteLog:
             self._load_topics(self.file)
 
     def shards(self, topic: str) -> list[Shard]:
-        """The partitions of a topic. Raises LogFailed for a topic that was not created."""
+        """Return the partitions of a topic. Raises LogFailed for a topic that was not created."""
         try:
             return self._shards[topic]
         except KeyError:
@@ -194,10 +193,10 @@ class SqliteLog:
     def reader(self, topic: str, partition: int, *, committed_only: bool) -> ShardReader:
         return ShardReader(self.shard(topic, partition), self.check, committed_only=committed_only)
 
-    # -- writing: everything below is in the next transaction
+    # -- writing: everything here goes into the next transaction
 
     def put(self, topic: str, partition: int, records: Sequence[NewRecord]) -> None:
-        """Append without waiting. Raises RecordTooLarge (then none is appended), LogFailed."""
+        """Append without waiting. Raises RecordTooLarge, without appending any record, and LogFailed."""
         self.check()
         shard = self.shard(topic, partition)
         for key, value, headers in records:
@@ -211,7 +210,7 @@ class SqliteLog:
         self._touch(shard)
 
     def put_rows(self, topic: str, partition: int, rows: Mapping[bytes, bytes | None]) -> None:
-        """Set rows of a compacted topic (None deletes); each gets the offset that it would have in a changelog."""
+        """Set rows of a compacted topic (None deletes); each gets the offset it would have in a changelog."""
         self.check()
         shard = self.shard(topic, partition)
         now = self._log_clock.now()
@@ -230,7 +229,7 @@ class SqliteLog:
         self._dirty.set()
 
     def put_offset(self, reader: str, topic: str, partition: int, offset: int, note: str | None = None) -> None:
-        """Set the committed offset of a reader, and what it notes with it."""
+        """Set the committed offset of a reader, with its note."""
         self.check()
         key = (reader, self.shard(topic, partition).topic.id, partition)
         self._window.offsets[key] = offset
@@ -243,7 +242,7 @@ class SqliteLog:
         self._dirty.set()
 
     def committed(self) -> asyncio.Future[None]:
-        """Done when everything handed over so far is committed; fails with LogFailed or Fenced."""
+        """Return a future that is done when all writes so far are committed; it fails with LogFailed or Fenced."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._failure is not None:
             fail(future, self._failure)
@@ -253,7 +252,7 @@ class SqliteLog:
         return future
 
     async def flush(self) -> None:
-        """Wait until everything handed over so far is committed."""
+        """Wait until all writes so far are committed."""
         await self.committed()
 
     async def append(
@@ -277,7 +276,7 @@ class SqliteLog:
         ended = self._clock.monotonic() - self._window_seconds
         while True:
             await self._dirty.wait()
-            # Since the last commit, so that an idle log commits at once.
+            # Counted from the last commit, so that an idle log commits at once.
             await self._clock.sleep(max(0.0, ended + self._window_seconds - self._clock.monotonic()))
             async with self._writing:
                 await self._commit()
@@ -301,7 +300,7 @@ class SqliteLog:
         wake(window.waiting)
 
     def crash(self, error: Exception) -> None:
-        """Hand an error that ends the worker to whoever runs it."""
+        """Report an error that ends the worker."""
         if self.on_failure is not None:
             self.on_failure(error)
 
@@ -326,7 +325,7 @@ class SqliteLog:
                 self._fail(error, CommitWindow())
 
     def enforce_retention(self) -> None:
-        """Hand over the deletion of consumed queue records, expired records and old tombstones."""
+        """Delete consumed queue records, expired records and old tombstones with the next commits."""
         if self._failure is not None or self._file is None:
             return
         now = self._log_clock.now()
@@ -352,7 +351,7 @@ class SqliteLog:
     # -- reading
 
     def attach(self, reader: str, topic: str, partition: int) -> int | None:
-        """Committed offset of a reader; from here on, queue records wait for it."""
+        """Return the committed offset of a reader; from here on, queue records are kept until it has read them."""
         shard = self.shard(topic, partition)
         committed = self._progress.of(reader, shard)
         if committed is None:
@@ -360,24 +359,24 @@ class SqliteLog:
         return committed
 
     def note(self, reader: str, topic: str, partition: int) -> str:
-        """What a reader noted with its committed offset; an empty string where it did not."""
+        """Return a reader's note with its committed offset; an empty string without one."""
         return self.check().note(reader, self.shard(topic, partition).topic, partition)
 
     def rows(self, topic: str, partition: int) -> Iterator[dict[bytes, bytes]]:
-        """Committed rows of a compacted topic, by key, about a mebibyte at a time."""
+        """Iterate over committed rows of a compacted topic, by key, about a mebibyte at a time."""
         return self.check().rows(self.shard(topic, partition).topic, partition)
 
     def position(self, reader: str, topic: str, partition: int) -> PositionRow | None:
-        """Committed position row of a stateful reader."""
+        """Return the committed position row of a stateful reader."""
         return self._positions.get((reader, self.shard(topic, partition).topic.id, partition))
 
     async def ends(self, topic: str) -> Sequence[tuple[int, int]]:
-        """(start, end) of what is committed, by partition."""
+        """Return committed (start, end) by partition."""
         self.check()
         return [(shard.start, shard.durable) for shard in self.shards(topic)]
 
     async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
-        """Committed records of [start, end), in batches of about a mebibyte."""
+        """Iterate over committed records of [start, end), in batches of about a mebibyte."""
         self.check()
         shard = self.shard(topic, partition)
         start, end = max(start, shard.start), min(end, shard.durable)
@@ -394,7 +393,7 @@ class SqliteLog:
         batch: int = 500,
         taken: Taken | None = None,
     ) -> SqliteFollower:
-        """Read what is committed, from the group's committed offset or the log start; see Log.follow."""
+        """Read committed records from the group's committed offset or the log start; see `Log.follow`."""
         self.check()
         follower = SqliteFollower(self, self._clock, group, topic, handle, batch, taken)
         self._followers.add(follower)

@@ -1,4 +1,4 @@
-"""Partitions of the embedded log in memory: ends, newest records, and readers that go on into the file."""
+"""Partitions of the embedded log in memory: ends, newest records, and readers that also read the file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from ports.log import Record
 from streams.transport.sqlite.file import LogFile, StoredTopic
 
-# Committed records a partition keeps in memory for readers that are behind; older ones are read from the file.
+# Committed records that a partition keeps in memory for slow readers; older ones are read from the file.
 TAIL_BYTES = 2 * 1024 * 1024
-# Bytes that a record takes in memory beside its value, roughly.
+# Memory of a record beside its value, roughly.
 _FRAMING_BYTES = 70
 
 
@@ -39,23 +39,23 @@ class Shard:
         self.number = number
         self.start = start
         self.trimmed = start
-        """Batches below are deleted; the log start may be above, where the batch holds kept records too."""
+        """Batches below it are deleted; the log start may be higher, inside a batch with later records."""
         self.end = end
         self.durable = end
-        """Everything below is committed."""
+        """Everything below it is committed."""
         self.base = end
-        """Offset of the first record of `tail`; what is below is in the file only."""
+        """Offset of the first record of `tail`; older records are only in the file."""
         self.newest = 0
         """Timestamp of the last record appended in this run."""
         self.tail: list[Record] = []
         self.tail_bytes = 0
         self.fresh: list[Record] = []
-        """Appended since the last cut."""
+        """Records appended in this window."""
         self.readers: set[ShardReader] = set()
         self.ahead: list[asyncio.Future[None]] = []
-        """Readers that wait for an append."""
+        """Futures of readers that wait for an append."""
         self.behind: list[asyncio.Future[None]] = []
-        """Readers that wait for a commit."""
+        """Futures of readers that wait for a commit."""
 
     def append(self, record: Record) -> None:
         self.end = record.offset + 1
@@ -66,12 +66,12 @@ class Shard:
             wake(self.ahead)
 
     def committed(self, durable: int) -> None:
-        """Everything below `durable` is committed: let readers see it, and forget what is no longer needed."""
+        """Note that everything below `durable` is committed: wake readers, and drop records that none needs."""
         self.durable = durable
         if self.behind:
             wake(self.behind)
         if self.topic.spec.compacted:
-            self.base = durable  # rows are read from the file only
+            self.base = durable  # rows are only read from the file
             return
         needed = min((reader.position for reader in self.readers), default=durable)
         count = 0
@@ -94,11 +94,11 @@ def wake(waiting: list[asyncio.Future[None]]) -> None:
 def fail(future: asyncio.Future[None], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-        future.exception()  # retrieved: it may have no waiter left
+        future.exception()  # mark as retrieved: no caller may wait any more
 
 
 class ShardReader:
-    """A position in one partition. With `committed_only` it never sees what a crash could take back."""
+    """A position in one partition. With `committed_only` it never returns a record that a crash could lose."""
 
     def __init__(self, shard: Shard, check: Callable[[], LogFile], *, committed_only: bool) -> None:
         self._shard = shard
@@ -113,7 +113,7 @@ class ShardReader:
         self._buffer = []
 
     async def fetch(self, limit: int) -> list[Record]:
-        """Wait for at least one record; at most `limit`. Cancelling it loses nothing. Raises LogFailed."""
+        """Return the next records, at least one and at most `limit`. Cancelling it loses nothing. Raises LogFailed."""
         while True:
             self._check()
             if records := self.take(limit):
@@ -123,7 +123,7 @@ class ShardReader:
             await future
 
     def take(self, limit: int) -> list[Record]:
-        """What is there now, at most `limit` records."""
+        """Return the records available now, at most `limit`."""
         shard = self._shard
         if self.position < shard.start:
             self.seek(shard.start)
@@ -146,7 +146,7 @@ class ShardReader:
         return self._shard.tail[first : min(first + limit, end - self._shard.base)] if first >= 0 else []
 
     def _load(self, end: int) -> None:
-        """Read on in the file; consumed and compacted records leave holes, which are passed over."""
+        """Read the next records from the file; skips gaps left by consumed and compacted records."""
         self._buffer = self._check().read(self._shard.topic, self._shard.number, self.position, end)
         if not self._buffer:
             self.position = end

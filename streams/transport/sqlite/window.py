@@ -1,4 +1,4 @@
-"""A commit window of the embedded log: what was handed over, and how it becomes one transaction."""
+"""A commit window of the embedded log: collects writes and turns them into one transaction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streams.transport.sqlite.shard import Shard
 
 
 class ReaderPositions:
-    """How far each reader of each partition has durably come; queue records wait for the slowest."""
+    """The durable position of each reader of each partition; queue records are kept for the slowest."""
 
     def __init__(self) -> None:
         self._readers: defaultdict[tuple[int, int], dict[str, int]] = defaultdict(dict)
@@ -26,12 +26,12 @@ class ReaderPositions:
         return self._readers[shard.topic.id, shard.number].get(reader)
 
     def consumed(self, shard: Shard) -> int | None:
-        """Every reader of this partition is at or above this offset; None if nobody reads it."""
+        """Return the position of the slowest reader of a partition; None without readers."""
         return min(self._readers[shard.topic.id, shard.number].values(), default=None)
 
 
 class CommitWindow:
-    """What was handed over since the last cut and is not in a transaction yet."""
+    """Writes since the last window that are not in a transaction yet."""
 
     def __init__(self) -> None:
         self.shards: dict[Shard, None] = {}
@@ -45,7 +45,7 @@ class CommitWindow:
         self.waiting: list[asyncio.Future[None]] = []
 
     def cut(self, progress: ReaderPositions, timestamp: int) -> tuple[Transaction, list[tuple[Shard, int]]]:
-        """The transaction, and the log ends that are durable once it is committed."""
+        """Return the transaction, and the log ends that are durable once it is committed."""
         for reader, row in self.positions.items():
             progress.note(*reader, row.next)
         for reader, offset in self.offsets.items():
@@ -65,10 +65,10 @@ class CommitWindow:
 
 
 def _batches(shard: Shard, progress: ReaderPositions) -> Iterator[tuple[int, int, int, int, int, bytes]]:
-    """The records appended since the last cut; queue records that are consumed already need no writing."""
+    """Iterate over batches of the window's records; consumed queue records need no writing."""
     fresh, shard.fresh = shard.fresh, []
     if shard.topic.spec.queue and fresh and (low := progress.consumed(shard)) is not None:
-        shard.start = max(shard.start, low)  # in the same transaction: there is no hole above the log start
+        shard.start = max(shard.start, low)  # in the same transaction, so that there is no gap above the log start
         fresh = fresh[max(0, low - fresh[0].offset) :]
     for records in _split(fresh):
         last = records[-1]
@@ -77,7 +77,7 @@ def _batches(shard: Shard, progress: ReaderPositions) -> Iterator[tuple[int, int
 
 
 def _split(records: list[Record]) -> list[list[Record]]:
-    """Batches of at most LARGEST_BATCH_BYTES bytes, or of a single record."""
+    """Split records into batches of at most LARGEST_BATCH_BYTES, or of a single record."""
     batches: list[list[Record]] = []
     room = 0
     for record in records:

@@ -1,13 +1,15 @@
 """Checks that docstrings are plain sentences: few open with a question word, and few use "what".
 
 A docstring opens with its subject: "Return the offset behind the last record", not "Where the last record ends". The
-word "what" mostly stands in place of a noun that would be clearer. Both have a limit over all packages together.
+word "what" mostly stands in place of a noun that would be clearer. Both have a limit over all packages together. An
+explanation of a module's constant stands above it as a comment: a string below it is no docstring, and always wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -48,16 +50,24 @@ class Docstring:
         return f"{self.path}:{self.line}: {self.text.splitlines()[0]}"
 
 
-def docstrings(folders: Iterable[str]) -> Iterator[Docstring]:
-    """Every docstring of the modules below `folders`, generated ones left out."""
+def modules(folders: Iterable[str]) -> Iterator[tuple[Path, ast.Module]]:
+    """Every module below `folders`, generated ones left out."""
     for folder in folders:
         for path in sorted(Path(folder).rglob("*.py")):
             if GENERATED not in path.name:
-                yield from _docstrings_of(path)
+                yield path, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _docstrings_of(path: Path) -> Iterator[Docstring]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def strings_below_constants(path: Path, module: ast.Module) -> Iterator[str]:
+    """Places of strings that follow an assignment of the module."""
+    for before, after in itertools.pairwise(module.body):
+        is_string = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if is_string and isinstance(before, ast.Assign | ast.AnnAssign):
+            yield f"{path}:{after.lineno}"
+
+
+def docstrings(path: Path, module: ast.Module) -> Iterator[Docstring]:
+    for node in ast.walk(module):
         if isinstance(node, _Documented):
             text = ast.get_docstring(node)
             if text:
@@ -88,7 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="*", default=PACKAGES, help="default: the packages of the engine")
     parser.add_argument("--report", action="store_true", help="print the figures only")
     options = parser.parse_args(arguments)
-    lines = exceeded(list(docstrings(options.folders)))
+    found = list(modules(options.folders))
+    lines = exceeded([docstring for module in found for docstring in docstrings(*module)])
+    if misplaced := [place for module in found for place in strings_below_constants(*module)]:
+        lines += ["write these below a module's constant as comments above it:", *misplaced]
     if options.report or not lines:
         return 0
     print("\n".join(lines), file=sys.stderr)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.uncounted
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PLAIN = '"""Rows of a partition."""\n'
 
 
@@ -43,6 +43,16 @@ def test_a_docstring_with_what_is_named_with_its_class(tmp_path: Path) -> None:
 def test_one_what_among_many_words_passes(tmp_path: Path) -> None:
     (tmp_path / "long.py").write_text(f'"""Rows, and what they hold.\n\n{"a word or two " * 250}\n"""\n')
     assert words(tmp_path).returncode == 0
+
+
+def test_a_string_below_a_constant_of_a_module_is_named(tmp_path: Path) -> None:
+    """A string below a field of a class explains the field and is right."""
+    (tmp_path / "constant.py").write_text(f'{PLAIN}\nLIMIT = 3\n"""Rows of a batch."""\n')
+    (tmp_path / "field.py").write_text(f'{PLAIN}\n\nclass Batch:\n    rows: int\n    """Of one partition."""\n')
+    done = words(tmp_path)
+    assert done.returncode == 1
+    assert "constant.py:4" in done.stderr
+    assert "field.py" not in done.stderr
 
 
 def test_generated_modules_are_left_out(tmp_path: Path) -> None:

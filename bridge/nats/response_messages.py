@@ -78,7 +78,7 @@ class _BreaksContract(CeremonyError):
     """Raised inside this module; `to_command` returns it as `Malformed`."""
 
 
-class _Envelope(msgspec.Struct):
+class _ResponseEnvelope(msgspec.Struct):
     """The envelope, without its optional fields."""
 
     event_type: str
@@ -90,7 +90,7 @@ class _Envelope(msgspec.Struct):
     metadata: dict[str, Any] = {}
 
 
-_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_envelope = msgspec.json.Decoder(_ResponseEnvelope).decode
 _decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 

@@ -25,11 +25,11 @@ from ports.clock import Clock
 from ports.log import AgentSpec, Batch, Log, LogUrlInvalid, PartitionView, TopicSpec
 from streams import topics as names
 from streams.transport.faust.agents import BatchSchema, BatchStream, RowsTable, Supervisor, Tables, supervised
-from streams.transport.faust.membership import GroupTransport, Membership
+from streams.transport.faust.membership import GroupTransport, MemberConsumer
 from streams.transport.partition.assignment import PartitionAssignment
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
-from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.dead_letters import DeadLetterTopic
 from streams.transport.partition.part import Part
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStores, Stores
@@ -150,7 +150,7 @@ class CeremonyApp(faust.App):
     @property
     def fresh(self) -> bool:
         """False once another worker may own these partitions: after a freeze, or without contact to the group."""
-        return self._consumer is not None and cast("Membership", self._consumer).fresh
+        return self._consumer is not None and cast("MemberConsumer", self._consumer).fresh
 
     # ---- life cycle
 
@@ -170,12 +170,12 @@ class CeremonyApp(faust.App):
         await super().on_shutdown()
 
     async def _deliver(self, batch: PartBatch) -> None:
-        await cast("Membership", self.consumer).deliver(batch)
+        await cast("MemberConsumer", self.consumer).deliver(batch)
 
     async def _stop_consumer(self) -> None:
         """Finish and checkpoint the batches in hand, before Faust suspends its streams."""
         if self._consumer is not None:
-            await cast("Membership", self._consumer).give_up()
+            await cast("MemberConsumer", self._consumer).give_up()
 
     def _crash(self, reason: BaseException) -> None:
         """Report a failure of any service of Faust to the program, which ends the worker."""
@@ -199,10 +199,10 @@ class CeremonyApp(faust.App):
             for table in spec.tables
         ]
 
-    def _dead_letters(self) -> DeadLetters:
+    def _dead_letters(self) -> DeadLetterTopic:
         topic = names.prefixed(self.prefix, names.DEADLETTERS)
         partitions = next((spec.partitions for spec in self.topic_specs if spec.name == topic), self.partitions)
-        return DeadLetters(topic, partitions)
+        return DeadLetterTopic(topic, partitions)
 
 
 def _settings(partitions: int, worker_id: str | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from streams.metrics import process_metrics
 from streams.topics import DEADLETTERS, prefixed
 from streams.transport.partition.assignment import IsCurrent, PartitionAssignment
 from streams.transport.partition.batch import AgentGone, PartBatch
-from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.dead_letters import DeadLetterTopic
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStores
 from tests.crash.log import Broker, CrashBackend, CrashLog
@@ -155,7 +155,7 @@ class Process:
             clock=self.clock,
             new_backend=self._backend,
             deliver=self._deliver,
-            dead_letters=DeadLetters(prefixed(PREFIX, DEADLETTERS), self.partitions),
+            dead_letters=DeadLetterTopic(prefixed(PREFIX, DEADLETTERS), self.partitions),
             cache=RowCache(),
             stores=MemoryStores(),
             fail=lambda error: self.failures.append(f"worker failed: {error!r}"),

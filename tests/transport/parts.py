@@ -12,7 +12,7 @@ from bridge.clock import HostClock
 from ports.log import AgentSpec, TableSpec
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
-from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.dead_letters import DeadLetterTopic
 from streams.transport.partition.part import Part
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStores
@@ -61,7 +61,7 @@ def part_of(
         backend=log.backend(spec, 0),
         clock=HostClock(),
         deliver=deliver,
-        dead_letters=DeadLetters("deadletters", 4),
+        dead_letters=DeadLetterTopic("deadletters", 4),
         cache=RowCache(),
         stores=MemoryStores(),
         interval=lambda: interval,

@@ -23,7 +23,7 @@ from streams.transport.partition.batch import PartBatch
 GIVE_UP_SECONDS = 10.0
 
 
-class Membership(FaustConsumer):
+class MemberConsumer(FaustConsumer):
     """Consumer of a worker that owns every partition (one process); a group's consumer overrides `subscribe`."""
 
     app: Any
@@ -197,7 +197,7 @@ class Producer(base.Producer):
 class GroupTransport(base.Transport):
     """Base of both drivers, which provide `log`, `backend`, and a `Consumer` that gets partitions assigned."""
 
-    Consumer = Membership
+    Consumer = MemberConsumer
     Producer = Producer
     app: Any
     default_port = 0

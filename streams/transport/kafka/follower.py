@@ -67,7 +67,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         self._clock = clock
         self._fail = fail
         self._taken = taken
-        self._untold: set[TopicPartition] = set()
+        self._unannounced: set[TopicPartition] = set()
         """Assigned partitions for which `taken` was not called yet."""
         self._session: GroupSession | None = None
         self._epoch = 0
@@ -133,7 +133,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         """Continue at the committed offsets."""
         if self._session is not None:
             self._session.joined()
-        self._untold = set(assigned)
+        self._unannounced = set(assigned)
         self._moving = self._left_behind = False
         self._poll_anew()
 
@@ -207,14 +207,14 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _one(self, tp: TopicPartition, records: Sequence[Record]) -> None:
         if self._moving or tp not in self._consumer.assignment():
             return  # revoked since it was fetched: the new owner reads it
-        if tp in self._untold:
-            await self._tell(tp)
+        if tp in self._unannounced:
+            await self._announce(tp)
         note = await self._handle(records)
         self._handled[tp] = OffsetAndMetadata(records[-1].offset + 1, note or "")
 
-    async def _tell(self, tp: TopicPartition) -> None:
+    async def _announce(self, tp: TopicPartition) -> None:
         """Call `taken` with the group's committed offset, before the first batch of this assignment."""
-        self._untold.discard(tp)
+        self._unannounced.discard(tp)
         if self._taken is None:
             return
         while (committed := await self._committed(tp)) is None:

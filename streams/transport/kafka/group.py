@@ -33,7 +33,7 @@ class RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]
         return self._member.assigned(tps)
 
 
-class GroupMember(membership.Membership):
+class GroupMember(membership.MemberConsumer):
     """A member of the consumer group. It never polls: the parts read their partitions with a reader of their own."""
 
     _group: AIOKafkaConsumer | None = None

@@ -13,7 +13,7 @@ from ports.errors import CeremonyError
 from ports.log import AgentSpec, Fenced, LogFailed, PartitionView, StateLost
 from streams.transport.partition.backend import Backend
 from streams.transport.partition.checkpoints import Limits
-from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.dead_letters import DeadLetterTopic
 from streams.transport.partition.part import Deliver, Part
 from streams.transport.partition.positions import PartitionNotServed
 from streams.transport.partition.row_cache import RowCache
@@ -59,7 +59,7 @@ class PartitionAssignment:
         clock: Clock,
         new_backend: BackendFactory,
         deliver: Deliver,
-        dead_letters: DeadLetters,
+        dead_letters: DeadLetterTopic,
         fail: Callable[[BaseException], None],
         cache: RowCache,
         stores: Stores,

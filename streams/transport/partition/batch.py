@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ports.errors import CeremonyError
 from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Header, Record, RecordTooLarge
 from streams.transport.partition.backend import NewRecord
-from streams.transport.partition.dead_letters import DeadLetters, dead_letter
+from streams.transport.partition.dead_letters import DeadLetterTopic, dead_letter
 
 # Bytes counted for a record beside its key, value and headers.
 _OVERHEAD_BYTES = 128
@@ -43,7 +43,7 @@ class BatchOwner(Protocol):
 
     spec: AgentSpec
     number: int
-    dead_letters: DeadLetters
+    dead_letters: DeadLetterTopic
 
     def rows(self, table: str) -> Mapping[bytes, Any]:
         """Return the present rows of a table. Raises KeyError for a table that the agent does not have."""

@@ -19,7 +19,7 @@ HEADER_COST_BYTES = 64
 VALUE_SIZE = "value-size"
 
 
-class DeadLetters(NamedTuple):
+class DeadLetterTopic(NamedTuple):
     """The topic of dead letters, with its number of partitions."""
 
     topic: str

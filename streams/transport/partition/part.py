@@ -18,7 +18,7 @@ from ports.log import AgentSpec, LogError, LogFailed, LogUnavailable, Record
 from streams.transport.partition.backend import Backend, NewRecord, Recovered
 from streams.transport.partition.batch import AgentGone, HeldRecord, PartBatch
 from streams.transport.partition.checkpoints import Checkpoints, Counters, Limits
-from streams.transport.partition.dead_letters import DeadLetters, dead_letter, origin
+from streams.transport.partition.dead_letters import DeadLetterTopic, dead_letter, origin
 from streams.transport.partition.positions import fold_point, last_folded, resume_point
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStore, RowStore, Stores
@@ -48,7 +48,7 @@ class Part:
         backend: Backend,
         clock: Clock,
         deliver: Deliver,
-        dead_letters: DeadLetters,
+        dead_letters: DeadLetterTopic,
         interval: Callable[[], float],
         cache: RowCache,
         stores: Stores,

@@ -20,7 +20,7 @@ from streams.transport.partition.assignment import (
 from streams.transport.partition.backend import Recovered, RowLoader
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
-from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.dead_letters import DeadLetterTopic
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import EncodedRows, MemoryStore, MemoryStores, RowStore, Stores
 from tests.transport.memory import MemoryBackend, MemoryLog
@@ -62,7 +62,7 @@ class Bench:
             clock=FastClock(),
             new_backend=make or (lambda spec, number, _: self.memory.backend(spec, number)),
             deliver=self.deliver,
-            dead_letters=DeadLetters("deadletters", 1),
+            dead_letters=DeadLetterTopic("deadletters", 1),
             cache=RowCache(),
             stores=stores or MemoryStores(),
             fail=self.failures.append,

@@ -13,7 +13,7 @@ from ports.log import AgentSpec, TableSpec
 from streams.transport.partition.backend import NewRecord, PositionRow
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
-from streams.transport.partition.dead_letters import DeadLetters
+from streams.transport.partition.dead_letters import DeadLetterTopic
 from streams.transport.partition.part import Part
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStores
@@ -134,7 +134,7 @@ async def live(log: MemoryLog, steps: int) -> bool:
         backend=FusedBackend(log, fuse),
         clock=clock,
         deliver=deliver,
-        dead_letters=DeadLetters("deadletters", 1),
+        dead_letters=DeadLetterTopic("deadletters", 1),
         cache=RowCache(),
         stores=MemoryStores(),
         interval=lambda: 0.0005,

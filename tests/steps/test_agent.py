@@ -59,7 +59,7 @@ def numbers(*each: int) -> list[bytes]:
     return [request({"n": n}, number=n) for n in each]
 
 
-async def test_a_broken_record_is_put_aside_and_the_rest_flows_on() -> None:
+async def test_a_broken_record_becomes_a_dead_letter_and_the_rest_is_served() -> None:
     broken = (None, b"{", b'{"id":"x"}', b'{"id":"\xff"}', request({"n": "text"}), request(None))
     batch = MemoryBatch(*broken, *numbers(7))
     await run(echo(), batch)
@@ -80,7 +80,7 @@ async def test_a_record_of_a_newer_release_ends_the_agent(change: dict[str, Any]
 @pytest.mark.parametrize(
     ("deadline", "now", "served"), [(999, 1000, 0), (1000, 1000, 0), (1001, 1000, 1), (999, 0, 1), (0, 1000, 1)]
 )
-async def test_what_is_past_its_deadline_by_the_logs_clock_is_dropped(deadline: int, now: int, served: int) -> None:
+async def test_a_request_past_its_deadline_by_the_logs_clock_is_dropped(deadline: int, now: int, served: int) -> None:
     batch = MemoryBatch(request({"n": 1}, deadline=deadline))
     await run(echo(now), batch)
     assert len(batch.outcomes) == served and batch.dead == []
@@ -93,7 +93,7 @@ async def test_a_second_copy_of_an_effect_is_skipped_and_the_same_record_read_ag
     assert [len(batch.outcomes) for batch in (first, again, copy)] == [1, 1, 0]
 
 
-def test_what_was_served_is_remembered_within_bounds() -> None:
+def test_the_memory_of_served_effects_is_bounded() -> None:
     served = Served(kept=3)
     for number in range(10):
         assert not served.repeats(str(number), number)
@@ -102,7 +102,7 @@ def test_what_was_served_is_remembered_within_bounds() -> None:
     assert len(served._new) + len(served._old) <= 6
 
 
-async def test_an_unexpected_error_of_an_answer_fails_its_attempt_and_tells_nobody_its_text(
+async def test_an_unexpected_error_of_an_answer_fails_its_attempt_without_its_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # specification 1.9
@@ -193,7 +193,7 @@ def test_agents_are_listed_under_the_name_of_their_kind() -> None:
     assert echo().__name__ == "echo_agent"
 
 
-def test_a_config_read_as_another_kinds_is_a_bug_that_says_so() -> None:
+def test_reading_a_config_as_that_of_another_kind_raises() -> None:
     it = step("human_gate_step", GATE)
     assert config_of(it, HumanGateConfig).role == "PO"
     with pytest.raises(TypeError, match="HumanGateConfig, not a PublishConfig"):

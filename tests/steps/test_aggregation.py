@@ -37,7 +37,7 @@ TYPES = ("merge", "list", "concat", "object", "deep_merge", "flatten", "unique")
         ),
     ],
 )
-def test_what_each_type_makes_of_its_sources(aggregation_type: str, values: dict[str, Any], result: Any) -> None:
+def test_each_type_joins_its_sources(aggregation_type: str, values: dict[str, Any], result: Any) -> None:
     # specification 7.2
     made = aggregate(aggregation_type, list(values), values)
     assert made == result
@@ -86,7 +86,7 @@ def test_sources_that_are_no_list_have_their_own_code(aggregation_type: str) -> 
         ("unique", {"good": [], "bad": True}, "a boolean, a list is wanted"),
     ],
 )
-def test_a_source_of_the_wrong_type_is_named_with_what_is_wanted(
+def test_a_source_of_the_wrong_type_is_named_with_the_wanted_type(
     aggregation_type: str, values: dict[str, Any], says: str
 ) -> None:
     # specification 7.3
@@ -102,7 +102,7 @@ def test_list_and_object_take_every_type(aggregation_type: str) -> None:
     assert (made if aggregation_type == "object" else dict(zip(values, made, strict=True))) == values
 
 
-def test_a_type_nobody_knows_and_objects_nested_too_deep_are_refused() -> None:
+def test_unknown_types_and_objects_nested_too_deep_are_refused() -> None:
     assert failure("sum", ["a"], {"a": 1}).code == "unknown_aggregation_type"
     deep: dict[str, Any] = {}
     for _ in range(10_000):
@@ -138,7 +138,7 @@ def test_a_source_may_be_named_twice_and_counts_twice() -> None:
     assert isinstance(refused, Failed) and refused.code == "request_too_large"
 
 
-def test_a_source_is_a_steps_output_first_then_an_input_and_dots_reach_inside() -> None:
+def test_a_source_names_a_step_first_then_an_input_and_dots_reach_inside() -> None:
     # specification 7.1
     it = step("aggregation_step", config("plan.id", "review", "list.1", "shadow.only"))
     asked = context(
@@ -149,7 +149,7 @@ def test_a_source_is_a_steps_output_first_then_an_input_and_dots_reach_inside() 
     assert body_of(KIND, asked)["values"] == {"plan.id": 7, "review": {"x": 1}, "list.1": 2, "shadow.only": "input"}
 
 
-def test_a_source_that_is_not_there_when_the_step_begins_fails_it_for_good() -> None:
+def test_a_source_missing_at_the_start_of_the_step_fails_it_for_good() -> None:
     # specification 7.3
     it = step("aggregation_step", config("later"))
     verdict = KIND.request(context(it))
@@ -158,7 +158,7 @@ def test_a_source_that_is_not_there_when_the_step_begins_fails_it_for_good() -> 
     assert "`later`" in verdict.message and "`merge`" in verdict.message
 
 
-def test_many_sources_that_are_too_much_together_are_refused() -> None:
+def test_sources_that_are_too_large_together_are_refused() -> None:
     # specification 7.3, 20.1
     it = step("aggregation_step", config(*(f"big.{number}" for number in range(12)), aggregation_type="list"))
     asked = context(it, inputs={"big": ["x" * 200_000] * 12})
@@ -166,7 +166,7 @@ def test_many_sources_that_are_too_much_together_are_refused() -> None:
     assert isinstance(verdict, Failed) and verdict.code == "request_too_large"
 
 
-def test_the_agents_output_is_the_steps() -> None:
+def test_the_output_of_the_agent_is_the_output_of_the_step() -> None:
     it = step("aggregation_step", config("a"))
     assert KIND.completed(context(it), {"x": 1}) == Completed({"x": 1})
 
@@ -197,7 +197,7 @@ async def test_the_agent_answers_a_whole_batch_through_the_batch() -> None:
     )
 
 
-async def test_the_kind_says_at_once_what_its_agent_says() -> None:
+async def test_the_kind_returns_at_once_the_result_of_its_agent() -> None:
     # specification 7.4, 11.11
     bodies = [
         {"aggregation_type": "merge", "sources": ["a", "b"], "values": {"a": {"x": 1}, "b": {"y": 2}}},

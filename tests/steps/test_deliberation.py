@@ -114,7 +114,7 @@ def test_the_request_is_the_task_of_this_attempt() -> None:
     assert '"plan": "p-9"' in body["task_description"]
 
 
-def test_constraints_are_followed_and_our_metadata_wins() -> None:
+def test_constraints_are_applied_and_routing_metadata_wins() -> None:
     # specification 5.2, 15.3
     constraints = {
         "story_id": "other",
@@ -191,7 +191,7 @@ def test_one_failed_agent_fails_the_attempt_and_each_is_named() -> None:
     assert f"{FIRST}: oom (no memory)" in verdict.message and f"{SECOND}: empty result" in verdict.message
 
 
-def test_fewer_suffice_where_min_agents_says_so() -> None:
+def test_min_agents_proposals_suffice() -> None:
     # specification 5.5
     verdict = KIND.gathered(
         asked({"min_agents": 1}), {FIRST: AgentAnswer(error_code="oom"), SECOND: AgentAnswer(value="b")}
@@ -211,7 +211,7 @@ def test_when_the_time_is_up_enough_proposals_complete_it_and_fewer_are_a_timeou
     assert f"{FIRST}: no answer" in verdict.message
 
 
-def test_outcomes_that_do_not_concern_it_are_refused() -> None:
+def test_outcomes_of_other_kinds_are_refused() -> None:
     completed = KIND.completed(asked(), {"forged": True})
     decided = KIND.decided(asked(), Decided(approved=True, by=()))
     assert isinstance(completed, Failed) and completed.code == "unexpected_outcome"

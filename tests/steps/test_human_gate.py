@@ -67,7 +67,7 @@ def test_a_rejection_fails_it_for_good_and_keeps_its_output() -> None:
     assert (verdict.output["approved"], verdict.output["decided_by"], verdict.output["comment"]) == (False, "ben", "")
 
 
-def test_a_gate_left_alone_past_its_deadline_fails_for_good_and_one_never_opened_may_be_repeated() -> None:
+def test_a_gate_past_its_deadline_fails_for_good_and_one_never_opened_is_retried() -> None:
     # specification 8.6
     waiting = KIND.timed_out(context(ASKED.step, status=StepStatus.WAITING_FOR_HUMAN), {})
     unopened = KIND.timed_out(ASKED, {})
@@ -75,7 +75,7 @@ def test_a_gate_left_alone_past_its_deadline_fails_for_good_and_one_never_opened
     assert isinstance(unopened, Failed) and (unopened.code, unopened.retryable) == ("timeout", True)
 
 
-def test_it_has_no_agents_and_nobody_else_completes_it() -> None:
+def test_only_people_complete_a_gate() -> None:
     completed, gathered = KIND.completed(ASKED, {"approved": True}), KIND.gathered(ASKED, {})
     assert not KIND.accepts(ASKED, "agent-po-001")
     assert isinstance(completed, Failed) and completed.code == "unexpected_outcome"
@@ -90,6 +90,6 @@ async def test_the_agent_opens_the_gate() -> None:
     assert outcome.output == {"role": "PO", "message": "Release?", "waiting": True}
 
 
-def test_the_kind_opens_it_as_its_agent_does() -> None:
+def test_the_kind_opens_the_gate_as_its_agent_does() -> None:
     # specification 8.2, 11.11
     assert KIND.at_once(KIND.request(ASKED)) == Opened({"role": "PO", "message": "Release?", "waiting": True})

@@ -123,7 +123,7 @@ def test_the_key_is_the_same_for_every_attempt_of_a_visit() -> None:
         ({"points": 1}, {}, [FLAT], "payload_invalid", "title"),
     ],
 )
-def test_a_payload_that_may_not_leave_fails_the_step_for_good(
+def test_a_payload_that_must_not_be_sent_fails_the_step_for_good(
     template: dict[str, Any], inputs: dict[str, Any], outputs: list[Output], code: str, says: str
 ) -> None:
     # specification 4.3, 9.2, 9.3
@@ -133,7 +133,7 @@ def test_a_payload_that_may_not_leave_fails_the_step_for_good(
     assert says in verdict.message
 
 
-def test_the_output_that_binds_is_the_named_one_or_that_of_the_steps_own_name() -> None:
+def test_the_payload_must_fit_the_named_output_or_the_one_of_the_steps_name() -> None:
     # specification 9.3
     def code(name: str, config: dict[str, Any]) -> str:
         found = KIND.request(context(publishing(config, name), outputs=[FLAT]))
@@ -145,7 +145,7 @@ def test_the_output_that_binds_is_the_named_one_or_that_of_the_steps_own_name() 
     assert code("publish_report", {"payload_template": {"points": 1, "title": "t", "more": None}}) == ""
 
 
-def test_the_agents_output_is_the_steps_and_time_may_run_out() -> None:
+def test_the_output_of_the_agent_completes_the_step_and_a_timeout_fails_it() -> None:
     it = context(publishing())
     late = KIND.timed_out(it, {})
     assert KIND.completed(it, {"published": True}) == Completed({"published": True})
@@ -160,7 +160,7 @@ async def published(outbound: RecordingOutbound, config: dict[str, Any] | None =
     return outcome
 
 
-async def test_the_agent_publishes_once_and_tells_where_it_stands() -> None:
+async def test_the_agent_publishes_once_and_reports_stream_and_sequence() -> None:
     # specification 9.10
     outbound = RecordingOutbound(Published("CEREMONY", 41, duplicate=True))
     outcome = await published(outbound)
@@ -185,7 +185,7 @@ async def test_the_agent_publishes_once_and_tells_where_it_stands() -> None:
 
 
 @pytest.mark.parametrize("subject", ["orders.created", "ceremony.gate.opened", "ceremony.completed"])
-async def test_the_agent_judges_the_subject_again_before_it_publishes(subject: str) -> None:
+async def test_the_agent_checks_the_subject_again_before_it_publishes(subject: str) -> None:
     # specification 9.4
     outbound = RecordingOutbound()
     outcome = await published(outbound, {"subject": subject})
@@ -193,7 +193,7 @@ async def test_the_agent_judges_the_subject_again_before_it_publishes(subject: s
     assert outbound.messages == []
 
 
-async def test_other_subjects_go_where_the_server_allows_them() -> None:
+async def test_other_subjects_are_allowed_by_the_servers_list() -> None:
     outcome = await published(RecordingOutbound(), {"subject": "orders.created"}, publish_subjects=("orders.*",))
     assert outcome.outcome == "completed"
 

@@ -160,7 +160,7 @@ def test_a_list_of_objects_is_the_result_and_an_empty_one_too(tasks: list[Any]) 
         (AgentAnswer(), "agents_failed"),
     ],
 )
-def test_anything_else_fails_the_attempt_which_may_be_repeated(answer: AgentAnswer, code: str) -> None:
+def test_any_other_result_fails_the_attempt_which_is_retried(answer: AgentAnswer, code: str) -> None:
     # specification 6.4
     verdict = KIND.gathered(asked(), {AGENT: answer})
     assert isinstance(verdict, Failed)

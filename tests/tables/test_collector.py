@@ -21,7 +21,7 @@ def begun() -> World:
     return world
 
 
-def test_rows_are_not_looked_at_by_the_collector() -> None:
+def test_rows_are_not_tracked_by_the_collector() -> None:
     """Neither a row that was just folded nor one that was read back, nor the maps of its steps and timers."""
     folded = begun().row
     assert folded is not None
@@ -35,14 +35,14 @@ def test_rows_are_not_looked_at_by_the_collector() -> None:
     assert not gc.is_tracked(Timer(1))
 
 
-def test_commands_are_not_looked_at_by_the_collector() -> None:
+def test_commands_are_not_tracked_by_the_collector() -> None:
     command = decode_command(
         encode_command(StepOutcome(instance_id="a:b", step_id="s", attempt=1, outcome="completed"))
     )
     assert not gc.is_tracked(command)
 
 
-def test_what_decide_returns_is_not_looked_at_by_the_collector() -> None:
+def test_decisions_are_not_tracked_by_the_collector() -> None:
     """Thousands of decisions are made a second, and each is gone with its batch."""
     decision = begun().decisions[-1]
     assert not gc.is_tracked(decision)

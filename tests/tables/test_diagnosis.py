@@ -54,7 +54,7 @@ def attempt(found: CeremonyDiagnosis) -> str:
     return wait.message
 
 
-def test_an_attempt_says_whose_word_is_awaited(world: World) -> None:
+def test_an_attempt_names_the_awaited_answer(world: World) -> None:
     found = look(world)
     assert found.verdict is Verdict.MOVING
     assert attempt(found) == "attempt 1: requested of the agent of deliberation_step; its first word is awaited"
@@ -65,7 +65,7 @@ def test_an_attempt_says_whose_word_is_awaited(world: World) -> None:
     )
 
 
-def test_a_neighbour_out_of_reach_and_a_back_off_say_when_it_goes_on(world: World) -> None:
+def test_an_unreachable_neighbour_and_a_back_off_show_the_time_of_the_next_request(world: World) -> None:
     world.outcome("talk", "unreachable")
     found = look(world)
     assert "out of reach, asked 1 times" in attempt(found)
@@ -76,7 +76,7 @@ def test_a_neighbour_out_of_reach_and_a_back_off_say_when_it_goes_on(world: Worl
     assert {wait.subject: wait.due for wait in found.waits}["retry/talk"] == BEGIN + 10_000
 
 
-def test_each_way_out_tells_why_each_guard_does_not_hold(world: World) -> None:
+def test_each_way_out_gives_the_reason_why_a_guard_does_not_hold(world: World) -> None:
     # specification 14.14
     (way,) = look(world).ways_out
     (guard,) = way.guards
@@ -84,7 +84,7 @@ def test_each_way_out_tells_why_each_guard_does_not_hold(world: World) -> None:
     assert guard.reason == "step `talk` is IN_PROGRESS"
 
 
-def test_people_are_told_which_command_decides(world: World) -> None:
+def test_the_diagnosis_gives_the_command_that_decides(world: World) -> None:
     world.outcome("talk", "submitted")
     world.result("talk", "agent-dev-001")
     world.result("talk", "agent-dev-002")
@@ -97,7 +97,7 @@ def test_people_are_told_which_command_decides(world: World) -> None:
     assert (agreed, lose) == ("waits for an approval by the role OWNER", "taken when gate fails for good")
 
 
-def test_a_paused_one_says_who_paused_it_and_how_long_its_timers_have_left(world: World) -> None:
+def test_a_paused_ceremony_shows_its_actor_and_the_remaining_time_of_its_timers(world: World) -> None:
     world.wait(5)
     world.pause(actor="ana", reason="lunch")
     world.wait(100)
@@ -113,7 +113,7 @@ def test_a_paused_one_says_who_paused_it_and_how_long_its_timers_have_left(world
     assert timers["ceremony_max"].due > 0
 
 
-def test_a_failed_one_says_which_step_to_retry_and_in_which_role() -> None:
+def test_a_failed_ceremony_names_the_step_to_retry_and_the_role() -> None:
     world = World(definition_of(BODY + OWNER.replace("[gate]", "[gate, talk]")))
     world.start(a=1)
     world.failed("talk", retryable=False)
@@ -123,7 +123,7 @@ def test_a_failed_one_says_which_step_to_retry_and_in_which_role() -> None:
     assert found.waits == ()
 
 
-def test_a_timer_long_past_is_overdue(world: World) -> None:
+def test_a_timer_due_long_ago_is_overdue(world: World) -> None:
     world.now = world.live.timers["timeout/talk"].due + OVERDUE_MS
     assert look(world).verdict is Verdict.MOVING
     world.now += 1
@@ -135,7 +135,7 @@ def test_a_timer_long_past_is_overdue(world: World) -> None:
     assert look(world).verdict is Verdict.PAUSED
 
 
-def test_one_that_waits_for_nothing_is_stuck(world: World) -> None:
+def test_a_live_ceremony_that_waits_for_nothing_is_stuck(world: World) -> None:
     """The fold makes no such row: it is made by hand."""
     steps = {step_id: replace(step, phase=Phase.NONE) for step_id, step in world.live.steps.items()}
     row = replace(world.live, steps=steps, timers={"ceremony_max": Timer(2**50)})
@@ -144,21 +144,21 @@ def test_one_that_waits_for_nothing_is_stuck(world: World) -> None:
     assert "ceremony cancel c1:s1" in found.todo
 
 
-def test_where_the_definition_cannot_be_read_the_row_still_speaks(world: World) -> None:
+def test_without_a_readable_definition_the_row_is_diagnosed(world: World) -> None:
     found = diagnose(world.live, None, world.now)
     assert (found.verdict, found.ways_out) == (Verdict.MOVING, ())
     assert "definition" in found.todo[0]
     assert [wait.kind for wait in found.waits] == ["attempt", "timer", "timer"]
 
 
-def test_a_stub_of_a_failed_one_has_ended(world: World) -> None:
+def test_the_stub_of_a_failed_ceremony_has_ended(world: World) -> None:
     world.failed("talk", retryable=False)
     found = look(world, stub_of(world.live, world.now, 0))
     assert (found.verdict, found.todo) == (Verdict.ENDED, ())
     assert diagnose(stub_of(world.live, world.now, 0), None, world.now).todo == ()
 
 
-def test_an_ended_one_waits_for_nothing(world: World) -> None:
+def test_an_ended_ceremony_waits_for_nothing(world: World) -> None:
     world.cancel()
     found = look(world)
     assert (found.verdict, found.waits, found.ways_out, found.todo) == (Verdict.ENDED, (), (), ())

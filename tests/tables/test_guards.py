@@ -78,14 +78,14 @@ def with_output(output: Any, status: StepStatus = DONE) -> Instance:
         ("status == 1", "bad_check"),
     ],
 )
-def test_what_is_no_check_is_refused_with_a_code(check: str, code: str) -> None:
+def test_an_invalid_check_is_refused_with_a_code(check: str, code: str) -> None:
     # specification 3.1, 3.7
     with pytest.raises(CeremonyError) as caught:
         parse_check(check)
     assert caught.value.code == code
 
 
-def test_all_steps_completed_speaks_of_the_selected_steps() -> None:
+def test_all_steps_completed_reads_the_selected_steps() -> None:
     # specification 3.2
     one_done = {"one": StepState(status=DONE), "two": StepState()}
     assert judged("all_steps_completed", row(steps=one_done)) == (False, "step `two` is PENDING")
@@ -116,7 +116,7 @@ def test_step_status_compares_one_step(status: StepStatus) -> None:
         (None, False),
     ],
 )
-def test_a_threshold_compares_a_number_and_a_boolean_is_none(output: Any, *, held: bool) -> None:
+def test_a_threshold_compares_numbers_and_no_booleans(output: Any, *, held: bool) -> None:
     # specification 3.4
     result, reason = judged("threshold:one.score", with_output(output), 0.7)
     assert result is held and reason
@@ -129,7 +129,7 @@ def test_a_threshold_reaches_into_objects_and_lists() -> None:
     assert not judged("threshold:one.a.b.1.c", with_output(output), 3)[0]
 
 
-def test_a_threshold_sees_outputs_of_completed_steps_only() -> None:
+def test_a_threshold_reads_outputs_of_completed_steps_only() -> None:
     # specification 3.4
     held, reason = judged("threshold:one.x", with_output({"x": 9}, StepStatus.FAILED), 1)
     assert not held and "FAILED" in reason
@@ -185,7 +185,7 @@ def test_a_number_beyond_64_bits_does_not_spoil_the_other_data() -> None:
 
 
 @pytest.mark.timeout(20)
-def test_new_lists_are_made_of_short_ones_only() -> None:
+def test_an_expression_makes_new_lists_from_short_ones_only() -> None:
     """`map` copies its result at each element: ten thousand took the fold seconds, whatever the iteration limit."""
     # specification 3.7
     check = "cel:inputs.many.map(x, inputs.many.filter(y, y == x)).size() > 0"

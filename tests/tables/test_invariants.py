@@ -45,7 +45,7 @@ def step(row: Instance, **change: Any) -> Instance:
     return replace(row, steps=row.steps | {"one": replace(row.steps["one"], **change)})
 
 
-def test_a_sound_row_has_nothing_broken(row: Instance) -> None:
+def test_a_sound_row_breaks_no_invariant(row: Instance) -> None:
     assert broken(row, DEFINITION) == []
 
 
@@ -118,7 +118,7 @@ def test_what_a_ceremony_waits_for_is_named() -> None:
     assert waiting_for(world.live, DEFINITION) == []
 
 
-def test_a_live_row_that_waits_for_nothing_is_seen_as_stuck(row: Instance) -> None:
+def test_a_live_row_without_timers_and_attempts_waits_for_nothing(row: Instance) -> None:
     stuck = replace(
         row, timers={"ceremony_max": row.timers["ceremony_max"]}, steps={"one": StepState(), "two": StepState()}
     )

@@ -33,11 +33,11 @@ def test_an_outline_has_the_fields_of_the_row_under_their_names() -> None:
     assert read.timers["retry/a"] == Timer(due=70, attempt=2)
 
 
-def test_a_rows_next_timer_is_told_by_its_outline() -> None:
+def test_the_outline_gives_the_next_due_time_of_the_row() -> None:
     assert next_due(decode_outline(encode_instance(ROW))) == next_due(ROW) == 60
 
 
-def test_what_is_no_row_has_no_outline() -> None:
+def test_bytes_that_are_no_row_have_no_outline() -> None:
     with pytest.raises(Undecodable, match="row_undecodable"):
         decode_outline(b'{"instance_id": 7}')
     with pytest.raises(FormatTooNew):

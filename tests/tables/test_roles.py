@@ -32,7 +32,7 @@ def definition(more: str = "") -> Definition:
 
 
 @pytest.mark.parametrize("role", ["", "PO", "SYSTEM", "ANY"])
-def test_without_roles_everybody_may_do_everything(role: str) -> None:
+def test_without_roles_every_actor_may_do_everything(role: str) -> None:
     # specification 13.1
     assert allows(definition(), role, "ship") and allows(definition(), role, "gate")
 
@@ -51,14 +51,14 @@ def test_without_roles_everybody_may_do_everything(role: str) -> None:
         ("SYSTEM", "drop", "role_not_allowed"),  # agents are never among "all"
     ],
 )
-def test_where_a_role_names_the_action_only_such_a_role_may_use_it(role: str, action: str, code: str | None) -> None:
+def test_an_action_that_roles_list_is_open_to_those_roles_only(role: str, action: str, code: str | None) -> None:
     # specification 13.1
     found = refusal(definition(ROLES), role, action)
     assert (found and found[0]) == code
     assert allows(definition(ROLES), role, action) is (code is None)
 
 
-def test_system_may_use_what_it_is_declared_with() -> None:
+def test_system_may_use_the_actions_it_is_declared_with() -> None:
     # specification 13.1, 13.13
     system = "- {id: SYSTEM, description: s, allowed_actions: [drop]}\n"
     assert allows(definition(ROLES + system), "SYSTEM", "drop")
@@ -69,7 +69,7 @@ def test_system_may_use_what_it_is_declared_with() -> None:
     ("needs", "role", "code"),
     [(None, "", None), ("PO", "PO", None), ("PO", "", "role_required"), ("PO", "DEV", "role_not_allowed")],
 )
-def test_a_human_guard_is_decided_in_its_role(needs: str | None, role: str, code: str | None) -> None:
+def test_only_its_role_decides_a_human_guard(needs: str | None, role: str, code: str | None) -> None:
     # specification 13.2
     found = guard_refusal(Guard("g", GuardType.HUMAN, "ok?", needs), role)
     assert (found and found[0]) == code

@@ -33,14 +33,14 @@ def test_a_sole_expression_keeps_the_type_of_its_value(template: str, value: Any
     assert rendered(template) == value
 
 
-def test_inside_text_strings_stand_as_they_are_and_all_else_becomes_json() -> None:
+def test_inside_text_strings_are_inserted_as_they_are_and_other_values_as_json() -> None:
     # specification 4.2
     assert rendered("${inputs.title}: ${inputs.points}, ${inputs.plan}, ${inputs.nothing}") == (
         'Login: 5, {"id":"p-1","tags":["a","b"]}, null'
     )
 
 
-def test_text_is_asked_for_where_text_is_needed() -> None:
+def test_render_text_always_gives_text() -> None:
     assert render_text("${inputs.points}", INPUTS, OUTPUTS.get) == "5"
 
 
@@ -57,7 +57,7 @@ def test_anything_else_is_plain_text(text: str) -> None:
     assert rendered(text) == text
 
 
-def test_what_is_put_in_is_never_read_as_a_template() -> None:
+def test_inserted_values_are_never_read_as_templates() -> None:
     # specification 4.2
     assert render("<${inputs.a}>", {"a": "${inputs.b}", "b": "secret"}, OUTPUTS.get) == "<${inputs.b}>"
 

@@ -89,7 +89,7 @@ INPUTS: dict[str, dict[str, Any]] = {
         ("refinement", ["AGREEING", "COLLECTING", "REFINED"]),
     ],
 )
-def test_an_example_runs_to_its_good_end(name: str, path: list[str]) -> None:
+def test_an_example_completes(name: str, path: list[str]) -> None:
     world = world_of(name)
     world.start(**INPUTS[name])
     run(world)
@@ -121,7 +121,7 @@ def test_planning_waits_for_its_owner_where_the_score_is_low() -> None:
     assert (world.live.status, world.live.state) == ("COMPLETED", "PLANNED")
 
 
-def test_planning_is_turned_down_by_its_owner() -> None:
+def test_planning_ends_when_its_owner_rejects_it() -> None:
     world = world_of("planning")
     world.start(**(INPUTS["planning"] | {"score": {"value": 0.5}}))
     run(world)
@@ -129,7 +129,7 @@ def test_planning_is_turned_down_by_its_owner() -> None:
     assert (world.live.status, world.live.state) == ("COMPLETED", "TURNED_DOWN")
 
 
-def test_refinement_goes_round_until_its_guard_says_that_it_is_enough() -> None:
+def test_refinement_repeats_until_its_guard_holds() -> None:
     world = world_of("refinement")
     world.start(**INPUTS["refinement"])
     run(world, approve=False, limit=500)

@@ -58,7 +58,7 @@ def test_dot_has_a_node_per_state_and_an_arrow_per_transition(file: Path) -> Non
     assert text.count("shape=") == len(definition.states) + 1
 
 
-def test_each_way_out_says_when_it_is_taken() -> None:
+def test_each_transition_shows_its_condition() -> None:
     drawn = graph.terminal(loaded(next(f for f in EXAMPLES if f.stem == "backlog_review")))
     assert "review_done ─▶ DECIDING  when all steps are done" in drawn
     assert "reject_review  ─▶ REJECTED  when a step fails" in drawn
@@ -84,7 +84,7 @@ guards:
 """.replace("WIDE", "漢字" * 40).replace("LONG", "s" * 100)
 
 
-def test_what_a_definition_says_cannot_steer_a_terminal_or_break_the_syntax() -> None:
+def test_texts_of_a_definition_cannot_steer_a_terminal_or_break_the_syntax() -> None:
     definition = load(HOSTILE, "h.yaml", all_kinds())
     drawings = [graph.terminal(definition), graph.mermaid(definition), graph.dot(definition)]
     for text in drawings:

@@ -44,7 +44,7 @@ def test_a_flat_schema_of_an_array_describes_each_element() -> None:
     assert found == ["$[1].a: must be of type number", "$[2]: must be of type object"]
 
 
-def test_a_flat_schema_of_a_text_asks_for_an_object() -> None:
+def test_a_flat_schema_of_a_text_requires_an_object() -> None:
     assert problems("x", {"a": "int"}, "string") == ["$: must be of type object"]
 
 

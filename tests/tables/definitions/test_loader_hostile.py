@@ -39,7 +39,7 @@ def rules(text: str | bytes) -> list[str]:
     return [p.rule for p in caught.value.problems]
 
 
-def test_an_empty_file_says_what_is_missing() -> None:
+def test_an_empty_file_reports_the_missing_keys() -> None:
     assert rules("") == rules("# only a comment\n") == ["empty_file"]
 
 
@@ -61,7 +61,7 @@ def test_a_file_of_256_kib_is_parsed() -> None:
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe", b"name: \x80", "name: \ud800"])
-def test_what_is_not_utf8_is_refused(text: str | bytes) -> None:
+def test_text_that_is_not_utf8_is_refused(text: str | bytes) -> None:
     assert rules(text) == ["not_utf8"]
 
 
@@ -282,7 +282,7 @@ def test_a_pinned_definition_is_found_by_its_hash_and_loaded_once() -> None:
     assert load_pinned(renamed, content_hash(renamed), KINDS).name == "y"
 
 
-def test_a_pinned_text_that_is_not_what_its_hash_says_is_refused() -> None:
+def test_a_pinned_text_with_another_hash_is_refused() -> None:
     with pytest.raises(CeremonyError) as caught:
         load_pinned(VALID + "# edited\n", "0" * 64, KINDS)
     assert caught.value.code == "definition_hash_mismatch"

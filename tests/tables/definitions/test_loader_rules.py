@@ -284,6 +284,6 @@ retry_policies:
         ("[again, finish]", "[again, finnish]", "did you mean `finish`?"),
     ],
 )
-def test_a_misspelt_word_is_answered_with_the_right_one(old: str, new: str, hint: str) -> None:
+def test_a_misspelt_word_gets_the_right_one_suggested(old: str, new: str, hint: str) -> None:
     # specification 2.5
     assert any(hint in p.message for p in problems(changed(old, new)))

@@ -53,7 +53,7 @@ def test_an_operation_needs_an_actor_and_a_role_that_allows_it(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_where_no_role_names_it_whoever_names_himself_may(name: str) -> None:
+def test_any_actor_may_act_when_no_role_lists_the_action(name: str) -> None:
     # specification 13.1
     world = World(definition_of(BODY + "roles:\n  - {id: WATCHER, description: d, allowed_actions: [hold]}\n"))
     world.start(a=1)
@@ -81,7 +81,7 @@ def told_of_transitions(world: World) -> list[tuple[str, dict[str, str] | None]]
     return [(event.payload["trigger"], event.metadata) for event in world.events("ceremony.transition.applied")]
 
 
-def test_who_fired_a_trigger_stands_beside_the_payload_of_its_transition_only() -> None:
+def test_the_actor_of_a_trigger_is_metadata_of_its_transition_only() -> None:
     """The payload's fields are fixed; a transition that follows by itself was asked for by nobody."""
     # specification 13.11
     body = BODY.replace('"step_status:late:COMPLETED"', '"step_status:late:PENDING"')
@@ -95,7 +95,7 @@ def test_who_fired_a_trigger_stands_beside_the_payload_of_its_transition_only() 
     assert set(payload) == {"instance_id", "from_state", "to_state", "trigger"}
 
 
-def test_a_reason_is_kept_as_far_as_a_text_may_go() -> None:
+def test_a_long_reason_is_cut() -> None:
     world = World(definition_of(BODY))
     world.start(a=1)
     world.trigger("hold", reason="r" * (MAX_TEXT_CHARACTERS + 1))
@@ -103,7 +103,7 @@ def test_a_reason_is_kept_as_far_as_a_text_may_go() -> None:
     assert who is not None and len(who["reason"]) == MAX_TEXT_CHARACTERS
 
 
-def test_an_agents_trigger_is_its_own_in_the_role_system() -> None:
+def test_an_agents_trigger_names_the_agent_and_the_role_system() -> None:
     # specification 13.13
     world = World(definition_of(TALK))
     world.start()
@@ -142,7 +142,7 @@ def test_a_run_of_an_unselected_step_is_announced() -> None:
     assert (payload["operation"], payload["reason"], payload["current_state"]) == ("run", "now it is wanted", "HELD")
 
 
-def test_a_paused_ceremony_remembers_who_paused_it_and_a_resumed_one_forgets() -> None:
+def test_a_paused_ceremony_keeps_the_actor_of_the_pause_until_the_resume() -> None:
     world = failed()
     world.retry("one", role="OPERATOR")
     world.pause(actor="ana", role="OPERATOR", reason="wait for the vendor")
@@ -154,7 +154,7 @@ def test_a_paused_ceremony_remembers_who_paused_it_and_a_resumed_one_forgets() -
     assert paused_by(world) is None
 
 
-def test_the_engines_own_pause_asks_for_no_role() -> None:
+def test_a_pause_by_the_engine_needs_no_role() -> None:
     """A ceremony whose fold failed must stand still, whatever its definition says of roles."""
     world = failed()
     world.retry("one", role="OPERATOR")
@@ -162,7 +162,7 @@ def test_the_engines_own_pause_asks_for_no_role() -> None:
     assert world.live.status == "PAUSED"
 
 
-def test_the_same_request_again_retries_nothing_twice() -> None:
+def test_a_repeated_retry_changes_nothing() -> None:
     # specification 13.12
     world = failed()
     world.retry("one", role="OPERATOR", command_id="r-1")

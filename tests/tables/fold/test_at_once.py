@@ -48,7 +48,7 @@ def test_a_chain_of_steps_that_compute_is_one_command() -> None:
     }
 
 
-def test_a_gate_is_open_when_the_command_that_reached_it_is_folded() -> None:
+def test_the_command_that_reaches_a_gate_opens_it() -> None:
     # specification 8.2, 11.11
     world = world_of(
         """
@@ -87,7 +87,7 @@ steps:
     assert (world.live.status, world.executed()[-1]) == ("COMPLETED", ("gate", "CANCELLED"))
 
 
-def test_a_step_that_fails_as_it_computes_takes_its_way_out_in_the_same_command() -> None:
+def test_a_step_that_fails_as_it_computes_takes_its_on_failure_in_the_same_command() -> None:
     world = world_of(
         """
 inputs: {required: [a]}
@@ -109,7 +109,7 @@ steps:
     assert world.step("both").error_code == "source_wrong_type"
 
 
-def test_what_is_too_large_to_keep_fails_the_attempt_as_an_agents_output_would() -> None:
+def test_a_computed_output_that_is_too_large_fails_the_attempt() -> None:
     world = world_of(
         """
 inputs: {required: [a]}
@@ -133,7 +133,7 @@ steps:
 
 
 @pytest.mark.parametrize("kinds", [KINDS, ASKED], ids=["at once", "asked"])
-def test_guards_judge_an_attempt_that_failed_as_it_computed_as_one_that_its_agent_failed(kinds: Kinds) -> None:
+def test_guards_judge_a_computed_failure_as_one_of_an_agent(kinds: Kinds) -> None:
     definition = definition_of(
         """
 inputs: {required: [a]}
@@ -162,7 +162,7 @@ steps:
     assert (world.path(), world.executed()) == (["LATE"], [("twice", "CANCELLED")])
 
 
-def test_past_so_many_steps_of_one_command_the_next_ones_agent_is_asked() -> None:
+def test_after_32_steps_of_one_command_the_next_one_is_requested() -> None:
     # specification 11.11
     world = World(chain(2 * MAX_AT_ONCE + 2), KINDS)
     world.start(a={"x": 1})
@@ -174,7 +174,7 @@ def test_past_so_many_steps_of_one_command_the_next_ones_agent_is_asked() -> Non
     assert len(world.executed()) == 2 * MAX_AT_ONCE + 2
 
 
-def test_a_step_that_a_command_comes_to_again_is_asked_of_its_agent() -> None:
+def test_a_step_that_one_command_reaches_twice_is_requested() -> None:
     """What goes round and round moves at its agents' pace; the events of one command stay near what a row may weigh."""
     # specification 11.11
     world = world_of(
@@ -203,7 +203,7 @@ steps:
         answer(world, world.requests()[-1])
 
 
-def test_a_ceremony_that_goes_round_and_round_leaves_room_for_others_and_ends_by_its_own_time() -> None:
+def test_a_ceremony_in_a_cycle_leaves_room_for_others_and_ends_at_ceremony_max() -> None:
     """As it did when each step came in a command of its own."""
     states = "".join(f"  - {{id: S{n}, description: s{', initial: true' if n == 0 else ''}}}\n" for n in range(9))
     moves = "".join(f"  - {{from: S{n}, to: S{(n + 1) % 9}, trigger: go_{n}, description: g}}\n" for n in range(9))
@@ -230,7 +230,7 @@ timeouts: {{ceremony_max: 100}}
     assert world.live.status == "TIMED_OUT"
 
 
-def test_steps_that_were_settled_never_bring_a_command_near_the_transitions_that_fail_a_ceremony() -> None:
+def test_computed_steps_never_reach_the_transitions_that_fail_a_ceremony() -> None:
     """Twelve states with a step, and ten without one behind each: 132 transitions in all."""
     # specification 11.11
     names = [f"S{n}" if n % 11 == 0 else f"E{n}" for n in range(132)]
@@ -278,7 +278,7 @@ def answer(world: World, request: StepRequested) -> None:
 
 @QUICK
 @given(st.randoms(use_true_random=False))
-def test_it_comes_to_the_same_as_asking_the_agents(rng: Random) -> None:
+def test_computing_in_the_fold_gives_the_same_as_requesting_the_agents(rng: Random) -> None:
     """Step after step: the same events at the same times, and the same row but for its version."""
     # specification 11.11
     definition = load(one_after_the_other(random_definition(rng)), "probe.yaml", KINDS)

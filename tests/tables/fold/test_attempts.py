@@ -98,7 +98,7 @@ def test_pauses_grow_up_to_their_maximum_and_the_last_attempt_fails_the_ceremony
 
 
 @pytest.mark.parametrize("more", [{"code": "hopeless"}, {"retryable": False}])
-def test_what_is_not_retryable_fails_the_step_at_once(world: World, more: dict[str, Any]) -> None:
+def test_a_failure_that_is_not_retryable_fails_the_step_at_once(world: World, more: dict[str, Any]) -> None:
     # specification 11.3
     world.failed("one", **more)
     assert world.live.status == "FAILED"
@@ -125,7 +125,7 @@ def test_the_policy_named_default_serves_steps_without_one_and_no_others() -> No
     assert of_its_own.live.status == "FAILED"
 
 
-def test_an_answer_to_an_older_attempt_is_counted_and_ignored(world: World) -> None:
+def test_an_answer_to_an_older_attempt_is_ignored_and_noted(world: World) -> None:
     # specification 11.7
     world.failed("one")
     assert world.done("one", attempt=1).note == "stale_attempt"
@@ -210,7 +210,7 @@ def test_while_the_neighbour_is_unreachable_the_same_attempt_is_asked_after_grow
     assert "ask/one" not in world.live.timers
 
 
-def test_pauses_between_asks_end_at_30_seconds() -> None:
+def test_pauses_between_requests_grow_up_to_30_seconds() -> None:
     # specification 11.8
     assert [ask_pause(asks) for asks in (1, 5, 6, 60, 10**9)] == [1000, 16000, 30000, 30000, 30000]
 
@@ -258,7 +258,7 @@ def test_enough_proposals_at_the_timeout_complete_the_step(talk: World) -> None:
     assert talk.step("talk").status == "COMPLETED"
 
 
-def test_too_few_proposals_at_the_timeout_fail_the_attempt_and_its_answers_go(talk: World) -> None:
+def test_too_few_proposals_at_the_timeout_fail_the_attempt_and_drop_its_answers(talk: World) -> None:
     talk.outcome("talk", "submitted", deliberation_id="d")
     talk.result("talk", "agent-dev-001")
     talk.fire("timeout/talk")
@@ -276,7 +276,7 @@ def test_failed_agents_fail_the_attempt_when_all_have_answered(talk: World) -> N
     assert talk.events("ceremony.step.retrying")[0].payload["error_code"] == "agents_failed"
 
 
-def test_the_second_word_of_an_attempt_performed_twice_does_not_count(talk: World) -> None:
+def test_the_second_outcome_of_an_attempt_performed_twice_does_not_count(talk: World) -> None:
     # specification 18.4
     talk.outcome("talk", "submitted", deliberation_id="d")
     for word in ("submitted", "failed", "unreachable"):

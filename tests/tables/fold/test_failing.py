@@ -66,7 +66,7 @@ def test_first_the_automatic_transitions_whose_guards_hold_on_the_failure() -> N
     assert world.live.status == "COMPLETED"
 
 
-def test_then_the_on_failure_trigger_even_past_a_failed_step() -> None:
+def test_then_the_on_failure_trigger_is_taken_even_past_a_failed_step() -> None:
     # specification 12.3
     world = started(definition([FINISH, MEND, MENDED], agg("x", ", on_failure: mend")))
     world.failed("x")
@@ -134,7 +134,7 @@ def test_steps_in_flight_are_cancelled_before_the_event_that_moves_the_ceremony(
     assert world.done("y").note == "finished_step"
 
 
-def test_when_all_steps_have_ended_and_nothing_can_hold_the_ceremony_fails_with_no_transition() -> None:
+def test_a_ceremony_whose_steps_have_ended_fails_when_no_transition_can_hold() -> None:
     # specification 12.5
     world = started(
         definition(

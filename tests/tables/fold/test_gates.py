@@ -105,7 +105,7 @@ def test_a_rejection_fails_the_step_with_its_output_kept_and_takes_on_failure(wo
     assert world.path() == ["BACK", "RUN"]
 
 
-def test_the_same_decision_again_is_answered_alike(world: World) -> None:
+def test_a_repeated_decision_changes_nothing(world: World) -> None:
     # specification 8.9
     world.decide("gate", actor="petra", role="PO", command_id="r1")
     assert world.decide("gate", actor="petra", role="PO", command_id="r1").note == "duplicate"
@@ -114,7 +114,7 @@ def test_the_same_decision_again_is_answered_alike(world: World) -> None:
     assert refusal(world.decide("gate", actor="late", role="PO", visit=1)) == "already_ended"
 
 
-def test_the_deadline_of_a_gate_serves_like_a_rejection_but_keeps_no_output(world: World) -> None:
+def test_the_deadline_of_a_gate_acts_as_a_rejection_but_keeps_no_output(world: World) -> None:
     # specification 8.6
     world.fire("gate/gate")
     failed = world.events("ceremony.step.executed")[1].payload
@@ -122,7 +122,7 @@ def test_the_deadline_of_a_gate_serves_like_a_rejection_but_keeps_no_output(worl
     assert world.path() == ["BACK", "RUN"]
 
 
-def test_a_gate_whose_deadline_has_passed_is_not_asked_again_whatever_its_retry_policy() -> None:
+def test_no_retry_policy_repeats_a_gate_whose_deadline_has_passed() -> None:
     # specification 8.6
     world = World(definition_of(GATE.replace("on_failure: back,", "on_failure: back, retry: {max_attempts: 3},")))
     world.start()
@@ -152,7 +152,7 @@ def test_a_decision_needs_a_role_that_lists_the_gate(world: World, role: str, co
 
 
 @pytest.mark.parametrize(("role", "code"), [("", ""), ("PO", ""), ("DEV", "role_not_allowed")])
-def test_without_roles_in_the_definition_a_named_role_is_the_gates_own(role: str, code: str) -> None:
+def test_without_roles_in_the_definition_a_named_role_must_be_the_gates_own(role: str, code: str) -> None:
     # specification 13.2
     without = HEAD.partition("roles:")[0] + GATE.removeprefix(HEAD)
     world = World(definition_of(without))
@@ -161,7 +161,7 @@ def test_without_roles_in_the_definition_a_named_role_is_the_gates_own(role: str
     assert refusal(world.decide("gate", role=role)) == code
 
 
-def test_a_gate_that_is_not_open_or_not_there_is_refused() -> None:
+def test_a_decision_on_a_closed_or_unknown_gate_is_refused() -> None:
     # specification 14.2
     world = World(definition_of(GATE))
     world.start()
@@ -193,7 +193,7 @@ def test_a_human_guard_is_satisfied_by_an_approval_of_its_role(guarded: World) -
     assert guarded.path() == ["DONE"]
 
 
-def test_approvals_of_a_guard_are_of_one_visit(guarded: World) -> None:
+def test_approvals_of_a_guard_count_for_one_visit(guarded: World) -> None:
     # specification 8.8
     guarded.decide("dev_agrees", role="DEV")
     assert guarded.path() == ["BACK", "RUN"]

@@ -51,7 +51,7 @@ def world() -> World:
 # -- triggers
 
 
-def test_a_trigger_moves_the_ceremony_and_cancels_what_is_in_flight(world: World) -> None:
+def test_a_trigger_moves_the_ceremony_and_cancels_steps_in_flight(world: World) -> None:
     # specification 12.8, 13.5
     world.trigger("hold")
     assert world.path() == ["HELD"]
@@ -104,7 +104,7 @@ def test_while_paused_answers_are_recorded_and_nothing_starts_until_resume(world
     assert (world.live.state, world.step("late").status) == ("HELD", "IN_PROGRESS")
 
 
-def test_timers_stop_while_paused_and_go_on_with_their_rest(world: World) -> None:
+def test_timers_stop_while_paused_and_continue_with_their_remaining_time(world: World) -> None:
     # specification 13.7, 13.8
     world.wait(30)
     world.pause()
@@ -202,7 +202,7 @@ def test_an_unselected_step_is_run_once_and_only_while_it_is_pending() -> None:
 # -- publishing
 
 
-def test_a_publish_is_announced_when_asked_and_when_done_with_one_key() -> None:
+def test_a_publish_is_announced_when_requested_and_when_done_with_one_key() -> None:
     # specification 9.6, 9.7
     world = World(definition_of(PUBLISH))
     world.start()
@@ -241,7 +241,7 @@ def test_a_publish_that_happened_is_announced_once_although_the_ceremony_was_can
     assert world.done("publish_it", receipt(1), published=RECEIPT).effects == ()
 
 
-def test_a_publish_is_asked_for_once_an_attempt_however_often_nats_is_asked() -> None:
+def test_a_publish_is_announced_once_per_attempt_however_often_it_is_requested() -> None:
     """`unreachable` sends nothing (specification 9.7); each asking carries the same key."""
     # specification 9.7
     world = World(definition_of(PUBLISH))
@@ -263,7 +263,7 @@ BACK_AND_FORTH = (
 )
 
 
-def test_a_late_publish_is_announced_under_the_key_of_its_own_visit_and_does_not_swallow_the_next() -> None:
+def test_a_late_publish_is_announced_under_the_key_of_its_own_visit_and_the_next_one_too() -> None:
     """Its state was entered again meanwhile: the message of this visit is still to come."""
     world = World(definition_of(BACK_AND_FORTH))
     world.start()
@@ -281,7 +281,7 @@ def test_a_late_publish_is_announced_under_the_key_of_its_own_visit_and_does_not
 @pytest.mark.parametrize(
     "key", ["publish/c1:s1/publish_it/2", "publish/c1:s1/other/1", "publish/c1:s1/publish_it/01", 1]
 )
-def test_a_late_publish_of_a_message_that_was_never_asked_for_is_not_announced(key: Any) -> None:
+def test_a_late_publish_of_a_message_that_was_never_requested_is_not_announced(key: Any) -> None:
     world = World(definition_of(PUBLISH))
     world.start()
     world.cancel()
@@ -357,7 +357,7 @@ steps:
 """
 
 
-def test_an_agents_trigger_moves_only_out_of_the_state_and_visit_in_which_it_was_asked() -> None:
+def test_an_agents_trigger_counts_only_in_the_state_and_visit_of_its_request() -> None:
     """Both agents ask for `next`, which the state behind has too: one move."""
     # specification 13.13
     world = World(definition_of(AGAIN))

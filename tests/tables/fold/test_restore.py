@@ -46,7 +46,7 @@ def restored(row: Instance | None, saved: Instance, **change: Any) -> Decision:
     return decision
 
 
-def test_attempts_in_flight_are_asked_again_under_raised_numbers(world: World) -> None:
+def test_attempts_in_flight_are_requested_again_under_raised_numbers(world: World) -> None:
     decision = restored(None, world.live)
     row = decision.row
     assert row is not None
@@ -61,7 +61,7 @@ def requests(decision: Decision) -> list[Any]:
     return [effect for effect in decision.effects if hasattr(effect, "deadline")]
 
 
-def test_a_restore_never_overwrites_a_newer_row_and_twice_is_once(world: World) -> None:
+def test_a_restore_never_overwrites_a_newer_row_and_a_repeated_one_changes_nothing(world: World) -> None:
     first = restored(None, world.live)
     assert restored(first.row, world.live).note == "duplicate"
     saved = world.live
@@ -71,7 +71,7 @@ def test_a_restore_never_overwrites_a_newer_row_and_twice_is_once(world: World) 
     assert restored(newer, saved).row is newer
 
 
-def test_a_paused_row_stays_paused_and_asks_at_the_resume(world: World) -> None:
+def test_a_paused_row_stays_paused_and_requests_at_the_resume(world: World) -> None:
     world.pause()
     decision = restored(None, world.live)
     assert decision.row is not None

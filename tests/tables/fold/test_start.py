@@ -42,7 +42,7 @@ def test_the_same_start_again_is_accepted_and_changes_nothing(world: World) -> N
     assert (again.effects, again.note) == ((), "duplicate")
 
 
-def test_all_step_ids_are_as_good_as_none_and_a_repeated_one_counts_once(world: World) -> None:
+def test_naming_all_step_ids_equals_naming_none(world: World) -> None:
     # specification 10.4
     world.start(a=1)
     assert world.start("two", "one", "two", a=1).note == "duplicate"
@@ -66,7 +66,7 @@ def test_correlation_id_and_requested_by_do_not_make_another_start(world: World)
 
 
 @pytest.mark.parametrize("other", [{"a": 2}, {"a": 1, "b": 1}])
-def test_other_content_is_refused_and_said_outside(world: World, other: dict[str, Any]) -> None:
+def test_a_start_with_other_content_is_refused_with_an_event(world: World, other: dict[str, Any]) -> None:
     # specification 10.5, 10.6, 16.3
     row = world.start(a=1).row
     decision = world.start(**other)
@@ -101,7 +101,7 @@ def test_other_step_ids_are_other_content(world: World) -> None:
         ({"inputs": {"a": "x" * 256 * 1024}}, "inputs_too_large"),
     ],
 )
-def test_a_start_that_cannot_be_is_refused_with_a_code(world: World, change: dict[str, Any], code: str) -> None:
+def test_an_invalid_start_is_refused_with_a_code(world: World, change: dict[str, Any], code: str) -> None:
     # specification 10.6
     decision = world.fold(replace(world.start_command(a=1), **change))
     assert (decision.row, refusal(decision), decision.note) == (None, code, code)
@@ -206,19 +206,19 @@ def test_retention_leaves_a_stub_that_answers_a_repeated_start_and_later_a_tombs
     assert world.fire("expire").row is None
 
 
-def test_a_command_for_an_unknown_instance_is_refused_only_to_who_waits(world: World) -> None:
+def test_a_command_for_an_unknown_instance_is_refused_only_to_a_waiting_client(world: World) -> None:
     assert refusal(world.cancel()) == "unknown_instance"
     decision = world.fold(TimerFired(instance_id=ID, timer_id="timeout/one", attempt=1))
     assert (decision.effects, decision.note) == ((), "unknown_instance")
 
 
-def test_a_start_again_is_known_even_where_its_definition_is_gone(world: World) -> None:
+def test_a_repeated_start_is_recognised_without_its_definition(world: World) -> None:
     row = world.start("two", a=1).row
     origin = Origin(0, 7, BEGIN)
     assert decide(row, world.start_command("two", a=1), origin, None, KINDS).note == "duplicate"
     assert decide(row, world.start_command("one", a=1), origin, None, KINDS).note == "already_exists"
 
 
-def test_inputs_may_or_may_not_bring_the_ids_and_are_the_same_start(world: World) -> None:
+def test_a_start_is_the_same_with_and_without_the_ids_among_its_inputs(world: World) -> None:
     world.start(a=1)
     assert world.start(a=1, story_id="s1", ceremony_id="c1").note == "duplicate"

@@ -137,7 +137,7 @@ def test_no_value_in_any_field_makes_the_fold_raise(command: AnyCommand) -> None
                     check(row, decision, DEFINITION)
 
 
-def test_a_malformed_field_is_refused_to_who_waits() -> None:
+def test_a_malformed_field_is_refused_to_a_waiting_client() -> None:
     command = Cancel(instance_id=ID, command_id="c", actor="a")
     force_setattr(command, "actor", 5)
     decision = decide(ROWS[1], command, Origin(0, 1, BEGIN), DEFINITION, KINDS)

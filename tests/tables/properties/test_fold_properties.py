@@ -64,7 +64,7 @@ def digests(log: Sequence[tuple[AnyCommand, Origin]], world: World) -> list[str]
 
 @QUICK
 @given(RANDOM)
-def test_a_world_that_answers_honestly_brings_every_ceremony_to_an_end(rng: Random) -> None:
+def test_an_honest_world_brings_every_ceremony_to_an_end(rng: Random) -> None:
     # specification 12.11
     world = begun(rng)
     Honest(world, rng).play()

@@ -32,7 +32,7 @@ def _check_fully(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @SOME
 @given(RANDOM)
-def test_what_an_older_release_began_comes_to_an_end_under_this_one(rng: Random) -> None:
+def test_a_ceremony_begun_by_an_older_release_ends_under_this_one(rng: Random) -> None:
     """From a checkpoint on, all that came later is folded again; answers to the older requests come too."""
     # specification 24.3
     world = begun(rng, ASKED)
@@ -52,7 +52,7 @@ def test_what_an_older_release_began_comes_to_an_end_under_this_one(rng: Random)
 
 @SOME
 @given(RANDOM)
-def test_a_restored_row_of_an_older_release_is_settled_at_once_where_it_only_computes(rng: Random) -> None:
+def test_computing_steps_of_a_restored_older_row_finish_at_once(rng: Random) -> None:
     older = begun(rng, ASKED)
     moved(older, Hostile(older, rng), rng.randint(0, 10))
     if older.row is None or older.row.expired:

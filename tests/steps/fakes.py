@@ -1,4 +1,4 @@
-"""Small real things for the tests of step kinds: a ceremony in memory, batches in memory, neighbours that record."""
+"""Fakes for the tests of step kinds: a ceremony and batches in memory, neighbours that record."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ STATE = "WORK"
 
 
 def step(handler: str, config: Mapping[str, Any], step_id: str = "it") -> Step:
-    """A step whose config its kind has read as the loader lets it."""
+    """Return a step with the config and facts of its kind, as the loader makes it."""
     kind = all_kinds()[handler]
     model = kind.config.model_validate(config)
     return with_facts(Step(step_id, STATE, handler, model, RetryPolicy(), timeout_seconds=60), kind)
 
 
 def wrong(handler: str, config: Mapping[str, Any]) -> list[str]:
-    """Types of the errors of a config, each as `<path>:<type>`."""
+    """List the types of the errors of a config, each as `<path>:<type>`."""
     try:
         all_kinds()[handler].config.model_validate(config)
     except ValidationError as error:
@@ -67,7 +67,7 @@ def context(
     outputs: Sequence[Output] = (),
     **state: Any,
 ) -> StepContext:
-    """The second attempt of `it` in the third visit of its state; `done` are outputs of COMPLETED steps."""
+    """Return the second attempt of `it` in the third visit; `done` has outputs of COMPLETED steps."""
     finished = {name: StepState(status=StepStatus.COMPLETED, output=value) for name, value in (done or {}).items()}
     instance = Instance(
         instance_id="c1:s1",
@@ -90,7 +90,7 @@ def context(
 
 
 def body_of(kind: StepKind, asked: StepContext) -> dict[str, Any]:
-    """The body a kind asks for, where it asks for one."""
+    """Return the body of the request of a kind, which must not fail."""
     found = kind.request(asked)
     assert not isinstance(found, Failed), found
     assert isinstance(found, dict)
@@ -119,7 +119,7 @@ class MemoryHeld:
 
 
 class MemoryBatch:
-    """A batch of a stateless agent; it keeps what is done with it."""
+    """A batch of a stateless agent; it records every call."""
 
     partition = 1
     note: Any = None
@@ -190,7 +190,7 @@ CLOCK = HostClock()
 
 
 async def run(agent: AgentFunction, *batches: MemoryBatch, until: Callable[[], bool] | None = None) -> None:
-    """Hand the batches over, and keep the agent alive until nothing is held (or `until` says so)."""
+    """Hand the batches over, and keep the agent alive until nothing is held (or until `until` is true)."""
 
     def settled() -> bool:
         return not any(batch.held for batch in batches)
@@ -221,7 +221,7 @@ class RecordingRay:
 
 @dataclass
 class RecordingOutbound:
-    """An outlet in memory; `answer` may be an error it raises."""
+    """An outlet in memory; it raises an `answer` that is an error."""
 
     answer: Published | Exception = field(default_factory=lambda: Published("CEREMONY", 7, duplicate=False))
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -260,7 +260,7 @@ def agent_ports(
     outbound: RecordingOutbound | None = None,
     **options: Any,
 ) -> AgentPorts:
-    """Ports of an agent whose neighbours record; options as AgentPorts has them."""
+    """Return ports of an agent whose neighbours record; options as of AgentPorts."""
     return AgentPorts(
         **{
             "wiring": wiring(),

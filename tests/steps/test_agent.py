@@ -1,4 +1,4 @@
-"""What all step agents do alike: what they skip, what they put aside, how they hold records and bound their calls."""
+"""Common behaviour of step agents: skipped requests, dead letters, held records, bounded calls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def echo(now: int = 1000) -> AgentFunction:
 
 
 class Neighbour:
-    """Waits until it is let go, and counts who is inside."""
+    """A neighbour that answers when it is released, and counts the calls inside."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -69,7 +69,7 @@ async def test_a_broken_record_becomes_a_dead_letter_and_the_rest_is_served() ->
 
 @pytest.mark.parametrize("change", [{}, {"attempt": "a word"}, {"id": None}])
 async def test_a_record_of_a_newer_release_ends_the_agent(change: dict[str, Any]) -> None:
-    """Also one that can no longer be read in any other respect."""
+    """A record of which nothing but the format can be read ends it too."""
     newer = msgspec.json.decode(request({"n": 1})) | {"format": REQUEST_FORMAT + 1} | change
     batch = MemoryBatch(msgspec.json.encode(newer), *numbers(2))
     with pytest.raises(FormatTooNew):

@@ -1,4 +1,4 @@
-"""Aggregation: every type, and for every type what happens with sources that do not fit."""
+"""Aggregation: every type, also with sources that do not fit."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_wrong_config_is_found_at_load(given: dict[str, Any], error: str) -> N
 
 
 def test_a_source_may_be_named_twice_and_counts_twice() -> None:
-    """The contract asks for a non-empty list of names only; what comes of it stays bounded."""
+    """The specification requires a non-empty list of names only; the result stays bounded."""
     assert aggregate("concat", ["a", "b", "a"], {"a": "x", "b": "-"}) == "x-x"
     asked = context(step("aggregation_step", config(*["a"] * 9, aggregation_type="list")), inputs={"a": "x" * 256_000})
     refused = Aggregation().request(asked)

@@ -1,4 +1,4 @@
-"""Deliberation: its config, the task it asks for, and how the agents' answers are judged."""
+"""Deliberation: its config, its task, and the judgement of the agents' answers."""
 
 from __future__ import annotations
 

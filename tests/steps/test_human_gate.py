@@ -1,4 +1,4 @@
-"""Human gate: what it shows while it waits, and what a decision makes of it."""
+"""Human gate: its output while it waits, and after a decision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publish: the payload, what may leave, under which subject, and how often."""
+"""Publish: the payload and its checks, the allowed subjects, and sending once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The allowlist: NATS wildcards, and the engine's own subjects which no list can allow."""
+"""The allowlist: NATS wildcards, and the engine's own subjects, which no list can allow."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_default_allows_ceremony_subjects_that_are_not_the_engines() -> None
     ],
 )
 def test_no_list_allows_the_engines_own_subjects(subject: str) -> None:
-    """As the specification lists them (specification 9.5)."""
+    """The engine's own subjects are those of specification 9.5."""
     # specification 9.5
     assert "engine" in refusal(subject, [">", "ceremony.>", subject])
 

@@ -1,4 +1,4 @@
-"""Task extraction: where the deliberations come from, what the agent is sent, and how its list is judged."""
+"""Task extraction: the source of the deliberations, the task, and the judgement of its list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table of many rows costs Python's garbage collector nothing."""
+"""Rows of the table cost Python's garbage collector nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def begun() -> World:
 
 
 def test_rows_are_not_tracked_by_the_collector() -> None:
-    """Neither a row that was just folded nor one that was read back, nor the maps of its steps and timers."""
+    """Neither a folded row nor a decoded one is tracked, nor the maps of its steps and timers."""
     folded = begun().row
     assert folded is not None
     for row in (folded, decode_instance(encode_instance(folded))):
@@ -43,7 +43,7 @@ def test_commands_are_not_tracked_by_the_collector() -> None:
 
 
 def test_decisions_are_not_tracked_by_the_collector() -> None:
-    """Thousands of decisions are made a second, and each is gone with its batch."""
+    """Thousands of decisions are made a second, and each ends with its batch."""
     decision = begun().decisions[-1]
     assert not gc.is_tracked(decision)
     assert not any(gc.is_tracked(effect) for effect in decision.effects)

@@ -1,4 +1,4 @@
-"""What the doctor says of one ceremony: verdict, what it waits for with the reasons, and the command that moves it."""
+"""The diagnosis of one ceremony: verdict, awaited things with reasons, and the command that helps."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_timer_due_long_ago_is_overdue(world: World) -> None:
 
 
 def test_a_live_ceremony_that_waits_for_nothing_is_stuck(world: World) -> None:
-    """The fold makes no such row: it is made by hand."""
+    """The fold never makes such a row, so the test makes it."""
     steps = {step_id: replace(step, phase=Phase.NONE) for step_id, step in world.live.steps.items()}
     row = replace(world.live, steps=steps, timers={"ceremony_max": Timer(2**50)})
     found = look(world, row)

@@ -1,4 +1,4 @@
-"""Records of a newer release and broken ones are told apart, whatever else is wrong with them."""
+"""Records of a newer release are distinguished from broken ones."""
 
 from __future__ import annotations
 

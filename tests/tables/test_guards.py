@@ -1,4 +1,4 @@
-"""Guards: how checks are parsed, when they hold on an instance, and the reason they give."""
+"""Guards: parsing of checks, their judgement on an instance, and the reasons."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_a_number_beyond_64_bits_does_not_spoil_the_other_data() -> None:
 
 @pytest.mark.timeout(20)
 def test_an_expression_makes_new_lists_from_short_ones_only() -> None:
-    """`map` copies its result at each element: ten thousand took the fold seconds, whatever the iteration limit."""
+    """`map` copies its result at each element: ten thousand took the fold seconds, in spite of the iteration limit."""
     # specification 3.7
     check = "cel:inputs.many.map(x, inputs.many.filter(y, y == x)).size() > 0"
     assert judged(check, row({"many": [1] * 50}))[0]

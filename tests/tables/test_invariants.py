@@ -1,4 +1,4 @@
-"""The invariants see what is broken, the builder refuses it, and liveness names what is awaited."""
+"""Invariants find broken rows, the next row refuses them, and `waiting_for` lists the awaited things."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An outline is the row's own fields, read without the rest."""
+"""An outline has fields of the row, decoded without the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roles: who may use a trigger, decide a gate or a guard, and which step may run."""
+"""Roles: permission to use a trigger, to decide a gate or a guard, and to run a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates: what is replaced, what keeps its type, and what is refused."""
+"""Templates: replacement, types of values, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A world for the bare fold: it folds commands, keeps row and effects, and checks the invariants after each."""
+"""A world for the bare fold: it folds commands, keeps row and effects, and checks the invariants each time."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ KINDS = all_kinds()
 
 class _AskedAggregation(Aggregation):
     def at_once(self, body: Any) -> None:
-        """As past MAX_AT_ONCE: its agent has to be asked."""
+        """Leave the step to its agent, as beyond MAX_AT_ONCE."""
 
 
 class _AskedGate(HumanGate):
     def at_once(self, body: Any) -> None:
-        """As past MAX_AT_ONCE: its agent has to be asked."""
+        """Leave the step to its agent, as beyond MAX_AT_ONCE."""
 
 
 # Every step waits for its agent, so that a test can stand between asking and answering; the fold is the same.
@@ -54,7 +54,7 @@ BEGIN = 1_700_000_000_000
 
 
 def definition_of(body: str, name: str = "probe") -> Definition:
-    """A definition from the YAML after its head."""
+    """Load a definition from the YAML after its head."""
     text = f'version: "1.0"\nname: {name}\ndescription: a probe\n{body}'
     return load(text, f"{name}.yaml", KINDS)
 
@@ -76,7 +76,7 @@ class World:
     # -- folding
 
     def fold(self, command: AnyCommand) -> Decision:
-        """Fold one command as the log would hold it, and check all that must be true afterwards."""
+        """Fold one command as the log would hold it, and check the result."""
         self.offset += 1
         origin = Origin(0, self.offset, self.now)
         command = decode_command(encode_command(command))
@@ -168,7 +168,7 @@ class World:
         return self.fold(RunStep(instance_id=ID, step_id=step_id, **fields))
 
     def fire(self, timer_id: str, attempt: int | None = None) -> Decision:
-        """The timer, at its due time where that is still to come."""
+        """Fire the timer, at its due time or now if that is later."""
         timer = self.live.timers[timer_id]
         self.now = max(self.now, timer.due)
         number = timer.attempt if attempt is None else attempt
@@ -196,14 +196,14 @@ class World:
 
 
 def refusal(decision: Decision) -> str:
-    """The code of the one refusal of this decision, "" for none."""
+    """Return the code of the one refusal of this decision, "" for none."""
     codes = [effect.code for effect in decision.effects if isinstance(effect, Refused)]
     assert len(codes) <= 1, codes
     return codes[0] if codes else ""
 
 
 def check(before: Instance | None, decision: Decision, definition: Definition) -> None:
-    """Invariants of a decision, whatever the command was."""
+    """Check the invariants of a decision on any command."""
     after = decision.row
     ids = [effect.id for effect in decision.effects]
     assert len(set(ids)) == len(ids), f"an effect id occurs twice: {ids}"
@@ -219,7 +219,7 @@ def check(before: Instance | None, decision: Decision, definition: Definition) -
 
 
 def ready(row: Instance, definition: Definition) -> list[str]:
-    """Steps of the present state that wait for no other and have not been started."""
+    """Return steps of the present state that wait for no other and have not started."""
     chosen = row.selected or tuple(definition.steps)
     return [
         step.id

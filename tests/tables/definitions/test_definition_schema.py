@@ -19,7 +19,7 @@ SCHEMA = json.loads((SPECS / "ceremony-definition.schema.json").read_text("utf-8
 
 
 def test_the_published_schema_is_what_the_loader_generates() -> None:
-    """After a change of the shapes or of a config model: run scripts/schema."""
+    """Run scripts/schema after a change of the shapes or of a config model."""
     # specification 2.17
     assert definition_schema(all_kinds()) == SCHEMA
 
@@ -36,7 +36,7 @@ def test_every_example_fits_the_schema_and_loads_without_a_warning(file: Path) -
 
 
 def test_the_examples_show_every_feature() -> None:
-    """Between them they use every key that a definition may hold, every handler, aggregation and form of guard."""
+    """Together they use every key of a definition, every handler, aggregation and form of guard."""
     text = "\n".join(file.read_text("utf-8") for file in EXAMPLES)
     keys = set()
 

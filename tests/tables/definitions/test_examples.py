@@ -1,4 +1,4 @@
-"""The example ceremonies really run: folded to their end, with every step answered as its agent would."""
+"""The example ceremonies run to their end in the fold, with every step answered as by its agent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def world_of(name: str) -> World:
 
 
 def answer(world: World, request: StepRequested) -> None:
-    """What the agent of the step and its agents do with a request."""
+    """Answer a request as the agent of the step and its agents would."""
     step, body = request.step_id, request.body
     config: Any = world.definition.steps[step].config
     match request.kind:
@@ -53,7 +53,7 @@ def people(world: World, gate: str, *, approve: bool) -> None:
 
 
 def run(world: World, *, approve: bool = True, limit: int = 100) -> None:
-    """Answer what is asked until nothing is; the engine's own limits end it, this one only a mistake."""
+    """Answer requests until none is left; the bound only ends a mistaken test."""
     for _ in range(limit):
         asked = [r for r in world.requests() if world.step(r.step_id).phase == "asked" and is_newest(world, r)]
         gates = [name for name, step in world.live.steps.items() if step.phase is Phase.GATE]

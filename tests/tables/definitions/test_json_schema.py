@@ -20,7 +20,7 @@ SAMPLES: dict[str, Any] = {"object": {}, "array": [], "string": "x", "number": 1
 @pytest.mark.parametrize("kind", SAMPLES)
 @pytest.mark.parametrize("given", SAMPLES)
 def test_the_type_of_an_output_is_enforced(kind: str, given: str) -> None:
-    """A bool is not a number, and a number no bool."""
+    """A boolean is no number, and a number no boolean."""
     # specification 4.6, 9.3
     assert problems(SAMPLES[given], kind=kind) == ([] if kind == given else [f"$: must be of type {kind}"])
 
@@ -131,7 +131,7 @@ def test_unknown_type_words_are_load_errors() -> None:
 
 
 def test_a_schema_that_cannot_be_applied_is_a_problem_and_no_exception() -> None:
-    """An older release may have let such a schema in; it is pinned then."""
+    """An older release may have accepted such a schema, and a row may pin it."""
     assert problems({"a": "x"}, {"properties": {"a": {"pattern": "("}}}) != []
     assert problems({}, {"allOf": [{"$ref": "#/nowhere"}]}) != []
     assert problems({}, {"allOf": [{"$ref": "#"}]}) != []
@@ -176,7 +176,7 @@ BRANCHING = {
     ids=["pattern", "patternProperties", "uniqueItems", "branching", "enum"],
 )
 def test_no_schema_takes_long(schema: dict[str, Any], value: Any) -> None:
-    """The fold applies them: a partition would stand still, under every owner."""
+    """The fold applies schemas: a slow one would block a partition on every worker."""
     # specification 4.7
     assert schema_problems(Output("o", "object", schema)) == []
     assert problems(value, schema) != []

@@ -1,4 +1,4 @@
-"""Hostile files: whatever a file holds, the loader answers within bounded time, with a Definition or its problems."""
+"""Hostile files: the loader answers any file within bounded time, with a Definition or its problems."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tables.errors import DefinitionInvalid
 
 KINDS = all_kinds()
 SCHEMA = Draft202012Validator(definition_schema(KINDS))
-# Values that fit somewhere, so that some of the changed files load.
+# Values that are valid somewhere, so that some of the changed files load.
 SENSIBLE = [1, 2.5, 0, True, "text", "t", "p", "UPPER", [], ["x"], ["a"], {}, {"max_attempts": 2}, {"x": "string"}]
 HEAD = "version: '1.0'\nname: x\ndescription: x\n"
 STATES = "states: [{id: A, description: a, initial: true, terminal: true}]\ntransitions: []\n"
-# Far above what any of these takes (4 s at most, alone), far below what an unbounded one would take.
+# Far above the time of each test (4 s at most, alone), far below that of an unbounded loader.
 LIMIT_SECONDS = 60
 
 
@@ -214,7 +214,7 @@ def test_arbitrary_text_never_raises_anything_else(text: str) -> None:
 @given(_files)
 @settings(max_examples=150, deadline=None)
 def test_arbitrary_content_never_raises_anything_else(content: dict[str, object]) -> None:
-    """Sections that hold anything at all, written as YAML."""
+    """The sections hold arbitrary values, written as YAML."""
     loaded_or_refused(yaml.safe_dump(content, allow_unicode=True))
 
 
@@ -222,7 +222,7 @@ def test_arbitrary_content_never_raises_anything_else(content: dict[str, object]
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_a_valid_file_with_one_part_exchanged_never_raises_anything_else(data: st.DataObject) -> None:
-    """And what loads fits the published schema too."""
+    """A file that loads fits the published schema too."""
     # specification 2.4, 2.17
     content = copy.deepcopy(PARSED)
     place, key = data.draw(st.sampled_from(list(_places(content))))
@@ -272,7 +272,7 @@ def test_the_file_that_is_mutated_is_valid() -> None:
 
 
 def test_a_pinned_definition_is_found_by_its_hash_and_loaded_once() -> None:
-    """Its file may be called anything by now: the name rule is not applied again."""
+    """The file may have another name by now: the rule about names is not applied again."""
     # specification 1.2
     digest = content_hash(VALID)
     first = load_pinned(VALID, digest, KINDS)

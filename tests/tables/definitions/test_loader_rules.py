@@ -1,4 +1,4 @@
-"""Every rule of a definition file: the violation, its code, and the line it stands in (marked `#!`)."""
+"""Every rule of a definition file: the violation, its code, and its line (marked `#!`)."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ CASES = [
 
 @pytest.mark.parametrize(("rule", "text"), CASES, ids=[f"{n}-{rule}" for n, (rule, _) in enumerate(CASES)])
 def test_each_rule_is_reported_once_with_its_line(rule: str, text: str) -> None:
-    """The violation is found under its code in the line that is marked, and nothing else is blamed."""
+    """The violation is reported under its code in the marked line, and nothing else is reported."""
     # specification 2.2, 2.3, 2.5, 2.6, 2.7, 2.8, 2.9, 2.10, 2.11, 2.12, 2.13, 3.1
     line = 1 + next(n for n, content in enumerate(text.split("\n")) if "#!" in content)
     found = problems(text)

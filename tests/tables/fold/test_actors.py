@@ -1,4 +1,4 @@
-"""Who may cancel, pause, resume, retry, run and trigger; what is recorded of them, and what the outside hears."""
+"""Actors of operations: their permissions, their record in the row, and their names in events."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def failed() -> World:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_needs_an_actor_and_a_role_that_allows_it(name: str) -> None:
-    """Where a role names the action; the refusal comes before anything is said of the ceremony's state."""
+    """Permission is checked before the state of the ceremony."""
     # specification 13.1, 13.3
     world = failed()
     operation = OPERATIONS[name](world)
@@ -82,7 +82,7 @@ def told_of_transitions(world: World) -> list[tuple[str, dict[str, str] | None]]
 
 
 def test_the_actor_of_a_trigger_is_metadata_of_its_transition_only() -> None:
-    """The payload's fields are fixed; a transition that follows by itself was asked for by nobody."""
+    """The payload's fields are fixed; a transition that follows by itself has no actor."""
     # specification 13.11
     body = BODY.replace('"step_status:late:COMPLETED"', '"step_status:late:PENDING"')
     world = World(definition_of(body + ROLES))
@@ -113,7 +113,7 @@ def test_an_agents_trigger_names_the_agent_and_the_role_system() -> None:
 
 
 def test_a_decision_of_people_is_announced_by_itself_and_its_transition_has_no_actor() -> None:
-    """What an approved guard lets happen is found, not asked for: `ceremony.gate.decided` says who approved."""
+    """The transition behind an approved guard is automatic; `ceremony.gate.decided` names the approver."""
     # specification 8.10, 13.11
     body = BODY.replace("guards:\n", "guards:\n  agreed: {type: human, role: PO, check: the owner agrees}\n")
     body = body.replace("trigger: hold,", "trigger: hold, guards: [agreed],")
@@ -155,7 +155,7 @@ def test_a_paused_ceremony_keeps_the_actor_of_the_pause_until_the_resume() -> No
 
 
 def test_a_pause_by_the_engine_needs_no_role() -> None:
-    """A ceremony whose fold failed must stand still, whatever its definition says of roles."""
+    """A ceremony whose fold failed must stop, with any roles in its definition."""
     world = failed()
     world.retry("one", role="OPERATOR")
     world.fold(Pause(instance_id=ID, command_id="p", actor="ceremony-engine", by_engine=True))

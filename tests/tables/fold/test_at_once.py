@@ -1,4 +1,4 @@
-"""What a step only computes, and the opening of a gate, happen in the fold that starts the step: no agent is asked."""
+"""Computing steps finish, and gates open, in the fold that starts them: no agent is asked."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_after_32_steps_of_one_command_the_next_one_is_requested() -> None:
 
 
 def test_a_step_that_one_command_reaches_twice_is_requested() -> None:
-    """What goes round and round moves at its agents' pace; the events of one command stay near what a row may weigh."""
+    """A cycle moves at the pace of its agents, which bounds the events of one command."""
     # specification 11.11
     world = world_of(
         """
@@ -204,7 +204,7 @@ steps:
 
 
 def test_a_ceremony_in_a_cycle_leaves_room_for_others_and_ends_at_ceremony_max() -> None:
-    """As it did when each step came in a command of its own."""
+    """The same holds for a ceremony whose steps come in one command each."""
     states = "".join(f"  - {{id: S{n}, description: s{', initial: true' if n == 0 else ''}}}\n" for n in range(9))
     moves = "".join(f"  - {{from: S{n}, to: S{(n + 1) % 9}, trigger: go_{n}, description: g}}\n" for n in range(9))
     world = world_of(
@@ -263,7 +263,7 @@ transitions:
 
 
 def answer(world: World, request: StepRequested) -> None:
-    """As the agent of a step that computes."""
+    """Answer as the agent of a computing step."""
     settled = all_kinds()[world.definition.steps[request.step_id].handler].at_once(request.body)
     match settled:
         case Completed(output):
@@ -279,7 +279,7 @@ def answer(world: World, request: StepRequested) -> None:
 @QUICK
 @given(st.randoms(use_true_random=False))
 def test_computing_in_the_fold_gives_the_same_as_requesting_the_agents(rng: Random) -> None:
-    """Step after step: the same events at the same times, and the same row but for its version."""
+    """The events and times are the same, and the row too, except for its version."""
     # specification 11.11
     definition = load(one_after_the_other(random_definition(rng)), "probe.yaml", KINDS)
     at_once, asked = World(definition, KINDS), World(definition, ASKED)

@@ -1,4 +1,4 @@
-"""Attempts: asking, asking again, retries with their pauses, timeouts, gathered results, roles and sizes."""
+"""Attempts: requests, repeated requests, retries with pauses, timeouts, gathered results, roles and sizes."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_an_answer_to_an_older_attempt_is_ignored_and_noted(world: World) -> Non
     ],
 )
 def test_times_outside_are_iso_8601_in_utc_with_milliseconds(at: int, written: str) -> None:
-    """Whatever the log's clock says: a fold must not raise."""
+    """Even at extreme times of the log's clock the fold does not raise."""
     # specification 1.8
     assert iso(at) == written
 

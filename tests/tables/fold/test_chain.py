@@ -1,4 +1,4 @@
-"""A ceremony of steps that follow one another, from its start to its end."""
+"""A ceremony of consecutive steps, from its start to its end."""
 
 from __future__ import annotations
 

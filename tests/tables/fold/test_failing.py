@@ -1,4 +1,4 @@
-"""Automatic transitions and the failing rules, in the order in which the contract names them."""
+"""Automatic transitions and the rules of failure, in the order of specification 12.4."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_failed_unselected_step_fails_the_ceremony_too() -> None:
 
 
 def test_a_guardless_transition_never_fires_past_a_failed_step_that_an_operator_ran() -> None:
-    """All selected steps are COMPLETED, and yet it does not go on."""
+    """All selected steps are COMPLETED, and yet the transition does not fire."""
     # specification 12.2
     world = started(
         definition([FINISH, MEND, MENDED], agg("x", ", after: []"), agg("y", ", after: []")),

@@ -41,7 +41,7 @@ guards:
 
 @pytest.fixture
 def world() -> World:
-    """Its gate is open."""
+    """A world whose gate is open."""
     world = World(definition_of(GATE))
     world.start()
     world.opened("gate")

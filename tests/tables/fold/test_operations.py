@@ -1,4 +1,4 @@
-"""What people ask of a whole ceremony, what publish steps announce, and what an agent's trigger may do."""
+"""Operations on a whole ceremony, announcements of publish steps, and triggers of agents."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_a_publish_that_happened_is_announced_once_although_the_ceremony_was_can
 
 
 def test_a_publish_is_announced_once_per_attempt_however_often_it_is_requested() -> None:
-    """`unreachable` sends nothing (specification 9.7); each asking carries the same key."""
+    """`unreachable` sends nothing (specification 9.7); each request carries the same key."""
     # specification 9.7
     world = World(definition_of(PUBLISH))
     world.start()
@@ -264,7 +264,7 @@ BACK_AND_FORTH = (
 
 
 def test_a_late_publish_is_announced_under_the_key_of_its_own_visit_and_the_next_one_too() -> None:
-    """Its state was entered again meanwhile: the message of this visit is still to come."""
+    """The state was entered again meanwhile, so the message of this visit is still to come."""
     world = World(definition_of(BACK_AND_FORTH))
     world.start()
     approve(world)
@@ -296,7 +296,7 @@ def approve(world: World) -> None:
 
 
 def receipt(visit: int) -> dict[str, Any]:
-    """What the agent of a publish step says of its message."""
+    """Return the receipt of a message, as the agent of a publish step sends it."""
     return {"published": True, "idempotency_key": f"publish/c1:s1/publish_it/{visit}"}
 
 
@@ -358,7 +358,7 @@ steps:
 
 
 def test_an_agents_trigger_counts_only_in_the_state_and_visit_of_its_request() -> None:
-    """Both agents ask for `next`, which the state behind has too: one move."""
+    """Both agents request `next`, which the following state has too; the ceremony moves once."""
     # specification 13.13
     world = World(definition_of(AGAIN))
     world.start()
@@ -373,7 +373,7 @@ def test_an_agents_trigger_counts_only_in_the_state_and_visit_of_its_request() -
 
 
 def test_an_agents_trigger_moves_nothing_while_paused() -> None:
-    """Its result is recorded: at the resume the step counts, the trigger does not come back."""
+    """The result is recorded and counts at the resume; the trigger does not come back."""
     # specification 13.13
     world = World(definition_of(TALK))
     world.start()

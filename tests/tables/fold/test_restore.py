@@ -30,7 +30,7 @@ steps:
 
 @pytest.fixture
 def world() -> World:
-    """One of two results is there, and the gate is open."""
+    """A world with one of two results and an open gate."""
     world = World(DEFINITION)
     world.start()
     world.outcome("talk", "submitted", deliberation_id="d")

@@ -1,4 +1,4 @@
-"""Starting: the first start wins, the same one again is answered alike, everything else is refused."""
+"""Start: the first one wins, the same one again changes nothing, any other is refused."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ transitions:
 
 
 def test_a_definition_whose_one_state_is_beginning_and_end_is_completed_at_once() -> None:
-    """Exactly one state is initial, one at least terminal: nothing says that they are not the same."""
+    """Exactly one state is initial and at least one terminal; they may be the same."""
     world = World(definition_of("states: [{id: A, description: a, initial: true, terminal: true}]\ntransitions: []\n"))
     world.start()
     assert (world.live.status, world.live.state) == ("COMPLETED", "A")

@@ -1,4 +1,4 @@
-"""No command makes the fold raise, whatever stands in its fields."""
+"""No command makes the fold raise, with any values in its fields."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ COMMANDS: tuple[AnyCommand, ...] = (
 
 
 def rows() -> list[Instance | None]:
-    """No row, a live one with an open gate, a paused, an ended and an expired one."""
+    """Return no row, a live one with an open gate, a paused, an ended and an expired one."""
     world = World(DEFINITION)
     world.start(a=1)
     world.opened("gate")
@@ -107,7 +107,7 @@ ROWS = rows()
 
 
 def strange_forms(command: AnyCommand) -> list[AnyCommand]:
-    """The command, with each of its fields in turn holding each strange value."""
+    """Yield the command with each strange value in each of its fields."""
     found = []
     for field in command.__struct_fields__:
         for value in STRANGE:
@@ -126,7 +126,7 @@ def of_the_log(command: AnyCommand) -> bool:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: type(command).__name__)
 def test_no_value_in_any_field_makes_the_fold_raise(command: AnyCommand) -> None:
-    """What the log can hold also leaves every invariant whole; anything else is only survived."""
+    """Commands that the log can hold keep every invariant; for others it is enough not to raise."""
     late = BEGIN + 10**12
     for row in ROWS:
         for form in strange_forms(command):

@@ -1,1 +1,1 @@
-"""The golden log: recorded commands with the digests of what they fold to; no change of the fold goes unseen."""
+"""Golden logs: recorded commands with digests of their results, so that every change of the fold is noticed."""

@@ -48,7 +48,7 @@ class GoldenLog:
         return cls(path, head["fold"], head["definition"], entries, [line["sha256"] for line in lines])
 
     def folded(self) -> list[str]:
-        """The digests as this release folds them."""
+        """Return the digests as this release folds the log."""
         definition = load(self.definition, "probe.yaml", KINDS)
         row: Instance | None = None
         found = []
@@ -72,7 +72,7 @@ def golden_logs() -> list[GoldenLog]:
 
 
 def renew() -> int:
-    """Write new digests; refused where they differ under a fold number that was not raised."""
+    """Write new digests; refuse where they differ although the fold number was not raised."""
     logs = [(log, log.folded()) for log in golden_logs()]
     stale = [log.path.name for log, digests in logs if digests != log.digests and log.fold >= FOLD]
     if stale:
@@ -85,7 +85,7 @@ def renew() -> int:
 
 
 def record(seeds: Sequence[int], longest: int) -> int:
-    """Record new ceremonies played by the property tests' hostile player; existing files stay."""
+    """Record new ceremonies of the hostile player; existing files stay."""
     from tests.tables.properties.players import Hostile  # noqa: PLC0415
     from tests.tables.properties.test_fold_properties import begun  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
 """Random ceremony definitions, valid by construction, as YAML for the real loader.
 
-All of the format occurs: the five kinds, side-by-side and chained steps, every form of guard, roles, retries, gates
-with quorum and deadline, `on_failure`, ways back, and steps that must fail.
+Every part of the format occurs: the five kinds, side-by-side and chained steps, every form of guard, roles, retries,
+gates with quorum and deadline, `on_failure`, ways back, and steps that must fail.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Draft:
 
 
 def random_definition(rng: Random) -> str:
-    """The text of one definition named `probe`."""
+    """Return the text of one definition named `probe`."""
     draft = Draft(rng, with_roles=rng.random() < 0.5)
     names = [f"S{i}" for i in range(rng.randint(1, 3))]
     for i, name in enumerate(names):

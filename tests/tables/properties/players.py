@@ -1,4 +1,4 @@
-"""Two players of the world: one answers everything honestly until the ceremony ends, one throws anything at it."""
+"""Two players of the world: an honest one answers until the ceremony ends, a hostile one sends anything."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OUTCOMES = ("completed", "failed", "waiting", "submitted", "unreachable")
 
 
 class Honest:
-    """Answers every request as its agent would, lets every timer fire in time, and decides what people must decide."""
+    """Answers every request as its agent would, fires every timer in time, and decides every gate."""
 
     def __init__(self, world: World, rng: Random, *, quality: float = 0.9) -> None:
         self.world = world
@@ -44,7 +44,7 @@ class Honest:
         self.results: list[AgentResult] = []
 
     def play(self, limit: int = 300) -> None:
-        """Until the end; after `limit` moves nobody moves any more, and only time passes."""
+        """Play to the end; after `limit` moves only time passes."""
         for _ in range(limit):
             if self.world.live.status in TERMINAL:
                 return
@@ -52,7 +52,7 @@ class Honest:
         self.world.fire("ceremony_max")
 
     def move(self) -> None:
-        """One move; a live ceremony in which nobody has anything to do is stuck, and fails the test."""
+        """Make one move; a live ceremony without any possible move is stuck, and fails the test."""
         moves = [self._request, self._result, self._timer, self._gate, self._run]
         self.rng.shuffle(moves)
         moves.append(self._guard)  # last: an approved guard moves on whatever else is in flight
@@ -118,7 +118,7 @@ class Honest:
         return self.results.pop(self.rng.randrange(len(self.results))) if self.results else None
 
     def _timer(self) -> AnyCommand | None:
-        """The next timer, once nothing else is on its way."""
+        """Fire the next timer, once nothing else is on its way."""
         if self.results or self.served < len(self.world.requests()):
             return None
         timers = {i: t for i, t in self.world.live.timers.items() if i not in RUN_ON}
@@ -151,7 +151,7 @@ class Honest:
         )
 
     def _run(self) -> AnyCommand | None:
-        """An operator runs what the start did not select, once nothing is in flight."""
+        """Run a step that the start did not select, once nothing is in flight."""
         row, definition = self.world.live, self.world.definition
         idle = [
             step.id
@@ -166,7 +166,7 @@ class Honest:
 
 
 class Hostile:
-    """Throws duplicates, reorderings, stale attempts, early timers, and values nobody should send."""
+    """Sends duplicates, reorderings, stale attempts, early timers, and hostile values."""
 
     def __init__(self, world: World, rng: Random) -> None:
         self.world = world
@@ -190,7 +190,7 @@ class Hostile:
         self.world.fold(self.rng.choice(self._throws)())
 
     def _again(self) -> AnyCommand:
-        """What was folded before, in any order."""
+        """Send a command again that was folded before."""
         return self.rng.choice(self.world.log)[0]
 
     def _step(self) -> str:
@@ -287,7 +287,7 @@ class Hostile:
         return self.rng.choice(("", f"o{self.world.offset}", f"o{max(self.world.offset - 1, 0)}", "o1"))
 
     def value(self) -> Any:
-        """A JSON value, harmless or not."""
+        """Return a JSON value, harmless or not."""
         return self.rng.choice(
             (
                 None,
@@ -310,7 +310,7 @@ class Hostile:
 
 
 def role_for(world: World, action: str) -> str:
-    """A role that may use the action; none where nobody names it."""
+    """Return a role that may use the action; "" where no role lists it."""
     return next((role.id for role in world.definition.roles.values() if action in role.allowed_actions), "")
 
 

@@ -1,7 +1,7 @@
 """Properties of the bare fold over random definitions and random streams of commands.
 
-Every command that `World` folds is followed by all checks of `world.check`: invariants, liveness, unique effect ids,
-rising versions. What is asserted here comes on top.
+After every command `World` makes all checks of `world.check`: invariants, liveness, unique effect ids, rising versions.
+The assertions here come on top.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.tables.properties.players import Honest, Hostile
 from tests.tables.world import ASKED, KINDS, World
 
 pytestmark = pytest.mark.uncounted
-# Of the fixed-seed run whose shares are asserted.
+# Runs at the fixed seed whose shares are asserted.
 RUNS = 500
 LEAST = 0.05
 RANDOM = st.randoms(use_true_random=False)
@@ -42,7 +42,7 @@ def _check_fully(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begun(rng: Random, kinds: Kinds | None = None) -> World:
-    """A ceremony of a random definition, just started; its computing steps are settled in the fold, or asked for."""
+    """Start a ceremony of a random definition; its computing steps finish in the fold, or are requested."""
     definition = load(random_definition(rng), "probe.yaml", KINDS)
     world = World(definition, kinds or rng.choice((KINDS, ASKED)))
     chosen = rng.sample(list(definition.steps), rng.randint(0, len(definition.steps))) if rng.random() < 0.25 else []
@@ -51,7 +51,7 @@ def begun(rng: Random, kinds: Kinds | None = None) -> World:
 
 
 def digests(log: Sequence[tuple[AnyCommand, Origin]], world: World) -> list[str]:
-    """What a log folds to: a digest of row and effects after each command."""
+    """Fold a log, and return a digest of row and effects after each command."""
     row: Instance | None = None
     found = []
     for command, origin in log:
@@ -130,7 +130,7 @@ def test_random_runs_reach_every_terminal_status_and_every_handler(capsys: pytes
 
 
 def played(seed: int) -> World:
-    """One run: two of three honest, with more or less patience, the others hostile."""
+    """Play one run: two of three are honest, with more or less patience, the others hostile."""
     rng = Random(seed)
     world = begun(rng)
     if seed % 3:

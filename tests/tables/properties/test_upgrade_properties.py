@@ -1,7 +1,7 @@
-"""Properties of an upgrade in the middle: an older release asked the agents of steps that this one settles at once.
+"""Properties of an upgrade: an older release requested the agents of steps that this one finishes at once.
 
-It left rows whose computing steps and gates are asked for, requests that their agents still answer, and commands that
-are folded again by this release where no checkpoint had them.
+It left rows whose computing steps and gates are requested, requests that their agents still answer, and commands
+after the last checkpoint, which this release folds again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _check_fully(monkeypatch: pytest.MonkeyPatch) -> None:
 @SOME
 @given(RANDOM)
 def test_a_ceremony_begun_by_an_older_release_ends_under_this_one(rng: Random) -> None:
-    """From a checkpoint on, all that came later is folded again; answers to the older requests come too."""
+    """All commands after a checkpoint are folded again; answers to older requests come too."""
     # specification 24.3
     world = begun(rng, ASKED)
     hostile = Hostile(world, rng)

@@ -1,4 +1,4 @@
-"""The entry tells the engine's own packages from those of others, before it imports any."""
+"""The entry recognises packages that are not the engine's before it imports any."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import ceremony_engine
 
 
 def test_the_engines_own_packages_are_accepted() -> None:
-    """In a checkout they lie beside the entry."""
+    """In a checkout they are beside the entry."""
     assert ceremony_engine.intruder() is None
 
 
 def test_a_package_from_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the engine expected in another folder every package comes from elsewhere; the first is named."""
+    """The engine is expected in another folder, so every package is foreign; the first one is named."""
     monkeypatch.setattr(ceremony_engine, "HOME", tmp_path)
     line = ceremony_engine.intruder()
     assert line is not None
@@ -26,7 +26,7 @@ def test_a_package_from_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.M
 def test_a_package_without_the_mark_is_named(
     text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another's file in the place of ours, or none: the program ends with one line."""
+    """A foreign file replaces ours, or it is missing: the program ends with one line."""
     monkeypatch.setattr(ceremony_engine, "HOME", tmp_path)
     monkeypatch.setattr(ceremony_engine, "PACKAGES", ("hierarchies",))
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""What a worker frees by the megabyte it has again without the system's help, unless its heap is to be small."""
+"""A worker reuses freed megabytes without page faults, unless it has the small heap."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - began)
 
 
 def faults(before: str) -> int:
-    """Page faults of 50 turns that take four pieces of a megabyte each, and free them."""
+    """Page faults of 50 rounds that allocate and free four pieces of a megabyte each."""
     code = PIECES.format(before=before)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     return int(done.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators decide for themselves")
-def test_memory_that_was_freed_is_used_again() -> None:
+def test_freed_memory_is_used_again() -> None:
     assert faults("") > 10_000, "the allocator gives it back by itself"
     assert faults("heap.allocate(heap.FAST)") < 1_000
     assert faults("heap.allocate(heap.SMALL)") > 10_000

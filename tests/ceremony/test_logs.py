@@ -1,4 +1,4 @@
-"""The log says what failed and where, never what a client has put into it."""
+"""Log lines name the failure and its place, and never hold data of clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ceremony.logs import QUIET_SECONDS, configure
 
 @pytest.fixture
 def as_before() -> Iterator[None]:
-    """What `configure` changes of the process is put back."""
+    """Restore the state of the process that `configure` changes."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -44,17 +44,17 @@ def test_a_traceback_shows_no_values(style: str, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.usefixtures("as_before")
 def test_faust_adds_no_traceback_to_our_line_about_a_poison_record(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its logger keeps its name; the line of ours that names the record is `Part._bury`."""
+    """Its logger still has the expected name. Our own line, which names the record, is in `Part._bury`."""
     configure("INFO", "console")
     Actor.logger.exception("Crashed reason=%r", ValueError("poison"))
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("as_before")
-def test_calls_that_fail_one_after_the_other_are_one_line_and_a_count(
+def test_repeated_failures_of_calls_are_one_line_and_a_count(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In an outage every call fails alike; other lines are not held back by it."""
+    """In an outage every call fails in the same way. Other lines are not held back."""
     configure("INFO", "json")
     now = 1_000.0
     monkeypatch.setattr("time.time", lambda: now)
@@ -71,8 +71,8 @@ def test_calls_that_fail_one_after_the_other_are_one_line_and_a_count(
 
 
 @pytest.mark.usefixtures("as_before")
-def test_a_line_that_is_not_wanted_is_dropped_before_anything_is_made_of_it() -> None:
-    """Each attempt has one at level debug; a value that is never looked at need not be one that can be shown."""
+def test_a_line_below_the_level_is_dropped_before_it_is_formatted() -> None:
+    """Each attempt has a debug line: its values are not even looked at."""
     configure("INFO", "json")
     with structlog.contextvars.bound_contextvars(instance="c1"):
         processors = structlog.get_config()["processors"]

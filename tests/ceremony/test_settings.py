@@ -1,4 +1,4 @@
-"""Settings from the environment: the contract's names and defaults, and errors that name the variable."""
+"""Settings from the environment: names and defaults of the specification, and errors that name the variable."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ceremony.errors import SettingsInvalid
 from ceremony.settings import Settings, read_settings
 
+# Variable → (field, default).
 CONTRACT = {
     "NATS_URL": ("nats_url", "nats://nats:4222"),
     "RAY_EXECUTOR_URL": ("ray_executor_url", "ray-executor:50056"),
@@ -24,24 +25,23 @@ CONTRACT = {
     "PUBLISH_SUBJECTS": ("publish_subjects", ("ceremony.>",)),
     "READINESS_REQUIRES": ("readiness_requires", ("log", "tables", "nats", "ray_executor")),
 }
-"""Variable → (field, default)."""
 
 
 def settings() -> Settings:
-    """As a worker reads them."""
+    """Settings as a worker reads them."""
     told: dict[str, Any] = {}
     return Settings(**told)
 
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of ours from the outside."""
+    """Remove variables of ours that are set outside."""
     for field in Settings.model_fields.values():
         monkeypatch.delenv(str(field.alias), raising=False)
 
 
 @pytest.mark.parametrize("variable", CONTRACT)
-def test_defaults_of_the_contract(variable: str) -> None:
+def test_defaults_are_those_of_the_specification(variable: str) -> None:
     # specification 14.1, 22.1
     field, default = CONTRACT[variable]
     assert Settings.model_fields[field].alias == variable
@@ -68,7 +68,7 @@ def test_defaults_of_the_contract(variable: str) -> None:
         ("CEREMONY_TAKE_OVER_GRACE_SECONDS", "0", "take_over_grace_seconds", 0.0),
     ],
 )
-def test_the_environment_is_read(
+def test_settings_are_read_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, variable: str, text: str, field: str, value: Any
 ) -> None:
     # specification 22.1, 22.3
@@ -100,10 +100,10 @@ def test_the_environment_is_read(
         ("CEREMONY_LOG", "sqlite://"),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_variables_name(
+def test_a_wrong_value_is_refused_with_the_name_of_its_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, text: str
 ) -> None:
-    """Before anything starts: one error, about this variable alone."""
+    """There is one error, about this variable alone."""
     # specification 22.2
     monkeypatch.setenv(variable, text)
     with pytest.raises(ValidationError) as caught:
@@ -111,7 +111,7 @@ def test_a_wrong_value_is_refused_by_its_variables_name(
     assert [error["loc"] for error in caught.value.errors()] == [(variable,)]
 
 
-def test_an_unknown_readiness_name_is_told_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_readiness_name_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("READINESS_REQUIRES", "redis")
     with pytest.raises(ValidationError, match="redis; one of log, tables, nats, ray_executor"):
         settings()
@@ -128,7 +128,7 @@ def test_an_unknown_readiness_name_is_told_what_there_is(monkeypatch: pytest.Mon
         ("CEREMONY_PARTITIONS", "many"),
     ],
 )
-def test_the_program_says_in_a_line_what_is_wrong(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
+def test_a_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
     # specification 22.2
     monkeypatch.setenv(variable, text)
     with pytest.raises(SettingsInvalid) as caught:
@@ -148,7 +148,7 @@ def test_the_page_of_settings_lists_every_variable_with_its_default() -> None:
 
 
 def written(default: Any) -> str:
-    """A default as the page writes it."""
+    """A default in the notation of the page."""
     if default is None:
         return "unset"
     if isinstance(default, tuple):

@@ -1,4 +1,4 @@
-"""What a worker gives its step agents of the settings."""
+"""Settings that a worker passes to its step agents."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from steps import agent, ray_task
 
 
 @pytest.mark.parametrize("seconds", [10.0, 90.0])
-async def test_the_backstop_of_a_call_stands_behind_its_own_deadline(
+async def test_the_backstop_of_a_call_is_longer_than_its_deadline(
     seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RAY_CALL_TIMEOUT_SECONDS is what ends a call, however long it is."""
+    """RAY_CALL_TIMEOUT_SECONDS ends a call, however long it is."""
     given: dict[str, float] = {}
     made = agent.calling
 

@@ -11,8 +11,8 @@ import json
 import os
 from collections.abc import Callable, Collection
 
+# Plays with this as its `branch`, and says what was wrong at the end.
 Judged = Callable[[Callable[[int], bool]], list[str]]
-"""Plays with this as its `branch`, and says what was wrong at the end."""
 
 
 class _Branch:

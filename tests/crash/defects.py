@@ -31,8 +31,8 @@ from streams.transport.partition.rows import Rows
 from tables.commands import AgentResult
 
 Plant = Callable[[], Any]
+# By what is wrong, a patch that makes it so.
 DEFECTS: dict[str, Plant] = {}
-"""By what is wrong, a patch that makes it so."""
 
 
 def defect(name: str) -> Callable[[Plant], Plant]:
@@ -43,15 +43,15 @@ def defect(name: str) -> Callable[[Plant], Plant]:
     return add
 
 
+# Defects that only a process shows which was stopped and woke up.
 ZOMBIES = frozenset({"a bridge takes what was written again for new", "a bridge that was stopped goes on where it was"})
-"""Defects that only a process shows which was stopped and woke up."""
+# Defects that only a process shows which ends just after it heard something.
 HEARING = frozenset(
     {
         "an answer from NATS is acknowledged before its command is durable",
         "a client is answered, and nothing was appended",
     }
 )
-"""Defects that only a process shows which ends just after it heard something."""
 
 
 @contextmanager

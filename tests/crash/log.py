@@ -20,8 +20,8 @@ from streams.transport.partition.backend import NewRecord, PositionRow, Recovere
 from streams.transport.partition.batch import record_size
 from tests.crash.world import Host, World
 
+# An effect lies in its producer's buffer for so long at most: as long as checkpoints are apart.
 SEND_SECONDS = 0.5
-"""An effect lies in its producer's buffer for so long at most: as long as checkpoints are apart."""
 APPEND_SECONDS = 0.2
 TRANSACTION_SECONDS = 0.1
 COMMIT_SECONDS = 0.3

@@ -19,8 +19,8 @@ from bridge.nats.client import AnswerHandler, Message
 from tests.crash.world import Host, World
 
 WIRE_SECONDS = 0.05
+# A client that answers no ping for so long is cut off; a server may have it set to more.
 STALE_SECONDS = 240.0
-"""A client that answers no ping for so long is cut off; a server may have it set to more."""
 RECONNECT_SECONDS = 1.0
 API = "$JS.API."
 MESSAGE_ID = "Nats-Msg-Id"

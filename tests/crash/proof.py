@@ -18,14 +18,14 @@ from tests.crash.process import PREFIX
 from tests.crash.script import completed
 from tests.crash.tracing import Traced, traced
 
+# How the processes of a play died, and what was wrong at its end.
 Plays = Iterator[tuple[str, list[str]]]
-"""How the processes of a play died, and what was wrong at its end."""
+# Seconds: longer than CEREMONY's duplicate window, shorter than a tick.
 LONG_OUTAGE = 900.0
-"""Seconds: longer than CEREMONY's duplicate window, shorter than a tick."""
+# From the arrival of a message until its bridge sends the next one.
 PUBLISHING_AWAITS = 2
-"""From the arrival of a message until its bridge sends the next one."""
+# From the delivery of an answer, or from a client's call, until its command is durable, about.
 HEARING_AWAITS = 12
-"""From the delivery of an answer, or from a client's call, until its command is durable, about."""
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ports.ray import RayAnswer, RayTask
 from tests.crash.world import Host
 
+# Longer than a checkpoint and the commit of its offset: what is asked for is held meanwhile.
 CALL_SECONDS = 1.5
-"""Longer than a checkpoint and the commit of its offset: what is asked for is held meanwhile."""
 
 
 class Executor:

@@ -28,8 +28,8 @@ from tests.crash.process import GROUP, PREFIX, Process, Surroundings
 
 INSTANCE = "c1:s1"
 KEY = INSTANCE.encode()
+# A scene takes no longer, crashes and a long outage included; after an hour the log's clock would show them.
 PATIENCE_SECONDS = 1800.0
-"""A scene takes no longer, crashes and a long outage included; after an hour the log's clock would show them."""
 TASK = "ceremony-c1:story-s1:{subject}:step-{step}:attempt-{attempt}"
 REVIEW = "role-ARCHITECT"
 
@@ -61,8 +61,8 @@ def row(around: Surroundings) -> Instance | None:
     return None if encoded is None else _decoded(encoded)
 
 
+# Asked for at every step of every play, and the same row a hundred times over.
 _decoded = lru_cache(maxsize=16)(decode_instance)
-"""Asked for at every step of every play, and the same row a hundred times over."""
 
 
 def at_rest(around: Surroundings) -> bool:

@@ -16,8 +16,8 @@ from tests.crash.tracing import ROOT
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.uncounted]
 SEED = int(os.environ.get("CEREMONY_CRASH_SEED", "1"))
+# Points that are taken of the long outage; `python -m tests.crash --all` takes all.
 BUDGET = int(os.environ.get("CEREMONY_CRASH_POINTS", "40"))
-"""Points that are taken of the long outage; `python -m tests.crash --all` takes all."""
 
 
 @pytest.fixture(autouse=True)

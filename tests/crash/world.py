@@ -15,10 +15,10 @@ from tests.crash.loop import VirtualLoop
 
 T = TypeVar("T")
 
+# Seconds by which the log's clock moves on at once. A crash costs less, so that no timestamp shows when it was.
 TICK = 3600.0
-"""Seconds by which the log's clock moves on at once. A crash costs less, so that no timestamp shows when it was."""
+# What the log's clock shows at the beginning; a multiple of the tick.
 EPOCH_MS = 1_700_002_800_000
-"""What the log's clock shows at the beginning; a multiple of the tick."""
 
 
 class World:

@@ -1,4 +1,4 @@
-"""Records pass real Faust agents, and neighbours that are strange, silent or gone do no harm."""
+"""Records pass real Faust agents; foreign, malformed and missing messages of neighbours do no harm."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def fresh() -> str:
 
 
 async def ask(world: World, instance_id: str, step: str, kind: str, body: Any) -> None:
-    """As a release did that settled nothing in the fold: the request of the step's first attempt."""
+    """Append the request of the step's first attempt, as a release did that finished no step in the fold."""
     request = StepRequested(
         id=f"{instance_id}/1/1@2",
         kind=kind,
@@ -69,7 +69,7 @@ async def ask(world: World, instance_id: str, step: str, kind: str, body: Any) -
 
 
 async def test_a_record_of_each_kind_passes_its_faust_agent(world: World) -> None:
-    """Counted by the parts beneath the agents, and by Faust's own monitor on each agent's stream."""
+    """The parts below the agents count them, and so does Faust's monitor on each agent's stream."""
     app: Any = world.worker.app
     await world.finish(instance_id := await world.start("backlog_review", fresh()))
     merged = {"aggregation_type": "merge", "sources": ["a"], "values": {"a": {}}}
@@ -96,7 +96,7 @@ async def test_a_record_of_each_kind_passes_its_faust_agent(world: World) -> Non
 
 
 async def send(world: World, subject: str, data: bytes) -> int:
-    """Publish as a neighbour would; the sequence in AGENT_RESPONSES."""
+    """Publish as a neighbour would; return the sequence in AGENT_RESPONSES."""
     async with client(world.nats.url) as link:
         return int((await link.jetstream().publish(subject, data)).seq)
 
@@ -109,7 +109,7 @@ async def metric(world: World, name: str) -> float:
 
 @pytest.mark.parametrize("body", [b"no JSON", b"[]", b"\xff\xfe", b'{"event_type": "x"}', b""])
 async def test_a_malformed_message_is_a_dead_letter(world: World, body: bytes) -> None:
-    """It is set aside with its origin, announced on CEREMONY, never sent again, and those behind it go on."""
+    """It is set aside with its origin, announced on CEREMONY and never redelivered; later messages go on."""
     # specification 17.5, 19.1, 19.3
     sequence = await send(world, "agent.response.completed", body)
 
@@ -130,7 +130,7 @@ async def test_a_malformed_message_is_a_dead_letter(world: World, body: bytes) -
 
 
 async def test_a_foreign_message_is_acknowledged_and_counted(world: World) -> None:
-    """Other services use the same subjects: no dead letter, no error, and nothing stays pending."""
+    """Other services use the same subjects: there is no dead letter, no error, and nothing stays pending."""
     # specification 17.4
     before = await metric(world, "ceremony_nats_foreign_total")
     letters = (await world.client.dead_letters(topic="AGENT_RESPONSES")).total_count
@@ -154,7 +154,7 @@ async def test_a_foreign_message_is_acknowledged_and_counted(world: World) -> No
 
 
 async def test_an_unreachable_ray_executor_is_asked_again(world: World) -> None:
-    """The steps stay IN_PROGRESS in their first attempt; once it is back the same task ids are asked for, and end."""
+    """The steps stay IN_PROGRESS in their first attempt; once it is back they end with the same task ids."""
     # specification 11.8, 15.2
     await world.stop_ray()
     instance_id = await world.start("backlog_review", fresh())
@@ -177,7 +177,7 @@ async def test_an_unreachable_ray_executor_is_asked_again(world: World) -> None:
 
 
 async def test_a_publish_waits_for_nats(world: World) -> None:
-    """The step stays IN_PROGRESS while NATS is down, then publishes once, and no event is missing or twice."""
+    """The step stays IN_PROGRESS while NATS is down, then publishes once; no event is missing or repeated."""
     # specification 9.9, 16.8
     instance_id = await world.start("backlog_review", fresh())
     found = await all_in(world, instance_id)

@@ -18,12 +18,12 @@ from tests.dev_process import CEREMONIES, DevProcess, alive, ceremony, until_gon
 
 pytestmark = pytest.mark.timeout(180)
 DEMO_SECONDS = 120
+# Bytes; the log of a newly started engine is a third of it.
 FILE_BYTES = 300 * 1024
-"""The log of an engine that has just started is a third of it."""
 
 
 def demo(*arguments: str, folder: Path | None = None, **options: Any) -> tuple[int, dict[str, Any], str]:
-    """Exit code, the object on stdout, stderr."""
+    """Run a demo; return its exit code, the object on stdout, and stderr."""
     where = () if folder is None else ("--folder", str(folder))
     process = ceremony("demo", "-o", "json", *where, *arguments, **options)
     try:
@@ -55,7 +55,7 @@ def dev(tmp_path: Path) -> Iterator[DevProcess]:
 
 
 def test_every_start_of_a_demo_is_accounted_for(tmp_path: Path) -> None:
-    """What a consumer saw adds up with what was started: per definition, per event, per step."""
+    """The counts of a consumer match the starts: per definition, per event, per step."""
     # specification 23.10
     code, found, err = demo("--count", "20", folder=tmp_path)
     assert code == 0, err
@@ -78,8 +78,8 @@ def test_every_start_of_a_demo_is_accounted_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.uncounted
-def test_a_demo_of_one_definition_in_a_folder_that_was_used_before(tmp_path: Path) -> None:
-    """The second run counts its own ceremonies only, and meets none of the first."""
+def test_a_demo_of_one_definition_runs_in_a_used_folder(tmp_path: Path) -> None:
+    """The second run counts only its own ceremonies."""
     for foreign in (False, True):
         code, found, err = demo("--count", "4", "--definition", "merge_chain", folder=tmp_path)
         assert code == 0, err
@@ -88,8 +88,8 @@ def test_a_demo_of_one_definition_in_a_folder_that_was_used_before(tmp_path: Pat
         assert (found["foreign_messages"] > 0) is foreign
 
 
-def test_a_demo_without_time_names_what_is_missing(tmp_path: Path) -> None:
-    """Exit 1, and each start that did not end with what it waits for."""
+def test_a_demo_that_times_out_names_the_missing_ceremonies(tmp_path: Path) -> None:
+    """Exit 1; each start without an end is listed with its waits."""
     # specification 23.10
     slow = ("--definition", "backlog_review", "--timeout", "5", "--", "--latency", "60")
     code, found, err = demo("--count", "2", *slow, folder=tmp_path)
@@ -103,7 +103,7 @@ def test_a_demo_without_time_names_what_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.uncounted
 def test_a_demo_adds_up_when_agents_repeat_and_overtake_each_other(tmp_path: Path) -> None:
-    """Answers that come twice and out of order change no figure: steps and events are what they are without."""
+    """Repeated and late answers change no figure: steps and events are the same as without them."""
     rough = ("--", "--duplicate-rate", "0.5", "--reorder-rate", "0.5", "--failure-rate", "0.05", "--seed", "7")
     code, found, err = demo("--count", "10", "--definition", "backlog_review", *rough, folder=tmp_path)
     assert code == 0, err
@@ -112,10 +112,10 @@ def test_a_demo_adds_up_when_agents_repeat_and_overtake_each_other(tmp_path: Pat
 
 
 @pytest.mark.uncounted
-def test_a_demo_whose_log_cannot_grow_says_why_and_ends(tmp_path: Path) -> None:
-    """As on a full disk: no internal error, nobody is asked who is not there, and the limit is named.
+def test_a_demo_whose_log_cannot_grow_ends_with_the_reason(tmp_path: Path) -> None:
+    """As on a full disk: the limit is named, and there is no internal error and no call of the ended engine.
 
-    The limit would be met by the files of coverage, too, whose words would then be the engine's last.
+    Coverage is off: its files would hit the limit too, and its messages would be the last lines of the log.
     """
     few = (FILE_BYTES, FILE_BYTES)
     code, found, err = demo(
@@ -133,8 +133,8 @@ def test_a_demo_whose_log_cannot_grow_says_why_and_ends(tmp_path: Path) -> None:
     ("arguments", "code"),
     [(("--definition", "nothing"), "definition_unknown"), (("--ceremonies-dir", "/nowhere"), "definition_invalid")],
 )
-def test_a_demo_that_cannot_begin_says_why(arguments: tuple[str, ...], code: str, tmp_path: Path) -> None:
-    """One line; nothing was started."""
+def test_a_demo_that_cannot_begin_prints_the_reason(arguments: tuple[str, ...], code: str, tmp_path: Path) -> None:
+    """The reason is one line, and nothing was started."""
     exit_code, found, err = demo(*arguments, folder=tmp_path)
     assert (exit_code, found) == (1, {})
     assert err.splitlines()[-1].startswith(f"{code}: ")
@@ -143,7 +143,7 @@ def test_a_demo_that_cannot_begin_says_why(arguments: tuple[str, ...], code: str
 @pytest.mark.uncounted
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_demo_leaves_nothing_running(number: signal.Signals, tmp_path: Path) -> None:
-    """By Ctrl-C, by SIGTERM, and even when it is killed: its engine ends with it."""
+    """Its engine ends with it on Ctrl-C, on SIGTERM, and even on SIGKILL."""
     # specification 23.10
     process = ceremony("demo", "--count", "5000", "--folder", str(tmp_path))
     try:
@@ -170,8 +170,8 @@ def wait_for(path: Path, seconds: float = 60) -> None:
 
 
 @pytest.mark.uncounted
-def test_dev_forgets_nothing_when_it_is_killed(dev: DevProcess) -> None:
-    """Kill -9 in the middle of everything, start again: every ceremony that was accepted comes to its end."""
+def test_dev_loses_nothing_when_it_is_killed(dev: DevProcess) -> None:
+    """After kill -9 under load and a restart, every accepted ceremony ends."""
     # specification 18.1, 23.9
     first = dev.start()
     asyncio.run(start_many(dev.server))
@@ -199,7 +199,7 @@ async def start_many(server: str) -> None:
 
 
 async def ends(server: str) -> dict[str, str]:
-    """Approve what waits until nothing does."""
+    """Approve open gates until all ceremonies have ended."""
     async with asyncio.timeout(90), PlanningCeremonyClient(server) as client:
         while True:
             page = await client.list()
@@ -220,8 +220,8 @@ async def ends(server: str) -> dict[str, str]:
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_dev_ends_cleanly_by_a_signal_and_goes_on_where_it_was(number: signal.Signals, dev: DevProcess) -> None:
-    """Exit 0, no process left, the ceremonies still there at the next start, and NATS at the same address."""
+def test_dev_ends_cleanly_on_a_signal_and_continues_after_a_restart(number: signal.Signals, dev: DevProcess) -> None:
+    """Exit 0 and no process left. The next start has the ceremonies, and NATS at the same address."""
     first = dev.start()
     asyncio.run(start_many(dev.server))
     assert dev.stop(number) == 0, dev.said
@@ -239,14 +239,14 @@ async def listed(server: str) -> list[str]:
 
 
 def test_a_folder_belongs_to_one_dev(dev: DevProcess) -> None:
-    """The second one says by whom the folder is held, and touches nothing."""
+    """A second one names the process that holds the folder, and changes nothing."""
     # specification 23.9
     running = dev.start()
     second = ceremony("dev", str(dev.folder))
     _, err = second.communicate(timeout=30)
     assert second.returncode == 1
     assert err == (
-        f"folder_in_use: {dev.folder} belongs to a `ceremony dev` that runs (process {running['pid']}): "
+        f"folder_in_use: {dev.folder} belongs to a running `ceremony dev` (process {running['pid']}); "
         "end it, or name another folder\n"
     )
     assert alive(running["nats_pid"])
@@ -254,7 +254,7 @@ def test_a_folder_belongs_to_one_dev(dev: DevProcess) -> None:
 
 
 def test_clients_find_the_dev_of_their_folder(tmp_path: Path) -> None:
-    """`ceremony dev` here, `ceremony list` here, nothing else to be said."""
+    """`ceremony list` needs no option in the folder of a running `ceremony dev`."""
     # specification 23.4
     dev = DevProcess(tmp_path / ".ceremony")
     try:

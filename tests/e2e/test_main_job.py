@@ -1,4 +1,4 @@
-"""The main job, end to end, on both logs: every definition of the house runs to its end, and says so outside."""
+"""The main job, end to end, on both logs: every example definition runs to its end and publishes its events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENVELOPE = {"event_type", "payload", "idempotency_key", "correlation_id", "times
 async def world(
     request: pytest.FixtureRequest, kafka: KafkaServer, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[World]:
-    """A world of this module, in which every definition has run to its end."""
+    """A world in which every definition has run to its end."""
     folder = tmp_path_factory.mktemp("main-job")
     url = f"kafka://{kafka.bootstrap}" if request.param == "kafka" else f"sqlite://{folder}/log.db"
     async with World(folder, url, CEREMONY_TOPIC_PREFIX=f"main-{uuid4().hex[:8]}") as made:
@@ -42,14 +42,14 @@ async def all_said(world: World) -> bool:
     return len(ended) >= len(INPUTS)
 
 
-async def test_every_definition_of_the_house_has_inputs_here() -> None:
-    """A new file under specs/ceremonies must be run here too."""
+async def test_every_example_definition_has_inputs_here() -> None:
+    """A new file under specs/ceremonies has to be added here."""
     assert {file.stem for file in SPECS.glob("*.yaml")} == set(INPUTS)
 
 
 @pytest.mark.parametrize("name", INPUTS)
 async def test_a_definition_runs_to_its_end(world: World, name: str) -> None:
-    """Status COMPLETED, every step that ran COMPLETED with an output, and nothing waits any more."""
+    """It is COMPLETED, every step that ran is COMPLETED with an output, and nothing waits."""
     found = await world.get(f"C-{name}:S1")
     assert found.status == "COMPLETED", found
     assert not found.waiting_for
@@ -60,7 +60,7 @@ async def test_a_definition_runs_to_its_end(world: World, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", INPUTS)
-async def test_what_was_published_is_as_the_document_says(world: World, name: str) -> None:
+async def test_published_messages_match_the_asyncapi_document(world: World, name: str) -> None:
     """Each message validates against specs/asyncapi.yaml, and its envelope is exact."""
     # specification 16.1, 16.6
     found = await world.messages(f"C-{name}:S1")
@@ -71,7 +71,7 @@ async def test_what_was_published_is_as_the_document_says(world: World, name: st
 
 
 def is_event(message: Message) -> bool:
-    """A message that a publish step sends is no event: it takes its own way to NATS, in no order with the events."""
+    """Return whether it is an event. Messages of publish steps are not: they reach NATS in no order with the events."""
     return not message.envelope["idempotency_key"].startswith("publish/")
 
 
@@ -95,8 +95,8 @@ async def test_idempotency_keys_are_unique(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", INPUTS)
-async def test_the_events_tell_the_whole_ceremony(world: World, name: str) -> None:
-    """Started first, completed last, one executed per step conclusion, transitions a path from initial to the end."""
+async def test_the_events_cover_the_whole_ceremony(world: World, name: str) -> None:
+    """The first is started, the last completed; each step end has one, and the transitions are a path to the end."""
     # specification 16.6, 16.7
     instance_id = f"C-{name}:S1"
     found = [message for message in await world.messages(instance_id) if is_event(message)]
@@ -120,13 +120,13 @@ async def test_the_correlation_id_is_on_every_message(world: World, name: str) -
 
 
 async def test_the_correlation_id_is_on_every_record(world: World) -> None:
-    """Start, step requests, outcomes and events carry it as a header; only what is nobody's does not."""
+    """Starts, step requests, outcomes and events carry it as a header; records of no ceremony do not."""
     # specification 1.7
     bare = [record for record in await all_records(world) if not correlated(record)]
     assert {json.loads(record.value or b"{}").get("type") for record in bare} <= {
         "put_definition",
         "noop",
-        "agent_result",  # a NATS message's own correlation id is not to be trusted
+        "agent_result",  # the correlation id in a NATS message is not trusted
     }
 
 
@@ -136,7 +136,7 @@ def correlated(record: Record) -> bool:
 
 
 async def all_records(world: World) -> list[Record]:
-    """What the log still holds of commands, step requests and events."""
+    """All commands, step requests and events that the log still holds."""
     settings, log = world.worker.settings, world.worker.app.commit_log
     kinds = ("deliberation", "task_extraction", "aggregation", "human_gate", "publish")
     found: list[Record] = []
@@ -176,7 +176,7 @@ async def test_the_ray_executor_is_called_with_correlation_and_metadata(world: W
 async def test_a_publish_step_publishes_between_its_announcements(
     world: World, name: str, step_id: str, subject: str
 ) -> None:
-    """Its message has the key of step and visit, and `.completed` tells where the stream keeps it."""
+    """Its message has the key of step and visit, and `.completed` holds its place in the stream."""
     # specification 9.6, 9.7
     found = await world.messages(f"C-{name}:S1")
     (own,) = [m for m in found if m.subject == subject]
@@ -191,7 +191,7 @@ async def test_a_publish_step_publishes_between_its_announcements(
     assert (told["stream"], told["sequence"], told["duplicate"]) == ("CEREMONY", own.sequence, False)
 
 
-async def test_outputs_are_those_of_the_contract(world: World) -> None:
+async def test_outputs_are_those_of_the_specification(world: World) -> None:
     """The outputs of a backlog review, step by step."""
     # specification 5.7, 6.5, 8.4, 9.10, 14.10
     found = await world.get("C-backlog_review:S1")
@@ -214,7 +214,7 @@ def sorted_json(value: Any) -> str:
 
 
 async def test_a_plan_that_scores_low_waits_for_its_owner(world: World) -> None:
-    """No fast track: a human guard is open, and the owner's refusal of it turns the plan down."""
+    """Without the fast track a human guard is open, and the owner's refusal rejects the plan."""
     inputs = {"title": "Pay by card", "score": {"value": 0.2}}
     instance_id = await world.start("planning", "C-low", inputs=inputs)
     await until(lambda: waits(world, instance_id), "the plan waits for its owner")
@@ -242,7 +242,7 @@ async def test_a_rejected_gate_starts_another_round(world: World) -> None:
 
 
 async def test_a_trigger_moves_past_an_open_gate(world: World) -> None:
-    """`decline` leaves the gate behind: its step is CANCELLED, and says so before the transition."""
+    """`decline` leaves the state of the gate: its step is CANCELLED, with an event before the transition."""
     # specification 12.8, 13.5
     instance_id = await world.start("approval", "C-trigger")
     await until(lambda: waits(world, instance_id), "the gate is open")

@@ -35,13 +35,13 @@ from tests.services import KafkaServer, NatsServer, running
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.uncounted]
 UNRULY = Knobs(latency=0.1, jitter=0.1, duplicate_rate=0.3, reorder_rate=0.3)
+# Ceremonies of each definition in the run that is killed.
 COUNT = 10
-"""Ceremonies of each definition in the run that is killed."""
 
 
 @dataclass
 class Site:
-    """Neighbours, and one worker process that may die."""
+    """Neighbours, and one worker process that tests kill."""
 
     nats: NatsServer
     worker: WorkerProcess
@@ -67,7 +67,7 @@ class Site:
 async def site(
     request: pytest.FixtureRequest, kafka: KafkaServer, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Site]:
-    """On the embedded log; on Kafka; and on Kafka with the rows on disk."""
+    """A site on the embedded log, on Kafka, and on Kafka with the rows on disk."""
     folder = tmp_path_factory.mktemp("recovery")
     definitions = Path(copytree(SPECS, folder / "definitions"))
     url = f"sqlite://{folder}/log.db" if request.param == "sqlite" else f"kafka://{kafka.bootstrap}"
@@ -94,7 +94,7 @@ async def site(
 
 
 async def attend(site: Site, instance_id: str) -> pb.PlanningCeremonyInstance:
-    """As a person who is not put off by a worker that is away."""
+    """Approve gates as a person does who tries again while the worker is away."""
     while True:
         try:
             return await finish(site.client, instance_id, 90)
@@ -108,10 +108,10 @@ def doubled(names: Iterable[Any]) -> list[Any]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
-async def test_a_killed_worker_loses_nothing_and_says_nothing_twice(site: Site) -> None:
-    """SIGKILL in the middle of many ceremonies: after a restart all end, and each effect id is there once.
+async def test_a_killed_worker_loses_nothing_and_sends_nothing_twice(site: Site) -> None:
+    """After SIGKILL under load and a restart all ceremonies end, and each effect id is there once.
 
-    Half of those that wait for a person are attended to only afterwards: however fast the others are, not all can end.
+    Half of the gates are decided only after the restart, so not all ceremonies can end before it.
     """
     # specification 16.7, 18.1
     names = ("backlog_review", "merge_chain", "refinement")
@@ -144,7 +144,7 @@ async def some_ended(site: Site, count: int) -> bool:
 
 
 def check_story(row: pb.PlanningCeremonyInstance, told: list[Message]) -> None:
-    """In order: started, a path of transitions, each step COMPLETED once per attempt, and the end."""
+    """Check the order: started, a path of transitions, each step COMPLETED once per attempt, and the end."""
     assert (told[0].subject, told[-1].subject) == ("ceremony.started", "ceremony.completed"), row.instance_id
     moves = [m.envelope["payload"] for m in told if m.subject == "ceremony.transition.applied"]
     assert [move["to_state"] for move in moves[:-1]] == [move["from_state"] for move in moves[1:]]
@@ -155,11 +155,11 @@ def check_story(row: pb.PlanningCeremonyInstance, told: list[Message]) -> None:
     assert {step for step, _ in completed} == set(row.step_status)
 
 
-async def test_a_restart_in_order_keeps_reads_and_pinned_definitions(site: Site) -> None:
+async def test_a_clean_restart_keeps_reads_and_pinned_definitions(site: Site) -> None:
     """SIGTERM ends with 0, and Get and List answer as before.
 
-    A definition edited meanwhile does not touch what has begun, although nobody remembers the former file; what starts
-    afterwards has the new one.
+    A definition edited meanwhile does not affect running ceremonies, although the old file is gone. Later starts use
+    the new one.
     """
     # specification 1.2, 18.8
     old = await site.start("approval", "edit-old")
@@ -172,7 +172,7 @@ async def test_a_restart_in_order_keeps_reads_and_pinned_definitions(site: Site)
     after = await site.client.list(limit=1000)
     assert after.total_count == before.total_count > 0
     for ceremony in (*after.ceremonies, *before.ceremonies):
-        ceremony.ClearField("position")  # how far the log was folded when it answered: that goes on
+        ceremony.ClearField("position")  # the position up to which the log was folded, which moves on
     assert list(after.ceremonies) == list(before.ceremonies)
     new = await site.start("approval", "edit-new")
     rows = [await attend(site, instance_id) for instance_id in (old, new)]

@@ -25,7 +25,7 @@ STARTED: dict[str, Any] = {"payload": {"a": 1}}
 
 
 class LeapingClock(HostClock):
-    """The host's clock, that leaps when it is told: it sleeps as long as ever, and all it tells is later."""
+    """The host's clock with an offset that tests increase. Sleeps take as long as before."""
 
     def __init__(self) -> None:
         self._leapt = 0.0
@@ -84,7 +84,7 @@ async def stub_of(world: World, clock: LeapingClock, instance_id: str) -> Instan
 
 
 async def test_a_repeated_start_is_answered_from_the_stub(world: World, clock: LeapingClock) -> None:
-    """The same start is accepted and begins nothing; another one of that id is refused. A restart changes neither."""
+    """The same start is accepted and starts nothing; a different one is refused. A restart changes neither."""
     # specification 21.1
     instance_id = await completed(world)
     stub = await stub_of(world, clock, instance_id)
@@ -99,7 +99,7 @@ async def test_a_repeated_start_is_answered_from_the_stub(world: World, clock: L
 
 
 async def test_a_year_later_nothing_is_left_and_the_id_is_free(world: World, clock: LeapingClock) -> None:
-    """The tombstone is in the changelog, too: a restarted worker knows nothing of it."""
+    """The changelog holds its tombstone, so a restarted worker does not know it either."""
     # specification 21.1
     instance_id = await completed(world)
     await stub_of(world, clock, instance_id)
@@ -112,7 +112,7 @@ async def test_a_year_later_nothing_is_left_and_the_id_is_free(world: World, clo
 
 
 async def again(world: World, payload: dict[str, Any]) -> Any:
-    """The same id with another payload, past the client, which hides the status."""
+    """Start the same id with another payload, without the client, which hides the status."""
     request = pb.StartPlanningCeremonyRequest(
         ceremony_id=NAME, story_id="S1", definition_name="merge_chain", requested_by="anna"
     )

@@ -1,4 +1,4 @@
-"""A folder of state is one worker's own, and what is in it is only a copy."""
+"""A state folder belongs to one worker, and its content is only a copy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.services import NatsServer
 
 
 async def test_a_second_worker_on_one_folder_ends_with_one_line(nats: NatsServer, tmp_path: Path) -> None:
-    """Exit code 1; the first goes on."""
+    """Its exit code is 1; the first worker goes on."""
     # specification 22.8
     first = RocksStores(tmp_path / "state")
     await first.start()
@@ -32,7 +32,7 @@ async def test_a_second_worker_on_one_folder_ends_with_one_line(nats: NatsServer
 
 
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "garbage"])
-async def test_whatever_became_of_the_folder_a_worker_starts_with_all_its_rows(damage: str, tmp_path: Path) -> None:
+async def test_a_worker_starts_with_all_its_rows_from_a_damaged_folder(damage: str, tmp_path: Path) -> None:
     # specification 22.8
     state = tmp_path / "state"
     url = f"sqlite://{tmp_path}/log.db"
@@ -47,7 +47,7 @@ async def test_whatever_became_of_the_folder_a_worker_starts_with_all_its_rows(d
 
 
 def spoil(partitions: Path, damage: str) -> None:
-    """Files as a killed worker leaves them, and worse."""
+    """Damage the files as a killed worker does, and worse."""
     for number in range(3):
         folder = partitions / f"ceremony-{number}"
         folder.mkdir()

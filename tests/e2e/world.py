@@ -1,4 +1,4 @@
-"""A whole world for tests: a log, a real nats-server, the simulated Ray executor, a worker, and clients of all three.
+"""A world for tests: a log, a real nats-server, the simulated Ray executor, a worker, and clients of all three.
 
 The worker runs in the test's own loop (`World.worker`), or as a process that can be killed (`WorkerProcess`).
 """
@@ -35,16 +35,17 @@ from ceremony.worker import Worker
 from tests.bridge.nats.world import stored
 from tests.services import NatsServer, free_port
 
-if TYPE_CHECKING:  # only the types have it
+if TYPE_CHECKING:  # exists only in the type stubs
     from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorAsyncStub
 
+# Seconds a condition may take on a loaded machine before a test fails.
 PATIENCE = 60.0
-"""Seconds a condition may take on a loaded machine before a test fails."""
 ROOT = Path(__file__).resolve().parents[2]
 SPECS = ROOT / "specs" / "ceremonies"
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 QUICK = Knobs(latency=0.02, jitter=0.01)
 
+# Inputs of a start of each definition of `specs/ceremonies`.
 INPUTS: Mapping[str, Mapping[str, Any]] = {
     "approval": {},
     "backlog_review": {"title": "Pay by card", "description": "Visitors pay at the desk"},
@@ -52,7 +53,6 @@ INPUTS: Mapping[str, Mapping[str, Any]] = {
     "planning": {"title": "Pay by card", "score": {"value": 0.9}, "urgent": "yes"},
     "refinement": {"draft": {"text": "A"}, "defaults": {"size": 3}, "labels": ["x"], "more_labels": ["x", "y"]},
 }
-"""What each definition of `specs/ceremonies` is started with."""
 
 
 class Message(NamedTuple):
@@ -65,7 +65,7 @@ class Message(NamedTuple):
 
 
 class NotingService(RayExecutorService):
-    """Notes each execution asked for: (metadata, request)."""
+    """Records each requested execution as (metadata, request)."""
 
     calls: list[tuple[dict[str, str], Any]]
 
@@ -76,7 +76,7 @@ class NotingService(RayExecutorService):
 
 
 class RecordingRay(RaySimulation):
-    """The simulation, that also keeps what it was asked, with the metadata of each call."""
+    """The simulation, which also records each request with its metadata."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -89,7 +89,7 @@ class RecordingRay(RaySimulation):
 
 
 async def until(holds: Callable[[], Awaitable[Any] | Any], what: str, seconds: float = PATIENCE) -> Any:
-    """Poll until `holds` gives something true, and return that. Fails with `what` after `seconds`."""
+    """Poll until `holds` returns something true, and return that. Raises AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         found = holds()
@@ -102,7 +102,7 @@ async def until(holds: Callable[[], Awaitable[Any] | Any], what: str, seconds: f
 
 
 def worker_settings(log_url: str, nats_url: str, ray_url: str, **more: Any) -> dict[str, Any]:
-    """Settings of a test's worker, by environment name."""
+    """Settings of a worker for tests, by the names of their variables."""
     return {
         "CEREMONY_LOG": log_url,
         "NATS_URL": nats_url,
@@ -117,7 +117,7 @@ def worker_settings(log_url: str, nats_url: str, ray_url: str, **more: Any) -> d
 
 
 class World:
-    """`async with World(folder, log_url, ...)`: everything is up, the worker is ready."""
+    """Inside `async with World(folder, log_url, ...)` everything runs and the worker is ready."""
 
     def __init__(
         self, folder: Path, log_url: str, *, knobs: Knobs = QUICK, start_ray: bool = True, **settings: Any
@@ -137,7 +137,7 @@ class World:
         self.client: PlanningCeremonyClient
         self.channel: grpc.aio.Channel
         self.stub: PlanningCeremonyProcessorAsyncStub
-        """Without the client's retries: what the server said is what a test sees."""
+        """The client does not retry, so that a test sees each response of the server."""
 
     # -- life
 
@@ -169,7 +169,7 @@ class World:
         await self.ray.stop()
 
     async def start_worker(self) -> None:
-        """A worker on the world's log; on Kafka and sqlite alike it finds what the last one left."""
+        """Start a worker on the world's log, which holds the records of the last worker."""
         told = worker_settings(self.log_url, self.nats.url, f"127.0.0.1:{self.ray_port}", **self._more)
         self.worker = await self._worker_stack.enter_async_context(Worker(Settings(**told)))
         address = f"127.0.0.1:{self.worker.grpc.port}"
@@ -188,14 +188,14 @@ class World:
         await self.start_worker()
 
     async def ready(self) -> None:
-        """The log, the tables and NATS; the Ray executor is asked for by tests that need it."""
+        """True when log, tables and NATS are ready. Tests that need the Ray executor wait for it themselves."""
         await until(lambda: self.ok("log", "tables", "nats"), "the worker is ready")
 
     def ok(self, *neighbours: str) -> bool:
         states = self.worker.readiness.states()
         return all(states[name] == "ok" for name in neighbours)
 
-    # -- what tests do and ask
+    # -- actions and reads of tests
 
     async def start(self, definition: str, ceremony_id: str, **more: Any) -> str:
         more.setdefault("inputs", INPUTS.get(definition, {}))
@@ -209,11 +209,11 @@ class World:
         return found
 
     async def finish(self, instance_id: str, seconds: float = PATIENCE) -> pb.PlanningCeremonyInstance:
-        """Approve what waits for people until the ceremony has ended; returns it as it ended."""
+        """Approve open gates until the ceremony has ended; return its last state."""
         return await finish(self.client, instance_id, seconds)
 
     async def messages(self, *instance_ids: str) -> list[Message]:
-        """What the stream CEREMONY holds, of these instances or of all, in its order."""
+        """Messages of the stream CEREMONY, of these instances or of all, in the stream's order."""
         return await messages(self.nats.url, *instance_ids)
 
     async def dead_letters(self, code: str) -> list[pb.DeadLetter]:
@@ -221,7 +221,7 @@ class World:
         return [letter for letter in found.dead_letters if letter.code == code]
 
     async def http(self, path: str) -> tuple[int, str]:
-        """Status and body of a GET."""
+        """Status and body of a GET request."""
         return await asyncio.to_thread(http_get, f"http://127.0.0.1:{self.worker.http.port}{path}")
 
 
@@ -235,7 +235,7 @@ NO_RETRIES = (
 async def finish(
     client: PlanningCeremonyClient, instance_id: str, seconds: float = PATIENCE
 ) -> pb.PlanningCeremonyInstance:
-    """Approve the first thing that waits for a person, again and again, until the ceremony has ended."""
+    """Approve the first open gate again and again until the ceremony has ended."""
     deadline = time.monotonic() + seconds
     while True:
         found = await client.get(instance_id)
@@ -259,7 +259,7 @@ async def finish(
 
 
 async def messages(nats_url: str, *instance_ids: str) -> list[Message]:
-    """Messages of the stream CEREMONY; of publish steps too, which are known by their key."""
+    """Messages of the stream CEREMONY, including those of publish steps, which are found by their key."""
     found = []
     for message in await stored(nats_url):
         envelope = json.loads(message.data)
@@ -284,7 +284,7 @@ def http_get(address: str) -> tuple[int, str]:
 
 
 class WorkerProcess:
-    """`ceremony serve` as a process of its own on fixed ports, to be killed and started again."""
+    """`ceremony serve` as a process on fixed ports, which can be killed and started again."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.grpc_port, self.http_port = free_port(), free_port()
@@ -321,7 +321,7 @@ class WorkerProcess:
         return self._process is not None and self._process.poll() is None
 
     def must_live(self) -> None:
-        """Fails with the last words of a worker that has ended by itself."""
+        """Raises AssertionError with the last log lines if the worker has ended by itself."""
         assert self._process is not None
         assert self._process.poll() is None, f"the worker ended by itself: {self.last_words()}"
 
@@ -344,13 +344,13 @@ class WorkerProcess:
         return None if self._process is None else self._process.poll()
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut."""
+        """Send SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def pause(self) -> None:
-        """SIGSTOP: frozen, with every connection open."""
+        """Send SIGSTOP: the process freezes with every connection open."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -361,7 +361,7 @@ class WorkerProcess:
         self._process.send_signal(number)
 
     def terminate(self, seconds: float = 30) -> int:
-        """SIGTERM; the exit code."""
+        """Send SIGTERM; return the exit code."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(seconds)

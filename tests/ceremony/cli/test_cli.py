@@ -54,7 +54,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_the_help_names_every_verb_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    """Who types `--help` finds everything."""
+    """A reader of `--help` finds everything."""
     # specification 23.1
     assert run(["--help"]) == Exit.OK
     said = " ".join(capsys.readouterr().out.split())
@@ -67,8 +67,8 @@ def test_the_help_names_every_verb_and_the_exit_codes(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("verb", ["start", "get", "list", "watch", "approve", "reject", "trigger", "demo", "dev"])
-def test_each_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A typing mistake in an option's declaration would show here."""
+def test_each_verb_has_its_own_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistake in the declaration of an option would show here."""
     assert run([verb, "--help"]) == Exit.OK
     assert f"ceremony {verb}" in capsys.readouterr().out
 
@@ -97,7 +97,7 @@ def test_the_exit_codes_are_fixed() -> None:
     ],
 )
 def test_wrong_usage_is_exit_2(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is done then, and stdout stays empty."""
+    """Nothing is done, and stdout stays empty."""
     # specification 23.1
     assert run(arguments) == Exit.USAGE
     said = capsys.readouterr()
@@ -108,7 +108,7 @@ def test_wrong_usage_is_exit_2(arguments: Sequence[str], capsys: pytest.CaptureF
 @pytest.mark.usefixtures("nobody")
 @pytest.mark.parametrize("given", ["title", "=x", "a=1"])
 def test_an_input_must_be_a_name_and_a_value_once(given: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A value that was meant otherwise must not be lost silently."""
+    """A malformed or repeated input is refused, so that no value is lost silently."""
     arguments = ["start", "d", "--ceremony-id", "c", "--story-id", "s", "--input", given, "--input", "a=2"]
     assert run(arguments) == Exit.USAGE
     assert "--input" in capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_an_input_must_be_a_name_and_a_value_once(given: str, capsys: pytest.Cap
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": '], ids=["empty", "a list", "cut off"])
 def test_a_file_of_inputs_must_hold_an_object(text: str, nobody: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Said before anything is sent."""
+    """It is refused before anything is sent."""
     (nobody / "x.json").write_text(text)
     arguments = ["start", "d", "--ceremony-id", "c", "--story-id", "s", "--inputs-file", "x.json"]
     assert run(arguments) == Exit.USAGE
@@ -130,10 +130,10 @@ def test_a_file_of_inputs_must_hold_an_object(text: str, nobody: Path, capsys: p
      ["deadletters", "list"], ["start", "d", "--ceremony-id", "c", "--story-id", "s"]],
     ids=lambda arguments: arguments[0],
 )  # fmt: skip
-def test_without_an_engine_every_verb_says_so_in_one_line(
+def test_without_an_engine_every_verb_fails_with_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit 3, what does not answer, and what to do; at once."""
+    """Exit 3 at once, with the address and the remedy."""
     # specification 23.1, 23.2
     assert run([*arguments, "--server", "127.0.0.1:1"]) == Exit.UNAVAILABLE
     said = capsys.readouterr()
@@ -142,8 +142,8 @@ def test_without_an_engine_every_verb_says_so_in_one_line(
     assert said.err.count("\n") == 1
 
 
-def test_the_server_is_what_was_given_else_the_dev_of_the_folder_else_the_default(nobody: Path) -> None:
-    """And a `dev` that has ended is named as the reason."""
+def test_the_server_is_the_given_one_else_the_dev_of_the_folder_else_the_default(nobody: Path) -> None:
+    """If that `dev` has ended, the error names it."""
     # specification 23.4
     assert server(None).address == "localhost:50057"
     (nobody / ".ceremony").mkdir()
@@ -159,7 +159,7 @@ def test_the_server_is_what_was_given_else_the_dev_of_the_folder_else_the_defaul
 
 
 def test_valid_definitions_are_exit_0(capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder is all its files."""
+    """A folder stands for all its files."""
     # specification 23.1, 23.5
     assert run(["validate", str(CEREMONIES)]) == Exit.OK
     said = capsys.readouterr()
@@ -170,7 +170,7 @@ def test_valid_definitions_are_exit_0(capsys: pytest.CaptureFixture[str]) -> Non
 def test_an_invalid_definition_is_exit_1_with_every_reason_on_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """File, line, rule, and what would be right; the valid ones beside it are still told."""
+    """Each reason has file, line, rule and remedy. Valid files beside it are still listed."""
     # specification 2.15, 23.5
     (tmp_path / "broken.yaml").write_text(BROKEN)
     (tmp_path / "good.yaml").write_text(
@@ -185,8 +185,10 @@ def test_an_invalid_definition_is_exit_1_with_every_reason_on_stderr(
 
 
 @pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
-def test_reasons_are_data_too(form: str, read: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same reasons, for programs, on stdout; stderr is empty."""
+def test_reasons_are_also_printed_as_data(
+    form: str, read: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Programs get the same reasons on stdout; stderr is empty."""
     # specification 23.3
     assert callable(read)
     (tmp_path / "broken.yaml").write_text(BROKEN)
@@ -200,8 +202,8 @@ def test_reasons_are_data_too(form: str, read: object, tmp_path: Path, capsys: p
     ][0].items()
 
 
-def test_what_is_not_there_is_no_valid_definition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A missing file, and a folder without one: a check that checked nothing must not be green."""
+def test_a_missing_file_is_not_a_valid_definition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither is a folder without one: a check of nothing must not succeed."""
     assert run(["validate", str(tmp_path / "none.yaml")]) == Exit.FAILED
     assert run(["validate", str(tmp_path)]) == Exit.FAILED
     assert capsys.readouterr().err.count("file_missing") == 2
@@ -211,7 +213,7 @@ def test_what_is_not_there_is_no_valid_definition(tmp_path: Path, capsys: pytest
     ("form", "begins"), [("text", "backlog_review · "), ("mermaid", "flowchart TD"), ("dot", "digraph")]
 )
 def test_a_definition_is_drawn_in_three_ways(form: str, begins: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only the drawing on stdout, so that it can be piped on."""
+    """Only the drawing is on stdout, so that it can be piped."""
     # specification 23.5
     assert run(["graph", str(CEREMONIES / "backlog_review.yaml"), "--format", form]) == Exit.OK
     said = capsys.readouterr().out
@@ -230,7 +232,7 @@ def test_a_warning_is_shown_and_does_not_fail(tmp_path: Path, capsys: pytest.Cap
 
 
 class RestartedEngine:
-    """A client whose stream breaks with UNAVAILABLE after each form but the last."""
+    """A client whose stream breaks with UNAVAILABLE after each version but the last."""
 
     def __init__(self, versions: Sequence[int]) -> None:
         self._versions = iter(versions)
@@ -241,14 +243,14 @@ class RestartedEngine:
             raise PlanningCeremonyError(grpc.StatusCode.UNAVAILABLE, "unavailable: it restarts")
 
 
-async def test_watching_goes_on_over_restarts_of_the_engine_and_shows_each_form_once() -> None:
+async def test_watching_survives_restarts_of_the_engine_and_shows_each_version_once() -> None:
     # specification 23.6
     client: Any = RestartedEngine([1, 1, 3])
     assert [found.version async for found in forms(client, "c:s")] == [1, 3]
 
 
 def test_an_invalid_definition_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The reasons instead."""
+    """The reasons are printed instead."""
     (tmp_path / "broken.yaml").write_text(BROKEN)
     assert run(["graph", str(tmp_path / "broken.yaml")]) == Exit.FAILED
     said = capsys.readouterr()
@@ -259,7 +261,7 @@ def test_an_invalid_definition_is_not_drawn(tmp_path: Path, capsys: pytest.Captu
 def test_wrong_settings_are_one_line_for_each_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All of them at once, by the names under which they are set."""
+    """All wrong settings are listed at once, by the names of their variables."""
     # specification 22.2
     monkeypatch.setenv("CEREMONY_PARTITIONS", "many")
     monkeypatch.setenv("READINESS_REQUIRES", "luck")
@@ -281,8 +283,10 @@ def test_wrong_settings_are_one_line_for_each_variable(
         (["--log", "redis://x"], "setting_invalid: CEREMONY_LOG: kafka://"),
     ],
 )
-def test_a_worker_that_cannot_start_says_why(options: list[str], line: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Exit 1, the reason in one line, never a traceback."""
+def test_a_worker_that_cannot_start_prints_the_reason(
+    options: list[str], line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 1 with the reason in one line, never a traceback."""
     # specification 23.2
     assert run(["serve", *options]) == Exit.FAILED
     said = capfd.readouterr().err
@@ -291,15 +295,15 @@ def test_a_worker_that_cannot_start_says_why(options: list[str], line: str, capf
 
 
 def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever types something means it."""
+    """An option on the command line is the most deliberate setting."""
     # specification 22.2
     monkeypatch.setenv("CEREMONY_LOG", "kafka://a:1")
     assert read_settings({}).log == "kafka://a:1"
     assert read_settings({"log": "kafka://b:2"}).log == "kafka://b:2"
 
 
-def test_refusals_keep_the_engines_code_and_say_nothing_of_sockets() -> None:
-    """The words of gRPC itself are for who debugs gRPC."""
+def test_refusals_keep_the_engines_code_and_hide_sockets() -> None:
+    """Messages of gRPC itself name sockets, which do not help a user."""
     assert str(refused("NOT_FOUND", "unknown_instance: there is no ceremony 'x'")) == (
         "unknown_instance: there is no ceremony 'x'"
     )
@@ -311,7 +315,7 @@ def test_refusals_keep_the_engines_code_and_say_nothing_of_sockets() -> None:
 
 
 def test_reading_a_ceremony_does_not_load_the_worker() -> None:
-    """Neither Faust nor NATS nor the core: they take longer than the answer."""
+    """Nor Faust, NATS and the tables: loading them takes longer than the answer."""
     code = (
         "import sys; from ceremony.program import run;"
         "run(['get', 'a:b', '--server', '127.0.0.1:1']);"
@@ -322,7 +326,7 @@ def test_reading_a_ceremony_does_not_load_the_worker() -> None:
 
 
 def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
-    """As in `ceremony graph … | head -1`."""
+    """For example `ceremony graph … | head -1`."""
     process = ceremony("graph", str(CEREMONIES / "backlog_review.yaml"), "--format", "dot")
     assert process.stdout is not None
     process.stdout.close()
@@ -333,8 +337,8 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
     assert said == ""
 
 
-def test_what_is_unexpected_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A bug of ours is not a person's traceback; CEREMONY_DEBUG shows it to who wants it."""
+def test_an_unexpected_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user sees no traceback of our bugs, unless CEREMONY_DEBUG is set."""
     # specification 1.9, 23.2
 
     def broken() -> object:
@@ -350,7 +354,7 @@ def test_what_is_unexpected_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 class FailingWorker:
-    """A worker of which a part has failed for good."""
+    """A worker with a part that has failed for good."""
 
     failure = RuntimeError("fenced:\nanother worker has taken over")
     halfway = False
@@ -366,16 +370,16 @@ class FailingWorker:
 
 
 def replace_worker(monkeypatch: pytest.MonkeyPatch, made: type[FailingWorker]) -> None:
-    """Let `serve` and `dev` start a `made` in place of a worker; logging stays as the tests have it."""
+    """Let `serve` and `dev` start a `made` instead of a worker, without setting up logging."""
     for module in ("worker", "dev.stack"):
         monkeypatch.setattr(f"ceremony.{module}.worker_of_process", lambda _: made())
     monkeypatch.setattr("ceremony.logs.configure", lambda *_: None)
 
 
-def test_a_worker_that_fails_for_good_is_exit_1_and_one_line(
+def test_a_worker_that_fails_for_good_ends_with_exit_1_and_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever restarts it reads why."""
+    """The line holds the reason."""
     # specification 18.10
     replace_worker(monkeypatch, FailingWorker)
     assert run(["serve"]) == Exit.FAILED
@@ -383,7 +387,7 @@ def test_a_worker_that_fails_for_good_is_exit_1_and_one_line(
 
 
 class HalfwayWorker(FailingWorker):
-    """One that gave up its own stop: a neighbour was away, and tasks of a library still wait for it."""
+    """A worker whose stop timed out: tasks of a library still wait for a neighbour that is away."""
 
     failure = None  # type: ignore[assignment]
     halfway = True
@@ -391,10 +395,10 @@ class HalfwayWorker(FailingWorker):
 
 
 @pytest.mark.parametrize("verb", ["serve", "dev"])
-def test_a_worker_that_stopped_halfway_is_left_at_once(
+def test_a_worker_that_stopped_halfway_exits_at_once(
     verb: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What still waits could only complain that it was called off; NATS of `dev` has been stopped before."""
+    """Tasks that still wait would only log their cancellation. NATS of `dev` has been stopped before."""
     left: list[tuple[int, bool]] = []
 
     def leave(code: int) -> None:
@@ -408,7 +412,7 @@ def test_a_worker_that_stopped_halfway_is_left_at_once(
 
 
 async def test_a_second_interrupt_ends_the_process_and_its_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first asks for a clean end; whoever asks again does not want to wait for a neighbour that is away."""
+    """The first one asks for a clean end; the second does not wait for a neighbour that is away."""
     # specification 23.1
     codes: list[int] = []
     monkeypatch.setattr("os._exit", codes.append)
@@ -429,8 +433,8 @@ async def test_a_second_interrupt_ends_the_process_and_its_children(monkeypatch:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_ends_cleanly_by_a_signal(number: signal.Signals, tmp_path: Path) -> None:
-    """Exit 0, also while NATS and the Ray executor were never there."""
+def test_serve_ends_cleanly_on_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    """Exit 0, even if NATS and the Ray executor were never reachable."""
     # specification 18.8, 22.5
     options = ("--log", f"sqlite://{tmp_path}/log.db", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0")
     process = ceremony("serve", *options, env={"NATS_URL": "nats://127.0.0.1:1", "RAY_EXECUTOR_URL": "127.0.0.1:1"})
@@ -460,13 +464,13 @@ def test_serve_ends_cleanly_by_a_signal(number: signal.Signals, tmp_path: Path) 
     ],
 )
 def test_outputs_are_shown_in_words(output: dict[str, object], words: str) -> None:
-    """What a person wants to know of a step at a glance; what is unknown is shown as it is."""
+    """Known outputs read as a phrase; an unknown one is shown unchanged."""
     assert in_words(json.dumps(output)) == words
 
 
 @pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
-def test_a_stdout_that_takes_nothing_is_no_internal_error(redirection: str) -> None:
-    """Closed, or on a full disk: one line at most, and the exit code says whether anything was lost."""
+def test_an_unwritable_stdout_is_no_internal_error(redirection: str) -> None:
+    """A closed stdout is silent; a full disk is one line and exit 1."""
     command = f"{shlex.join(PROGRAM)} validate -o json specs/ceremonies {redirection}"
     done = subprocess.run(
         ["sh", "-c", command], check=False, cwd=ROOT_FOLDER, capture_output=True, text=True, timeout=30
@@ -474,12 +478,12 @@ def test_a_stdout_that_takes_nothing_is_no_internal_error(redirection: str) -> N
     assert (done.returncode, done.stderr) == ((0, "") if "&" in redirection else (1, "no_space: the disk is full\n"))
 
 
-def test_an_argument_that_is_no_text_is_a_mistake_of_the_caller(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_argument_that_is_not_text_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["get", "a\udcff:b"]) == Exit.USAGE
     assert capsys.readouterr().err == "argument_not_utf8: a?:b is not UTF-8 text\n"
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "20"])
-def test_a_terminal_of_few_columns_gets_lines_that_can_be_read(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_gets_readable_lines(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     assert console().width == NARROWEST

@@ -27,7 +27,7 @@ def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_first_ceremony_is_valid_whatever_its_name(
     empty: Path, name: Sequence[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Names that YAML would take for a number or a truth value too."""
+    """This includes names that YAML reads as a number or a boolean."""
     assert run(["init", *name]) == Exit.OK
     assert run(["validate", "specs/ceremonies"]) == Exit.OK
     said = capsys.readouterr()
@@ -39,14 +39,14 @@ def test_a_first_ceremony_is_valid_whatever_its_name(
 
 
 def test_the_name_of_an_example_copies_it(empty: Path) -> None:
-    """The copy differs in the line for editors alone."""
+    """The copy differs only in the line for editors."""
     assert run(["init", "backlog_review"]) == Exit.OK
     _, _, rest = (empty / "specs/ceremonies/backlog_review.yaml").read_text("utf-8").partition("\n")
     assert rest == (CEREMONIES / "backlog_review.yaml").read_text("utf-8")
 
 
 def test_init_writes_into_the_folder_that_the_environment_names(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CEREMONIES_DIR is where an engine started here would look; the schema lies beside the definition then."""
+    """An engine started here reads CEREMONIES_DIR. The schema then lies beside the definition."""
     monkeypatch.setenv("CEREMONIES_DIR", "ours")
     assert run(["init", "mine"]) == Exit.OK
     assert sorted(file.name for file in (empty / "ours").iterdir()) == ["ceremony-definition.schema.json", "mine.yaml"]
@@ -54,7 +54,7 @@ def test_init_writes_into_the_folder_that_the_environment_names(empty: Path, mon
 
 
 def test_init_overwrites_nothing(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second one of a name is refused, and the first keeps its text."""
+    """A second file of the same name is refused, and the first keeps its text."""
     file = empty / "specs/ceremonies/mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("mine")
@@ -73,14 +73,14 @@ def test_a_name_that_no_start_could_use_is_refused(name: str, capsys: pytest.Cap
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file where the folder should be."""
+    """A file is in the place of the folder."""
     (empty / "specs").write_text("")
     assert run(["init"]) == Exit.FAILED
     assert capsys.readouterr().err.startswith("file_unwritable: ")
 
 
 def test_schema_and_version_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Both answer by themselves, without a worker or a log."""
+    """Neither needs a worker or a log."""
     assert run(["schema"]) == Exit.OK
     assert capsys.readouterr().out == schema_text()
     assert run(["--version"]) == Exit.OK

@@ -1,4 +1,4 @@
-"""The operators' verbs against a real engine: one, many, by filter; history, dead letters and doctor."""
+"""The operators' verbs against a real engine: on one ceremony, on several, by filter; history, dead letters, doctor."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevProcess]:
 
 @pytest.fixture
 def ceremony(dev: DevProcess, monkeypatch: pytest.MonkeyPatch) -> Ceremony:
-    """Runs the program against that engine and returns its exit code."""
+    """Run the program against that engine; return its exit code."""
     monkeypatch.setenv("CEREMONY_SERVER", dev.server)
     monkeypatch.setenv("CEREMONY_ACTOR", "ana")
     return lambda *arguments: run(arguments)
 
 
 def begun(ceremony: Ceremony, capsys: Said, *names: str, definition: str = "approval", story: str = "s") -> list[str]:
-    """Ceremonies whose gate is open (or that have failed, of `fails`)."""
+    """Start ceremonies, and wait until their gate is open (of `fails`: until they have failed)."""
     for name in names:
         more = ("--wait", "--input", "payload={}") if definition == "fails" else ()
         ceremony("start", definition, "--ceremony-id", name, "--story-id", story, *more)
@@ -62,7 +62,7 @@ def status(ceremony: Ceremony, capsys: Said, instance_id: str) -> str:
     return str(data(capsys)["status"])
 
 
-def test_one_is_paused_resumed_and_cancelled(ceremony: Ceremony, capsys: Said) -> None:
+def test_one_ceremony_is_paused_resumed_and_cancelled(ceremony: Ceremony, capsys: Said) -> None:
     (one,) = begun(ceremony, capsys, "one")
     assert ceremony("pause", one, "-m", "lunch") == Exit.OK
     assert capsys.readouterr().out == "pause: one:s is PAUSED in ASKED\n"
@@ -73,7 +73,7 @@ def test_one_is_paused_resumed_and_cancelled(ceremony: Ceremony, capsys: Said) -
     assert "already_ended: " in capsys.readouterr().err
 
 
-def test_several_are_done_each_and_each_refusal_is_told(ceremony: Ceremony, capsys: Said) -> None:
+def test_several_ceremonies_are_operated_on_and_each_refusal_is_shown(ceremony: Ceremony, capsys: Said) -> None:
     # specification 23.7
     ids = begun(ceremony, capsys, "several-1", "several-2")
     assert ceremony("cancel", *ids, "no:body") == Exit.FAILED
@@ -83,7 +83,7 @@ def test_several_are_done_each_and_each_refusal_is_told(ceremony: Ceremony, caps
     assert {status(ceremony, capsys, name) for name in ids} == {"CANCELLED"}
 
 
-def test_all_that_match_the_filters_and_no_others(ceremony: Ceremony, capsys: Said) -> None:
+def test_all_operates_on_the_ceremonies_that_match_and_no_others(ceremony: Ceremony, capsys: Said) -> None:
     # specification 23.7
     mine = begun(ceremony, capsys, *(f"all-{number}" for number in range(20)), story="mine")
     (other,) = begun(ceremony, capsys, "all-other", story="other")
@@ -99,8 +99,8 @@ def test_all_that_match_the_filters_and_no_others(ceremony: Ceremony, capsys: Sa
     assert capsys.readouterr().out == "cancel: 20 of 20 done\n"
 
 
-def test_nothing_is_touched_unasked(ceremony: Ceremony, capsys: Said) -> None:
-    """Where nobody can be asked --yes is wanted; filters need --all; names and --all exclude each other."""
+def test_nothing_is_changed_without_confirmation(ceremony: Ceremony, capsys: Said) -> None:
+    """Without a terminal --yes is required; filters need --all; names and --all exclude each other."""
     # specification 23.7
     (one,) = begun(ceremony, capsys, "unasked")
     for arguments in (
@@ -114,7 +114,7 @@ def test_nothing_is_touched_unasked(ceremony: Ceremony, capsys: Said) -> None:
     assert status(ceremony, capsys, one) == "WAITING_FOR_HUMAN"
 
 
-def test_a_failed_step_is_retried_by_name_or_because_it_is_the_one(ceremony: Ceremony, capsys: Said) -> None:
+def test_a_failed_step_is_retried_by_name_or_as_the_only_one(ceremony: Ceremony, capsys: Said) -> None:
     ids = begun(ceremony, capsys, "retry-1", "retry-2", definition="fails")
     capsys.readouterr()
     assert ceremony("retry", ids[0], "join", "-m", "again") == Exit.OK
@@ -137,7 +137,7 @@ def test_a_failed_step_is_retried_by_name_or_because_it_is_the_one(ceremony: Cer
 
 
 def test_an_unselected_step_is_run(ceremony: Ceremony, capsys: Said) -> None:
-    """After it the guard holds that speaks of it; a step that runs by itself is refused."""
+    """The guard on that step then holds. A step that runs automatically is refused."""
     # specification 13.10
     (one,) = begun(ceremony, capsys, "run")
     capsys.readouterr()
@@ -147,7 +147,7 @@ def test_an_unselected_step_is_run(ceremony: Ceremony, capsys: Said) -> None:
     assert ceremony("run", "--all", "--step", "nothing", "--yes") == Exit.OK
 
 
-def test_history_tells_who_did_what(ceremony: Ceremony, capsys: Said) -> None:
+def test_history_shows_actor_and_operation(ceremony: Ceremony, capsys: Said) -> None:
     (one,) = begun(ceremony, capsys, "told")
     ceremony("pause", one, "-m", "lunch")
     capsys.readouterr()
@@ -166,7 +166,7 @@ def test_history_tells_who_did_what(ceremony: Ceremony, capsys: Said) -> None:
     assert ceremony("history", "no:body") == Exit.NOT_FOUND
 
 
-def test_history_tells_who_fired_a_trigger(ceremony: Ceremony, capsys: Said) -> None:
+def test_history_shows_who_fired_a_trigger(ceremony: Ceremony, capsys: Said) -> None:
     # specification 13.11
     (one,) = begun(ceremony, capsys, "fired")
     ceremony("trigger", one, "decline", "--role", "APPROVER", "-m", "too late")
@@ -180,7 +180,7 @@ def test_history_tells_who_fired_a_trigger(ceremony: Ceremony, capsys: Said) -> 
     assert told["ceremony.completed"] == {}
 
 
-def test_doctor_of_one_shows_what_it_waits_for_and_what_to_do(ceremony: Ceremony, capsys: Said) -> None:
+def test_doctor_of_one_ceremony_shows_its_waits_and_remedies(ceremony: Ceremony, capsys: Said) -> None:
     # specification 14.14
     (one,) = begun(ceremony, capsys, "patient")
     capsys.readouterr()
@@ -192,7 +192,7 @@ def test_doctor_of_one_shows_what_it_waits_for_and_what_to_do(ceremony: Ceremony
     assert ceremony("doctor", "no:body") == Exit.NOT_FOUND
 
 
-def test_doctor_of_all_is_data_too(ceremony: Ceremony, capsys: Said) -> None:
+def test_doctor_of_all_is_also_printed_as_data(ceremony: Ceremony, capsys: Said) -> None:
     # specification 23.3
     (one,) = begun(ceremony, capsys, "for-the-doctor")
     ceremony("pause", one, "-m", "lunch")
@@ -206,8 +206,8 @@ def test_doctor_of_all_is_data_too(ceremony: Ceremony, capsys: Said) -> None:
     assert "nothing is stuck" in said and "paused by ana: lunch" in said and f"ceremony resume {one}" in said
 
 
-def test_doctor_fails_where_something_stands_still(capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report says what, where and what to do; a stuck ceremony is told in full."""
+def test_doctor_fails_when_something_is_stuck(capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report names problem, place and remedy, and shows a stuck ceremony in full."""
     # specification 12.11, 23.8
     found = pb.DiagnoseResponse(
         findings=[
@@ -266,7 +266,7 @@ def test_an_origin_may_have_slashes_in_its_topic() -> None:
 def test_a_dead_letter_is_shown_and_sent_back_by_the_command_line(
     ceremony: Ceremony, capsys: Said, dev: DevProcess
 ) -> None:
-    """A message that is no envelope: it is still wrong when it is sent back, and says so."""
+    """A message without an envelope becomes a new dead letter when it is sent back."""
     origin = malformed(ceremony, capsys, dev)
     assert ceremony("deadletters", "show", origin) == Exit.OK
     said = capsys.readouterr().out
@@ -287,7 +287,7 @@ def test_a_dead_letter_is_shown_and_sent_back_by_the_command_line(
 
 
 def malformed(ceremony: Ceremony, capsys: Said, dev: DevProcess) -> str:
-    """Have an agent's response set aside; returns its origin."""
+    """Publish a malformed response of an agent; return the origin of its dead letter."""
     publish(str(dev.running["nats"]), "agent.response.completed", b'{"nonsense": ')
     for _ in range(200):
         capsys.readouterr()
@@ -298,7 +298,7 @@ def malformed(ceremony: Ceremony, capsys: Said, dev: DevProcess) -> str:
 
 
 def publish(url: str, subject: str, body: bytes) -> None:
-    """Into the stream that takes the subject, acknowledged."""
+    """Publish to JetStream and wait for the acknowledgement."""
     import asyncio  # noqa: PLC0415 - the only test here that speaks NATS
 
     import nats  # noqa: PLC0415 - as above

@@ -1,4 +1,4 @@
-"""The verbs that speak to an engine, against a real one: `ceremony dev` in a folder of its own."""
+"""The verbs that call an engine, against a real one: `ceremony dev` in a folder of its own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevProcess]:
 
 @pytest.fixture
 def ceremony(dev: DevProcess, monkeypatch: pytest.MonkeyPatch) -> Ceremony:
-    """Runs the program against that engine and returns its exit code."""
+    """Run the program against that engine; return its exit code."""
     monkeypatch.setenv("CEREMONY_SERVER", dev.server)
     return lambda *arguments: run(arguments)
 
@@ -63,12 +63,12 @@ Said = pytest.CaptureFixture[str]
 
 
 def data(said: Said) -> Any:
-    """What was printed, as JSON."""
+    """The printed text, parsed as JSON."""
     return json.loads(said.readouterr().out)
 
 
-def test_from_start_to_end_by_the_command_line(ceremony: Ceremony, capsys: Said) -> None:
-    """Start, look, approve the one gate that is open, follow to the end, and read all of it as data."""
+def test_a_ceremony_runs_from_start_to_end_by_the_command_line(ceremony: Ceremony, capsys: Said) -> None:
+    """Start it, look at it, approve its only open gate, follow it to its end, and read it as data."""
     # specification 23.3
     assert ceremony("start", "approval", "--ceremony-id", "all", "--story-id", "s") == Exit.OK
     assert capsys.readouterr().out == "started all:s\n"
@@ -87,8 +87,8 @@ def test_from_start_to_end_by_the_command_line(ceremony: Ceremony, capsys: Said)
     assert (output["approved"], output["decided_by"], output["comment"]) == (True, "ana", "good")
 
 
-def test_a_start_may_be_waited_for(ceremony: Ceremony, capsys: Said) -> None:
-    """One line of JSON for each change; the last one is the end."""
+def test_start_can_wait_for_the_end(ceremony: Ceremony, capsys: Said) -> None:
+    """It prints one line of JSON for each change; the last one is the end."""
     # specification 23.6
     arguments = ("--ceremony-id", "wait", "--story-id", "s", "--input", 'payload={"a": 1}', "--wait", "-o", "json")
     assert ceremony("start", "merge_chain", *arguments) == Exit.OK
@@ -98,8 +98,8 @@ def test_a_start_may_be_waited_for(ceremony: Ceremony, capsys: Said) -> None:
     assert [line["version"] for line in lines] == sorted({line["version"] for line in lines})
 
 
-def test_inputs_come_from_a_file_too_and_options_win(ceremony: Ceremony, capsys: Said, tmp_path: Path) -> None:
-    """Values that are no strings keep their types."""
+def test_inputs_can_come_from_a_file_and_options_win(ceremony: Ceremony, capsys: Said, tmp_path: Path) -> None:
+    """Values other than strings keep their types."""
     file = tmp_path / "inputs.json"
     file.write_text(json.dumps({"payload": {"n": 5, "list": [1, None]}}))
     start = ("start", "merge_chain", "--story-id", "s", "--inputs-file", str(file), "--wait", "-o", "json")
@@ -112,7 +112,7 @@ def test_inputs_come_from_a_file_too_and_options_win(ceremony: Ceremony, capsys:
 
 
 def test_a_rejection_is_followed_to_its_end(ceremony: Ceremony, capsys: Said) -> None:
-    """`on_failure` of the gate leads to the end that the definition names."""
+    """`on_failure` of the gate decides the end."""
     ceremony("start", "approval", "--ceremony-id", "no", "--story-id", "s")
     assert ceremony("reject", "no:s", "ask", "--actor", "ana", "--role", "APPROVER", "-o", "json") == Exit.OK
     capsys.readouterr()
@@ -121,8 +121,8 @@ def test_a_rejection_is_followed_to_its_end(ceremony: Ceremony, capsys: Said) ->
     assert (found["current_state"], found["steps"]["ask"]["output"]["approved"]) == ("DECLINED", False)
 
 
-def test_a_ceremony_that_failed_is_exit_1(ceremony: Ceremony, capsys: Said) -> None:
-    """Scripts need not read the output to know."""
+def test_watching_a_ceremony_that_fails_ends_with_exit_1(ceremony: Ceremony, capsys: Said) -> None:
+    """Scripts need not parse the output."""
     # specification 23.6
     arguments = ("--ceremony-id", "bad", "--story-id", "s", "--input", "payload={}", "--wait")
     assert ceremony("start", "fails", *arguments) == Exit.FAILED
@@ -146,7 +146,7 @@ def test_a_ceremony_that_failed_is_exit_1(ceremony: Ceremony, capsys: Said) -> N
 def test_a_refusal_is_its_code_and_its_reason_on_stderr(
     arguments: tuple[str, ...], exit_code: Exit, code: str, ceremony: Ceremony, capsys: Said
 ) -> None:
-    """One line, nothing on stdout."""
+    """It is one line, and stdout is empty."""
     # specification 23.1, 23.2
     assert ceremony(*arguments) == exit_code
     said = capsys.readouterr()
@@ -155,8 +155,8 @@ def test_a_refusal_is_its_code_and_its_reason_on_stderr(
     assert said.err.count("\n") == 1
 
 
-def test_what_cannot_be_decided_says_why(ceremony: Ceremony, capsys: Said) -> None:
-    """No gate open, an unknown gate, a role that may not, a trigger that does not leave the state."""
+def test_an_impossible_decision_is_refused_with_its_reason(ceremony: Ceremony, capsys: Said) -> None:
+    """No gate is open, the gate is unknown, the role is not allowed, or the trigger does not leave the state."""
     ceremony("start", "merge_chain", "--ceremony-id", "none", "--story-id", "s", "--input", "payload={}", "--wait")
     capsys.readouterr()
     assert ceremony("approve", "none:s") == Exit.FAILED
@@ -178,8 +178,8 @@ def test_a_trigger_moves_a_ceremony(ceremony: Ceremony, capsys: Said) -> None:
     assert "decline: moved:s is COMPLETED in DECLINED" in capsys.readouterr().out
 
 
-def test_of_several_open_gates_one_must_be_named(ceremony: Ceremony, capsys: Said) -> None:
-    """Two human guards wait in one state: both are named to choose from."""
+def test_one_of_several_open_gates_must_be_named(ceremony: Ceremony, capsys: Said) -> None:
+    """Two human guards wait in one state; the error names both."""
     inputs = ("--input", "title=t", "--input", 'score={"value": 0.1}')
     ceremony("start", "planning", "--ceremony-id", "two", "--story-id", "s", *inputs)
     waiting: dict[str, Any] = {}
@@ -194,7 +194,7 @@ def test_of_several_open_gates_one_must_be_named(ceremony: Ceremony, capsys: Sai
 
 
 def test_lists_are_filtered_and_paged(ceremony: Ceremony, capsys: Said) -> None:
-    """By story, state, definition and status; the total tells of the rest."""
+    """They are filtered by story, state, definition and status; the total shows how many more there are."""
     for number in range(3):
         ceremony("start", "approval", "--ceremony-id", f"l{number}", "--story-id", "listed")
     capsys.readouterr()
@@ -221,14 +221,14 @@ def test_lists_are_filtered_and_paged(ceremony: Ceremony, capsys: Said) -> None:
     assert "1 to 2 of 3" in said.err
 
 
-def test_an_empty_list_is_no_error(ceremony: Ceremony, capsys: Said) -> None:
-    """Nothing on stdout for a pipe, a word on stderr for a person."""
+def test_an_empty_list_is_not_an_error(ceremony: Ceremony, capsys: Said) -> None:
+    """Stdout is empty for a pipe, and a line on stderr informs people."""
     assert ceremony("list", "--story", "never") == Exit.OK
     assert capsys.readouterr() == ("", "no ceremonies\n")
 
 
 def test_definitions_and_dead_letters_are_listed(ceremony: Ceremony, capsys: Said) -> None:
-    """As tables and as data."""
+    """Both are printed as tables and as data."""
     assert ceremony("definitions") == Exit.OK
     assert "backlog_review" in capsys.readouterr().out
     assert ceremony("definitions", "-o", "json") == Exit.OK
@@ -243,15 +243,15 @@ def test_definitions_and_dead_letters_are_listed(ceremony: Ceremony, capsys: Sai
 
 
 def test_a_dead_letter_is_shown_with_its_origin(capsys: Said) -> None:
-    """The message as the front sends it, without waiting for something to go wrong."""
+    """The response of the engine is made here, without a real dead letter."""
     letter = pb.DeadLetter(origin="AGENT_RESPONSES", offset=7, code="undecodable", message="no JSON", size=3, key="a.b")
     console().print(views.dead_letters_view([letter]))
     assert "AGENT_RESPONSES/0/7" in capsys.readouterr().out
     assert views.dead_letter_data(letter)["code"] == "undecodable"
 
 
-def test_nothing_an_engine_sends_can_command_a_terminal(capsys: Said) -> None:
-    """Escape sequences in ids and errors are shown as what they are not."""
+def test_text_from_an_engine_cannot_control_the_terminal(capsys: Said) -> None:
+    """Escape sequences in ids and errors are replaced."""
     # specification 23.11
     evil = pb.PlanningCeremonyInstance(
         instance_id="a:b\x1b[2J",
@@ -270,8 +270,8 @@ def test_nothing_an_engine_sends_can_command_a_terminal(capsys: Said) -> None:
     assert clean("a\x00b\nc") == "a�b\nc"
 
 
-def test_changes_are_told_once() -> None:
-    """A step that did not change is not told again; a new attempt is."""
+def test_each_change_is_printed_once() -> None:
+    """An unchanged step is not printed again; a new attempt is."""
     lines = ChangeLines()
     first = pb.PlanningCeremonyInstance(
         current_state="A", status="RUNNING", step_status={"s": "IN_PROGRESS", "t": "PENDING"}
@@ -286,7 +286,7 @@ def test_changes_are_told_once() -> None:
     assert list(lines.changes(again)) == ["step s IN_PROGRESS, attempt 2: timeout: too late"]
 
 
-def test_times_are_local_and_odd_ones_are_left() -> None:
-    """What is no time is shown as it came."""
+def test_times_are_local_and_other_texts_unchanged() -> None:
+    """A text that is not a time stays unchanged."""
     assert local("2026-11-25T01:30:00.000Z")[4] == "-"
     assert local("soon") == "soon"

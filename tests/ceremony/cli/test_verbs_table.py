@@ -1,4 +1,4 @@
-"""The table of verbs: it loads little, and says of each verb what the verb says of itself."""
+"""The table of verbs: it loads little, and its help texts equal those of the verbs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OURS = ("bridge", "streams", "steps", "tables", "ceremony.worker", "ceremony.bui
 
 
 def loaded_by(code: str, **environment: str) -> list[str]:
-    """The modules of HEAVY and OURS, and modules of verbs, that a process has imported after running `code`."""
+    """Modules of HEAVY, of OURS and of verbs that a process has imported after running `code`."""
     script = (
         "import sys\n"
         f"try:\n    {code}\nexcept SystemExit:\n    pass\n"
@@ -46,7 +46,7 @@ def loaded_by(code: str, **environment: str) -> list[str]:
 
 
 def test_help_loads_no_verb_and_nothing_heavy() -> None:
-    """Fails when a heavy import gets into the modules that every call loads."""
+    """This fails when a module that every call loads gets a heavy import."""
     assert loaded_by("from ceremony.program import run; run(['--help'])") == []
 
 
@@ -57,7 +57,7 @@ def test_completion_loads_no_verb_and_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("verb", ["serve", "dev", "demo", "republish", "validate", "graph"])
 def test_help_of_a_verb_loads_no_engine(verb: str) -> None:
-    """Only a verb that runs loads the libraries behind it; pydantic is loaded by typer, for the options."""
+    """Only a verb that runs loads its libraries. pydantic does not count: typer loads it for the options."""
     found = loaded_by(f"from ceremony.program import run; run(['{verb}', '--help'])")
     assert set(found) & {"aiokafka", "faust", "grpc", "nats", "ceremony.worker", "tables"} == set()
 

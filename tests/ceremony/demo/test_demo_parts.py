@@ -1,4 +1,4 @@
-"""The parts of the demo by themselves: what it starts, what it counts, and that its verdict can be no."""
+"""The parts of the demo one by one: its starts, its counts, and verdicts of failure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def seen(subject: str, sequence: int, *, instance: str = ONE, key: str | None = 
 
 
 def whole_run() -> list[Seen]:
-    """One ceremony from its start to its end."""
+    """Messages of one ceremony from its start to its end."""
     return [
         seen("ceremony.started", 1),
         seen("ceremony.step.executed", 2),
@@ -70,7 +70,7 @@ def report(messages: Iterable[Seen], **changed: Any) -> DemoReport:
 
 
 def test_half_of_a_mix_is_the_backlog_review() -> None:
-    """And the rest is spread evenly; every id is its own."""
+    """The other half is spread evenly, and every id is unique."""
     starts = plan(80, definitions(), RUN)
     names = Counter(start.definition for start in starts)
     assert names.pop("backlog_review") == 40
@@ -79,15 +79,15 @@ def test_half_of_a_mix_is_the_backlog_review() -> None:
     assert len({start.instance_id for start in starts}) == 80
 
 
-def test_definitions_that_are_named_share_alike() -> None:
-    """Without the backlog review nothing is preferred."""
+def test_named_definitions_get_equal_shares() -> None:
+    """Without the backlog review no definition is preferred."""
     wanted = [one for one in definitions() if one.name in ("approval", "planning")]
     names = Counter(start.definition for start in plan(10, wanted, RUN))
     assert names == {"approval": 5, "planning": 5}
 
 
 def test_every_required_input_is_given(tmp_path: Path) -> None:
-    """Also for a definition that nobody foresaw: then it is a text."""
+    """An input of an unknown definition is a text."""
     for definition in definitions():
         own = {"story_id", "ceremony_id"}
         assert set(definition.required_inputs) - own <= inputs_for(definition, 3).keys()
@@ -99,7 +99,7 @@ def test_every_required_input_is_given(tmp_path: Path) -> None:
 
 
 def test_a_whole_run_adds_up() -> None:
-    """Steps, events and the time from the start to the end, as the stream has them."""
+    """The report has the steps, the events and the time from start to end, as in the stream."""
     found = report(whole_run())
     assert found.ok
     row = found.definitions["review"]
@@ -108,8 +108,8 @@ def test_a_whole_run_adds_up() -> None:
     assert found.tally.waiting == {}
 
 
-def test_messages_of_others_are_not_counted() -> None:
-    """A folder that was used before holds other runs."""
+def test_messages_of_other_runs_are_not_counted() -> None:
+    """A used folder holds messages of earlier runs."""
     found = report([*whole_run(), seen("ceremony.completed", 7, instance="demo-0-00001:story-1")])
     assert found.ok
     assert (found.tally.foreign, found.tally.events["ceremony.completed"]) == (1, 1)
@@ -127,29 +127,29 @@ def test_messages_of_others_are_not_counted() -> None:
     ],
     ids=["ended twice", "ended otherwise too", "an id twice", "missing", "refused", "a complaint"],
 )
-def test_whatever_does_not_add_up_is_found(messages: list[Seen], changed: dict[str, Any], where: str) -> None:
-    """The verdict is no, and the report says where."""
+def test_each_discrepancy_is_found(messages: list[Seen], changed: dict[str, Any], where: str) -> None:
+    """The run failed, and the report names the place."""
     found = report(messages, **changed)
     assert not found.ok
     assert found.data()["ok"] is False
     assert found.data()[where]
 
 
-def test_fewer_starts_than_asked_for_is_no_success() -> None:
-    """Also where none was refused: the engine ended before they were made."""
+def test_fewer_starts_than_requested_are_a_failure() -> None:
+    """This is so even if none was refused, because the engine ended before they were made."""
     assert not report(whole_run(), count=2).ok
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.99, 99), (1.0, 100)])
 def test_percentiles_are_nearest_ranks(share: float, expected: float) -> None:
-    """A figure that was really measured, and None where nothing was."""
+    """Each is a measured value, or None without values."""
     assert percentile(range(1, 101), share) == expected
     assert percentile([7.0], share) == 7.0
     assert percentile([], share) is None
 
 
-def test_a_folder_is_held_until_it_is_let_go(tmp_path: Path) -> None:
-    """By the system's own lock, which no crash leaves behind."""
+def test_a_folder_is_locked_until_it_is_released(tmp_path: Path) -> None:
+    """It is a lock of the system, which no crash leaves behind."""
     with locked(tmp_path / "a"), pytest.raises(DevError, match="folder_in_use"), locked(tmp_path / "a"):
         pass
     with locked(tmp_path / "a"):
@@ -159,8 +159,8 @@ def test_a_folder_is_held_until_it_is_let_go(tmp_path: Path) -> None:
         pass
 
 
-def test_a_broken_dev_file_is_no_file(tmp_path: Path) -> None:
-    """It only tells which ports were used last."""
+def test_a_broken_dev_file_counts_as_missing(tmp_path: Path) -> None:
+    """It only holds the ports of the last run."""
     assert read_file(tmp_path) == {}
     for text in ("", "[]", "{"):
         (tmp_path / "dev.json").write_text(text)

@@ -44,13 +44,13 @@ FAILED_SUBJECT = "agent.response.failed"
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """A nats-server of this module's own: the stream AGENT_RESPONSES is everybody's otherwise."""
+    """A nats-server for this module alone: other tests use the stream AGENT_RESPONSES too."""
     with running(NatsServer(tmp_path_factory.mktemp("ray-nats"))) as server:
         yield server
 
 
 class Answers:
-    """What came on `agent.response.>`, by a plain subscription."""
+    """Messages received on `agent.response.>` by a plain subscription."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, dict[str, Any], bytes]] = []
@@ -112,7 +112,7 @@ def extraction() -> RayTask:
 
 
 async def test_a_review_is_answered_once_per_agent_in_the_full_envelope(broker: NatsServer) -> None:
-    """One message per agent; a random correlation id each, one idempotency key for all, metadata as it was sent."""
+    """Each agent sends one message with a random correlation id, a shared idempotency key and the metadata."""
     async with simulation(broker) as (ray, answers), RayExecutorClient(ray.url) as client:
         answer = await client.execute(review())
         assert (answer.status, bool(answer.deliberation_id)) == ("submitted", True)
@@ -137,8 +137,8 @@ async def test_a_review_is_answered_once_per_agent_in_the_full_envelope(broker: 
         assert 10 <= payload["duration_ms"] < 5_000
 
 
-async def test_a_proposal_holds_words_but_no_run_of_the_prompt(broker: NatsServer) -> None:
-    """Else every publish step behind a deliberation would be refused for holding a raw prompt."""
+async def test_a_proposal_holds_words_but_no_phrase_of_the_prompt(broker: NatsServer) -> None:
+    """Otherwise each publish step after a deliberation would be refused for a raw prompt."""
     async with simulation(broker) as (ray, answers), RayExecutorClient(ray.url) as client:
         await client.execute(review(count=20))
         messages = await answers.wait(20)
@@ -150,7 +150,7 @@ async def test_a_proposal_holds_words_but_no_run_of_the_prompt(broker: NatsServe
 
 
 async def test_an_extraction_has_one_answer_with_tasks(broker: NatsServer) -> None:
-    """The payload is the contract's, and the tasks point at deliberations that the prompt quotes."""
+    """The payload is that of the specification, and the tasks refer to deliberations that the prompt quotes."""
     async with simulation(broker) as (ray, answers), RayExecutorClient(ray.url) as client:
         await client.execute(extraction())
         ((subject, envelope, _),) = await answers.wait(1)
@@ -167,7 +167,7 @@ async def test_an_extraction_has_one_answer_with_tasks(broker: NatsServer) -> No
 
 
 async def test_other_deliberations_answer_on_the_plain_subject(broker: NatsServer) -> None:
-    """Any task id will do there, and the plan id comes back."""
+    """Any task id is accepted there, and the plan id is returned."""
     async with simulation(broker) as (ray, answers), RayExecutorClient(ray.url) as client:
         await client.execute(review(task_id="free", backlog_review=False, plan_id="p9", agents=review().agents[:1]))
         ((subject, envelope, _),) = await answers.wait(1)
@@ -187,16 +187,18 @@ async def test_other_deliberations_answer_on_the_plain_subject(broker: NatsServe
         {"agents": [RayAgent("a", "DEV", "m"), RayAgent("a", "DEV", "m")]},
     ],
 )
-async def test_what_the_real_one_refuses_is_refused(broker: NatsServer, changes: dict[str, Any]) -> None:
-    """OK with `failed`, and nothing runs."""
+async def test_it_refuses_the_requests_that_the_real_executor_refuses(
+    broker: NatsServer, changes: dict[str, Any]
+) -> None:
+    """The response is OK with `failed`, and nothing runs."""
     async with simulation(broker) as (ray, _), RayExecutorClient(ray.url) as client:
         answer = await client.execute(review(**changes))
     assert (answer.status, answer.code) == ("failed", "ray_refused")
     assert ray.book.total == 0
 
 
-async def test_a_task_that_was_accepted_never_runs_twice(broker: NatsServer) -> None:
-    """While it runs and after its end, the same task id gets the same answer."""
+async def test_an_accepted_task_never_runs_twice(broker: NatsServer) -> None:
+    """The same task id gets the same answer while it runs and after its end."""
     async with simulation(broker) as (ray, answers), RayExecutorClient(ray.url) as client:
         first = await client.execute(review())
         second = await client.execute(review())
@@ -208,8 +210,8 @@ async def test_a_task_that_was_accepted_never_runs_twice(broker: NatsServer) -> 
     assert ray.book.total == 1
 
 
-async def test_the_rates_are_what_the_knobs_say_and_the_same_seed_repeats_them(broker: NatsServer) -> None:
-    """600 answers: failed, silent and doubled ones in the shares asked for; refused tasks too; twice the same."""
+async def test_the_rates_follow_the_knobs_and_a_seed_repeats_them(broker: NatsServer) -> None:
+    """Of 600 answers the configured shares fail, stay silent or come twice, and a second run is equal."""
     knobs = Knobs(0.01, 0.01, failure_rate=0.2, rejection_rate=0.1, duplicate_rate=0.3, silence_rate=0.1, seed=7)
     outcomes = []
     for _ in range(2):
@@ -233,7 +235,7 @@ async def test_the_rates_are_what_the_knobs_say_and_the_same_seed_repeats_them(b
 
 
 async def test_a_second_copy_is_the_same_message(broker: NatsServer) -> None:
-    """Byte for byte, as a redelivery would be."""
+    """It is equal byte by byte, as a redelivery is."""
     async with (
         simulation(broker, Knobs(0.01, 0, duplicate_rate=1)) as (ray, answers),
         RayExecutorClient(ray.url) as client,
@@ -244,7 +246,7 @@ async def test_a_second_copy_is_the_same_message(broker: NatsServer) -> None:
 
 
 async def test_failures_carry_their_reason_and_the_metadata_to_route_by(broker: NatsServer) -> None:
-    """`agent.response.failed` for every agent, extraction included."""
+    """Every agent, also of an extraction, sends `agent.response.failed`."""
     async with (
         simulation(broker, Knobs(0.01, 0, failure_rate=1)) as (ray, answers),
         RayExecutorClient(ray.url) as client,
@@ -262,7 +264,7 @@ async def test_failures_carry_their_reason_and_the_metadata_to_route_by(broker: 
 
 
 async def test_held_back_answers_are_overtaken(broker: NatsServer) -> None:
-    """Without the knob a steady executor answers in the order of its tasks; with it, it does not."""
+    """Without the knob, answers come in the order of the tasks; with it, they do not."""
     orders = []
     for rate in (0.0, 0.5):
         async with (
@@ -309,7 +311,7 @@ async def test_it_reports_deliberations_jobs_and_counts(broker: NatsServer) -> N
 
 
 async def test_silence_ends_as_a_failed_deliberation(broker: NatsServer) -> None:
-    """Nothing comes on NATS, and the executor itself knows it."""
+    """Nothing comes on NATS, and the executor reports the failure."""
     async with (
         simulation(broker, Knobs(0.01, 0, silence_rate=1)) as (ray, answers),
         grpc.aio.insecure_channel(ray.url) as channel,
@@ -328,7 +330,7 @@ async def test_silence_ends_as_a_failed_deliberation(broker: NatsServer) -> None
 
 
 async def test_memory_is_bounded(broker: NatsServer) -> None:
-    """No more jobs at a time than it may run (the next is unreachable for now), no more ended ones than it may keep."""
+    """It runs a limited number of jobs (the next is refused for now), and keeps a limited number of ended ones."""
     async with (
         simulation(broker, Knobs(1.5, 0), running_jobs=5, kept_jobs=3) as (ray, answers),
         RayExecutorClient(ray.url) as client,
@@ -345,7 +347,7 @@ async def test_memory_is_bounded(broker: NatsServer) -> None:
 
 
 class Large:
-    """A letter that a few of fill the buffer which nats-py keeps while its server is away."""
+    """A letter so large that a few of them fill the buffer that nats-py keeps while its server is away."""
 
     def __init__(self) -> None:
         self.done = asyncio.Event()
@@ -360,7 +362,7 @@ class Large:
 async def test_more_answers_than_the_client_can_buffer_wait_for_nats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each publish that nats-py's full buffer refuses would take one of its few places for good."""
+    """Each publish that nats-py's full buffer refuses would use up one of its pending publishes for ever."""
     monkeypatch.setattr(outbox_module, "ACK_SECONDS", 0.5)
     server = NatsServer(tmp_path / "nats")
     await asyncio.to_thread(server.start)
@@ -388,7 +390,7 @@ async def test_more_answers_than_the_client_can_buffer_wait_for_nats(
 
 
 async def test_answers_survive_a_nats_that_is_killed(tmp_path: Path) -> None:
-    """What is due while NATS is down comes when it is back, into the stream, nothing lost."""
+    """Answers that are due while NATS is down reach the stream when it is back."""
     server = NatsServer(tmp_path)
     await asyncio.to_thread(server.start)
     try:
@@ -415,7 +417,7 @@ async def test_answers_survive_a_nats_that_is_killed(tmp_path: Path) -> None:
 
 
 async def drain(subscription: Any) -> list[dict[str, Any]]:
-    """All payloads that a durable has still to give."""
+    """All payloads that are left for a durable consumer."""
     payloads = []
     while (await subscription.consumer_info()).num_pending:
         for message in await subscription.fetch(200, timeout=5):
@@ -426,7 +428,7 @@ async def drain(subscription: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.uncounted
 async def test_thousands_of_answers_per_second(broker: NatsServer) -> None:
-    """6,000 answers that fall due together are all out, acknowledged by JetStream, within a few seconds."""
+    """JetStream acknowledges 6,000 answers that are due at once within a few seconds."""
     async with simulation(broker, Knobs(1.5, 0)) as (ray, answers), RayExecutorClient(ray.url) as client:
         await asyncio.gather(*(client.execute(review(number, count=20)) for number in range(300)))
         started = time.monotonic()
@@ -437,8 +439,8 @@ async def test_thousands_of_answers_per_second(broker: NatsServer) -> None:
         assert time.monotonic() - started < 15
 
 
-async def test_it_says_why_it_cannot_start(broker: NatsServer) -> None:
-    """An address in use has a stable code, and nothing is left running."""
+async def test_a_failed_start_has_a_stable_code(broker: NatsServer) -> None:
+    """The address is in use; nothing is left running."""
     async with simulation(broker) as (ray, _):
         second = RaySimulation(grpc_address=ray.url, nats_url=broker.url, clock=HostClock())
         with pytest.raises(SimulationError) as raised:
@@ -446,8 +448,8 @@ async def test_it_says_why_it_cannot_start(broker: NatsServer) -> None:
     assert raised.value.code == "grpc_address_unusable"
 
 
-async def test_a_call_hangs_while_its_task_is_accepted(broker: NatsServer) -> None:
-    """The caller's deadline ends it; the answers come all the same, and asking again shows that it is known."""
+async def test_a_call_can_hang_although_its_task_is_accepted(broker: NatsServer) -> None:
+    """The caller's deadline ends the call. The answers still come, and a second call finds the task."""
     async with simulation(broker, Knobs(0.01, 0, hang_rate=1)) as (ray, answers):
         async with RayExecutorClient(ray.url, call_timeout_seconds=0.5) as client:
             with pytest.raises(Unreachable):
@@ -458,7 +460,7 @@ async def test_a_call_hangs_while_its_task_is_accepted(broker: NatsServer) -> No
 
 
 async def test_late_answers_come_after_all_others(broker: NatsServer) -> None:
-    """Once each, by as much later as the knob says."""
+    """Each comes once, later by the configured time."""
     knobs = Knobs(0.01, 0, late_rate=0.3, late_seconds=1.5, duplicate_rate=1)
     async with simulation(broker, knobs) as (ray, answers):
         async with RayExecutorClient(ray.url) as client:
@@ -474,7 +476,7 @@ async def test_late_answers_come_after_all_others(broker: NatsServer) -> None:
 
 
 async def test_oversize_proposals_are_larger_than_a_row(broker: NatsServer) -> None:
-    """And still a message that NATS takes."""
+    """NATS still accepts them."""
     async with simulation(broker, Knobs(0.01, 0, oversize_rate=1)) as (ray, answers):
         async with RayExecutorClient(ray.url) as client:
             await client.execute(review())
@@ -486,13 +488,13 @@ async def test_oversize_proposals_are_larger_than_a_row(broker: NatsServer) -> N
     "wrong", [{"failure_rate": 1.5}, {"silence_rate": -0.1}, {"latency": -1}, {"jitter": float("nan")}]
 )
 def test_a_knob_out_of_range_is_refused(wrong: dict[str, float]) -> None:
-    """The message names the knob and what is wanted."""
+    """The message names the knob and its range."""
     with pytest.raises(KnobError, match=next(iter(wrong))):
         Knobs(**wrong)  # type: ignore[arg-type]
 
 
 async def test_it_runs_as_a_process_and_ends_on_sigterm(broker: NatsServer) -> None:
-    """One line when ready, then it serves; SIGTERM ends it with 0."""
+    """It prints one line when ready and serves; SIGTERM ends it with 0."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "ceremony.dev.ray_simulation", "--grpc", "127.0.0.1:0", "--nats", broker.url,
         "--latency", "0.01", "--seed", "3", stdout=asyncio.subprocess.PIPE,

@@ -15,28 +15,28 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+# Rules that no test cites, each with the reason.
 UNTESTED: Mapping[str, str] = {}
-"""Rules that no test cites, each with the reason."""
 
 SPECIFICATION, DESIGN = "docs/specification.md", "docs/design.md"
 SUFFIXES = frozenset({".py", ".md", ".yaml", ".yml", ".json", ".proto", ".toml", ".cfg", ".sh"})
+# Files of this folder are read whatever their suffix.
 SHELL_SCRIPTS = "scripts"
-"""Files of this folder are read whatever their suffix."""
 TESTS = "tests"
 SKIPPED_FOLDERS = frozenset({"__pycache__", "build", "dist", "node_modules"})
+# Copies of former releases keep the references of their time.
 ARCHIVES = ("tests/releases/",)
-"""Copies of former releases keep the references of their time."""
 CITING = re.compile(r"\b(?P<document>specification|design) (?P<numbers>\d+(?:\.\d+)?(?:, \d+(?:\.\d+)?)*)")
+# How the specification cites its own rules.
 WITHIN = re.compile(r"\brules? (\d+\.\d+(?:(?:, | and | to )\d+\.\d+)*)")
-"""How the specification cites its own rules."""
 FORMER = re.compile(r"§|\b(?:Specification|Design) \d|\bcontract\.md\b")
 RULE = re.compile(r"^\*\*(\d+)\.(\d+)\*\* ")
 SECTION = re.compile(r"^## (\d+)\. ")
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\[\]]*\]\(([^()\s]+)(?:\s+\"[^\"]*\")?\)")
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*:|//")
+# A code span that may be a path: no placeholder, no wildcard, no white space, not hidden.
 PATH = re.compile(r"[\w-][\w.-]*(?:/[\w.-]+)*/?")
-"""A code span that may be a path: no placeholder, no wildcard, no white space, not hidden."""
 FILE_NAME = re.compile(r"[\w.-]+\.(?:py|md|svg|proto)")
 
 

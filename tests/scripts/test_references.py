@@ -22,8 +22,8 @@ SPECIFICATION = """# Specification
 **2.1** A thing `specs/one.yaml` stays.
 """
 DESIGN = "# Design\n\n## 1. Idea\n\nSee [rule one](specification.md#1-terms) and `tables/one.py`.\n\n## 2. More\n"
+# Apart from the numbers, so that the check does not take this file's examples for references.
 CITING = "specification"
-"""Apart from the numbers, so that the check does not take this file's examples for references."""
 
 
 @pytest.fixture

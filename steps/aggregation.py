@@ -58,7 +58,7 @@ class Aggregation(Kind):
         return {"aggregation_type": config.aggregation_type, "sources": config.sources, "values": values}
 
     def at_once(self, body: Any) -> AtOnce | None:
-        return _settled(body["aggregation_type"], body["sources"], body["values"])
+        return _result(body["aggregation_type"], body["sources"], body["values"])
 
     def completed(self, context: StepContext, output: Any) -> Verdict:
         return Completed(output)
@@ -204,10 +204,10 @@ def agent(ports: AgentPorts) -> AgentFunction:
 
 
 def _answer(body: AggregationBody) -> Outcome:
-    return outcome_of(_settled(body.aggregation_type, body.sources, body.values))
+    return outcome_of(_result(body.aggregation_type, body.sources, body.values))
 
 
-def _settled(aggregation_type: str, sources: Any, values: Mapping[str, Any]) -> AtOnce:
+def _result(aggregation_type: str, sources: Any, values: Mapping[str, Any]) -> AtOnce:
     try:
         result = aggregate(aggregation_type, sources, values)
     except AggregationFailed as error:

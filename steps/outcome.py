@@ -27,13 +27,13 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     """Of a publish step: stream, sequence, duplicate."""
 
 
-def outcome_of(settled: AtOnce) -> Outcome:
+def outcome_of(result: AtOnce) -> Outcome:
     """Return the outcome with the same result as `at_once` of the kind."""
-    if isinstance(settled, Completed):
-        return Outcome("completed", settled.output)
-    if isinstance(settled, Failed):
-        return failed(settled.code, settled.message, retryable=settled.retryable)
-    return Outcome("waiting", settled.output)
+    if isinstance(result, Completed):
+        return Outcome("completed", result.output)
+    if isinstance(result, Failed):
+        return failed(result.code, result.message, retryable=result.retryable)
+    return Outcome("waiting", result.output)
 
 
 def failed(code: str, message: str, *, retryable: bool = True) -> Outcome:

@@ -104,11 +104,11 @@ def _condition(definition: Definition, way: Transition) -> str:
 
 def _guard_lines(guard: Guard) -> str:
     if guard.type is GuardType.HUMAN:
-        says = f"approval by {guard.role or 'anybody'}: {_shown(guard.check)}"
+        text = f"approval by {guard.role or 'anybody'}: {_shown(guard.check)}"
     else:
-        says = _shown(guard.check)
-        says += "" if guard.threshold is None else f" ≥ {guard.threshold:g}"
-    return "\n      ".join(_wrapped(f"  {_shown(guard.name)} = {says}", WIDTH + 4))
+        text = _shown(guard.check)
+        text += "" if guard.threshold is None else f" ≥ {guard.threshold:g}"
+    return "\n      ".join(_wrapped(f"  {_shown(guard.name)} = {text}", WIDTH + 4))
 
 
 def mermaid(definition: Definition) -> str:

@@ -63,8 +63,8 @@ def schema_problems(output: Output) -> list[tuple[_Path, str, str]]:
     found: list[tuple[_Path, str, str]] = []
     for name, word in schema.items():
         if not isinstance(word, str) or word not in WORDS:
-            says = f".{clipped(name)} is `{clipped(word)}`, no type word: use one of {listed(WORDS, len(WORDS))}"
-            found.append(((name,), "unknown_type_word", says))
+            message = f".{clipped(name)} is `{clipped(word)}`, no type word: use one of {listed(WORDS, len(WORDS))}"
+            found.append(((name,), "unknown_type_word", message))
     return found
 
 
@@ -81,7 +81,7 @@ def _json_schema_problems(schema: Mapping[str, Any]) -> list[tuple[_Path, str, s
     except RecursionError:
         return [((), "bad_json_schema", " is nested too deeply")]
     return found + [
-        (path, "bad_json_schema", _at(path) + says) for path, says in _unsound(_resolver(schema), schema, ())
+        (path, "bad_json_schema", _at(path) + message) for path, message in _unsound(_resolver(schema), schema, ())
     ]
 
 

@@ -24,7 +24,7 @@ PINNED_KEPT = 512
 def load(text: str | bytes, file: str, kinds: Kinds) -> Definition:
     """Load the definition in `text`, read from `file` (the name in messages; its stem must be the `name`).
 
-    Raises DefinitionInvalid with every violation, and nothing else, whatever the text holds.
+    Raises DefinitionInvalid with every violation, and nothing else, for any text.
     """
     return _load(text, file, kinds, PurePosixPath(file.replace("\\", "/")).stem)
 
@@ -91,8 +91,8 @@ def _checked(draft: Draft, text: str, digest: str, stem: str | None) -> Definiti
     fields, report = draft.fields, draft.report
     name = fields.get("name", "")
     if stem is not None and name and name != stem:
-        says = f"name is `{clipped(name)}`, but the file is called `{clipped(stem)}`: they must be the same"
-        report.add(fields.line_of("name"), "name_mismatch", says)
+        message = f"name is `{clipped(name)}`, but the file is called `{clipped(stem)}`: they must be the same"
+        report.add(fields.line_of("name"), "name_mismatch", message)
     required, optional = section_rules.inputs(draft)
     section_rules.roles(draft)
     graph_rules.check(draft)

@@ -49,7 +49,7 @@ class Text:
     """Non-empty text, restricted to a pattern or to a few words where they are given."""
 
     pattern: str = ""
-    says: str = ""
+    in_words: str = ""
     """The pattern in words."""
     rule: str = "bad_name"
     words: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Text:
             report.add(node.line, self.rule, f"{where} is `{clipped(node.value)}`, no word known here{hint}")
             return None
         if self.pattern and not re.fullmatch(self.pattern, node.value):
-            report.add(node.line, self.rule, f"{where} is `{clipped(node.value)}`, but must be {self.says}")
+            report.add(node.line, self.rule, f"{where} is `{clipped(node.value)}`, but must be {self.in_words}")
             return None
         return node.value
 
@@ -182,7 +182,7 @@ class MapOf:
 
     of: Shape
     pattern: str = ""
-    says: str = ""
+    in_words: str = ""
 
     def read(self, node: Node, where: str, report: ProblemList) -> dict[str, Item] | None:
         if node.kind != "map":
@@ -195,7 +195,7 @@ class MapOf:
                 report.add(line, "bad_name", f"a name in {where} is empty")
                 continue
             if self.pattern and not re.fullmatch(self.pattern, name):
-                report.add(line, "bad_name", f"`{clipped(name)}` in {where} must be {self.says}")
+                report.add(line, "bad_name", f"`{clipped(name)}` in {where} must be {self.in_words}")
             found[name] = Item(line, self.of.read(entry, f"{where}.{clipped(name)}", report), entry)
         return found
 

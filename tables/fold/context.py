@@ -137,7 +137,7 @@ class FoldContext:
     def publication(self, step: Step, visit: int) -> Publication | None:
         return self.kinds[step.handler].publication(step, self.row.base.instance_id, visit)
 
-    def settles_at_once(self, step: Step) -> bool:
+    def may_finish_at_once(self, step: Step) -> bool:
         """Return whether this command may finish the step without its agent."""
         few = len(self.at_once) < MAX_AT_ONCE and self.applied < TRANSITIONS_AT_ONCE
         return few and step.id not in self.at_once

@@ -103,12 +103,12 @@ def _decide(
     if missing is not None:
         return _refuse(row, command, origin, *missing)
     fold = FoldContext(row, definition, kinds, origin)
-    known_again = command.command_id if command.expects_answer else ""
-    if known_again and fold.row.knows(known_again):
+    idempotency_key = command.command_id if command.expects_answer else ""
+    if idempotency_key and fold.row.knows(idempotency_key):
         return Decision(row, (), "duplicate")
     HANDLERS[type(command)](fold, command)
-    if known_again and fold.row.changed:
-        fold.row.remember(known_again)
+    if idempotency_key and fold.row.changed:
+        fold.row.remember(idempotency_key)
     return finish(fold)
 
 

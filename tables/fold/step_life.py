@@ -57,8 +57,8 @@ def _request(fold: FoldContext, step: Step) -> None:
     if isinstance(body, Failed):
         fail(fold, step, body)
         return
-    if fold.settles_at_once(step) and (settled := kind.at_once(body)) is not None:
-        _settle_at_once(fold, step, settled)
+    if fold.may_finish_at_once(step) and (finished := kind.at_once(body)) is not None:
+        _finish_at_once(fold, step, finished)
         return
     visit = row.visits.get(step.state, 0)
     publication = kind.publication(step, base.instance_id, visit)
@@ -85,13 +85,13 @@ def _deadline(fold: FoldContext, step: Step, attempt: int) -> int:
     return fold.row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), attempt) if timer is None else timer.due
 
 
-def _settle_at_once(fold: FoldContext, step: Step, settled: AtOnce) -> None:
+def _finish_at_once(fold: FoldContext, step: Step, finished: AtOnce) -> None:
     """Apply a result that follows from the request alone, as if its agent had answered."""
     fold.at_once += (step.id,)
-    if isinstance(settled, Opened):
-        open_gate(fold, step, settled.output)
+    if isinstance(finished, Opened):
+        open_gate(fold, step, finished.output)
     else:
-        conclude(fold, step, settled)
+        conclude(fold, step, finished)
 
 
 def unreachable(fold: FoldContext, step: Step) -> None:

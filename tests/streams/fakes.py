@@ -1,4 +1,4 @@
-"""Small real things for the tests of streams/: a clock that a test moves, a batch and a view in memory."""
+"""Helpers for the tests of streams/: a clock that the test moves, a batch and a view in memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class HandClock:
                 alarm.cancel()
 
     async def advance(self, seconds: float) -> None:
-        """Let time pass, wake who slept through it, and let everything run that can."""
+        """Let time pass, wake sleepers whose time has come, and run all tasks that can run."""
         await settle()
         self.seconds += seconds
         due = [future for at, future in self._sleepers if at <= self.seconds]
@@ -59,13 +59,13 @@ class HandClock:
 
 
 async def settle() -> None:
-    """Let every task that can run do so."""
+    """Run all tasks that can run."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 class MemoryView:
-    """A partition's rows as the owner sees them."""
+    """Implements `PartitionView` over rows in memory."""
 
     def __init__(self, number: int = 0, *, position: int = 0, end: int = 0) -> None:
         self.number = number
@@ -84,7 +84,7 @@ class MemoryView:
         assert offset < self.position, "nobody folds here"
 
     async def sent(self) -> None:
-        """Nothing is on its way."""
+        """Return at once, as no effect is unacknowledged."""
 
     def put(self, row: Instance) -> None:
         self.tables[CEREMONIES][row.instance_id.encode()] = row
@@ -98,7 +98,7 @@ class Sent(NamedTuple):
 
 
 class MemoryBatch:
-    """Implements `Batch` over a view's rows; what was put is visible at once."""
+    """Implements `Batch` over a view's rows; changes are visible at once."""
 
     def __init__(self, view: MemoryView, records: Sequence[Record]) -> None:
         self._view = view

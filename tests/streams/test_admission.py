@@ -1,4 +1,4 @@
-"""Admission: what is known of a partition's lag, and which starts are refused for it."""
+"""Admission: the known lag of a partition, and the starts refused for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.streams.fakes import HandClock
 
 
 def lagging(limit: int, lag: int) -> Admission:
-    """Partition 3, folded up to 100, with so many records behind that."""
+    """Partition 3, folded up to 100, with `lag` unfolded records."""
     admission = Admission(limit, HandClock())
     admission.taken(3, 100)
     if lag:
@@ -27,22 +27,22 @@ def lagging(limit: int, lag: int) -> Admission:
     return admission
 
 
-def test_below_the_limit_a_start_is_taken() -> None:
+def test_a_start_is_accepted_below_the_limit() -> None:
     admission = lagging(limit=5, lag=4)
     with admission.start(3, 100), admission.appending(3):
         assert admission.lag(3, 100) == 5
     assert admission.lag(3, 100) == 4
 
 
-def test_at_the_limit_a_start_is_refused_with_a_hint() -> None:
+def test_a_start_is_refused_with_a_hint_at_the_limit() -> None:
     # specification 22.6
     with pytest.raises(Overloaded, match="partition 3 has 5 records") as refused, lagging(5, 5).start(3, 100):
         raise AssertionError("taken")
     assert SHORTEST_HINT_SECONDS <= refused.value.retry_after_seconds <= LONGEST_HINT_SECONDS
 
 
-def test_what_is_on_its_way_to_the_log_counts() -> None:
-    """A burst is all under way before the first of it is acknowledged."""
+def test_records_on_their_way_to_the_log_count() -> None:
+    """All records of a burst are sent before the first is acknowledged."""
     admission = lagging(limit=2, lag=0)
     with admission.appending(3), admission.appending(3), pytest.raises(Overloaded), admission.start(3, 100):
         raise AssertionError("taken")
@@ -50,7 +50,7 @@ def test_what_is_on_its_way_to_the_log_counts() -> None:
         pass
 
 
-def test_once_it_is_folded_starts_are_taken_again_and_other_partitions_always() -> None:
+def test_starts_are_accepted_again_after_folding_and_in_other_partitions_always() -> None:
     admission = lagging(limit=5, lag=9)
     with admission.start(2, 0), admission.start(3, 109 - 4):
         pass
@@ -61,21 +61,21 @@ def test_zero_sets_no_limit() -> None:
         pass
 
 
-def test_a_partition_taken_again_is_judged_by_the_end_it_was_taken_with() -> None:
-    """A log that was made anew is shorter than the old one."""
+def test_a_new_take_over_replaces_the_known_log_end() -> None:
+    """A recreated log is shorter than the old one."""
     admission = lagging(limit=5, lag=50)
     admission.taken(3, 2)
     assert admission.lag(3, 0) == 2
 
 
-def test_acknowledgements_out_of_order_do_not_shorten_the_log() -> None:
+def test_acknowledgements_out_of_order_do_not_lower_the_log_end() -> None:
     admission = lagging(limit=5, lag=4)
     admission.appended(3, 101)
     assert admission.lag(3, 100) == 4
 
 
-def test_starts_that_wait_are_bounded_whatever_the_lag(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each holds a call; one that was answered makes room."""
+def test_waiting_starts_are_bounded_at_any_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds a call; an answered one makes room."""
     # specification 22.6
     monkeypatch.setattr(module, "WAITING_STARTS", 1)
     admission = lagging(limit=0, lag=0)
@@ -85,7 +85,7 @@ def test_starts_that_wait_are_bounded_whatever_the_lag(monkeypatch: pytest.Monke
         pass
 
 
-def test_all_are_refused_before_they_are_read_once_too_many_calls_are_unanswered() -> None:
+def test_every_start_is_refused_unread_while_too_many_calls_are_unanswered() -> None:
     admission = lagging(limit=5, lag=0)
     assert admission.closed(WAITING_STARTS - 1, [(3, 100)]) is None
     refused = admission.closed(WAITING_STARTS, [(3, 100)])
@@ -93,16 +93,16 @@ def test_all_are_refused_before_they_are_read_once_too_many_calls_are_unanswered
     assert refused.retry_after_seconds >= SHORTEST_HINT_SECONDS
 
 
-def test_all_are_refused_before_they_are_read_where_every_partition_lags() -> None:
-    """One that does not may be the start's own; of other workers' partitions nothing is known."""
+def test_every_start_is_refused_unread_while_every_partition_lags() -> None:
+    """A partition without lag may be the start's own, and the lag of other workers' partitions is unknown."""
     admission = lagging(limit=5, lag=5)
     assert admission.closed(0, [(3, 100)]) is not None
     assert admission.closed(0, [(2, 0), (3, 100)]) is None
     assert admission.closed(0, None) is None
 
 
-def test_who_is_refused_comes_back_in_turn_about_as_fast_as_starts_are_answered() -> None:
-    """The first soon, and each later than the one before: they were refused together and would all be there again."""
+def test_hints_spread_refused_callers_at_the_rate_of_answers() -> None:
+    """The first hint is short and each next one longer, so that callers refused together do not return together."""
     retry_hints = RetryHints(HandClock())
     hints = [retry_hints.seconds() for _ in range(int(LEAST_STARTS_PER_SECOND * OVERBOOKING) + 1)]
     assert hints[0] == SHORTEST_HINT_SECONDS
@@ -110,7 +110,7 @@ def test_who_is_refused_comes_back_in_turn_about_as_fast_as_starts_are_answered(
     assert hints[-1] - hints[0] == pytest.approx(1.0)
 
 
-async def test_hints_are_shorter_where_more_is_answered() -> None:
+async def test_hints_are_shorter_when_more_starts_are_answered() -> None:
     def spread() -> float:
         first, *_, last = [retry_hints.seconds() for _ in range(100)]
         return last - first

@@ -1,4 +1,4 @@
-"""The ceremony agent: what it folds, what it puts aside, and that one bad record never stops a partition."""
+"""The ceremony agent: rows and effects of the fold, dead letters, and bad records, which never stop a partition."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tables.kinds import Kinds
 from tests.streams.fakes import HandClock, MemoryBatch, MemoryView, command_record, record
 from tests.tables.world import ASKED
 
-# Its one step is asked for, so that a ceremony has something to wait for.
+# Its one step calls an agent, so that a ceremony waits for something.
 KINDS = ASKED
 TEXT = """version: "1.0"
 name: probe
@@ -43,7 +43,7 @@ PROBE: Definition = load(TEXT, "probe.yaml", KINDS)
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """What the agent logs is its own business here."""
+    """Capture the agent's log."""
     with structlog.testing.capture_logs():
         yield
 
@@ -106,7 +106,7 @@ def test_a_start_becomes_a_row_and_its_effects() -> None:
     assert dict(request.headers)["effect-id"].startswith(b"c1:s1/1/")
 
 
-def test_what_only_computes_leaves_nothing_but_events_all_of_the_one_command() -> None:
+def test_steps_without_an_agent_only_send_events_of_the_one_command() -> None:
     batch = Partition(kinds=all_kinds()).begin("c1")
     assert {sent.topic for sent in batch.sent} == {"t.events"}
     placed = [(dict(sent.headers)["command-offset"], dict(sent.headers)["ordinal"]) for sent in batch.sent]
@@ -114,7 +114,7 @@ def test_what_only_computes_leaves_nothing_but_events_all_of_the_one_command() -
     assert applied_rows(batch.note).tally.ended == {"COMPLETED": 1}
 
 
-def test_who_waits_is_told_what_the_fold_said() -> None:
+def test_a_waiting_client_gets_the_folds_result() -> None:
     batch = Partition().begin("c1")
     assert applied_rows(batch.note).replies == {"start-c1": ACCEPTED}
     partition = Partition()
@@ -123,12 +123,12 @@ def test_who_waits_is_told_what_the_fold_said() -> None:
     assert applied_rows(batch.note).replies["other"].code == "already_exists"
 
 
-def test_nobody_waiting_costs_no_answer() -> None:
+def test_without_a_waiting_client_there_is_no_reply() -> None:
     batch = Partition(expected=False).begin("c1")
     assert applied_rows(batch.note).replies == {}
 
 
-def test_changed_rows_are_told_and_unchanged_ones_counted() -> None:
+def test_changed_rows_are_in_the_note_and_unchanged_ones_are_counted() -> None:
     partition = Partition()
     partition.begin("c1")
     batch = partition.fold(command_record(5, outcome()), command_record(6, outcome()))
@@ -142,7 +142,7 @@ def test_changed_rows_are_told_and_unchanged_ones_counted() -> None:
 @pytest.mark.parametrize(
     "value", [None, b"", b"no JSON", b"[]", b'{"type":"unheard_of"}', b'{"type":"start"}', b"\xff"]
 )
-def test_what_cannot_be_decoded_is_put_aside_and_the_partition_flows_on(value: bytes | None) -> None:
+def test_an_undecodable_record_becomes_a_dead_letter_and_the_partition_continues(value: bytes | None) -> None:
     # specification 19.1
     partition = Partition()
     batch = partition.fold(
@@ -155,7 +155,7 @@ def test_what_cannot_be_decoded_is_put_aside_and_the_partition_flows_on(value: b
 
 
 @pytest.mark.parametrize("key", [None, b"", b"c2:s1", b"c1:s1 "])
-def test_a_key_that_is_not_the_commands_is_put_aside(key: bytes | None) -> None:
+def test_a_record_with_another_key_than_its_command_becomes_a_dead_letter(key: bytes | None) -> None:
     """Its row would be in another partition, or nowhere."""
     partition = Partition()
     partition.begin()
@@ -179,14 +179,14 @@ def test_a_definition_is_stored_once_in_its_partition() -> None:
     [("0" * 64, TEXT), (PROBE.hash, TEXT + "# other\n"), ("bad", "states: []"), ("", "")],
     ids=["other hash", "other text", "invalid", "empty"],
 )
-def test_a_text_that_is_not_its_hashs_is_put_aside(digest: str, text: str) -> None:
+def test_a_definition_with_a_wrong_hash_becomes_a_dead_letter(digest: str, text: str) -> None:
     partition = Partition()
     batch = partition.fold(command_record(0, PutDefinition(hash=digest, text=text)))
     assert [code for _, code, _ in batch.dead] == ["definition_refused"]
     assert partition.view.tables[DEFINITIONS] == {}
 
 
-def test_a_start_whose_definition_is_not_here_is_refused() -> None:
+def test_a_start_without_its_definition_is_refused() -> None:
     batch = Partition().fold(command_record(0, start()))
     assert applied_rows(batch.note).replies["start-c1"].code == "definition_unknown"
     assert [json.loads(sent.value)["event_type"] for sent in batch.sent] == ["ceremony.start.refused"]
@@ -196,8 +196,8 @@ def boom(*_: Any) -> Any:
     raise ZeroDivisionError("a bug in a kind")
 
 
-def test_a_bug_in_the_fold_pauses_that_ceremony_and_no_other() -> None:
-    """The command is put aside with its traceback; ceremonies beside it, in the same batch, go on."""
+def test_a_bug_in_the_fold_pauses_only_that_ceremony() -> None:
+    """The command becomes a dead letter with its traceback; other ceremonies of the same batch continue."""
     # specification 18.11
     partition = Partition()
     partition.begin("c1", "c2")
@@ -212,8 +212,8 @@ def test_a_bug_in_the_fold_pauses_that_ceremony_and_no_other() -> None:
     assert partition.row("c2").status is CeremonyStatus.COMPLETED
 
 
-def test_who_waits_for_a_command_that_the_fold_failed_on_is_told_so() -> None:
-    """Never `accepted`: that the ceremony was paused instead is no success of the command."""
+def test_a_client_learns_that_the_fold_failed_on_its_command() -> None:
+    """Its reply is not `accepted`, because pausing the ceremony is no success of the command."""
     partition = Partition()
     partition.begin("c1")
     with mock.patch("tables.fold.operations.end", boom):
@@ -233,7 +233,7 @@ def test_a_start_that_the_fold_fails_on_leaves_no_row() -> None:
     assert applied_rows(batch.note).replies["start-c1"] == FoldResult("fold_failed", mock.ANY)
 
 
-def test_a_bug_that_pausing_hits_too_leaves_the_row_as_it_was() -> None:
+def test_a_bug_that_also_breaks_pausing_leaves_the_row_unchanged() -> None:
     partition = Partition()
     partition.begin("c1")
     before = partition.row("c1")
@@ -243,8 +243,8 @@ def test_a_bug_that_pausing_hits_too_leaves_the_row_as_it_was() -> None:
     assert partition.row("c1") is before
 
 
-def test_out_of_memory_is_no_bug_of_a_ceremony() -> None:
-    """It ends the worker: nothing is put aside for it."""
+def test_running_out_of_memory_does_not_pause_a_ceremony() -> None:
+    """It ends the worker and makes no dead letter."""
     partition = Partition()
     partition.begin("c1")
 
@@ -255,18 +255,18 @@ def test_out_of_memory_is_no_bug_of_a_ceremony() -> None:
         partition.fold(command_record(5, outcome()))
 
 
-def test_a_noop_changes_nothing_but_teaches_the_logs_clock() -> None:
+def test_a_noop_only_sets_the_logs_clock() -> None:
     partition = Partition()
     batch = partition.fold(command_record(0, Noop(), timestamp=1_800_000_000_000))
     assert (batch.sent, batch.dead, batch.puts) == ([], [], [])
     assert partition.log_clock.now() == 1_800_000_000_000
 
 
-def test_a_batch_without_a_note_of_ours_counts_nothing() -> None:
+def test_a_batch_without_a_note_of_the_agent_counts_nothing() -> None:
     assert applied_rows(None) == Folding(tally=mock.ANY)
 
 
-def test_an_expression_that_fails_or_is_not_boolean_is_logged_with_its_reason_and_one_that_is_false_is_not() -> None:
+def test_a_guard_that_cannot_be_evaluated_is_logged_with_its_reason_and_a_false_one_is_not() -> None:
     # specification 3.6
     guards = "".join(
         f"  {name}: {{check: 'cel:{check}'}}\n"
@@ -293,7 +293,7 @@ def test_an_expression_that_fails_or_is_not_boolean_is_logged_with_its_reason_an
     assert all(told.items() <= line.items() for line in lines)
 
 
-def test_a_step_that_failed_is_one_log_line_with_its_ids_and_success_is_none() -> None:
+def test_a_failed_step_is_logged_with_its_ids_and_a_successful_one_is_not() -> None:
     failed = StepOutcome(
         instance_id="c1:s1", step_id="one", attempt=1, outcome="failed", error_code="broken", error_message="no luck"
     )

@@ -13,7 +13,7 @@ from streams.transport.partition.dead_letters import dead_letter
 
 @pytest.mark.parametrize(("size", "kept"), [(10, True), (256 * 1024, True), (256 * 1024 + 1, False)])
 def test_a_dead_letter_keeps_its_value_up_to_256_kib(size: int, *, kept: bool) -> None:
-    """Above it there is the size, and the origin says where to find the value."""
+    """Above that it has the size, and the value is found at the origin."""
     # specification 19.2
     key, value, headers = dead_letters.dead_letter_record(
         "AGENT_RESPONSES", 0, 17, "envelope_invalid", "no", key=b"k", value=b"x" * size, headers=[("subject", b"s")]
@@ -25,8 +25,8 @@ def test_a_dead_letter_keeps_its_value_up_to_256_kib(size: int, *, kept: bool) -
     assert letter.headers == (("subject", b"s"),)
 
 
-def test_a_dead_letter_of_the_transport_is_read_alike() -> None:
-    """Agents' batches and bridges write the same form."""
+def test_a_dead_letter_of_the_transport_is_read_in_the_same_way() -> None:
+    """Batches of agents and bridges write the same format."""
     record = Record("t.commands", 3, 9, 1, b"key", b"y" * 300_000, [(topics.CORRELATION_ID, b"corr")])
     out = dead_letter(record, "command_undecodable", "why")
     letter = dead_letters.decode_dead_letter(out.key, out.value, out.headers)
@@ -38,8 +38,8 @@ def test_a_dead_letter_of_the_transport_is_read_alike() -> None:
     )
 
 
-def test_the_announcement_of_a_dead_letter_is_keyed_by_its_origin() -> None:
-    """So it is stored once, however often it is announced."""
+def test_the_key_of_an_announcement_is_the_origin_of_its_dead_letter() -> None:
+    """So JetStream stores it once, however often it is announced."""
     # specification 16.3, 19.3
     letter = dead_letters.decode_dead_letter(
         *dead_letters.dead_letter_record("S", 0, 4, "c", "m", key=None, value=b"1", headers=[]), 1000
@@ -62,7 +62,7 @@ def test_the_announcement_of_a_dead_letter_is_keyed_by_its_origin() -> None:
     ],
 )
 def test_a_traceback_stays_with_the_dead_letter(message: str, announced: str) -> None:
-    """It may show what nobody outside should see."""
+    """It may show internal values, so it is not announced."""
     # specification 19.3
     encoded = dead_letters.dead_letter_record("t.commands", 0, 4, "fold_failed", message, key=None, value=b"1")
     _, data = dead_letters.dead_letter_event(dead_letters.decode_dead_letter(*encoded, 1000))
@@ -70,14 +70,14 @@ def test_a_traceback_stays_with_the_dead_letter(message: str, announced: str) ->
 
 
 @pytest.mark.parametrize("digits", ["9" * 19, "9" * 5000])
-def test_numbers_beyond_64_bits_in_a_dead_letter_are_none(digits: str) -> None:
-    """Whoever wrote them: the letter is listed and announced, and nobody trips over them."""
+def test_numbers_beyond_64_bits_in_a_dead_letter_are_ignored(digits: str) -> None:
+    """Another program may write them; the letter is listed and announced all the same."""
     headers = [(topics.ORIGIN, f"t/1/{digits}".encode()), (dead_letters.VALUE_SIZE, digits.encode())]
     letter = dead_letters.decode_dead_letter(None, b"?", headers, 0)
     assert (letter.partition, letter.offset, letter.size) == (-1, -1, 1)
 
 
 def test_a_dead_letter_without_headers_is_still_read() -> None:
-    """What others wrote to the topic is listed, not a crash."""
+    """Records of other programs in the topic are listed and cause no failure."""
     letter = dead_letters.decode_dead_letter(None, b"?", [], 0)
     assert (letter.topic, letter.partition, letter.offset, letter.code) == ("unknown", -1, -1, "unknown")

@@ -1,4 +1,4 @@
-"""The engine as the front sees it, on a real log that nobody folds: what is answered, and what is not."""
+"""Commands, reads and partitions of the engine, on a real log without a fold."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PARTITIONS = 3
 
 
 class Site:
-    """An engine whose partitions are served, over a log that keeps what it is given."""
+    """An engine whose partitions are served, on a log without a fold."""
 
     def __init__(self, log: SqliteLog) -> None:
         self.log = log
@@ -68,7 +68,7 @@ class Site:
         return found
 
     def fold(self, answers: dict[str, FoldResult]) -> None:
-        """As if the owner had folded the commands of these ids."""
+        """Apply a batch with these results, as if the commands of these ids were folded."""
         batch = MemoryBatch(self.home(), [])
         batch.note = Folding(replies=answers)
         self.engine.applied(batch)
@@ -87,7 +87,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 async def test_a_start_that_is_durable_but_not_folded_is_accepted(site: Site) -> None:
-    """It tells where it stands, and that nobody has come to it yet."""
+    """The reply has its position, and says that it is not folded yet."""
     # specification 10.3
     answer = await site.engine.commands.start(PROBE, start())
     assert (answer.code, answer.folded) == ("", False)
@@ -97,7 +97,7 @@ async def test_a_start_that_is_durable_but_not_folded_is_accepted(site: Site) ->
 
 
 async def test_a_start_is_refused_while_its_partition_lags_and_an_operation_is_not(site: Site) -> None:
-    """Nobody folds: the definition and two starts fill it. Nothing is appended for the start that is refused."""
+    """The definition and two starts reach the limit. A refused start appends nothing."""
     # specification 22.6
     site.home().put(row())
     for _ in range(2):
@@ -109,15 +109,15 @@ async def test_a_start_is_refused_while_its_partition_lags_and_an_operation_is_n
     assert [type(command) for command in await site.commands()] == [PutDefinition, Start, Start, Cancel]
 
 
-async def test_starts_that_come_together_count_before_their_definition_is_put(site: Site) -> None:
-    """The limit is 3: one records the definition, two wait for it, and those behind them are refused at once."""
+async def test_concurrent_starts_count_before_their_definition_is_put(site: Site) -> None:
+    """The limit is 3: one puts the definition, two wait for it, and the next ones are refused at once."""
     starts = [asyncio.create_task(site.engine.commands.start(PROBE, start())) for _ in range(20)]
     answers = await asyncio.gather(*starts, return_exceptions=True)
     assert [isinstance(answer, Overloaded) for answer in answers].count(True) >= 16
 
 
-async def test_an_operation_that_is_not_folded_is_unavailable_by_its_id(site: Site) -> None:
-    """Repeating it with that request id gives the answer."""
+async def test_an_operation_that_is_not_folded_in_time_is_unavailable_and_names_its_id(site: Site) -> None:
+    """Repeating it with that request id returns the reply."""
     # specification 14.4
     site.home().put(row())
     with pytest.raises(Unavailable, match="request_id 'mine'"):
@@ -126,7 +126,7 @@ async def test_an_operation_that_is_not_folded_is_unavailable_by_its_id(site: Si
 
 
 @pytest.mark.parametrize("said", [ACCEPTED, FoldResult("paused", "resume it first")])
-async def test_an_operation_is_answered_by_its_fold(site: Site, said: FoldResult) -> None:
+async def test_an_operation_returns_the_folds_result(site: Site, said: FoldResult) -> None:
     site.home().put(row())
     asked = asyncio.create_task(
         site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna")),
@@ -138,14 +138,14 @@ async def test_an_operation_is_answered_by_its_fold(site: Site, said: FoldResult
     assert (answer.code, answer.message, answer.folded) == (said.code, said.message, True)
 
 
-async def test_an_operation_on_nobody_is_not_appended(site: Site) -> None:
+async def test_an_operation_on_an_unknown_ceremony_is_not_appended(site: Site) -> None:
     answer = await site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
     assert answer.code == "unknown_instance"
     assert await site.commands() == []
 
 
-async def test_a_definition_is_sent_once_per_partition(site: Site) -> None:
-    """Also by starts that come at once; and again after the partition was away."""
+async def test_a_definition_is_put_once_per_partition(site: Site) -> None:
+    """Also by concurrent starts; and again after the partition was lost and taken."""
     site.engine.commands.admission = Admission(0, HostClock())  # without a limit
     names = [f"c{n}" for n in range(12)]
     await asyncio.gather(*(site.engine.commands.start(PROBE, start(name)) for name in names))
@@ -160,7 +160,7 @@ async def test_a_definition_is_sent_once_per_partition(site: Site) -> None:
 
 
 async def test_a_partition_that_is_being_taken_over_is_not_served(site: Site) -> None:
-    """Nothing is appended, and nothing read, before it has folded to the end seen at the take-over."""
+    """Nothing is appended or read before it has folded to the log end at take-over."""
     site.home().put(row())
     site.home().end_at_take_over = 5
     with pytest.raises(Unavailable, match="moving"):
@@ -177,7 +177,7 @@ async def test_a_partition_that_is_being_taken_over_is_not_served(site: Site) ->
     assert site.engine.partitions.readiness() == {"log": "ok", "tables": "ok"}
 
 
-async def test_a_partition_that_must_not_be_served_says_why(site: Site) -> None:
+async def test_a_partition_that_is_not_served_names_the_reason(site: Site) -> None:
     # specification 18.9
     site.engine.lost(site.home().number)
     site.unserved[site.home().number] = ("log_truncated", "the log begins above the position")
@@ -186,7 +186,7 @@ async def test_a_partition_that_must_not_be_served_says_why(site: Site) -> None:
     assert "log_truncated: the log begins above the position" in site.engine.partitions.readiness()["tables"]
 
 
-async def test_a_watcher_hears_that_the_partition_was_lost(site: Site) -> None:
+async def test_a_watch_ends_as_unavailable_when_its_partition_is_lost(site: Site) -> None:
     site.home().put(row())
     watching = site.engine.reads.watch("c1:s1")
     assert (await anext(watching)).instance_id == "c1:s1"
@@ -197,8 +197,8 @@ async def test_a_watcher_hears_that_the_partition_was_lost(site: Site) -> None:
         await waiting
 
 
-async def test_a_pinned_definition_that_is_refused_now_leaves_its_ceremony_readable(site: Site) -> None:
-    """Without gates and without what it waits for, for nobody can tell."""
+async def test_a_ceremony_with_a_pinned_definition_that_is_refused_now_stays_readable(site: Site) -> None:
+    """Without its gates and the reasons why it waits, which need the definition."""
     found = row()
     site.home().put(found)
     site.home().tables[DEFINITIONS][b"h"] = "states: []"
@@ -207,7 +207,7 @@ async def test_a_pinned_definition_that_is_refused_now_leaves_its_ceremony_reada
 
 
 async def test_dead_letters_of_one_millisecond_are_listed_newest_first_too(site: Site) -> None:
-    """What one batch sets aside has one time."""
+    """All dead letters of one batch have the same time."""
     appends = [site.log.append("t.deadletters", 1, None, b"%d" % n, (("origin", b"t/1/%d" % n),)) for n in range(30)]
     await asyncio.gather(*appends)
     letters, total = await site.engine.reads.dead_letters(100, 0)
@@ -216,13 +216,18 @@ async def test_dead_letters_of_one_millisecond_are_listed_newest_first_too(site:
     assert len({letter.timestamp for letter in letters}) < 30
 
 
-async def test_dead_letters_that_are_no_records_of_ours_are_shown_all_the_same(site: Site) -> None:
+async def test_foreign_records_among_the_dead_letters_are_shown_too(site: Site) -> None:
     await site.log.append("t.deadletters", 0, None, b"what is this")
     (letter,), total = await site.engine.reads.dead_letters(10, 0)
-    assert (letter.topic, letter.code, letter.size, total) == ("t.deadletters", "unknown", 12, 1)  # at its own place
+    assert (letter.topic, letter.code, letter.size, total) == (
+        "t.deadletters",
+        "unknown",
+        12,
+        1,
+    )  # its own place is its origin
 
 
-async def test_a_log_that_was_stopped_is_unavailable(site: Site) -> None:
+async def test_calls_on_a_stopped_log_are_unavailable(site: Site) -> None:
     await site.log.stop()
     with pytest.raises(Unavailable, match="repeating the call is safe"):
         await site.engine.commands.start(PROBE, start())
@@ -230,8 +235,8 @@ async def test_a_log_that_was_stopped_is_unavailable(site: Site) -> None:
         await site.engine.reads.dead_letters(10, 0)
 
 
-async def test_who_may_have_been_replaced_answers_nothing(tmp_path: Path) -> None:
-    """No old value, and nothing appended; readiness says why."""
+async def test_a_worker_that_may_have_been_replaced_answers_nothing(tmp_path: Path) -> None:
+    """It returns no old value and appends nothing; readiness names the reason."""
     # specification 14.16
     log = SqliteLog(tmp_path / "log.db", HostClock())
     await log.start()
@@ -249,8 +254,8 @@ async def test_who_may_have_been_replaced_answers_nothing(tmp_path: Path) -> Non
     await log.stop()
 
 
-async def test_while_partitions_move_nothing_is_appended(site: Site) -> None:
-    """What is there may be read: its owner has not given it up yet."""
+async def test_nothing_is_appended_while_partitions_move(site: Site) -> None:
+    """Reads still work, because the owner has not given its partitions up yet."""
     site.home().put(row())
     site.engine.partitions._held = lambda: None
     with pytest.raises(Unavailable, match="moving"):
@@ -260,8 +265,8 @@ async def test_while_partitions_move_nothing_is_appended(site: Site) -> None:
     assert site.engine.partitions.readiness()["tables"] == "the partitions of this worker are being settled"
 
 
-async def test_a_read_waits_until_what_it_brings_is_folded(site: Site) -> None:
-    """Everything before the position: the one that follows the last record needs no waiting."""
+async def test_a_read_waits_until_its_position_is_folded(site: Site) -> None:
+    """Everything before the position must be folded; the position after the last record needs no wait."""
     # specification 14.7
     home = site.home()
     home.position = 7
@@ -271,8 +276,8 @@ async def test_a_read_waits_until_what_it_brings_is_folded(site: Site) -> None:
         await site.engine.reads.reached("c1:s1", home.number + 1, 1)
 
 
-async def test_rows_of_some_partitions_are_asked_for_by_number(site: Site) -> None:
-    """What is not served here is refused, never left out."""
+async def test_rows_of_some_partitions_are_read_by_number(site: Site) -> None:
+    """A partition that is not served here is refused, never left out."""
     site.home().put(row())
     assert await site.engine.reads.newest(bool, 10, [site.home().number]) == (1, [(-row().created_at, "c1:s1")])
     other = (site.home().number + 1) % PARTITIONS
@@ -282,7 +287,7 @@ async def test_rows_of_some_partitions_are_asked_for_by_number(site: Site) -> No
         await site.engine.reads.newest(bool, 10, [other])
 
 
-async def test_a_partition_lost_while_its_rows_are_looked_at_is_refused_not_left_out(site: Site) -> None:
+async def test_a_partition_lost_while_its_rows_are_read_is_refused_not_left_out(site: Site) -> None:
     site.home().put(row())
 
     def lose(_row: object) -> bool:
@@ -293,8 +298,8 @@ async def test_a_partition_lost_while_its_rows_are_looked_at_is_refused_not_left
         await site.engine.reads.newest(lose, 10)
 
 
-async def test_of_many_rows_only_the_newest_are_kept_in_order(site: Site) -> None:
-    """However many match, all are counted."""
+async def test_only_the_keys_of_the_newest_rows_are_returned_in_order(site: Site) -> None:
+    """All matching rows are counted."""
     ages = random.Random(7).sample(range(10_000), 4_000)
     for age in ages:
         site.home().put(msgspec.structs.replace(row(), instance_id=f"c{age}:s1", created_at=age))

@@ -21,8 +21,8 @@ EVENT = Event(
 )
 
 
-def test_an_envelope_has_exactly_the_fields_of_the_contract() -> None:
-    """No field more or less; `causation_id` only when set; metadata is an empty object."""
+def test_an_envelope_has_exactly_the_specified_fields() -> None:
+    """`causation_id` only when it is set; metadata may be an empty object."""
     # specification 16.1
     data = json.loads(envelope("ceremony.started", {"a": 1}, "key", "corr", 1_769_860_800_007))
     assert data == {
@@ -41,13 +41,13 @@ def test_an_envelope_has_exactly_the_fields_of_the_contract() -> None:
 
 @pytest.mark.parametrize("empty", ["event_type", "key", "correlation_id"])
 def test_an_empty_mandatory_field_is_refused_by_name(empty: str) -> None:
-    """A bug of the caller is named, and never published."""
+    """A bug of the caller is reported, and the envelope is never published."""
     given = {"event_type": "e", "key": "k", "correlation_id": "c"} | {empty: ""}
     with pytest.raises(EnvelopeInvalid, match="idempotency_key" if empty == "key" else empty):
         envelope(given["event_type"], {}, given["key"], given["correlation_id"], 0)
 
 
-def test_what_an_event_says_beside_its_payload_is_the_envelopes_metadata() -> None:
+def test_the_metadata_of_an_event_is_the_metadata_of_its_envelope() -> None:
     # specification 13.11, 16.1
     who = {"actor": "ana", "role": "PO", "reason": "größer"}
     told = json.loads(event_record(replace(EVENT, metadata=who), 41, 2, 1)[1])
@@ -56,8 +56,8 @@ def test_what_an_event_says_beside_its_payload_is_the_envelopes_metadata() -> No
     assert told | {"metadata": {}} == untold
 
 
-def test_an_event_record_carries_the_finished_envelope_and_what_the_bridge_reads() -> None:
-    """Key: the instance, whose order holds. Headers: subject, id, correlation, and how far a partition was sent."""
+def test_an_event_record_has_the_finished_envelope_and_the_headers_for_the_bridge() -> None:
+    """Key: the instance, whose events keep their order. Headers: subject, ids, and the place among all effects."""
     key, value, headers = event_record(EVENT, command_offset=41, ordinal=2, fold=1)
     assert key == b"c-1:s-1"
     data = json.loads(value)

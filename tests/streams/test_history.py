@@ -1,4 +1,4 @@
-"""Reading a ceremony's events back from a real log: the newest first, in pieces, bounded, and honest about it."""
+"""Histories read back from a real log: the newest events, in pieces, bounded, with a note about missing ones."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 async def fill(site: Site, mine: Sequence[int], others: int) -> None:
-    """Events of ours with these numbers, each followed by so many of others."""
+    """Write events of the ceremony with these numbers, each followed by `others` events of another one."""
     for number in mine:
         await site.put(MINE, number, "ceremony.started" if number == 1 else "ceremony.step.executed")
         for other in range(others):
             await site.put("d:s", number * 1000 + other)
 
 
-async def test_the_newest_come_oldest_first_and_only_of_this_ceremony(site: Site) -> None:
+async def test_the_newest_events_of_this_ceremony_are_returned_oldest_first(site: Site) -> None:
     await fill(site, range(1, 6), others=3)
     found = await site.reader.read(0, MINE, 200, 0)
     assert [json.loads(event.payload)["number"] for event in found.events] == [1, 2, 3, 4, 5]
@@ -92,8 +92,8 @@ async def test_the_newest_come_oldest_first_and_only_of_this_ceremony(site: Site
     assert found.complete
 
 
-async def test_an_event_is_shown_with_what_stands_beside_its_payload(site: Site) -> None:
-    """An empty object where nothing does, or where the record is no envelope."""
+async def test_an_event_is_shown_with_its_metadata(site: Site) -> None:
+    """An empty object without metadata, and for a record that is no envelope."""
     who = {"actor": "ana", "role": "PO", "reason": ""}
     await site.put(MINE, 1)
     await site.put(MINE, 2, "ceremony.transition.applied", metadata=who)
@@ -102,8 +102,8 @@ async def test_an_event_is_shown_with_what_stands_beside_its_payload(site: Site)
     assert [json.loads(event.metadata) for event in found.events] == [{}, who, {}]
 
 
-async def test_pieces_grow_and_reading_ends_with_the_beginning_of_the_ceremony(site: Site) -> None:
-    """What was before `ceremony.started` is never read."""
+async def test_pieces_grow_and_reading_ends_at_the_start_of_the_ceremony(site: Site) -> None:
+    """Records before `ceremony.started` are never read."""
     await fill(site, [0], others=40)
     await fill(site, [1, 2], others=4)
     found = await site.reader.read(0, MINE, 200, 0)
@@ -112,15 +112,15 @@ async def test_pieces_grow_and_reading_ends_with_the_beginning_of_the_ceremony(s
     assert found.stopped_at == 39
 
 
-async def test_what_is_older_than_the_ceremony_is_not_read_either(site: Site) -> None:
-    """Of a ceremony whose beginning the log has lost, or that never spoke."""
+async def test_records_older_than_the_ceremony_are_not_read(site: Site) -> None:
+    """Also when the log has lost the ceremony's first event, or the ceremony has none."""
     await fill(site, [0], others=40)
     found = await site.reader.read(0, "never:spoke", 200, 2**53)
     assert (found.events, found.complete) == ([], True)
     assert len(site.pieces) == 1
 
 
-async def test_the_limit_leaves_out_older_ones_and_says_where_it_stopped(site: Site) -> None:
+async def test_the_limit_leaves_out_older_events_and_tells_the_offset(site: Site) -> None:
     # specification 14.13
     await fill(site, range(1, 6), others=0)
     found = await site.reader.read(0, MINE, 2, 0)
@@ -129,7 +129,7 @@ async def test_the_limit_leaves_out_older_ones_and_says_where_it_stopped(site: S
     assert "older" in found.message
 
 
-async def test_the_size_leaves_out_older_ones_too_but_never_the_newest(
+async def test_the_size_leaves_out_older_events_but_never_the_newest(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # specification 14.13
@@ -141,7 +141,7 @@ async def test_the_size_leaves_out_older_ones_too_but_never_the_newest(
     assert not found.complete
 
 
-async def test_what_a_crash_wrote_twice_is_shown_once_where_it_happened_first(site: Site) -> None:
+async def test_an_event_written_twice_by_a_crash_is_shown_once_at_its_first_place(site: Site) -> None:
     # specification 14.13
     await fill(site, [1, 2, 3], others=0)
     await fill(site, [2, 3, 4], others=0)
@@ -149,8 +149,10 @@ async def test_what_a_crash_wrote_twice_is_shown_once_where_it_happened_first(si
     assert [event.effect_id for event in found.events] == [f"c:s/{number}/0@2" for number in (1, 2, 3, 4)]
 
 
-async def test_when_the_time_is_up_it_says_where_it_stopped(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The piece that was not finished counts for nothing: what is shown has no gap."""
+async def test_a_history_cut_off_by_its_time_limit_tells_the_offset(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unfinished piece does not count, so the shown events have no gap."""
     # specification 14.13
     monkeypatch.setattr(history_module, "READ_SECONDS", 0.3)
     await fill(site, range(1, 21), others=0)

@@ -1,4 +1,4 @@
-"""The log's clock: the last append time learnt, plus monotonic time since."""
+"""The log's clock: the last append time seen, plus the monotonic time since."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from streams.log_clock import LogClock
 from tests.streams.fakes import HandClock
 
 
-def test_before_anything_was_learnt_it_is_no_time_at_all() -> None:
+def test_the_clock_is_zero_before_the_first_append_time() -> None:
     clock = LogClock(HandClock())
     assert (clock.now(), clock.age()) == (0, float("inf"))
 
 
-def test_time_goes_on_with_the_hosts_monotonic_clock() -> None:
+def test_the_clock_advances_with_the_hosts_monotonic_clock() -> None:
     # specification 18.6
     hand = HandClock()
     clock = LogClock(hand)
@@ -20,7 +20,7 @@ def test_time_goes_on_with_the_hosts_monotonic_clock() -> None:
     assert (clock.now(), clock.age()) == (6_500, 1.5)
 
 
-def test_an_acknowledged_append_is_the_present_also_when_it_went_back() -> None:
+def test_an_acknowledged_append_sets_the_clock_even_backwards() -> None:
     hand = HandClock()
     clock = LogClock(hand)
     clock.acknowledged(5_000)

@@ -1,4 +1,4 @@
-"""What the metrics say of checkpoints and recoveries."""
+"""Metrics of checkpoints and recoveries."""
 
 from __future__ import annotations
 

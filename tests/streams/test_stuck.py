@@ -1,4 +1,4 @@
-"""The sweep: it judges what has changed, finds what waits for nothing, and never takes more than its share."""
+"""The sweep examines changed rows, finds stuck ceremonies, and keeps to its share of time; so does the doctor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pinned(*_: object) -> Definition:
 
 
 class BusyClock(HandClock):
-    """Every look at it takes a tenth of the sweep's budget."""
+    """Each reading advances it by a tenth of the sweep's budget."""
 
     async def sleep(self, seconds: float) -> None:
         if seconds:
@@ -70,7 +70,7 @@ def logs() -> Iterator[list[dict[str, object]]]:
         yield lines  # type: ignore[misc]  # structlog's own type of a line
 
 
-async def test_a_partition_that_is_taken_is_judged_whole(site: Site, logs: list[dict[str, object]]) -> None:
+async def test_all_rows_of_a_taken_partition_are_examined(site: Site, logs: list[dict[str, object]]) -> None:
     # specification 12.11
     site.put(site.sound, "a:s", "b:s")
     site.put(site.ended, "c:s")
@@ -84,7 +84,7 @@ async def test_a_partition_that_is_taken_is_judged_whole(site: Site, logs: list[
     assert [(line["event"], line["instance"]) for line in logs] == [("ceremony_stuck", "d:s")]
 
 
-async def test_a_row_that_changes_is_judged_again_and_others_are_left_alone(site: Site) -> None:
+async def test_only_changed_rows_are_examined_again(site: Site) -> None:
     site.put(site.sound, "a:s")
     site.put(site.stuck, "b:s")
     site.sweep.taken(site.view)
@@ -100,7 +100,7 @@ async def test_a_row_that_changes_is_judged_again_and_others_are_left_alone(site
     assert site.gauge("ceremony_instances_by_status", status="CANCELLED") == 1
 
 
-async def test_a_row_that_is_deleted_is_counted_no_more(site: Site) -> None:
+async def test_a_deleted_row_is_no_longer_counted(site: Site) -> None:
     site.put(site.stuck, "a:s")
     site.sweep.taken(site.view)
     await site.sweep.turn()
@@ -110,7 +110,7 @@ async def test_a_row_that_is_deleted_is_counted_no_more(site: Site) -> None:
     assert (site.gauge("ceremony_stuck"), site.gauge("ceremony_instances_by_status", status="RUNNING")) == (0, 0)
 
 
-async def test_a_partition_that_is_lost_is_counted_no_more(site: Site) -> None:
+async def test_a_lost_partition_is_no_longer_counted(site: Site) -> None:
     site.put(site.stuck, "a:s", "b:s")
     site.sweep.taken(site.view)
     await site.sweep.turn()
@@ -120,8 +120,8 @@ async def test_a_partition_that_is_lost_is_counted_no_more(site: Site) -> None:
     assert (site.gauge("ceremony_stuck"), site.gauge("ceremony_instances_by_status", status="RUNNING")) == (0, 0)
 
 
-async def test_what_is_over_the_budget_waits_for_the_next_turn(site: Site) -> None:
-    """A turn ends when its time is up; in the end every row was judged."""
+async def test_rows_above_the_budget_wait_for_the_next_turn(site: Site) -> None:
+    """A turn ends when its time is up; in the end every row was examined."""
     total = 25 * ROWS_PER_TURN
     site.put(site.sound, *(f"c{number}:s" for number in range(total)))
     site.sweep.taken(site.view)
@@ -134,14 +134,14 @@ async def test_what_is_over_the_budget_waits_for_the_next_turn(site: Site) -> No
     assert turns == 3
 
 
-# -- the doctor, who looks at all of them when asked
+# -- the doctor, which examines all rows on request
 
 
 def doctor(site: Site, now: int = 0) -> Doctor:
     return Doctor(site.clock, pinned, now)
 
 
-async def test_the_doctor_counts_all_and_tells_the_gravest_first_and_the_oldest_of_each(site: Site) -> None:
+async def test_the_doctor_counts_all_and_details_the_oldest_of_each_verdict_gravest_first(site: Site) -> None:
     site.put(site.ended, "e:s")
     site.put(site.stuck, "x:s")
     for number in range(DETAILED_PER_VERDICT + 5):
@@ -154,7 +154,7 @@ async def test_the_doctor_counts_all_and_tells_the_gravest_first_and_the_oldest_
     assert not found.incomplete
 
 
-async def test_the_doctor_says_what_he_had_no_time_for(site: Site) -> None:
+async def test_the_doctor_reports_the_rows_it_had_no_time_for(site: Site) -> None:
     site.put(site.sound, *(f"c{number}:s" for number in range(5 * ROWS_PER_TURN)))
     site.clock.seconds = 0.0
     with pytest.MonkeyPatch.context() as patch:

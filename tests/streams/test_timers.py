@@ -1,4 +1,4 @@
-"""The owner's timers: what is due is fired by the log's clock, again while the row holds it, and never too early."""
+"""Timers fire by the log's clock, never too early, and again while the row still has them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ START = 1_700_000_000_000
 
 
 def row(name: str = "c1", **timers: int) -> Instance:
-    """A row with timers, each due so many milliseconds after START; `__` in a name stands for its slash."""
+    """A row with timers, each with its due time in milliseconds after START; `__` in a name stands for its slash."""
     return Instance(
         instance_id=f"{name}:s1",
         ceremony_id=name,
@@ -41,7 +41,7 @@ def row(name: str = "c1", **timers: int) -> Instance:
 
 
 class Owner:
-    """Timers whose appends are kept, with the log's time as the hand clock has it."""
+    """Timers with a record of their appends; the log's time is that of the hand clock."""
 
     def __init__(self, *, grace: float = 0.0) -> None:
         self.clock = HandClock()
@@ -102,41 +102,41 @@ def test_the_heap_is_rebuilt_from_the_rows() -> None:
     assert timers.next == START + 100
 
 
-def test_nothing_is_taken_before_it_is_due() -> None:
+def test_no_timer_is_taken_before_it_is_due() -> None:
     _, timers = heap(row(retry__a=100))
     assert timers.take(START + 99, steps_too=True) == []
     (due,) = timers.take(START + 100, steps_too=True)
     assert (due.key, due.timer_id, due.attempt, due.correlation_id) == (b"c1:s1", "retry/a", 3, "corr-c1")
 
 
-def test_all_that_is_due_in_a_row_is_taken_at_once_and_the_rest_waits() -> None:
+def test_all_due_timers_of_a_row_are_taken_at_once_and_the_others_wait() -> None:
     _, timers = heap(row(retry__a=100, ask__b=100, gate__c=101))
     assert {due.timer_id for due in timers.take(START + 100, steps_too=True)} == {"retry/a", "ask/b"}
 
 
-def test_what_the_row_still_holds_is_taken_again_after_a_second() -> None:
-    """A TimerFired may be lost or judged early: the entry leaves the heap only when the row no longer holds it."""
+def test_a_timer_still_in_its_row_is_taken_again_after_a_second() -> None:
+    """A TimerFired may be lost or come too early, so an entry stays in the heap while its row has the timer."""
     _, timers = heap(row(retry__a=100))
     assert len(timers.take(START + 100, steps_too=True)) == 1
     assert timers.take(START + 100 + AGAIN_MS - 1, steps_too=True) == []
     assert len(timers.take(START + 100 + AGAIN_MS, steps_too=True)) == 1
 
 
-def test_what_the_row_no_longer_holds_is_forgotten() -> None:
+def test_a_timer_that_its_row_no_longer_has_is_dropped() -> None:
     view, timers = heap(row(retry__a=100))
     view.put(row())
     assert timers.take(START + 1000, steps_too=True) == []
     assert timers.next is None
 
 
-def test_a_row_that_is_gone_is_forgotten() -> None:
+def test_the_timers_of_a_deleted_row_are_dropped() -> None:
     view, timers = heap(row(retry__a=100))
     view.tables[CEREMONIES].clear()
     assert timers.take(START + 1000, steps_too=True) == []
     assert timers.next is None
 
 
-def test_a_deadline_that_moved_back_is_looked_at_when_the_old_one_comes_up() -> None:
+def test_a_postponed_deadline_is_corrected_when_the_old_one_comes_up() -> None:
     view, timers = heap(row(retry__a=100))
     later = row(retry__a=900)
     view.put(later)
@@ -145,7 +145,7 @@ def test_a_deadline_that_moved_back_is_looked_at_when_the_old_one_comes_up() -> 
     assert timers.next == START + 900
 
 
-def test_a_deadline_that_moved_forward_is_kept() -> None:
+def test_an_earlier_deadline_replaces_the_old_one() -> None:
     view, timers = heap(row(retry__a=900))
     sooner = row(retry__a=100)
     view.put(sooner)
@@ -154,21 +154,21 @@ def test_a_deadline_that_moved_forward_is_kept() -> None:
     assert len(timers.take(START + 900, steps_too=True)) == 0, "the former entry counts no more"
 
 
-def test_a_burst_is_bounded() -> None:
+def test_the_timers_taken_at_once_are_bounded() -> None:
     _, timers = heap(*(row(f"c{n}", retry__a=0) for n in range(TIMERS_PER_TURN + 10)))
     assert len(timers.take(START, steps_too=True)) == TIMERS_PER_TURN
     assert len(timers.take(START, steps_too=True)) == 10
 
 
-def test_a_paused_ceremony_has_one_timer() -> None:
-    """Its step and gate timers hold the rest that remains, not a time; `ceremony_max` runs on."""
+def test_only_ceremony_max_fires_in_a_paused_ceremony() -> None:
+    """Its step and gate timers hold a remaining duration, not a time; `ceremony_max` continues."""
     paused = replace(row(retry__a=-START + 5, ceremony_max=100), status=CeremonyStatus.PAUSED)
     assert list(due_timers(paused, START + 100, steps_too=True)) == [("ceremony_max", 3)]
     _, timers = heap(paused)
     assert timers.next == START + 100
 
 
-def test_step_timeouts_wait_where_they_must() -> None:
+def test_step_timeouts_are_only_taken_when_allowed() -> None:
     _, timers = heap(row(timeout__a=100, retry__b=100))
     assert [due.timer_id for due in timers.take(START + 100, steps_too=False)] == ["retry/b"]
     later = timers.take(START + 100 + AGAIN_MS, steps_too=True)
@@ -178,8 +178,8 @@ def test_step_timeouts_wait_where_they_must() -> None:
 # -- all partitions of an owner
 
 
-async def test_nothing_is_due_before_the_logs_clock_is_known() -> None:
-    """It is learnt by a no-op command, once a partition is there to send it to."""
+async def test_no_timer_is_due_before_the_logs_clock_is_known() -> None:
+    """A no-op command sets it, once a partition is owned."""
     owner = Owner()
     async with running(owner):
         assert owner.noops == 0
@@ -191,7 +191,7 @@ async def test_nothing_is_due_before_the_logs_clock_is_known() -> None:
         assert owner.names() == ["retry/a"]
 
 
-async def test_the_logs_clock_is_learnt_again_each_minute() -> None:
+async def test_the_logs_clock_is_refreshed_each_minute() -> None:
     owner = Owner()
     await owner.timers.taken(MemoryView())
     async with running(owner):
@@ -214,8 +214,8 @@ async def test_a_timer_fires_when_it_is_due_and_with_the_ceremonys_correlation_i
     assert owner.headers == [(("correlation-id", b"corr-c1"),)]
 
 
-async def test_a_row_that_changed_wakes_the_timers() -> None:
-    """A deadline sooner than the nap is not slept through."""
+async def test_a_changed_row_wakes_the_timers() -> None:
+    """A deadline before the end of the nap is not missed."""
     owner = Owner()
     view = MemoryView()
     await owner.timers.taken(view)
@@ -227,7 +227,7 @@ async def test_a_row_that_changed_wakes_the_timers() -> None:
         assert owner.names() == ["retry/a"]
 
 
-async def test_a_partition_that_was_lost_fires_no_more() -> None:
+async def test_a_lost_partition_fires_no_timers() -> None:
     owner = Owner()
     view = MemoryView()
     view.put(row(retry__a=500))
@@ -256,7 +256,7 @@ async def test_timers_wait_for_a_log_that_is_down() -> None:
 
 
 async def test_step_timeouts_have_a_grace_after_the_take_over() -> None:
-    """They wait until the partition has folded to the end seen then, and the grace more; other timers do not."""
+    """They wait until the partition has folded to the log end at take-over and the grace has passed; others do not."""
     # specification 18.7
     owner = Owner(grace=30)
     view = MemoryView(position=5, end=9)
@@ -276,8 +276,8 @@ async def test_step_timeouts_have_a_grace_after_the_take_over() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("another")])
-async def test_what_is_no_outage_ends_the_timers(error: Exception) -> None:
-    """The worker hears of it; timers never stop silently."""
+async def test_an_error_that_is_no_outage_ends_the_timers(error: Exception) -> None:
+    """The worker gets the error; timers never stop silently."""
     owner = Owner()
 
     async def failing(*_: Any) -> int:

@@ -1,4 +1,4 @@
-"""The directory of owners: what is believed of the others, for how long, and what is said of oneself."""
+"""The directory of workers: heartbeats of the others, their validity, and the worker's own heartbeats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOW = 1_700_000_000_000
 
 
 class Topic:
-    """The topic `owners`: keeps what is appended, and hands it to whoever tails it."""
+    """The topic `owners`: keeps appended records, and passes them to every reader of its tail."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
@@ -85,7 +85,7 @@ def site() -> Site:
     return Site()
 
 
-def test_what_is_mine_is_here_and_the_rest_where_its_owner_says(site: Site) -> None:
+def test_own_partitions_are_here_and_others_at_the_address_of_their_owner(site: Site) -> None:
     site.receive("a", [1])
     site.receive("b", [2])
     assert [site.owners.where(number) for number in range(3)] == [HERE, "a:1", "b:1"]
@@ -93,7 +93,7 @@ def test_what_is_mine_is_here_and_the_rest_where_its_owner_says(site: Site) -> N
     assert set(site.owners.addresses()) == {"a:1", "b:1"}
 
 
-def test_what_nobody_claims_is_unavailable(site: Site) -> None:
+def test_a_partition_that_no_worker_claims_is_unavailable(site: Site) -> None:
     site.receive("a", [1])
     with pytest.raises(Unavailable, match="partition 2"):
         site.owners.where(2)
@@ -101,7 +101,7 @@ def test_what_nobody_claims_is_unavailable(site: Site) -> None:
         site.owners.everywhere()
 
 
-async def test_a_silent_worker_is_believed_for_a_session_timeout_by_the_logs_clock(site: Site) -> None:
+async def test_a_heartbeat_is_valid_for_a_session_timeout_by_the_logs_clock(site: Site) -> None:
     site.receive("a", [1])
     await site.clock.advance(5.9)
     assert site.owners.where(1) == "a:1"
@@ -112,7 +112,7 @@ async def test_a_silent_worker_is_believed_for_a_session_timeout_by_the_logs_clo
     assert set(site.owners.addresses()) == set()
 
 
-def test_who_gives_a_partition_up_says_so(site: Site) -> None:
+def test_a_newer_heartbeat_replaces_the_claims_of_a_worker(site: Site) -> None:
     site.receive("a", [1, 2])
     site.receive("a", [2])
     assert site.owners.where(2) == "a:1"
@@ -120,30 +120,30 @@ def test_who_gives_a_partition_up_says_so(site: Site) -> None:
         site.owners.where(1)
 
 
-def test_of_two_that_claim_a_partition_the_one_of_the_later_generation_has_it(site: Site) -> None:
-    """A frozen worker that wakes still claims what the group has given to another."""
+def test_the_claim_of_the_later_generation_wins(site: Site) -> None:
+    """A frozen worker that wakes still claims partitions that the group has assigned to another."""
     site.receive("new", [1], generation=5)
     site.receive("zombie", [1], generation=4)
     assert site.owners.where(1) == "new:1"
 
 
-def test_our_own_heartbeats_send_nobody_to_ourselves(site: Site) -> None:
-    """A partition that we had until a moment ago is not forwarded to our own address."""
+def test_own_heartbeats_are_not_used_for_routing(site: Site) -> None:
+    """A call for a partition just given up is not forwarded to the worker's own address."""
     site.receive("me", [1])
     with pytest.raises(Unavailable):
         site.owners.where(1)
 
 
 @pytest.mark.parametrize("value", [b'{"worker": 3}', b"", None])
-def test_what_is_no_heartbeat_says_nothing(site: Site, value: bytes | None) -> None:
+def test_an_invalid_heartbeat_changes_nothing(site: Site, value: bytes | None) -> None:
     site.receive("a", [1])
     with pytest.raises(ValueError, match="no heartbeat"):
         site.owners.receive(Record("t.owners", 0, 99, NOW, b"a", value))
     assert site.owners.where(1) == "a:1"
 
 
-async def test_it_says_every_second_and_at_once_when_something_changes(site: Site) -> None:
-    """And learns the log's time by it; a log that is away is tried again."""
+async def test_heartbeats_are_sent_every_second_and_at_once_after_a_change(site: Site) -> None:
+    """They also set the log's clock; with the log away, sending is tried again."""
     beating = asyncio.create_task(site.owners.beat())
     await settle()
     assert [one.partitions for one in site.topic.heartbeats()] == [[0]]
@@ -162,7 +162,7 @@ async def test_it_says_every_second_and_at_once_when_something_changes(site: Sit
         await beating
 
 
-async def test_it_hears_what_was_said_lately_and_goes_on_after_the_reader_was_lost(site: Site) -> None:
+async def test_reading_begins_with_recent_heartbeats_and_continues_after_an_outage(site: Site) -> None:
     value = msgspec.json.encode(Heartbeat("a", "a:1", [1], 1))
     await site.topic.append("t.owners", 0, b"a", value)
     listening = asyncio.create_task(site.owners.listen())
@@ -177,8 +177,8 @@ async def test_it_hears_what_was_said_lately_and_goes_on_after_the_reader_was_lo
 
 
 @pytest.mark.parametrize("mine", [{0}, {1}])
-async def test_poison_among_heartbeats_ends_no_worker_and_is_set_aside_by_one(site: Site, mine: set[int]) -> None:
-    """By the owner of partition 0, once, though its reader is lost and reads it again."""
+async def test_an_invalid_heartbeat_becomes_one_dead_letter_and_ends_no_worker(site: Site, mine: set[int]) -> None:
+    """The owner of partition 0 writes it once, even when it reads the heartbeat again after an outage."""
     site.mine = mine
     bad = [shape.spoil(good(OWNERS, f"poisoned-{number}")) for number, shape in enumerate(shapes(OWNERS))]
     assert len(bad) >= 30

@@ -1,9 +1,9 @@
-"""A worker of its own process that counts records by key: what fault tests kill, stop and freeze.
+"""A worker in a process of its own that counts records by key, for fault tests to kill, stop and freeze.
 
 `python -m tests.transport.counting_worker URL PREFIX PARTITIONS` prints `ready` once its partitions are served. Each
-record of `<prefix>.commands` is answered on `<prefix>.answers` with the new count of its key; each answer goes on
-through a second agent to `<prefix>.echoes`, so that the resume of agents without tables is tried too. Ends with 0 after
-SIGTERM, with 3 when the log failed.
+record of `<prefix>.commands` is answered on `<prefix>.answers` with the new count of its key; a second agent forwards
+each answer to `<prefix>.echoes`, so that agents without tables also resume. Exits with 0 after SIGTERM, with 3 when
+the log failed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COUNTS = TableSpec("counts", lambda row: json.dumps(row).encode(), json.loads)
 
 
 def counting_app(url: str, prefix: str, partitions: int, pause: float = 0.0) -> CeremonyApp:
-    """The app of the worker; `pause` seconds pass in each batch of the counter."""
+    """Return the worker's app; the counter sleeps `pause` seconds in each batch."""
     topics = [f"{prefix}.{name}" for name in ("commands", "answers", "echoes", "deadletters")]
     app = create_app(
         prefix,

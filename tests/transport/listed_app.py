@@ -1,4 +1,4 @@
-"""A module as a user of Faust would write it, for `faust -A tests.transport.listed_app agents`."""
+"""A module written like one of a Faust user, for `faust -A tests.transport.listed_app agents`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def ceremony(stream: AsyncIterable[Batch]) -> None:
 
 
 async def deliberation(stream: AsyncIterable[Batch]) -> None:
-    """Asks the agents."""
+    """Calls the agents."""
     async for _ in stream:
         pass
 

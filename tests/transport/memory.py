@@ -1,7 +1,7 @@
-"""A log in memory that fulfils `Backend`: real offsets, real transactions, real fencing, gone with the process.
+"""A log in memory that implements `Backend`, with real offsets, transactions and fencing.
 
-`MemoryLog` is the broker and outlives its `MemoryBackend`s, one for each time a partition is taken. Acknowledgements
-come at once, or when the test says so (`hold_acks`), and a failure can be set for the writes of each kind.
+`MemoryLog` is the broker and outlives its `MemoryBackend`s, one for each take-over of a partition. Acknowledgements
+come at once or, with `hold_acks`, when the test releases them; a failure can be set for each kind of write.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from streams.transport.partition.row_store import MemoryStore
 
 
 async def read_back(backend: Backend, *tables: str) -> tuple[dict[str, dict[bytes, bytes]], Recovered]:
-    """Take a partition: its rows by table, and what else is recovered of it."""
+    """Take a partition; return its rows by table, and its positions."""
     store = MemoryStore({table: {} for table in tables})
     recovered = await backend.take(store)
     return {table: dict(store.items(table)) for table in tables}, recovered
@@ -29,7 +29,7 @@ class MemoryLog:
     """All topics, changelogs, positions and group offsets."""
 
     now: int = 1_000
-    """Append time of the next record, in milliseconds; goes up by one with each."""
+    """Append time of the next record in milliseconds, incremented with each record."""
     records: dict[tuple[str, int], list[Record]] = field(default_factory=lambda: defaultdict(list))
     starts: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     rows: dict[tuple[str, int], dict[bytes, bytes]] = field(default_factory=lambda: defaultdict(dict))
@@ -142,7 +142,7 @@ class MemoryBackend:
         self.write(rows, position)
 
     def write(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
-        """The transaction itself: all of it in one step."""
+        """Commit the transaction in one step."""
         for table, changed in rows.items():
             stored = self.log.rows[table, self.partition]
             for key, row in changed.items():

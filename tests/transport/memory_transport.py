@@ -1,4 +1,4 @@
-"""The memory log as a driver, so that Faust's side of the transport runs without a broker."""
+"""A driver on the memory log, to test Faust's side of the transport without a broker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.transport.memory import MemoryBackend, MemoryLog
 
 
 class MemoryCommitLog:
-    """Implements `Log` on a MemoryLog, but for following."""
+    """Implements `Log` on a MemoryLog, except `follow`."""
 
     state = "ok"
 
@@ -56,7 +56,7 @@ class MemoryCommitLog:
 
 
 class MemoryTransport(GroupTransport):
-    """Every partition is this process's own."""
+    """Assigns every partition to this process."""
 
     def __init__(self, memory: MemoryLog, app: Any) -> None:
         super().__init__([URL("memory://")], app)
@@ -76,7 +76,7 @@ class MemoryTransport(GroupTransport):
 
 
 def memory_app(memory: MemoryLog, *, partitions: int = 2, limits: Limits | None = None) -> CeremonyApp:
-    """An app on the memory log, with topics `x.commands` and `x.deadletters`."""
+    """Return an app on the memory log, with topics `x.commands` and `x.deadletters`."""
     topics = [TopicSpec("x.commands", partitions), TopicSpec("x.deadletters", partitions)]
     app = CeremonyApp(
         "memory", clock=HostClock(), partitions=partitions, topics=topics, prefix="x", broker="memory://", limits=limits

@@ -71,7 +71,7 @@ def part_of(
 
 @asynccontextmanager
 async def running(part: Part) -> AsyncIterator[Part]:
-    """Takes and runs the part, and ends it in good order."""
+    """Take and run the part, and end it in good order."""
     await part.take()
     task = asyncio.create_task(part.run())
     try:
@@ -85,7 +85,7 @@ async def running(part: Part) -> AsyncIterator[Part]:
 
 
 async def crashed(part: Part) -> None:
-    """What kill -9 leaves of a running part: no last checkpoint, no close."""
+    """End a running part like kill -9: without a last checkpoint and a close."""
     await part.take()
     task = asyncio.create_task(part.run())
     await until(lambda: part.position >= part.end_at_take_over)

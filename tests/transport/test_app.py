@@ -1,4 +1,4 @@
-"""The app as Faust's users know it: agents and tables are listed, and declared only in a way that can work."""
+"""The Faust app: its agents and tables are listed, and wrong declarations are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def app_on(url: str = "kafka://127.0.0.1:9092") -> CeremonyApp:
         ("tables", [("ceremonies", "rows of agent ceremony")]),
     ],
 )
-def test_fausts_command_line_lists_what_is_attached(command: str, lines: list[tuple[str, ...]]) -> None:
+def test_fausts_command_line_lists_attached_agents_and_tables(command: str, lines: list[tuple[str, ...]]) -> None:
     listed = subprocess.run(
         [sys.executable, "-m", "faust", "-A", "tests.transport.listed_app", command],
         capture_output=True,
@@ -43,7 +43,7 @@ def test_fausts_command_line_lists_what_is_attached(command: str, lines: list[tu
         assert any(all(word in line for word in words) for line in listed.stdout.splitlines()), listed.stdout
 
 
-def test_one_agent_per_topic_and_name() -> None:
+def test_a_second_agent_with_the_same_topic_or_name_is_refused() -> None:
     app = app_on()
     app.attach(AgentSpec("one", "x.commands"), agent)
     with pytest.raises(ValueError, match="one agent per topic"):
@@ -52,7 +52,7 @@ def test_one_agent_per_topic_and_name() -> None:
         app.attach(AgentSpec("one", "x.other"), agent)
 
 
-def test_an_agent_attached_after_the_partitions_were_declared_is_refused() -> None:
+def test_an_agent_attached_after_the_start_is_refused() -> None:
     app = app_on()
     app.attach(AgentSpec("one", "x.commands"), agent)
     assert not app.parts
@@ -60,12 +60,12 @@ def test_an_agent_attached_after_the_partitions_were_declared_is_refused() -> No
         app.attach(AgentSpec("two", "x.other"), agent)
 
 
-def test_an_unknown_log_is_named_with_what_would_be_right() -> None:
+def test_the_error_for_an_unknown_log_shows_valid_urls() -> None:
     with pytest.raises(LogUrlInvalid, match=r"log_url_invalid.*kafka://host:port nor sqlite:///path"):
         app_on("nats://127.0.0.1:4222")
 
 
-def test_changelogs_stand_under_the_prefix() -> None:
+def test_the_names_of_changelogs_have_the_prefix() -> None:
     app = app_on()
     app.attach(AgentSpec("one", "x.commands", tables=[TableSpec("ceremonies", bytes, bytes)]), agent)
     table: Any = app.tables["ceremonies"]
@@ -73,7 +73,7 @@ def test_changelogs_stand_under_the_prefix() -> None:
     assert [(spec.name, spec.compacted) for spec in app._changelogs()] == [("x.ceremonies.changelog", True)]
 
 
-def test_a_table_is_not_changed_from_outside_its_agent() -> None:
+def test_a_table_cannot_be_changed_from_outside_its_agent() -> None:
     app = app_on()
     app.attach(AgentSpec("one", "x.commands", tables=[TableSpec("ceremonies", bytes, bytes)]), agent)
     table: Any = app.tables["ceremonies"]
@@ -85,7 +85,7 @@ def test_a_table_is_not_changed_from_outside_its_agent() -> None:
         table[b"k"]
 
 
-def test_the_program_hears_of_the_first_failure_only() -> None:
+def test_only_the_first_failure_is_reported_to_the_program() -> None:
     app = app_on()
     heard: list[BaseException] = []
     app.on_crash = heard.append

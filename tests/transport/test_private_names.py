@@ -1,4 +1,4 @@
-"""Every private name of Faust, mode and aiokafka that the drivers touch: this fails when a new release moves one."""
+"""Every private name of Faust, mode and aiokafka that the drivers use exists; a new release may move one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_versions_are_the_pinned_ones() -> None:
         (MessageAccumulator, "create_builder"),
     ],
 )
-def test_methods_overridden_or_called_exist(owner: type, name: str) -> None:
+def test_overridden_and_called_methods_exist(owner: type, name: str) -> None:
     assert callable(getattr(owner, name))
 
 
@@ -96,11 +96,11 @@ def test_methods_overridden_or_called_exist(owner: type, name: str) -> None:
         (BatchBuilder, "_relative_offset"),
     ],
 )
-def test_attributes_read_or_set_exist(owner: type, attribute: str) -> None:
+def test_used_attributes_exist(owner: type, attribute: str) -> None:
     assert re.search(rf"self\.{attribute}\b|^    {attribute}\b", source(owner), re.MULTILINE), attribute
 
 
-def test_signatures_that_are_relied_on() -> None:
+def test_signatures_are_as_expected() -> None:
     assert list(inspect.signature(MessageAccumulator._append_batch).parameters) == ["self", "builder", "tp"]
     assert "self.future = " in source(MessageBatch)
     assert "                self._fetch_max_wait_ms,\n" in source(Fetcher._get_actions_per_node), "read for each fetch"
@@ -125,8 +125,8 @@ def test_signatures_that_are_relied_on() -> None:
     ]
 
 
-def test_nobody_else_imports_faust_or_aiokafka_to_touch_private_names() -> None:
-    """The one folder that may is streams/transport/."""
+def test_only_the_transport_uses_private_names_of_faust_and_aiokafka() -> None:
+    """Only modules of streams/transport/ may use their private names."""
     private = re.compile(
         r"\b(?:faust|aiokafka|mode)(?:\.\w+)* import _|\b(?:_fetcher|_coordinator|_message_accumulator)\b"
     )

@@ -1,4 +1,4 @@
-"""Each conformance test runs on both logs: SQLite in a folder of its own, and a real Kafka with topics of its own."""
+"""Runs each conformance test on both logs: SQLite in a folder of its own, and a real Kafka with topics of its own."""
 
 from __future__ import annotations
 

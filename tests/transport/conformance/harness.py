@@ -1,4 +1,4 @@
-"""What the conformance tests share: a place for one test on either log, apps on it, and worker processes."""
+"""Helpers of the conformance tests: a place for one test on either log, apps on it, and worker processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTLE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A log of its own for one test: topics and group are named by `prefix`."""
+    """The log of one test; `prefix` begins the names of its topics and group."""
 
     url: str
     folder: Path
@@ -38,7 +38,7 @@ class Place:
         return f"{self.prefix}.{name}"
 
     def taking_over(self) -> str:
-        """The URL for an owner that does not wait until the former one has gone."""
+        """The URL for an owner that does not wait for the end of the former one."""
         return f"{self.url}?take_over=1" if self.embedded else self.url
 
     def specs(self) -> list[TopicSpec]:
@@ -50,7 +50,7 @@ class Place:
         ]
 
     def app(self, *, url: str | None = None, worker_id: str | None = "w", **settings: Any) -> CeremonyApp:
-        """An app that owns every partition. Its membership is static, so the next one need not wait for a session."""
+        """Return an app that owns every partition. Its membership is static, so the next app waits for no session."""
         return create_app(
             self.prefix,
             url or self.url,
@@ -69,7 +69,7 @@ COUNTS = TableSpec("counts", encode=lambda row: b"%d" % row, decode=int)
 
 @asynccontextmanager
 async def serving(app: CeremonyApp, *agents: tuple[AgentSpec, AgentFunction]) -> AsyncIterator[CeremonyApp]:
-    """The app started, with every partition served; it must not crash before the end."""
+    """Start the app and wait until every partition is served; it must not crash before the end."""
     for spec, function in agents:
         app.attach(spec, function)
     await app.start()
@@ -84,7 +84,7 @@ async def serving(app: CeremonyApp, *agents: tuple[AgentSpec, AgentFunction]) ->
 
 @asynccontextmanager
 async def beside(place: Place) -> AsyncIterator[CeremonyApp]:
-    """An app whose log is open, with its topics, but without any agent: for loading and looking."""
+    """Return an app with an open log and its topics, but without agents, to write and read records."""
     app = place.app()
     await app.commit_log.start()
     try:
@@ -101,7 +101,7 @@ async def settled(app: CeremonyApp) -> None:
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 15.0) -> None:
-    """Wait until the condition holds; the TimeoutError names what it was."""
+    """Wait until the condition holds; the TimeoutError names it."""
     try:
         async with asyncio.timeout(seconds):
             while not condition():
@@ -116,7 +116,7 @@ def _where(condition: Callable[[], object]) -> str:
 
 
 async def everything(app: CeremonyApp, topic: str) -> list[Record]:
-    """All committed records of a topic, partition by partition in offset order."""
+    """Return all committed records of a topic, partition by partition in offset order."""
     records: list[Record] = []
     for partition, (start, end) in enumerate(await app.commit_log.ends(topic)):
         async for batch in app.commit_log.read(topic, partition, start, end):
@@ -125,7 +125,7 @@ async def everything(app: CeremonyApp, topic: str) -> list[Record]:
 
 
 async def at_least(app: CeremonyApp, topic: str, count: int) -> list[Record]:
-    """All records of a topic, once there are this many."""
+    """Return all records of a topic, once there are this many."""
     async with asyncio.timeout(15.0):
         while sum(end - start for start, end in await app.commit_log.ends(topic)) < count:
             await asyncio.sleep(0.01)
@@ -148,7 +148,7 @@ async def load(app: CeremonyApp, topic: str, values: Sequence[tuple[bytes, bytes
 
 
 class Worker:
-    """`worker.py` in a process of its own; what it prints are whitespace-separated words, the first its meaning."""
+    """`worker.py` in a process of its own. It prints lines of words; the first word names the meaning of the line."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self.process = process
@@ -181,16 +181,16 @@ class Worker:
             self.said.append(line.decode().split())
 
     def last(self, word: str) -> int:
-        """The newest number said after this word, or 0."""
+        """Return the newest number printed after this word, or 0."""
         return next((int(words[1]) for words in reversed(self.said) if words[0] == word), 0)
 
     async def until(self, condition: Callable[[], object], seconds: float = 30.0) -> None:
-        """Wait for a condition on what it said; it must not end before."""
+        """Wait for a condition on the printed lines; the process must not end before."""
         await eventually(lambda: condition() or self.process.returncode is not None, seconds)
         assert condition(), f"worker ended with {self.process.returncode}: {self.errors()}"
 
     async def reaches(self, word: str, number: int) -> None:
-        """Wait until it has said at least this number after this word."""
+        """Wait until it has printed at least this number after this word."""
         await self.until(lambda: self.last(word) >= number)
 
     def errors(self) -> str:
@@ -200,7 +200,7 @@ class Worker:
         self.process.send_signal(number)
 
     async def ended(self, seconds: float = 20.0) -> int:
-        """Its exit status."""
+        """Return its exit status."""
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.shield(self._reading)
@@ -213,7 +213,7 @@ class Worker:
         return await self.ended()
 
     async def close(self) -> None:
-        """End it in any case."""
+        """End it, whatever its state."""
         if self.process.returncode is None:
             self.process.kill()
         await self.ended()
@@ -221,7 +221,7 @@ class Worker:
 
 @asynccontextmanager
 async def worker(place: Place, mode: str, *, url: str | None = None, static: bool = True) -> AsyncIterator[Worker]:
-    """A worker that is ended at the latest with the block. With a `static` membership its successor need not wait."""
+    """Start a worker that ends at the latest with the block. With a `static` membership its successor need not wait."""
     running = await Worker.start(place, mode, url=url, static=static)
     try:
         yield running

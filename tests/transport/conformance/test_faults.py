@@ -1,4 +1,4 @@
-"""What survives when a worker is killed, stopped, frozen or slow: nothing is lost, nothing counted twice."""
+"""Workers that are killed, stopped, frozen or slow lose nothing and count nothing twice."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ RECORDS = 6000
 
 
 async def loaded(place: Place) -> None:
-    """RECORDS commands wait in `in`, numbered, the same number for each key."""
+    """Append RECORDS numbered commands to `in`, the same number for each key."""
     async with beside(place) as app:
         await load(app, place.topic("in"), [(b"k%02d" % (i % KEYS), b"%d" % i) for i in range(RECORDS)])
 
 
 async def folded(place: Place) -> tuple[dict[bytes, int], list[Record]]:
-    """The rows as a new owner finds them, and all effects; no command may be left."""
+    """Return the rows that a new owner finds, and all effects; no command may be left."""
     more: list[Record] = []
 
     async def count(stream: AsyncIterable[Batch]) -> None:
@@ -55,7 +55,7 @@ async def folded(place: Place) -> tuple[dict[bytes, int], list[Record]]:
 
 
 def check(rows: dict[bytes, int], effects: list[Record]) -> int:
-    """Rows exact, every effect there, repeated ones the same; returns how many were repeated."""
+    """Check that rows are exact, every effect is there, and repeated ones are equal; return the number of repeats."""
     assert rows == {b"k%02d" % key: RECORDS // KEYS for key in range(KEYS)}
     by_id: dict[bytes, set[bytes | None]] = {}
     for effect in effects:
@@ -71,14 +71,14 @@ async def untouched(stream: AsyncIterable[Batch]) -> None:
 
 
 async def finish(place: Place) -> None:
-    """Let a worker fold what is left, and end it in good order."""
+    """Let a worker fold the remaining commands, and end it in good order."""
     async with worker(place, "count") as last:
         await last.reaches("position", RECORDS)
         assert await last.end(signal.SIGTERM) == 0, last.errors()
 
 
 async def test_nothing_is_lost_when_workers_are_killed(place: Place) -> None:
-    """A kill -9 in the middle of folding, four times: rows exact, each effect there, with the same id if twice."""
+    """After four kill -9 in the middle of folding, rows are exact and no effect is lost; repeats have the same id."""
     # specification 18.1, 18.2, 18.12
     await loaded(place)
     for _ in range(4):
@@ -90,7 +90,7 @@ async def test_nothing_is_lost_when_workers_are_killed(place: Place) -> None:
 
 
 async def test_a_stopped_worker_hands_over_without_repeating_anything(place: Place) -> None:
-    """SIGTERM in the middle of folding: the batch in hand is finished and checkpointed, so each effect came once."""
+    """After SIGTERM in the middle of folding, the batch in hand is finished and saved, so each effect comes once."""
     await loaded(place)
     for _ in range(2):
         async with worker(place, "count") as leaving:
@@ -101,7 +101,7 @@ async def test_a_stopped_worker_hands_over_without_repeating_anything(place: Pla
 
 
 async def freeze(owner: Worker, place: Place) -> None:
-    """SIGSTOP, but not within a transaction on the embedded log: its lock would keep everybody out."""
+    """Send SIGSTOP, but not within a transaction on the embedded log, whose lock would keep all others out."""
     owner.send(signal.SIGSTOP)
     while place.embedded and locked(place.folder / "log.db"):
         owner.send(signal.SIGCONT)
@@ -120,9 +120,9 @@ def locked(file: Path) -> bool:
 
 
 async def test_a_frozen_owner_that_wakes_up_is_fenced(place: Place) -> None:
-    """Its successor goes on; the late checkpoint of the former owner is refused, and harms nothing.
+    """Its successor continues; the late checkpoint of the former owner is refused and does no harm.
 
-    Embedded, that ends the former owner. On Kafka it takes its place in the group again.
+    On the embedded log that ends the former owner. On Kafka it joins the group again.
     """
     # specification 18.5, 18.12
     await loaded(place)
@@ -143,7 +143,7 @@ async def test_a_frozen_owner_that_wakes_up_is_fenced(place: Place) -> None:
 
 
 async def test_the_checkpoint_of_a_former_owner_is_refused(place: Place) -> None:
-    """Whoever took the partition last may write it; the other gets Fenced, and its rows are nowhere."""
+    """Only the last owner of a partition may write it; the former one gets Fenced, and its rows are not written."""
     spec = AgentSpec("count", place.topic("in"), tables=[COUNTS])
     position = PositionRow(0, PARTITIONS, 0, 0)
     async with serving(place.app(), (spec, untouched)) as app:
@@ -160,14 +160,14 @@ async def test_the_checkpoint_of_a_former_owner_is_refused(place: Place) -> None
 
 
 async def test_a_held_record_is_delivered_again_after_a_kill(place: Place) -> None:
-    """What was answered may come twice, what was held comes again: every request is answered in the end."""
+    """Answered requests may come twice and held ones come again, so every request is answered in the end."""
     # specification 18.4, 18.12
     requests = [b"stick" if i % 50 == 7 else b"%d" % i for i in range(400)]
     async with beside(place) as app:
         await load(app, place.topic("requests"), [(b"k%d" % (i % 9), value) for i, value in enumerate(requests)])
     async with worker(place, "hold") as victim:
         await victim.reaches("answered", 392)
-        await asyncio.sleep(1.0)  # a checkpoint or two
+        await asyncio.sleep(1.0)  # time for a checkpoint or two
         await victim.end(signal.SIGKILL)
     async with worker(place, "answer") as last:
         await last.reaches("stuck", 8)
@@ -179,7 +179,7 @@ async def test_a_held_record_is_delivered_again_after_a_kill(place: Place) -> No
 
 
 async def test_a_slow_agent_does_not_fill_the_memory(place: Place) -> None:
-    """A backlog of 96 MiB behind an agent that is stuck: the worker fetches a bounded part of it ahead."""
+    """With a backlog of 96 MiB and a stuck agent, the worker fetches only a bounded part ahead."""
     value = b"x" * 512 * 1024
     async with beside(place) as app:
         for first in range(0, 192, 16):

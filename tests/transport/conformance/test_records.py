@@ -1,4 +1,4 @@
-"""What a record is on either log: order, headers, timestamps, sizes."""
+"""Records are the same on both logs: order, headers, timestamps, sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FRAMING = 128
 
 
 async def send_with_timestamp(place: Place, app: CeremonyApp, topic: str, claimed: float) -> None:
-    """What a sender with a wrong clock does: on Kafka past our driver, embedded by way of Faust's producer."""
+    """Send a record with a wrong timestamp: on Kafka without the driver, on the embedded log by Faust's producer."""
     if place.embedded:
         await app.producer.send_and_wait(topic, b"k", b"liar", 0, claimed, None)
         return
@@ -67,7 +67,7 @@ async def test_records_of_a_partition_keep_their_order(place: Place) -> None:
 
 
 async def test_headers_arrive_as_they_were_sent(place: Place) -> None:
-    """Order, repetition, empty and binary values: from `append` to the agent, and from the agent's effects."""
+    """With order, repetition, empty and binary values, from `append` to the agent and in the agent's effects."""
     headers = [("correlation-id", "é".encode()), ("n", b""), ("n", bytes(range(256)))]
     seen: list[Record] = []
 
@@ -87,7 +87,7 @@ async def test_headers_arrive_as_they_were_sent(place: Place) -> None:
 
 
 async def test_timestamps_are_the_logs(place: Place) -> None:
-    """The position's timestamp is the record's, monotone per partition; one that a sender claims does nothing."""
+    """A position has the record's timestamp, monotone per partition; a sender's own timestamp is ignored."""
     # specification 18.6, 18.12
     topic = place.topic("in")
     before = int(time.time() * 1000)
@@ -107,8 +107,8 @@ async def test_timestamps_are_the_logs(place: Place) -> None:
         assert mine == sorted(mine)
 
 
-async def test_the_largest_record_passes_and_one_byte_more_is_refused(place: Place) -> None:
-    """From outside and from an agent: RecordTooLarge before anything is sent, and the partition still works."""
+async def test_the_largest_record_is_accepted_and_one_byte_more_is_refused(place: Place) -> None:
+    """From outside and from an agent, RecordTooLarge is raised before anything is sent; the partition still works."""
     # specification 20.1
     topic = place.topic("in")
     key = b"k"
@@ -136,7 +136,7 @@ async def test_the_largest_record_passes_and_one_byte_more_is_refused(place: Pla
 
 
 async def test_many_large_effects_of_one_batch_are_split(place: Place) -> None:
-    """More than a mebibyte to one partition at once goes out in order, in several produce batches."""
+    """More than a mebibyte for one partition is sent in order, in several produce batches."""
 
     async def burst(stream: AsyncIterable[Batch]) -> None:
         async for batch in stream:

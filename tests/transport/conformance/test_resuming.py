@@ -1,4 +1,4 @@
-"""Where an owner begins: positions, rows, held records, followers, poison."""
+"""A new owner resumes from positions, rows, held records and followers' offsets; poison does not stop it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.transport.conformance.harness import (
 )
 
 
-async def test_rows_and_position_are_there_before_the_first_batch(place: Place) -> None:
-    """A new owner has every row, deleted ones excepted, begins at the position, and knows the log's end."""
+async def test_rows_and_position_are_recovered_before_the_first_batch(place: Place) -> None:
+    """A new owner has every row that was not deleted, begins at the position, and knows the log's end."""
     topic = place.topic("in")
     taken: dict[int, tuple[dict[bytes, int], int, int]] = {}
     seen: list[Record] = []
@@ -58,7 +58,7 @@ async def test_rows_and_position_are_there_before_the_first_batch(place: Place) 
 
 
 async def test_a_step_agent_resumes_at_its_committed_offset(place: Place) -> None:
-    """After a stop in good order nothing that was answered is delivered again."""
+    """After a stop in good order no answered request is delivered again."""
     topic = place.topic("requests")
     seen: list[bytes | None] = []
 
@@ -77,8 +77,8 @@ async def test_a_step_agent_resumes_at_its_committed_offset(place: Place) -> Non
         assert seen == [b"new"]
 
 
-async def test_the_offset_stays_below_a_held_record(place: Place) -> None:
-    """What is held when the worker stops is delivered again, and with it what came after; released ones before not."""
+async def test_the_committed_offset_does_not_pass_a_held_record(place: Place) -> None:
+    """A record held at the stop is delivered again, with all after it; released ones before it are not."""
     topic = place.topic("requests")
     seen: list[bytes | None] = []
     held: dict[bytes | None, Held] = {}
@@ -107,8 +107,8 @@ async def test_the_offset_stays_below_a_held_record(place: Place) -> None:
         assert answers == [b"answer %d" % i for i in (0, 1, 2, 3, 5, 6, 7, 8, 9)], "sent before the hand-over ended"
 
 
-async def test_a_follower_has_a_group_of_its_own_and_resumes_where_it_committed(place: Place) -> None:
-    """It gets what is committed, batches of one partition, from the log start; then only what came since."""
+async def test_a_follower_has_a_group_of_its_own_and_resumes_at_its_committed_offset(place: Place) -> None:
+    """It gets committed records from the log start, in batches of one partition; after a restart only new ones."""
     topic = place.topic("out")
     seen: list[Record] = []
     other: list[Record] = []
@@ -144,7 +144,7 @@ async def test_a_follower_has_a_group_of_its_own_and_resumes_where_it_committed(
 
 
 async def test_a_poison_record_is_dead_lettered_and_its_neighbours_are_folded_once(place: Place) -> None:
-    """The dead letter names origin and code and keeps key, value and headers; the partition flows on."""
+    """The dead letter has origin, code, key, value and headers; the partition continues."""
     topic = place.topic("in")
 
     async def fold(stream: AsyncIterable[Batch]) -> None:

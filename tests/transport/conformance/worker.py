@@ -1,9 +1,9 @@
 """A worker to be killed: `python -m tests.transport.conformance.worker MODE URL PREFIX [WORKER_ID]`.
 
 Modes: `count` folds `in` into the table `counts` and sends one effect per record, slowly enough to be killed on the
-way; `hold` keeps the requests whose value is `stick` and answers all others, `answer` answers all; `stuck` never gives
-back its first batch and says its memory. Prints `ready 1`, and then one line per batch. Exits with 3 when the log
-failed or fenced it.
+way; `hold` keeps requests with the value `stick` and answers all others; `answer` answers all; `stuck` never finishes
+its first batch and prints its memory. Prints `ready 1`, then one line per batch. Exits with 3 when the log failed or
+fenced it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Real Faust agents over batches: asking for the next batch is success, and nothing else is."""
+"""Real Faust agents over batches: a batch succeeds only when the agent asks for the next one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def position(app: CeremonyApp) -> int:
     return sum(part.position for part in app.parts)
 
 
-async def test_a_batch_passes_faust_and_its_rows_are_read_through_the_table() -> None:
+async def test_a_batch_passes_through_faust_and_its_rows_are_read_through_the_table() -> None:
     memory = MemoryLog()
     app = memory_app(memory)
     agent = app.attach(SPEC, keep)
@@ -65,7 +65,7 @@ async def test_a_batch_passes_faust_and_its_rows_are_read_through_the_table() ->
     assert isinstance(app.transport, MemoryTransport) and app.transport.closed
 
 
-async def test_an_agent_that_raises_is_replaced_and_loses_one_record_only() -> None:
+async def test_an_agent_that_raises_is_replaced_and_only_one_record_is_dead_lettered() -> None:
     memory = MemoryLog()
     for value in (b"1", b"poison", b"2", b"poison", b"3"):
         memory.append("x.commands", 0, value, value)
@@ -80,7 +80,7 @@ async def test_an_agent_that_raises_is_replaced_and_loses_one_record_only() -> N
     assert app.failure is None
 
 
-async def test_an_agent_that_leaves_its_stream_has_failed() -> None:
+async def test_an_agent_that_leaves_its_stream_fails() -> None:
     memory = MemoryLog()
     memory.append("x.commands", 0, b"a", b"1")
 
@@ -141,7 +141,7 @@ async def test_a_stop_waits_for_the_batch_in_hand() -> None:
     assert memory.positions["x.commands", 0].next == 1
 
 
-async def test_a_refused_write_is_told_to_the_program_once() -> None:
+async def test_a_refused_write_is_reported_to_the_program_once() -> None:
     memory = MemoryLog(fail_send=ValueError("no"))
     memory.append("x.commands", 0, b"poison", b"poison")
     heard: list[BaseException] = []
@@ -155,7 +155,7 @@ async def test_a_refused_write_is_told_to_the_program_once() -> None:
     assert memory.positions == {}
 
 
-async def test_the_topic_of_an_agent_can_be_sent_to_the_way_faust_users_do() -> None:
+async def test_records_can_be_sent_to_an_agents_topic_with_fausts_own_send() -> None:
     memory = MemoryLog()
     app = memory_app(memory)
     agent = app.attach(SPEC, keep)

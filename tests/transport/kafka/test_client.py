@@ -1,4 +1,4 @@
-"""How long fetches wait: what is idle asks rarely, and what may be waited for asks as often as ever."""
+"""Waiting times of fetches: idle readers fetch rarely, and readers with waiting requests fetch often."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tests.services import KafkaServer
     ],
     ids=["all are asked for", "one is left out", "in a hurry"],
 )
-def test_a_fetch_waits_for_as_long_as_nobody_waits_for_it(records: Any, hurry: bool, waits: int) -> None:  # noqa: FBT001
+def test_a_fetch_waits_long_while_no_request_waits_for_it(records: Any, hurry: bool, waits: int) -> None:  # noqa: FBT001
     fetcher = SimpleNamespace(_records=records, _fetch_max_wait_ms=-1)
     fetcher._get_actions_per_node = lambda assignment: ([], assignment, fetcher._fetch_max_wait_ms)
     fetch_cheaply(SimpleNamespace(_fetcher=fetcher), lambda: hurry)
     assert fetcher._get_actions_per_node("assignment") == ([], "assignment", waits)
 
 
-def test_fetches_are_packed_by_ours_and_go_where_they_went() -> None:
+def test_fetches_are_encoded_quickly_and_go_to_the_same_brokers() -> None:
     fetch = FetchRequest(20, 1, 1 << 20, 1, [("events", [(0, 7, 1 << 20)])])
     fetcher = SimpleNamespace(_records={}, _get_actions_per_node=lambda _assignment: ([(3, fetch)], {}, 0.2, False, []))
     fetch_cheaply(SimpleNamespace(_fetcher=fetcher))
@@ -44,7 +44,7 @@ def test_fetches_are_packed_by_ours_and_go_where_they_went() -> None:
     assert others == [{}, 0.2, False, []]
 
 
-async def test_an_idle_reader_asks_some_times_a_second_and_gives_a_record_at_once(kafka: KafkaServer) -> None:
+async def test_an_idle_reader_fetches_some_times_a_second_and_returns_a_record_at_once(kafka: KafkaServer) -> None:
     log = KafkaLog([kafka.bootstrap], HostClock())
     await log.start()
     tp = TopicPartition(f"idle-{uuid.uuid4().hex[:8]}", 0)

@@ -1,4 +1,4 @@
-"""The Kafka driver on a real broker: what only it has (fencing, groups, topic settings); the rest is in conformance."""
+"""The Kafka driver on a real broker: fencing, groups, topic settings; tests for both logs are in conformance."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def rows(*apps: CeremonyApp) -> dict[bytes, int]:
     return {key: row for app in apps for part in app.parts for key, row in part.rows("counts").items() if part.stateful}
 
 
-async def test_a_worker_goes_on_where_the_last_one_stopped(bench: Bench) -> None:
+async def test_a_worker_continues_where_the_last_one_stopped(bench: Bench) -> None:
     async with running(bench.app()) as app:
         await bench.send(app, *"abcabc")
         await until(lambda: rows(app) == {b"a": 2, b"b": 2, b"c": 2})
@@ -127,7 +127,7 @@ async def test_records_carry_the_logs_time_and_their_headers(bench: Bench) -> No
     assert position.timestamp > 1_600_000_000_000
 
 
-async def test_a_poison_record_passes_and_its_batch_is_not_lost(bench: Bench) -> None:
+async def test_a_poison_record_is_dead_lettered_and_its_batch_is_not_lost(bench: Bench) -> None:
     async with running(bench.app()) as app:
         await bench.send(app, "a")
         await bench.send(app, "a", value=b"poison")
@@ -152,7 +152,7 @@ async def test_partitions_move_to_a_second_worker_and_back(bench: Bench) -> None
 
 
 async def test_a_fenced_owner_drops_its_partition_and_recovers_it(bench: Bench) -> None:
-    """Another one initialised the transactional id and went: the rightful owner folds again and nothing is lost."""
+    """Another producer took the transactional id and left; the owner recovers and nothing is lost."""
     async with running(bench.app()) as app:
         await bench.send(app, "a")
         await until(lambda: rows(app) == {b"a": 1})
@@ -171,7 +171,7 @@ async def test_a_fenced_owner_drops_its_partition_and_recovers_it(bench: Bench) 
         assert rows(app) == {b"a": 2}
 
 
-async def test_a_position_beyond_the_log_is_named_and_the_other_partitions_are_served(bench: Bench) -> None:
+async def test_a_position_beyond_the_log_is_reported_and_the_other_partitions_are_served(bench: Bench) -> None:
     # specification 18.9
     async with running(bench.app()) as app:
         await bench.send(app, *"abcdefgh")
@@ -232,7 +232,7 @@ async def test_a_topic_with_the_senders_time_is_refused(bench: Bench) -> None:
     await app.stop()
 
 
-async def test_a_static_member_is_back_without_a_rebalance_of_the_others(bench: Bench) -> None:
+async def test_a_static_member_returns_without_a_rebalance_of_the_others(bench: Bench) -> None:
     # specification 22.7
     async with running(bench.app(worker_id="w1")) as app:
         await bench.send(app, *"abab")
@@ -245,7 +245,7 @@ async def test_a_static_member_is_back_without_a_rebalance_of_the_others(bench: 
     await app.stop()
 
 
-async def test_two_workers_with_one_id_do_not_fight_for_ever(bench: Bench) -> None:
+async def test_one_of_two_workers_with_the_same_id_ends(bench: Bench) -> None:
     # specification 22.7
     first, second = bench.app(worker_id="w1"), bench.app(worker_id="w1")
     async with running(first):
@@ -255,7 +255,7 @@ async def test_two_workers_with_one_id_do_not_fight_for_ever(bench: Bench) -> No
     assert "worker_id_taken" in str(first.failure or second.failure)
 
 
-async def test_a_follower_goes_on_at_its_committed_offset(bench: Bench) -> None:
+async def test_a_follower_resumes_at_its_committed_offset(bench: Bench) -> None:
     seen: list[bytes | None] = []
 
     async def handle(records: Sequence[Record]) -> None:
@@ -288,7 +288,7 @@ async def test_a_follower_that_fails_ends_the_worker(bench: Bench) -> None:
     assert isinstance(app.failure, ValueError)
 
 
-async def test_large_records_pass_and_batches_stay_small(bench: Bench) -> None:
+async def test_large_records_are_sent_and_batches_stay_small(bench: Bench) -> None:
     large = b"x" * (3 * 1024 * 1024)
     async with running(bench.app()) as app:
         await bench.send(app, "a", value=large)
@@ -298,7 +298,7 @@ async def test_large_records_pass_and_batches_stay_small(bench: Bench) -> None:
 
 
 async def test_effects_of_many_megabytes_arrive_in_order(bench: Bench) -> None:
-    """In produce batches of at most 1 MiB, or of one record: `max.message.bytes` counts the batch."""
+    """Their produce batches have at most 1 MiB or one record, because `max.message.bytes` limits the batch."""
     values = [
         bytes([65 + number]) * size
         for number, size in enumerate([10, 300_000, 400_000, 3_900_000, 20, 600_000, 900_000])
@@ -330,7 +330,7 @@ async def test_effects_of_many_megabytes_arrive_in_order(bench: Bench) -> None:
     assert len(changelog) == len(values) + 1, "rows of many batches are in one transaction, with the position row"
 
 
-async def test_an_effect_to_a_topic_nobody_declared_ends_the_worker(bench: Bench) -> None:
+async def test_an_effect_to_an_undeclared_topic_ends_the_worker(bench: Bench) -> None:
     # specification 18.10
     async with running(bench.app()) as app:
         backend = app.driver.backend(app.specs["counter"], 0, lambda: True)
@@ -340,7 +340,7 @@ async def test_an_effect_to_a_topic_nobody_declared_ends_the_worker(bench: Bench
             backend.send(bench.name("answers"), 99, [NewRecord(b"k", b"v")])
 
 
-async def test_no_kafka_is_said_at_once() -> None:
+async def test_a_missing_kafka_is_reported_at_once() -> None:
     log = KafkaLog(["127.0.0.1:1"], HostClock())
     with pytest.raises(LogUnavailable, match="no Kafka at 127"):
         await log.start()

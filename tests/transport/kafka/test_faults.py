@@ -1,4 +1,4 @@
-"""Workers on Kafka that are killed, stopped, added and frozen under load: nothing lost, rows exact."""
+"""Workers on Kafka that are killed, stopped, added and frozen under load lose nothing; rows stay exact."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARTITIONS, KEYS = 2, 40
 
 
 class Load:
-    """One run: workers of their own processes on topics of their own."""
+    """One run: worker processes on topics of their own."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
@@ -35,7 +35,7 @@ class Load:
         self.app: CeremonyApp = counting_app(url, self.prefix, PARTITIONS)
 
     async def __aenter__(self) -> Self:
-        """The log only: this process serves no partition while workers run."""
+        """Open the log only: this process serves no partition while workers run."""
         log = self.app.commit_log
         await log.start()
         await log.create([*self.app.topic_specs, *self.app._changelogs()])
@@ -96,7 +96,7 @@ class Load:
         return records
 
     async def check(self) -> None:
-        """A last worker, in this process, comes to the end; then rows are exact and every answer is there."""
+        """Let a last worker, in this process, reach the end; then rows are exact and every answer is there."""
         async with asyncio.timeout(60):
             await self.app.start()
             while not self.app.settled or sum(view.position for view in self.app.views("counter").values()) < sum(
@@ -121,7 +121,7 @@ def load(kafka: Any, tmp_path: Path) -> Load:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-async def test_ended_three_times_under_load(load: Load, how: signal.Signals) -> None:
+async def test_a_worker_ended_three_times_under_load_loses_nothing(load: Load, how: signal.Signals) -> None:
     async with load:
         for number in range(3):
             worker = load.worker()
@@ -139,7 +139,7 @@ async def test_ended_three_times_under_load(load: Load, how: signal.Signals) -> 
             assert max(answers.values()) == 1, "a stop in good order repeats nothing"
 
 
-async def test_a_second_worker_comes_and_goes_under_load(load: Load) -> None:
+async def test_a_second_worker_that_joins_and_leaves_under_load_loses_nothing(load: Load) -> None:
     async with load:
         load.worker()
         await load.ready(0)
@@ -155,8 +155,8 @@ async def test_a_second_worker_comes_and_goes_under_load(load: Load) -> None:
         await load.check()
 
 
-async def test_a_frozen_worker_that_wakes_up_harms_nothing(load: Load) -> None:
-    """Stopped past the session timeout, its partitions go to another; awake, it is fenced and joins again."""
+async def test_a_frozen_worker_that_wakes_up_does_no_harm(load: Load) -> None:
+    """After the session timeout its partitions go to another worker; awake, it is fenced and joins again."""
     async with load:
         frozen = load.worker()
         await load.ready(0)
@@ -181,7 +181,7 @@ async def test_a_frozen_worker_that_wakes_up_harms_nothing(load: Load) -> None:
         await load.check()
 
 
-async def test_a_broker_killed_under_load_delays_and_loses_nothing(tmp_path: Path) -> None:
+async def test_a_broker_killed_under_load_only_causes_a_delay(tmp_path: Path) -> None:
     server = KafkaServer(tmp_path / "kafka", flush_messages=1)
     try:
         await asyncio.to_thread(server.start)

@@ -1,4 +1,4 @@
-"""Following a topic on a real Kafka: what waits in one partition, and what is committed when."""
+"""Followers of a topic on a real Kafka: waiting partitions, commits, and notes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def log(kafka: KafkaServer) -> AsyncIterator[KafkaLog]:
 
 @pytest.fixture
 async def topic(log: KafkaLog) -> str:
-    """A topic of two partitions, with one record in each."""
+    """Create a topic of two partitions, with one record in each."""
     name = f"follow-{uuid.uuid4().hex[:8]}"
     await log.create([TopicSpec(name, 2, 3_600_000)])
     for partition in range(2):
@@ -35,7 +35,7 @@ async def topic(log: KafkaLog) -> str:
 
 
 class Reader:
-    """Notes what it was handed; holds back what it is told to."""
+    """Notes its batches, and blocks on chosen ones."""
 
     def __init__(self, log: KafkaLog, topic: str) -> None:
         self._log = log
@@ -67,7 +67,7 @@ async def until(holds: Callable[[], object], seconds: float = 30) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_partition_that_waits_holds_up_no_other(log: KafkaLog, topic: str) -> None:
+async def test_a_waiting_partition_delays_no_other(log: KafkaLog, topic: str) -> None:
     reader = Reader(log, topic)
     reader.held_partition = 0
     follower = await reader.follow()
@@ -81,7 +81,7 @@ async def test_a_partition_that_waits_holds_up_no_other(log: KafkaLog, topic: st
     await follower.stop()
 
 
-async def test_of_one_partition_one_batch_is_in_hand(log: KafkaLog, topic: str) -> None:
+async def test_a_partition_has_one_batch_in_hand(log: KafkaLog, topic: str) -> None:
     reader = Reader(log, topic)
     reader.held_partition = 0
     follower = await reader.follow()
@@ -95,7 +95,7 @@ async def test_of_one_partition_one_batch_is_in_hand(log: KafkaLog, topic: str) 
     await follower.stop()
 
 
-async def test_a_stop_waits_for_what_is_in_hand_and_commits_it(log: KafkaLog, topic: str) -> None:
+async def test_a_stop_waits_for_batches_in_hand_and_commits_them(log: KafkaLog, topic: str) -> None:
     first = Reader(log, topic)
     first.held_partition = 0
     follower = await first.follow()
@@ -114,7 +114,7 @@ async def test_a_stop_waits_for_what_is_in_hand_and_commits_it(log: KafkaLog, to
     assert second.seen == [b"next"]
 
 
-async def test_a_batch_that_was_not_handled_comes_again(log: KafkaLog, topic: str) -> None:
+async def test_an_unhandled_batch_is_delivered_again(log: KafkaLog, topic: str) -> None:
     first = Reader(log, topic)
     first.held_partition = 0
     follower = await first.follow()
@@ -131,7 +131,7 @@ async def test_a_batch_that_was_not_handled_comes_again(log: KafkaLog, topic: st
     assert second.seen == [b"0"]
 
 
-async def test_a_second_follower_takes_its_share_and_nothing_is_lost(log: KafkaLog, topic: str) -> None:
+async def test_a_second_follower_takes_its_share_and_no_record_is_lost(log: KafkaLog, topic: str) -> None:
     first, second = Reader(log, topic), Reader(log, topic)
     followers = [await first.follow()]
     await until(lambda: len(first.seen) == 2)
@@ -148,8 +148,8 @@ async def test_a_second_follower_takes_its_share_and_nothing_is_lost(log: KafkaL
     assert second.begun
 
 
-async def test_a_note_is_committed_with_its_offset_and_told_to_the_next_owner(log: KafkaLog, topic: str) -> None:
-    """With the log end seen then; each assignment is told before its first batch."""
+async def test_a_note_is_committed_with_its_offset_and_passed_to_the_next_owner(log: KafkaLog, topic: str) -> None:
+    """Together with the log end; `taken` is called for each assignment before its first batch."""
     told: list[Committed] = []
     handled: list[Record] = []
 
@@ -175,8 +175,8 @@ async def test_a_note_is_committed_with_its_offset_and_told_to_the_next_owner(lo
     assert sorted(told) == [Committed(0, 1, "up to 0", 2), Committed(1, 1, "up to 0", 2)]
 
 
-async def test_a_hand_over_does_not_wait_for_a_batch_without_end(log: KafkaLog, topic: str) -> None:
-    """It is left to the next owner, and the group goes on: a bridge may wait for its neighbour for hours."""
+async def test_a_hand_over_does_not_wait_for_an_endless_batch(log: KafkaLog, topic: str) -> None:
+    """The batch is left to the next owner and the group continues, as a bridge may wait for its neighbour for hours."""
     first, second = Reader(log, topic), Reader(log, topic)
     first.held_partition = 0
     followers = [await first.follow()]
@@ -193,7 +193,7 @@ async def test_a_hand_over_does_not_wait_for_a_batch_without_end(log: KafkaLog, 
         await follower.stop()
 
 
-async def test_a_tail_is_read_without_an_end(log: KafkaLog, topic: str) -> None:
+async def test_a_tail_is_read_until_the_reader_stops(log: KafkaLog, topic: str) -> None:
     seen: list[bytes | None] = []
 
     async def read() -> None:

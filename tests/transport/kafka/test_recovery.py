@@ -1,4 +1,4 @@
-"""Changelogs read back from a real Kafka: more than side by side, each in its order, one apart from another."""
+"""Changelogs read back from a real Kafka: in several rounds, each in its order, independent of each other."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.conftest import KafkaAddress
 from tests.services import KafkaServer
 
 PARTITIONS = CHANGELOGS_AT_ONCE + 3
-# Of the first partition.
+# Rows of the first partition.
 ROWS = 1_200
 LARGE = b"x" * (2 * FETCH_BYTES)
 
 
 @pytest.fixture
 async def changelog(kafka: KafkaServer | KafkaAddress) -> AsyncIterator[str]:
-    """In the first partition many rows; in each other one that was written twice, one deleted, and a large one."""
+    """Write many rows to the first partition; to each other one written twice, one deleted, and a large one."""
     log, topic = KafkaLog([kafka.bootstrap], HostClock()), f"changelog-{uuid4().hex[:8]}"
     await log.start()
     await log.create([TopicSpec(topic, PARTITIONS, compacted=True)])
@@ -60,8 +60,8 @@ async def test_each_changelog_is_read_to_its_end_and_in_order(
     assert all(rows == {b"a": b"new", b"gone": None, b"large": LARGE} for rows in found.values())
 
 
-async def test_one_that_cannot_be_kept_fails_alone(kafka: KafkaServer | KafkaAddress, changelog: str) -> None:
-    """Its part hears why; the others are read on, and a later reading begins from the start."""
+async def test_a_changelog_that_cannot_be_stored_fails_alone(kafka: KafkaServer | KafkaAddress, changelog: str) -> None:
+    """Its part gets the error; the others are read to their end, and a later reading begins from the start."""
     recovery = Recovery([kafka.bootstrap], HostClock())
     kept: list[int] = []
 
@@ -78,8 +78,8 @@ async def test_one_that_cannot_be_kept_fails_alone(kafka: KafkaServer | KafkaAdd
     assert (kept.count(0), kept.count(2)) == (ROWS, 3)
 
 
-async def test_a_position_stands_in_the_first_changelog_only() -> None:
-    """What has its key elsewhere is a row, and one for whoever reads that table to judge."""
+async def test_a_position_row_is_recognised_only_in_the_first_changelog() -> None:
+    """In another changelog its key is an ordinary row of that table."""
     first, second = TopicPartition("first", 0), TopicPartition("second", 0)
     store = MemoryStore({"one": {}, "two": {}})
     read = _ChangelogRows(store, {"one": first, "two": second})

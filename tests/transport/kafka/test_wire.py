@@ -1,4 +1,4 @@
-"""The bytes of Kafka's wire, held against those of aiokafka: produce batches, fetches with their answers, records."""
+"""Kafka's wire format compared with aiokafka's own: records, fetches with responses, produce batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from streams.transport.kafka.wire import Unpacked, Written, append_batches, give
 TP = TopicPartition("commands", 3)
 HEADERS: Sequence[Header] = [("type", b"start"), ("subject", b"")]
 PRODUCER, OTHER = 7, 8
-# A record, and where the next fetch would begin once it is taken; at the end without a record.
+# A record with the offset of the next fetch after it; the last step has no record.
 Step = tuple[Record | None, int]
 
 
@@ -42,7 +42,7 @@ def batch(
     transactional: bool = False,
     appended: int | None = None,
 ) -> bytes:
-    """Records at `offsets` from `base` on; `next_offset` where compaction took the last ones."""
+    """Encode records at `offsets` from `base` on; `next_offset` if compaction removed the last ones."""
     builder = DefaultRecordBatchBuilder(2, 0, int(transactional), producer, 0, 0, 1 << 20)
     for offset in offsets:
         value = None if offset % 4 == 3 else b"value %d" % offset
@@ -58,7 +58,7 @@ def control(base: int, producer: int, *, abort: bool) -> bytes:
 
 
 def _sealed(raw: bytearray, base: int, *, last_delta: int = 0, flags: int = 0, appended: int | None = None) -> bytes:
-    """The batch as a broker keeps it: at its offset, with its append time where that is asked for."""
+    """Return the batch as stored by a broker: at its offset, and with an append time if given."""
     struct.pack_into(">q", raw, 0, base)
     (attributes,) = struct.unpack_from(">h", raw, 21)
     struct.pack_into(">h", raw, 21, attributes | flags | (0x08 if appended is not None else 0))
@@ -133,13 +133,13 @@ def test_the_records_and_the_offsets_are_those_of_aiokafka(case: str, level: int
     assert steps(Unpacked, data, aborted, begin, level) == steps(PartitionRecords, data, aborted, begin, level)
 
 
-def test_what_a_transaction_aborted_is_left_out() -> None:
+def test_records_of_an_aborted_transaction_are_left_out() -> None:
     data, aborted, begin = CASES["an aborted transaction between others"]
     seen = steps(Unpacked, data, aborted, begin, READ_COMMITTED)
     assert [record.offset for record, _ in seen if record is not None] == [0, 4]
 
 
-def test_a_batch_that_was_damaged_is_refused_behind_the_sound_ones() -> None:
+def test_a_damaged_batch_is_refused_after_the_sound_ones() -> None:
     damaged = bytearray(batch(2, [2, 3]))
     damaged[-3] ^= 1
     fetched = iter(fetched_as(Unpacked, batch(0, [0, 1]) + bytes(damaged)))
@@ -148,14 +148,14 @@ def test_a_batch_that_was_damaged_is_refused_behind_the_sound_ones() -> None:
         next(fetched)
 
 
-def test_a_fetch_is_taken_in_parts() -> None:
+def test_a_fetch_can_be_taken_in_parts() -> None:
     fetched = fetched_as(Unpacked, batch(0, range(5)))
     first = [record.offset for _, record in zip(range(2), fetched, strict=False)]
     assert [*first, *(record.offset for record in fetched)] == [0, 1, 2, 3, 4]
 
 
 class Position:
-    """What aiokafka knows of a partition that is read."""
+    """aiokafka's state of a partition that is read."""
 
     paused = False
     position = 0
@@ -164,7 +164,7 @@ class Position:
         self.position = offset
 
 
-def test_a_consumer_gives_records_at_most_as_many_as_asked() -> None:
+def test_a_consumer_returns_at_most_the_requested_number_of_records() -> None:
     position = Position()
     assignment = SimpleNamespace(active=True, state_value=lambda _tp: position)
     fetcher = SimpleNamespace(_records=None, _prefetch_backoff=0.1)
@@ -180,7 +180,7 @@ def test_a_consumer_gives_records_at_most_as_many_as_asked() -> None:
     assert fetcher._prefetch_backoff == 0.002
 
 
-def test_what_went_wrong_with_a_fetch_stays_as_it_is() -> None:
+def test_the_error_of_a_fetch_is_passed_on_unchanged() -> None:
     fetcher = SimpleNamespace(_records=None, _prefetch_backoff=0.1)
     give_records(SimpleNamespace(_fetcher=fetcher), 0.002)
     error = FetchError(error=CorruptRecordException(), backoff=0.0)
@@ -189,8 +189,8 @@ def test_what_went_wrong_with_a_fetch_stays_as_it_is() -> None:
     assert results[TP] is error
 
 
-def test_what_is_taken_is_let_go_of_without_a_collection() -> None:
-    """A worker collects seldom: megabytes of each fetch would stay in memory until then."""
+def test_taken_records_are_freed_without_a_garbage_collection() -> None:
+    """A worker collects garbage rarely; until then megabytes of each fetch would stay in memory."""
     position = Position()
     fetcher = SimpleNamespace(_records=None, _prefetch_backoff=0.1)
     give_records(SimpleNamespace(_fetcher=fetcher), 0.002)
@@ -239,21 +239,21 @@ ANSWERS = {
 
 @pytest.mark.parametrize("name", REQUESTS)
 @pytest.mark.parametrize("version", [FetchRequest_v10, FetchRequest_v11])
-def test_a_request_is_that_of_aiokafka(name: str, version: type[FetchRequest_v11]) -> None:
+def test_a_request_has_the_same_bytes_as_in_aiokafka(name: str, version: type[FetchRequest_v11]) -> None:
     request = REQUESTS[name]
     assert packed(request).topics == request.topics
     assert packed(request).build(version).encode() == request.build(version).encode()
 
 
 def test_version_11_is_the_last() -> None:
-    """A later one would be asked for, and packed field by field again."""
+    """A later version would be used, and encoded field by field again."""
     ours = packed(REQUESTS["two topics"]).prepare({1: (4, 99)})
     assert ours.API_VERSION == 11
     assert ours.encode() == REQUESTS["two topics"].prepare({1: (4, 99)}).encode()
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_is_read_as_by_aiokafka(name: str) -> None:
+def test_a_response_is_decoded_as_by_aiokafka(name: str) -> None:
     reader = packed(REQUESTS["two topics"]).build(FetchRequest_v11).RESPONSE_TYPE
     frame = b"head" + ANSWERS[name].encode()
     data, theirs = BytesIO(frame), BytesIO(frame)
@@ -264,7 +264,7 @@ def test_an_answer_is_read_as_by_aiokafka(name: str) -> None:
     assert answer.API_VERSION == 11
 
 
-def test_an_answer_that_was_cut_off_is_refused() -> None:
+def test_a_truncated_response_is_refused() -> None:
     reader = packed(REQUESTS["two topics"]).build(FetchRequest_v11).RESPONSE_TYPE
     with pytest.raises(ValueError, match="fetch answer cut off: 255 of 256 bytes of partition 2"):
         reader.decode(ANSWERS["aborted transactions"].encode()[:-1])
@@ -273,12 +273,12 @@ def test_an_answer_that_was_cut_off_is_refused() -> None:
 # ---- produce batches
 
 EVENTS, OTHER_EVENTS = TopicPartition("events", 0), TopicPartition("events", 1)
-# Bytes of a batch here.
+# Bytes of the largest batch in these tests.
 LARGEST = 2_000
 
 
 class Producer:
-    """A producer whose sender is the test."""
+    """A producer without a sender; the test drains it."""
 
     def __init__(self) -> None:
         cluster = SimpleNamespace(leader_for_partition=lambda _tp: 1)
@@ -288,7 +288,7 @@ class Producer:
         return append_batches(self, tp, records)
 
     def drained(self) -> Any:
-        """The next batch that goes out for the partition."""
+        """Return the next batch of the partition."""
         nodes, _ = self._message_accumulator.drain_by_nodes(ignore_nodes=[])
         return nodes[1][EVENTS]
 
@@ -303,7 +303,7 @@ def record(number: int, size: int = 10) -> Written:
 
 
 def keys(batch: Any) -> Sequence[bytes]:
-    """Of what the broker would be sent, whose offsets must be one after the other."""
+    """Return the keys of the encoded batch, and check that its offsets are consecutive."""
     records = MemoryRecords(bytes(batch.get_data_buffer())).next_batch()
     assert records is not None
     assert records.validate_crc()
@@ -312,7 +312,7 @@ def keys(batch: Any) -> Sequence[bytes]:
     return [one.key or b"" for one in found]
 
 
-async def test_what_two_callers_send_goes_out_in_one_batch(producer: Producer) -> None:
+async def test_records_of_two_callers_go_into_one_batch(producer: Producer) -> None:
     first, second = producer.append(record(0), record(1)), producer.append(record(2))
     batch = producer.drained()
     assert keys(batch) == [b"k0", b"k1", b"k2"]
@@ -334,13 +334,13 @@ async def test_a_full_batch_is_followed_by_another(producer: Producer) -> None:
     assert [keys(producer.drained()), keys(producer.drained())] == [[b"k0", b"k1"], [b"k2", b"k3"]]
 
 
-async def test_a_record_too_large_for_a_batch_has_one_to_itself(producer: Producer) -> None:
+async def test_a_record_too_large_for_a_batch_gets_a_batch_of_its_own(producer: Producer) -> None:
     acks = producer.append(record(0), record(1, 3 * LARGEST), record(2))
     assert len(acks) == 3
     assert [keys(producer.drained()) for _ in acks] == [[b"k0"], [b"k1"], [b"k2"]]
 
 
-async def test_what_is_under_way_is_not_changed(producer: Producer) -> None:
+async def test_a_batch_in_flight_is_not_changed(producer: Producer) -> None:
     producer.append(record(0))
     sent = producer.drained()
     producer.append(record(1))
@@ -348,8 +348,8 @@ async def test_what_is_under_way_is_not_changed(producer: Producer) -> None:
     assert keys(producer.drained()) == [b"k1"]
 
 
-async def test_what_is_sent_again_is_not_changed(producer: Producer) -> None:
-    """Its sequence number and its count of records are known to the broker."""
+async def test_a_batch_that_is_sent_again_is_not_changed(producer: Producer) -> None:
+    """The broker may know its sequence number and number of records."""
     producer.append(record(0))
     sent = producer.drained()
     producer._message_accumulator.reenqueue(sent)
@@ -360,7 +360,7 @@ async def test_what_is_sent_again_is_not_changed(producer: Producer) -> None:
     assert keys(producer.drained()) == [b"k1"]
 
 
-async def test_a_closed_batch_is_left_alone(producer: Producer) -> None:
+async def test_a_closed_batch_is_not_changed(producer: Producer) -> None:
     (first,) = producer.append(record(0))
     flushing = asyncio.ensure_future(producer._message_accumulator.flush_for_commit())
     await asyncio.sleep(0)
@@ -374,7 +374,7 @@ async def test_a_closed_batch_is_left_alone(producer: Producer) -> None:
 
 
 async def test_a_single_send_joins_the_batch_and_learns_its_own_offset(producer: Producer) -> None:
-    """A front appends record by record through the same producer."""
+    """Clients' commands are appended one by one through the same producer."""
     producer.append(record(0), record(1))
     alone = await producer._message_accumulator.add_message(EVENTS, b"k2", b"v", timeout=1, timestamp_ms=0)
     producer.append(record(3))
@@ -392,7 +392,7 @@ async def test_a_record_that_cannot_be_written_leaves_a_sound_batch(producer: Pr
     assert keys(producer.drained()) == [b"k0", b"k1", b"k3"]
 
 
-async def test_a_producer_that_has_failed_says_so(producer: Producer) -> None:
+async def test_a_failed_producer_raises_log_failed(producer: Producer) -> None:
     producer._message_accumulator.fail_all(KafkaConnectionError())
     with pytest.raises(LogFailed, match="producer_failed: KafkaConnectionError"):
         producer.append(record(0))

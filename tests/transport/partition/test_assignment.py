@@ -1,4 +1,4 @@
-"""The owner of partitions: takes what is assigned, gives it up in good order, and keeps one failure from the others."""
+"""Assignments: partitions are taken, served and given up in good order, and a failure of one harms no other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FastClock(HostClock):
 
 
 class Bench:
-    """An owner of two agents on a memory log; `failures` is what `fail` heard."""
+    """An assignment of two agents on a memory log; `failures` are the errors reported to `fail`."""
 
     def __init__(
         self, make: Callable[[AgentSpec, int, IsCurrent], MemoryBackend] | None = None, stores: Stores | None = None
@@ -89,7 +89,7 @@ async def until(true: Callable[[], Any]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_what_is_assigned_is_served_and_given_up_with_a_checkpoint() -> None:
+async def test_assigned_partitions_are_served_and_given_up_with_a_checkpoint() -> None:
     bench = Bench()
     bench.memory.append("commands", 1, b"a", b"1")
     await bench.take_over()
@@ -103,7 +103,7 @@ async def test_what_is_assigned_is_served_and_given_up_with_a_checkpoint() -> No
     assert bench.owner.assigned == frozenset()
 
 
-async def test_whoever_measures_hears_how_many_rows_a_partition_taken_has() -> None:
+async def test_on_recovered_gets_the_number_of_rows_of_a_taken_partition() -> None:
     bench = Bench()
     for key in (b"a", b"b", b"c"):
         bench.memory.append("commands", 1, key, b"1")
@@ -117,7 +117,7 @@ async def test_whoever_measures_hears_how_many_rows_a_partition_taken_has() -> N
     await bench.owner.give_up(5)
 
 
-async def test_giving_up_does_not_wait_for_ever_for_a_stuck_agent() -> None:
+async def test_giving_up_waits_only_some_time_for_a_stuck_agent() -> None:
     bench = Bench()
     bench.stuck = True
     bench.memory.append("commands", 0, b"a", b"1")
@@ -128,7 +128,7 @@ async def test_giving_up_does_not_wait_for_ever_for_a_stuck_agent() -> None:
     assert bench.batches[0].finished.done(), "the stream skips a batch whose part has gone"
 
 
-async def test_a_partition_not_to_be_served_leaves_the_others_alone() -> None:
+async def test_a_partition_that_is_not_served_does_not_affect_the_others() -> None:
     bench = Bench()
     bench.memory.append("commands", 0, b"a", b"1")
     await bench.take_over()
@@ -144,7 +144,7 @@ async def test_a_partition_not_to_be_served_leaves_the_others_alone() -> None:
     await bench.owner.give_up(5)
 
 
-async def test_a_fenced_partition_is_recovered_from_the_start_while_it_is_still_ours() -> None:
+async def test_a_fenced_partition_is_taken_again_while_it_is_assigned() -> None:
     bench = Bench()
     bench.memory.append("commands", 0, b"a", b"1")
     await bench.take_over()
@@ -161,7 +161,7 @@ async def test_a_fenced_partition_is_recovered_from_the_start_while_it_is_still_
     assert bench.failures == []
 
 
-async def test_a_fenced_partition_that_is_not_ours_any_more_is_dropped() -> None:
+async def test_a_fenced_partition_is_dropped_when_it_is_no_longer_assigned() -> None:
     bench = Bench()
     ours = True
     bench.memory.append("commands", 0, b"a", b"1")
@@ -193,8 +193,8 @@ async def test_a_failed_checkpoint_gives_up_its_partition_and_takes_it_again() -
     assert bench.failures == []
 
 
-def test_partitions_share_what_may_be_unsaved_and_agents_without_tables_have_no_part_in_it() -> None:
-    """So a worker of many partitions holds no more than one of few; too little is not worth a transaction."""
+def test_partitions_of_agents_with_tables_share_the_limit_of_unsaved_bytes() -> None:
+    """A worker with many partitions holds no more than one with few; very small shares are not worth a transaction."""
     owner = Bench().owner
     shares = []
     for count in (1, 8, 1_000):
@@ -226,10 +226,10 @@ class Broken(MemoryStore):
 
 
 @pytest.mark.parametrize("stores", [Breaking(opening=True), Breaking(opening=False)], ids=["opened", "written"])
-async def test_a_partition_whose_local_rows_are_lost_is_taken_anew_from_its_changelog(
+async def test_a_partition_with_lost_local_rows_is_recovered_from_its_changelog(
     stores: Breaking, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line says so; the worker goes on, and nothing is folded twice."""
+    """One log line reports it; the worker continues, and no record is folded twice."""
     bench = Bench(stores=stores)
     for number in range(3):
         bench.memory.append("commands", 0, b"%d" % number, b"row")
@@ -254,7 +254,7 @@ async def test_a_refused_write_fails_the_worker() -> None:
     await bench.owner.give_up(5)
 
 
-async def test_a_take_over_that_was_overtaken_serves_nothing() -> None:
+async def test_a_superseded_take_over_serves_nothing() -> None:
     class Overtaken(MemoryBackend):
         async def take(self, rows: RowLoader) -> Recovered:
             raise Superseded
@@ -266,7 +266,7 @@ async def test_a_take_over_that_was_overtaken_serves_nothing() -> None:
     assert bench.failures == []
 
 
-async def test_giving_up_ends_a_recovery_under_way() -> None:
+async def test_giving_up_ends_a_running_recovery() -> None:
     closed: list[MemoryBackend] = []
 
     class Endless(MemoryBackend):
@@ -284,7 +284,7 @@ async def test_giving_up_ends_a_recovery_under_way() -> None:
     assert len(closed) == 3
 
 
-async def test_the_interval_grows_with_the_partitions_that_write() -> None:
+async def test_the_checkpoint_interval_grows_with_the_partitions_of_agents_with_tables() -> None:
     bench = Bench()
     assert bench.owner.interval() == 0.5
     await bench.take_over()

@@ -1,4 +1,4 @@
-"""Checkpoints never say too much: what they save, when, and what they wait for."""
+"""Checkpoints save rows, effects and position of one moment, at their interval and limits, and in order."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_after_a_crash_the_same_commands_give_the_same_rows() -> None:
     assert answers[3:6] == answers[6:9], "effects of a crash's suffix come again, the same ones"
 
 
-async def test_a_checkpoint_waits_for_exactly_the_effects_before_it() -> None:
+async def test_a_checkpoint_waits_only_for_the_effects_before_it() -> None:
     log = MemoryLog(hold_acks=True)
     commands(log, "a")
     part = part_of(log, count)
@@ -65,7 +65,7 @@ async def test_a_checkpoint_waits_for_exactly_the_effects_before_it() -> None:
     assert log.positions["commands", 0].next == 2
 
 
-async def test_who_asks_whether_all_is_sent_waits_for_effects_whether_a_checkpoint_waits_for_them_or_not() -> None:
+async def test_sent_waits_for_effects_with_and_without_a_running_checkpoint() -> None:
     log = MemoryLog(hold_acks=True)
     commands(log, "a")
     part = part_of(log, count)
@@ -88,7 +88,7 @@ async def test_who_asks_whether_all_is_sent_waits_for_effects_whether_a_checkpoi
         log.hold_acks = False
 
 
-async def test_a_checkpoint_that_is_called_off_leaves_the_acknowledgements_alone() -> None:
+async def test_a_cancelled_checkpoint_does_not_cancel_acknowledgements() -> None:
     """Other partitions may have records in the same produce batch, and wait for the same future."""
     log = MemoryLog(hold_acks=True)
     commands(log, "a")
@@ -107,7 +107,7 @@ async def test_a_checkpoint_that_is_called_off_leaves_the_acknowledgements_alone
     await part.close()
 
 
-async def test_a_checkpoint_coalesces_rows_and_skips_when_nothing_moved() -> None:
+async def test_a_checkpoint_writes_each_row_once_and_is_skipped_without_progress() -> None:
     log = MemoryLog()
     commands(log, *["a"] * 7)
     async with running(part_of(log, count)) as part:
@@ -143,7 +143,7 @@ async def test_many_commands_or_bytes_checkpoint_before_the_interval(limits: Lim
         await until(lambda: part.position == 60 and part.counters.checkpoints >= 2)
 
 
-async def test_a_slow_log_stops_the_reading_at_twice_the_limit() -> None:
+async def test_a_slow_log_stops_reading_at_twice_the_limit() -> None:
     log = MemoryLog(hold_acks=True)
     commands(log, *[f"k{number}" for number in range(100)])
     async with running(part_of(log, count, limits=Limits(commands=20))) as part:
@@ -155,7 +155,7 @@ async def test_a_slow_log_stops_the_reading_at_twice_the_limit() -> None:
 
 
 async def test_a_failed_checkpoint_blocks_every_later_one() -> None:
-    """Its rows and effects were taken: a later one would put the position above rows that were never written."""
+    """Its rows and effects are gone: a later checkpoint would save a position above rows that were never written."""
     log = MemoryLog()
     commands(log, "a")
     part = part_of(log, count)
@@ -201,7 +201,7 @@ async def test_a_fenced_owner_writes_nothing_more() -> None:
     assert log.transactions == []
 
 
-async def test_on_saved_hears_of_each_checkpoint_how_many_rows_it_wrote_and_how_long_it_took() -> None:
+async def test_on_saved_gets_the_rows_and_the_seconds_of_each_checkpoint() -> None:
     log = MemoryLog()
     commands(log, "a", "b", "a")
     heard: list[tuple[int, float]] = []
@@ -248,7 +248,7 @@ async def test_a_row_too_large_for_the_log_ends_the_worker_before_the_broker_see
 # ---- agents without tables
 
 
-async def test_an_answer_after_the_partition_was_given_up_goes_nowhere() -> None:
+async def test_an_answer_after_the_partition_was_given_up_is_not_sent() -> None:
     log = MemoryLog()
     commands(log, "a", topic="requests")
     held: list[Any] = []
@@ -264,7 +264,7 @@ async def test_an_answer_after_the_partition_was_given_up_goes_nowhere() -> None
     assert log.values("answers") == []
 
 
-async def test_the_lowest_held_offset_is_what_is_committed() -> None:
+async def test_the_lowest_held_offset_is_committed() -> None:
     log = MemoryLog()
     commands(log, "a", "b", "c", topic="requests")
     held: list[Any] = []
@@ -312,7 +312,7 @@ async def test_an_answer_is_acknowledged_before_its_request_is_committed() -> No
     assert log.committed["requests", 0] == 1
 
 
-async def test_answers_of_one_turn_go_in_one_produce_batch() -> None:
+async def test_answers_of_one_turn_of_the_event_loop_go_into_one_produce_batch() -> None:
     log = MemoryLog()
     commands(log, "a", "b", "c", topic="requests")
     sends: list[int] = []

@@ -1,4 +1,4 @@
-"""A part: one batch at a time, success only when the next is asked for; what it takes over, what it holds."""
+"""A part delivers one batch at a time, recovers its position at take-over, and bounds batches and held records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(20)
 LARGE_BATCHES = replace(COUNTER, batch=500)
 
 
-async def test_nothing_of_a_batch_is_visible_before_the_next_is_asked_for() -> None:
+async def test_changes_of_a_batch_are_invisible_before_the_agent_asks_for_the_next() -> None:
     log = MemoryLog()
     commands(log, "a")
     going_on = asyncio.Event()
@@ -41,7 +41,7 @@ async def test_nothing_of_a_batch_is_visible_before_the_next_is_asked_for() -> N
         assert dict(part.rows("counts")) == {b"a": 1}
 
 
-async def test_only_one_batch_is_out_at_a_time() -> None:
+async def test_only_one_batch_is_delivered_at_a_time() -> None:
     log = MemoryLog()
     commands(log, *"abcdefghijklmnopqrstuvwxyz")
     out = 0
@@ -61,7 +61,7 @@ async def test_only_one_batch_is_out_at_a_time() -> None:
 
 
 async def test_a_poison_record_alone_becomes_a_dead_letter() -> None:
-    """The batch is handed over record by record; its failed attempt left no trace."""
+    """The batch is delivered again record by record; its failed attempt leaves no trace."""
     log = MemoryLog()
     log.append("commands", 0, b"a", b"fine")
     log.append("commands", 0, b"b", b"poison", [("correlation-id", b"c1")])
@@ -119,7 +119,7 @@ async def test_a_large_dead_letter_goes_by_reference() -> None:
     assert dict(letter.headers)[topics.ERROR_CODE] == b"undecodable"
 
 
-async def test_rows_are_decoded_when_the_partition_is_taken_and_on_taken_sees_them() -> None:
+async def test_rows_are_recovered_before_on_taken_is_called() -> None:
     log = MemoryLog()
     commands(log, "a", "b")
     async with running(part_of(log, count)) as part:
@@ -138,7 +138,7 @@ async def test_rows_are_decoded_when_the_partition_is_taken_and_on_taken_sees_th
     assert lost == [0]
 
 
-async def test_on_applied_finds_the_note_of_the_batch_and_its_rows_visible() -> None:
+async def test_on_applied_gets_the_batch_with_its_note_and_visible_rows() -> None:
     log = MemoryLog()
     commands(log, "a")
     heard = []
@@ -203,7 +203,7 @@ async def test_a_position_beyond_the_log_end_is_not_served() -> None:
         await take_again(log)
 
 
-async def test_another_last_command_is_not_served() -> None:
+async def test_a_log_with_another_last_command_is_not_served() -> None:
     # specification 18.9
     log = MemoryLog()
     await served(log)
@@ -213,7 +213,7 @@ async def test_another_last_command_is_not_served() -> None:
         await take_again(log)
 
 
-async def test_a_last_command_that_retention_took_is_not_compared() -> None:
+async def test_a_last_command_deleted_by_retention_is_not_compared() -> None:
     log = MemoryLog()
     await served(log)
     log.trim("commands", 0, 3)
@@ -228,7 +228,7 @@ async def test_another_partition_count_ends_the_worker() -> None:
         await take_again(log, partitions=8)
 
 
-async def test_a_record_too_large_is_refused_where_it_is_sent() -> None:
+async def test_a_record_that_is_too_large_is_refused_at_the_send() -> None:
     log = MemoryLog()
     commands(log, "a")
     refused = []
@@ -257,7 +257,7 @@ async def test_an_unknown_table_is_refused_by_name() -> None:
 
 
 async def test_a_row_that_cannot_be_read_ends_the_worker() -> None:
-    """It may be of a newer release: serving the partition without it would fold from nothing."""
+    """It may be of a newer release; without it the partition would fold from an empty row."""
     # specification 18.10
     log = MemoryLog()
     await served(log)
@@ -266,11 +266,11 @@ async def test_a_row_that_cannot_be_read_ends_the_worker() -> None:
     with pytest.raises(LogFailed, match=r"row_unreadable: 'b' of table counts\[0\]"):
         async with running(part_of(log, count)) as part, asyncio.timeout(5):
             await part.folded(3)
-    assert log.records["deadletters", 0] == []  # the record is not to blame
+    assert log.records["deadletters", 0] == []  # the record is not at fault
 
 
-async def test_who_looks_at_all_rows_when_the_partition_is_taken_finds_one_that_cannot_be_read() -> None:
-    """The timers do: such a partition is never served at all."""
+async def test_a_scan_at_take_over_finds_an_unreadable_row() -> None:
+    """Timers scan all rows, so such a partition is never served."""
     log = MemoryLog()
     await served(log)
     log.rows["counts", 0][b"b"] = b"{"
@@ -299,7 +299,7 @@ async def test_held_records_are_bounded() -> None:
         await until(lambda: part.position == 20)
 
 
-async def test_records_held_by_a_failed_batch_are_let_go() -> None:
+async def test_records_held_by_a_failed_batch_are_released() -> None:
     log = MemoryLog()
     commands(log, "a", topic="requests")
 
@@ -313,8 +313,8 @@ async def test_records_held_by_a_failed_batch_are_let_go() -> None:
     assert log.committed["requests", 0] == 1
 
 
-async def test_a_batch_is_no_larger_than_its_rows_allow() -> None:
-    """Commands are small and rows may not be: five hundred of 10 KB would be five megabytes of a limit of 40 KB."""
+async def test_large_rows_limit_the_size_of_a_batch() -> None:
+    """Rows may be much larger than commands: 500 rows of 10 KB are 5 MB, with a limit of 40 KB."""
     log, sizes = MemoryLog(), list[int]()
     keys = [f"k{number}" for number in range(200)]
     log.rows["counts", 0] = {key.encode(): b'"%s"' % (b"x" * 10_000) for key in keys}
@@ -331,7 +331,7 @@ async def test_a_batch_is_no_larger_than_its_rows_allow() -> None:
     assert set(sizes[1:]) <= {1, 2, 3}
 
 
-async def test_batches_of_small_rows_are_as_large_as_the_agent_asked() -> None:
+async def test_batches_of_small_rows_have_the_agents_batch_size() -> None:
     log, sizes = MemoryLog(), list[int]()
     commands(log, *["a"] * 2_000)
 
@@ -343,7 +343,7 @@ async def test_batches_of_small_rows_are_as_large_as_the_agent_asked() -> None:
     assert max(sizes) == part.spec.batch
 
 
-async def test_an_agent_with_tables_cannot_hold() -> None:
+async def test_an_agent_with_tables_cannot_hold_records() -> None:
     log = MemoryLog()
     commands(log, "a")
 
@@ -356,7 +356,7 @@ async def test_an_agent_with_tables_cannot_hold() -> None:
     assert b"cannot hold" in dict(log.records["deadletters", 0][0].headers)[topics.ERROR_MESSAGE]
 
 
-async def test_a_request_topic_without_commit_begins_at_the_log_start() -> None:
+async def test_an_agent_without_tables_and_commits_begins_at_the_log_start() -> None:
     log = MemoryLog()
     commands(log, "a", "b", topic="requests")
     log.trim("requests", 0, 1)
@@ -412,7 +412,7 @@ async def test_a_record_of_a_newer_release_ends_the_worker_and_is_no_dead_letter
     assert part.position == 0
 
 
-async def test_a_part_leaves_nothing_behind_in_the_cache_it_shares() -> None:
+async def test_a_closed_part_leaves_nothing_in_the_shared_cache() -> None:
     part = part_of(MemoryLog(), count)
     await part.take()
     assert len(part._cache._members) == len(part.spec.tables)

@@ -1,4 +1,4 @@
-"""A part killed at every one of its awaits, one by one: rows, position and the set of effects come out the same."""
+"""A part killed at each of its awaits ends with the same rows, position and set of effects."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ KEYS = [b"a", b"b", b"a", b"c", b"poison", b"b", b"a", b"a", b"c", b"b", b"d", b
 
 
 class Fuse:
-    """Counts the steps of all tasks of a life. Used up, the process is gone: nothing it does reaches the log any more.
+    """Counts the steps of all tasks of a life. When it is used up, the process is dead and writes nothing any more.
 
-    Its tasks are then unwound by cancellation, which is Python's way to leave none behind, not a part of the crash.
+    The remaining tasks are then cancelled to clean up; that is no part of the crash.
     """
 
     def __init__(self, steps: int) -> None:
@@ -43,7 +43,7 @@ class Fuse:
 
 
 class Stepped:
-    """Drives a coroutine and looks at the fuse before each of its steps."""
+    """Drives a coroutine, and checks the fuse before each of its steps."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], fuse: Fuse) -> None:
         self._coroutine = coroutine
@@ -68,7 +68,7 @@ class Stepped:
 
 
 class FusedClock(HostClock):
-    """Starts tasks on the fuse; sleeps are one turn of the loop."""
+    """Starts tasks on the fuse; a sleep is one turn of the event loop."""
 
     def __init__(self, fuse: Fuse) -> None:
         self.fuse = fuse
@@ -87,7 +87,7 @@ class FusedClock(HostClock):
 
 
 class FusedBackend(MemoryBackend):
-    """What a dead process sends, writes or commits does not happen."""
+    """Drops every send, write and commit of a dead process."""
 
     def __init__(self, log: MemoryLog, fuse: Fuse) -> None:
         super().__init__(log, SPEC, 0)
@@ -107,7 +107,7 @@ class FusedBackend(MemoryBackend):
 
 
 async def count(batch: PartBatch) -> None:
-    """The agent: counts records by key, and cannot stand poison."""
+    """The agent: counts records by key, and raises for poison."""
     for record in batch:
         await asyncio.sleep(0)
         key = record.key or b""
@@ -120,7 +120,7 @@ async def count(batch: PartBatch) -> None:
 
 
 async def live(log: MemoryLog, steps: int) -> bool:
-    """One life of a process: True when it folded everything and stopped in good order, False when it was killed."""
+    """Run one life of a process; return whether it folded everything and stopped before it was killed."""
     fuse = Fuse(steps)
     clock = FusedClock(fuse)
 
@@ -162,7 +162,7 @@ async def live(log: MemoryLog, steps: int) -> bool:
 
 
 async def unwound(clock: FusedClock) -> None:
-    """End every task of a life, also those that others start while they end."""
+    """End every task of a life, also those started while others end."""
     clock.fuse.blown.set()
     while left := [task for task in clock.tasks if not task.done()]:
         for task in left:
@@ -189,7 +189,7 @@ def loaded() -> MemoryLog:
     return log
 
 
-async def test_killed_once_at_every_await() -> None:
+async def test_a_kill_at_any_await_loses_nothing() -> None:
     whole = loaded()
     assert await live(whole, 1_000_000)
     wanted = outcome(whole)
@@ -206,8 +206,8 @@ async def test_killed_once_at_every_await() -> None:
 
 
 @pytest.mark.parametrize("every", [3, 7, 13, 29, 31, 37, 41, 43, 53, 61])
-async def test_killed_again_and_again(every: int) -> None:
-    """Lives too short to get anywhere must do no harm; a last long one comes to the same end."""
+async def test_many_kills_in_a_row_lose_nothing(every: int) -> None:
+    """Very short lives do no harm; a last long one reaches the same end."""
     log = loaded()
     for _ in range(8):
         await live(log, every)

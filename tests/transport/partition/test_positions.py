@@ -1,4 +1,4 @@
-"""The position row: read back as written, refused when it is of a newer release or of something else."""
+"""The position row is read back as written, and refused when it is of a newer release or something else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streams.transport.partition.positions import FORMAT, checksum, decode_posit
 ROW = PositionRow(next=7, partitions=4, timestamp=1_700_000_000_000, checksum=123)
 
 
-def test_a_position_row_comes_back_as_it_was() -> None:
+def test_a_position_row_is_read_back_as_written() -> None:
     assert decode_position(encode_position(ROW)) == ROW
 
 
@@ -25,12 +25,12 @@ def test_a_newer_format_is_refused() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"format": 1}', b'{"next": "7"}'])
-def test_something_else_is_refused(raw: bytes) -> None:
+def test_any_other_value_is_refused(raw: bytes) -> None:
     with pytest.raises(LogFailed, match="position_row_unreadable"):
         decode_position(raw)
 
 
-def test_the_checksum_tells_where_the_key_ends() -> None:
+def test_the_checksum_depends_on_where_the_key_ends() -> None:
     def record(key: bytes | None, value: bytes | None) -> Record:
         return Record("t", 0, 0, 0, key, value)
 

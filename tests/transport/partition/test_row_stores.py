@@ -1,4 +1,4 @@
-"""Every row store reads like a dict of what was loaded and written, in memory or on disk."""
+"""Every row store, in memory or on disk, reads like a dict of the rows loaded and written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ports.log import LogFailed, StateLost
 from streams.transport.partition.rocks_store import PAGE_ROWS, RocksStore, RocksStores
 from streams.transport.partition.row_store import MemoryStores, RowStore, Stores
 
-# One name begins with the other: their rows must not.
+# One name begins with the other; their rows must not mix.
 TABLES = ("rows", "rows2")
 
 Rows = dict[bytes, bytes | None]
@@ -69,7 +69,7 @@ def test_a_store_reads_like_a_dict(
     loaded: list[tuple[str, Rows]],
     written: list[tuple[str, Rows]],
 ) -> None:
-    """Of what the changelog brought, tombstones among it, and of each checkpoint since."""
+    """A dict of the changelog's rows, with tombstones, and of every checkpoint since."""
 
     async def play(folder: Path) -> None:
         stores = make(folder)
@@ -92,7 +92,7 @@ def test_a_store_reads_like_a_dict(
         asyncio.run(play(Path(folder)))
 
 
-async def test_partitions_know_nothing_of_each_other(stores: Stores) -> None:
+async def test_stores_of_different_partitions_are_independent(stores: Stores) -> None:
     one, two = [await stores.open("fold", number, TABLES) for number in (0, 1)]
     await one.write({"rows": {b"a": b"1"}})
     await two.loaded()
@@ -100,8 +100,8 @@ async def test_partitions_know_nothing_of_each_other(stores: Stores) -> None:
     check(two, {"rows": {}, "rows2": {}})
 
 
-async def test_reading_all_goes_on_while_rows_are_written(stores: Stores) -> None:
-    """Rows that were there all the time are seen, once each."""
+async def test_all_rows_can_be_read_while_rows_are_written(stores: Stores) -> None:
+    """Rows that exist all the time are returned once each."""
     store = await stores.open("fold", 0, TABLES)
     there = {b"%05d" % number: b"1" for number in range(0, 3 * PAGE_ROWS, 2)}
     await store.load("rows", there)
@@ -115,8 +115,8 @@ async def test_reading_all_goes_on_while_rows_are_written(stores: Stores) -> Non
     assert set(there) <= set(seen)
 
 
-async def test_what_is_given_up_is_empty_and_may_be_opened_again(stores: Stores) -> None:
-    """Also in the middle of reading, and at once."""
+async def test_a_closed_store_is_empty_and_its_partition_can_be_opened_again(stores: Stores) -> None:
+    """Also in the middle of a read, and immediately."""
     store = await stores.open("fold", 0, TABLES)
     await store.write({"rows": {b"%d" % number: b"1" for number in range(3 * PAGE_ROWS)}})
     reading = store.items("rows")
@@ -130,8 +130,8 @@ async def test_what_is_given_up_is_empty_and_may_be_opened_again(stores: Stores)
     check(again, {"rows": {}, "rows2": {}})
 
 
-async def test_what_a_former_process_left_is_thrown_away(tmp_path: Path) -> None:
-    """Whatever it is: rows of another time, half a file, something else in the place of a folder."""
+async def test_files_of_a_former_process_are_deleted(tmp_path: Path) -> None:
+    """Old rows, half a file, or a file in the place of a folder."""
     stores = await rocks(tmp_path / "living")
     await (await stores.open("fold", 0, TABLES)).write({"rows": {b"old": b"1"}})
     shutil.copytree(tmp_path / "living", tmp_path / "killed")
@@ -146,8 +146,8 @@ async def test_what_a_former_process_left_is_thrown_away(tmp_path: Path) -> None
     await stores.stop()
 
 
-async def test_a_file_that_breaks_under_a_store_is_told_as_a_lost_state(tmp_path: Path) -> None:
-    """By who reads one row, all rows or the keys: none of them takes it for a row that is not there."""
+async def test_a_broken_file_of_a_store_raises_state_lost(tmp_path: Path) -> None:
+    """For reads of one row, all rows or the keys; none of them treats it as a missing row."""
     stores = await rocks(tmp_path)
     store = await stores.open("fold", 0, TABLES)
     assert isinstance(store, RocksStore)
@@ -177,14 +177,14 @@ async def test_two_workers_on_one_folder_are_refused(tmp_path: Path) -> None:
     await (await rocks(tmp_path)).stop()
 
 
-async def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_created_gives_a_message_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(LogFailed, match=r"^state_dir_unusable: .*file/state .Not a directory"):
         await rocks(tmp_path / "file" / "state")
 
 
-async def test_a_folder_holds_nothing_that_the_worker_does_not_own(tmp_path: Path) -> None:
-    """Whoever names a folder of theirs by mistake loses nothing."""
+async def test_other_files_in_the_folder_are_kept(tmp_path: Path) -> None:
+    """A user who names a wrong folder loses nothing."""
     (tmp_path / "thesis.txt").write_text("five years")
     stores = await rocks(tmp_path)
     await (await stores.open("fold", 0, TABLES)).write({"rows": {b"a": b"1"}})

@@ -1,4 +1,4 @@
-"""The rows of a partition: which are decoded, which are not, and that nobody can tell by reading them."""
+"""The rows of a partition read the same, decoded or encoded, cached or stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streams.transport.partition.rows import TIDIED_PER_ROW, TIDIED_PER_TURN, Ro
 
 
 class Counting:
-    """A table of JSON values that counts what it decodes."""
+    """A table of JSON values that counts decoded rows."""
 
     def __init__(self) -> None:
         self.decoded = 0
@@ -28,7 +28,7 @@ class Counting:
         return json.loads(raw)
 
     def rows(self, stored: dict[bytes, bytes], *, cached: int) -> Rows:
-        """`cached`: how many small rows have room in the cache."""
+        """`cached`: the number of small rows that fit into the cache."""
         store = MemoryStore({"t": stored})
         return Rows([self.spec], 0, HostClock(), RowCache(cached * SMALL_ROW_BYTES), store)
 
@@ -46,7 +46,7 @@ def decoded(table: Table) -> int:
     return len(table._held.young) + len(table._held.old)
 
 
-async def test_no_more_rows_stay_decoded_than_the_cache_has_room_for() -> None:
+async def test_the_cache_bounds_the_decoded_rows() -> None:
     counting = Counting()
     rows = counting.rows({}, cached=10)
     table = rows.tables["t"]
@@ -59,7 +59,7 @@ async def test_no_more_rows_stay_decoded_than_the_cache_has_room_for() -> None:
     assert decoded(table) <= 10
 
 
-async def test_a_row_that_is_asked_for_again_and_again_is_decoded_once() -> None:
+async def test_a_row_that_is_used_repeatedly_is_decoded_once() -> None:
     counting = Counting()
     table = counting.rows(stored(50), cached=10).tables["t"]
     for number in range(2, 51):
@@ -67,8 +67,8 @@ async def test_a_row_that_is_asked_for_again_and_again_is_decoded_once() -> None
     assert counting.decoded == 50
 
 
-async def test_large_rows_count_as_what_they_weigh() -> None:
-    """Ten small ones have room; of rows ten times as large, one."""
+async def test_large_rows_count_with_their_size() -> None:
+    """The cache has room for ten small rows, or for one that is ten times as large."""
     counting = Counting()
     rows = counting.rows({}, cached=10)
     for number in range(1, 21):
@@ -81,8 +81,8 @@ async def test_large_rows_count_as_what_they_weigh() -> None:
     assert decoded(rows.tables["t"]) <= 2
 
 
-async def test_large_rows_that_were_only_written_count_as_what_they_weigh() -> None:
-    """How large a row is shows when its checkpoint encodes it."""
+async def test_large_rows_that_were_only_written_count_with_their_size() -> None:
+    """The size of a row is known when its checkpoint encodes it."""
     rows = Counting().rows({}, cached=10)
     for number in range(1, 101):
         rows.apply("t", {b"%d" % number: "x" * 4 * SMALL_ROW_BYTES})
@@ -91,8 +91,8 @@ async def test_large_rows_that_were_only_written_count_as_what_they_weigh() -> N
     assert len(rows.tables["t"]) == 100
 
 
-async def test_rows_of_the_last_batches_are_there_however_small_the_cache() -> None:
-    """Until the checkpoint has committed the store knows nothing of them."""
+async def test_rows_of_the_last_batches_stay_readable_with_any_cache() -> None:
+    """The store does not have them before their checkpoint has committed."""
     rows = Counting().rows({b"1": b"1"}, cached=1)
     table = rows.tables["t"]
     rows.apply("t", {b"%d" % number: number for number in range(2, 30)})
@@ -107,8 +107,8 @@ async def test_rows_of_the_last_batches_are_there_however_small_the_cache() -> N
     assert dict(table.items()) == want == {key: table[key] for key in table}
 
 
-async def test_whatever_is_changed_and_saved_the_table_reads_like_a_dict() -> None:
-    """Random puts, deletions, reads and checkpoints that begin and commit; a seed each."""
+async def test_a_table_reads_like_a_dict_after_any_changes_and_checkpoints() -> None:
+    """Random puts, deletions, reads and checkpoints, by seed."""
     for seed in range(30):
         dice = random.Random(seed)
         rows = Counting().rows(stored(8), cached=dice.choice([1, 3, 50]))
@@ -134,8 +134,8 @@ async def test_whatever_is_changed_and_saved_the_table_reads_like_a_dict() -> No
         assert dict(table.scan(json.loads)) == model, f"seed {seed}"
 
 
-async def test_reading_all_rows_goes_on_while_they_change() -> None:
-    """None that was there all the time is missing."""
+async def test_all_rows_can_be_read_while_they_change() -> None:
+    """No row that exists all the time is missing."""
     rows = Counting().rows(stored(10), cached=4)
     seen = []
     for key, _ in rows.tables["t"].scan(json.loads):
@@ -145,7 +145,7 @@ async def test_reading_all_rows_goes_on_while_they_change() -> None:
     assert set(stored(10)) <= set(seen)
 
 
-async def test_reading_all_rows_does_not_push_out_those_in_use() -> None:
+async def test_reading_all_rows_evicts_no_row_in_use() -> None:
     counting = Counting()
     table = counting.rows(stored(1000), cached=10).tables["t"]
     table.get(b"7")
@@ -156,7 +156,7 @@ async def test_reading_all_rows_does_not_push_out_those_in_use() -> None:
     assert counting.decoded == before
 
 
-async def test_tables_share_one_bound_and_one_that_is_closed_leaves_it() -> None:
+async def test_tables_share_one_bound_until_they_are_closed() -> None:
     cache, counting = RowCache(10 * SMALL_ROW_BYTES), Counting()
     one, two = (Rows([counting.spec], n, HostClock(), cache, MemoryStore({"t": stored(99)})) for n in (0, 1))
     for number in range(1, 100):
@@ -168,7 +168,7 @@ async def test_tables_share_one_bound_and_one_that_is_closed_leaves_it() -> None
     assert list(one.tables["t"]._store.items("t")) == []
 
 
-def test_a_row_that_cannot_be_read_is_named() -> None:
+def test_the_error_for_an_unreadable_row_names_it() -> None:
     table = Counting().rows({b"a": b"{"}, cached=1).tables["t"]
     with pytest.raises(LogFailed, match=r"row_unreadable: 'a' of table t\[0\]"):
         table.get(b"a")
@@ -176,7 +176,7 @@ def test_a_row_that_cannot_be_read_is_named() -> None:
         list(table.values())
 
 
-async def test_rows_not_asked_for_are_compressed_a_few_at_a_time_and_read_as_ever() -> None:
+async def test_unused_rows_are_compressed_a_few_at_a_time_and_stay_readable() -> None:
     long = {b"%d" % number: b"%d " % number + b"x" * WORTH_COMPRESSING_BYTES for number in range(20)}
     store = MemoryStore({"t": {**long, b"small": b"1"}})
     store.cool("t", [*long, b"small", b"unknown"])
@@ -202,8 +202,8 @@ async def test_a_table_larger_than_its_cache_is_compressed_and_reads_like_a_dict
     assert dict(rows.tables["t"].items()) == {b"%d" % number: f"{number} {text}" for number in range(100)}
 
 
-async def test_the_keys_are_told_without_a_look_at_any_row() -> None:
-    """So a table of compressed rows is listed at the cost of its keys."""
+async def test_keys_are_listed_without_reading_rows() -> None:
+    """Listing a table of compressed rows costs no more than its keys."""
 
     class Closed(MemoryStore):
         def get(self, table: str, key: bytes) -> bytes | None:
@@ -218,7 +218,7 @@ async def test_the_keys_are_told_without_a_look_at_any_row() -> None:
     assert sorted(rows.tables["t"]) == [b"%d" % number for number in range(2, 10)]
 
 
-async def test_what_can_wait_is_done_with_turns_for_others_between() -> None:
+async def test_postponed_work_lets_other_tasks_run_in_between() -> None:
     turns = 0
 
     class Turning(HostClock):

@@ -1,4 +1,4 @@
-"""The embedded driver around its log: its URL, its backends, and what an app says when the file is not to be had."""
+"""The embedded driver: URLs, backends, and the errors of an app whose file cannot be used."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def folding(log: SqliteLog) -> SqliteBackend:
         ("sqlite:///log.db?window_ms=nan", "window_ms"),
     ],
 )
-def test_a_url_that_is_not_understood_is_refused(url: str, reason: str) -> None:
-    """The error has the code log_url_invalid and names what is wrong."""
+def test_an_invalid_url_is_refused(url: str, reason: str) -> None:
+    """The error has the code log_url_invalid and names the problem."""
     with pytest.raises(LogUrlInvalid, match=f"log_url_invalid: .*{reason}"):
         open_log(URL(url), HostClock())
 
 
-async def test_the_url_carries_the_settings(tmp_path: Path) -> None:
-    """Path, synchronous and the commit window come from it; the file and its folder are made."""
+async def test_settings_are_read_from_the_url(tmp_path: Path) -> None:
+    """It sets path, synchronous and the commit window; the file and its folder are created."""
     log = open_log(URL(f"sqlite://{tmp_path}/new folder/log.db?synchronous=FULL&window_ms=0"), HostClock())
     await log.start()
     assert (tmp_path / "new folder" / "log.db").exists()
@@ -71,8 +71,8 @@ async def test_the_url_carries_the_settings(tmp_path: Path) -> None:
     await log.stop()
 
 
-async def test_a_second_app_on_the_file_says_who_is_in_the_way(tmp_path: Path) -> None:
-    """It fails at once, and the first app is not disturbed."""
+async def test_a_second_app_on_the_file_fails_and_names_the_reason(tmp_path: Path) -> None:
+    """It fails at once, without disturbing the first app."""
     url = f"sqlite://{tmp_path}/log.db"
     first, second = (create_app("a", url, clock=HostClock(), partitions=1, topics=[], prefix="p") for _ in range(2))
     async with first:
@@ -84,7 +84,7 @@ async def test_a_second_app_on_the_file_says_who_is_in_the_way(tmp_path: Path) -
 
 
 async def test_another_partition_count_is_refused(tmp_path: Path) -> None:
-    """Keys would change their owner: the app does not start, and names both counts."""
+    """Keys would change their owner, so the app does not start; the error names both counts."""
     url = f"sqlite://{tmp_path}/log.db"
     apps = [
         create_app("a", url, clock=HostClock(), partitions=n, topics=[TopicSpec("p.in", n)], prefix="p") for n in (2, 3)
@@ -97,7 +97,7 @@ async def test_another_partition_count_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_ends_the_worker_and_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    """The app fails once with a message that says what to do; started again, it has every acknowledged command once."""
+    """The app fails once with a remedy; started again, it has every acknowledged command once."""
     url = f"sqlite://{tmp_path}/log.db"
 
     def app() -> CeremonyApp:
@@ -129,7 +129,7 @@ async def test_a_full_disk_ends_the_worker_and_loses_nothing_acknowledged(tmp_pa
     assert acknowledged
 
 
-async def test_a_backend_recovers_what_the_last_one_checkpointed(log: SqliteLog) -> None:
+async def test_a_backend_recovers_the_last_checkpoint(log: SqliteLog) -> None:
     """Rows, position and the ends of the log; the committed offset only for agents without tables."""
     first = folding(log)
     rows, recovered = await read_back(first, "t")
@@ -143,7 +143,7 @@ async def test_a_backend_recovers_what_the_last_one_checkpointed(log: SqliteLog)
 
 
 async def test_a_later_take_fences_the_former_backend(log: SqliteLog) -> None:
-    """In one process too: its checkpoint, commit and fetch are refused."""
+    """Also in the same process: its checkpoint, commit and fetch are refused."""
     first, second = folding(log), folding(log)
     await read_back(first, "t")
     await read_back(second, "t")
@@ -158,7 +158,7 @@ async def test_a_later_take_fences_the_former_backend(log: SqliteLog) -> None:
     assert list(log.rows("rows", 0)) == [{b"k": b"ours"}]
 
 
-async def test_a_backend_reads_ahead_of_the_commit_unless_it_reaches_outside(tmp_path: Path) -> None:
+async def test_a_backend_reads_ahead_of_the_commit_unless_it_is_committed_only(tmp_path: Path) -> None:
     """`committed_only` backends get a record only once its window is committed."""
     log = SqliteLog(tmp_path / "log.db", HostClock(), window=0.2)
     await log.start()
@@ -176,7 +176,7 @@ async def test_a_backend_reads_ahead_of_the_commit_unless_it_reaches_outside(tmp
 
 
 async def test_a_cancelled_fetch_loses_nothing(log: SqliteLog) -> None:
-    """The record that comes after the cancel is delivered by the next fetch."""
+    """The next fetch returns the record that comes after the cancellation."""
     backend = SqliteBackend(log, "step", "in", 0, changelogs={})
     await read_back(backend)
     fetching = asyncio.ensure_future(backend.fetch(10))

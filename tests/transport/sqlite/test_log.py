@@ -1,4 +1,4 @@
-"""The embedded log by itself: what is durable when, what a file refuses, and what is forgotten."""
+"""The embedded log: durability, refused files, fencing and retention."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "log.db"
 
 
-async def test_appended_records_are_there_after_opening_again(path: Path) -> None:
-    """Offsets, keys, values, headers and timestamps come back as they were."""
+async def test_appended_records_are_read_after_opening_again(path: Path) -> None:
+    """Offsets, keys, values, headers and timestamps are unchanged."""
     async with opened(path) as log:
         first = await log.append("in", 1, b"k", b"v", [("h", b"1")])
         second = await log.append("in", 1, None, b"w")
@@ -93,8 +93,8 @@ async def test_appended_records_are_there_after_opening_again(path: Path) -> Non
         assert (await log.append("in", 1, None, b"x")).offset == 2
 
 
-async def test_only_readers_that_run_ahead_see_what_is_not_committed(path: Path) -> None:
-    """Until the window's commit a committed reader, `read` and `ends` do not know the record."""
+async def test_only_readers_that_run_ahead_get_uncommitted_records(path: Path) -> None:
+    """Before the window's commit, a `committed_only` reader, `read` and `ends` do not have the record."""
     async with opened(path, window=0.2) as log:
         ahead = log.reader("in", 0, committed_only=False)
         behind = log.reader("in", 0, committed_only=True)
@@ -110,7 +110,7 @@ async def test_only_readers_that_run_ahead_see_what_is_not_committed(path: Path)
 
 
 async def test_a_window_is_one_transaction(path: Path) -> None:
-    """Records, rows, position and offset handed over together are in the file together, or not at all."""
+    """Records, rows, position and offset of one window are in the file together, or not at all."""
     async with opened(path, window=0.05) as log:
         log.put("in", 0, [NewRecord(b"k", b"v")])
         log.put_rows("table.changelog", 0, {b"a": b"1", b"b": b"2"})
@@ -128,8 +128,8 @@ async def test_a_window_is_one_transaction(path: Path) -> None:
         other.close()
 
 
-async def test_rows_and_positions_come_back(path: Path) -> None:
-    """Recovery gives the newest row per key of that partition, without deleted ones, and the position row."""
+async def test_rows_and_positions_are_recovered(path: Path) -> None:
+    """Recovery returns the newest row of each key of that partition, without deleted ones, and the position row."""
     async with opened(path) as log:
         log.put_rows("table.changelog", 0, {b"a": b"1", b"b": b"2"})
         log.put_rows("table.changelog", 1, {b"z": b"9"})
@@ -163,7 +163,7 @@ async def test_a_changelog_can_be_followed(path: Path) -> None:
         assert seen[2] == (b"b", None)
 
 
-async def test_a_follower_resumes_after_what_it_handled(path: Path) -> None:
+async def test_a_follower_resumes_after_the_records_it_handled(path: Path) -> None:
     """Its group's offset is committed after the handler returned, and survives a restart."""
     seen: list[bytes | None] = []
 
@@ -205,8 +205,8 @@ async def test_a_handler_that_raises_ends_the_worker(path: Path) -> None:
         await eventually(lambda: seen)
 
 
-async def test_timestamps_never_go_back_and_never_stand_still(path: Path) -> None:
-    """Where the wall clock is set back, the log goes on at the monotonic clock's pace, over a restart too."""
+async def test_timestamps_never_go_back_or_stand_still(path: Path) -> None:
+    """With the wall clock set back, the log continues at the monotonic clock's pace, also over a restart."""
     clock = SetClock()
     async with opened(path, clock) as log:
         assert (await log.append("in", 0, None, b"a")).timestamp == 1_000_000
@@ -222,7 +222,7 @@ async def test_timestamps_never_go_back_and_never_stand_still(path: Path) -> Non
 
 
 async def test_a_record_above_the_limit_is_refused_before_it_has_an_offset(path: Path) -> None:
-    """The largest record is taken; one byte more raises, and nothing sent with it is appended."""
+    """The largest record is accepted; one byte more raises, and nothing sent with it is appended."""
     async with opened(path) as log:
         largest = b"x" * (LARGEST_RECORD_BYTES - 128 - 1)
         assert (await log.append("in", 0, b"k", largest)).offset == 0
@@ -232,7 +232,7 @@ async def test_a_record_above_the_limit_is_refused_before_it_has_an_offset(path:
         assert [len(r.value or b"") for r in await everything(log, "in")] == [len(largest), 5]
 
 
-async def test_readers_that_are_behind_read_from_the_file(path: Path) -> None:
+async def test_slow_readers_read_from_the_file(path: Path) -> None:
     """Memory keeps TAIL_BYTES of a partition for a slow reader; it still gets every record in order."""
     async with opened(path) as log:
         slow = log.reader("in", 0, committed_only=False)
@@ -250,8 +250,8 @@ async def test_readers_that_are_behind_read_from_the_file(path: Path) -> None:
         assert len(shard.tail) <= 1
 
 
-async def test_consumed_queue_records_are_trimmed(path: Path) -> None:
-    """Below the lowest durable position of a queue's readers nothing is kept; the log start says so."""
+async def test_consumed_queue_records_are_deleted(path: Path) -> None:
+    """Nothing is kept below the lowest durable position of a queue's readers, which becomes the log start."""
     async with opened(path, retention_seconds=0.01) as log:
         log.attach("fast", "queue", 0)
         log.attach("slow", "queue", 0)
@@ -267,7 +267,7 @@ async def test_consumed_queue_records_are_trimmed(path: Path) -> None:
 
 
 async def test_queue_records_consumed_within_the_window_are_never_written(path: Path) -> None:
-    """The offsets stay used, so the next record does not take one of them again."""
+    """Their offsets are not used again."""
     async with opened(path, window=0.05) as log:
         log.attach("agent", "queue", 0)
         log.put("queue", 0, [NewRecord(None, b"a"), NewRecord(None, b"b")])
@@ -279,8 +279,8 @@ async def test_queue_records_consumed_within_the_window_are_never_written(path: 
         assert (await log.append("queue", 0, None, b"c")).offset == 2
 
 
-async def test_retention_removes_what_is_older_and_moves_the_log_start(path: Path) -> None:
-    """Topics without retention keep all; a reader below the log start goes on at it."""
+async def test_retention_deletes_old_records_and_moves_the_log_start(path: Path) -> None:
+    """Topics without retention keep everything; a reader below the log start continues at it."""
     clock = SetClock()
     async with opened(path, clock) as log:
         await log.append("kept", 0, None, b"old")
@@ -298,7 +298,7 @@ async def test_retention_removes_what_is_older_and_moves_the_log_start(path: Pat
 
 
 async def test_a_second_process_gets_one_clear_error(path: Path) -> None:
-    """The file has one owner; the error says who is in the way and what to do."""
+    """The file has one owner; the error names the reason and the remedy."""
     # specification 22.10
     async with opened(path):
         with pytest.raises(LogInUse, match=r"log_in_use: .*log\.db is open in another process"):
@@ -307,8 +307,8 @@ async def test_a_second_process_gets_one_clear_error(path: Path) -> None:
         assert log.state == "ok"
 
 
-async def test_who_takes_over_fences_the_former_owner(path: Path) -> None:
-    """The old owner's next commit is refused as a whole, its readers end, and the new owner's log is untouched."""
+async def test_a_take_over_fences_the_former_owner(path: Path) -> None:
+    """The former owner's next commit is refused as a whole, its readers end, and the new owner's log is untouched."""
     errors: list[Exception] = []
     async with opened(path, on_failure=errors.append) as old:
         await old.append("in", 0, None, b"before")
@@ -326,10 +326,10 @@ async def test_who_takes_over_fences_the_former_owner(path: Path) -> None:
             assert [r.value for r in await everything(new, "in")] == [b"before", b"after"]
 
 
-async def test_who_takes_over_from_a_process_that_was_stopped_in_a_write_is_told_so(
+async def test_a_take_over_from_a_process_stopped_in_a_write_names_the_lock(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite's lock stays until that process goes on or ends: no disk is to blame."""
+    """SQLite's lock stays until that process continues or ends; the error does not blame the disk."""
     async with opened(path) as log:
         await log.append("in", 0, None, b"before")
     monkeypatch.setattr(file, "BUSY_SECONDS", 0.1)
@@ -342,8 +342,8 @@ async def test_who_takes_over_from_a_process_that_was_stopped_in_a_write_is_told
         stopped.close()
 
 
-async def test_a_disk_that_takes_no_more_stops_everything(path: Path) -> None:
-    """A commit that cannot be written fails everyone who waits; nothing of that window is in the file."""
+async def test_a_full_disk_stops_everything(path: Path) -> None:
+    """A commit that cannot be written fails every waiting caller; nothing of that window is in the file."""
     errors: list[Exception] = []
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     async with opened(path, on_failure=errors.append) as log:
@@ -379,7 +379,7 @@ async def test_a_full_database_stops_everything(path: Path) -> None:
 
 
 async def test_a_newer_format_is_refused(path: Path) -> None:
-    """A file of a later release is left as it is."""
+    """A file of a later release is not changed."""
     async with opened(path):
         pass
     other = sqlite3.connect(path)
@@ -390,7 +390,7 @@ async def test_a_newer_format_is_refused(path: Path) -> None:
 
 
 async def test_a_foreign_file_is_refused(path: Path) -> None:
-    """Another program's database is not taken for a log."""
+    """A database of another program is not used as a log."""
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE t(x)")
     other.close()
@@ -398,16 +398,16 @@ async def test_a_foreign_file_is_refused(path: Path) -> None:
         await SqliteLog(path, HostClock()).start()
 
 
-def test_what_is_no_database_is_refused(path: Path) -> None:
-    """Some other file under that name is left as it is."""
+def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+    """Another file with that name is not changed."""
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(LogFailed, match="log_io"):
         LogFile(path)
     assert path.read_bytes() == b"not a database" * 100
 
 
-async def test_synchronous_full_is_set_on_request_and_a_typo_refused(path: Path) -> None:
-    """2 is FULL: an fsync for each commit."""
+async def test_synchronous_full_is_set_on_request_and_a_typo_is_refused(path: Path) -> None:
+    """2 stands for FULL, an fsync for each commit."""
     async with opened(path, synchronous="full") as log:
         assert log.file._writer.execute("PRAGMA synchronous").fetchone() == (2,)
     with pytest.raises(LogFailed, match="log_setting"):
@@ -415,7 +415,7 @@ async def test_synchronous_full_is_set_on_request_and_a_typo_refused(path: Path)
 
 
 async def test_topics_are_created_once_and_keep_their_partition_count(path: Path) -> None:
-    """Another count is an error that names both; an unknown topic or partition is one too."""
+    """Another count is an error that names both; so is an unknown topic or partition."""
     async with opened(path) as log:
         await log.create(TOPICS)
         with pytest.raises(LogFailed, match=r"partition_count: topic in .* has 2 partitions, not 3"):
@@ -426,8 +426,8 @@ async def test_topics_are_created_once_and_keep_their_partition_count(path: Path
             await log.append("in", 2, None, b"")
 
 
-async def test_stop_commits_and_then_refuses(path: Path) -> None:
-    """What was handed over before the stop is durable; afterwards the log says that it is stopped."""
+async def test_a_stopped_log_has_committed_everything_and_refuses_calls(path: Path) -> None:
+    """Writes before the stop are durable; afterwards the log raises that it is stopped."""
     log = SqliteLog(path, HostClock(), window=0.05)
     await log.start()
     await log.create(TOPICS)
@@ -443,7 +443,7 @@ async def test_stop_commits_and_then_refuses(path: Path) -> None:
         assert [r.value for r in await everything(log, "in")] == [b"last"]
 
 
-async def test_keys_have_the_partition_that_kafka_gives_them(tmp_path: Path) -> None:
+async def test_keys_have_the_same_partition_as_on_kafka(tmp_path: Path) -> None:
     """murmur2 of Kafka's default partitioner (values from the Java client)."""
     log = SqliteLog(tmp_path / "log.db", HostClock())
     assert [log.partition_of(key, 1000) for key in (b"21", b"foobar", b"a-little-bit-long-string")] == [
@@ -454,7 +454,7 @@ async def test_keys_have_the_partition_that_kafka_gives_them(tmp_path: Path) -> 
 
 
 async def test_a_note_is_kept_with_its_followers_offset(path: Path) -> None:
-    """And told with the log end before the first batch, after a restart too."""
+    """`taken` gets it with the log end before the first batch, also after a restart."""
     told: list[Committed] = []
     seen: list[bytes | None] = []
 

@@ -61,6 +61,7 @@ class EventsBridge:
         self._window = window
         self._batch = batch
         self._publisher = JetStreamPublisher(connection)
+        metrics.IN_FLIGHT.set_function(lambda: self._publisher.in_flight)
         self._followers: dict[str, Follower] = {}
         self._stream_state = "waiting for NATS"
         self._opened = asyncio.Event()

@@ -11,7 +11,7 @@ SKIPPED = Counter("ceremony_nats_skipped", "Events that stood in the log again a
 REJECTED = Counter("ceremony_nats_rejected", "Events that NATS refused for good, now dead letters")
 DEAD_LETTERS = Counter("ceremony_dead_letters", "Records and messages set aside, as announced", ["code"])
 REPLAYED = Counter("ceremony_dead_letters_replayed", "Dead letters that operators sent back, by origin", ["origin"])
-IN_FLIGHT = Gauge("ceremony_nats_in_flight", "Messages sent and not yet acknowledged")
+IN_FLIGHT = Gauge("ceremony_nats_in_flight", "Messages of the events bridge that are not acknowledged yet")
 
 RECEIVED = Counter("ceremony_nats_received", "Messages of AGENT_RESPONSES by what became of them", ["result"])
 COMMANDS = RECEIVED.labels("command")

@@ -76,6 +76,11 @@ class JetStreamPublisher:
         self._next = 0
         self._waiting: dict[int, OnAnswer] = {}
 
+    @property
+    def in_flight(self) -> int:
+        """Messages whose answer is awaited."""
+        return len(self._waiting)
+
     async def client(self) -> FencedClient:
         """The connected client, subscribed to the inbox; waits for the server."""
         client = await self._connection.connected()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from nats.js.api import StreamConfig
+from prometheus_client import REGISTRY
 
 from bridge.nats.connection import NatsConnection
 from bridge.nats.events import EventsBridge, outgoing
@@ -113,6 +114,21 @@ async def test_events_arrive_once_and_in_order_per_ceremony(log: SqliteLog, serv
         assert message.subject == envelope["event_type"]
         numbers[envelope["correlation_id"]].append(envelope["payload"]["number"])
     assert numbers == {f"corr-{ceremony}": list(range(12)) for ceremony in range(40)}
+
+
+async def test_the_metric_counts_messages_that_are_not_acknowledged_yet(log: SqliteLog, server: NatsServer) -> None:
+    def in_flight() -> float:
+        return REGISTRY.get_sample_value("ceremony_nats_in_flight") or 0.0
+
+    async with connection(server.url) as link, bridge(log, link):
+        await append_events(log, [event(1, 1)])
+        await settled(log)
+        server.pause()
+        await append_events(log, [event(2, 2), event(3, 2)])
+        await eventually(lambda: in_flight() == 2, "two messages wait for the frozen server")
+        server.resume()
+        await settled(log)
+        await eventually(lambda: in_flight() == 0, "all are acknowledged")
 
 
 async def test_events_sent_twice_are_stored_once(log: SqliteLog, server: NatsServer) -> None:

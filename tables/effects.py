@@ -13,7 +13,7 @@ from tables.errors import FormatTooNew, Undecodable
 from tables.formats import refuse_newer
 
 # Raised whenever the results of `decide` change; the golden logs notice.
-FOLD = 3
+FOLD = 4
 REQUEST_FORMAT = 1
 
 

@@ -90,6 +90,10 @@ class ArchivedLog:
             }
         return found
 
+    def fold(self) -> int:
+        """The fold number of the release: the highest in the headers of its events."""
+        return max(int(dict(record.headers)["fold"]) for record in self.records("events"))
+
     def command_types(self) -> set[str]:
         """The `type` of every command that can be read."""
         found = set()
@@ -170,3 +174,8 @@ def _bytes(value: str | Mapping[str, str] | None) -> bytes | None:
     if value is None:
         return None
     return value.encode() if isinstance(value, str) else base64.b64decode(value["base64"])
+
+
+def newest_fold() -> int:
+    """The fold number of the newest release in the archive."""
+    return max(release(path.parent.name).log("sqlite").fold() for path in RELEASES.glob("*/sqlite"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from ceremony.settings import Settings
 from ceremony.worker import Worker
 from steps.registry import all_kinds
 from tables.definitions.loader import load
+from tables.effects import FOLD
 from tests.contract.asyncapi import validate_message
 from tests.e2e.world import until, worker_settings
 from tests.releases.archive import DRIVERS, ENDED, ArchivedLog, ArchivedRecord, release
@@ -33,6 +35,8 @@ PROTO = Path(__file__).parents[2] / "proto"
 # SHA-256 over the paths and bytes of its files.
 DIGEST = "9f80fc65a3b2d34803db6f071730145616532ccc8099be88be1c00903716686e"
 STEP_TOPICS = ("steps.deliberation", "steps.task_extraction", "steps.aggregation", "steps.human_gate", "steps.publish")
+# Every difference to the fold of 0.1.0 that is meant, as pattern and replacement in the bytes of rows and effects.
+INTENDED = ((rb"(?<=\d)@3(?=\"|$)", b"@%d" % FOLD),)
 # Longer than the gate of `approval` stays open.
 TWO_HOURS_SECONDS = 2 * 3600.0
 # Longer than any ceremony of the archive may last, and shorter than ended ones are kept.
@@ -51,7 +55,18 @@ def folded(log: ArchivedLog) -> Iterator[Folded]:
 
 
 def comparable(record: ArchivedRecord) -> tuple[object, ...]:
-    return record.topic, record.partition, record.key, record.value, record.headers
+    headers = {name: as_of_today(value) for name, value in record.headers}
+    if "fold" in headers:
+        headers["fold"] = b"%d" % FOLD
+    return record.topic, record.partition, record.key, as_of_today(record.value), tuple(headers.items())
+
+
+def as_of_today(value: bytes | None) -> bytes:
+    """The bytes that the archive would hold had today's fold written them."""
+    assert value is not None
+    for old, new in INTENDED:
+        value = re.sub(old, new, value)
+    return value
 
 
 @pytest.mark.parametrize("topic", ["events", *STEP_TOPICS])
@@ -61,14 +76,14 @@ def test_the_commands_fold_to_the_archived_effects(log: ArchivedLog, folded: Fol
 
 
 def test_the_commands_fold_to_the_archived_rows(log: ArchivedLog, folded: Folded) -> None:
-    assert folded.ceremonies == log.newest("ceremonies")
+    assert folded.ceremonies == {key: as_of_today(row) for key, row in log.newest("ceremonies").items()}
     assert folded.definitions == log.newest("definitions")
 
 
 def test_every_row_that_a_checkpoint_wrote_is_a_version_of_the_fold(log: ArchivedLog, folded: Folded) -> None:
     for record in log.records("ceremonies.changelog"):
         if record.key is not None and not record.key.startswith(b"\0"):
-            assert (record.value or b"") in folded.history[record.key]
+            assert as_of_today(record.value or b"") in folded.history[record.key]
 
 
 def test_a_position_row_stands_behind_the_last_command(log: ArchivedLog) -> None:

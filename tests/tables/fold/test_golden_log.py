@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tables.effects import FOLD
+from tests.releases.archive import newest_fold
 from tests.tables.golden import log as golden
 from tests.tables.golden.log import GoldenLog, golden_logs
 
@@ -24,8 +25,8 @@ def test_a_golden_log_folds_to_the_recorded_digests(log: GoldenLog) -> None:
     differing = [i for i, pair in enumerate(zip(found, log.digests, strict=True)) if pair[0] != pair[1]]
     command = log.entries[differing[0]][0] if differing else None
     assert not differing, (
-        f"decide now returns something else from command {differing[0]} on ({type(command).__name__}): raise FOLD in "
-        f"tables/effects.py above {log.fold}, then run `python -m tests.tables.golden.log renew`"
+        f"decide now returns something else from command {differing[0]} on ({type(command).__name__}): FOLD in "
+        f"tables/effects.py must be above {newest_fold()}; then run `python -m tests.tables.golden.log renew`"
     )
     assert log.fold == FOLD
 
@@ -44,9 +45,10 @@ def test_a_renewal_is_refused_while_the_fold_number_was_not_raised(
     monkeypatch.setattr(golden, "FOLDER", tmp_path)
     log = golden_logs()[0]
     log.write(["0" * 64 for _ in log.entries])
+    monkeypatch.setattr(golden, "FOLD", newest_fold())
     assert golden.renew() == 1
     assert "raise FOLD" in capsys.readouterr().out
-    monkeypatch.setattr(golden, "FOLD", FOLD + 1)
+    monkeypatch.setattr(golden, "FOLD", newest_fold() + 1)
     assert golden.renew() == 0
     assert golden_logs()[0].digests == golden_logs()[0].folded()
 

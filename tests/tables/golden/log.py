@@ -2,8 +2,8 @@
 
 A file holds one JSON object a line: first the definition's text and the fold number, then each command with its origin
 and the digest of row and effects after it. Renew them with `python -m tests.tables.golden.log renew`: where a digest
-differs, `FOLD` in tables/effects.py must be higher than the recorded one. `python -m tests.tables.golden.log` prints
-the digest of everything, for a comparison under another PYTHONHASHSEED.
+differs, `FOLD` in tables/effects.py must be higher than that of the newest archived release. With no argument the
+program prints the digest of everything, for a comparison under another PYTHONHASHSEED.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tables.definitions.loader import load
 from tables.effects import FOLD
 from tables.fold.decide import decide
 from tables.instance import Instance, encode_instance
+from tests.releases.archive import newest_fold
 
 FOLDER = Path(__file__).parent
 KINDS = all_kinds()
@@ -72,11 +73,12 @@ def golden_logs() -> list[GoldenLog]:
 
 
 def renew() -> int:
-    """Write new digests; refuse where they differ although the fold number was not raised."""
+    """Write new digests; refuse where they differ although the fold number was not raised since the last release."""
     logs = [(log, log.folded()) for log in golden_logs()]
-    stale = [log.path.name for log, digests in logs if digests != log.digests and log.fold >= FOLD]
+    released = newest_fold()
+    stale = [log.path.name for log, digests in logs if digests != log.digests and released >= FOLD]
     if stale:
-        print(f"{', '.join(stale)}: decide returns something else; raise FOLD in tables/effects.py above {FOLD} first")
+        print(f"{', '.join(stale)}: decide returns something else; raise FOLD in tables/effects.py above {released}")
         return 1
     for log, digests in logs:
         log.write(digests)

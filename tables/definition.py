@@ -145,6 +145,9 @@ class Definition:
     initial: str = ""
     steps_by_state: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     transitions_from: Mapping[str, tuple[Transition, ...]] = field(default_factory=dict)
+    automatic_from: Mapping[str, tuple[Transition, ...]] = field(default_factory=dict)
+    """By state: the transitions that are taken by themselves. One without guards whose trigger is the `on_failure` of a
+    step of the state is not among them: it is taken on that failure, or by its trigger."""
     waiting_for: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     """By step: the steps that name it in their `after`, in file order."""
     ways_out: Mapping[str, tuple[tuple[Step, Transition], ...]] = field(default_factory=dict)

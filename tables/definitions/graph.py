@@ -93,13 +93,18 @@ def _ways_out(definition: Definition, state: State) -> list[str]:
 def _condition(definition: Definition, way: Transition) -> str:
     if way.guards:
         return "[" + " and ".join(map(_shown, way.guards)) + "]"
-    steps = definition.steps_by_state.get(way.from_state, ())
-    if any(step.on_failure == way.trigger for step in steps):
-        return "when a step fails"
-    first = next(other for other in definition.transitions_from[way.from_state] if not other.guards)
+    if way not in definition.automatic_from[way.from_state]:
+        return _after_failure(definition, way)
+    first = next(other for other in definition.automatic_from[way.from_state] if not other.guards)
     if way is not first:
         return "by its trigger only"  # the first one without guards is always taken before it
-    return "when all steps are done" if steps else "at once"
+    return "when all steps are done" if definition.steps_by_state.get(way.from_state) else "at once"
+
+
+def _after_failure(definition: Definition, way: Transition) -> str:
+    """Name the steps whose failure takes a transition without guards."""
+    failing = [step.id for step in definition.steps_by_state[way.from_state] if step.on_failure == way.trigger]
+    return f"when {' or '.join(failing)} fails"
 
 
 def _guard_lines(guard: Guard) -> str:
@@ -127,7 +132,7 @@ def mermaid(definition: Definition) -> str:
         lines += [f"    {step_ids[before]} --> {step_ids[s.id]}" for s in steps for before in s.after]
         lines.append("  end")
     lines += [
-        f'  {state_ids[way.from_state]} ==>|"{_label(way, "<br/>", _html)}"| {state_ids[way.to_state]}'
+        f'  {state_ids[way.from_state]} ==>|"{_label(definition, way, "<br/>", _html)}"| {state_ids[way.to_state]}'
         for way in definition.transitions
     ]
     for role, style in (("initial", "stroke-width:3px"), ("terminal", "stroke-width:3px,stroke-dasharray:6 3")):
@@ -146,15 +151,17 @@ def dot(definition: Definition) -> str:
         bold = ", penwidth=2" if state.initial else ""
         lines.append(f"  {_quoted(name)} [shape={shape}, label={_quoted(chr(10).join(rows))}{bold}];")
     for way in definition.transitions:
-        style = "dashed" if way.guards else "solid"
-        label = _quoted(_label(way, "\n", _shown))
+        style = "solid" if way in definition.automatic_from[way.from_state] and not way.guards else "dashed"
+        label = _quoted(_label(definition, way, "\n", _shown))
         lines.append(f"  {_quoted(way.from_state)} -> {_quoted(way.to_state)} [label={label}, style={style}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _label(way: Transition, new_line: str, shown: Callable[[str], str]) -> str:
-    guards = " and ".join(way.guards)
-    return shown(way.trigger) + (f"{new_line}[{shown(guards)}]" if guards else "")
+def _label(definition: Definition, way: Transition, new_line: str, shown: Callable[[str], str]) -> str:
+    condition = " and ".join(way.guards)
+    if way not in definition.automatic_from[way.from_state]:
+        condition = _after_failure(definition, way)
+    return shown(way.trigger) + (f"{new_line}[{shown(condition)}]" if condition else "")
 
 
 def _html(text: str) -> str:

@@ -28,8 +28,14 @@ def with_steps(draft: Draft, definition: Definition) -> Definition:
     steps = {name: _step(draft, name, fields, policies, after[name]) for name, fields in draft.step_ids.items()}
     by_state = {state: tuple(s for s in steps.values() if s.state == state) for state in definition.states}
     ways_out = {state: tuple(_ways_out(here, definition)) for state, here in by_state.items()}
-    waiting_for = {name: tuple(s for s in steps.values() if name in s.after) for name in steps}
-    definition = replace(definition, steps=steps, steps_by_state=by_state, waiting_for=waiting_for, ways_out=ways_out)
+    definition = replace(
+        definition,
+        steps=steps,
+        steps_by_state=by_state,
+        waiting_for={name: tuple(s for s in steps.values() if name in s.after) for name in steps},
+        automatic_from={state: tuple(_automatic(here, state, definition)) for state, here in by_state.items()},
+        ways_out=ways_out,
+    )
     for name, step in steps.items():
         kind = draft.kinds.get(step.handler)
         node: Node | None = draft.step_ids[name].get("config")
@@ -48,6 +54,14 @@ def _ways_out(here: Iterable[Step], definition: Definition) -> Iterator[tuple[St
             if transition.trigger == step.on_failure:
                 yield step, transition
                 break
+
+
+def _automatic(here: Iterable[Step], state: str, definition: Definition) -> Iterator[Transition]:
+    """Yield the transitions that leave the state by themselves: not a guard-less `on_failure` of one of its steps."""
+    on_failure = {step.on_failure for step in here}
+    for transition in definition.transitions_from[state]:
+        if transition.guards or transition.trigger not in on_failure:
+            yield transition
 
 
 def _step(draft: Draft, name: str, fields: Fields, policies: Mapping[str, RetryPolicy], after: tuple[str, ...]) -> Step:

@@ -45,6 +45,7 @@ class FoldContext:
         "definition",
         "effects",
         "here",
+        "judge_due",
         "kinds",
         "note",
         "now",
@@ -76,6 +77,8 @@ class FoldContext:
         """Steps that this command finished without their agents."""
         self.started: Step | None = None
         """The step that was started last."""
+        self.judge_due = False
+        """True after a conclusion of a step, an entry, a decision or a resume: automatic transitions are judged."""
         self.note = ""
         self.unjudged: dict[str, str] = {}
         self.decided: Decision | None = None
@@ -155,6 +158,7 @@ class FoldContext:
 
     def enter(self, state_id: str) -> None:
         self.row.enter(state_id)
+        self.judge_due = True
         self.here = self.definition.steps_by_state.get(state_id, ())
 
 

@@ -164,6 +164,7 @@ def _on_guard(fold: FoldContext, command: GateDecision, guard: Guard) -> None:
             "comment": approval.comment,
         },
     )
+    fold.judge_due = command.approved is True
     advance(fold)
 
 

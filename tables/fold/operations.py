@@ -98,6 +98,7 @@ def resume(fold: FoldContext, command: Resume) -> None:
         return
     fold.row.resume()
     fold.lifecycle("resumed", _who(command))
+    fold.judge_due = True
     advance(fold)
 
 

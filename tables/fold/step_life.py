@@ -278,6 +278,7 @@ def _executed(fold: FoldContext, step: Step, state: StepState) -> None:
     if state.status is _FAILED:
         payload["error_code"] = state.error_code
         payload["error_message"] = state.error_message
+    fold.judge_due = True
     fold.event(STEP_EXECUTED, payload)
 
 

@@ -30,12 +30,13 @@ _WORD = {
 def advance(fold: FoldContext, completed: Step | None = None) -> None:
     """Move as far as possible: transitions first, then `on_failure`, then the steps that have become ready.
 
-    A step that finishes as it starts is judged in the same command. While PAUSED nothing moves. `completed` is the
+    Transitions are judged only at the moments of specification 12.1, which set `judge_due`. A step that finishes as it
+    starts is judged in the same command. While PAUSED nothing moves. `completed` is the
     step that completed, where nothing else has happened: then only its direct successors can have become ready.
     """
     candidates = None if completed is None else _successors(fold, completed)
     while fold.row.moves:
-        if _automatic(fold) or _on_failure(fold) or _start_ready(fold, candidates):
+        if (fold.judge_due and _moved(fold)) or _start_ready(fold, candidates):
             candidates = None
             continue
         if not _seen_under_way(fold):
@@ -43,9 +44,15 @@ def advance(fold: FoldContext, completed: Step | None = None) -> None:
         return
 
 
+def _moved(fold: FoldContext) -> bool:
+    """Apply an automatic transition, or else an `on_failure`. Without one, judging is over."""
+    fold.judge_due = _automatic(fold) or _on_failure(fold)
+    return fold.judge_due
+
+
 def _automatic(fold: FoldContext) -> bool:
     """Apply the first transition, in definition order, whose guards all hold."""
-    for transition in fold.definition.transitions_from.get(fold.row.state, ()):
+    for transition in fold.definition.automatic_from.get(fold.row.state, ()):
         if guards_hold(fold, transition) if transition.guards else _all_done(fold):
             apply(fold, transition)
             return True

@@ -61,7 +61,30 @@ def test_dot_has_a_node_per_state_and_an_arrow_per_transition(file: Path) -> Non
 def test_each_transition_shows_its_condition() -> None:
     drawn = graph.terminal(loaded(next(f for f in EXAMPLES if f.stem == "backlog_review")))
     assert "review_done ─▶ DECIDING  when all steps are done" in drawn
-    assert "reject_review  ─▶ REJECTED  when a step fails" in drawn
+    assert "reject_review  ─▶ REJECTED  when approve_story fails" in drawn
+
+
+def test_a_failure_that_stands_first_is_drawn_as_such_and_success_as_such() -> None:
+    # specification 12.2
+    text = """version: "1.0"
+name: x
+description: d
+states:
+- {id: RUN, description: r, initial: true}
+- {id: BAD, description: b, terminal: true}
+- {id: GOOD, description: g, terminal: true}
+transitions:
+- {from: RUN, to: BAD, trigger: lose, description: d}
+- {from: RUN, to: GOOD, trigger: win, description: d}
+steps:
+- {id: one, state: RUN, handler: human_gate_step, config: {role: R, message: m}, on_failure: lose}
+"""
+    definition = load(text, "x.yaml", all_kinds())
+    drawn = graph.terminal(definition)
+    assert "lose ─▶ BAD  when one fails" in drawn
+    assert "win  ─▶ GOOD  when all steps are done" in drawn
+    assert "lose<br/>[when one fails]" in graph.mermaid(definition)
+    assert r"lose\l[when one fails]\l" in graph.dot(definition)
 
 
 HOSTILE = """\

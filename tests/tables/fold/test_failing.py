@@ -265,3 +265,51 @@ def test_a_failed_step_may_be_retried_while_its_neighbour_is_still_in_flight() -
     assert refusal(world.retry("x")) == "step_not_failed"
     world.done("y")
     assert world.live.status == "COMPLETED"
+
+
+def test_a_guard_less_on_failure_is_never_the_automatic_way_of_success() -> None:
+    """The transition stands first, and the step succeeds: the next one without guards is taken."""
+    # specification 12.2
+    world = started(definition([MEND, FINISH, MENDED], agg("x", ", on_failure: mend")))
+    world.done("x")
+    assert world.path() == ["DONE"]
+
+
+def test_a_guard_less_on_failure_is_taken_by_an_explicit_trigger() -> None:
+    # specification 12.2
+    world = started(definition([MEND, FINISH, MENDED], agg("x", ", on_failure: mend")))
+    world.trigger("mend")
+    assert world.path() == ["MEND", "DONE"]
+
+
+def test_a_success_without_a_way_fails_the_ceremony() -> None:
+    # specification 12.2, 12.5
+    world = started(definition([MEND, MENDED], agg("x", ", on_failure: mend")))
+    world.done("x")
+    assert (world.live.status, world.live.error_code) == ("FAILED", "no_transition")
+
+
+ONCE_UNDER_WAY = "\nguards:\n  x_runs: {check: 'step_status:x:IN_PROGRESS'}\n"
+WAY_WHILE_X_RUNS = ["from: RUN, to: MEND, trigger: early, guards: [x_runs]", FINISH, MENDED]
+
+
+def test_transitions_are_not_judged_when_an_attempt_fails_and_is_repeated() -> None:
+    """A retry is no conclusion, and neither is its timer."""
+    # specification 12.1
+    world = started(definition(WAY_WHILE_X_RUNS, agg("x", ", retry: {max_attempts: 2}"), more=ONCE_UNDER_WAY))
+    world.failed("x")
+    world.wait(10)
+    world.fire("retry/x")
+    assert (world.step("x").attempt, world.path()) == (2, [])
+    world.done("x")
+    assert world.path() == ["DONE"]
+
+
+def test_transitions_are_not_judged_when_an_operator_lets_a_step_run_but_when_it_has_run() -> None:
+    # specification 12.1
+    steps = agg("x", ", after: []"), agg("y", ", after: []")
+    world = started(definition(WAY_WHILE_X_RUNS, *steps, more=ONCE_UNDER_WAY), "y")
+    world.run("x")
+    assert world.path() == []
+    world.done("y")
+    assert world.path() == ["MEND", "DONE"]

@@ -17,13 +17,15 @@ from streams.log_clock import LogClock
 from streams.metrics import BatchTally
 from streams.topics import CEREMONIES, CORRELATION_ID, DEFINITIONS, EFFECT_ID, EVENTS, prefixed, step_topic
 from streams.waiters import ACCEPTED, FoldResult
-from tables.commands import AnyCommand, Noop, Origin, Pause, PutDefinition, Start, decode_command
+from tables.commands import AnyCommand, Noop, Origin, Pause, PutDefinition, Start, TimerFired, decode_command
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load_pinned
 from tables.effects import FOLD, Event, Refused, StepRequested, encode_request
 from tables.errors import Undecodable
 from tables.fold.decide import Decision, decide
+from tables.fold.refusals import DEFINITION_UNKNOWN
 from tables.fold.step_life import PUBLISH_COMPLETED, STEP_EXECUTED
+from tables.guards import REFUSED
 from tables.instance import Instance, StepStatus
 from tables.kinds import Kinds
 
@@ -111,7 +113,9 @@ class CeremonyAgent:
             decision = self._fold_failed(batch, folding, record, row, command)
         self._apply(batch, folding, key, row, decision)
         if decision.unjudged:
-            _log_unjudged(command.instance_id, decision)
+            folding.tally.unjudged.update(_log_unjudged(command.instance_id, decision))
+        if decision.note == DEFINITION_UNKNOWN and row is not None:
+            _set_aside(batch, record, command)
         refusal = self._emit(batch, folding, record, decision)
         if command.command_id and self._expected(command.command_id):
             folding.replies[command.command_id] = refusal or answer
@@ -163,10 +167,14 @@ class CeremonyAgent:
 
     def _compile(self, text: str, digest: str) -> Definition | None:
         try:
-            return load_pinned(text, digest, self._kinds)
+            definition = load_pinned(text, digest, self._kinds)
         except CeremonyError as error:
             log.error("pinned_definition_invalid", hash=digest, problems=error.message)
             return None
+        if definition.objections:
+            problems = [str(problem) for problem in definition.objections[:20]]
+            log.warning("pinned_definition_outdated", definition=definition.name, hash=digest, problems=problems)
+        return definition
 
     def _put_definition(self, batch: Batch, record: Record, command: PutDefinition) -> None:
         key = command.hash.encode()
@@ -222,11 +230,21 @@ def _log_event(event: Event) -> None:
     )
 
 
-def _log_unjudged(instance_id: str, decision: Decision) -> None:
-    """Log each guard whose expression could not be evaluated (specification 3.6)."""
+def _log_unjudged(instance_id: str, decision: Decision) -> list[str]:
+    """Log each guard that could not be judged (specification 3.6, 24.4); return `refused` or `failed` for each."""
     correlation_id = instance_id if decision.row is None else decision.row.correlation_id
     for guard, reason in decision.unjudged.items():
         log.warning("guard_unjudged", instance=instance_id, guard=guard, reason=reason, correlation_id=correlation_id)
+    return ["refused" if reason.startswith(REFUSED) else "failed" for reason in decision.unjudged.values()]
+
+
+def _set_aside(batch: Batch, record: Record, command: AnyCommand) -> None:
+    """Keep a command of a ceremony whose pinned definition cannot be read, for a replay by a release that reads it.
+
+    A command of a client was answered, and a timer fires again.
+    """
+    if not command.expects_answer and not isinstance(command, TimerFired):
+        batch.dead_letter(record, DEFINITION_UNKNOWN, "this release cannot read the definition pinned by the ceremony")
 
 
 def origin_of(record: Record) -> Origin:

@@ -27,6 +27,12 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.unjudged = Counter(
+            "ceremony_guards_unjudged",
+            "Guards that could not be judged, and so did not hold: failed, or refused by this release.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.steps = Counter("ceremony_steps", "Conclusions of steps, by status.", ["status"], registry=self.registry)
         self.ended = Counter(
             "ceremony_ended", "Ceremonies that came to a terminal status.", ["status"], registry=self.registry
@@ -102,6 +108,7 @@ class BatchTally:
     def __init__(self) -> None:
         self.commands: Tally[str] = Tally()
         self.unchanged: Tally[str] = Tally()
+        self.unjudged: Tally[str] = Tally()
         self.steps: Tally[str] = Tally()
         self.ended: Tally[str] = Tally()
         self.events: Tally[str] = Tally()
@@ -110,6 +117,7 @@ class BatchTally:
     def add_to(self, metrics: Metrics) -> None:
         metrics.add(metrics.commands, self.commands)
         metrics.add(metrics.unchanged, self.unchanged)
+        metrics.add(metrics.unjudged, self.unjudged)
         metrics.add(metrics.steps, self.steps)
         metrics.add(metrics.ended, self.ended)
         metrics.add(metrics.events, self.events)

@@ -119,7 +119,7 @@ class StuckSweep:
         if row.status in TERMINAL:
             return False
         definition = self._definition_of(view, row)
-        return definition is not None and not waiting_for(row, definition)
+        return definition is None or not waiting_for(row, definition)
 
     def _show(self) -> None:
         for status in CeremonyStatus:

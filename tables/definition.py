@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tables.errors import Problem
+
 # A trigger inside an agent's message acts in this role (specification 13.13).
 SYSTEM_ROLE = "SYSTEM"
 
@@ -150,5 +152,8 @@ class Definition:
     step of the state is not among them: it is taken on that failure, or by its trigger."""
     waiting_for: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     """By step: the steps that name it in their `after`, in file order."""
+    objections: tuple[Problem, ...] = ()
+    """Rules of this release that a pinned definition breaks. It keeps its meaning, but a check that is refused never
+    holds."""
     ways_out: Mapping[str, tuple[tuple[Step, Transition], ...]] = field(default_factory=dict)
     """By state: its steps with an `on_failure`, each with the transition of that trigger."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tables.definition import Definition, Step, Transition
 from tables.fold.transitions import open_guards
-from tables.guards import GuardView, holds, is_human
+from tables.guards import GuardView, RefusedCheck, holds, is_human
 from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.timers import ASK, GATE, RETRY, RUN_ON, TIMEOUT, iso
 
@@ -23,7 +23,7 @@ class Verdict(StrEnum):
     """In order of gravity, the gravest first."""
 
     STUCK = "stuck"
-    """It waits for nothing, which is a bug of the engine."""
+    """It waits for nothing, which is a bug of the engine, or this release cannot read its pinned definition."""
     OVERDUE = "overdue"
     """A timer is long overdue: no worker fires timers."""
     FAILED = "failed"
@@ -33,6 +33,7 @@ class Verdict(StrEnum):
     ENDED = "ended"
 
 
+UNREADABLE = "this release cannot read its pinned definition, so no event can move it"
 URGENT = frozenset({Verdict.STUCK, Verdict.OVERDUE})
 
 
@@ -107,12 +108,12 @@ def waiting_for(row: Instance, definition: Definition) -> list[str]:
 def verdict_of(row: Instance, definition: Definition | None, now: int) -> Verdict:
     """Return the verdict alone, which is cheap enough for all rows of a table.
 
-    `now` is the log's clock, 0 where it is not known yet. Without a readable definition the row alone is judged.
+    `now` is the log's clock, 0 where it is not known yet. Without a readable definition no command can move the row.
     """
     if row.status in TERMINAL:
         # A stub, left by retention, has nothing to retry.
         return Verdict.FAILED if row.status is CeremonyStatus.FAILED and not row.expired else Verdict.ENDED
-    if definition is not None and not waiting_for(row, definition):
+    if definition is None or not waiting_for(row, definition):
         return Verdict.STUCK
     if now and _overdue(row, now):
         return Verdict.OVERDUE
@@ -139,7 +140,7 @@ def diagnose(row: Instance, definition: Definition | None, now: int) -> Ceremony
         row,
         verdict,
         since_when(row, verdict, now),
-        _message(row, verdict, now),
+        UNREADABLE if verdict is Verdict.STUCK and definition is None else _message(row, verdict, now),
         tuple(_todo(row, definition, verdict)),
         tuple(_waits(row, definition)) if row.status not in TERMINAL else (),
         tuple(_ways_out(row, definition)) if definition is not None and row.status not in TERMINAL else (),
@@ -188,7 +189,11 @@ def _todo(row: Instance, definition: Definition | None, verdict: Verdict) -> Ite
     name = row.instance_id
     if definition is None and not row.expired:
         yield "its pinned definition cannot be read by this release: look for pinned_definition_invalid in the log"
+    if definition is not None:
+        yield from _refused_guards(row, definition)
     match verdict:
+        case Verdict.STUCK if definition is None:
+            yield "go back to the release before; then replay the dead letters with the code definition_unknown"
         case Verdict.STUCK:
             yield f"report it, with what `ceremony history {name}` and `ceremony get {name} -o json` say: a bug"
             yield f"ceremony cancel {name}"
@@ -202,6 +207,15 @@ def _todo(row: Instance, definition: Definition | None, verdict: Verdict) -> Ite
             yield from _decisions(row, definition)
         case _:
             pass
+
+
+def _refused_guards(row: Instance, definition: Definition) -> Iterator[str]:
+    """Name the guards of ways out of this state whose checks this release refuses."""
+    ways = definition.transitions_from.get(row.state, ())
+    for name in dict.fromkeys(name for way in ways for name in way.guards):
+        check = definition.guards[name].expression
+        if isinstance(check, RefusedCheck):
+            yield f"guard `{name}` never holds: this release refuses its check ({check.code}); start a new ceremony"
 
 
 def _retries(row: Instance, definition: Definition | None) -> Iterator[str]:

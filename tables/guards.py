@@ -17,7 +17,19 @@ from tables.timers import iso
 
 FORMS = "all_steps_completed, step_status:<step>:<STATUS>, threshold:<step>.<path> or cel:<expression>"
 _STEP = re.compile(r"[a-z0-9_]+")
-_READS = re.compile(r"""\b(?:outputs|status)\b(?:\s*\.\s*([A-Za-z_]\w*)|\s*\[\s*(["'])([^"']*)\2\s*\])?""")
+# Reads of steps in a CEL expression. Texts and comments are matched first, so that the words in them read nothing.
+_READS = re.compile(
+    r"""
+    //[^\n]*
+    | \b[bB]?[rR][bB]?(?: \"{3}.*?\"{3} | '{3}.*?'{3} | "[^"\n]*" | '[^'\n]*' )
+    | \"{3}(?:\\.|[^\\])*?\"{3} | '{3}(?:\\.|[^\\])*?'{3} | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*'
+    | (?<![\w.])(?P<read>outputs|status)\b
+      (?: \s*\.\s*(?P<field>[A-Za-z_]\w*) | \s*\[\s*(?P<quote>["'])(?P<key>[^"'\\]*)(?P=quote)\s*\] )?
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+# Code of a check that an older release accepted and this one refuses.
+REFUSED = "check_refused"
 _PENDING: str = StepStatus.PENDING
 
 
@@ -154,11 +166,27 @@ class Cel:
         """Find `status.x` and `outputs["x"]` in the text; any other access may read every known step."""
         named = set()
         for match in _READS.finditer(self.source):
-            name = match[1] or match[3]
+            if match["read"] is None:
+                continue
+            name = match["field"] or match["key"]
             if name not in known:
                 return frozenset(known)
             named.add(name)
         return frozenset(named)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedCheck:
+    """The check of a pinned definition that this release refuses. It never holds, whatever its steps do."""
+
+    code: str
+    """The rule that refuses it."""
+
+    def holds(self, guard: Guard, view: GuardView) -> tuple[bool, str]:
+        return False, f"{REFUSED}: this release refuses the check ({self.code}); the ceremony is pinned to it"
+
+    def steps(self, known: tuple[str, ...]) -> frozenset[str]:
+        return frozenset()
 
 
 def _shown(value: float) -> str:
@@ -213,6 +241,8 @@ def _approved(guard: Guard, view: GuardView) -> tuple[bool, str]:
 
 def is_unjudged(guard: Guard, reason: str) -> bool:
     """Return whether the `reason` of `holds` says that the expression failed or is not boolean."""
+    if isinstance(guard.expression, RefusedCheck):
+        return True
     return isinstance(guard.expression, Cel) and reason not in (cel.TRUE, cel.FALSE)
 
 

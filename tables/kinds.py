@@ -12,6 +12,10 @@ from pydantic import BaseModel
 from tables.definition import Definition, Gate, Step
 from tables.instance import AgentAnswer, Approval, Instance, StepState
 
+# Key of the context of a config model's validators: true where the definition is pinned. A rule that is younger than
+# the first release asks for it, and lets a pinned config pass.
+PINNED = "pinned"
+
 
 class Pending(msgspec.Struct, frozen=True, gc=False):
     """The attempt is not decided yet."""

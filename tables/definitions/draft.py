@@ -30,9 +30,11 @@ class Draft:
     role_ids: Mapping[str, Fields]
     triggers: Mapping[str, None]
     """All triggers, in file order."""
+    pinned: bool
+    """True for the definition of running ceremonies: its breaches of later rules are noted, and change no meaning."""
 
     @classmethod
-    def of(cls, fields: Fields, report: ProblemList, kinds: Kinds) -> Draft:
+    def of(cls, fields: Fields, report: ProblemList, kinds: Kinds, *, pinned: bool = False) -> Draft:
         states, steps, roles = (_records(fields, key) for key in ("states", "steps", "roles"))
         transitions = _records(fields, "transitions")
         return cls(
@@ -50,6 +52,7 @@ class Draft:
             step_ids=_unique(steps, "step", report),
             role_ids=_unique(roles, "role", report),
             triggers=dict.fromkeys(t.text("trigger") for t in transitions if t.text("trigger")),
+            pinned=pinned,
         )
 
     def known(self, word: str, names: Iterable[str], line: int, rule: str, where: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from ports.errors import CeremonyError
@@ -11,7 +12,7 @@ from tables.definition import Definition, Role, State, Transition
 from tables.definitions import graph_rules, section_rules, step_rules
 from tables.definitions.draft import Draft
 from tables.definitions.file_format import DEFINITION
-from tables.definitions.problems import ProblemList, clipped
+from tables.definitions.problems import UNREADABLE, ProblemList, clipped
 from tables.definitions.shapes import Fields
 from tables.definitions.yaml_source import parse, read_text
 from tables.errors import DefinitionInvalid, Problem
@@ -40,7 +41,9 @@ _pinned: OrderedDict[str, tuple[Kinds, Definition]] = OrderedDict()
 def load_pinned(text: str, digest: str, kinds: Kinds) -> Definition:
     """Load the definition that a running instance is pinned to; the last 512 are cached by hash.
 
-    Raises CeremonyError `definition_hash_mismatch` where `digest` is not the hash of `text`, and DefinitionInvalid.
+    An older loader accepted it, so it keeps its meaning: rules that it breaks today become its `objections`. Raises
+    CeremonyError `definition_hash_mismatch` where `digest` is not the hash of `text`, and DefinitionInvalid where there
+    is nothing to run.
     """
     found = _pinned.get(digest)
     if found is not None and found[0] is kinds:
@@ -48,7 +51,7 @@ def load_pinned(text: str, digest: str, kinds: Kinds) -> Definition:
         return found[1]
     if content_hash(text) != digest:
         raise CeremonyError("definition_hash_mismatch", f"the stored text is not the one with hash {clipped(digest)}")
-    definition = _load(text, f"definition {digest[:12]}", kinds, None)
+    definition = _load(text, f"definition {digest[:12]}", kinds, None, pinned=True)
     _pinned[digest] = (kinds, definition)
     while len(_pinned) > PINNED_KEPT:
         _pinned.popitem(last=False)
@@ -68,7 +71,7 @@ def warnings(definition: Definition, file: str = "") -> list[Problem]:
     return list(report.problems())
 
 
-def _load(source: str | bytes, file: str, kinds: Kinds, stem: str | None) -> Definition:
+def _load(source: str | bytes, file: str, kinds: Kinds, stem: str | None, *, pinned: bool = False) -> Definition:
     report = ProblemList(file)
     text = read_text(source, report)
     root = parse(text, report) if text is not None else None
@@ -79,11 +82,13 @@ def _load(source: str | bytes, file: str, kinds: Kinds, stem: str | None) -> Def
     fields = DEFINITION.read(root, "", report)
     if fields is None:
         raise DefinitionInvalid(report.problems())
-    definition = _checked(Draft.of(fields, report, kinds), text, content_hash(source), stem)
+    definition = _checked(Draft.of(fields, report, kinds, pinned=pinned), text, content_hash(source), stem)
     problems = report.problems()
-    if problems:
+    if not problems:
+        return definition
+    if not pinned or any(problem.rule in UNREADABLE for problem in problems):
         raise DefinitionInvalid(problems)
-    return definition
+    return replace(definition, objections=problems)
 
 
 def _checked(draft: Draft, text: str, digest: str, stem: str | None) -> Definition:

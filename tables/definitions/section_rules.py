@@ -9,7 +9,7 @@ from tables.definitions.json_schema import schema_problems
 from tables.definitions.problems import clipped
 from tables.definitions.shapes import Fields, Item
 from tables.definitions.yaml_source import Node
-from tables.guards import GuardCheck, StepStatusIs, Threshold, parse_check
+from tables.guards import GuardCheck, RefusedCheck, StepStatusIs, Threshold, parse_check
 from tables.roles import OPERATIONS
 
 # Judging one value of a JSON Schema takes up to a millisecond.
@@ -75,14 +75,14 @@ def _guard(draft: Draft, name: str, fields: Fields) -> Guard:
     return Guard(name, kind, check, role, threshold, expression)
 
 
-def _expression(draft: Draft, name: str, fields: Fields) -> GuardCheck | None:
+def _expression(draft: Draft, name: str, fields: Fields) -> GuardCheck:
     line, check = fields.line_of("check"), fields.get("check")
     where = f"guards.{clipped(name)}.check"
     try:
         expression = parse_check(check)
     except CeremonyError as error:
         draft.report.add(line, error.code, f"{where} `{clipped(check)}` {error.message}")
-        return None
+        return RefusedCheck(error.code)
     if isinstance(expression, StepStatusIs | Threshold):
         draft.known(expression.step, draft.step_ids, line, "unknown_step", where)
     return expression

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from pydantic import BaseModel, ValidationError
 
-from tables.definition import Definition, RetryPolicy, Step, Transition
+from tables.definition import Definition, GuardType, RetryPolicy, Step, Transition
 from tables.definitions.draft import Draft
 from tables.definitions.problems import MESSAGE_CHARACTERS, clipped
 from tables.definitions.shapes import Fields
 from tables.definitions.yaml_source import Node
-from tables.kinds import with_facts
+from tables.kinds import PINNED, with_facts
 
 
 class _Unread(BaseModel):
@@ -36,6 +36,7 @@ def with_steps(draft: Draft, definition: Definition) -> Definition:
         automatic_from={state: tuple(_automatic(here, state, definition)) for state, here in by_state.items()},
         ways_out=ways_out,
     )
+    _report_shared_names(draft, steps)
     for name, step in steps.items():
         kind = draft.kinds.get(step.handler)
         node: Node | None = draft.step_ids[name].get("config")
@@ -45,6 +46,16 @@ def with_steps(draft: Draft, definition: Definition) -> Definition:
             line = node.line_at(iter(p for p in re.split(r"[.\[\]]+", path) if p))
             draft.report.add(max(line, draft.step_ids[name].line_of("config")), rule, f"step `{name}`: {message}")
     return definition
+
+
+def _report_shared_names(draft: Draft, steps: Mapping[str, Step]) -> None:
+    """Report human guards that have the name of a gate step: a decision on that name goes to the step."""
+    for name, item in draft.guards.items():
+        step = steps.get(name)
+        human = item.value is not None and item.value.get("type") == GuardType.HUMAN
+        if human and step is not None and step.gate is not None:
+            message = f"human guard `{clipped(name)}` has the name of a gate step: nobody could approve it; rename one"
+            draft.report.add(item.line, "gate_and_guard", message)
 
 
 def _ways_out(here: Iterable[Step], definition: Definition) -> Iterator[tuple[Step, Transition]]:
@@ -136,7 +147,7 @@ def _config(draft: Draft, where: str, handler: str, node: Node | None) -> BaseMo
         return _Unread()
     try:
         # JSON mode: a YAML list may become a tuple, and a word an enum member, while types stay strict.
-        return kind.config.model_validate_json(json.dumps(node.plain()))
+        return kind.config.model_validate_json(json.dumps(node.plain()), context={PINNED: draft.pinned})
     except ValidationError as error:
         for found in error.errors(include_url=False, include_input=False, include_context=False):
             _report_config(draft, where, node, kind.config, found["type"], found["loc"], found["msg"])

@@ -10,15 +10,16 @@ from unittest import mock
 import pytest
 import structlog
 
+from ports.errors import CeremonyError
 from steps.aggregation import Aggregation
 from steps.registry import all_kinds
 from streams.ceremony_agent import CeremonyAgent, Folding, applied_rows
 from streams.log_clock import LogClock
 from streams.topics import CEREMONIES, DEFINITIONS
 from streams.waiters import ACCEPTED, FoldResult
-from tables.commands import AnyCommand, Cancel, Noop, PutDefinition, Start, StepOutcome, encode_command
+from tables.commands import AnyCommand, Cancel, Noop, PutDefinition, Start, StepOutcome, TimerFired, encode_command
 from tables.definition import Definition
-from tables.definitions.loader import load
+from tables.definitions.loader import content_hash, load
 from tables.instance import CeremonyStatus
 from tables.kinds import Kinds
 from tests.streams.fakes import HandClock, MemoryBatch, MemoryView, command_record, record
@@ -190,6 +191,57 @@ def test_a_start_without_its_definition_is_refused() -> None:
     batch = Partition().fold(command_record(0, start()))
     assert applied_rows(batch.note).replies["start-c1"].code == "definition_unknown"
     assert [json.loads(sent.value)["event_type"] for sent in batch.sent] == ["ceremony.start.refused"]
+
+
+def test_a_pinned_definition_that_breaks_a_later_rule_is_logged_once_and_its_ceremonies_go_on() -> None:
+    # specification 24.4
+    partition = Partition()
+    text = TEXT.replace("name: probe", "name: aged") + "guards: {g: {check: 'cel:1 == 1'}}\n"
+    digest = content_hash(text)
+    begun: list[AnyCommand] = [
+        PutDefinition(hash=digest, text=text),
+        start("c1", definition_name="aged", definition_hash=digest),
+    ]
+    with (
+        structlog.testing.capture_logs() as logs,
+        mock.patch("tables.guards.cel.compiled", side_effect=CeremonyError("bad_expression", "too dear")),
+    ):
+        batch = partition.fold(*(command_record(n, command) for n, command in enumerate(begun)))
+        partition.fold(command_record(5, outcome()))
+    assert not batch.dead
+    assert [line["event"] for line in logs].count("pinned_definition_outdated") == 1
+    assert partition.row("c1").status is CeremonyStatus.COMPLETED
+
+
+def test_commands_of_a_ceremony_with_an_unreadable_definition_are_set_aside_and_not_swallowed() -> None:
+    """An answer becomes a dead letter, a client is answered, and a timer will fire again."""
+    # specification 24.4
+    partition = Partition()
+    partition.begin("c1")
+    partition.view.tables[DEFINITIONS][PROBE.hash.encode()] = "states: []"
+    partition.agent = CeremonyAgent(KINDS, "t", partition.log_clock, lambda _: True)
+    timer = TimerFired(instance_id="c1:s1", timer_id="timeout/one", attempt=1)
+    with mock.patch("streams.ceremony_agent.load_pinned", side_effect=CeremonyError("definition_invalid", "no")):
+        batch = partition.fold(
+            command_record(5, outcome()),
+            command_record(6, timer),
+            command_record(7, Cancel(instance_id="c1:s1", command_id="x", actor="ana", role="", reason="")),
+        )
+    assert [(letter.offset, code) for letter, code, _ in batch.dead] == [(5, "definition_unknown")]
+    assert [reply.code for reply in applied_rows(batch.note).replies.values()] == ["definition_unknown"]
+
+
+def test_guards_that_cannot_be_judged_are_counted() -> None:
+    # specification 3.6
+    partition = Partition()
+    text = (
+        TEXT.replace("trigger: finish,", "trigger: finish, guards: [g],")
+        + "guards: {g: {check: 'cel:inputs.z == 1'}}\n"
+    )
+    digest = content_hash(text)
+    begun: list[AnyCommand] = [PutDefinition(hash=digest, text=text), start("c1", definition_hash=digest)]
+    batch = partition.fold(*(command_record(n, command) for n, command in enumerate(begun)))
+    assert applied_rows(batch.note).tally.unjudged == {"failed": 1}
 
 
 def boom(*_: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from msgspec.structs import replace
 
 from tables.diagnosis import OVERDUE_MS, CeremonyDiagnosis, Verdict, diagnose, verdict_of
 from tables.fold.retention import stub_of
+from tables.guards import RefusedCheck
 from tables.instance import Instance, Phase, Timer
 from tests.tables.world import BEGIN, World, definition_of
 
@@ -146,9 +149,20 @@ def test_a_live_ceremony_that_waits_for_nothing_is_stuck(world: World) -> None:
 
 def test_without_a_readable_definition_the_row_is_diagnosed(world: World) -> None:
     found = diagnose(world.live, None, world.now)
-    assert (found.verdict, found.ways_out) == (Verdict.MOVING, ())
+    assert (found.verdict, found.ways_out) == (Verdict.STUCK, ())
+    assert "cannot read its pinned definition" in found.message
     assert "definition" in found.todo[0]
     assert [wait.kind for wait in found.waits] == ["attempt", "timer", "timer"]
+
+
+def test_a_guard_that_this_release_refuses_is_named(world: World) -> None:
+    # specification 24.4
+    good = dataclasses.replace(world.definition.guards["good"], expression=RefusedCheck("bad_expression"))
+    guards = {**world.definition.guards, "good": good}
+    found = diagnose(world.live, dataclasses.replace(world.definition, guards=guards), world.now)
+    assert found.todo == (
+        "guard `good` never holds: this release refuses its check (bad_expression); start a new ceremony",
+    )
 
 
 def test_the_stub_of_a_failed_ceremony_has_ended(world: World) -> None:

@@ -11,7 +11,7 @@ from ports.errors import CeremonyError
 from steps.registry import all_kinds
 from tables.definition import Definition, Guard, GuardType
 from tables.definitions.loader import load
-from tables.guards import GuardView, guard_steps, holds, is_human, parse_check
+from tables.guards import GuardView, RefusedCheck, guard_steps, holds, is_human, is_unjudged, parse_check
 from tables.instance import Approval, CeremonyStatus, Instance, StepState, StepStatus
 
 DEFINITION = load(
@@ -236,6 +236,12 @@ def test_a_human_guard_waits_for_an_approval_in_its_role() -> None:
         ("cel:status[inputs.name] == 'FAILED'", {"one", "two"}),
         ("cel:size(outputs) == 2", {"one", "two"}),
         ("cel:inputs.x == 1", set()),
+        ("cel:inputs.x == 'outputs'", set()),
+        ("cel:inputs.x == 'the status.one is \\' outputs'", set()),
+        ('cel:inputs.x == r"\\d status.one" || status.two == "outputs.one"', {"two"}),
+        ('cel:inputs.x == """outputs "one" """ && outputs["two"] == {}', {"two"}),
+        ("cel:inputs.status == 1 // status.one", set()),
+        ("cel:{'status': 1} == outputs.one", {"one"}),
     ],
 )
 def test_the_steps_whose_run_can_change_a_guard(check: str, steps: set[str]) -> None:
@@ -248,6 +254,15 @@ def test_a_view_is_cheap_until_an_expression_asks() -> None:
     instance, checked, definition = row(), guard("step_status:one:FAILED"), DEFINITION
     seconds = min(timeit.repeat(lambda: holds(checked, GuardView.of(instance, definition)), number=1000, repeat=5))
     assert seconds / 1000 < 50e-6
+
+
+def test_a_refused_check_never_holds_and_counts_as_unjudged() -> None:
+    # specification 24.4
+    refused = Guard("g", GuardType.AUTOMATED, "cel:x", None, None, RefusedCheck("bad_expression"))
+    held, reason = holds(refused, GuardView.of(row(), DEFINITION))
+    assert (held, reason.startswith("check_refused")) == (False, True)
+    assert is_unjudged(refused, reason)
+    assert guard_steps(refused, DEFINITION) == frozenset()
 
 
 def test_a_view_knows_the_selected_steps() -> None:

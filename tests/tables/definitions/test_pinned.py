@@ -1,0 +1,96 @@
+"""Pinned definitions: they keep their meaning under rules that are younger than they are."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+
+from ports.errors import CeremonyError
+from tables.definition import Definition
+from tables.definitions.loader import content_hash, load, load_pinned
+from tables.definitions.problems import UNREADABLE
+from tables.errors import DefinitionInvalid
+from tables.kinds import Kinds
+from tests.tables.world import KINDS, World
+
+TEXT = """\
+version: "1.0"
+name: old
+description: An old one.
+inputs: {required: [a]}
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: GOOD, description: g, terminal: true}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: GOOD, trigger: win, description: w, guards: [odd]}
+  - {from: RUN, to: DONE, trigger: finish, description: f}
+steps:
+  - {id: one, state: RUN, handler: publish_step, config: {subject: ceremony.x, event_type: e}}
+  - {id: gate, state: RUN, handler: human_gate_step, config: {role: R, message: m}}
+guards:
+  odd: {check: "cel:inputs.a == [1]"}
+"""
+SHARED = TEXT.replace("guards:\n", "guards:\n  gate: {type: human, check: fine}\n")
+
+
+def pinned(text: str, kinds: Kinds = KINDS) -> Definition:
+    return load_pinned(text, content_hash(text), kinds)
+
+
+def refusing(_: str) -> None:
+    raise CeremonyError("bad_expression", "is too dear for this release")
+
+
+def test_a_file_that_breaks_a_later_rule_is_an_error_and_stays_loadable_where_it_is_pinned() -> None:
+    # specification 24.4
+    with pytest.raises(DefinitionInvalid, match="gate_and_guard"):
+        load(SHARED, "old.yaml", KINDS)
+    found = pinned(SHARED)
+    assert [problem.rule for problem in found.objections] == ["gate_and_guard"]
+    assert list(found.steps) == ["one", "gate"]
+
+
+def test_a_valid_file_means_the_same_where_it_is_pinned() -> None:
+    # specification 24.4
+    assert pinned(TEXT).objections == ()
+    assert repr(pinned(TEXT).steps) == repr(load(TEXT, "old.yaml", KINDS).steps)
+
+
+def test_the_answers_of_a_ceremony_with_a_refused_guard_are_folded_and_the_guard_does_not_hold() -> None:
+    """Only that guard is lost: the ceremony takes the next way out, and the log learns the reason."""
+    # specification 24.4
+    text = TEXT + "# refused\n"
+    with mock.patch("tables.guards.cel.compiled", refusing):
+        with pytest.raises(DefinitionInvalid, match="bad_expression"):
+            load(text, "old.yaml", KINDS)
+        definition = pinned(text)
+    world = World(definition, KINDS)
+    world.start(a=[1])
+    world.done("one")
+    world.decide("gate", role="R")
+    assert world.path() == ["DONE"]
+    assert [list(decision.unjudged) for decision in world.decisions if decision.unjudged] == [["odd"]] * 3
+
+
+@pytest.mark.parametrize("text", ["states: []", "", TEXT.replace("event_type: e", "event: e")])
+def test_a_text_that_leaves_nothing_to_run_is_refused_where_it_is_pinned_too(text: str) -> None:
+    with pytest.raises(DefinitionInvalid):
+        pinned(text)
+
+
+def test_rules_that_a_later_release_may_add_are_forgiven() -> None:
+    """A new code is forgiven by itself; these are checks that a release may make stricter."""
+    # specification 24.4
+    stricter = {"bad_check", "bad_expression", "bad_json_schema", "schema_too_large", "subject_not_allowed"}
+    assert not UNREADABLE & (stricter | {"gate_and_guard", "endless_cycle", "unknown_action", "role_not_allowed"})
+
+
+def test_a_rule_of_a_kind_is_forgiven_too() -> None:
+    # specification 24.4
+    text = TEXT + "# a rule of a kind\n"
+    complaint = [("subject", "event_type_not_allowed", "no longer")]
+    with mock.patch.object(type(KINDS["publish_step"]), "check", return_value=complaint):
+        found = pinned(text)
+    assert [problem.rule for problem in found.objections] == ["event_type_not_allowed"]

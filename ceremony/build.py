@@ -137,7 +137,7 @@ class Pipeline:
         self.engine.timers = self.timers
         self.agents: Sequence[tuple[AgentSpec, AgentFunction]] = agents(
             prefix,
-            CeremonyAgent(kinds, prefix, self.log_clock, self.engine.commands.replies.expects),
+            CeremonyAgent(kinds, prefix, self.log_clock, self.engine.commands.replies.expected),
             _listener(self.engine, metrics),
             step_agents(_agent_ports(ports, options, self.log_clock)),
         )

@@ -151,6 +151,12 @@ class PartitionView(Protocol):
     async def sent(self) -> None:
         """Return once the effects of all folded records are acknowledged by the log, or have failed."""
 
+    async def committed(self, offset: int) -> None:
+        """Return once no crash can lose a record below `offset`: then rows that were folded from it may be shown.
+
+        Raises LogFailed.
+        """
+
 
 @dataclass(slots=True)
 class AgentSpec:

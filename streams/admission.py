@@ -70,6 +70,10 @@ class Admission:
         """Note the log end of a partition that was taken. It replaces older knowledge, which may be of another log."""
         self._ends[partition] = end
 
+    def known_end(self, partition: int) -> int:
+        """Return the log end as far as it is known: behind the last record acknowledged here or seen at take-over."""
+        return self._ends.get(partition, 0)
+
     def lag(self, partition: int, position: int) -> int:
         """Count records known to be in the log or on their way to it, and not folded yet."""
         return max(0, self._ends.get(partition, 0) - position) + self._under_way.get(partition, 0)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -39,6 +39,13 @@ class Unavailable(CeremonyError):
     def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
         super().__init__("unavailable", message)
         self.retry_after_seconds = retry_after_seconds
+
+    def repeatable_under(self, request_id: str) -> Unavailable:
+        """Return this error with the id under which an operation may be repeated, for it may have been recorded."""
+        again = f"ask again with request_id {request_id!r}"
+        if again in self.message:
+            return self
+        return Unavailable(f"{self.message}; {again}", self.retry_after_seconds)
 
 
 class PartitionDiffers(CeremonyError):
@@ -133,6 +140,14 @@ class Diagnosis:
     """The part that was not examined, with the reason; empty when everything was."""
 
 
+class Found(NamedTuple):
+    """A row that no crash can take back."""
+
+    row: Instance
+    position: tuple[int, int]
+    """Its partition, and an offset: the row contains every command before it."""
+
+
 class CommandApi(Protocol):
     """Append a command and wait until it is durable and folded."""
 
@@ -143,7 +158,7 @@ class CommandApi(Protocol):
         """
 
     async def operate(self, command: Operation) -> Reply:
-        """Append, wait for the fold, answer from it. Raises Unavailable (not folded in time, or moving)."""
+        """Append, wait for the fold, answer from it. Raises Unavailable, which names the id under which to repeat."""
 
     def closed(self, calls: int) -> Overloaded | None:
         """The refusal for every start while `calls` calls are unanswered, each with its own hint; None: starts pass."""
@@ -153,7 +168,16 @@ class ReadApi(Protocol):
     """Read rows, events and dead letters. Everything raises Unavailable where the partition is not served here."""
 
     def get(self, instance_id: str) -> Instance | None:
-        """The present row."""
+        """The present row. On the embedded log a crash may take it back; answers use `find`."""
+
+    async def find(self, instance_id: str) -> Found | None:
+        """The present row once it is committed; None only when no start of it waits to be folded.
+
+        Raises Unavailable where folding takes more than 2 s.
+        """
+
+    async def committed(self) -> None:
+        """Return once everything that can be read here is committed."""
 
     def position_of(self, instance_id: str) -> tuple[int, int]:
         """Its partition, and the offset of the next record to be folded: the row contains everything before it."""
@@ -169,8 +193,8 @@ class ReadApi(Protocol):
     ) -> tuple[int, Sequence[SortKey]]:
         """The number of wanted rows in these partitions (None: all), and the keys of the newest `most`, in order."""
 
-    def watch(self, instance_id: str) -> AsyncIterator[Instance]:
-        """The present row, then each newer version, until the ceremony has ended."""
+    def watch(self, instance_id: str) -> AsyncGenerator[Found]:
+        """The present row, then each newer version, until the ceremony has ended. Close it to leave."""
 
     def definition_of(self, instance: Instance) -> Definition | None:
         """The pinned definition."""

@@ -16,8 +16,18 @@ from streams.envelope import event_record
 from streams.log_clock import LogClock
 from streams.metrics import BatchTally
 from streams.topics import CEREMONIES, CORRELATION_ID, DEFINITIONS, EFFECT_ID, EVENTS, prefixed, step_topic
-from streams.waiters import ACCEPTED, FoldResult
-from tables.commands import AnyCommand, Noop, Origin, Pause, PutDefinition, Start, TimerFired, decode_command
+from streams.waiters import ACCEPTED, FoldResult, ReplyKey
+from tables.commands import (
+    FOLD_FAILED_ID,
+    AnyCommand,
+    Noop,
+    Origin,
+    Pause,
+    PutDefinition,
+    Start,
+    TimerFired,
+    decode_command,
+)
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load_pinned
 from tables.effects import FOLD, Event, Refused, StepRequested, encode_request
@@ -54,7 +64,7 @@ class Folding:
     """Results of folding one batch, carried in its note until the batch is visible."""
 
     rows: dict[bytes, Instance | None] = field(default_factory=dict)
-    replies: dict[str, FoldResult] = field(default_factory=dict)
+    replies: dict[ReplyKey, FoldResult] = field(default_factory=dict)
     definitions: dict[str, Definition] = field(default_factory=dict)
     """Pinned definitions of the batch's ceremonies by hash, so that each is looked up once."""
     tally: BatchTally = field(default_factory=BatchTally)
@@ -63,7 +73,10 @@ class Folding:
 class CeremonyAgent:
     """The agent's function: called with the stream of batches."""
 
-    def __init__(self, kinds: Kinds, prefix: str, log_clock: LogClock, expected: Callable[[str], bool]) -> None:
+    def __init__(
+        self, kinds: Kinds, prefix: str, log_clock: LogClock, expected: Callable[[AnyCommand], ReplyKey | None]
+    ) -> None:
+        """`expected` gives the key of a command that a client waits for."""
         self._kinds = kinds
         self._log_clock = log_clock
         self._expected = expected
@@ -117,8 +130,8 @@ class CeremonyAgent:
         if decision.note == DEFINITION_UNKNOWN and row is not None:
             _set_aside(batch, record, command)
         refusal = self._emit(batch, folding, record, decision)
-        if command.command_id and self._expected(command.command_id):
-            folding.replies[command.command_id] = refusal or answer
+        if command.command_id and (expected := self._expected(command)) is not None:
+            folding.replies[expected] = refusal or answer
 
     def _apply(self, batch: Batch, folding: Folding, key: bytes, row: Instance | None, decision: Decision) -> None:
         if decision.row is not row:
@@ -134,7 +147,7 @@ class CeremonyAgent:
         batch.dead_letter(record, FOLD_FAILED.code, traceback.format_exc(limit=20))
         pause = Pause(
             instance_id=command.instance_id,
-            command_id=f"fold_failed/{record.partition}/{record.offset}",
+            command_id=f"{FOLD_FAILED_ID}{record.partition}/{record.offset}",
             actor=ENGINE_ACTOR,
             reason="the fold failed on a command; see the dead letters",
             by_engine=True,

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import structlog
 
 from ports.clock import Clock
-from ports.log import Header, Log, LogUnavailable, Position
+from ports.log import Header, Log, LogFailed, LogUnavailable, Position
 from streams.admission import Admission
 from streams.api import Operation, Overloaded, ReadApi, Reply, Unavailable
 from streams.log_clock import LogClock
 from streams.partitions import LONGEST_ID, Partitions
 from streams.topics import CORRELATION_ID
-from streams.waiters import FOLD_SECONDS, FoldResult, ReplyWaiters
+from streams.waiters import FOLD_SECONDS, FoldResult, ReplyKey, ReplyWaiters
 from tables.commands import PutDefinition, Start, encode_command
 from tables.definition import Definition
 
@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 # How long a call waits for the log's acknowledgement.
 WRITE_SECONDS = 5.0
+# Retry hint after a failure of the log for good: this worker ends, and the next owner answers.
+LOG_FAILED_SECONDS = 2.0
 
 
 class CommandLog:
@@ -64,11 +66,14 @@ class CommandLog:
             return await self._append(view.number, start, start.correlation_id, patient=True)
 
     async def operate(self, command: Operation) -> Reply:
-        row = self._reads.get(command.instance_id)
-        if row is None:
-            return Reply("unknown_instance", f"there is no ceremony {command.instance_id[:LONGEST_ID]!r}")
-        view = self._partitions.appendable(command.instance_id)
-        return await self._append(view.number, command, row.correlation_id, patient=False)
+        try:
+            found = await self._reads.find(command.instance_id)
+            if found is None:
+                return Reply("unknown_instance", f"there is no ceremony {command.instance_id[:LONGEST_ID]!r}")
+            view = self._partitions.appendable(command.instance_id)
+            return await self._append(view.number, command, found.row.correlation_id, patient=False)
+        except Unavailable as error:
+            raise error.repeatable_under(command.command_id) from error
 
     def closed(self, calls: int) -> Overloaded | None:
         return self.admission.closed(calls, self._partitions.positions())
@@ -100,19 +105,19 @@ class CommandLog:
 
     async def _append(self, partition: int, command: Start | Operation, correlation_id: str, *, patient: bool) -> Reply:
         """Append and wait for the fold; `patient`: a durable command is enough when the fold takes longer (a Start)."""
-        future = self.replies.expect(command.command_id)
+        expected = ReplyKey.of(command)
+        future = self.replies.expect(expected)
         try:
             headers = ((CORRELATION_ID, correlation_id.encode()),)
             key = command.instance_id.encode()
             position = await self._write(partition, key, encode_command(command), headers)
             folded = await self._folded(future)
         finally:
-            self.replies.forget(command.command_id, future)
+            self.replies.forget(expected, future)
         if folded is not None:
             return Reply(folded.code, folded.message, partition, position.offset)
         if not patient:
-            again = f"ask again with request_id {command.command_id!r}"
-            raise Unavailable(f"durable, but not folded within {FOLD_SECONDS:g} s; {again}")
+            raise Unavailable(f"durable, but not folded within {FOLD_SECONDS:g} s")
         return Reply(partition=partition, offset=position.offset, folded=False)
 
     async def _folded(self, future: asyncio.Future[FoldResult]) -> FoldResult | None:
@@ -128,9 +133,10 @@ class CommandLog:
             with self.admission.appending(partition):
                 async with self._clock.timeout(WRITE_SECONDS):
                     position = await self._log.append(self._topic, partition, key, value, headers)
-        except (LogUnavailable, TimeoutError) as error:
+        except (LogUnavailable, LogFailed, TimeoutError) as error:
             log.warning("append_failed", reason=str(error) or f"no acknowledgement within {WRITE_SECONDS:g} s")
-            raise Unavailable("the log cannot be reached; repeating the call is safe") from error
+            pause = LOG_FAILED_SECONDS if isinstance(error, LogFailed) else 1.0
+            raise Unavailable("the log cannot be reached; repeating the call is safe", pause) from error
         self.admission.appended(partition, position.offset)
         self._log_clock.acknowledged(position.timestamp)
         return position

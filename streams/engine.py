@@ -40,7 +40,15 @@ class Engine:
         max_lag: int = 0,
     ) -> None:
         self.partitions = Partitions(log, partitions, unserved=unserved, held=held, fresh=fresh)
-        self.reads = Reads(log, clock, log_clock, partitions=self.partitions, kinds=kinds, prefix=prefix)
+        self.reads = Reads(
+            log,
+            clock,
+            log_clock,
+            partitions=self.partitions,
+            kinds=kinds,
+            prefix=prefix,
+            known_end=self._known_end,
+        )
         self.commands = CommandLog(
             log,
             prefixed(prefix, COMMANDS),
@@ -55,6 +63,9 @@ class Engine:
         self.on_change: Callable[[], None] = lambda: None
         """Called after a partition was taken or lost."""
         self._metrics = metrics
+
+    def _known_end(self, number: int) -> int:
+        return self.commands.admission.known_end(number)
 
     async def taken(self, view: PartitionView) -> None:
         """Take a recovered partition; it is not served before it has folded to the end seen at take-over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from itertools import chain
 
 import structlog
@@ -13,7 +13,7 @@ import structlog
 from ports.clock import Clock
 from ports.errors import CeremonyError
 from ports.log import Log, LogUnavailable, PartitionView, Record
-from streams.api import DeadLetterEntry, Diagnosis, History, PartitionDiffers, SortKey, Unavailable
+from streams.api import DeadLetterEntry, Diagnosis, Found, History, PartitionDiffers, SortKey, Unavailable
 from streams.dead_letters import letter_of
 from streams.doctor import Doctor
 from streams.history import HistoryReader
@@ -39,12 +39,22 @@ class Reads:
     """Reads the partitions served here; implements `ReadApi`."""
 
     def __init__(
-        self, log: Log, clock: Clock, log_clock: LogClock, *, partitions: Partitions, kinds: Kinds, prefix: str
+        self,
+        log: Log,
+        clock: Clock,
+        log_clock: LogClock,
+        *,
+        partitions: Partitions,
+        kinds: Kinds,
+        prefix: str,
+        known_end: Callable[[int], int],
     ) -> None:
+        """`known_end` gives the log end of a partition as far as this worker knows it."""
         self._log = log
         self._clock = clock
         self._log_clock = log_clock
         self._partitions = partitions
+        self._known_end = known_end
         self._kinds = kinds
         self._watchers = Watchers()
         self._dead_letters = prefixed(prefix, DEADLETTERS)
@@ -67,6 +77,24 @@ class Reads:
         row: Instance | None = self._partitions.of(instance_id).rows(CEREMONIES).get(instance_id.encode())
         return row
 
+    async def find(self, instance_id: str) -> Found | None:
+        if len(instance_id) > LONGEST_ID:
+            return None
+        if self.get(instance_id) is None:
+            view = self._partitions.of(instance_id)
+            await self._folded(view, self._known_end(view.number))  # a start may be accepted and not folded yet
+        row = self.get(instance_id)
+        if row is None:
+            return None
+        view = self._partitions.of(instance_id)
+        position = view.position
+        await view.committed(position)
+        return Found(row, (view.number, position))
+
+    async def committed(self) -> None:
+        for view in self._partitions.served():
+            await view.committed(view.position)
+
     def position_of(self, instance_id: str) -> tuple[int, int]:
         view = self._partitions.of(instance_id)
         return view.number, view.position
@@ -75,15 +103,19 @@ class Reads:
         view = self._partitions.of(instance_id[:LONGEST_ID])
         if view.number != partition:
             raise PartitionDiffers(partition, view.number)
+        await self._folded(view, offset)
+
+    async def _folded(self, view: PartitionView, offset: int) -> None:
+        """Return once everything before `offset` is folded. Raises Unavailable."""
         if view.position >= offset:
             return
         try:
             async with self._clock.timeout(FOLD_SECONDS):
                 await view.folded(offset - 1)
         except TimeoutError:
-            raise Unavailable(f"partition {partition} is not folded up to {offset} yet") from None
+            raise Unavailable(f"partition {view.number} is not folded up to {offset} yet") from None
         except LogUnavailable:
-            raise Unavailable(f"partition {partition} is not served: moving: {MOVING}") from None
+            raise Unavailable(f"partition {view.number} is not served: moving: {MOVING}") from None
 
     async def newest(
         self, wanted: Callable[[Instance | Outline], bool], most: int, partitions: Collection[int] | None = None
@@ -95,7 +127,7 @@ class Reads:
             raise Unavailable(f"a partition was taken over meanwhile: moving: {MOVING}")
         return found
 
-    async def watch(self, instance_id: str) -> AsyncIterator[Instance]:
+    async def watch(self, instance_id: str) -> AsyncGenerator[Found]:
         key = instance_id.encode()
         event = self._watchers.add(key)
         seen = -1
@@ -107,7 +139,10 @@ class Reads:
                     return
                 if row.version > seen:
                     seen = row.version
-                    yield row
+                    view = self._partitions.of(instance_id)
+                    position = view.position
+                    await view.committed(position)
+                    yield Found(row, (view.number, position))
                 if row.status in TERMINAL:
                     return
                 await event.wait()
@@ -149,24 +184,27 @@ class Reads:
         return found[offset : offset + limit], len(found)
 
     async def history(self, instance_id: str, limit: int) -> History | None:
-        row = self.get(instance_id)
-        if row is None:
+        found = await self.find(instance_id)
+        if found is None:
             return None
         view = self._partitions.appendable(instance_id)
         with contextlib.suppress(TimeoutError):  # a slow or absent log: the events in it are shown
             async with self._clock.timeout(SENT_SECONDS):
                 await view.sent()
-        return await self._history.read(view.number, instance_id, limit, row.created_at)
+        return await self._history.read(view.number, instance_id, limit, found.row.created_at)
 
     async def diagnose(self, instance_id: str = "") -> Diagnosis:
         doctor = Doctor(self._clock, self.pinned, self._log_clock.now())
         states = self._partitions.states()
         if not instance_id:
-            return await doctor.all(self._partitions.served(), states)
-        row = self.get(instance_id)
-        found = [] if row is None else [doctor.one(self._partitions.appendable(instance_id), row)]
-        statuses = Counter(str(one.row.status) for one in found)
-        return Diagnosis(self._log_clock.now(), found, Counter(one.verdict for one in found), statuses, states)
+            diagnosis = await doctor.all(self._partitions.served(), states)
+            await self.committed()
+            return diagnosis
+        one = await self.find(instance_id)
+        found = [] if one is None else [doctor.one(self._partitions.appendable(instance_id), one.row)]
+        statuses = Counter(str(diagnosed.row.status) for diagnosed in found)
+        verdicts = Counter(str(diagnosed.verdict) for diagnosed in found)
+        return Diagnosis(self._log_clock.now(), found, verdicts, statuses, states)
 
 
 def _dead_letter(record: Record) -> DeadLetterEntry:

@@ -6,7 +6,9 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from tables.commands import AnyCommand, content_digest
 from tables.instance import Instance
 
 # How long a call waits for the fold (specification 10.3).
@@ -24,32 +26,49 @@ class FoldResult:
 ACCEPTED = FoldResult()
 
 
+class ReplyKey(NamedTuple):
+    """The command that a client waits for. One id may stand for several: of other ceremonies, or of other content."""
+
+    instance_id: str
+    command_id: str
+    content: str
+    """Digest of the operation; empty for a start, whose id is its own."""
+
+    @classmethod
+    def of(cls, command: AnyCommand) -> ReplyKey:
+        return cls(command.instance_id, command.command_id, content_digest(command))
+
+
 class ReplyWaiters:
-    """Clients that wait for a reply, by command id. In this process only: a client waits at the partition's owner."""
+    """Clients that wait for a reply. In this process only: a client waits at the partition's owner."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, list[asyncio.Future[FoldResult]]] = {}
+        self._waiting: dict[ReplyKey, list[asyncio.Future[FoldResult]]] = {}
 
-    def expect(self, command_id: str) -> asyncio.Future[FoldResult]:
-        """Register a client before its command is appended. All clients with the same id get the same reply."""
+    def expect(self, key: ReplyKey) -> asyncio.Future[FoldResult]:
+        """Register a client before its command is appended. All clients with the same command get the same reply."""
         future: asyncio.Future[FoldResult] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(command_id, []).append(future)
+        self._waiting.setdefault(key, []).append(future)
         return future
 
-    def forget(self, command_id: str, future: asyncio.Future[FoldResult]) -> None:
-        """Remove one client; others with the same id keep waiting."""
-        waiting = self._waiting.get(command_id, [])
+    def forget(self, key: ReplyKey, future: asyncio.Future[FoldResult]) -> None:
+        """Remove one client; others with the same command keep waiting."""
+        waiting = self._waiting.get(key, [])
         if future in waiting:
             waiting.remove(future)
         if not waiting:
-            self._waiting.pop(command_id, None)
+            self._waiting.pop(key, None)
 
-    def expects(self, command_id: str) -> bool:
-        return bool(self._waiting) and command_id in self._waiting
+    def expected(self, command: AnyCommand) -> ReplyKey | None:
+        """Return the key of a command that a client waits for, else None."""
+        if not self._waiting or not command.command_id:
+            return None
+        key = ReplyKey.of(command)
+        return key if key in self._waiting else None
 
-    def resolve(self, results: Mapping[str, FoldResult]) -> None:
-        for command_id, result in results.items():
-            for future in self._waiting.pop(command_id, ()):
+    def resolve(self, results: Mapping[ReplyKey, FoldResult]) -> None:
+        for key, result in results.items():
+            for future in self._waiting.pop(key, ()):
                 if not future.done():
                     future.set_result(result)
 

@@ -6,14 +6,21 @@ they come from the log (`Origin`).
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, ClassVar
 
 import msgspec
+from msgspec.structs import replace
 
 from tables.errors import FormatTooNew, Undecodable
 from tables.formats import refuse_newer
 
 COMMAND_FORMAT = 1
+# Beginnings of the ids that the engine derives by itself, from NATS, from timers and from records of the log. Clients
+# may not use them, so no client's operation is taken for one of the engine's.
+DERIVED_ID_PREFIXES = ("nats/", "timer/", "fold_failed/", "engine/")
+NATS_ID, FOLD_FAILED_ID = DERIVED_ID_PREFIXES[0], DERIVED_ID_PREFIXES[2]
+_DIGEST_BYTES = 8
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False):
@@ -198,6 +205,17 @@ _encoder = msgspec.json.Encoder()
 
 def encode_command(command: AnyCommand) -> bytes:
     return _encoder.encode(command)
+
+
+def content_digest(command: AnyCommand) -> str:
+    """Return the digest of an operation without its id; "" for a command that no client sends under an id of its own.
+
+    Two operations with one id are the same when their digests are equal.
+    """
+    if not command.expects_answer:
+        return ""
+    body = _encoder.encode(replace(command, command_id=""))
+    return hashlib.blake2b(body, digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def decode_command(value: bytes | None) -> AnyCommand:

@@ -98,7 +98,9 @@ class Forwarding(grpc.aio.ServerInterceptor):
             try:
                 owner = self._owner(method, request)
             except Unavailable as error:
-                refuse(context, error)
+                self._ensure_request_id(request)
+                request_id = getattr(request, "request_id", "")
+                refuse(context, error.repeatable_under(request_id) if request_id else error)
                 return None
             if owner == HERE:
                 return await local_call(request, context)

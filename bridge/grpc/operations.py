@@ -19,12 +19,14 @@ from bridge.grpc.refusals import (
     LONGEST_TEXT,
     errors_become_statuses,
     page,
+    repeatable_under,
     require,
     require_accepted,
+    require_own_id,
     require_short,
     unknown_ceremony,
 )
-from streams.api import CommandApi, Operation, ReadApi
+from streams.api import CommandApi, Found, Operation, ReadApi
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep
 from tables.instance import Instance
 from tables.limits import MAX_TEXT_CHARACTERS
@@ -122,7 +124,8 @@ class OperatorCalls:
         require_short(LONGEST_NAME, actor=request.actor, request_id=request.request_id)
         require_short(LONGEST_REASON, reason=request.reason)
         request_id = request.request_id or self._new_id()
-        replay, repeated = await self._dead_letters.replay(origin, request.actor, request.reason, request_id)
+        with repeatable_under(request_id):
+            replay, repeated = await self._dead_letters.replay(origin, request.actor, request.reason, request_id)
         return pb.ReplayDeadLetterResponse(
             replay=messages.replay(replay),
             repeated_request=repeated,
@@ -153,6 +156,7 @@ class OperatorCalls:
         require(instance_id=request.instance_id, actor=request.actor)
         require_short(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
         require_short(LONGEST_REASON, reason=request.reason)
+        require_own_id(request.request_id)
         return {
             "instance_id": request.instance_id,
             "command_id": request.request_id or self._new_id(),
@@ -162,22 +166,30 @@ class OperatorCalls:
         }
 
     async def _operate_and_answer(self, command: Operation, context: Context[Any, Any]) -> dict[str, Any]:
-        row = await self._operate(command)
-        message = self._message(row)
-        await send_correlation_id(context, row.correlation_id)
-        return {"ceremony": message, "request_id": command.command_id, "message": "recorded"}
+        found = await self._operate(command)
+        await send_correlation_id(context, found.row.correlation_id)
+        return {"ceremony": self._message(found), "request_id": command.command_id, "message": "recorded"}
 
-    async def _operate(self, command: Operation) -> Instance:
-        require_accepted(await self._commands.operate(command))
-        row = self._reads.get(command.instance_id)
-        if row is None:
-            raise unknown_ceremony(command.instance_id)
-        return row
+    async def _operate(self, command: Operation) -> Found:
+        """Let the fold decide on the operation; return the ceremony as it is then."""
+        with repeatable_under(command.command_id):
+            require_accepted(await self._commands.operate(command))
+            return await self._existing(command.instance_id)
 
-    def _message(self, row: Instance) -> pb.PlanningCeremonyInstance:
+    async def _existing(self, instance_id: str) -> Found:
+        found = await self._reads.find(instance_id)
+        if found is None:
+            raise unknown_ceremony(instance_id)
+        return found
+
+    def _message(self, found: Found) -> pb.PlanningCeremonyInstance:
+        row = found.row
         definition = self._reads.definition_of(row)
-        position = self._reads.position_of(row.instance_id)
-        return messages.ceremony(row, definition, self._reads.waiting_for(row), position)
+        return messages.ceremony(row, definition, self._reads.waiting_for(row), found.position)
+
+    def _listed(self, row: Instance) -> pb.PlanningCeremonyInstance:
+        """The message of a row that was just read."""
+        return self._message(Found(row, self._reads.position_of(row.instance_id)))
 
 
 def _step(request: StepRequest) -> str:

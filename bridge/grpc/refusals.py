@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from bridge.grpc.start_request import StartInvalid
 from ports.errors import CeremonyError
 from ports.log import LogFailed, LogUnavailable, RecordTooLarge
 from streams.api import Overloaded, Reply, Unavailable
+from tables.commands import DERIVED_ID_PREFIXES
 from tables.errors import DefinitionInvalid
 from tables.fold.refusals import CLASS_OF
 from tables.limits import MAX_ID_CHARACTERS
@@ -28,6 +30,7 @@ RETRY_KEY = "retry-after-ms"
 DEFAULT_LIMIT, LARGEST_LIMIT = 100, 1000
 # Retry hint after a failure of the log: this worker ends, and the next owner answers.
 LOG_RETRY_SECONDS = 2.0
+LOG_TEXT = "the log cannot be written or read by this worker; repeating the call is safe"
 # Characters of a comment, and of the name of a gate or trigger, which are only looked up.
 LONGEST_TEXT = 4096
 # Characters of an actor, a role or a request id; rows keep as many, so none is shortened.
@@ -80,8 +83,7 @@ def refusal_of(error: Exception) -> CallRefused:
         status = grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.UNAVAILABLE
         return CallRefused(status, "overloaded" if full else "unavailable", error.message, error.retry_after_seconds)
     if isinstance(error, (LogFailed, LogUnavailable)):
-        text = "the log cannot be written or read by this worker; repeating the call is safe"
-        return CallRefused(grpc.StatusCode.UNAVAILABLE, "unavailable", text, LOG_RETRY_SECONDS)
+        return CallRefused(grpc.StatusCode.UNAVAILABLE, "unavailable", LOG_TEXT, LOG_RETRY_SECONDS)
     log.error("grpc_internal_error", exc_info=error)
     return CallRefused(grpc.StatusCode.INTERNAL, "internal", "an error of ours; the engine's log has the details")
 
@@ -143,6 +145,17 @@ def errors_become_statuses(call: Call) -> Call:
     return wrapped  # type: ignore[return-value]  # a decorator that keeps the signature
 
 
+@contextlib.contextmanager
+def repeatable_under(request_id: str) -> Iterator[None]:
+    """Let every UNAVAILABLE of this block name the request id: the write may be done, and repeating it is safe so."""
+    try:
+        yield
+    except Unavailable as error:
+        raise error.repeatable_under(request_id) from error
+    except (LogFailed, LogUnavailable) as error:
+        raise Unavailable(LOG_TEXT, LOG_RETRY_SECONDS).repeatable_under(request_id) from error
+
+
 def unknown_ceremony(instance_id: str) -> CallRefused:
     return CallRefused(grpc.StatusCode.NOT_FOUND, "unknown_instance", f"there is no ceremony {instance_id[:300]!r}")
 
@@ -158,6 +171,13 @@ def require(**fields: str) -> None:
     for name, value in fields.items():
         if not value.strip():
             raise invalid("field_required", f"{name} is required")
+
+
+def require_own_id(request_id: str) -> None:
+    """Refuse a request id that begins like the ids that the engine derives by itself."""
+    prefix = next((prefix for prefix in DERIVED_ID_PREFIXES if request_id.startswith(prefix)), "")
+    if prefix:
+        raise invalid("request_id_reserved", f"request_id must not begin with {prefix!r}, as ids of the engine do")
 
 
 def require_short(longest: int, **fields: str) -> None:

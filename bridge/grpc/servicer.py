@@ -28,6 +28,7 @@ from bridge.grpc.refusals import (
     refusal_of,
     require,
     require_accepted,
+    require_own_id,
     require_short,
     unknown_ceremony,
 )
@@ -35,7 +36,6 @@ from bridge.grpc.start_request import check_ids, start_command
 from streams.api import CommandApi, PartitionDiffers, ReadApi, Unavailable
 from tables.commands import GateDecision, Start, Trigger
 from tables.definition import Definition
-from tables.instance import Instance
 
 Context = grpc.aio.ServicerContext
 
@@ -53,7 +53,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         new_id: Callable[[], str],
     ) -> None:
         """`states` gives the state of each neighbour; `new_id` makes a command id when the client sent none."""
-        self.local_rows = LocalRows(reads, self._message)
+        self.local_rows = LocalRows(reads, self._listed)
         """This worker's share of a list, also for other workers."""
         self.all_workers_listing: AllWorkersListing | None = None
         """Lists the rows of all workers, if there are others."""
@@ -114,14 +114,13 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             raise invalid("field_required", "instance_id is required")
         if request.HasField("at_least"):
             await self._wait_for_position(request.instance_id, request.at_least)
-        row = self._reads.get(request.instance_id)
-        if row is None:
+        found = await self._reads.find(request.instance_id)
+        if found is None:
             return pb.GetPlanningCeremonyInstanceResponse(
                 success=False, message=unknown_ceremony(request.instance_id).message
             )
-        message = self._message(row)
-        await send_correlation_id(context, row.correlation_id)
-        return pb.GetPlanningCeremonyInstanceResponse(ceremony=message, success=True)
+        await send_correlation_id(context, found.row.correlation_id)
+        return pb.GetPlanningCeremonyInstanceResponse(ceremony=self._message(found), success=True)
 
     @errors_become_statuses
     async def ListPlanningCeremonyInstances(
@@ -132,7 +131,8 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         limit, offset = page(request.limit, request.offset)
         total, keys = await self.local_rows.keys(None, request, offset + limit)
         rows = (self._reads.get(instance_id) for _, instance_id in keys[offset:])
-        found = messages.as_many_as_fit(self._message(row) for row in rows if row is not None)
+        found = messages.as_many_as_fit(self._listed(row) for row in rows if row is not None)
+        await self._reads.committed()
         return pb.ListPlanningCeremonyInstancesResponse(ceremonies=found, total_count=total, success=True)
 
     # -- operations
@@ -143,6 +143,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         require(instance_id=request.instance_id, actor=request.actor, gate=gate)
         require_short(LONGEST_TEXT, gate=gate, comment=request.comment)
         require_short(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
+        require_own_id(request.request_id)
         command = GateDecision(
             instance_id=request.instance_id,
             command_id=request.request_id or self._new_id(),
@@ -153,10 +154,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             comment=request.comment,
             visit=request.visit,
         )
-        row = await self._operate(command)
-        message = self._message(row)
-        await send_correlation_id(context, row.correlation_id)
-        return pb.DecideGateResponse(ceremony=message, request_id=command.command_id, message="recorded")
+        return pb.DecideGateResponse(**await self._operate_and_answer(command, context))
 
     @errors_become_statuses
     async def TriggerTransition(
@@ -165,6 +163,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         require(instance_id=request.instance_id, actor=request.actor, trigger=request.trigger)
         require_short(LONGEST_TEXT, trigger=request.trigger)
         require_short(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
+        require_own_id(request.request_id)
         require_short(LONGEST_REASON, reason=request.reason)
         command = Trigger(
             instance_id=request.instance_id,
@@ -174,10 +173,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             role=request.role,
             reason=request.reason,
         )
-        row = await self._operate(command)
-        message = self._message(row)
-        await send_correlation_id(context, row.correlation_id)
-        return pb.TriggerTransitionResponse(ceremony=message, request_id=command.command_id, message="recorded")
+        return pb.TriggerTransitionResponse(**await self._operate_and_answer(command, context))
 
     # -- reads
 
@@ -200,9 +196,12 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         self, request: pb.WatchPlanningCeremonyRequest, context: Context[Any, Any]
     ) -> AsyncIterator[pb.WatchPlanningCeremonyResponse]:
         try:
-            await send_correlation_id(context, self._existing(request.instance_id).correlation_id)
-            async for row in self._reads.watch(request.instance_id):
-                yield pb.WatchPlanningCeremonyResponse(ceremony=self._message(row))
+            require(instance_id=request.instance_id)
+            found = await self._existing(request.instance_id)
+            await send_correlation_id(context, found.row.correlation_id)
+            async with contextlib.aclosing(self._reads.watch(request.instance_id)) as rows:
+                async for found in rows:
+                    yield pb.WatchPlanningCeremonyResponse(ceremony=self._message(found))
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a status with a code
@@ -223,13 +222,6 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             if (row := self._reads.get(command.instance_id)) is not None:
                 return row.correlation_id
         return command.correlation_id
-
-    def _existing(self, instance_id: str) -> Instance:
-        require(instance_id=instance_id)
-        row = self._reads.get(instance_id)
-        if row is None:
-            raise unknown_ceremony(instance_id)
-        return row
 
     async def _wait_for_position(self, instance_id: str, position: pb.LogPosition) -> None:
         """Wait until every command before the position is folded."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ports.errors import CeremonyError
-from tables.commands import AgentResult
+from tables.commands import NATS_ID, AgentResult
 
 COMPLETED = "agent.response.completed"
 BACKLOG_REVIEW = "agent.response.completed.backlog-review.role"
@@ -221,8 +221,8 @@ def stream_sequence(reply: str) -> int:
 def command_id(task_id: str, agent_id: str, stream: str, sequence: int) -> str:
     """Derived from task id and agent id, else from stream and sequence; short, because a row keeps the last 64."""
     if not task_id:
-        return f"nats/{stream}/{sequence}"
-    return "nats/" + hashlib.blake2b(f"{task_id}\0{agent_id}".encode(), digest_size=15).hexdigest()
+        return f"{NATS_ID}{stream}/{sequence}"
+    return NATS_ID + hashlib.blake2b(f"{task_id}\0{agent_id}".encode(), digest_size=15).hexdigest()
 
 
 def _name(payload: dict[str, Any], key: str) -> str:

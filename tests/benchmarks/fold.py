@@ -104,7 +104,7 @@ class Chain:
             metrics=Metrics(CollectorRegistry()),
         )
         self._engine.timers = Timers(clock, log_clock, _nobody)
-        self._agent = CeremonyAgent(self._kinds, PREFIX, log_clock, self._engine.commands.replies.expects)
+        self._agent = CeremonyAgent(self._kinds, PREFIX, log_clock, self._engine.commands.replies.expected)
         self._commands = prefixed(PREFIX, COMMANDS)
         self._step_agent = aggregation.agent(agent_ports(wiring=Wiring(self._commands, CORRELATION_ID, log_clock.now)))
         self._requests = prefixed(PREFIX, step_topic(Aggregation.name))

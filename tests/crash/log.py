@@ -156,6 +156,9 @@ class CrashBackend:
             raise Fenced("fenced", f"{self._spec.topic}[{self._partition}] has another owner")
         self._broker.write(self._key, rows, position)
 
+    async def durable(self, offset: int) -> None:
+        """Return at once: only durable records are fetched."""
+
     def commit(self, offset: int) -> None:
         self._commit = offset
         self._host.after(self._host.world.latency(COMMIT_SECONDS), lambda: self._committed(offset), lane=self)

@@ -151,7 +151,7 @@ def _not_as_folded(around: Surroundings) -> Iterator[str]:
     """The commands log is the truth: folded once, from its start, it gives these rows and effects."""
     for number in range(around.broker.partitions):
         clock = LogClock(LoopClock(around.world))
-        agent = CeremonyAgent(all_kinds(), PREFIX, clock, lambda _: False)
+        agent = CeremonyAgent(all_kinds(), PREFIX, clock, lambda _: None)
         view = MemoryView(number)
         batch = MemoryBatch(view, around.broker.records[prefixed(PREFIX, COMMANDS), number])
         agent.fold(batch)

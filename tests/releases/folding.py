@@ -56,7 +56,7 @@ def fold(log: ArchivedLog) -> Folded:
 
 def _fold_partition(folded: Folded, number: int, records: Sequence[Record]) -> None:
     view = MemoryView(number)
-    agent = CeremonyAgent(all_kinds(), PREFIX, LogClock(HandClock()), lambda _: False)
+    agent = CeremonyAgent(all_kinds(), PREFIX, LogClock(HandClock()), lambda _: None)
     for record in records:
         batch = MemoryBatch(view, [record])
         agent.fold(batch)

@@ -71,6 +71,8 @@ class MemoryView:
         self.number = number
         self.position = position
         self.end_at_take_over = end
+        self.durable: int | None = None
+        """Offset below which everything is committed; None: everything is."""
         self.tables: dict[str, dict[bytes, Any]] = {CEREMONIES: {}, DEFINITIONS: {}}
 
     def rows(self, table: str) -> Mapping[bytes, Any]:
@@ -81,7 +83,14 @@ class MemoryView:
         return ((key, rows[key]) for key in list(rows if keys is None else keys) if key in rows)
 
     async def folded(self, offset: int) -> None:
-        assert offset < self.position, "nobody folds here"
+        """Wait until a test has moved the position; nobody folds here."""
+        while offset >= self.position:
+            await asyncio.sleep(0.001)
+
+    async def committed(self, offset: int) -> None:
+        """Return once the test has committed everything below `offset`."""
+        while self.durable is not None and self.durable < offset:
+            await asyncio.sleep(0.001)
 
     async def sent(self) -> None:
         """Return at once, as no effect is unacknowledged."""

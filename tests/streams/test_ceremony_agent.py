@@ -16,7 +16,7 @@ from steps.registry import all_kinds
 from streams.ceremony_agent import CeremonyAgent, Folding, applied_rows
 from streams.log_clock import LogClock
 from streams.topics import CEREMONIES, DEFINITIONS
-from streams.waiters import ACCEPTED, FoldResult
+from streams.waiters import ACCEPTED, FoldResult, ReplyKey
 from tables.commands import AnyCommand, Cancel, Noop, PutDefinition, Start, StepOutcome, TimerFired, encode_command
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load
@@ -55,7 +55,11 @@ class Partition:
     def __init__(self, *, expected: bool = True, kinds: Kinds = KINDS) -> None:
         self.view = MemoryView()
         self.log_clock = LogClock(HandClock())
-        self.agent = CeremonyAgent(kinds, "t", self.log_clock, lambda _: expected)
+
+        def waited_for(command: AnyCommand) -> ReplyKey | None:
+            return ReplyKey.of(command) if expected else None
+
+        self.agent = CeremonyAgent(kinds, "t", self.log_clock, waited_for)
 
     def fold(self, *records: Any) -> MemoryBatch:
         batch = MemoryBatch(self.view, records)
@@ -115,13 +119,18 @@ def test_steps_without_an_agent_only_send_events_of_the_one_command() -> None:
     assert applied_rows(batch.note).tally.ended == {"COMPLETED": 1}
 
 
+def replies(batch: MemoryBatch) -> dict[str, FoldResult]:
+    """Results of the fold by command id."""
+    return {key.command_id: result for key, result in applied_rows(batch.note).replies.items()}
+
+
 def test_a_waiting_client_gets_the_folds_result() -> None:
     batch = Partition().begin("c1")
-    assert applied_rows(batch.note).replies == {"start-c1": ACCEPTED}
+    assert replies(batch) == {"start-c1": ACCEPTED}
     partition = Partition()
     partition.begin("c1")
     batch = partition.fold(command_record(9, start(inputs={"a": [2]}, command_id="other")))
-    assert applied_rows(batch.note).replies["other"].code == "already_exists"
+    assert replies(batch)["other"].code == "already_exists"
 
 
 def test_without_a_waiting_client_there_is_no_reply() -> None:
@@ -189,7 +198,7 @@ def test_a_definition_with_a_wrong_hash_becomes_a_dead_letter(digest: str, text:
 
 def test_a_start_without_its_definition_is_refused() -> None:
     batch = Partition().fold(command_record(0, start()))
-    assert applied_rows(batch.note).replies["start-c1"].code == "definition_unknown"
+    assert replies(batch)["start-c1"].code == "definition_unknown"
     assert [json.loads(sent.value)["event_type"] for sent in batch.sent] == ["ceremony.start.refused"]
 
 
@@ -272,7 +281,7 @@ def test_a_client_learns_that_the_fold_failed_on_its_command() -> None:
         batch = partition.fold(
             command_record(5, Cancel(instance_id="c1:s1", command_id="cancel-1", actor="anna")),
         )
-    assert applied_rows(batch.note).replies["cancel-1"].code == "fold_failed"
+    assert replies(batch)["cancel-1"].code == "fold_failed"
     assert partition.row("c1").status is CeremonyStatus.PAUSED
 
 
@@ -282,7 +291,7 @@ def test_a_start_that_the_fold_fails_on_leaves_no_row() -> None:
         batch = partition.begin("c1")
     assert [code for _, code, _ in batch.dead] == ["fold_failed"]
     assert partition.view.tables[CEREMONIES] == {}
-    assert applied_rows(batch.note).replies["start-c1"] == FoldResult("fold_failed", mock.ANY)
+    assert replies(batch)["start-c1"] == FoldResult("fold_failed", mock.ANY)
 
 
 def test_a_bug_that_also_breaks_pausing_leaves_the_row_unchanged() -> None:

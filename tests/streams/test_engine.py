@@ -7,14 +7,15 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
 
 from bridge.clock import HostClock
-from ports.log import TopicSpec
+from ports.log import LogFailed, LogUnavailable, TopicSpec
 from steps.registry import all_kinds
-from streams import command_log
+from streams import command_log, reads
 from streams.admission import Admission
 from streams.api import Overloaded, PartitionDiffers, Unavailable
 from streams.ceremony_agent import Folding
@@ -23,7 +24,7 @@ from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.topics import DEFINITIONS
 from streams.transport.sqlite.log import SqliteLog
-from streams.waiters import ACCEPTED, FoldResult
+from streams.waiters import ACCEPTED, FoldResult, ReplyKey
 from tables.commands import Cancel, PutDefinition, Start, decode_command
 from tests.streams.fakes import MemoryBatch, MemoryView, settle
 from tests.streams.test_ceremony_agent import PROBE, start
@@ -67,16 +68,17 @@ class Site:
                 found += [decode_command(record.value) for record in records]
         return found
 
-    def fold(self, answers: dict[str, FoldResult]) -> None:
-        """Apply a batch with these results, as if the commands of these ids were folded."""
+    def fold(self, command: Cancel, result: FoldResult) -> None:
+        """Apply a batch with this result, as if the command was folded."""
         batch = MemoryBatch(self.home(), [])
-        batch.note = Folding(replies=answers)
+        batch.note = Folding(replies={ReplyKey.of(command): result})
         self.engine.applied(batch)
 
 
 @pytest.fixture
 async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     monkeypatch.setattr(command_log, "FOLD_SECONDS", 0.1)
+    monkeypatch.setattr(reads, "FOLD_SECONDS", 0.1)
     log = SqliteLog(tmp_path / "log.db", HostClock())
     await log.start()
     await log.create([TopicSpec("t.commands", PARTITIONS), TopicSpec("t.deadletters", PARTITIONS)])
@@ -122,20 +124,82 @@ async def test_an_operation_that_is_not_folded_in_time_is_unavailable_and_names_
     site.home().put(row())
     with pytest.raises(Unavailable, match="request_id 'mine'"):
         await site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
-    assert not site.engine.commands.replies.expects("mine")
+    assert not site.engine.commands.replies._waiting
 
 
 @pytest.mark.parametrize("said", [ACCEPTED, FoldResult("paused", "resume it first")])
 async def test_an_operation_returns_the_folds_result(site: Site, said: FoldResult) -> None:
     site.home().put(row())
-    asked = asyncio.create_task(
-        site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna")),
-    )
+    command = Cancel(instance_id="c1:s1", command_id="mine", actor="anna")
+    asked = asyncio.create_task(site.engine.commands.operate(command))
     while not await site.commands():
         await settle()
-    site.fold({"mine": said})
+    site.fold(command, said)
     answer = await asked
     assert (answer.code, answer.message, answer.folded) == (said.code, said.message, True)
+
+
+async def test_an_operation_on_a_start_that_is_not_folded_yet_waits_for_the_fold(site: Site) -> None:
+    """The start was answered `accepted`, so the ceremony is not unknown."""
+    # specification 13.4
+    reply = await site.engine.commands.start(PROBE, start())
+    command = Cancel(instance_id="c1:s1", command_id="mine", actor="anna")
+    asked = asyncio.create_task(site.engine.commands.operate(command))
+    await asyncio.sleep(0.02)
+    site.home().put(row())
+    site.home().position = reply.offset + 1
+    while not any(isinstance(one, Cancel) for one in await site.commands()):
+        await settle()
+    site.fold(command, ACCEPTED)
+    assert (await asked).code == ""
+
+
+async def test_an_operation_on_a_start_that_is_not_folded_in_time_is_unavailable_and_names_its_id(site: Site) -> None:
+    # specification 13.4, 14.4
+    await site.engine.commands.start(PROBE, start())
+    with pytest.raises(Unavailable, match="request_id 'mine'"):
+        await site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
+    with pytest.raises(Unavailable, match="not folded"):
+        await site.engine.reads.find("c1:s1")
+    assert not any(isinstance(one, Cancel) for one in await site.commands())
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), LogUnavailable("c", "m"), LogFailed("c", "m")], ids=repr)
+async def test_an_operation_whose_write_is_not_acknowledged_names_its_id(site: Site, error: Exception) -> None:
+    """It may be in the log all the same: repeated under another id it would be done twice."""
+    # specification 14.4
+    site.home().put(row())
+    with (
+        mock.patch.object(site.log, "append", side_effect=error),
+        pytest.raises(Unavailable, match="request_id 'mine'"),
+    ):
+        await site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
+
+
+async def test_an_operation_on_a_partition_that_moves_names_its_id(site: Site) -> None:
+    # specification 14.4
+    site.engine.lost(site.home().number)
+    with pytest.raises(Unavailable, match=r"moving.*request_id 'mine'"):
+        await site.engine.commands.operate(Cancel(instance_id="c1:s1", command_id="mine", actor="anna"))
+
+
+async def test_a_row_is_shown_once_the_commands_below_it_are_committed(site: Site) -> None:
+    """On the embedded log the fold runs ahead of the commit, and a crash would take the row back."""
+    # specification 18.1
+    home = site.home()
+    home.put(row())
+    home.position, home.durable = 7, 5
+    found = asyncio.create_task(site.engine.reads.find("c1:s1"))
+    watching = site.engine.reads.watch("c1:s1")
+    first = asyncio.ensure_future(anext(watching))
+    listed = asyncio.create_task(site.engine.reads.committed())
+    await asyncio.sleep(0.02)
+    assert not found.done() and not first.done() and not listed.done()
+    home.durable = 7
+    shown = await found
+    assert shown is not None and shown.position == (home.number, 7)
+    assert (await first).row == shown.row
+    await listed
 
 
 async def test_an_operation_on_an_unknown_ceremony_is_not_appended(site: Site) -> None:
@@ -189,7 +253,7 @@ async def test_a_partition_that_is_not_served_names_the_reason(site: Site) -> No
 async def test_a_watch_ends_as_unavailable_when_its_partition_is_lost(site: Site) -> None:
     site.home().put(row())
     watching = site.engine.reads.watch("c1:s1")
-    assert (await anext(watching)).instance_id == "c1:s1"
+    assert (await anext(watching)).row.instance_id == "c1:s1"
     waiting = asyncio.ensure_future(anext(watching))
     await settle()
     site.engine.lost(site.home().number)

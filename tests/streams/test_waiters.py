@@ -4,52 +4,72 @@ from __future__ import annotations
 
 import asyncio
 
-from streams.waiters import ACCEPTED, FoldResult, ReplyWaiters, Watchers
+from streams.waiters import ACCEPTED, FoldResult, ReplyKey, ReplyWaiters, Watchers
+from tables.commands import Cancel, Pause
 from tests.streams.fakes import settle
+
+A, B = ReplyKey("c1:s1", "a", ""), ReplyKey("c1:s1", "b", "")
 
 
 async def test_a_waiting_client_gets_its_reply() -> None:
     replies = ReplyWaiters()
-    future = replies.expect("a")
-    assert replies.expects("a") and not replies.expects("b")
-    replies.resolve({"a": ACCEPTED, "b": ACCEPTED})
+    command = Cancel(instance_id="c1:s1", command_id="mine", actor="anna")
+    future = replies.expect(ReplyKey.of(command))
+    assert replies.expected(command) == ReplyKey.of(command)
+    replies.resolve({ReplyKey.of(command): ACCEPTED, B: ACCEPTED})
     assert await future == ACCEPTED
-    assert not replies.expects("a")
+    assert replies.expected(command) is None
+
+
+def test_a_command_is_expected_only_by_a_client_of_its_ceremony_and_its_content() -> None:
+    """Clients choose their ids by themselves, so one id may name operations of several ceremonies, or several ones."""
+    # specification 13.12
+    mine = Cancel(instance_id="c1:s1", command_id="r-1", actor="anna")
+    replies = ReplyWaiters()
+    replies._waiting[ReplyKey.of(mine)] = []
+    assert replies.expected(mine) is not None
+    for other in (
+        Cancel(instance_id="c2:s1", command_id="r-1", actor="anna"),
+        Cancel(instance_id="c1:s1", command_id="r-1", actor="ben"),
+        Pause(instance_id="c1:s1", command_id="r-1", actor="anna"),
+        Cancel(instance_id="c1:s1", command_id="r-2", actor="anna"),
+    ):
+        assert replies.expected(other) is None
 
 
 async def test_all_clients_waiting_for_one_id_get_its_reply() -> None:
     """A client may repeat a call before the first is answered."""
     replies = ReplyWaiters()
-    futures = [replies.expect("a"), replies.expect("a")]
-    replies.resolve({"a": FoldResult("paused", "resume it first")})
+    futures = [replies.expect(A), replies.expect(A)]
+    replies.resolve({A: FoldResult("paused", "resume it first")})
     assert {(await future).code for future in futures} == {"paused"}
 
 
 async def test_a_client_that_gives_up_takes_no_reply_from_others() -> None:
     replies = ReplyWaiters()
-    first, second = replies.expect("a"), replies.expect("a")
-    replies.forget("a", first)
-    assert replies.expects("a")
-    replies.resolve({"a": ACCEPTED})
+    first, second = replies.expect(A), replies.expect(A)
+    replies.forget(A, first)
+    assert A in replies._waiting
+    replies.resolve({A: ACCEPTED})
     assert await second == ACCEPTED
     assert not first.done()
 
 
 async def test_nothing_is_kept_after_the_last_client_has_left() -> None:
     replies = ReplyWaiters()
-    future = replies.expect("a")
-    replies.forget("a", future)
-    replies.forget("a", future)
-    assert not replies.expects("a")
-    replies.resolve({"a": ACCEPTED})
+    future = replies.expect(A)
+    replies.forget(A, future)
+    replies.forget(A, future)
+    assert not replies._waiting
+    replies.resolve({A: ACCEPTED})
     assert not future.done()
 
 
 async def test_a_cancelled_wait_is_skipped() -> None:
     replies = ReplyWaiters()
-    future = replies.expect("a")
+    future = replies.expect(A)
     future.cancel()
-    replies.resolve({"a": ACCEPTED})
+    replies.resolve({A: ACCEPTED})
     assert future.cancelled()
 
 

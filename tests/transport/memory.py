@@ -153,6 +153,9 @@ class MemoryBackend:
         self.log.positions[self._tp] = position
         self.log.transactions.append((rows, position))
 
+    async def durable(self, offset: int) -> None:
+        """Return at once: every appended record is durable."""
+
     def commit(self, offset: int) -> None:
         self._committed = offset
 

@@ -190,6 +190,9 @@ class KafkaBackend:
         records[first].append((POSITION_KEY, encode_position(position), ()))
         await writer.write(records)
 
+    async def durable(self, offset: int) -> None:
+        """Return at once: the broker hands out only records that all in-sync replicas have."""
+
     def commit(self, offset: int) -> None:
         self._transport.commit_soon(self._tp, offset)
 

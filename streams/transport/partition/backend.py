@@ -77,6 +77,12 @@ class Backend(Protocol):
     async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
         """Write exactly these rows and the position row in one transaction. Raises Fenced, LogFailed."""
 
+    async def durable(self, offset: int) -> None:
+        """Return once every record of the agent's topic below `offset` is durable. Raises LogFailed.
+
+        It may be behind what `fetch` has returned where a log lets its readers run ahead of its commits.
+        """
+
     def commit(self, offset: int) -> None:
         """Commit `offset` to the group soon, at the latest before `close` returns: all below it is processed."""
 

@@ -83,6 +83,8 @@ class Part:
         """Largest batch now; small for large rows, which must not exceed the limits of a checkpoint by far."""
         self._reader: asyncio.Task[None] | None = None
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._gave_up = 0
+        """Waiters that were cancelled and may still be in the heap."""
 
     def __repr__(self) -> str:
         return f"<{self.spec.name}[{self.number}] at {self.position}>"
@@ -133,10 +135,25 @@ class Part:
         if offset >= self.position:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             heapq.heappush(self._waiters, (offset, id(waiter), waiter))
-            await waiter
+            try:
+                await waiter
+            finally:
+                if waiter.cancelled():
+                    self._forget_waiter()
+
+    def _forget_waiter(self) -> None:
+        """Note a cancelled waiter. The heap is cleared of them once they are half of it."""
+        self._gave_up += 1
+        if 2 * self._gave_up >= len(self._waiters):
+            self._waiters = [one for one in self._waiters if not one[2].done()]
+            heapq.heapify(self._waiters)
+            self._gave_up = 0
 
     async def sent(self) -> None:
         await self._saves.sent()
+
+    async def committed(self, offset: int) -> None:
+        await self._backend.durable(offset)
 
     # ---- take-over
 

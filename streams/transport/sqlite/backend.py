@@ -74,6 +74,10 @@ class SqliteBackend:
         self._log.put_position(self._name, self._topic, self._partition, position)
         await self._log.flush()
 
+    async def durable(self, offset: int) -> None:
+        if self._log.shard(self._topic, self._partition).durable < offset:
+            await self._log.flush()
+
     def commit(self, offset: int) -> None:
         self._open()
         if not self._changelogs:  # an agent with tables resumes at its position row

@@ -69,6 +69,29 @@ async def test_an_instance_id_of_a_megabyte_is_unknown(world: World) -> None:
         assert not found.success and len(found.message) < 1000
 
 
+@pytest.mark.parametrize("prefix", ["nats/", "timer/", "fold_failed/", "engine/"])
+async def test_a_request_id_that_begins_like_the_engines_own_is_refused(world: World, prefix: str) -> None:
+    """Else a client could take the place of an agent's answer before it comes."""
+    # specification 13.14
+    instance_id = await opened(world)
+    with refused("INVALID_ARGUMENT", "request_id_reserved"):
+        await world.stub.DecideGate(decision(instance_id, request_id=f"{prefix}1"))
+    with refused("INVALID_ARGUMENT", "request_id_reserved"):
+        await world.stub.TriggerTransition(trigger(instance_id, "shut", request_id=f"{prefix}1"))
+    with refused("INVALID_ARGUMENT", "request_id_reserved"):
+        await world.stub.PauseCeremony(
+            pb.PauseCeremonyRequest(instance_id=instance_id, actor="gus", request_id=f"{prefix}1")
+        )
+
+
+async def test_an_id_that_the_server_drew_may_come_back_from_its_client(world: World) -> None:
+    # specification 13.14, 14.5
+    instance_id = await opened(world)
+    drawn = (await world.stub.DecideGate(decision(instance_id))).request_id
+    again = await world.stub.DecideGate(decision(instance_id, request_id=drawn))
+    assert (again.request_id, again.ceremony.open_gates[0].approvals) == (drawn, 1)
+
+
 async def test_a_gate_name_that_is_too_long_is_refused(world: World) -> None:
     with refused("INVALID_ARGUMENT", "field_too_long"):
         await world.stub.DecideGate(decision(await opened(world), step_id="x" * 100_000))

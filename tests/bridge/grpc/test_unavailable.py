@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from uuid import uuid4
 
 import grpc
@@ -25,6 +27,7 @@ from bridge.grpc.server import GrpcServer
 from bridge.grpc.servicer import Servicer
 from bridge.nats.connection import NatsConnection
 from bridge.nats.responses import AgentResponses
+from ports.log import LogUnavailable
 from steps.registry import all_kinds
 from streams.api import Overloaded, Unavailable
 from streams.engine import Engine
@@ -112,6 +115,44 @@ async def test_calls_are_unavailable_until_tables_are_recovered(
         with refused("UNAVAILABLE", "unavailable") as seen:
             await call(stub)
         assert retry_hint(seen) > 0
+
+
+OPERATED = {"actor": "anna", "instance_id": "c:s"}
+WRITES: dict[str, Any] = {
+    "DecideGate": pb.DecideGateRequest(step_id="ask", approved=True, **OPERATED),
+    "TriggerTransition": pb.TriggerTransitionRequest(trigger="t", **OPERATED),
+    "CancelCeremony": pb.CancelCeremonyRequest(**OPERATED),
+    "PauseCeremony": pb.PauseCeremonyRequest(**OPERATED),
+    "ResumeCeremony": pb.ResumeCeremonyRequest(**OPERATED),
+    "RetryStep": pb.RetryStepRequest(step_id="ask", **OPERATED),
+    "RunStep": pb.RunStepRequest(step_id="ask", **OPERATED),
+}
+
+
+@pytest.mark.parametrize("method", WRITES)
+async def test_every_write_that_is_unavailable_names_the_id_under_which_to_repeat_it(
+    tmp_path: Path, method: str
+) -> None:
+    """The client's own id, or one that the server drew."""
+    # specification 14.4
+    async with server_without_tables(tmp_path) as stub:
+        for given, named in (("mine", r"'mine'"), ("", r"'[0-9a-f]{32}'")):
+            request = type(WRITES[method])()
+            request.CopyFrom(WRITES[method])
+            if given:
+                request.request_id = given
+            with refused("UNAVAILABLE", "unavailable") as seen:
+                await getattr(stub, method)(request)
+            assert re.search(f"ask again with request_id {named}", seen.details), seen.details
+
+
+async def test_a_replay_that_is_unavailable_names_its_id(tmp_path: Path) -> None:
+    # specification 14.4
+    async with server_without_tables(tmp_path) as stub:
+        away = mock.patch.object(SqliteLog, "ends", side_effect=LogUnavailable("c", "m"))
+        with away, refused("UNAVAILABLE", "unavailable") as seen:
+            await stub.ReplayDeadLetter(pb.ReplayDeadLetterRequest(origin="t", actor="anna", request_id="mine"))
+    assert "request_id 'mine'" in seen.details
 
 
 async def test_a_refused_call_leaves_no_garbage_for_the_collector(tmp_path: Path) -> None:

@@ -156,6 +156,24 @@ async def test_on_applied_gets_the_batch_with_its_note_and_visible_rows() -> Non
     assert heard == [("mine", {b"a": 1}, {b"a": 1})]
 
 
+async def test_a_wait_for_a_position_far_ahead_leaves_nothing_behind() -> None:
+    # specification 14.7
+    log = MemoryLog()
+    async with running(part_of(log, count)) as part:
+        stays = asyncio.create_task(part.folded(0))
+        for _ in range(50):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.001):
+                    await part.folded(10**12)
+        assert len(part._waiters) <= 2
+        log.append("commands", 0, b"a", b"0")
+        await stays
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await part.folded(10**12)
+        assert part._waiters == []
+
+
 async def test_folded_returns_when_the_position_is_passed_and_fails_when_the_partition_moves() -> None:
     log = MemoryLog()
     async with running(part_of(log, count)) as part:

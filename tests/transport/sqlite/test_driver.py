@@ -169,8 +169,12 @@ async def test_a_backend_reads_ahead_of_the_commit_unless_it_is_committed_only(t
     (written,) = ahead.send("in", 0, [NewRecord(b"k", b"v")])
     fetching = asyncio.ensure_future(outside.fetch(1))
     assert [record.value for record in await ahead.fetch(1)] == [b"v"]
-    assert not fetching.done()
+    durable = asyncio.ensure_future(ahead.durable(1))
+    await asyncio.sleep(0)
+    assert not fetching.done() and not durable.done()
     await written
+    await durable
+    await ahead.durable(1)
     assert [record.value for record in await fetching] == [b"v"]
     await log.stop()
 

@@ -117,7 +117,7 @@ async def test_calls_are_unavailable_until_tables_are_recovered(
         assert retry_hint(seen) > 0
 
 
-OPERATED = {"actor": "anna", "instance_id": "c:s"}
+OPERATED: dict[str, Any] = {"actor": "anna", "instance_id": "c:s"}
 WRITES: dict[str, Any] = {
     "DecideGate": pb.DecideGateRequest(step_id="ask", approved=True, **OPERATED),
     "TriggerTransition": pb.TriggerTransitionRequest(trigger="t", **OPERATED),

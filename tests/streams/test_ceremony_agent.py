@@ -228,7 +228,7 @@ def test_commands_of_a_ceremony_with_an_unreadable_definition_are_set_aside_and_
     partition = Partition()
     partition.begin("c1")
     partition.view.tables[DEFINITIONS][PROBE.hash.encode()] = "states: []"
-    partition.agent = CeremonyAgent(KINDS, "t", partition.log_clock, lambda _: True)
+    partition.agent = CeremonyAgent(KINDS, "t", partition.log_clock, ReplyKey.of)
     timer = TimerFired(instance_id="c1:s1", timer_id="timeout/one", attempt=1)
     with mock.patch("streams.ceremony_agent.load_pinned", side_effect=CeremonyError("definition_invalid", "no")):
         batch = partition.fold(

@@ -38,6 +38,16 @@ STOP_SECONDS = 20.0
 POLL_SECONDS = 0.05
 # Brokers of a cluster, and the number that must have a record before it is acknowledged.
 CLUSTER, MIN_INSYNC = 3, 2
+# Settings of the test brokers that a broker with Kafka's own defaults does not have.
+NOT_KAFKAS_OWN = frozenset(
+    {
+        "auto.create.topics.enable",
+        "group.initial.rebalance.delay.ms",
+        "group.min.session.timeout.ms",
+        "offsets.topic.num.partitions",
+        "transaction.state.log.num.partitions",
+    }
+)
 JVM_FLAGS = (
     "-Xmx256m",
     "-XX:+UseSerialGC",
@@ -165,16 +175,24 @@ class Server:
 
 
 class KafkaServer(Server):
-    """A single Kafka broker with its own controller (KRaft). Topics must be created by their users."""
+    """A single Kafka broker with its own controller (KRaft). Its users have to create their topics, except on one with
+    Kafka's own defaults.
+    """
 
     name = "kafka"
 
-    def __init__(self, folder: Path, port: int | None = None, flush_messages: int | None = None) -> None:
-        """`flush_messages` 1 syncs every append to disk (`log.flush.interval.messages`); default: Kafka's own."""
+    def __init__(
+        self, folder: Path, port: int | None = None, flush_messages: int | None = None, *, defaults: bool = False
+    ) -> None:
+        """`flush_messages` 1 syncs every append to disk (`log.flush.interval.messages`); default: Kafka's own.
+
+        `defaults`: as a broker is unpacked, it creates the topics that somebody asks for, with one partition.
+        """
         super().__init__(folder, port)
         self.controller_port = free_port()
         self.node_id = 1
         self._flush_messages = flush_messages
+        self._defaults = defaults
 
     @property
     def bootstrap(self) -> str:
@@ -229,6 +247,8 @@ class KafkaServer(Server):
             "num.io.threads": 4,
             "controlled.shutdown.enable": "false",
         }
+        if self._defaults:
+            properties = {key: value for key, value in properties.items() if key not in NOT_KAFKAS_OWN}
         if self._flush_messages is not None:
             properties["log.flush.interval.messages"] = self._flush_messages
         return properties

@@ -12,10 +12,21 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from ports.clock import Clock
-from ports.log import Follower, Handle, Header, LogUnavailable, Position, Record, RecordTooLarge, Taken, TopicSpec
+from ports.log import (
+    Follower,
+    Handle,
+    Header,
+    LogFailed,
+    LogUnavailable,
+    Position,
+    Record,
+    RecordTooLarge,
+    Taken,
+    TopicSpec,
+)
 from streams.transport.kafka.client import DRAIN_SECONDS, new_producer, new_reader, stop_reader
 from streams.transport.kafka.follower import GroupFollower
-from streams.transport.kafka.topics import ensure_topics
+from streams.transport.kafka.topics import check_topics, ensure_topics
 from streams.transport.kafka.wire import give_records
 from streams.transport.partition.batch import record_size
 from streams.transport.partition.partitioner import partition_of
@@ -28,6 +39,8 @@ APPEND_SECONDS = 10.0
 TAIL_WAIT_MS = 500
 # Interval of the checks that Kafka answers.
 WATCH_SECONDS = 1.0
+# Interval of the checks that the topics still have the settings that they need.
+CHECK_SECONDS = 3600.0
 
 
 class KafkaLog:
@@ -50,6 +63,7 @@ class KafkaLog:
         self._producer: AIOKafkaProducer | None = None
         self._reader: AIOKafkaConsumer | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._checker: asyncio.Task[None] | None = None
         self._state = "not connected"
 
     @property
@@ -87,12 +101,13 @@ class KafkaLog:
     async def stop(self) -> None:
         producer, self._producer = self._producer, None
         reader, self._reader = self._reader, None
-        watcher, self._watcher = self._watcher, None
+        tasks = [task for task in (self._watcher, self._checker) if task is not None]
+        self._watcher = self._checker = None
         self._state = "not connected"
-        if watcher is not None:
-            watcher.cancel()
+        for task in tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await watcher
+                await task
         for client in (producer, reader):
             if client is not None:
                 with contextlib.suppress(KafkaError, TimeoutError):
@@ -100,18 +115,46 @@ class KafkaLog:
                         await client.stop()
 
     async def create(self, topics: Sequence[TopicSpec]) -> None:
+        """Create missing topics, check all of them now and once an hour from now on."""
+        async with self._administration() as admin:
+            await ensure_topics(
+                admin,
+                topics,
+                replication=self._replication,
+                extra=self._topic_config,
+                clock=self._clock,
+                bootstrap=",".join(self._servers),
+            )
+        for spec in topics:  # loads the topic's leaders, so that sends need not wait for metadata
+            await self.producer.partitions_for(spec.name)
+        if self._checker is None:
+            self._checker = self._clock.spawn(self._check_hourly(topics), name="kafka topics are checked")
+
+    @contextlib.asynccontextmanager
+    async def _administration(self) -> AsyncIterator[AIOKafkaAdminClient]:
         admin = AIOKafkaAdminClient(bootstrap_servers=list(self._servers))
         try:
             await admin.start()
-            await ensure_topics(
-                admin, topics, replication=self._replication, extra=self._topic_config, clock=self._clock
-            )
+            yield admin
         except KafkaError as error:
             raise LogUnavailable("log_unavailable", f"topics cannot be looked at ({type(error).__name__})") from error
         finally:
             await admin.close()
-        for spec in topics:  # loads the topic's leaders, so that sends need not wait for metadata
-            await self.producer.partitions_for(spec.name)
+
+    async def _check_hourly(self, topics: Sequence[TopicSpec]) -> None:
+        """End the worker once somebody has given a topic a setting that breaks a promise."""
+        while True:
+            await self._clock.sleep(CHECK_SECONDS)
+            try:
+                async with self._administration() as admin:
+                    await check_topics(admin, topics, ",".join(self._servers))
+            except LogUnavailable as error:
+                logger.warning("topics not checked: %s", error)
+            except LogFailed as failure:
+                if self._fail is None:
+                    raise
+                self._fail(failure)
+                return
 
     async def append(
         self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()

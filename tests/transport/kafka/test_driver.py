@@ -227,7 +227,7 @@ async def test_a_topic_with_the_senders_time_is_refused(bench: Bench) -> None:
     await admin.create_topics([NewTopic(bench.name("commands"), PARTITIONS, 1)])
     await admin.close()
     app = bench.app()
-    with pytest.raises(LogFailed, match=r"timestamp_type_wrong.*LogAppendTime is needed"):
+    with pytest.raises(LogFailed, match=r"topic_settings_wrong.*LogAppendTime is needed"):
         await app.start()
     await app.stop()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
 
@@ -25,6 +27,10 @@ REPEATED = (
     "Cannot send <class",
     "Could not send <class",
 )
+
+# Libraries whose lines become the event `library_warning`: a line of theirs is a hint, the worker's state is in lines
+# of our own.
+LIBRARIES = ("aiokafka", "nats")
 
 # Events of ours about a failed call: in an outage there is one for every call.
 MANY = frozenset({"append_failed", "forwarding_failed", "listing_failed"})
@@ -64,7 +70,9 @@ def configure(level: str, style: str) -> None:
     tail: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if style == "json":
         tail.append(structlog.processors.format_exc_info)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*tail, renderer]))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*shared, _of_library], processors=[*tail, renderer])
+    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -78,8 +86,27 @@ def configure(level: str, style: str) -> None:
     handler.addFilter(Seldom())
 
 
+def _of_library(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Turn the line of a library into an event of ours."""
+    library = _library(str(event.get("logger", "")))
+    if not library:
+        return event
+    record: logging.LogRecord = event["_record"]
+    more = {"more": record.more} if hasattr(record, "more") else {}
+    level = "warning" if record.levelno >= logging.WARNING else event["level"]
+    return {**event, "event": "library_warning", "level": level, "library": library, "reason": event["event"], **more}
+
+
+def _library(logger: str) -> str:
+    name = logger.partition(".")[0]
+    return name if name in LIBRARIES else ""
+
+
 class Seldom(logging.Filter):
-    """Lets through one line of each event of MANY in QUIET_SECONDS; its `more` counts those held back before it."""
+    """Lets through one line of each event of MANY, and of each kind of line of a library, in QUIET_SECONDS.
+
+    Its `more` counts those held back before it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,16 +114,31 @@ class Seldom(logging.Filter):
         self._held_back: Counter[str] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        fields = record.msg
-        if not isinstance(fields, dict) or (event := fields.get("event")) not in MANY:
+        key = _kind_of_many(record)
+        if not key:
             return True
-        if 0 <= record.created - self._last.get(event, 0.0) < QUIET_SECONDS:
-            self._held_back[event] += 1
+        if 0 <= record.created - self._last.get(key, 0.0) < QUIET_SECONDS:
+            self._held_back[key] += 1
             return False
-        self._last[event] = record.created
-        if more := self._held_back.pop(event, 0):
-            fields["more"] = more
+        self._last[key] = record.created
+        if more := self._held_back.pop(key, 0):
+            _count(record, more)
         return True
+
+
+def _kind_of_many(record: logging.LogRecord) -> str:
+    """Return the kind of a line of which there may be many; empty for any other line."""
+    if isinstance(record.msg, dict):
+        event = str(record.msg.get("event"))
+        return event if event in MANY else ""
+    return f"{record.name}: {record.msg}" if _library(record.name) and record.levelno >= logging.WARNING else ""
+
+
+def _count(record: logging.LogRecord, more: int) -> None:
+    if isinstance(record.msg, dict):
+        record.msg["more"] = more
+    else:
+        record.more = more
 
 
 def _is_news(record: logging.LogRecord) -> bool:

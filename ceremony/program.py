@@ -22,6 +22,9 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the program with these arguments and return its exit code; errors are lines on stderr."""
+    # Lines of gRPC's C core go past every logger; each failure that matters is an error in Python, too. This must come
+    # before gRPC is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if sys.stdout is None:  # closed by the process that started us
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - it is the program's own until it ends
     try:

@@ -25,6 +25,8 @@ WAITING = (
 )
 # A killed server comes back to its port, so the other process must not give it to a test meanwhile.
 PORTS = {"waiting": "15000-23499", "computing": "23500-32000"}
+# The broker of one process has Kafka's own settings, and so creates topics that somebody asks for; the other's has not.
+DEFAULTS = {"waiting": "1", "computing": ""}
 LOG = Path("build/tests-waiting.log")
 END_SECONDS = 60.0
 POLL_SECONDS = 0.2
@@ -35,7 +37,7 @@ Process = subprocess.Popen[bytes]
 def start(part: str, arguments: tuple[str, ...], output: IO[bytes] | None) -> Process:
     """Start pytest under coverage, in a session of its own: it gets Ctrl-C once, from this program."""
     command = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "--durations=5", *arguments]
-    environment = {**os.environ, "CEREMONY_TEST_PORTS": PORTS[part]}
+    environment = {**os.environ, "CEREMONY_TEST_PORTS": PORTS[part], "CEREMONY_TEST_KAFKA_DEFAULTS": DEFAULTS[part]}
     return subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
 
 

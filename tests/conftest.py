@@ -70,12 +70,14 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer | Ka
     """One real Kafka for the session, or the one that CEREMONY_TEST_KAFKA names.
 
     Tests share it: use topics and groups of your own. A test that kills its broker starts its own `KafkaServer`.
+    CEREMONY_TEST_KAFKA_DEFAULTS gives it Kafka's own settings.
     """
     if given := os.environ.get("CEREMONY_TEST_KAFKA"):
         yield KafkaAddress(given)
         return
     end_orphans()
-    with running(KafkaServer(tmp_path_factory.mktemp("kafka"))) as server:
+    defaults = bool(os.environ.get("CEREMONY_TEST_KAFKA_DEFAULTS"))
+    with running(KafkaServer(tmp_path_factory.mktemp("kafka"), defaults=defaults)) as server:
         yield server
 
 

@@ -38,12 +38,11 @@ STOP_SECONDS = 20.0
 POLL_SECONDS = 0.05
 # Brokers of a cluster, and the number that must have a record before it is acknowledged.
 CLUSTER, MIN_INSYNC = 3, 2
-# Settings of the test brokers that a broker with Kafka's own defaults does not have.
+# Settings of the test brokers that a broker with Kafka's own defaults does not have. It keeps those for one node, and
+# those that only save time.
 NOT_KAFKAS_OWN = frozenset(
     {
         "auto.create.topics.enable",
-        "group.initial.rebalance.delay.ms",
-        "group.min.session.timeout.ms",
         "offsets.topic.num.partitions",
         "transaction.state.log.num.partitions",
     }
@@ -175,9 +174,7 @@ class Server:
 
 
 class KafkaServer(Server):
-    """A single Kafka broker with its own controller (KRaft). Its users have to create their topics, except on one with
-    Kafka's own defaults.
-    """
+    """A single Kafka broker with its own controller (KRaft). By default topics must be created by their users."""
 
     name = "kafka"
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -78,3 +81,58 @@ def test_a_line_below_the_level_is_dropped_before_it_is_formatted() -> None:
         processors = structlog.get_config()["processors"]
         with pytest.raises(structlog.DropEvent):
             processors[0](logging.getLogger("a"), "debug", {"event": "step_outcome"})
+
+
+@pytest.mark.usefixtures("as_before")
+def test_a_line_of_a_library_is_an_event_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its `[error]` is a hint. A line that comes again and again is one line and a count."""
+    configure("INFO", "json")
+    for number in range(50):
+        logging.getLogger("aiokafka.cluster").error("Topic %s not found in cluster metadata", f"t{number}")
+    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["event"], line["level"], line["library"]) == ("library_warning", "warning", "aiokafka")
+    assert line["reason"] == "Topic t0 not found in cluster metadata"
+
+
+@pytest.mark.usefixtures("as_before")
+def test_lines_of_a_library_that_were_held_back_are_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure("INFO", "json")
+    now = 1_000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr("time.time_ns", lambda: int(now * 1e9))
+    for _ in range(4):
+        logging.getLogger("aiokafka.cluster").error("again")
+    now += QUIET_SECONDS
+    logging.getLogger("aiokafka.cluster").error("again")
+    assert [json.loads(line).get("more") for line in capsys.readouterr().err.splitlines()] == [None, 3]
+
+
+FAILING_BIND = """
+import asyncio, os, socket
+from ceremony import program
+try:
+    program.run(["--version"])
+except SystemExit:
+    pass
+import grpc.aio
+async def bind_a_taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        grpc.aio.server(options=[("grpc.so_reuseport", 0)]).add_insecure_port("127.0.0.1:%d" % taken.getsockname()[1])
+try:
+    asyncio.run(bind_a_taken_port())
+except RuntimeError:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize(("wanted", "shown"), [(None, False), ("ERROR", True)])
+def test_the_core_of_grpc_writes_to_stderr_only_if_asked(wanted: str | None, shown: bool) -> None:  # noqa: FBT001
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    environment |= {} if wanted is None else {"GRPC_VERBOSITY": wanted}
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING_BIND], check=True, capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert "refused" in done.stdout
+    assert ("Failed to add port" in done.stderr) is shown

@@ -14,7 +14,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 class LookingRequest(MetadataRequest):  # type: ignore[misc]
     """A metadata request that creates nothing."""
 
-    def __init__(self, topics: list[str] | None = None, allow_auto_topic_creation: bool | None = None) -> None:  # noqa: ARG002, FBT001
+    def __init__(self, topics: list[str] | None = None, allow_auto_topic_creation: bool | None = None) -> None:  # noqa: FBT001
         super().__init__(topics, allow_auto_topic_creation=False)
 
 

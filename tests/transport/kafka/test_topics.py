@@ -137,7 +137,10 @@ def commands_of(remedy: str, bootstrap: str) -> dict[str, dict[str, str]]:
     """Return the settings by topic that the remedy's lines would set."""
     head, *lines = remedy.splitlines()
     assert head.endswith(":")
-    form = rf"kafka-configs --bootstrap-server {bootstrap} --alter --entity-type topics --entity-name (\S+) --add-config (\S+)"
+    form = (
+        rf"kafka-configs --bootstrap-server {bootstrap} --alter --entity-type topics"
+        r" --entity-name (\S+) --add-config (\S+)"
+    )
     found = [re.fullmatch(form, line) for line in lines]
     return {one[1]: dict(pair.split("=") for pair in one[2].split(",")) for one in found if one}
 
@@ -163,17 +166,15 @@ async def alter(admin: AIOKafkaAdminClient, settings: Mapping[str, Mapping[str, 
         (0, "message.timestamp.type", "CreateTime"),
     ],
 )
-async def test_each_setting_that_breaks_a_promise_is_refused(
-    kafka: Any, number: int, setting: str, value: str
-) -> None:
+async def test_each_setting_that_breaks_a_promise_is_refused(kafka: Any, number: int, setting: str, value: str) -> None:
     # specification 22.9
     wanted = specs()
     async with log_on(kafka.bootstrap) as log, admin_of(kafka.bootstrap) as admin:
-        made = [
-            NewTopic(spec.name, 3, 1, topic_configs=topic_settings(spec, 1, {setting: value} if place == number else {}))
-            for place, spec in enumerate(wanted)
-        ]
-        await admin.create_topics(made)
+        settings = [topic_settings(spec, 1, {}) for spec in wanted]
+        settings[number][setting] = value
+        await admin.create_topics(
+            [NewTopic(spec.name, 3, 1, topic_configs=some) for spec, some in zip(wanted, settings, strict=True)]
+        )
         with pytest.raises(LogFailed, match=rf"topic_settings_wrong: topic {wanted[number].name} has {setting}="):
             await log.create(wanted)
 

@@ -41,7 +41,7 @@ def outputs(draft: Draft) -> dict[str, Output]:
     for name, item in draft.fields.get("outputs", {}).items():
         fields: Fields | None = item.value
         node: Node | None = fields.get("schema") if fields else None
-        schema = None if node is None else node.plain()
+        schema = None if node is None or node.holds_broken() else node.plain()
         output = Output(name, fields.get("type", "object") if fields else "object", schema)
         size += 0 if node is None else node.count()
         if size > MAX_SCHEMA_VALUES:

@@ -26,7 +26,7 @@ class Shape(Protocol):
 
 
 def wrong_type(node: Node, where: str, wanted: str, report: ProblemList) -> None:
-    if node.kind == "broken":
+    if node.kind == "broken" or node.ambiguous:
         return  # reported by the reader of the YAML
     if node.is_null:
         report.add(node.line, "null_value", f"{where} is null: give {wanted}, or leave the key out")
@@ -243,6 +243,11 @@ class Fields:
         return self.node.line_of(key)
 
 
+def _is_merge(name: str, value: Node) -> bool:
+    """Return whether an entry is `<<: *alias`, which is reported as an alias."""
+    return name == "<<" and value.kind == "broken"
+
+
 @dataclass(frozen=True, slots=True)
 class FixedMap:
     """A map with fixed keys; unknown and missing ones are reported."""
@@ -258,7 +263,7 @@ class FixedMap:
             return None
         prefix = f"{where}." if where else ""
         for name in node.entries:
-            if name not in self.keys:
+            if name not in self.keys and not _is_merge(name, node.entries[name]):
                 unused = [key for key in self.keys if key not in node.entries]
                 hint = report.suggest(name, unused or self.keys)
                 report.add(node.line_of(name), "unknown_key", f"unknown key `{prefix}{clipped(name)}`{hint}")

@@ -143,7 +143,7 @@ def retry_policy(fields: Fields) -> RetryPolicy:
 def _config(draft: Draft, where: str, handler: str, node: Node | None) -> BaseModel:
     """Read the config by its kind's model; the errors of pydantic get the lines of the YAML."""
     kind = draft.kinds.get(handler)
-    if kind is None or node is None:
+    if kind is None or node is None or node.holds_broken():
         return _Unread()
     try:
         # JSON mode: a YAML list may become a tuple, and a word an enum member, while types stay strict.

@@ -6,6 +6,7 @@ anything could be expanded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,6 @@ import yaml
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
-from ports.errors import CeremonyError
 from tables.definitions.problems import ProblemList, clipped
 
 MAX_BYTES = 256 * 1024
@@ -26,6 +26,13 @@ _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PREFIX = "tag:yaml.org,2002:"
 _SCALARS = {"str", "int", "float", "bool", "null"}
 _BROKEN = object()
+# In place of a key that is no text; its value is dropped.
+_NO_KEY = "\0"
+# Plain scalars of YAML 1.2 (core schema) that are no text. Where YAML 1.1, by which files are read, sees another value,
+# the file means one thing to its author and another to the engine.
+_BOOL_12 = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT_12 = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT_12 = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _resolver: Any = Resolver()
 _constructor = SafeConstructor()
 
@@ -36,11 +43,13 @@ class Node:
 
     line: int
     kind: str
-    """scalar, list, map, or broken: a scalar that is reported already."""
+    """scalar, list, map, or broken: a value that is reported already."""
     value: str | int | float | bool | None = None
     items: list[Node] = field(default_factory=list)
     entries: dict[str, Node] = field(default_factory=dict)
     key_lines: dict[str, int] = field(default_factory=dict)
+    ambiguous: bool = False
+    """True for a scalar that YAML 1.1 and 1.2 read differently, which is reported already."""
 
     @property
     def is_null(self) -> bool:
@@ -57,6 +66,11 @@ class Node:
         if self.kind == "map":
             return {key: node.plain() for key, node in self.entries.items()}
         return self.value
+
+    def holds_broken(self) -> bool:
+        """Return whether something in it is broken, and so reported already."""
+        inside = (*self.items, *self.entries.values())
+        return self.kind == "broken" or any(node.holds_broken() for node in inside)
 
     def count(self) -> int:
         """Return the number of values, this one included."""
@@ -102,15 +116,9 @@ def parse(text: str, report: ProblemList) -> Node | None:
     return None
 
 
-class _Stop(CeremonyError):
-    """The file is refused as a whole; the code is that of the rule it breaks."""
-
-    def __init__(self, event: yaml.Event, rule: str, message: str) -> None:
-        self.line = _line(event)
-        super().__init__(rule, message, place=f"line {self.line}")
-
-
 class _Builder:
+    """Builds the nodes from events. A mistake is reported, and what it spoils is left out; the rest is read on."""
+
     def __init__(self, report: ProblemList) -> None:
         self.report = report
         self.stack: list[Node] = []
@@ -118,25 +126,33 @@ class _Builder:
         """Per open collection: the key whose value is awaited (maps), else None."""
         self.key_line: list[int] = []
         self.root: Node | None = None
-        self.documents = 0
+        self.skipped = 0
+        """Open collections that are not read: inside of a key, or nested too deep."""
 
     def build(self, text: str) -> Node | None:
-        try:
-            for event in yaml.parse(text, Loader=_Parser):
+        documents = 0
+        for event in yaml.parse(text, Loader=_Parser):
+            documents += isinstance(event, yaml.DocumentStartEvent)
+            if documents > 1:
+                self.report.add(_line(event), "several_documents", "a file holds one definition; remove the `---`")
+                break
+            if self.skipped:
+                self._skip(event)
+            else:
                 self._take(event)
-        except _Stop as stop:
-            self.report.add(stop.line, stop.code, stop.message)
-            return None
         return self.root
 
+    def _skip(self, event: yaml.Event) -> None:
+        if isinstance(event, yaml.CollectionStartEvent):
+            self.skipped += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            self.skipped -= 1
+
     def _take(self, event: yaml.Event) -> None:
-        if isinstance(event, yaml.DocumentStartEvent):
-            self.documents += 1
-            if self.documents > 1:
-                raise _Stop(event, "several_documents", "a file holds one definition; remove the `---`")
-        elif isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent):
             anchor = clipped(event.anchor)
-            raise _Stop(event, "yaml_alias", f"aliases are not allowed; write out what `*{anchor}` means")
+            self.report.add(_line(event), "yaml_alias", f"aliases are not allowed; write out what `*{anchor}` means")
+            self._put_or_key(Node(_line(event), "broken"))
         elif isinstance(event, yaml.ScalarEvent):
             self._scalar(event)
         elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
@@ -146,15 +162,30 @@ class _Builder:
             self.keys.pop()
             self.key_line.pop()
 
+    @property
+    def _awaits_key(self) -> bool:
+        return bool(self.stack) and self.stack[-1].kind == "map" and self.keys[-1] is None
+
+    def _put_or_key(self, node: Node) -> None:
+        """Put a broken node, or let it stand for a key that cannot be read."""
+        if self._awaits_key:
+            self.keys[-1], self.key_line[-1] = _NO_KEY, node.line
+        else:
+            self._put(node)
+
     def _open(self, event: yaml.MappingStartEvent | yaml.SequenceStartEvent) -> None:
         kind = "map" if isinstance(event, yaml.MappingStartEvent) else "list"
-        if len(self.stack) >= MAX_DEPTH:
-            raise _Stop(event, "nesting_too_deep", f"at most {MAX_DEPTH} lists and maps may be nested")
+        line = _line(event)
         if event.tag is not None and event.tag not in (_PREFIX + ("map" if kind == "map" else "seq"), "!"):
-            self.report.add(_line(event), "yaml_tag", f"the tag {clipped(event.tag)} is not allowed; remove it")
-        if self.stack and self.stack[-1].kind == "map" and self.keys[-1] is None:
-            raise _Stop(event, "bad_key", "a key is a plain text, not a list or a map")
-        node = Node(_line(event), kind)
+            self.report.add(line, "yaml_tag", f"the tag {clipped(event.tag)} is not allowed; remove it")
+        deep = len(self.stack) >= MAX_DEPTH
+        if deep or self._awaits_key:
+            rule, message = _TOO_DEEP if deep else _KEY_IS_TEXT
+            self.report.add(line, rule, message)
+            self._put_or_key(Node(line, "broken"))
+            self.skipped = 1
+            return
+        node = Node(line, kind)
         self._put(node)
         self.stack.append(node)
         self.keys.append(None)
@@ -162,13 +193,22 @@ class _Builder:
 
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         line = _line(event)
-        if self.stack and self.stack[-1].kind == "map" and self.keys[-1] is None:
+        if self._awaits_key:
             self.keys[-1], self.key_line[-1] = event.value, line
             if _has_surrogate(event.value):
-                raise _Stop(event, "not_utf8", "a key holds a lone surrogate, which is no character")
+                self.report.add(line, "not_utf8", "a key holds a lone surrogate, which is no character")
+                self.keys[-1] = _NO_KEY
             return
         value = self._value(event, line)
-        self._put(Node(line, "broken") if value is _BROKEN else Node(line, "scalar", value))
+        if value is _BROKEN:
+            self._put(Node(line, "broken"))
+            return
+        plain = event.implicit[0] and event.tag is None
+        node = Node(line, "scalar", value, ambiguous=plain and _differs(event.value, value))
+        if node.ambiguous:
+            message = f"`{clipped(event.value)}` is {_shown(value)} in YAML 1.1: quote it, or write that"
+            self.report.add(line, "quote_it", message)
+        self._put(node)
 
     def _value(self, event: yaml.ScalarEvent, line: int) -> Any:
         if _has_surrogate(event.value):
@@ -215,12 +255,39 @@ class _Builder:
             return
         key, line = self.keys[-1] or "", self.key_line[-1]
         self.keys[-1] = None
+        if key == _NO_KEY:
+            return
         if key in parent.entries:
             first = parent.key_lines[key]
             self.report.add(line, "duplicate_key", f"`{clipped(key)}` stands in line {first} already; keep one of them")
             return
         parent.entries[key] = node
         parent.key_lines[key] = line
+
+
+_TOO_DEEP = ("nesting_too_deep", f"at most {MAX_DEPTH} lists and maps may be nested")
+_KEY_IS_TEXT = ("bad_key", "a key is a plain text, not a list or a map")
+
+
+def _differs(text: str, value: Any) -> bool:
+    """Return whether YAML 1.2 gives a plain scalar another type or value than `value`, that of YAML 1.1."""
+    if text in _BOOL_12:
+        return value is not _BOOL_12[text]
+    if _INT_12.fullmatch(text):
+        if len(text) > MAX_NUMBER_CHARACTERS:
+            return True
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        return type(value) is not int or value != int(text, base)
+    if _FLOAT_12.fullmatch(text):
+        return type(value) is not float or value != float(text)
+    return value is not None and not isinstance(value, str)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as YAML 1.1 reads it, in words."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "a text" if isinstance(value, str) else f"the number {value}"
 
 
 def _line(event: yaml.Event) -> int:

@@ -84,14 +84,14 @@ def test_64_levels_are_allowed_and_65_are_not() -> None:
         return HEAD + STATES + "x: " + "[" * levels + "]" * levels + "\n"
 
     assert rules(nested(63)) == ["unknown_key"]
-    assert rules(nested(64)) == ["nesting_too_deep"]
+    assert sorted(rules(nested(64))) == ["nesting_too_deep", "unknown_key"]
 
 
-def test_a_billion_laughs_stop_at_the_first_alias() -> None:
+def test_a_billion_laughs_are_refused_alias_by_alias_and_never_expanded() -> None:
     # specification 2.3
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
-    assert rules("\n".join(lines)) == ["yaml_alias"]
+    assert rules("\n".join(lines)).count("yaml_alias") == len(lines) - 1  # once a line
 
 
 def test_an_anchor_without_an_alias_does_no_harm() -> None:

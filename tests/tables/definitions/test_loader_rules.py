@@ -93,7 +93,15 @@ CASES = [
     ("unknown_key", changed("description: A review.", "description: A review.\nstepz: [] #!")),
     ("duplicate_key", changed("description: A review.", "description: A review.\nname: review #!")),
     ("duplicate_key", changed(POLICY, "  default: {max_attempts: 2}\n  default: {max_attempts: 3} #!\n")),
-    ("yaml_alias", changed(SECOND, "  - &x {id: a}\n  - *x #!\n")),
+    ("yaml_alias", changed(SECOND, SECOND.replace("- {", "- &x {") + "  - *x #!\n")),
+    ("yaml_alias", changed("  default: {max_attempts: 2}\n", "  default: &x {max_attempts: 2}\n  other: {<<: *x, max_attempts: 2} #!\n")),
+    ("yaml_alias", changed(PUBLISH, "    config: {subject: ceremony.x, event_type: &x ceremony.x, payload_template: {a: *x}} #!\n")),
+    ("quote_it", changed("description: A review.", "description: NO #!")),
+    ("quote_it", changed("step_max: 100,", "step_max: 0100, #!\n ")),
+    ("quote_it", changed(PUBLISH, PUBLISH.replace("}", ", payload_template: {at: [22:22]}} #!"))),
+    ("quote_it", changed(PUBLISH, PUBLISH.replace("}", ", payload_template: {zip: 01234}} #!"))),
+    ("quote_it", changed(RESULT, "  result: {type: object, schema: {enum: [1_000]}} #!\n")),
+    ("quote_it", changed("terminal: true}", "terminal: yes} #!")),
     ("yaml_tag", changed("description: A review.", "description: !!python/name:os.system A #!")),
     ("yaml_tag", changed("inputs: {", "inputs: !mine { #!\n  ")),
     ("yaml_syntax", changed("description: A review.", "description: A: review #!")),
@@ -271,6 +279,93 @@ retry_policies:
         (17, "step_default_over_step_max"), (19, "out_of_range"), (19, "unknown_key"),
     }  # fmt: skip
     assert list(problems(text)) == sorted(problems(text))
+
+
+@pytest.mark.parametrize(
+    ("written", "rule"),
+    [
+        *(
+            (text, "quote_it")
+            for text in [
+                "yes",
+                "No",
+                "ON",
+                "off",
+                "22:22",
+                "1:30.5",
+                "01234",
+                "0100",
+                "-017",
+                "08",
+                "1_000",
+                "1_0.5",
+                "0b11",
+                "1e3",
+                "0o17",
+            ]
+        ),
+        (f"1{'0' * 70}", "quote_it"),
+        *(
+            (text, "")
+            for text in [
+                "y",
+                "n",
+                "yes!",
+                "true",
+                "False",
+                "null",
+                "~",
+                "1",
+                "-1",
+                "+12",
+                "0",
+                "0x1F",
+                "1.5",
+                "-0.25",
+                "1.0e+3",
+                "2024-01-31",
+                "1.2.3",
+            ]
+        ),
+        *((text, "") for text in ("NO way", "'NO'", '"22:22"', "!!str 0100", "!!bool yes", "'1e3'")),
+        ("18446744073709551616", "bad_number"),
+    ],
+)
+def test_a_plain_scalar_that_two_versions_of_yaml_read_differently_is_to_be_quoted(written: str, rule: str) -> None:
+    # specification 2.3
+    text = changed(PUBLISH, PUBLISH.replace("}", f", payload_template: {{v: {written}}}}}"))
+    if not rule:
+        load(text, "review.yaml", KINDS)
+        return
+    (found,) = problems(text)
+    assert (found.rule, found.line) == (rule, 1 + BASE.split("\n").index(PUBLISH.rstrip()))
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "rule"),
+    [
+        ("x: &a 1\ny: *a\n", "yaml_alias"),
+        ("*a : 1\n", "yaml_alias"),
+        ("? [a, b]\n: {c: d}\n", "bad_key"),
+        ("? {a: [b]}\n: 3\n", "bad_key"),
+        (f"x: {'[' * 70}{']' * 70}\n", "nesting_too_deep"),
+        (f"x: {'{a: ' * 70}1{'}' * 70}\n", "nesting_too_deep"),
+        ("country: NO\n", "quote_it"),
+    ],
+)
+def test_a_mistake_of_the_syntax_hides_no_other_violation(spoilt: str, rule: str) -> None:
+    """It stands first, and the violation behind it keeps its line."""
+    # specification 2.5
+    text = spoilt + changed("guards: [good]", "guards: [goood]")
+    found = [(problem.rule, problem.line) for problem in problems(text) if problem.rule != "unknown_key"]
+    wrong = 1 + next(n for n, line in enumerate(text.split("\n")) if "goood" in line)
+    assert found == [(rule, found[0][1]), ("unknown_guard", wrong)]
+
+
+def test_a_second_document_hides_no_violation_of_the_first() -> None:
+    # specification 2.5
+    found = problems(changed("guards: [good]", "guards: [goood]") + "---\na: 1\n")
+    assert [problem.rule for problem in found] == ["unknown_guard", "several_documents"]
 
 
 @pytest.mark.parametrize(

@@ -94,3 +94,12 @@ def test_a_rule_of_a_kind_is_forgiven_too() -> None:
     with mock.patch.object(type(KINDS["publish_step"]), "check", return_value=complaint):
         found = pinned(text)
     assert [problem.rule for problem in found.objections] == ["event_type_not_allowed"]
+
+
+def test_a_scalar_that_is_to_be_quoted_now_keeps_its_value_where_it_is_pinned() -> None:
+    """The oldest loader read 0100 as YAML 1.1 does, and running ceremonies were promised that."""
+    # specification 24.4
+    text = TEXT + "timeouts: {step_default: 0100}\n"
+    with pytest.raises(DefinitionInvalid, match="quote_it"):
+        load(text, "old.yaml", KINDS)
+    assert pinned(text).steps["one"].timeout_seconds == 64

@@ -198,9 +198,11 @@ class Parts:
         self.directory = _directory(settings, clock, self.app, self.pipeline, self._advertised(settings))
         engine = self.pipeline.engine
         states = self.readiness.states
-        servicer = Servicer(engine.commands, engine.reads, self.definitions, self.dead_letters, states, new_id)
+        servicer = Servicer(
+            engine.commands, engine.reads, self.definitions, self.dead_letters, states, new_id, engine.turns
+        )
         sharing = None if self.directory is None else Sharing(self.directory, new_id)
-        self.grpc = GrpcServer(servicer, settings.grpc_addr, clock, sharing)
+        self.grpc = GrpcServer(servicer, settings.grpc_addr, clock, engine.turns, sharing)
         self.http = HttpServer(settings.http_addr, states, settings.required, self.metrics.registry)
 
     def _advertised(self, settings: Settings) -> Callable[[], str]:

@@ -15,6 +15,7 @@ from streams.reads import Reads
 from streams.stuck import StuckSweep
 from streams.timers import Timers
 from streams.topics import COMMANDS, prefixed
+from streams.turns import Turns
 from tables.kinds import Kinds
 
 
@@ -40,6 +41,8 @@ class Engine:
         max_lag: int = 0,
     ) -> None:
         self.partitions = Partitions(log, partitions, unserved=unserved, held=held, fresh=fresh)
+        self.turns = Turns(clock)
+        """For heavy reads, and for heavy requests of the front."""
         self.reads = Reads(
             log,
             clock,
@@ -48,6 +51,7 @@ class Engine:
             kinds=kinds,
             prefix=prefix,
             known_end=self._known_end,
+            turns=self.turns,
         )
         self.commands = CommandLog(
             log,

@@ -20,6 +20,7 @@ from streams.history import HistoryReader
 from streams.log_clock import LogClock
 from streams.partitions import LONGEST_ID, MOVING, Partitions
 from streams.topics import CEREMONIES, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
+from streams.turns import Turns
 from streams.waiters import FOLD_SECONDS, Rows, Watchers
 from tables.definition import Definition
 from tables.definitions.loader import load_pinned
@@ -48,6 +49,7 @@ class Reads:
         kinds: Kinds,
         prefix: str,
         known_end: Callable[[int], int],
+        turns: Turns,
     ) -> None:
         """`known_end` gives the log end of a partition as far as this worker knows it."""
         self._log = log
@@ -56,6 +58,7 @@ class Reads:
         self._partitions = partitions
         self._known_end = known_end
         self._kinds = kinds
+        self._turns = turns
         self._watchers = Watchers()
         self._dead_letters = prefixed(prefix, DEADLETTERS)
         self._history = HistoryReader(log, clock, prefixed(prefix, EVENTS))

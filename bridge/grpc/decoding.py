@@ -1,31 +1,40 @@
-"""Answers undecodable gRPC requests with INVALID_ARGUMENT, like every other mistake of a client.
+"""Decodes gRPC requests: large ones one after the other, and undecodable ones are answered INVALID_ARGUMENT.
 
-grpc.aio itself would answer UNKNOWN with the text of protobuf's exception, and log a traceback for each.
+grpc.aio itself would answer UNKNOWN with the text of protobuf's exception, and log a traceback for each. It would also
+decode all requests that have arrived in one turn of the event loop; eight of 4 MiB take a fifth of a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from bridge.grpc.refusals import end
+from bridge.grpc.refusals import CallRefused, end, refuse
+from streams.turns import Turns
 
+# Bytes of a request above which it waits for a turn of its own to be decoded.
+SMALL_REQUEST_BYTES = 64 * 1024
 CODE = "request_undecodable"
 MESSAGE = "the request's bytes are no message of this call, or nest deeper than protobuf reads (100 messages)"
 _UNDECODABLE = object()
 
+# Returns the refusal of a request of so many bytes; None to decode it.
+TooLarge = Callable[[int], CallRefused | None]
 # A method handler; generated ones have no types.
 Handler = Any
 
 
 class RequestDecoding(grpc.aio.ServerInterceptor):
-    """Answers undecodable requests before they reach the servicer."""
+    """Answers undecodable and too large requests before they reach the servicer."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns, too_large: Mapping[str, TooLarge]) -> None:
+        """`too_large`: the limit of each method that has one below gRPC's own."""
+        self._turns = turns
+        self._too_large = too_large
         self._guarded: dict[str, tuple[Handler, Handler]] = {}
         """By method: its last handler and the guarded handler. gRPC asks for a handler at each call, and making one
         each time took a fifteenth of the main thread in a storm of starts."""
@@ -40,20 +49,24 @@ class RequestDecoding(grpc.aio.ServerInterceptor):
             return None
         known, guarded = self._guarded.get(handler_call_details.method, (None, None))
         if known is not handler:
-            guarded = _guard(handler)
+            guarded = self._guard(handler, self._too_large.get(handler_call_details.method))
             self._guarded[handler_call_details.method] = handler, guarded
         return guarded
 
-
-def _guard(handler: Handler) -> Handler:
-    if handler.request_streaming and not handler.response_streaming:
-        return handler
-    decode = _decoder(handler.request_deserializer)
-    if handler.request_streaming:
-        return grpc.stream_stream_rpc_method_handler(_both(handler.stream_stream), decode, handler.response_serializer)
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(_stream(handler.unary_stream), decode, handler.response_serializer)
-    return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), decode, handler.response_serializer)
+    def _guard(self, handler: Handler, too_large: TooLarge | None) -> Handler:
+        if handler.request_streaming and not handler.response_streaming:
+            return handler
+        decode = _decoder(handler.request_deserializer)
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                _both(handler.stream_stream), decode, handler.response_serializer
+            )
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _stream(handler.unary_stream), decode, handler.response_serializer
+            )
+        unary = _unary(handler.unary_unary, decode, self._turns, too_large)
+        return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
 
 
 def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -66,11 +79,20 @@ def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return decoded
 
 
-def _unary(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def unary(request: Any, context: Any) -> Any:
+def _unary(
+    call: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes], Any], turns: Turns, too_large: TooLarge | None
+) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def unary(data: bytes, context: Any) -> Any:
+        if len(data) > SMALL_REQUEST_BYTES:
+            if too_large is not None and (refusal := too_large(len(data))) is not None:
+                refuse(context, refusal)
+                return None
+            await turns.next()
+        request = decode(data)
         if request is _UNDECODABLE:
             end(context, grpc.StatusCode.INVALID_ARGUMENT, f"{CODE}: {MESSAGE}")
             return None
+        del data
         return await call(request, context)
 
     return unary

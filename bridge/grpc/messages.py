@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from google.protobuf.struct_pb2 import Struct, Value
 
 from bridge.dead_letters import DeadLetterDetails, Replay
 from streams import dead_letters
@@ -71,25 +70,6 @@ def ceremony(
         },
         waiting_for=waiting_for,
     )
-
-
-def struct_values(struct: Struct) -> dict[str, Any]:
-    """The values of a Struct in Python. A value without a kind becomes `...`, which no JSON value does.
-
-    protobuf's own conversion raises for NaN, Infinity and a value without a kind.
-    """
-    return {name: _python_value(value) for name, value in struct.fields.items()}
-
-
-def _python_value(value: Value) -> Any:
-    kind = value.WhichOneof("kind")
-    if kind == "struct_value":
-        return struct_values(value.struct_value)
-    if kind == "list_value":
-        return [_python_value(item) for item in value.list_value.values]
-    if kind == "null_value":
-        return None
-    return ... if kind is None else getattr(value, kind)
 
 
 def open_gates(instance: Instance, definition: Definition) -> Iterator[pb.OpenGate]:

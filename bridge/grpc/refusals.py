@@ -14,13 +14,13 @@ import structlog
 
 from bridge.dead_letters import DeadLetterUnknown, NotReplayable
 from bridge.definitions import DefinitionUnknown
-from bridge.grpc.start_request import StartInvalid
+from bridge.grpc.start_request import LARGEST_START_BYTES, StartInvalid
 from ports.errors import CeremonyError
 from ports.log import LogFailed, LogUnavailable, RecordTooLarge
 from streams.api import Overloaded, Reply, Unavailable
 from tables.commands import DERIVED_ID_PREFIXES
 from tables.errors import DefinitionInvalid
-from tables.fold.refusals import CLASS_OF
+from tables.fold.refusals import CLASS_OF, INPUTS_TOO_LARGE
 from tables.limits import MAX_ID_CHARACTERS
 
 log = structlog.get_logger(__name__)
@@ -68,6 +68,13 @@ STATUS_OF_ERROR: Mapping[type[CeremonyError], grpc.StatusCode] = {
 
 def invalid(code: str, message: str) -> CallRefused:
     return CallRefused(grpc.StatusCode.INVALID_ARGUMENT, code, message)
+
+
+def start_too_large(size: int) -> CallRefused | None:
+    """The refusal of a start request of so many bytes, which is not decoded; None for one that may be valid."""
+    if size <= LARGEST_START_BYTES:
+        return None
+    return invalid(INPUTS_TOO_LARGE, f"the request is {size} bytes, at most {LARGEST_START_BYTES} are read")
 
 
 def refusal_of(error: Exception) -> CallRefused:

@@ -17,9 +17,11 @@ from bridge.grpc.forwarding import Forwarding
 from bridge.grpc.intake import CallLimit, Intake, read_all_wakeups
 from bridge.grpc.listing import AllWorkersListing, ListingHandler
 from bridge.grpc.peers import Peers
+from bridge.grpc.refusals import start_too_large
 from bridge.grpc.servicer import Servicer
 from ports.clock import Clock
 from streams.api import Directory
+from streams.turns import Turns
 
 LARGEST_MESSAGE_BYTES = 4 * 1024 * 1024
 # Calls that may wait to be taken up, for a turn of the loop or two; each takes 12 KiB. Above this number gRPC ends
@@ -44,10 +46,14 @@ class Sharing:
 class GrpcServer:
     """`start` binds the address; `stop` lets calls in flight end."""
 
-    def __init__(self, servicer: Servicer, address: str, clock: Clock, sharing: Sharing | None = None) -> None:
+    def __init__(
+        self, servicer: Servicer, address: str, clock: Clock, turns: Turns, sharing: Sharing | None = None
+    ) -> None:
         read_all_wakeups()
         self._address = address
-        interceptors: list[grpc.aio.ServerInterceptor] = [RequestDecoding()]
+        interceptors: list[grpc.aio.ServerInterceptor] = [
+            RequestDecoding(turns, {f"/{SERVICE}/StartPlanningCeremony": start_too_large})
+        ]
         self.peers: Peers | None = None
         if sharing is not None:
             self.peers = Peers(sharing.directory.addresses)

@@ -32,8 +32,9 @@ from bridge.grpc.refusals import (
     require_short,
     unknown_ceremony,
 )
-from bridge.grpc.start_request import check_ids, start_command
+from bridge.grpc.start_request import check_ids, start_pieces
 from streams.api import CommandApi, PartitionDiffers, ReadApi, Unavailable
+from streams.turns import Turns
 from tables.commands import GateDecision, Start, Trigger
 from tables.definition import Definition
 
@@ -51,6 +52,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         dead_letters: DeadLetters,
         states: States,
         new_id: Callable[[], str],
+        turns: Turns,
     ) -> None:
         """`states` gives the state of each neighbour; `new_id` makes a command id when the client sent none."""
         self.local_rows = LocalRows(reads, self._listed)
@@ -63,6 +65,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         self._dead_letters = dead_letters
         self._states = states
         self._new_id = new_id
+        self._turns = turns
 
     def refuse_start(self, unanswered: int) -> CallRefused | None:
         """The refusal of every start while too many calls are unanswered; None when starts are accepted."""
@@ -84,17 +87,18 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             correlation_id=correlation_id,
         )
         definition = self._pinned_definition(request) or self._definitions.get(request.definition_name)
-        command = start_command(
+        pieces = start_pieces(
             definition,
             ceremony_id=request.ceremony_id,
             story_id=request.story_id,
             correlation_id=correlation_id,
             inputs=request.inputs,
-            rich_inputs=messages.struct_values(request.inputs_json),
+            rich_inputs=request.inputs_json,
             step_ids=request.step_ids,
             requested_by=request.requested_by,
             command_id=self._new_id(),
         )
+        command = await self._turns.run(pieces)
         reply = await self._commands.start(definition, command)
         require_accepted(reply)
         await send_correlation_id(context, self._correlation_of(command))

@@ -1,14 +1,15 @@
-"""Checks a start request and makes the Start command."""
+"""Checks a start request and makes the Start command, in pieces between which other calls are served."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from google.protobuf.struct_pb2 import Struct, Value
 
 from ports.errors import CeremonyError
 from tables.commands import Start
@@ -29,30 +30,60 @@ DEEPEST = 64
 LARGEST_INPUTS_BYTES = 256 * 1024
 # Characters of all inputs before parsing; larger requests are refused unparsed, so that they delay no other call.
 LONGEST_INPUT_TEXTS = 4 * LARGEST_INPUTS_BYTES
+# Bytes of a request; a larger one is refused undecoded. Inputs in a Struct take at most 5.5 times as much as in JSON.
+LARGEST_START_BYTES = 2 * 1024 * 1024
+# Values of inputs that are converted, or texts that are parsed, before other calls get the event loop.
+VALUES_PER_PIECE = 1000
+# Values of a request that are converted without waiting for a turn: nearly every start has fewer.
+VALUES_AT_ONCE = 100
+# Characters of JSON that are searched for brackets before other calls get the event loop.
+CHARACTERS_PER_PIECE = 32 * 1024
+# The least bytes of JSON of a value in a list, with its comma, and of a named text.
+LEAST_VALUE_BYTES, LEAST_NAMED_TEXT_BYTES = 2, 6
+# Ids in step_ids, of which a definition has far fewer.
+MOST_STEP_IDS = 10_000
 # Every integer with so few characters fits into 64 bits.
 SHORT_INTEGER = 18
 # Characters of correlation_id and requested_by; rows keep as many, so none is shortened.
 LONGEST_TEXT = MAX_ID_CHARACTERS
+
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_LONG_NUMBER = re.compile(rf"\d{{{SHORT_INTEGER}}}")
+_EXPONENT = re.compile(r"\d[eE]")
 
 
 class StartInvalid(CeremonyError):
     """The request breaks a rule; the message names the field and a valid value."""
 
 
-def start_command(
+def start_command(definition: Definition, **fields: Any) -> Start:
+    """Make the command at once; `start_pieces` names the fields."""
+    pieces = start_pieces(definition, **fields)
+    try:
+        while True:
+            next(pieces)
+    except StopIteration as end:
+        made: Start = end.value
+        return made
+
+
+def start_pieces(
     definition: Definition,
     *,
     ceremony_id: str,
     story_id: str,
     correlation_id: str,
     inputs: Mapping[str, str],
-    rich_inputs: Mapping[str, Any],
+    rich_inputs: Mapping[str, Any] | Struct,
     step_ids: Sequence[str],
     requested_by: str,
     command_id: str,
-) -> Start:
-    """Make the command. Raises StartInvalid for the first broken rule; `check_ids` has checked the identifiers."""
-    values = _inputs(definition, inputs, rich_inputs, {"ceremony_id": ceremony_id, "story_id": story_id})
+) -> Generator[None, None, Start]:
+    """Make the command, and yield after each piece of the work.
+
+    Raises StartInvalid for the first broken rule; `check_ids` has checked the identifiers.
+    """
+    values = yield from _inputs(definition, inputs, rich_inputs, {"ceremony_id": ceremony_id, "story_id": story_id})
     size = len(msgspec.json.encode(values))
     if size > LARGEST_INPUTS_BYTES:
         raise StartInvalid(
@@ -95,25 +126,42 @@ def check_ids(*, ceremony_id: str, story_id: str, definition_name: str, requeste
 
 
 def _inputs(
-    definition: Definition, inputs: Mapping[str, str], rich: Mapping[str, Any], ids: Mapping[str, str]
-) -> dict[str, Any]:
+    definition: Definition, inputs: Mapping[str, str], rich_inputs: Mapping[str, Any] | Struct, ids: Mapping[str, str]
+) -> Generator[None, None, dict[str, Any]]:
     """Parse the inputs and add ceremony_id and story_id.
 
     Refuses the inputs that the fold would refuse, with the same codes, before a command is appended.
     """
-    both = sorted(inputs.keys() & rich.keys())
-    if both:
+    rich = rich_inputs.fields if isinstance(rich_inputs, Struct) else rich_inputs
+    _require_few(len(inputs) + len(rich))
+    if both := sorted(name for name in rich if name in inputs):
         raise StartInvalid("input_twice", f"{_few(both)}: given in both inputs and inputs_json; give each once")
-    given = sum(len(name) + len(text) for name, text in inputs.items())
-    if given > LONGEST_INPUT_TEXTS:
-        raise StartInvalid(INPUTS_TOO_LARGE, f"inputs are {given} characters, at most {LONGEST_INPUT_TEXTS} are read")
-    values = {name: parse_input(name, text) for name, text in inputs.items()}
-    values.update({name: _rich(name, value) for name, value in rich.items()})
+    values = yield from _parsed(inputs)
+    values.update((yield from _converted(rich)))
     for name, value in ids.items():
         if values.setdefault(name, value) != value:
             raise StartInvalid(INPUTS_INVALID, f"{name} is an input by itself and cannot be overridden")
     if missing := [name for name in definition.required_inputs if name not in values]:
         raise StartInvalid(INPUT_MISSING, f"{definition.name} requires {', '.join(missing)}")
+    return values
+
+
+def _require_few(count: int) -> None:
+    if count * LEAST_NAMED_TEXT_BYTES > LARGEST_INPUTS_BYTES:
+        raise StartInvalid(INPUTS_TOO_LARGE, f"{count} inputs are more than {LARGEST_INPUTS_BYTES} bytes of JSON")
+
+
+def _parsed(inputs: Mapping[str, str]) -> Generator[None, None, dict[str, Any]]:
+    given = sum(len(name) + len(text) for name, text in inputs.items())
+    if given > LONGEST_INPUT_TEXTS:
+        raise StartInvalid(INPUTS_TOO_LARGE, f"inputs are {given} characters, at most {LONGEST_INPUT_TEXTS} are read")
+    values, unpaused = {}, 0
+    for number, (name, text) in enumerate(inputs.items(), start=1):
+        unpaused += len(text)
+        if unpaused > CHARACTERS_PER_PIECE or number % VALUES_PER_PIECE == VALUES_AT_ONCE:
+            unpaused = 0
+            yield
+        values[name] = yield from parse_pieces(name, text)
     return values
 
 
@@ -123,20 +171,59 @@ def _few(names: Sequence[str]) -> str:
 
 
 def parse_input(name: str, text: str) -> Any:
+    """Parse a text at once, as `parse_pieces` does."""
+    pieces = parse_pieces(name, text)
+    try:
+        while True:
+            next(pieces)
+    except StopIteration as end:
+        return end.value
+
+
+def parse_pieces(name: str, text: str) -> Generator[None, None, Any]:
     """Parse a JSON object or array; any other text stays a string, and so does JSON with NaN or Infinity."""
     if text.lstrip()[:1] not in ("{", "["):
         return text
+    if (least := _least_json_bytes(text)) > LARGEST_INPUTS_BYTES:
+        yield from _require_shallow(name, text)
+        raise StartInvalid(
+            INPUTS_TOO_LARGE, f"{name} is {least} bytes of JSON or more, at most {LARGEST_INPUTS_BYTES} are taken"
+        )
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
+        value = _loads(text)
         if "\\u" in text:
             msgspec.json.encode(value)  # half a surrogate pair raises ValueError
     except RecursionError:
         raise _too_deep(name) from None
     except ValueError:
         return text
-    if nesting(text) > DEEPEST:
-        raise _too_deep(name)
+    if len(text) > CHARACTERS_PER_PIECE:
+        yield
+    yield from _require_shallow(name, text)
     return value
+
+
+def _require_shallow(name: str, text: str) -> Generator[None, None, None]:
+    for depth in _depths(text):
+        if depth is None:
+            yield
+        elif depth > DEEPEST:
+            raise _too_deep(name)
+
+
+def _least_json_bytes(text: str) -> int:
+    """A lower bound of the bytes that the text takes without white space: an escape of six characters is one byte."""
+    return len(text) - sum(map(text.count, " \t\n\r")) - 5 * text.count("\\")
+
+
+def _loads(text: str) -> Any:
+    """Parse JSON. The checks of numbers cost more than all the rest, and are left out where no number can need them."""
+    checked: dict[str, Any] = {}
+    if _LONG_NUMBER.search(text) is not None:
+        checked["parse_int"] = _whole
+    if checked or _EXPONENT.search(text) is not None:
+        checked["parse_float"] = _finite
+    return json.loads(text, parse_constant=_refuse, **checked)
 
 
 def _too_deep(name: str) -> StartInvalid:
@@ -145,15 +232,22 @@ def _too_deep(name: str) -> StartInvalid:
 
 def nesting(text: str) -> int:
     """Depth of nested brackets outside strings; takes linear time also on hostile input."""
-    depth = deepest = 0
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
+    return max((depth for depth in _depths(text) if depth is not None), default=0)
+
+
+def _depths(text: str) -> Iterator[int | None]:
+    """The depth after each opening bracket outside strings, and None after each piece of the text."""
+    depth = searched = 0
+    for token in _BRACKET.finditer(text):
         mark = token.group()
         if mark in "[{":
             depth += 1
-            deepest = max(deepest, depth)
+            yield depth
         elif mark in "]}":
             depth -= 1
-    return deepest
+        if token.end() - searched > CHARACTERS_PER_PIECE:
+            searched = token.end()
+            yield None
 
 
 def _refuse(word: str) -> Any:
@@ -175,14 +269,69 @@ def _whole(digits: str) -> int | float:
     return int(digits) if -(2**63) <= number < 2**63 else number
 
 
-def _rich(name: str, value: Any, depth: int = 1) -> Any:
-    """Convert a Struct's value: whole numbers become integers, so that both forms of an input are equal."""
-    if isinstance(value, Mapping | list) and depth > DEEPEST:
-        raise _too_deep(name)
+def _converted(rich: Mapping[str, Any]) -> Generator[None, None, dict[str, Any]]:
+    """Convert the values of a Struct, or of Python, and refuse them as soon as their JSON is certainly too large.
+
+    Takes no recursion, so it can stop after any value.
+    """
+    made: dict[str, Any] = {}
+    levels: list[tuple[Any, Iterator[tuple[str, Any]]]] = [(made, iter(rich.items()))]
+    name, size, number = "", 0, 0
+    while levels:
+        container, items = levels[-1]
+        item = next(items, None)
+        if item is None:
+            levels.pop()
+            continue
+        key, given = item
+        name = key if container is made else name
+        value = _plain(given)
+        number += 1
+        size += LEAST_VALUE_BYTES + len(key) + (len(value) if isinstance(value, str) else 0)
+        if size > LARGEST_INPUTS_BYTES:
+            raise StartInvalid(INPUTS_TOO_LARGE, f"inputs_json is more than {LARGEST_INPUTS_BYTES} bytes of JSON")
+        if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+            if len(levels) > DEEPEST:
+                raise _too_deep(name)
+            inner, value = _opened(value)
+            levels.append((value, inner))
+        else:
+            value = _scalar(name, value)
+        if isinstance(container, dict):
+            container[key] = value
+        else:
+            container.append(value)
+        if number % VALUES_PER_PIECE == VALUES_AT_ONCE:
+            yield
+    return made
+
+
+def _opened(value: Mapping[str, Any] | Sequence[Any]) -> tuple[Iterator[tuple[str, Any]], dict[str, Any] | list[Any]]:
+    """The named values of a container, and the container that receives them."""
     if isinstance(value, Mapping):
-        return {key: _rich(name, inner, depth + 1) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_rich(name, inner, depth + 1) for inner in value]
+        return iter(value.items()), {}
+    return (("", item) for item in value), []
+
+
+def _plain(value: Any) -> Any:
+    """The content of a Struct's value; without a kind it is `...`, which no JSON value is. Others are returned as is.
+
+    protobuf's own conversion raises for NaN, Infinity and a value without a kind.
+    """
+    if not isinstance(value, Value):
+        return value
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return value.struct_value.fields
+    if kind == "list_value":
+        return value.list_value.values
+    if kind == "null_value":
+        return None
+    return ... if kind is None else getattr(value, kind)
+
+
+def _scalar(name: str, value: Any) -> Any:
+    """A value that is no container. Whole numbers become integers, so that both forms of an input are equal."""
     if value is ...:
         raise StartInvalid(INPUTS_INVALID, f"{name}: a value of inputs_json has no kind")
     if isinstance(value, float):
@@ -193,6 +342,8 @@ def _rich(name: str, value: Any, depth: int = 1) -> Any:
 
 
 def _selected(definition: Definition, step_ids: Sequence[str]) -> tuple[str, ...]:
+    if len(step_ids) > MOST_STEP_IDS:
+        raise StartInvalid("field_too_long", f"step_ids has {len(step_ids)} ids, at most {MOST_STEP_IDS} are taken")
     wanted = set(step_ids)
     if unknown := sorted(wanted - definition.steps.keys()):
         known = ", ".join(definition.steps)

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
+from bridge.clock import HostClock
 from bridge.grpc.decoding import RequestDecoding
+from streams.turns import Turns
 
 pytestmark = pytest.mark.asyncio
 
@@ -32,7 +34,7 @@ async def guarded(interceptor: RequestDecoding, method: str, found: Any) -> Any:
 
 
 async def test_the_guard_of_a_method_is_made_once() -> None:
-    interceptor, start, get = RequestDecoding(), handler(), handler()
+    interceptor, start, get = RequestDecoding(Turns(HostClock()), {}), handler(), handler()
     first = await guarded(interceptor, "/a/Start", start)
     assert await guarded(interceptor, "/a/Start", start) is first
     assert await guarded(interceptor, "/a/Get", get) is not first
@@ -40,7 +42,7 @@ async def test_the_guard_of_a_method_is_made_once() -> None:
 
 
 async def test_a_new_handler_gets_a_new_guard_and_an_unknown_method_is_not_remembered() -> None:
-    interceptor = RequestDecoding()
+    interceptor = RequestDecoding(Turns(HostClock()), {})
     first = await guarded(interceptor, "/a/Start", handler())
     assert await guarded(interceptor, "/a/Start", handler()) is not first
     assert await guarded(interceptor, "/a/None", None) is None

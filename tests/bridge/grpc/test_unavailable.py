@@ -71,9 +71,15 @@ async def server_without_tables(folder: Path) -> AsyncIterator[Any]:
     nats_in = AgentResponses(log, NatsConnection("nats://127.0.0.1:1", clock), clock, prefix="t", partitions=3)
     letters = DeadLetters(log, clock, prefix="t", partitions=3, read_message=nats_in.read_message)
     servicer = Servicer(
-        engine.commands, engine.reads, DefinitionFolder(SPECS, kinds), letters, engine.partitions.readiness, new_id
+        engine.commands,
+        engine.reads,
+        DefinitionFolder(SPECS, kinds),
+        letters,
+        engine.partitions.readiness,
+        new_id,
+        engine.turns,
     )
-    server = GrpcServer(servicer, "127.0.0.1:0", clock)
+    server = GrpcServer(servicer, "127.0.0.1:0", clock, engine.turns)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=NO_RETRIES) as channel:

@@ -156,9 +156,9 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         gathered = self.gathered + answer.weight(agent_id)
         return replace(self, answers={**self.answers, agent_id: answer}, gathered=gathered)
 
-    def restored(self) -> StepState:
+    def restored(self, now: int) -> StepState:
         """The live attempt begins anew: answers to old attempts are dropped."""
-        return replace(self, answers={}, gathered=0, deliberation_id="", asks=0)
+        return replace(self, answers={}, gathered=0, deliberation_id="", asks=0, started_at=now)
 
     def opened(self, output: Any, size: int) -> StepState:
         """People are awaited."""

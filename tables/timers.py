@@ -25,6 +25,8 @@ OF_PHASE = {
 }
 
 DAY_MS = 86_400_000
+# Brokers' clocks differ by less; a row or a record that is further in the future comes from a clock that was ahead.
+CLOCK_AHEAD_MS = 10_000
 # A hundred years, so that every duration of a definition is a number that the row can hold.
 _LONGEST_MS = 36_525 * DAY_MS
 

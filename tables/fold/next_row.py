@@ -44,6 +44,7 @@ class NextRow:
         "_own_timers",
         "_peeked",
         "_touched",
+        "at",
         "base",
         "changed",
         "command_ids",
@@ -66,6 +67,8 @@ class NextRow:
     def __init__(self, base: Instance, now: int) -> None:
         self.base = base
         """The row before the command."""
+        self.at = now
+        """Append time of the command. Timers are set by it: a clock that was ahead must not keep later timers late."""
         self.now = max(base.updated_at, now)
         self.version = base.version + 1
         self.state = base.state
@@ -176,7 +179,7 @@ class NextRow:
 
     def set_timer(self, timer_id: str, pause: int, attempt: int = 0) -> int:
         """Let a timer fire `pause` milliseconds from now; while PAUSED, from the resume on. Returns its field `due`."""
-        due = pause if self.status is _PAUSED and timer_id not in RUN_ON else self.now + pause
+        due = pause if self.status is _PAUSED and timer_id not in RUN_ON else self.at + pause
         self._timers()[timer_id] = Timer(due, attempt)
         return due
 
@@ -236,7 +239,7 @@ class NextRow:
         self.paused_by = None
         self.error_code = code
         self.error_message = message
-        self.timers = {EXPIRE: Timer(self.now + expire_in)}
+        self.timers = {EXPIRE: Timer(self.at + expire_in)}
         self._own_timers = True
         self._change()
 
@@ -245,7 +248,7 @@ class NextRow:
         self.status = CeremonyStatus.RUNNING
         self.ended_at = 0
         self.error_code = self.error_message = ""
-        self.timers = {CEREMONY_MAX: Timer(self.now + ceremony_max)}
+        self.timers = {CEREMONY_MAX: Timer(self.at + ceremony_max)}
         self._own_timers = True
         self._change()
 
@@ -254,14 +257,14 @@ class NextRow:
         self.status = CeremonyStatus.PAUSED
         self.paused_by = by
         self.paused_at = max(self.now, 1)
-        self._shift({i: t for i, t in self.timers.items() if i not in RUN_ON}, -self.now)
+        self._shift({i: t for i, t in self.timers.items() if i not in RUN_ON}, -self.at)
 
     def resume(self) -> None:
         """Start the stopped timers again, with their remaining time."""
         self.status = CeremonyStatus.RUNNING
         self.paused_at = 0
         self.paused_by = None
-        self._shift({i: t for i, t in self.timers.items() if i not in RUN_ON}, self.now)
+        self._shift({i: t for i, t in self.timers.items() if i not in RUN_ON}, self.at)
 
     def _shift(self, stopped: dict[str, Timer], by: int) -> None:
         timers = self._timers()

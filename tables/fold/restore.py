@@ -15,7 +15,7 @@ from tables.fold.transitions import advance
 from tables.instance import ROW_FORMAT, Instance, Phase
 from tables.invariants import broken
 from tables.limits import MAX_OUTPUT_DEPTH, deeper_than
-from tables.timers import ASK
+from tables.timers import ASK, TIMEOUT, millis
 
 _ROW_DEPTH = MAX_OUTPUT_DEPTH + 8
 
@@ -69,14 +69,18 @@ def _take(fold: FoldContext, found: Instance) -> None:
 
 
 def _ask_again(fold: FoldContext) -> None:
-    """Drop answers to old attempts, and request again; while PAUSED the request waits for the resume."""
+    """Drop answers to old attempts, and request again with a new deadline.
+
+    While PAUSED the request waits for the resume.
+    """
     for step in fold.here:
         state = fold.row.steps[step.id]
         if state.phase not in (Phase.ASKED, Phase.SUBMITTED, Phase.UNREACHABLE):
             continue
-        fold.row.set_step(step.id, state.restored())
+        fold.row.set_step(step.id, state.restored(fold.now))
+        fold.row.set_timer(TIMEOUT + step.id, millis(step.timeout_seconds), state.attempt)
         if fold.row.paused:
-            fold.row.set_step(step.id, state.restored().unreachable())
+            fold.row.set_step(step.id, state.restored(fold.now).unreachable())
             fold.row.set_timer(ASK + step.id, 0, state.attempt)
         else:
             step_life.ask_again(fold, step)

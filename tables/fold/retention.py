@@ -12,12 +12,11 @@ UNTIL_TOMBSTONE_MS = 365 * DAY_MS
 
 def expire(fold: FoldContext, row: Instance) -> None:
     """Fold the timer `expire`, on an ended row or a stub. It needs no definition."""
-    fold.decided = Decision(None if row.expired else stub_of(row, fold.now, UNTIL_TOMBSTONE_MS), ())
+    fold.decided = Decision(None if row.expired else stub_of(row, fold.origin.timestamp, UNTIL_TOMBSTONE_MS), ())
 
 
 def stub_of(row: Instance, now: int, expire_in: int) -> Instance:
     """Return the stub of a finished row: identity, final status, version and the digest of its start."""
-    now = max(now, row.updated_at)
     return Instance(
         instance_id=row.instance_id,
         ceremony_id=row.ceremony_id,
@@ -30,7 +29,7 @@ def stub_of(row: Instance, now: int, expire_in: int) -> Instance:
         state=row.state,
         status=row.status,
         created_at=row.created_at,
-        updated_at=now,
+        updated_at=max(now, row.updated_at),
         version=row.version + 1,
         ended_at=row.ended_at,
         timers={EXPIRE: Timer(now + expire_in)},

@@ -132,7 +132,7 @@ def open_gate(fold: FoldContext, step: Step, output: Any) -> None:
             "role": gate.role,
             "message": gate.message,
             "quorum": gate.quorum,
-            "deadline": None if deadline is None else iso(fold.now + millis(deadline)),
+            "deadline": None if deadline is None else iso(row.at + millis(deadline)),
         },
     )
     _executed(fold, step, waiting)
@@ -191,7 +191,7 @@ def _retry_later(fold: FoldContext, step: Step, state: StepState, failure: Faile
             "instance_id": row.base.instance_id,
             "step_id": step.id,
             "attempt": state.attempt,
-            "next_attempt_at": iso(fold.now + pause),
+            "next_attempt_at": iso(row.at + pause),
             "error_code": retrying.error_code,
             "error_message": retrying.error_message,
         },

@@ -1,24 +1,33 @@
-"""Timers that fired. A late or repeated one is harmless; an early one is noted and changes nothing."""
+"""Timers that fired. A late or repeated one is harmless; an early one is noted and changes nothing.
+
+An early one of a row whose time is ahead of the log's shortens the timers that a clock ahead has set too late.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from tables import timers
 from tables.commands import TimerFired
 from tables.definition import Step
 from tables.fold import step_life
 from tables.fold.context import FoldContext
-from tables.fold.retention import expire
+from tables.fold.retention import UNTIL_STUB_MS, expire
 from tables.fold.transitions import advance, end
 from tables.instance import CeremonyStatus, Instance
 from tables.kinds import Failed
-from tables.timers import ASK, CEREMONY_MAX, EXPIRE, GATE, RETRY, RUN_ON, TIMEOUT
+from tables.retries import ask_pause, retry_pause
+from tables.timers import ASK, CEREMONY_MAX, CLOCK_AHEAD_MS, EXPIRE, GATE, RETRY, RUN_ON, TIMEOUT, millis
 
 
 def timer_fired(fold: FoldContext, command: TimerFired) -> None:
     row = fold.before
-    fold.note = "stale_timer" if row is None else _not_now(row, command, fold.now)
-    if row is None or fold.note:
+    fold.note = "stale_timer" if row is None else _not_now(row, command, fold.origin.timestamp)
+    if row is None:
+        return
+    if fold.note:
+        if fold.note == "early_timer" and fold.begun and _shorten(fold, row):
+            fold.note = ""
         return
     if command.timer_id == EXPIRE:
         expire(fold, row)
@@ -39,6 +48,41 @@ def _not_now(row: Instance, command: TimerFired, now: int) -> str:
         return "stale_attempt"
     stopped = row.status is CeremonyStatus.PAUSED and command.timer_id not in RUN_ON
     return "early_timer" if stopped or now < timer.due else ""
+
+
+def _shorten(fold: FoldContext, row: Instance) -> bool:
+    """Shorten timers that a clock ahead has set too late: none has more than its whole duration to go."""
+    now = fold.origin.timestamp
+    if row.updated_at - now <= CLOCK_AHEAD_MS:
+        return False
+    shortened = False
+    for timer_id, timer in row.timers.items():
+        if row.status is CeremonyStatus.PAUSED and timer_id not in RUN_ON:
+            continue
+        longest = _longest(fold, row, timer_id)
+        if timer.due > now + longest:
+            fold.row.set_timer(timer_id, longest, timer.attempt)
+            shortened = True
+    return shortened
+
+
+def _longest(fold: FoldContext, row: Instance, timer_id: str) -> int:
+    """Return the milliseconds for which the timer was set."""
+    if timer_id == EXPIRE:
+        return UNTIL_STUB_MS
+    if timer_id == CEREMONY_MAX:
+        return millis(fold.definition.timeouts.ceremony_max)
+    prefix, _, step_id = timer_id.partition("/")
+    step, state = fold.definition.steps[step_id], row.steps[step_id]
+    match prefix + "/":
+        case timers.RETRY:
+            return retry_pause(step.retry, state.tries, row.instance_id, step_id, state.attempt)
+        case timers.ASK:
+            return ask_pause(state.asks)
+        case timers.GATE if step.gate is not None and step.gate.deadline_seconds is not None:
+            return millis(step.gate.deadline_seconds)
+        case _:
+            return millis(step.timeout_seconds)
 
 
 def _ceremony_max(fold: FoldContext) -> None:

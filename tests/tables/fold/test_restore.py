@@ -108,3 +108,25 @@ def test_a_row_with_broken_invariants_is_refused_with_all_of_them(
     decision = restored(None, world.live, **change)
     assert (decision.row, decision.note) == (None, code)
     assert refusal(decision) == code
+
+
+def test_a_restored_attempt_gets_a_new_deadline(world: World) -> None:
+    """A disaster may last longer than the step's timeout; the attempt that is requested then has its whole time."""
+    # specification 18.13
+    later = BEGIN + 86_400_000
+    row = decide(None, _restore(world.live), Origin(0, 5, later), DEFINITION, KINDS).row
+    assert row is not None
+    assert row.timers["timeout/talk"].due == later + 3_600_000
+    assert row.steps["talk"].started_at == later
+
+
+def test_a_restored_attempt_has_its_whole_time_after_a_pause(world: World) -> None:
+    world.wait(3000)
+    world.pause()
+    world.row = restored(None, world.live).row
+    world.resume()
+    assert world.live.timers["timeout/talk"].due == world.now + 3_600_000
+
+
+def _restore(saved: Instance) -> Restore:
+    return Restore(instance_id=ID, instance=json.loads(encode_instance(raised(saved, 1000, 100))))

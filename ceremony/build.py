@@ -17,7 +17,7 @@ from functools import partial
 from bridge.clock import new_id
 from bridge.dead_letters import DeadLetters
 from bridge.definitions import DefinitionFolder
-from bridge.grpc.server import GrpcServer, Sharing
+from bridge.grpc.server import MOST_CONNECTIONS, GrpcServer, Sharing
 from bridge.grpc.servicer import Servicer
 from bridge.http.server import HttpServer
 from bridge.nats.connection import NatsConnection
@@ -25,6 +25,7 @@ from bridge.nats.events import EventsBridge
 from bridge.nats.outbound import NatsOutbound
 from bridge.nats.responses import AgentResponses
 from bridge.ray.executor import RayExecutorClient
+from ceremony import descriptors
 from ceremony.readiness import Readiness
 from ceremony.settings import Settings
 from ceremony.version import VERSION
@@ -202,7 +203,8 @@ class Parts:
             engine.commands, engine.reads, self.definitions, self.dead_letters, states, new_id, engine.turns
         )
         sharing = None if self.directory is None else Sharing(self.directory, new_id)
-        self.grpc = GrpcServer(servicer, settings.grpc_addr, clock, engine.turns, sharing)
+        clients = min(MOST_CONNECTIONS, descriptors.left_to_clients())
+        self.grpc = GrpcServer(servicer, settings.grpc_addr, clock, engine.turns, sharing, clients)
         self.http = HttpServer(settings.http_addr, states, settings.required, self.metrics.registry)
 
     def _advertised(self, settings: Settings) -> Callable[[], str]:

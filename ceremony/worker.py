@@ -15,7 +15,7 @@ from typing import Any, Self
 import structlog
 
 from bridge.clock import HostClock
-from ceremony import heap
+from ceremony import descriptors, heap
 from ceremony.build import Parts
 from ceremony.settings import Settings
 from ceremony.version import VERSION
@@ -34,7 +34,8 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 4.0
 
 
 def worker_of_process(settings: Settings) -> Worker:
-    """The only worker of this process, with allocator and garbage collector set up for it."""
+    """The only worker of this process, with descriptors, allocator and garbage collector set up for it."""
+    descriptors.raise_limit()
     heap.collect_seldom()
     heap.allocate(heap.FAST if settings.state == "memory" else heap.SMALL)
     return Worker(settings)

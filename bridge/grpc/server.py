@@ -29,6 +29,10 @@ LARGEST_MESSAGE_BYTES = 4 * 1024 * 1024
 PENDING_CALLS = 20_000
 # How long a call may wait. gRPC's own limit is 30 s; on a starved machine 20,000 calls do wait that long.
 PENDING_SECONDS = 120
+# Connections at a time, and the time in which one has to begin as HTTP/2 (gRPC's own is two minutes): else sockets that
+# send nothing take every descriptor of the process.
+MOST_CONNECTIONS = 10_000
+HANDSHAKE_MS = 10_000
 # Starts that are taken up, let in or refused, in one turn of the loop.
 STARTS_PER_TURN = 1_024
 SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
@@ -47,7 +51,13 @@ class GrpcServer:
     """`start` binds the address; `stop` lets calls in flight end."""
 
     def __init__(
-        self, servicer: Servicer, address: str, clock: Clock, turns: Turns, sharing: Sharing | None = None
+        self,
+        servicer: Servicer,
+        address: str,
+        clock: Clock,
+        turns: Turns,
+        sharing: Sharing | None = None,
+        most_connections: int = MOST_CONNECTIONS,
     ) -> None:
         read_all_wakeups()
         self._address = address
@@ -72,6 +82,8 @@ class GrpcServer:
                 ("grpc.server.max_pending_requests", PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
                 ("grpc.server_max_unrequested_time_in_server", PENDING_SECONDS),
+                ("grpc.max_allowed_incoming_connections", most_connections),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ],
         )
         self._intake = Intake(

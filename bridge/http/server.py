@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+from bridge.http.connections import MOST_CONNECTIONS, REQUEST_SECONDS, Connections
+
+# Seconds for which an answered connection waits for its next request; a scraper connects anew.
+KEEP_ALIVE_SECONDS = REQUEST_SECONDS
+# Seconds for which a stop waits for answers under way.
+STOP_SECONDS = 1.0
 
 # Gives the state of each neighbour: `ok`, or a text with the trouble.
 States = Callable[[], Mapping[str, str]]
@@ -15,28 +23,64 @@ States = Callable[[], Mapping[str, str]]
 class HttpServer:
     """Each `/readyz` reads `states`; the worker is ready when the `required` neighbours are `ok`."""
 
-    def __init__(self, address: str, states: States, required: tuple[str, ...], registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        address: str,
+        states: States,
+        required: tuple[str, ...],
+        registry: CollectorRegistry,
+        *,
+        most_connections: int = MOST_CONNECTIONS,
+        request_seconds: float = REQUEST_SECONDS,
+    ) -> None:
         self._host, _, port = address.rpartition(":")
         self._requested_port = int(port)
         self.port = 0
         self._states = states
         self._required = required
         self._registry = registry
-        app = web.Application()
+        app = web.Application(middlewares=[self._bounded])
         app.router.add_get("/livez", self._live)
         app.router.add_get("/readyz", self._ready)
         app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS, shutdown_timeout=STOP_SECONDS
+        )
+        self.connections = Connections(self._new_protocol, most_connections, request_seconds)
+        self._listening: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Raises OSError when the address cannot be bound."""
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._requested_port)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        loop = asyncio.get_running_loop()
+        # Not a site of aiohttp: that one accepts connections without a limit.
+        self._listening = await loop.create_server(
+            self.connections.new_connection, self._host.strip("[]"), self._requested_port
+        )
+        self.port = self._listening.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
         await self._runner.cleanup()
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        if self._runner.server is None:
+            raise RuntimeError("a connection before the start")
+        protocol: asyncio.Protocol = self._runner.server()
+        return protocol
+
+    @web.middleware
+    async def _bounded(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Bound the time in which a request arrives, and not the time in which it is answered."""
+        transport = request.transport
+        self.connections.request_complete(transport)
+        try:
+            return await handler(request)
+        finally:
+            self.connections.wait_for_request(transport)
 
     def ready(self) -> bool:
         states = self._states()

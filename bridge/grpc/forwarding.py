@@ -1,11 +1,14 @@
-"""Forwards a call about an instance to the worker that owns the instance, at most once.
+"""Forwards a call about an instance to the worker that owns the instance; its receiver never forwards it again.
 
 The forwarder knows no single method: every request that names an instance goes to the owner, with its bytes, metadata
-and remaining time. The answer's bytes, status and trailing metadata go back to the client.
+and remaining time. The answer's bytes, status and trailing metadata go back to the client. An owner that is frozen does
+not answer: the forwarder looks again for the owner while it waits, goes on to a new one, and gives up in time for the
+client to ask again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -17,14 +20,19 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.grpc.peers import Peers
 from bridge.grpc.refusals import abort, details_and_trailers, end, refusal_of, refuse
+from ports.clock import Clock
 from streams.api import HERE, Directory, Unavailable
 
 log = structlog.get_logger(__name__)
 
 # Metadata of a forwarded call; its receiver answers it or refuses it, and never forwards it again.
 FORWARDED = "x-ceremony-forwarded"
-# Deadline of a forwarded call whose client set none; a stream without a deadline gets none.
-CALL_SECONDS = 30.0
+# Deadline of a forwarded call, and of the first answer of a stream. An owner answers an operation within 2 s.
+ANSWER_SECONDS = 2.8
+# Deadlines of the methods that read long; they end before if the owner loses the instance.
+LONG_SECONDS = {"GetHistory": 12.0, "Diagnose": 8.0}
+# Interval of the looks for another owner while a call, or a stream, is unanswered.
+LOOK_SECONDS, LOOK_AT_STREAM_SECONDS = 0.1, 1.0
 HOP_BY_HOP = re.compile(r"^(?:grpc-.*|:.*|user-agent|content-type|te)$")
 # Start of the details of every status that a worker sets; other statuses come from the connection to the owner.
 STARTS_WITH_CODE = re.compile(r"[a-z][a-z0-9_]*: ")
@@ -67,11 +75,14 @@ def instance_of(method: str, request: Any) -> str:
 class Forwarding(grpc.aio.ServerInterceptor):
     """Forwards the calls of one service; `new_id` makes a request id for an operation without one."""
 
-    def __init__(self, service: str, directory: Directory, peers: Peers, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, service: str, directory: Directory, peers: Peers, new_id: Callable[[], str], clock: Clock
+    ) -> None:
         self._prefix = f"/{service}/"
         self._directory = directory
         self._peers = peers
         self._new_id = new_id
+        self._clock = clock
 
     async def intercept_service(
         self,
@@ -102,9 +113,12 @@ class Forwarding(grpc.aio.ServerInterceptor):
                 request_id = getattr(request, "request_id", "")
                 refuse(context, error.repeatable_under(request_id) if request_id else error)
                 return None
-            if owner == HERE:
-                return await local_call(request, context)
-            return await self._forward(owner, method, request, context)
+            if owner != HERE:
+                self._ensure_request_id(request)
+                call = await self._answered(owner, method, request, context)
+                if call is not None:
+                    return await self._pass_on(call, request, context)
+            return await local_call(request, context)
 
         return unary
 
@@ -127,14 +141,53 @@ class Forwarding(grpc.aio.ServerInterceptor):
             return HERE
         return self._directory.where(self._directory.partition_of(instance_id))
 
-    async def _forward(self, owner: str, method: str, request: Any, context: Context) -> bytes | None:
-        self._ensure_request_id(request)
+    async def _answered(self, owner: str, method: str, request: Any, context: Context) -> Any | None:
+        """Return the call that an owner answered, or that failed with the last one; None: this worker is the owner now.
+
+        Another owner gets the call, too. That is safe, because operations have a request id and starts an instance.
+        """
+        until = self._clock.monotonic() + LONG_SECONDS.get(method.removeprefix(self._prefix), ANSWER_SECONDS)
+        while owner != HERE:
+            call = self._peers.unary(owner, method)(
+                request.SerializeToString(), timeout=self._left(until, context), metadata=self._metadata(context)
+            )
+            try:
+                ended = asyncio.ensure_future(call.code())
+                while not await self._done(ended, LOOK_SECONDS) and self._new_owner(owner, method, request) is None:
+                    pass
+                new = self._new_owner(owner, method, request)
+                if new is None or (ended.done() and not _connection_broke(await ended, await call.details())):
+                    return call
+                owner = new
+            finally:
+                ended.cancel()
+                if not call.done():
+                    call.cancel()
+        return None
+
+    def _left(self, until: float, context: Context) -> float:
+        """Return the seconds until then, or until the client's deadline if that is earlier."""
+        seconds = max(0.0, until - self._clock.monotonic())
         left: float | None = context.time_remaining()  # None without a deadline, despite its type
-        call = self._peers.unary(owner, method)(
-            request.SerializeToString(),
-            timeout=CALL_SECONDS if left is None else left,
-            metadata=self._metadata(context),
-        )
+        return seconds if left is None else min(seconds, left)
+
+    async def _done(self, task: asyncio.Future[Any], seconds: float) -> bool:
+        try:
+            async with self._clock.timeout(seconds):
+                await asyncio.wait({task})
+        except TimeoutError:
+            pass
+        return task.done()
+
+    def _new_owner(self, owner: str, method: str, request: Any) -> str | None:
+        """Return the present owner if it is another one that is known."""
+        try:
+            now = self._owner(method, request)
+        except Unavailable:
+            return None
+        return None if now == owner else now
+
+    async def _pass_on(self, call: Any, request: Any, context: Context) -> bytes | None:
         try:
             response: bytes = await call
             await context.send_initial_metadata(tuple(await call.initial_metadata()))
@@ -148,15 +201,27 @@ class Forwarding(grpc.aio.ServerInterceptor):
         call = self._peers.stream(owner, method)(
             request.SerializeToString(), timeout=context.time_remaining(), metadata=self._metadata(context)
         )
+        reading: asyncio.Future[Any] = asyncio.ensure_future(call.read())
         try:
+            if not await self._done(reading, ANSWER_SECONDS):
+                await abort(context, _unanswered(request))
             await context.send_initial_metadata(tuple(await call.initial_metadata()))
-            async for response in call:
+            while (response := await self._next(reading, owner, method, request, context)) is not grpc.aio.EOF:
                 yield response
+                reading = asyncio.ensure_future(call.read())
             context.set_trailing_metadata(tuple(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
             await context.abort(*ending_of_owner(error, request))
         finally:
+            reading.cancel()
             call.cancel()
+
+    async def _next(self, reading: asyncio.Future[Any], owner: str, method: str, request: Any, context: Context) -> Any:
+        """Return the next answer of a stream; end the stream once the instance has another owner."""
+        while not await self._done(reading, LOOK_AT_STREAM_SECONDS):
+            if self._new_owner(owner, method, request) is not None:
+                await abort(context, _unanswered(request))
+        return await reading
 
     def _ensure_request_id(self, request: Any) -> None:
         """Give an operation a request id, so that the client can repeat it when the answer is lost."""
@@ -171,13 +236,22 @@ class Forwarding(grpc.aio.ServerInterceptor):
 def ending_of_owner(error: grpc.aio.AioRpcError, request: Any) -> tuple[grpc.StatusCode, str, tuple[Any, ...]]:
     """Status, message and trailing metadata of the owner's answer; UNAVAILABLE when the connection to it broke."""
     details = error.details() or ""
-    if error.code() in CONNECTION_STATUSES and not STARTS_WITH_CODE.match(details):
+    if _connection_broke(error.code(), details):
         log.warning("forwarding_failed", status=error.code().name, reason=details)
-        request_id = getattr(request, "request_id", "")
-        again = f"; ask again with request_id {request_id!r}" if request_id else ""
-        refusal = refusal_of(Unavailable(f"the owner of this ceremony did not answer{again}"))
+        refusal = refusal_of(_unanswered(request))
         return refusal.status, *details_and_trailers(refusal)
     return error.code(), details, tuple(error.trailing_metadata() or ())
+
+
+def _connection_broke(status: grpc.StatusCode, details: str | None) -> bool:
+    """Return whether a status comes from the connection to the owner, not from the owner."""
+    return status in CONNECTION_STATUSES and not STARTS_WITH_CODE.match(details or "")
+
+
+def _unanswered(request: Any) -> Unavailable:
+    request_id = getattr(request, "request_id", "")
+    again = f"; ask again with request_id {request_id!r}" if request_id else ""
+    return Unavailable(f"the owner of this ceremony did not answer{again}")
 
 
 def _unless_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
     add_PlanningCeremonyProcessorServicer_to_server,
 )
 
+from bridge.clock import HostClock
+from bridge.grpc import forwarding
 from bridge.grpc.forwarding import ANY_WORKER, FORWARDED, METHODS, Forwarding, instance_of
 from bridge.grpc.peers import Peers
 from bridge.grpc.server import SERVICE
@@ -44,10 +47,14 @@ class Servicer(PlanningCeremonyProcessorServicer):
         self.asked.append((request, dict(context.invocation_metadata()), context.time_remaining()))
         return await self.answer(request, context)
 
-    GetPlanningCeremonyInstance = DecideGate = _note
+    GetPlanningCeremonyInstance = DecideGate = GetHistory = _note
 
     async def WatchPlanningCeremony(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - gRPC's name
+        if request.instance_id == "silent":
+            await asyncio.sleep(30)
         for number in range(3):
+            if request.instance_id == "hanging" and number == 1:
+                await asyncio.sleep(30)
             yield pb.WatchPlanningCeremonyResponse(ceremony=pb.PlanningCeremonyInstance(version=number))
         context.set_trailing_metadata((("x-tail", "1"),))
         if request.instance_id == "gone":
@@ -88,10 +95,10 @@ async def site() -> AsyncIterator[Site]:
     directory = OneElsewhere()
     near, far = Servicer(), Servicer()  # type: ignore[abstract]  # the other calls are not made
     peers = Peers(directory.addresses)
-    forwarding = Forwarding(SERVICE, directory, peers, lambda: "drawn")
+    forwarder = Forwarding(SERVICE, directory, peers, lambda: "drawn", HostClock())
     async with contextlib.AsyncExitStack() as stack:
         ports = []
-        for servicer, interceptors in ((near, [forwarding]), (far, [])):
+        for servicer, interceptors in ((near, [forwarder]), (far, [])):
             server = grpc.aio.server(interceptors=interceptors)
             add_PlanningCeremonyProcessorServicer_to_server(servicer, server)
             ports.append(server.add_insecure_port("127.0.0.1:0"))
@@ -129,7 +136,7 @@ async def test_a_forwarded_call_keeps_metadata_deadline_and_the_whole_answer(sit
     ((request, metadata, left),) = site.far.asked
     assert request == GET
     assert (metadata["x-correlation-id"], metadata[FORWARDED]) == ("k", "1")
-    assert left is not None and 3 < left < 5.1
+    assert left is not None and 2 < left < 2.9
     assert site.near.asked == []
 
 
@@ -202,3 +209,71 @@ async def test_each_worker_has_one_channel_which_closes_when_the_worker_is_lost(
     site.directory.address = "nowhere"
     await site.peers.prune()
     assert site.peers._channels == {}
+
+
+async def hang(*_: Any) -> Any:
+    await asyncio.sleep(30)
+
+
+async def test_a_frozen_owner_is_unavailable_within_three_seconds(site: Site) -> None:
+    """The client's own deadline is 15 s. It gets the id with which it may ask again, and the time for that."""
+    # specification 14.15
+    site.far.answer = hang
+    began = time.monotonic()
+    with refused("UNAVAILABLE", "unavailable") as seen:
+        await site.stub.DecideGate(pb.DecideGateRequest(instance_id="c:s", step_id="ask", actor="a"), timeout=15)
+    assert time.monotonic() - began < 3.0
+    assert "request_id 'drawn'" in seen.details and int(seen.trailing["retry-after-ms"]) > 0
+
+
+@pytest.mark.parametrize("here", [True, False])
+async def test_a_call_to_a_frozen_owner_goes_on_to_the_new_one(site: Site, here: bool) -> None:  # noqa: FBT001
+    # specification 14.15
+    site.far.answer = hang
+    new = grpc.aio.server()
+    add_PlanningCeremonyProcessorServicer_to_server(another := Servicer(), new)  # type: ignore[abstract]
+    address = f"127.0.0.1:{new.add_insecure_port('127.0.0.1:0')}"
+    await new.start()
+    try:
+        call = asyncio.ensure_future(
+            site.stub.DecideGate(pb.DecideGateRequest(instance_id="c:s", step_id="ask", actor="a"), timeout=15)
+        )
+        while not site.far.asked:
+            await asyncio.sleep(0.01)
+        site.directory.address = HERE if here else address
+        async with asyncio.timeout(2):
+            await call
+    finally:
+        await new.stop(0)
+    ((request, _, _),) = (site.near if here else another).asked
+    assert request.request_id == site.far.asked[0][0].request_id == "drawn"
+
+
+async def test_a_history_may_take_longer_than_other_answers(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "ANSWER_SECONDS", 0.2)
+
+    async def later(*_: Any) -> Any:
+        await asyncio.sleep(0.5)
+        return pb.GetHistoryResponse()
+
+    site.far.answer = later
+    await site.stub.GetHistory(pb.GetHistoryRequest(instance_id="c:s"))
+    with refused("UNAVAILABLE", "unavailable"):
+        await site.stub.GetPlanningCeremonyInstance(GET)
+
+
+async def test_a_stream_of_a_frozen_owner_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    # specification 14.15
+    monkeypatch.setattr(forwarding, "LOOK_AT_STREAM_SECONDS", 0.05)
+    began = time.monotonic()
+    with refused("UNAVAILABLE", "unavailable"):
+        async for _ in site.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id="silent")):
+            pass
+    assert time.monotonic() - began < 3.0
+    call = site.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id="hanging"))
+    assert (await call.read()).ceremony.version == 0
+    site.directory.address = HERE
+    with refused("UNAVAILABLE", "unavailable"):
+        await call.read()
+        await call.read()
+        await call.read()

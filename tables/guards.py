@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from cel_expr_python import cel as cel_library
 
 from ports.errors import CeremonyError
-from tables import cel
+from tables.cel import engine as cel
 from tables.definition import Definition, Guard, GuardType
 from tables.instance import Approval, Instance, StepStatus
 from tables.paths import MISSING, dig

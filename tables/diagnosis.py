@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tables.definition import Definition, Step, Transition
 from tables.fold.transitions import open_guards
-from tables.guards import GuardView, RefusedCheck, holds, is_human
+from tables.guards import GuardView, RefusedCheck, holds, is_human, is_never_judged
 from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.timers import ASK, GATE, RETRY, RUN_ON, TIMEOUT, iso
 
@@ -210,12 +210,16 @@ def _todo(row: Instance, definition: Definition | None, verdict: Verdict) -> Ite
 
 
 def _refused_guards(row: Instance, definition: Definition) -> Iterator[str]:
-    """Name the guards of ways out of this state whose checks this release refuses."""
+    """Name the guards of ways out of this state that this release refuses to judge."""
     ways = definition.transitions_from.get(row.state, ())
+    view = GuardView(row, definition)
     for name in dict.fromkeys(name for way in ways for name in way.guards):
-        check = definition.guards[name].expression
-        if isinstance(check, RefusedCheck):
-            yield f"guard `{name}` never holds: this release refuses its check ({check.code}); start a new ceremony"
+        guard = definition.guards[name]
+        if isinstance(guard.expression, RefusedCheck):
+            code = guard.expression.code
+            yield f"guard `{name}` never holds: this release refuses its check ({code}); start a new ceremony"
+        elif is_never_judged(reason := holds(guard, view)[1]):
+            yield f"guard `{name}` does not hold, whatever its values are: {reason}"
 
 
 def _retries(row: Instance, definition: Definition | None) -> Iterator[str]:
@@ -270,7 +274,7 @@ def _waits(row: Instance, definition: Definition | None) -> Iterator[Wait]:
         for name in open_guards(row, definition):
             met, reason = holds(definition.guards[name], view)
             if not met:
-                yield Wait("guard", name, reason, row.updated_at)
+                yield Wait("guard", name, view.in_full(name, reason), row.updated_at)
     for timer_id, timer in row.timers.items():
         running = not stopped or timer_id in RUN_ON
         message = "fires then" if running else f"stands still; {timer.due / 1000:g} s remain"
@@ -330,9 +334,14 @@ def _gate(step: Step | None, state: StepState) -> str:
 def _ways_out(row: Instance, definition: Definition) -> Iterator[WayOut]:
     view = GuardView(row, definition)
     for transition in definition.transitions_from.get(row.state, ()):
-        guards = [GuardState(name, *holds(definition.guards[name], view)) for name in transition.guards]
+        guards = [_guard_state(name, definition, view) for name in transition.guards]
         guards = guards or [GuardState("", *_unguarded(row, definition, transition))]
         yield WayOut(transition.trigger, transition.to_state, tuple(guards))
+
+
+def _guard_state(name: str, definition: Definition, view: GuardView) -> GuardState:
+    held, reason = holds(definition.guards[name], view)
+    return GuardState(name, held, view.in_full(name, reason))
 
 
 def _unguarded(row: Instance, definition: Definition, transition: Transition) -> tuple[bool, str]:

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cel_expr_python import cel as cel_library
-
 from ports.errors import CeremonyError
 from tables.cel import engine as cel
+from tables.cel.reads import Reads, picked
 from tables.definition import Definition, Guard, GuardType
 from tables.instance import Approval, Instance, StepStatus
 from tables.paths import MISSING, dig
 from tables.timers import iso
+from tables.work import Work
 
 FORMS = "all_steps_completed, step_status:<step>:<STATUS>, threshold:<step>.<path> or cel:<expression>"
 _STEP = re.compile(r"[a-z0-9_]+")
-# Reads of steps in a CEL expression. Texts and comments are matched first, so that the words in them read nothing.
-_READS = re.compile(
-    r"""
-    //[^\n]*
-    | \b[bB]?[rR][bB]?(?: \"{3}.*?\"{3} | '{3}.*?'{3} | "[^"\n]*" | '[^'\n]*' )
-    | \"{3}(?:\\.|[^\\])*?\"{3} | '{3}(?:\\.|[^\\])*?'{3} | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*'
-    | (?<![\w.])(?P<read>outputs|status)\b
-      (?: \s*\.\s*(?P<field>[A-Za-z_]\w*) | \s*\[\s*(?P<quote>["'])(?P<key>[^"'\\]*)(?P=quote)\s*\] )?
-    """,
-    re.VERBOSE | re.DOTALL,
-)
 # Code of a check that an older release accepted and this one refuses.
 REFUSED = "check_refused"
 _PENDING: str = StepStatus.PENDING
@@ -36,12 +26,15 @@ _PENDING: str = StepStatus.PENDING
 class GuardView:
     """The view of an instance that a guard is judged on. Its costly parts are built on first use."""
 
-    __slots__ = ("_cel", "definition", "instance")
+    __slots__ = ("definition", "details", "instance", "work")
 
-    def __init__(self, instance: Instance, definition: Definition) -> None:
+    def __init__(self, instance: Instance, definition: Definition, work: Work | None = None) -> None:
         self.instance = instance
         self.definition = definition
-        self._cel: dict[str, Any] | None = None
+        self.work = Work() if work is None else work
+        """The steps left for expressions."""
+        self.details: dict[str, str] = {}
+        """By guard: the engine's own words on a failed expression."""
 
     @classmethod
     def of(cls, instance: Instance, definition: Definition) -> GuardView:
@@ -68,28 +61,44 @@ class GuardView:
     def approvals(self, guard: str) -> tuple[Approval, ...]:
         return self.instance.guard_approvals.get(guard, ())
 
-    def cel(self) -> dict[str, Any]:
-        """Return the variables of a CEL expression (specification 3.5)."""
-        if self._cel is None:
-            self._cel = self._variables()
-        return self._cel
+    def cel(self, reads: Reads) -> dict[str, Any]:
+        """Return the parts of the variables that an expression reads (specification 3.5)."""
+        return {name: picked(_VARIABLES[name](self, parts), parts) for name, parts in reads.items()}
 
-    def _variables(self) -> dict[str, Any]:
-        instance = self.instance
-        outputs = {step: self.output(step) for step in self.definition.steps}
-        return {
-            "inputs": instance.inputs,
-            "outputs": {step: value for step, value in outputs.items() if value is not MISSING},
-            "status": {step: str(self.status(step)) for step in self.definition.steps},
-            "state": instance.state,
-            "ceremony": {
-                "instance_id": instance.instance_id,
-                "ceremony_id": instance.ceremony_id,
-                "story_id": instance.story_id,
-                "version": instance.version,
-                "started_at": iso(instance.created_at),
-            },
-        }
+    def in_full(self, guard: str, reason: str) -> str:
+        """Return a reason with the engine's own words, for logs and people; rows and effects have the reason alone."""
+        detail = self.details.get(guard)
+        return f"{reason} ({detail})" if detail else reason
+
+
+def _outputs(view: GuardView, parts: Reads | None) -> dict[str, Any]:
+    found = {step: view.output(step) for step in (view.definition.steps if parts is None else parts)}
+    return {step: value for step, value in found.items() if value is not MISSING}
+
+
+def _statuses(view: GuardView, parts: Reads | None) -> dict[str, str]:
+    steps = view.definition.steps
+    return {step: str(view.status(step)) for step in (steps if parts is None else parts) if step in steps}
+
+
+def _ceremony(view: GuardView, _parts: Reads | None) -> dict[str, Any]:
+    instance = view.instance
+    return {
+        "instance_id": instance.instance_id,
+        "ceremony_id": instance.ceremony_id,
+        "story_id": instance.story_id,
+        "version": instance.version,
+        "started_at": iso(instance.created_at),
+    }
+
+
+_VARIABLES: Mapping[str, Callable[[GuardView, Reads | None], Any]] = {
+    "inputs": lambda view, _parts: view.instance.inputs,
+    "outputs": _outputs,
+    "status": _statuses,
+    "state": lambda view, _parts: view.instance.state,
+    "ceremony": _ceremony,
+}
 
 
 class GuardCheck(Protocol):
@@ -154,25 +163,25 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class Cel:
-    source: str
-    program: cel_library.Expression
+    expression: cel.Expression
+
+    @property
+    def broken(self) -> tuple[tuple[str, str], ...]:
+        """Rules (code, message) by which the expression is never judged."""
+        return self.expression.broken
 
     def holds(self, guard: Guard, view: GuardView) -> tuple[bool, str]:
-        if cel.builds_lists(self.source) and cel.longer_than(view.cel(), cel.MAX_LIST):
-            return False, f"with `map` or `filter`, no list or map it could see may have over {cel.MAX_LIST} entries"
-        return cel.evaluate(self.program, view.cel())
+        reason, detail, held = cel.evaluate(self.expression, view.cel(self.expression.reads), view.work)
+        if detail:
+            view.details[guard.name] = detail
+        return held, reason
 
     def steps(self, known: tuple[str, ...]) -> frozenset[str]:
-        """Find `status.x` and `outputs["x"]` in the text; any other access may read every known step."""
-        named = set()
-        for match in _READS.finditer(self.source):
-            if match["read"] is None:
-                continue
-            name = match["field"] or match["key"]
-            if name not in known:
-                return frozenset(known)
-            named.add(name)
-        return frozenset(named)
+        named: set[str] = set()
+        for variable in ("outputs", "status"):
+            parts = self.expression.reads.get(variable, {})
+            named |= set(known if parts is None else parts)
+        return frozenset(named & set(known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +219,7 @@ def parse_check(text: str) -> GuardCheck:
             raise CeremonyError("bad_check", "must read threshold:<step>.<path>, as in threshold:score_story.score")
         return Threshold(step, path)
     if colon and form == "cel":
-        return Cel(rest, cel.compiled(rest))
+        return Cel(cel.compiled(rest))
     raise CeremonyError("bad_check", f"must be {FORMS}")
 
 
@@ -243,7 +252,12 @@ def is_unjudged(guard: Guard, reason: str) -> bool:
     """Return whether the `reason` of `holds` says that the expression failed or is not boolean."""
     if isinstance(guard.expression, RefusedCheck):
         return True
-    return isinstance(guard.expression, Cel) and reason not in (cel.TRUE, cel.FALSE)
+    return isinstance(guard.expression, Cel) and reason not in (cel.TRUE.reason, cel.FALSE.reason)
+
+
+def is_never_judged(reason: str) -> bool:
+    """Return whether the `reason` of `holds` says that a rule forbids to judge the expression on these values."""
+    return reason.partition(":")[0] in cel.FORBIDDEN
 
 
 def is_human(guard: Guard) -> bool:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from tables.definition import Definition, Gate, Step
 from tables.instance import AgentAnswer, Approval, Instance, StepState
+from tables.work import Work
 
 # Key of the context of a config model's validators: true where the definition is pinned. A rule that is younger than
 # the first release asks for it, and lets a pinned config pass.
@@ -55,6 +56,8 @@ class StepContext(msgspec.Struct, frozen=True, gc=False):
     step: Step
     now: int
     """Time of the command's append, in milliseconds."""
+    work: Work = msgspec.field(default_factory=Work)
+    """The steps left for the command."""
 
     @property
     def state(self) -> StepState:

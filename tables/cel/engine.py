@@ -1,7 +1,8 @@
 """CEL expressions of guards, on Google's C++ engine, bounded and made safe.
 
-Evaluation errors come back as values that are truthy, so only a result that `is True` counts. Sources are capped at
-4 KiB (parse time grows with length); the engine itself bounds recursion (32) and iterations.
+The cost is counted before an expression is judged. Evaluation errors come back as values that are truthy, so only a
+result that `is True` counts. Sources are capped at 4 KiB (parse time grows with length); the engine itself bounds
+recursion (32) and iterations.
 """
 
 from __future__ import annotations
@@ -9,24 +10,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from cel_expr_python import cel
 
 from ports.errors import CeremonyError
+from tables.cel.cost import NotJudged, broken_rules, counted
+from tables.cel.reads import VARIABLES, Reads, reads_of
+from tables.cel.tree import Expr, tree_of
+from tables.work import Work, WorkSpent
 
 MAX_SOURCE_BYTES = 4096
 MAX_REASON = 200
 MAX_MAPS = 2
-# Entries. `map` and `filter` copy their result at each element: with 10,000 entries a fold takes seconds.
-MAX_LIST = 2000
 
 # The binding raises RuntimeError for its own errors, the other two for data that it cannot convert.
 _RAISED = (RuntimeError, TypeError, ValueError)  # RecursionError is a RuntimeError
 
 _MAP = re.compile(r"\bmap\s*\(")
-_BUILDS = re.compile(r"\b(?:map|filter)\s*\(")
 _ERRORS = {"ERROR", "*error*"}
 _DOUBLE_BITS = 1023
 _by_name = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
@@ -41,9 +44,22 @@ _environment = cel.NewEnv(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A compiled expression."""
+
+    source: str
+    program: cel.Expression = field(compare=False, repr=False)
+    tree: Expr = field(compare=False, repr=False)
+    reads: Reads = field(compare=False, repr=False)
+    """The parts of the variables that it reads."""
+    broken: tuple[tuple[str, str], ...]
+    """Rules (code, message) by which it is never judged, whatever the data."""
+
+
 @lru_cache(maxsize=1024)
-def compiled(source: str) -> cel.Expression:
-    """The program of an expression. Raises CeremonyError `bad_expression`."""
+def compiled(source: str) -> Expression:
+    """Compile an expression. Raises CeremonyError `bad_expression`."""
     if len(source.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
         raise CeremonyError("bad_expression", f"a CEL expression has at most {MAX_SOURCE_BYTES} bytes")
     if not source.strip():
@@ -56,68 +72,68 @@ def compiled(source: str) -> cel.Expression:
             "double at each",
         )
     try:
-        return _environment.compile(source)
+        program = _environment.compile(source)
     except _RAISED as error:
-        raise CeremonyError("bad_expression", f"no CEL expression over {_VARIABLES}: {_short(error)}") from None
+        raise CeremonyError(
+            "bad_expression", f"no CEL expression over {', '.join(VARIABLES)}: {_short(error)}"
+        ) from None
+    tree = tree_of(program)
+    return Expression(source, program, tree, reads_of(tree), tuple(broken_rules(tree)))
 
 
-# Every other reason says that the expression could not be judged, or is not boolean.
-TRUE, FALSE = "the expression is true", "the expression is false"
+class Judged(NamedTuple):
+    """The judgement of an expression."""
+
+    reason: str
+    """A fixed text: it may reach rows and effects, which are the same on every machine."""
+    detail: str = ""
+    """For logs and people: the engine's own words on a failure, which differ by release."""
+    holds: bool = False
 
 
-def builds_lists(source: str) -> bool:
-    """Return whether the expression may make new lists, element by element."""
-    return _BUILDS.search(source) is not None
+TRUE = Judged("the expression is true", holds=True)
+FALSE = Judged("the expression is false")
+# Codes of expressions that a rule forbids to judge, not only on this occasion.
+FORBIDDEN = frozenset({"cel_over_map", "cel_time_zone", "cel_too_costly"})
+_FAILED = "cel_failed: the expression fails on these values"
+_NOT_BOOLEAN = "cel_not_boolean: the expression is neither true nor false"
 
 
-def longer_than(data: Any, limit: int) -> bool:
-    """Return whether a list or map in the data has more entries than `limit`."""
-    left = [data]
-    while left:
-        value = left.pop()
-        if len(value) > limit:
-            return True
-        left += [
-            item for item in (value.values() if isinstance(value, dict) else value) if isinstance(item, dict | list)
-        ]
-    return False
-
-
-def evaluate(program: cel.Expression, data: Mapping[str, Any]) -> tuple[bool, str]:
-    """Evaluate a guard: (whether the expression is true, the reason). Never raises."""
+def evaluate(expression: Expression, variables: Mapping[str, Any], work: Work) -> Judged:
+    """Judge an expression on the parts of the variables that it reads. Never raises."""
+    for code, message in expression.broken:
+        return Judged(f"{code}: {message}")
     try:
-        value, kind = _evaluated(program, data)
-        if kind in _ERRORS and "out of range" in str(value):
-            value, kind = _evaluated(program, _tamed(data))
+        count = counted(expression.tree, variables)
+        work.spend(count.steps)
+    except (NotJudged, WorkSpent) as error:
+        return Judged(f"{error.code}: {error.message}")
+    return _judged(expression.program, _tamed(variables) if count.has_huge else variables)
+
+
+def _judged(program: cel.Expression, data: Mapping[str, Any]) -> Judged:
+    try:
+        result = program.eval(data=data)
+        value, kind = result.value(), result.type().name()
     except _RAISED as error:  # a guard that cannot be judged does not hold
-        return False, _short(error)
+        return Judged(_FAILED, _short(error))
     if value is True:
-        return True, TRUE
+        return TRUE
     if value is False:
-        return False, FALSE
-    if kind in _ERRORS:
-        return False, _short(value)
-    return False, f"the expression is not boolean but {kind}"
-
-
-def _evaluated(program: cel.Expression, data: Mapping[str, Any]) -> tuple[Any, str]:
-    result = program.eval(data=data)
-    return result.value(), result.type().name()
+        return FALSE
+    return Judged(_FAILED, _short(value)) if kind in _ERRORS else Judged(_NOT_BOOLEAN, f"it is {kind}")
 
 
 def _tamed(value: Any) -> Any:
     """Clamp whole numbers to CEL's 64 bits: one larger number anywhere makes the engine refuse all the data."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _tamed(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_tamed(item) for item in value]
-    if isinstance(value, int) and abs(value) >= 1 << 63:
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
         beyond = math.inf if value > 0 else -math.inf
         return beyond if value.bit_length() > _DOUBLE_BITS else float(value)
     return value
-
-
-_VARIABLES = "inputs, outputs, status, state, ceremony"
 
 
 def _short(error: object) -> str:

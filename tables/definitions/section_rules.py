@@ -9,7 +9,7 @@ from tables.definitions.json_schema import schema_problems
 from tables.definitions.problems import clipped
 from tables.definitions.shapes import Fields, Item
 from tables.definitions.yaml_source import Node
-from tables.guards import GuardCheck, RefusedCheck, StepStatusIs, Threshold, parse_check
+from tables.guards import Cel, GuardCheck, RefusedCheck, StepStatusIs, Threshold, parse_check
 from tables.roles import OPERATIONS
 
 # Judging one value of a JSON Schema takes up to a millisecond.
@@ -83,6 +83,10 @@ def _expression(draft: Draft, name: str, fields: Fields) -> GuardCheck:
     except CeremonyError as error:
         draft.report.add(line, error.code, f"{where} `{clipped(check)}` {error.message}")
         return RefusedCheck(error.code)
+    if isinstance(expression, Cel) and expression.broken:
+        for code, message in expression.broken:
+            draft.report.add(line, code, f"{where} `{clipped(check)}`: {message}")
+        return RefusedCheck(expression.broken[0][0])
     if isinstance(expression, StepStatusIs | Threshold):
         draft.known(expression.step, draft.step_ids, line, "unknown_step", where)
     return expression

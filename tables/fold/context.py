@@ -15,6 +15,7 @@ from tables.guards import GuardView
 from tables.instance import Instance
 from tables.kinds import Kinds, Publication, StepContext, StepKind
 from tables.limits import MAX_AT_ONCE, TRANSITIONS_AT_ONCE
+from tables.work import Work
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -54,6 +55,7 @@ class FoldContext:
         "row",
         "started",
         "unjudged",
+        "work",
     )
 
     row: NextRow
@@ -81,6 +83,7 @@ class FoldContext:
         """True after a conclusion of a step, an entry, a decision or a resume: automatic transitions are judged."""
         self.note = ""
         self.unjudged: dict[str, str] = {}
+        self.work = Work()
         self.decided: Decision | None = None
         """The decision of a handler that does not make it from the next row."""
         self.begun = False
@@ -146,10 +149,10 @@ class FoldContext:
         return few and step.id not in self.at_once
 
     def context(self, step: Step) -> StepContext:
-        return StepContext(self.row.peek(), self.definition, step, self.now)
+        return StepContext(self.row.peek(), self.definition, step, self.now, self.work)
 
     def view(self) -> GuardView:
-        return GuardView(self.row.peek(), self.definition)
+        return GuardView(self.row.peek(), self.definition, self.work)
 
     def selects(self, step_id: str) -> bool:
         """Return whether the step runs by itself."""

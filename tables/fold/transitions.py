@@ -71,7 +71,7 @@ def failing_guard(fold: FoldContext, transition: Transition) -> tuple[str, str] 
         held, reason = holds(guard, view)
         if not held:
             if is_unjudged(guard, reason):
-                fold.unjudged[name] = reason
+                fold.unjudged[name] = view.in_full(name, reason)
             return name, reason
     return None
 

@@ -10,6 +10,7 @@ from ports.errors import CeremonyError
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load, load_pinned
 from tables.definitions.problems import UNREADABLE
+from tables.diagnosis import diagnose
 from tables.errors import DefinitionInvalid
 from tables.kinds import Kinds
 from tests.tables.world import KINDS, World
@@ -103,3 +104,32 @@ def test_a_scalar_that_is_to_be_quoted_now_keeps_its_value_where_it_is_pinned() 
     with pytest.raises(DefinitionInvalid, match="quote_it"):
         load(text, "old.yaml", KINDS)
     assert pinned(text).steps["one"].timeout_seconds == 64
+
+
+def test_a_pinned_guard_whose_macro_walks_over_a_map_does_not_hold_and_is_named() -> None:
+    # specification 3.9, 24.4
+    text = TEXT.replace("inputs.a == [1]", "inputs.exists(k, k == 'a')")
+    with pytest.raises(DefinitionInvalid, match="cel_over_map"):
+        load(text, "old.yaml", KINDS)
+    definition = pinned(text)
+    assert [problem.rule for problem in definition.objections] == ["cel_over_map"]
+    world = World(definition, KINDS)
+    world.start(a=[1])
+    (todo,) = diagnose(world.live, definition, world.now).todo
+    assert todo.startswith("guard `odd` never holds: this release refuses its check (cel_over_map)")
+    world.done("one")
+    world.decide("gate", role="R")
+    assert world.path() == ["DONE"]
+
+
+def test_a_guard_that_walks_over_a_map_of_this_ceremony_is_named() -> None:
+    """The file is valid: only the inputs tell that `a` is a map."""
+    # specification 3.9
+    world = World(load(TEXT.replace("inputs.a == [1]", "inputs.a.exists(k, k == 'a')"), "old.yaml", KINDS), KINDS)
+    world.start(a={"a": 1})
+    found = diagnose(world.live, world.definition, world.now)
+    assert found.todo[0].startswith("guard `odd` does not hold, whatever its values are: cel_over_map: ")
+    assert found.ways_out[0].guards[0].reason.startswith("cel_over_map: ")
+    world.done("one")
+    (logged,) = {text for decision in world.decisions for text in decision.unjudged.values()}
+    assert logged.startswith("cel_over_map: ")

@@ -1,0 +1,34 @@
+"""The work of one command, counted in steps: the same on every machine, and by no clock.
+
+A step is about ten nanoseconds of one core. What would pass the bound is not done: the guard does not hold, the step
+fails.
+"""
+
+from __future__ import annotations
+
+from ports.errors import CeremonyError
+
+# Steps of one command: guards, schemas, templates and joined values together.
+MOST_STEPS = 6_000_000
+
+
+class WorkSpent(CeremonyError):
+    """The command has no steps left for this."""
+
+    def __init__(self) -> None:
+        super().__init__("too_much_work", f"the work of one command would exceed {MOST_STEPS} steps")
+
+
+class Work:
+    """The steps that are left for a command."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int = MOST_STEPS) -> None:
+        self.left = left
+
+    def spend(self, steps: int) -> None:
+        """Take steps that are about to be done. Raises WorkSpent, and takes none, where too few are left."""
+        if steps > self.left:
+            raise WorkSpent
+        self.left -= steps

@@ -40,6 +40,7 @@ class Aggregation(Kind):
     handler: str = "aggregation_step"
     name: str = "aggregation"
     config: type[BaseModel] = AggregationConfig
+    fields: tuple[str, ...] = ("sources", "aggregation_type", "aggregated_result")
 
     def request(self, context: StepContext) -> Any | Failed:
         """Body: `{aggregation_type, sources: [name], values: {name: value}}`."""

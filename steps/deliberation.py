@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
@@ -10,19 +10,17 @@ from pydantic_core import PydanticCustomError
 
 from steps.agent import AgentFunction, AgentPorts
 from steps.config import Config, Constraints, Count, TaskRole, Text, config_of
-from steps.kind import Kind, unknown_steps
+from steps.kind import Kind, rendered, unrendered
 from steps.ray_task import (
     description,
     failures,
     ray_agent,
     readable,
-    rendered,
     succeeded,
     task_body,
     task_id,
-    unrendered,
 )
-from tables.definition import Definition, Step
+from tables.definition import Step
 from tables.instance import AgentAnswer
 from tables.kinds import Completed, Failed, Pending, StepContext, Verdict
 from tables.templates import TemplateFailed
@@ -76,6 +74,7 @@ class Deliberation(Kind):
     name: str = "deliberation"
     config: type[BaseModel] = DeliberationConfig
     reaches_out: bool = True
+    fields: tuple[str, ...] = ("task_id", "deliberation_id", "role", "num_agents", "status", "deliberations")
 
     def role(self, step: Step) -> str | None:
         return config_of(step, DeliberationConfig).role
@@ -83,11 +82,9 @@ class Deliberation(Kind):
     def agents(self, step: Step) -> tuple[str, ...]:
         return tuple(config_of(step, DeliberationConfig).agent_ids)
 
-    def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
-        """Check that templates name steps that exist."""
+    def templates(self, step: Step) -> Mapping[str, Any]:
         config = config_of(step, DeliberationConfig)
-        yield from unknown_steps("prompt", config.prompt, definition)
-        yield from unknown_steps("constraints", config.constraints.model_dump(), definition)
+        return {"prompt": config.prompt, "constraints": config.constraints.model_dump()}
 
     def request(self, context: StepContext) -> Any | Failed:
         """Return a Ray task (shape: steps/ray_task.py `task_body`)."""

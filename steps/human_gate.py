@@ -10,11 +10,12 @@ from pydantic import BaseModel, Field
 
 from steps.agent import AgentFunction, AgentPorts, answering
 from steps.config import Config, Text, config_of
-from steps.kind import Kind
+from steps.kind import Kind, rendered, unrendered
 from steps.outcome import Outcome, outcome_of
 from tables.definition import Gate, Step
-from tables.instance import REJECTED, AgentAnswer, StepStatus
+from tables.instance import REJECTED, AgentAnswer, StepStatus, gate_message
 from tables.kinds import AtOnce, Completed, Decided, Failed, Opened, StepContext, Verdict
+from tables.templates import TemplateFailed
 from tables.timers import iso
 
 TEN_YEARS_SECONDS = 10 * 366 * 86400
@@ -23,6 +24,7 @@ TEN_YEARS_SECONDS = 10 * 366 * 86400
 class HumanGateConfig(Config):
     role: Text
     message: Text
+    """May hold `${inputs.…}` and `${steps.…}`."""
     deadline_seconds: float | None = Field(default=None, gt=0, le=TEN_YEARS_SECONDS)
     """Seconds from the opening of the gate; default: it waits as long as the ceremony may run."""
     quorum: int = Field(default=1, ge=1, le=999)
@@ -35,6 +37,10 @@ class HumanGate(Kind):
     handler: str = "human_gate_step"
     name: str = "human_gate"
     config: type[BaseModel] = HumanGateConfig
+    fields: tuple[str, ...] = ("role", "message", "approved", "decided_by", "decided_at", "comment")
+
+    def templates(self, step: Step) -> Mapping[str, Any]:
+        return {"message": config_of(step, HumanGateConfig).message}
 
     def role(self, step: Step) -> str | None:
         return config_of(step, HumanGateConfig).role
@@ -44,9 +50,12 @@ class HumanGate(Kind):
         return Gate(config.role, config.message, config.quorum, config.deadline_seconds)
 
     def request(self, context: StepContext) -> Any | Failed:
-        """Body: `{role, message}`."""
+        """Return the body `{role, message}`; the message is rendered as the gate opens, and stays as it is then."""
         config = config_of(context.step, HumanGateConfig)
-        return {"role": config.role, "message": config.message}
+        try:
+            return {"role": config.role, "message": rendered(context, config.message)}
+        except TemplateFailed as error:
+            return unrendered(error)
 
     def at_once(self, body: Any) -> AtOnce | None:
         """Open the gate at once."""
@@ -60,17 +69,18 @@ class HumanGate(Kind):
 
     def decided(self, context: StepContext, decision: Decided) -> Verdict:
         """Complete, or fail for good; a rejection keeps its output too."""
-        output = _output(config_of(context.step, HumanGateConfig), decision)
+        output = _output(context, decision)
         if decision.approved:
             return Completed(output)
         return Failed(REJECTED, f"rejected by {output['decided_by']}", retryable=False, output=output)
 
 
-def _output(config: HumanGateConfig, decision: Decided) -> dict[str, Any]:
+def _output(context: StepContext, decision: Decided) -> dict[str, Any]:
     """Join actors and comments of a quorum; `decided_at` is the time of the last approval."""
+    config = config_of(context.step, HumanGateConfig)
     return {
         "role": config.role,
-        "message": config.message,
+        "message": gate_message(context.state, config.message),
         "approved": decision.approved,
         "decided_by": ", ".join(approval.actor for approval in decision.by),
         "decided_at": iso(max((approval.at for approval in decision.by), default=0)),

@@ -10,7 +10,11 @@ from pydantic import BaseModel
 from tables.definition import Definition, Gate, Step
 from tables.instance import AgentAnswer
 from tables.kinds import AtOnce, Decided, Failed, Publication, StepContext, Verdict
-from tables.templates import expressions
+from tables.limits import clip
+from tables.templates import MarkKind, TemplateFailed, expressions, marks, render_text
+
+# Characters of a template shown in a message.
+SHOWN = 60
 
 
 class Kind:
@@ -20,6 +24,10 @@ class Kind:
     name: str
     config: type[BaseModel]
     reaches_out: bool = False
+    fields: tuple[str, ...] = ()
+
+    def templates(self, step: Step) -> Mapping[str, Any]:
+        return {}
 
     def role(self, step: Step) -> str | None:
         return None
@@ -34,7 +42,8 @@ class Kind:
         return None
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
-        return ()
+        for path, template in self.templates(step).items():
+            yield from template_problems(path, template, definition)
 
     def at_once(self, body: Any) -> AtOnce | None:
         return None
@@ -59,8 +68,23 @@ class Kind:
         return Failed("unexpected_outcome", f"a {self.handler} is not concluded by {outcome}", retryable=False)
 
 
-def unknown_steps(path: str, template: Any, definition: Definition) -> Iterable[tuple[str, str, str]]:
-    """Yield violations of a template that names a step which the definition does not have."""
+def template_problems(path: str, template: Any, definition: Definition) -> Iterable[tuple[str, str, str]]:
+    """Yield violations of a template: a step that the definition does not have, a placeholder that is not closed."""
     for expression in expressions(template):
         if expression.root == "steps" and expression.name not in definition.steps:
             yield path, "unknown_step", f"${{{expression}}}: there is no step `{expression.name}` in this definition"
+    for mark in marks(template):
+        if mark.kind is MarkKind.UNCLOSED:
+            message = f"`{clip(mark.text, SHOWN)}` has no `}}`; a literal `${{` is written `$${{`"
+            yield path, "template_unclosed", message
+
+
+def rendered(context: StepContext, template: str) -> str:
+    """Render a text of the definition. Raises TemplateFailed."""
+    return render_text(template, context.instance.inputs, context.output, context.definition.optional_inputs)
+
+
+def unrendered(error: TemplateFailed) -> Failed:
+    """Return the failure of a template; a retry would fail again."""
+    code = "request_too_large" if error.code == "template_too_large" else error.code
+    return Failed(code, error.message, retryable=False)

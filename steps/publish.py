@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from ports.outbound import PublishRefused
 from steps.agent import AgentFunction, AgentPorts, Calls, calling
 from steps.config import Config, Text, config_of
-from steps.kind import Kind, unknown_steps
+from steps.kind import Kind
 from steps.outcome import Outcome, failed
 from steps.subjects import own, refusal
 from tables.definition import Definition, Output, Step
@@ -89,6 +89,10 @@ class Publish(Kind):
     name: str = "publish"
     config: type[BaseModel] = PublishConfig
     reaches_out: bool = True
+    fields: tuple[str, ...] = ("subject", "event_type", "payload", "published", "idempotency_key")
+
+    def templates(self, step: Step) -> Mapping[str, Any]:
+        return {"payload_template": config_of(step, PublishConfig).payload_template}
 
     def publication(self, step: Step, instance_id: str, visit: int) -> Publication:
         config = config_of(step, PublishConfig)
@@ -104,7 +108,7 @@ class Publish(Kind):
         output = output_of(step, definition)
         if output is not None and output.type != "object":
             yield "output", "output_not_object", f"output `{output.name}` is {output.type}; a payload is an object"
-        yield from unknown_steps("payload_template", config.payload_template, definition)
+        yield from super().check(step, definition)
 
     def request(self, context: StepContext) -> Any | Failed:
         """Return the body `{subject, event_type, payload, idempotency_key}`."""
@@ -139,7 +143,9 @@ def _payload(context: StepContext, config: PublishConfig) -> dict[str, Any] | Fa
     """Return the rendered template, overlaid by the input `publish_data`, which is no template."""
     inputs = context.instance.inputs
     try:
-        payload: dict[str, Any] = render(config.payload_template, inputs, context.output)
+        payload: dict[str, Any] = render(
+            config.payload_template, inputs, context.output, context.definition.optional_inputs
+        )
     except TemplateFailed as error:
         code = "payload_too_large" if error.code == "template_too_large" else error.code
         return Failed(code, error.message, retryable=False)

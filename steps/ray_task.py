@@ -14,21 +14,10 @@ from steps.outcome import Outcome, failed
 from tables.effects import StepRequested
 from tables.instance import AgentAnswer
 from tables.kinds import Failed, StepContext
-from tables.templates import TemplateFailed, as_text, render, render_text
+from tables.templates import as_text, render
 
 # Bytes of the UTF-8 text of `task_description`.
 LARGEST_DESCRIPTION_BYTES = 256 * 1024
-
-
-def rendered(context: StepContext, template: str) -> str:
-    """Render a text of the definition. Raises TemplateFailed."""
-    return render_text(template, context.instance.inputs, context.output)
-
-
-def unrendered(error: TemplateFailed) -> Failed:
-    """Return the failure of a template; a retry would fail again."""
-    code = "request_too_large" if error.code == "template_too_large" else error.code
-    return Failed(code, error.message, retryable=False)
 
 
 def task_id(context: StepContext, subject: str) -> str:
@@ -98,17 +87,18 @@ def task_body(
 
 
 def _asked(context: StepContext, constraints: Constraints) -> dict[str, Any]:
-    """Render the texts of the constraints together, so that one limit holds for all of them."""
+    """Render the constraints together, so that one limit holds for all of them. One that is null is as good as none."""
     template = {
         "story_id": context.instance.story_id if constraints.story_id is None else constraints.story_id,
         "plan_id": constraints.plan_id or "",
         "metadata": constraints.metadata,
     }
-    asked = render(template, context.instance.inputs, context.output)
+    asked = render(template, context.instance.inputs, context.output, context.definition.optional_inputs)
+    story_id = asked["story_id"]
     return {
-        "story_id": as_text(asked["story_id"]),
-        "plan_id": as_text(asked["plan_id"]),
-        "metadata": {key: as_text(value) for key, value in asked["metadata"].items()},
+        "story_id": context.instance.story_id if story_id is None else as_text(story_id),
+        "plan_id": "" if asked["plan_id"] is None else as_text(asked["plan_id"]),
+        "metadata": {key: as_text(value) for key, value in asked["metadata"].items() if value is not None},
     }
 
 

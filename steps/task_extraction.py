@@ -9,17 +9,15 @@ from pydantic import BaseModel, StringConstraints
 
 from steps.agent import AgentFunction, AgentPorts
 from steps.config import Config, Constraints, Text, config_of
-from steps.kind import Kind, unknown_steps
+from steps.kind import Kind, rendered, unrendered
 from steps.ray_task import (
     description,
     failures,
     ray_agent,
     readable,
-    rendered,
     succeeded,
     task_body,
     task_id,
-    unrendered,
 )
 from tables.definition import Definition, Step
 from tables.instance import AgentAnswer
@@ -57,6 +55,10 @@ class TaskExtraction(Kind):
     name: str = "task_extraction"
     config: type[BaseModel] = TaskExtractionConfig
     reaches_out: bool = True
+    fields: tuple[str, ...] = ("source", "task_id", "deliberation_id", "status", "tasks")
+
+    def templates(self, step: Step) -> Mapping[str, Any]:
+        return {"extraction_prompt": config_of(step, TaskExtractionConfig).extraction_prompt}
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
         """Check that the source is a deliberation step, and that templates name steps that exist."""
@@ -67,7 +69,7 @@ class TaskExtraction(Kind):
             yield "source", "unknown_source", f"there is no step `{name}`; name a deliberation_step of this definition"
         elif source.handler != "deliberation_step":
             yield "source", "source_not_deliberation", f"`{name}` is a {source.handler}; name a deliberation_step"
-        yield from unknown_steps("extraction_prompt", config.extraction_prompt, definition)
+        yield from super().check(step, definition)
 
     def request(self, context: StepContext) -> Any | Failed:
         """Return a Ray task (shape: steps/ray_task.py `task_body`)."""

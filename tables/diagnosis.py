@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tables.definition import Definition, Step, Transition
 from tables.fold.transitions import open_guards
 from tables.guards import GuardView, RefusedCheck, holds, is_human, is_never_judged
-from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase, StepState, StepStatus
+from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase, StepState, StepStatus, gate_message
 from tables.timers import ASK, GATE, RETRY, RUN_ON, TIMEOUT, iso
 
 # A timer that is overdue by more than this shows that no worker fires timers.
@@ -328,7 +328,7 @@ def _gate(step: Step | None, state: StepState) -> str:
         return "the role ? decides: "
     approvals = len({approval.actor for approval in state.approvals})
     counted = f", {approvals} of {gate.quorum} approvals" if gate.quorum > 1 else ""
-    return f"the role {gate.role} decides: {gate.message}{counted}"
+    return f"the role {gate.role} decides: {gate_message(state, gate.message)}{counted}"
 
 
 def _ways_out(row: Instance, definition: Definition) -> Iterator[WayOut]:

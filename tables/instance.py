@@ -94,6 +94,12 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     comment: str = ""
 
 
+def gate_message(state: StepState, written: str) -> str:
+    """Return the message of a gate as it was rendered when the gate opened; `written` where the row holds none."""
+    shown = state.output.get("message") if isinstance(state.output, dict) else None
+    return shown if isinstance(shown, str) else written
+
+
 def approvals_weight(approvals: tuple[Approval, ...]) -> int:
     """Return the bytes that approvals add to the row."""
     if not approvals:

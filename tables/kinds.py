@@ -105,7 +105,13 @@ class StepKind(Protocol):
     reaches_out: bool
     """True when its agent calls a neighbour: then it acts only on requests that are durable in the log."""
 
+    fields: tuple[str, ...]
+    """Names at the top of the output of a COMPLETED step; empty: any."""
+
     # -- the facts of a step, from its config
+
+    def templates(self, step: Step) -> Mapping[str, Any]:
+        """Return the templates of the config by their path in it."""
 
     def role(self, step: Step) -> str | None:
         """Return the role in which the step acts, or None."""

@@ -1,13 +1,15 @@
 """Templates: `${inputs.<path>}` and `${steps.<id>.<path>}` are replaced by values of an instance.
 
 A string that is one sole `${…}` becomes the value itself, with its type. Inside text a string is inserted as it is,
-anything else as JSON. Inserted values are never read again as templates. Any other `${…}` is plain text.
+anything else as JSON. Inserted values are never read again as templates. `$${` stands for `${`; any other `${…}` is
+plain text. An optional input that was not given is null as the sole `${…}` of a value, and empty text elsewhere.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,7 +22,15 @@ LARGEST_RENDERED_CHARACTERS = 1024 * 1024
 # Nested containers of a template.
 DEEPEST = 64
 
-_EXPRESSION = re.compile(r"\$\{\s*(inputs|steps)\.([^{}]*?)\s*\}")
+# Each pattern takes linear time: no part can match the characters of the part behind it in more than one way.
+_EXPRESSION = re.compile(r"\$\{\s*(inputs|steps)\.([^{}]*)\}")
+_LITERAL_OR_EXPRESSION = re.compile(r"\$\$\{|" + _EXPRESSION.pattern)
+_MARKS = re.compile(
+    r"(?P<literal>\$\$\{)|(?P<known>\$\{\s*(?:inputs|steps)\.[^{}]*\})|(?P<unclosed>\$\{\s*(?:inputs|steps)\.[^{}$]*)"
+    r"|(?P<unknown>\$\{[^{}$]*\}?)|(?P<braces>\{\{[^{}]*\}\})"
+)
+# The value of an optional input that was not given, as a value and as text.
+_NOT_GIVEN = None, ""
 
 
 class TemplateFailed(CeremonyError):
@@ -39,31 +49,76 @@ class Placeholder(NamedTuple):
         return ".".join(part for part in self if part)
 
 
-def expressions(template: Any, depth: int = 0) -> Iterator[Placeholder]:
+class MarkKind(StrEnum):
+    """Kinds of text in a template that look like a placeholder and are none."""
+
+    UNCLOSED = "unclosed"
+    """`${inputs.` or `${steps.` without its `}`."""
+    UNKNOWN = "unknown"
+    """Any other `${…}`; it stays as written."""
+    BRACES = "braces"
+    """`{{ … }}` of another template language; it stays as written."""
+
+
+_MARK_KINDS = frozenset(MarkKind)
+
+
+class Mark(NamedTuple):
+    kind: MarkKind
+    text: str
+
+
+def expressions(template: Any) -> Iterator[Placeholder]:
     """Yield every placeholder of a template, in order. Raises TemplateFailed when it nests too deep."""
+    for text in _leaves(template, 0):
+        for match in _LITERAL_OR_EXPRESSION.finditer(text):
+            if match[1] is not None:
+                yield _parsed(match)
+
+
+def marks(template: Any) -> Iterator[Mark]:
+    """Yield the texts of a template that look like placeholders and are none. Raises TemplateFailed."""
+    for text in _leaves(template, 0):
+        for match in _MARKS.finditer(text):
+            kind = match.lastgroup or ""
+            if kind in _MARK_KINDS:
+                yield Mark(MarkKind(kind), match[0])
+
+
+def _leaves(template: Any, depth: int) -> Iterator[str]:
     _bounded(depth)
     if isinstance(template, str):
-        for match in _EXPRESSION.finditer(template):
-            yield _parsed(match)
+        yield template
     elif isinstance(template, Mapping):
         for value in template.values():
-            yield from expressions(value, depth + 1)
+            yield from _leaves(value, depth + 1)
     elif isinstance(template, list):
         for value in template:
-            yield from expressions(value, depth + 1)
+            yield from _leaves(value, depth + 1)
 
 
-def render(template: Any, inputs: Mapping[str, Any], output_of: Callable[[str], Any | None]) -> Any:
+def render(
+    template: Any,
+    inputs: Mapping[str, Any],
+    output_of: Callable[[str], Any | None],
+    optional: Collection[str] = (),
+) -> Any:
     """Render a template: a string, or a JSON value whose string leaves are templates.
 
-    `output_of` gives the output of a COMPLETED step, or None. Raises TemplateFailed.
+    `output_of` gives the output of a COMPLETED step, or None; `optional` names the inputs that may be absent. Raises
+    TemplateFailed.
     """
-    return _Renderer(inputs, output_of).value(template, 0)
+    return _Renderer(inputs, output_of, optional).value(template, 0)
 
 
-def render_text(template: str, inputs: Mapping[str, Any], output_of: Callable[[str], Any | None]) -> str:
-    """Render to text: a sole placeholder whose value is no string becomes JSON."""
-    return _Renderer(inputs, output_of).text(template)
+def render_text(
+    template: str,
+    inputs: Mapping[str, Any],
+    output_of: Callable[[str], Any | None],
+    optional: Collection[str] = (),
+) -> str:
+    """Render to text: a sole placeholder whose value is no string becomes JSON, an absent optional input empty."""
+    return _Renderer(inputs, output_of, optional).text(template)
 
 
 def as_text(value: Any) -> str:
@@ -74,9 +129,12 @@ def as_text(value: Any) -> str:
 class _Renderer:
     """One rendering: it resolves each placeholder once, and counts the characters it inserts."""
 
-    def __init__(self, inputs: Mapping[str, Any], output_of: Callable[[str], Any | None]) -> None:
+    def __init__(
+        self, inputs: Mapping[str, Any], output_of: Callable[[str], Any | None], optional: Collection[str]
+    ) -> None:
         self._inputs = inputs
         self._output_of = output_of
+        self._optional = optional
         self._room = LARGEST_RENDERED_CHARACTERS
         self._known: dict[Placeholder, tuple[Any, str]] = {}
 
@@ -92,11 +150,16 @@ class _Renderer:
         return template
 
     def text(self, template: str) -> str:
-        return _EXPRESSION.sub(lambda match: self._resolved(_parsed(match))[1], template)
+        return _LITERAL_OR_EXPRESSION.sub(self._replaced, template)
+
+    def _replaced(self, match: re.Match[str]) -> str:
+        return "${" if match[1] is None else self._resolved(_parsed(match))[1]
 
     def _resolved(self, expression: Placeholder) -> tuple[Any, str]:
         """Return the value, and the value as text."""
         found = self._known.get(expression)
+        if found is None and self._not_given(expression):
+            found = self._known[expression] = _NOT_GIVEN
         if found is None:
             value = self._look_up(expression)
             found = self._known[expression] = value, _text_of(value, expression)
@@ -108,6 +171,9 @@ class _Renderer:
                 f"{LARGEST_RENDERED_CHARACTERS} characters",
             )
         return found
+
+    def _not_given(self, expression: Placeholder) -> bool:
+        return expression.root == "inputs" and expression.name in self._optional and expression.name not in self._inputs
 
     def _look_up(self, expression: Placeholder) -> Any:
         known = self._inputs.get if expression.root == "inputs" else self._output
@@ -127,7 +193,7 @@ class _Renderer:
 
 
 def _parsed(match: re.Match[str]) -> Placeholder:
-    name, _, path = match[2].partition(".")
+    name, _, path = match[2].strip().partition(".")
     return Placeholder(match[1], name, path)
 
 

@@ -13,7 +13,7 @@ from streams import dead_letters
 from streams.api import DeadLetterEntry, History, HistoryEvent
 from streams.envelope import iso
 from tables.definition import Definition, GuardType
-from tables.instance import CeremonyStatus, Instance, Phase
+from tables.instance import CeremonyStatus, Instance, Phase, gate_message
 
 # Messages of one answer together.
 LARGEST_ANSWER_BYTES = 3 * 1024 * 1024
@@ -89,7 +89,7 @@ def _gate_steps(instance: Instance, definition: Definition) -> Iterator[pb.OpenG
         yield pb.OpenGate(
             step_id=step.id,
             role=step.gate.role,
-            message=step.gate.message,
+            message=gate_message(state, step.gate.message),
             visit=instance.visits.get(instance.state, 0),
             approvals=len({approval.actor for approval in state.approvals}),
             quorum=step.gate.quorum,

@@ -12,7 +12,7 @@ from tables import roles
 from tables.definition import Step
 from tables.effects import StepRequested
 from tables.fold.context import FoldContext
-from tables.instance import IN_FLIGHT, REJECTED, Approval, StepState, StepStatus
+from tables.instance import IN_FLIGHT, REJECTED, Approval, StepState, StepStatus, gate_message
 from tables.kinds import AtOnce, Completed, Failed, Opened, Publication, Verdict
 from tables.limits import MAX_ID_CHARACTERS, MAX_ROW_BYTES, MAX_TEXT_CHARACTERS, Unfit, clip, weigh
 from tables.retries import ask_pause, retry_pause
@@ -130,7 +130,7 @@ def open_gate(fold: FoldContext, step: Step, output: Any) -> None:
             "current_state": row.state,
             "visit": row.visits.get(step.state, 0),
             "role": gate.role,
-            "message": gate.message,
+            "message": gate_message(waiting, gate.message),
             "quorum": gate.quorum,
             "deadline": None if deadline is None else iso(row.at + millis(deadline)),
         },

@@ -9,7 +9,7 @@ import pytest
 from steps.human_gate import HumanGate, agent
 from tables.instance import Approval, StepStatus
 from tables.kinds import Completed, Decided, Failed, Opened
-from tests.steps.fakes import MemoryBatch, agent_ports, context, request, run, step, wrong
+from tests.steps.fakes import MemoryBatch, agent_ports, body_of, context, request, run, step, wrong
 
 KIND = HumanGate()
 BASE = {"role": "PO", "message": "Release?"}
@@ -35,6 +35,22 @@ BEN = Approval(actor="ben", role="PO", at=1_700_000_001_000)
 def test_a_wrong_config_is_found_at_load(config: dict[str, Any], error: str) -> None:
     # specification 8.1
     assert error in wrong("human_gate_step", config)
+
+
+def test_the_message_is_rendered_as_the_gate_opens_and_stays_so() -> None:
+    # specification 8.11
+    gate = step("human_gate_step", {**BASE, "message": "Release ${inputs.title}? $${x}"})
+    assert body_of(KIND, context(gate, inputs={"title": "Login"})) == {"role": "PO", "message": "Release Login? ${x}"}
+    waiting = {"role": "PO", "message": "Release Login?", "waiting": True}
+    verdict = KIND.decided(context(gate, output=waiting), Decided(approved=True, by=(ANA,)))
+    assert isinstance(verdict, Completed) and verdict.output["message"] == "Release Login?"
+
+
+def test_a_message_without_a_value_fails_the_step_for_good() -> None:
+    # specification 8.11
+    failed = KIND.request(context(step("human_gate_step", {**BASE, "message": "${inputs.absent}?"})))
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.retryable) == ("template_unresolved", False)
 
 
 def test_an_approval_completes_it() -> None:

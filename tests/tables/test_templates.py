@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tables.templates import LARGEST_RENDERED_CHARACTERS, TemplateFailed, expressions, render, render_text
+from tables.templates import LARGEST_RENDERED_CHARACTERS, TemplateFailed, expressions, marks, render, render_text
 
 INPUTS = {"title": "Login", "points": 5, "plan": {"id": "p-1", "tags": ["a", "b"]}, "nothing": None}
 OUTPUTS = {"review": {"score": 0.5, "items": [{"name": "x"}]}}
@@ -51,7 +51,19 @@ def test_leaves_of_nested_templates_are_replaced_and_the_template_is_left_as_it_
     assert template["a"] == ["${inputs.title}", 1, None]
 
 
-@pytest.mark.parametrize("text", ["$5", "${HOME}", "${}", "${inputs}", "${input.title}", "$${x", "}{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$5",
+        "${HOME}",
+        "${}",
+        "${inputs}",
+        "${input.title}",
+        "$$",
+        "}{",
+        "{{ x }}",
+    ],
+)
 def test_anything_else_is_plain_text(text: str) -> None:
     # specification 4.1
     assert rendered(text) == text
@@ -60,6 +72,55 @@ def test_anything_else_is_plain_text(text: str) -> None:
 def test_inserted_values_are_never_read_as_templates() -> None:
     # specification 4.2
     assert render("<${inputs.a}>", {"a": "${inputs.b}", "b": "secret"}, OUTPUTS.get) == "<${inputs.b}>"
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("$${inputs.title}", "${inputs.title}"),
+        ("costs $${x", "costs ${x"),
+        ("$$${inputs.title}", "$${inputs.title}"),
+        ("$${${inputs.title}}", "${Login}"),
+        ("${inputs.title}$${", "Login${"),
+    ],
+)
+def test_a_doubled_dollar_writes_a_literal_placeholder(template: str, text: str) -> None:
+    # specification 4.1
+    assert rendered(template) == render_text(template, INPUTS, OUTPUTS.get) == text
+
+
+def test_an_optional_input_that_was_not_given_is_null_alone_and_empty_inside_text() -> None:
+    # specification 4.8
+    template = {
+        "a": "${inputs.note}",
+        "b": "<${inputs.note}>",
+        "c": ["${ inputs.note.deep }"],
+        "d": "${inputs.nothing}",
+    }
+    found = render(template, INPUTS, OUTPUTS.get, ("note", "nothing"))
+    assert found == {"a": None, "b": "<>", "c": [None], "d": None}
+    assert render_text("${inputs.note}", INPUTS, OUTPUTS.get, ("note",)) == ""
+    with pytest.raises(TemplateFailed, match="template_unresolved"):
+        render("${inputs.plan.absent}", INPUTS, OUTPUTS.get, ("plan",))
+
+
+def test_texts_that_only_look_like_placeholders_are_found() -> None:
+    # specification 4.3
+    template = {"a": ["${input.x} $${inputs.y", "{{ topic }} ${inputs.ok}"], "b": "${env.HOME and ${steps.z"}
+    assert [(mark.kind.value, mark.text) for mark in marks(template)] == [
+        ("unknown", "${input.x}"),
+        ("braces", "{{ topic }}"),
+        ("unknown", "${env.HOME and "),
+        ("unclosed", "${steps.z"),
+    ]
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize("unit", ["${inputs. ", " ", "${", "$", "{{", "${inputs.", "{{ ", "$${"])
+def test_hostile_templates_take_linear_time(unit: str) -> None:
+    text = "${inputs." + unit * 60_000
+    assert len(rendered(text)) <= len(text)
+    assert len(list(marks(text))) <= len(text)
 
 
 @pytest.mark.parametrize(

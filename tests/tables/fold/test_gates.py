@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tables.world import World, definition_of, refusal
+from tests.tables.world import KINDS, World, definition_of, refusal
 
 HEAD = """
 states:
@@ -260,3 +260,12 @@ def test_an_approved_gate_satisfies_no_guard_of_another_role() -> None:
     world.pause()
     world.decide("gate", role="PO")
     assert set(world.live.guard_approvals) == {"po_agrees"}
+
+
+def test_an_open_gate_shows_its_rendered_message_everywhere() -> None:
+    # specification 8.11
+    asked = GATE.replace("steps:", "inputs: {required: [title], optional: [note]}\nsteps:", 1)
+    world = World(definition_of(asked.replace("is it good", "'${inputs.title}${inputs.note}?'")), KINDS)
+    world.start(title="Login")
+    opened = world.events("ceremony.gate.opened")[0].payload
+    assert (opened["message"], world.step("gate").output["message"]) == ("Login?", "Login?")

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tables.errors import FormatTooNew, Undecodable
+from tables.limits import ANSWER_FRAME_BYTES, encoded_size, text_size
 
 # Format number of a row as this release writes it.
 ROW_FORMAT = 1
@@ -81,8 +82,9 @@ class AgentAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Bytes of the encoded value."""
 
     def weight(self, agent_id: str) -> int:
-        """Return the bytes that the answer adds to the row, with its agent's name and message."""
-        return self.size + len(agent_id) + len(self.role) + len(self.error_message)
+        """Return the bytes that the answer adds to the row, with its agent's name and its texts."""
+        texts = text_size(agent_id) + text_size(self.role) + text_size(self.error_code) + text_size(self.error_message)
+        return self.size + texts + ANSWER_FRAME_BYTES
 
 
 class Approval(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -102,9 +104,7 @@ def gate_message(state: StepState, written: str) -> str:
 
 def approvals_weight(approvals: tuple[Approval, ...]) -> int:
     """Return the bytes that approvals add to the row."""
-    if not approvals:
-        return 0
-    return sum(len(f"{approval.actor}{approval.role}{approval.comment}".encode()) for approval in approvals)
+    return encoded_size(approvals) if approvals else 0
 
 
 class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -132,7 +132,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     size: int = 0
     """Bytes of the encoded output."""
     gathered: int = 0
-    """Bytes of the answers of agents with their names, and of the approvals of a gate."""
+    """Bytes of everything else that was gathered: answers with their names, approvals, error texts, foreign ids."""
     announced: int = 0
     """The newest visit whose message was announced as published."""
 
@@ -155,7 +155,8 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     def submitted(self, deliberation_id: str) -> StepState:
         """The neighbour took the live attempt; its results are awaited."""
-        return replace(self, phase=Phase.SUBMITTED, deliberation_id=deliberation_id)
+        gathered = self.gathered + text_size(deliberation_id) - text_size(self.deliberation_id)
+        return replace(self, phase=Phase.SUBMITTED, deliberation_id=deliberation_id, gathered=gathered)
 
     def answered(self, agent_id: str, answer: AgentAnswer) -> StepState:
         """One agent has answered the live attempt."""
@@ -193,7 +194,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             approvals=approvals,
             started_at=self.started_at,
             size=size,
-            gathered=approvals_weight(approvals),
+            gathered=approvals_weight(approvals) + text_size(self.deliberation_id),
             announced=self.announced,
         )
 
@@ -211,6 +212,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             error_code=code,
             error_message=message,
             started_at=self.started_at,
+            gathered=text_size(code) + text_size(message),
             announced=self.announced,
         )
 
@@ -218,6 +220,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         self, code: str, message: str, output: Any = None, size: int = 0, approvals: tuple[Approval, ...] = ()
     ) -> StepState:
         """The step failed for good; only a rejected gate keeps an output."""
+        texts = text_size(code) + text_size(message) + text_size(self.deliberation_id)
         return StepState(
             StepStatus.FAILED,
             self.attempt,
@@ -229,7 +232,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             approvals=approvals,
             started_at=self.started_at,
             size=size,
-            gathered=approvals_weight(approvals),
+            gathered=approvals_weight(approvals) + texts,
             announced=self.announced,
         )
 
@@ -301,11 +304,13 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     error_code: str = ""
     error_message: str = ""
     size: int = 0
-    """Sum of the encoded lengths of inputs, outputs and gathered answers."""
+    """Bytes of inputs, outputs, gathered answers, approvals and error texts, as the row writes them."""
     inputs_size: int = 0
     """The part of `size` that is due to the inputs."""
     expired: bool = False
     """A stub: retention has removed everything but version and digest."""
+    approvals_size: int = 0
+    """The part of `size` that is due to the approvals of guards."""
 
 
 class Outline(msgspec.Struct, frozen=True, gc=False):
@@ -321,6 +326,11 @@ class Outline(msgspec.Struct, frozen=True, gc=False):
     format: int = ROW_FORMAT
 
 
+# Release 0.1.0 counted texts by characters or not at all, so each row is counted again when it is decoded; its outputs,
+# which were measured, only above this size.
+_MEASURED_FROM_BYTES = 256 * 1024
+# Bytes of the two inputs that every ceremony has, which are not measured at the start.
+_OWN_INPUTS_BYTES = 1024
 _PAUSED = CeremonyStatus.PAUSED  # on Python 3.11 each look-up of a member costs a call
 R = TypeVar("R", Instance, Outline)
 _outlines = msgspec.json.Decoder(Outline)
@@ -335,7 +345,8 @@ def encode_instance(instance: Instance) -> bytes:
 
 def decode_instance(value: bytes) -> Instance:
     """Decode a row. Raises Undecodable, or FormatTooNew for a newer release's row."""
-    return _decoded(_decoder, value)
+    row = _decoded(_decoder, value)
+    return recounted(row, outputs=len(value) > _MEASURED_FROM_BYTES)
 
 
 def decode_outline(value: bytes) -> Outline:
@@ -351,6 +362,46 @@ def _decoded(decoder: msgspec.json.Decoder[R], value: bytes) -> R:
     if row.format > ROW_FORMAT:
         raise FormatTooNew("a row", row.format, ROW_FORMAT)
     return row
+
+
+def recounted(row: Instance, *, outputs: bool = True) -> Instance:
+    """Return the row with its sizes counted anew, those of outputs and answers on demand; as it is where all are right.
+
+    Rows of this release are right, so the fold gives the same bytes whether a row was decoded meanwhile or not.
+    """
+    steps, inputs = row.steps, row.inputs_size
+    for step_id, step in row.steps.items():
+        again = _recounted_step(_measured(step) if outputs else step)
+        if again is not step:
+            steps = {**steps, step_id: again}
+    if outputs and row.inputs and (found := encoded_size(row.inputs)) > inputs + _OWN_INPUTS_BYTES:
+        inputs = found
+    approvals = sum(map(approvals_weight, row.guard_approvals.values())) if row.guard_approvals else 0
+    if steps is row.steps and (inputs, approvals) == (row.inputs_size, row.approvals_size):
+        return row
+    size = inputs + approvals + sum(step.size + step.gathered for step in steps.values())
+    return replace(row, steps=steps, inputs_size=inputs, approvals_size=approvals, size=size)
+
+
+def _measured(step: StepState) -> StepState:
+    """Return the step with the sizes of its output and its answers as they are."""
+    size = step.size if step.output is None else encoded_size(step.output)
+    sizes = {agent_id: encoded_size(answer.value) for agent_id, answer in step.answers.items()}
+    if size == step.size and all(step.answers[agent_id].size == found for agent_id, found in sizes.items()):
+        return step
+    answers = {agent_id: replace(answer, size=sizes[agent_id]) for agent_id, answer in step.answers.items()}
+    return replace(step, size=size, answers=answers)
+
+
+def _recounted_step(step: StepState) -> StepState:
+    gathered = approvals_weight(step.approvals) if step.approvals else 0
+    if step.error_code or step.error_message:
+        gathered += text_size(step.error_code) + text_size(step.error_message)
+    if step.deliberation_id:
+        gathered += text_size(step.deliberation_id)
+    for agent_id, answer in step.answers.items():
+        gathered += answer.weight(agent_id)
+    return step if gathered == step.gathered else replace(step, gathered=gathered)
 
 
 def next_due(instance: Instance | Outline) -> int | None:

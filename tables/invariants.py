@@ -13,7 +13,7 @@ from tables.instance import (
     StepState,
     StepStatus,
 )
-from tables.limits import MAX_ROW_BYTES
+from tables.limits import MAX_WRITTEN_BYTES
 from tables.timers import ASK, CEREMONY_MAX, EXPIRE, GATE, OF_PHASE, RUN_ON
 
 _IN_PROGRESS, _WAITING, _FAILED = StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN, StepStatus.FAILED
@@ -54,8 +54,8 @@ def broken_change(old: Instance, new: Instance) -> list[str]:
         reopened = old.status is CeremonyStatus.FAILED and new.status not in TERMINAL
         if new.status is not old.status and not (reopened or old.status is CeremonyStatus.FAILED):
             reasons.append(f"{old.status} is final, yet it became {new.status}")
-    if new.size > MAX_ROW_BYTES:
-        reasons.append(f"size is {new.size}, at most {MAX_ROW_BYTES}")
+    if new.size > MAX_WRITTEN_BYTES and new.size > old.size:
+        reasons.append(f"size grew to {new.size}, at most {MAX_WRITTEN_BYTES}")
     if (new.status in TERMINAL) != (new.ended_at > 0):
         reasons.append(f"status is {new.status}, ended_at {new.ended_at}")
     return reasons
@@ -116,11 +116,11 @@ def _broken_whole(row: Instance) -> list[str]:
         reasons.append(f"status is {row.status}, paused_at {row.paused_at}")
     if len(row.command_ids) > KEPT_COMMAND_IDS:
         reasons.append(f"{len(row.command_ids)} command ids are kept")
-    size = row.inputs_size + sum(step.size + step.gathered for step in row.steps.values())
+    size = row.inputs_size + row.approvals_size + sum(step.size + step.gathered for step in row.steps.values())
     if row.size != size:
         reasons.append(f"size is {row.size}, its parts make {size}")
-    if row.size > MAX_ROW_BYTES:
-        reasons.append(f"size is {row.size}, at most {MAX_ROW_BYTES}")
+    if row.size > MAX_WRITTEN_BYTES:
+        reasons.append(f"size is {row.size}, at most {MAX_WRITTEN_BYTES}")
     return reasons
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any
 
 import msgspec
@@ -12,8 +13,15 @@ KIB = 1024
 MAX_INPUTS_BYTES = 256 * KIB
 # One output, or the answer of one agent.
 MAX_OUTPUT_BYTES = 256 * KIB
-# Inputs, outputs and gathered answers together.
+# Everything that a row counts, when an output or an answer is added: inputs, outputs, gathered answers and texts.
 MAX_ROW_BYTES = 768 * KIB
+# The same, when only a text is added (the approval of a person, the reason of a failure): a full row can still be
+# decided, and can fail. The uncounted rest of a row is bounded by its definition, so every row fits a record.
+MAX_COUNTED_BYTES = MAX_ROW_BYTES + 256 * KIB
+# A row may exceed that by the codes of failures only: at most MIN_CODE_BYTES a step.
+MAX_WRITTEN_BYTES = MAX_COUNTED_BYTES + 128 * KIB
+# The body of a step request as it is written to the log.
+MAX_REQUEST_BYTES = 3 * 1024 * KIB
 MAX_INPUT_DEPTH = 64
 # Nested containers. Every JSON reader on the way takes far more, and outputs may wrap inputs.
 MAX_OUTPUT_DEPTH = 128
@@ -31,6 +39,10 @@ MAX_ANSWERS = 1000
 MAX_TEXT_CHARACTERS = 2000
 # A longer foreign id or name is cut.
 MAX_ID_CHARACTERS = 256
+# An error code of a full row is cut to so many bytes, never below.
+MIN_CODE_BYTES = 32
+# Bytes of the field names of one agent's answer in a row.
+ANSWER_FRAME_BYTES = 96
 
 # A value of at most so many bytes cannot nest deeper than half of them.
 _SMALL = 256
@@ -43,19 +55,20 @@ class Unfit(CeremonyError):
 
 
 def weigh(value: Any, claimed: int = 0, noun: str = "the output") -> int:
-    """Return the bytes of the value's JSON. `claimed` is the sender's measure, 0 where there is none. Raises Unfit."""
+    """Return the bytes of the value's JSON. Raises Unfit.
+
+    `claimed` is the sender's measure: above the limit the sender has left the value out. Below, it proves nothing.
+    """
     if claimed > MAX_OUTPUT_BYTES:
         raise Unfit("output_too_large", f"{noun} has {claimed} bytes, at most {MAX_OUTPUT_BYTES} are kept")
-    size = claimed
-    if claimed <= _SMALL:
-        try:
-            size = len(_encode(value))
-        except RecursionError:
-            raise Unfit("output_too_deep", f"{noun} nests deeper than {MAX_OUTPUT_DEPTH} containers") from None
-        except (TypeError, ValueError, OverflowError):
-            raise Unfit("output_not_json", f"{noun} is no JSON value") from None
-        if size > MAX_OUTPUT_BYTES:
-            raise Unfit("output_too_large", f"{noun} has {size} bytes, at most {MAX_OUTPUT_BYTES} are kept")
+    try:
+        size = len(_encode(value))
+    except RecursionError:
+        raise Unfit("output_too_deep", f"{noun} nests deeper than {MAX_OUTPUT_DEPTH} containers") from None
+    except (TypeError, ValueError, OverflowError):
+        raise Unfit("output_not_json", f"{noun} is no JSON value") from None
+    if size > MAX_OUTPUT_BYTES:
+        raise Unfit("output_too_large", f"{noun} has {size} bytes, at most {MAX_OUTPUT_BYTES} are kept")
     if size > _SMALL and deeper_than(value, MAX_OUTPUT_DEPTH):
         raise Unfit("output_too_deep", f"{noun} nests deeper than {MAX_OUTPUT_DEPTH} containers")
     return size
@@ -95,3 +108,21 @@ def clip(text: str, limit: int = MAX_TEXT_CHARACTERS) -> str:
     if not text.isascii():
         text.encode()
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def text_size(text: str) -> int:
+    """Return the bytes of a text as JSON writes it, with its quotes; an empty text is not written."""
+    return len(_encode(text)) if text else 0
+
+
+def encoded_size(value: Any) -> int:
+    """Return the bytes of a value as JSON writes it."""
+    return len(_encode(value))
+
+
+def clip_bytes(text: str, most: int) -> str:
+    """Cut a text so that JSON writes at most so many bytes of it, with its quotes; below 2 nothing is left."""
+    if text_size(text) <= most:
+        return text
+    fitting = bisect_right(range(len(text)), most - len("…".encode()), key=lambda length: len(_encode(text[:length])))
+    return text[: fitting - 1] + "…" if fitting > 1 else ""

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ports.errors import CeremonyError
+from tables.limits import encoded_size
 from tables.paths import MISSING, dig
 
-# All values inserted into one template together, as text.
-LARGEST_RENDERED_CHARACTERS = 1024 * 1024
+# All values inserted into one template together, as bytes of the JSON that the template becomes.
+LARGEST_RENDERED_BYTES = 1024 * 1024
 # Nested containers of a template.
 DEEPEST = 64
 
@@ -29,8 +30,8 @@ _MARKS = re.compile(
     r"(?P<literal>\$\$\{)|(?P<known>\$\{\s*(?:inputs|steps)\.[^{}]*\})|(?P<unclosed>\$\{\s*(?:inputs|steps)\.[^{}$]*)"
     r"|(?P<unknown>\$\{[^{}$]*\}?)|(?P<braces>\{\{[^{}]*\}\})"
 )
-# The value of an optional input that was not given, as a value and as text.
-_NOT_GIVEN = None, ""
+# The value of an optional input that was not given: the value, its text and the bytes of that.
+_NOT_GIVEN = None, "", 0
 
 
 class TemplateFailed(CeremonyError):
@@ -127,7 +128,7 @@ def as_text(value: Any) -> str:
 
 
 class _Renderer:
-    """One rendering: it resolves each placeholder once, and counts the characters it inserts."""
+    """One rendering: it resolves each placeholder once, and counts the bytes it inserts."""
 
     def __init__(
         self, inputs: Mapping[str, Any], output_of: Callable[[str], Any | None], optional: Collection[str]
@@ -135,8 +136,8 @@ class _Renderer:
         self._inputs = inputs
         self._output_of = output_of
         self._optional = optional
-        self._room = LARGEST_RENDERED_CHARACTERS
-        self._known: dict[Placeholder, tuple[Any, str]] = {}
+        self._room = LARGEST_RENDERED_BYTES
+        self._known: dict[Placeholder, tuple[Any, str, int]] = {}
 
     def value(self, template: Any, depth: int) -> Any:
         _bounded(depth)
@@ -155,20 +156,20 @@ class _Renderer:
     def _replaced(self, match: re.Match[str]) -> str:
         return "${" if match[1] is None else self._resolved(_parsed(match))[1]
 
-    def _resolved(self, expression: Placeholder) -> tuple[Any, str]:
-        """Return the value, and the value as text."""
+    def _resolved(self, expression: Placeholder) -> tuple[Any, str, int]:
+        """Return the value, the value as text, and the bytes of that text in JSON."""
         found = self._known.get(expression)
         if found is None and self._not_given(expression):
             found = self._known[expression] = _NOT_GIVEN
         if found is None:
             value = self._look_up(expression)
-            found = self._known[expression] = value, _text_of(value, expression)
-        self._room -= len(found[1])
+            text = _text_of(value, expression)
+            found = self._known[expression] = value, text, encoded_size(text) - 2
+        self._room -= found[2]
         if self._room < 0:
             raise TemplateFailed(
                 "template_too_large",
-                f"with ${{{expression}}} the values put into the template exceed "
-                f"{LARGEST_RENDERED_CHARACTERS} characters",
+                f"with ${{{expression}}} the values put into the template exceed {LARGEST_RENDERED_BYTES} bytes",
             )
         return found
 

@@ -13,10 +13,22 @@ from tables.fold.context import FoldContext
 from tables.fold.transitions import advance, apply, by_trigger, guards_hold
 from tables.instance import AgentAnswer, Phase, StepState, StepStatus
 from tables.kinds import Completed, Failed
-from tables.limits import MAX_ANSWERS, MAX_ID_CHARACTERS, MAX_ROW_BYTES, MAX_TEXT_CHARACTERS, Unfit, clip, weigh
+from tables.limits import (
+    MAX_ANSWERS,
+    MAX_COUNTED_BYTES,
+    MAX_ID_CHARACTERS,
+    MAX_ROW_BYTES,
+    MAX_TEXT_CHARACTERS,
+    Unfit,
+    clip,
+    clip_bytes,
+    weigh,
+)
 from tables.timers import ASK
 
 _SUBMITTED = Phase.SUBMITTED
+# The message of a failed agent may always take so many bytes, as long as the row has them.
+_LEAST_MESSAGE_BYTES = 512
 _LIVE = frozenset({Phase.ASKED, Phase.UNREACHABLE, _SUBMITTED})
 
 
@@ -103,7 +115,7 @@ def _submitted(fold: FoldContext, step: Step, command: StepOutcome) -> None:
     """Record that the neighbour took the attempt, and judge results that came first."""
     row, state = fold.row, fold.row.steps[step.id]
     row.drop_timer(ASK + step.id)
-    name = clip(command.deliberation_id, MAX_ID_CHARACTERS)
+    name = clip_bytes(clip(command.deliberation_id, MAX_ID_CHARACTERS), MAX_COUNTED_BYTES - row.size)
     row.set_step(step.id, state.submitted(name))
     if state.answers:
         _judge(fold, step)
@@ -161,19 +173,26 @@ def _gather(fold: FoldContext, step: Step, state: StepState, command: AgentResul
     except Unfit as error:
         step_life.fail(fold, step, Failed(error.code, error.message))
         return True
-    answer = AgentAnswer(
-        clip(command.role, MAX_ID_CHARACTERS),
-        command.value,
-        clip(command.error_code, MAX_ID_CHARACTERS),
-        clip(command.error_message, MAX_TEXT_CHARACTERS),
-        size,
-    )
-    if fold.row.size + answer.weight(agent_id) > MAX_ROW_BYTES:
+    answer = _answer(command, size, agent_id, fold.row.size)
+    if answer is None:
         message = f"with the result of {agent_id} the ceremony would hold more than {MAX_ROW_BYTES} bytes"
         step_life.fail(fold, step, Failed("output_too_large", message, retryable=False))
         return True
     fold.row.set_step(step.id, state.answered(agent_id, answer))
     return state.phase is not Phase.ASKED and _judged(fold, step)
+
+
+def _answer(command: AgentResult, size: int, agent_id: str, row_size: int) -> AgentAnswer | None:
+    """Return the answer, its message cut where the row is nearly full; None where the row has no room for it.
+
+    Messages share the first half of a row, so that those of many failed agents leave room for other answers.
+    """
+    role, code = clip(command.role, MAX_ID_CHARACTERS), clip(command.error_code, MAX_ID_CHARACTERS)
+    message = clip(command.error_message, MAX_TEXT_CHARACTERS)
+    bare = row_size + AgentAnswer(role, command.value, code, "", size).weight(agent_id)
+    if message:
+        message = clip_bytes(message, min(MAX_ROW_BYTES - bare, max(MAX_ROW_BYTES // 2 - bare, _LEAST_MESSAGE_BYTES)))
+    return AgentAnswer(role, command.value, code, message, size) if bare <= MAX_ROW_BYTES else None
 
 
 def _judge(fold: FoldContext, step: Step) -> None:

@@ -14,7 +14,7 @@ from tables.fold.next_row import NextRow
 from tables.guards import GuardView
 from tables.instance import Instance
 from tables.kinds import Kinds, Publication, StepContext, StepKind
-from tables.limits import MAX_AT_ONCE, TRANSITIONS_AT_ONCE
+from tables.limits import MAX_AT_ONCE, TRANSITIONS_AT_ONCE, clip
 from tables.work import Work
 
 
@@ -172,5 +172,5 @@ def refused(instance_id: str, command: Command, origin: Origin, code: str, messa
         instance_id=instance_id,
         command_id=command.command_id,
         code=code,
-        message=message,
+        message=clip(message),
     )

@@ -12,11 +12,20 @@ from tables.fold.context import FoldContext
 from tables.fold.transitions import advance
 from tables.guards import is_human
 from tables.instance import REJECTED, Approval, Phase, StepState, StepStatus, approvals_weight
-from tables.kinds import Completed, Decided, Failed
-from tables.limits import MAX_ID_CHARACTERS, MAX_OUTPUT_BYTES, MAX_ROW_BYTES, MAX_TEXT_CHARACTERS, clip
+from tables.kinds import Completed, Decided, Failed, Pending, Verdict
+from tables.limits import (
+    MAX_COUNTED_BYTES,
+    MAX_ID_CHARACTERS,
+    MAX_OUTPUT_BYTES,
+    MAX_TEXT_CHARACTERS,
+    Unfit,
+    clip,
+    weigh,
+)
 
-# Bytes. The gate's output joins the comments of its actors, and must fit too.
-_MOST_APPROVALS = MAX_OUTPUT_BYTES // 2
+# Approvals of one gate. Its output joins actors and comments, and must fit too, beside the output of the open gate.
+_MOST_APPROVALS_BYTES = MAX_OUTPUT_BYTES // 2
+_ROW_FULL = "the ceremony holds too much to keep a decision with a comment of this length"
 GATE_DECIDED = "ceremony.gate.decided"
 
 
@@ -55,18 +64,29 @@ def _on_step(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -
         fold.note = "duplicate"
         return
     approval = _approval(fold, command)
-    approvals = (*state.approvals, approval)
-    weight = approvals_weight(approvals)
-    if weight > _MOST_APPROVALS or fold.row.size + weight > MAX_ROW_BYTES:
-        fold.refuse(command, refusals.ROW_FULL, "the ceremony cannot hold one more comment of that length")
-        return
-    if not command.approved:
-        _decide(fold, step, gate, Decided(approved=False, by=(approval,)))
-        return
-    if len(approvals) < gate.quorum:
+    approvals = (*state.approvals, approval) if command.approved else (approval,)
+    if not command.approved or len(approvals) >= gate.quorum:
+        decision = Decided(approved=command.approved is True, by=approvals)
+        verdict = fold.kind(step).decided(fold.context(step), decision)
+        if _has_room(fold, state, verdict, approvals):
+            _decide(fold, step, gate, decision, verdict)
+            return
+    elif _has_room(fold, state, Pending(), approvals):
         fold.row.set_step(step.id, state.approved(approvals))
         return
-    _decide(fold, step, gate, Decided(approved=True, by=approvals))
+    fold.refuse(command, refusals.ROW_FULL, _ROW_FULL)
+
+
+def _has_room(fold: FoldContext, state: StepState, verdict: Verdict, approvals: tuple[Approval, ...]) -> bool:
+    """Return whether the row can keep the approvals of a gate, and the output of its decision."""
+    if approvals_weight(approvals) > _MOST_APPROVALS_BYTES:
+        return False
+    output = state.output if isinstance(verdict, Pending) else verdict.output
+    try:
+        size = weigh(output)
+    except Unfit:
+        return False
+    return fold.row.has_room(state.completed(output, size, approvals), state, MAX_COUNTED_BYTES)
 
 
 def _step_problem(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -> tuple[str, str] | None:
@@ -101,7 +121,7 @@ def _repeats(command: GateDecision, state: StepState) -> bool:
     return command.approved is not rejected
 
 
-def _decide(fold: FoldContext, step: Step, gate: Gate, decision: Decided) -> None:
+def _decide(fold: FoldContext, step: Step, gate: Gate, decision: Decided, verdict: Verdict) -> None:
     """Announce and apply the decision; after an approval, approve the human guards of the same role too."""
     by = decision.by
     last = by[-1]
@@ -118,7 +138,6 @@ def _decide(fold: FoldContext, step: Step, gate: Gate, decision: Decided) -> Non
             "comment": last.comment,
         },
     )
-    verdict = fold.kind(step).decided(fold.context(step), decision)
     if isinstance(verdict, Completed):
         step_life.complete(fold, step, verdict.output, approvals=by)
         if fold.row.steps[step.id].status is StepStatus.COMPLETED:
@@ -133,7 +152,9 @@ def _satisfy_guards(fold: FoldContext, step: Step, gate: Gate, last: Approval) -
         for name in transition.guards:
             guard = fold.definition.guards[name]
             if is_human(guard) and guard.role == gate.role:
-                fold.row.approve_guard(name, replace(last, role=gate.role))
+                approval = replace(last, role=gate.role)
+                if not fold.row.approve_guard(name, approval):
+                    fold.row.approve_guard(name, replace(approval, comment=""))
 
 
 def _on_guard(fold: FoldContext, command: GateDecision, guard: Guard) -> None:
@@ -147,9 +168,10 @@ def _on_guard(fold: FoldContext, command: GateDecision, guard: Guard) -> None:
     if command.approved and any(a.actor == approval.actor and a.role == approval.role for a in known):
         fold.note = "duplicate"
         return
-    if command.approved:
-        fold.row.approve_guard(guard.name, approval)
-    else:
+    if command.approved and not fold.row.approve_guard(guard.name, approval):
+        fold.refuse(command, refusals.ROW_FULL, _ROW_FULL)
+        return
+    if not command.approved:
         fold.row.withdraw_guard(guard.name)
     fold.event(
         GATE_DECIDED,

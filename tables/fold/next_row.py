@@ -22,9 +22,10 @@ from tables.instance import (
     Phase,
     StepState,
     Timer,
+    approvals_weight,
 )
 from tables.invariants import broken, broken_change, broken_step
-from tables.limits import MAX_ID_CHARACTERS, clip
+from tables.limits import MAX_COUNTED_BYTES, MAX_ID_CHARACTERS, clip
 from tables.timers import CEREMONY_MAX, EXPIRE, OF_PHASE, RUN_ON
 
 _PAUSED = CeremonyStatus.PAUSED  # on Python 3.11 each look-up of a member costs a call
@@ -44,6 +45,7 @@ class NextRow:
         "_own_timers",
         "_peeked",
         "_touched",
+        "approvals_size",
         "at",
         "base",
         "changed",
@@ -84,6 +86,7 @@ class NextRow:
         self.error_code = base.error_code
         self.error_message = base.error_message
         self.size = base.size
+        self.approvals_size = base.approvals_size
         self.changed = False
         self._own_steps = self._own_timers = self._own_approvals = False
         self._touched: list[str] = []
@@ -148,6 +151,10 @@ class NextRow:
     def paused(self) -> bool:
         return self.status is _PAUSED
 
+    def has_room(self, state: StepState, old: StepState, limit: int) -> bool:
+        """Return whether the row stays within a limit of bytes when a step's state takes the place of the old one."""
+        return self.size + state.size + state.gathered - old.size - old.gathered <= limit
+
     def peek(self) -> Instance:
         """Return the row as it stands, to be read only."""
         if self._peeked is None:
@@ -209,14 +216,22 @@ class NextRow:
         self.visits = {**self.visits, state_id: visit}
         self.guard_approvals = {}
         self._own_approvals = True
+        self._count_approvals()
         self._change()
         return visit
 
-    def approve_guard(self, guard: str, approval: Approval) -> None:
+    def approve_guard(self, guard: str, approval: Approval) -> bool:
+        """Keep the approval of a guard; False, and nothing changes, where the row has no room for it."""
+        known = self.guard_approvals.get(guard, ())
+        if self.size + approvals_weight((approval,)) - approvals_weight(known) > MAX_COUNTED_BYTES:
+            return False
         self._approvals()[guard] = (approval,)
+        self._count_approvals()
+        return True
 
     def withdraw_guard(self, guard: str) -> None:
         self._approvals().pop(guard, None)
+        self._count_approvals()
 
     def _approvals(self) -> dict[str, tuple[Approval, ...]]:
         if not self._own_approvals:
@@ -224,6 +239,12 @@ class NextRow:
             self._own_approvals = True
         self._change()
         return self.guard_approvals
+
+    def _count_approvals(self) -> None:
+        """Count the approvals of guards; an older release counted none."""
+        total = sum(map(approvals_weight, self.guard_approvals.values())) if self.guard_approvals else 0
+        self.size += total - self.approvals_size
+        self.approvals_size = total
 
     def set_status(self, status: CeremonyStatus) -> None:
         """Set RUNNING or WAITING_FOR_HUMAN."""
@@ -325,6 +346,8 @@ class NextRow:
             self.error_message,
             self.size,
             base.inputs_size,
+            base.expired,
+            self.approvals_size,
         )
 
 

@@ -12,9 +12,9 @@ from tables.fold import refusals, step_life
 from tables.fold.context import Decision, FoldContext
 from tables.fold.next_row import NextRow
 from tables.fold.transitions import advance
-from tables.instance import ROW_FORMAT, Instance, Phase
+from tables.instance import ROW_FORMAT, Instance, Phase, recounted
 from tables.invariants import broken
-from tables.limits import MAX_OUTPUT_DEPTH, deeper_than
+from tables.limits import MAX_OUTPUT_DEPTH, MAX_WRITTEN_BYTES, deeper_than
 from tables.timers import ASK, TIMEOUT, millis
 
 _ROW_DEPTH = MAX_OUTPUT_DEPTH + 8
@@ -34,8 +34,11 @@ def restore(fold: FoldContext, command: Restore) -> None:
         fold.refuse(command, *problem)
     elif found.expired:
         fold.decided = Decision(found, ())
+    elif (counted := recounted(found)).size > MAX_WRITTEN_BYTES:
+        message = f"the row holds {counted.size} bytes, at most {MAX_WRITTEN_BYTES} are kept"
+        fold.refuse(command, refusals.RESTORE_INVALID, message)
     else:
-        _take(fold, found)
+        _take(fold, counted)
 
 
 def _instance_of(body: Any) -> Instance | None:

@@ -24,6 +24,8 @@ START_REFUSED = "ceremony.start.refused"
 # Inputs of every ceremony, which no start can override.
 ALWAYS_INPUTS = frozenset({"story_id", "ceremony_id"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# Two ids and the colon; a longer id is invalid, and is cut where it is refused.
+_LONGEST_INSTANCE_ID = 257
 _sorted = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -64,15 +66,17 @@ def _again(fold: FoldContext, command: Start, row: Instance) -> None:
 
 def _refuse(fold: FoldContext, command: Start, code: str, message: str) -> None:
     """Refuse with an answer and an event: the client may have been answered `accepted` before this fold."""
+    message = clip(message)
     fold.refuse(command, code, message)
+    instance_id = clip(command.instance_id, _LONGEST_INSTANCE_ID)
     fold.effects.append(
         Event(
             id=f"{fold.origin.partition}/{fold.origin.offset}/1",
             subject=START_REFUSED,
-            instance_id=command.instance_id,
-            correlation_id=command.correlation_id.strip() or command.instance_id,
+            instance_id=instance_id,
+            correlation_id=clip(command.correlation_id.strip(), MAX_ID_CHARACTERS) or instance_id,
             at=fold.now,
-            payload={"instance_id": command.instance_id, "code": code, "message": message},
+            payload={"instance_id": instance_id, "code": code, "message": message},
         )
     )
 
@@ -86,7 +90,8 @@ def _problem(command: Start, definition: Definition | None) -> tuple[str, str] |
     if not command.requested_by.strip():
         return refusals.ACTOR_REQUIRED, "requested_by must not be empty"
     if definition is None or definition.name != command.definition_name:
-        return refusals.DEFINITION_UNKNOWN, f"this partition has no definition {command.definition_name!r} of that hash"
+        name = clip(command.definition_name, MAX_ID_CHARACTERS)
+        return refusals.DEFINITION_UNKNOWN, f"this partition has no definition {name!r} of that hash"
     unknown = [step for step in command.step_ids if step not in definition.steps]
     if unknown:
         return refusals.STEP_UNKNOWN, f"{definition.name} has no step {', '.join(unknown[:10])}"
@@ -116,11 +121,9 @@ def _names_problem(command: Start, definition: Definition) -> tuple[str, str] | 
 
 
 def _inputs_size(command: Start) -> int | None:
-    """Return the bytes of the inputs, as the gRPC server measured them, else measured here; None for no JSON."""
-    if command.inputs_size > 0:
-        return command.inputs_size
+    """Return the bytes of the inputs; None for no JSON. The sender's measure counts where it is larger."""
     try:
-        return len(_sorted(command.inputs))
+        return max(len(_sorted(command.inputs)), command.inputs_size)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return None
 

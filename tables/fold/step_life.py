@@ -14,7 +14,22 @@ from tables.effects import StepRequested
 from tables.fold.context import FoldContext
 from tables.instance import IN_FLIGHT, REJECTED, Approval, StepState, StepStatus, gate_message
 from tables.kinds import AtOnce, Completed, Failed, Opened, Publication, Verdict
-from tables.limits import MAX_ID_CHARACTERS, MAX_ROW_BYTES, MAX_TEXT_CHARACTERS, Unfit, clip, weigh
+from tables.limits import (
+    KIB,
+    MAX_COUNTED_BYTES,
+    MAX_ID_CHARACTERS,
+    MAX_OUTPUT_BYTES,
+    MAX_REQUEST_BYTES,
+    MAX_ROW_BYTES,
+    MAX_TEXT_CHARACTERS,
+    MIN_CODE_BYTES,
+    Unfit,
+    clip,
+    clip_bytes,
+    encoded_size,
+    text_size,
+    weigh,
+)
 from tables.retries import ask_pause, retry_pause
 from tables.timers import ASK, GATE, RETRY, TIMEOUT, iso, millis
 
@@ -26,6 +41,12 @@ GATE_OPENED = "ceremony.gate.opened"
 # By name once: on Python 3.11 each look-up of a member costs a call.
 _COMPLETED, _FAILED = StepStatus.COMPLETED, StepStatus.FAILED
 _WORD = {status: status.value for status in StepStatus}
+# Requests of a ceremony that holds less are not measured: kinds bound the texts that they put in.
+_MEASURED_FROM_BYTES = 16 * 1024
+# The longest code and message as JSON writes them: up to six bytes a character, and their quotes.
+_LONGEST_TEXTS_BYTES = 6 * (MAX_ID_CHARACTERS + MAX_TEXT_CHARACTERS) + 4
+# The output of an open gate leaves the other half to the approvals, which the output of its decision joins.
+_MAX_OPENED_BYTES = MAX_OUTPUT_BYTES // 2 - KIB
 
 
 def start(fold: FoldContext, step: Step, *, new_budget: bool = False) -> None:
@@ -59,6 +80,9 @@ def _request(fold: FoldContext, step: Step) -> None:
         return
     if fold.may_finish_at_once(step) and (finished := kind.at_once(body)) is not None:
         _finish_at_once(fold, step, finished)
+        return
+    if row.size > _MEASURED_FROM_BYTES and (size := encoded_size(body)) > MAX_REQUEST_BYTES:
+        fail(fold, step, _request_too_large(size))
         return
     visit = row.visits.get(step.state, 0)
     publication = kind.publication(step, base.instance_id, visit)
@@ -113,11 +137,15 @@ def open_gate(fold: FoldContext, step: Step, output: Any) -> None:
     except Unfit as error:
         fail(fold, step, Failed(error.code, error.message))
         return
-    if row.size + size > MAX_ROW_BYTES:
+    if size > _MAX_OPENED_BYTES:
+        message = f"the output of the open gate has {size} bytes, at most {_MAX_OPENED_BYTES} are kept"
+        fail(fold, step, Failed("output_too_large", message, retryable=False))
+        return
+    waiting = state.opened(output, size)
+    if not row.has_room(waiting, state, MAX_ROW_BYTES):
         fail(fold, step, _row_full(size))
         return
     row.drop_step_timers(step.id, state.phase)
-    waiting = state.opened(output, size)
     row.set_step(step.id, waiting)
     deadline = gate.deadline_seconds
     if deadline is not None:
@@ -152,18 +180,21 @@ def conclude(fold: FoldContext, step: Step, verdict: Verdict) -> bool:
 def complete(
     fold: FoldContext, step: Step, output: Any, claimed: int = 0, approvals: tuple[Approval, ...] = ()
 ) -> None:
-    """Complete the step, or fail it where its output is larger than a row may keep."""
+    """Complete the step, or fail it where its output is larger than a row may keep.
+
+    The decision of people on a gate may use the room for texts: its output repeats what they wrote.
+    """
     row, state = fold.row, fold.row.steps[step.id]
     try:
         size = weigh(output, claimed)
     except Unfit as error:
         fail(fold, step, Failed(error.code, error.message))
         return
-    if row.size - state.size - state.gathered + size > MAX_ROW_BYTES:
+    done = state.completed(output, size, approvals)
+    if not row.has_room(done, state, MAX_COUNTED_BYTES if approvals else MAX_ROW_BYTES):
         fail(fold, step, _row_full(size))
         return
     row.drop_step_timers(step.id, state.phase)
-    done = state.completed(output, size, approvals)
     row.set_step(step.id, done)
     _executed(fold, step, done)
 
@@ -181,7 +212,7 @@ def fail(fold: FoldContext, step: Step, failure: Failed, approvals: tuple[Approv
 def _retry_later(fold: FoldContext, step: Step, state: StepState, failure: Failed) -> None:
     row = fold.row
     row.drop_step_timers(step.id, state.phase)
-    retrying = state.retrying(clip(failure.code, MAX_ID_CHARACTERS), clip(failure.message, MAX_TEXT_CHARACTERS))
+    retrying = state.retrying(*_texts(failure, MAX_COUNTED_BYTES - row.size + state.size + state.gathered))
     row.set_step(step.id, retrying)
     pause = retry_pause(step.retry, state.tries, row.base.instance_id, step.id, state.attempt)
     row.set_timer(RETRY + step.id, pause, state.attempt)
@@ -203,16 +234,23 @@ def _fail_for_good(
 ) -> None:
     row = fold.row
     output: Mapping[str, Any] | None = failure.output if failure.code == REJECTED and failure.output else None
-    size = 0
-    if output is not None:
-        size = weigh(output)
-        if row.size - state.size - state.gathered + size > MAX_ROW_BYTES:
-            output, size = None, 0
+    size = 0 if output is None else weigh(output)
     row.drop_step_timers(step.id, state.phase)
-    code, message = clip(failure.code, MAX_ID_CHARACTERS) or "failed", clip(failure.message, MAX_TEXT_CHARACTERS)
-    failed = state.failed(code, message, output, size, approvals)
+    kept = state.failed("", "", output, size, approvals)
+    room = MAX_COUNTED_BYTES - row.size + state.size + state.gathered - kept.size - kept.gathered
+    code, message = _texts(failure, room)
+    failed = state.failed(code or "failed", message, output, size, approvals)
     row.set_step(step.id, failed)
     _executed(fold, step, failed)
+
+
+def _texts(failure: Failed, room: int) -> tuple[str, str]:
+    """Return code and message of a failure, cut to the room that is left in the row."""
+    code, message = clip(failure.code, MAX_ID_CHARACTERS), clip(failure.message, MAX_TEXT_CHARACTERS)
+    if room >= _LONGEST_TEXTS_BYTES:
+        return code, message
+    code = clip_bytes(code, max(room, MIN_CODE_BYTES))
+    return code, clip_bytes(message, room - text_size(code))
 
 
 def cancel_in_flight(fold: FoldContext) -> None:
@@ -246,13 +284,18 @@ def published(
     """Announce that the message of this visit is on its stream."""
     fold.row.set_step(step.id, fold.row.steps[step.id].published(visit))
     payload = _announced(fold, step, publication) | {
-        "stream": receipt.get("stream", ""),
-        "sequence": receipt.get("sequence", 0),
+        "stream": _stream(receipt),
+        "sequence": sequence if isinstance(sequence := receipt.get("sequence"), int) else 0,
         "duplicate": receipt.get("duplicate") is True,
     }
     if late:
         payload["late"] = True
     fold.event(PUBLISH_COMPLETED, payload)
+
+
+def _stream(receipt: Mapping[str, Any]) -> str:
+    name = receipt.get("stream")
+    return clip(name, MAX_ID_CHARACTERS) if isinstance(name, str) else ""
 
 
 def _announced(fold: FoldContext, step: Step, publication: Publication) -> dict[str, Any]:
@@ -280,6 +323,14 @@ def _executed(fold: FoldContext, step: Step, state: StepState) -> None:
         payload["error_message"] = state.error_message
     fold.judge_due = True
     fold.event(STEP_EXECUTED, payload)
+
+
+def _request_too_large(size: int) -> Failed:
+    return Failed(
+        "request_too_large",
+        f"the step request has {size} bytes, at most {MAX_REQUEST_BYTES} are written",
+        retryable=False,
+    )
 
 
 def _row_full(size: int) -> Failed:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tables.templates import LARGEST_RENDERED_CHARACTERS, TemplateFailed, expressions, marks, render, render_text
+from tables.templates import LARGEST_RENDERED_BYTES, TemplateFailed, expressions, marks, render, render_text
 
 INPUTS = {"title": "Login", "points": 5, "plan": {"id": "p-1", "tags": ["a", "b"]}, "nothing": None}
 OUTPUTS = {"review": {"score": 0.5, "items": [{"name": "x"}]}}
@@ -150,10 +150,10 @@ def test_a_path_with_empty_parts_is_unresolved() -> None:
 
 def test_a_small_template_cannot_make_a_huge_value() -> None:
     # specification 4.4
-    inputs = {"big": "x" * (LARGEST_RENDERED_CHARACTERS // 10)}
+    inputs = {"big": "x" * (LARGEST_RENDERED_BYTES // 10)}
     with pytest.raises(TemplateFailed, match="template_too_large"):
         render(["${inputs.big}"] * 11, inputs, OUTPUTS.get)
-    assert len(render("${inputs.big}" * 10, inputs, OUTPUTS.get)) == LARGEST_RENDERED_CHARACTERS // 10 * 10
+    assert len(render("${inputs.big}" * 10, inputs, OUTPUTS.get)) == LARGEST_RENDERED_BYTES // 10 * 10
 
 
 def test_nesting_is_bounded_in_templates_and_in_values() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from steps.aggregation import Aggregation
 from steps.human_gate import HumanGate
 from steps.registry import all_kinds
@@ -30,9 +32,10 @@ from tables.definitions.loader import load
 from tables.diagnosis import waiting_for
 from tables.effects import Effect, Event, Refused, StepRequested
 from tables.fold.decide import Decision, decide
-from tables.instance import TERMINAL, Instance, StepState, decode_instance, encode_instance
+from tables.instance import TERMINAL, Instance, StepState, decode_instance, encode_instance, recounted
 from tables.invariants import broken
 from tables.kinds import Kinds
+from tables.limits import ANSWER_FRAME_BYTES
 
 KINDS = all_kinds()
 
@@ -50,6 +53,7 @@ class _AskedGate(HumanGate):
 # Every step waits for its agent, so that a test can stand between asking and answering; the fold is the same.
 ASKED: Kinds = MappingProxyType({**KINDS, **{kind.handler: kind for kind in (_AskedAggregation(), _AskedGate())}})
 ID = "c1:s1"
+_encode = msgspec.json.Encoder().encode
 BEGIN = 1_700_000_000_000
 
 
@@ -212,10 +216,19 @@ def check(before: Instance | None, decision: Decision, definition: Definition) -
         return
     assert broken(after, definition) == []
     assert encode_instance(decode_instance(encode_instance(after))) == encode_instance(after)
+    check_size(after)
     assert before is None or after.version > before.version
     if after.status not in TERMINAL:
         assert waiting_for(after, definition), f"stuck: {after}"
         assert after.status == "PAUSED" or not ready(after, definition), f"ready, yet not started: {after}"
+
+
+def check_size(row: Instance) -> None:
+    """Check that the counted bytes are those that are written, but for the bounded rest of a row."""
+    assert recounted(row) is row
+    texts = len(_encode((row.command_ids, row.paused_by, row.error_message, row.requested_by, row.correlation_id)))
+    rest = texts + 4096 + 400 * len(row.steps) + 100 * (len(row.visits) + len(row.timers) + len(row.guard_approvals))
+    assert row.size - ANSWER_FRAME_BYTES * 1000 <= len(encode_instance(row)) <= row.size + rest
 
 
 def ready(row: Instance, definition: Definition) -> list[str]:

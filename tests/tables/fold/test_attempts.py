@@ -264,7 +264,8 @@ def test_too_few_proposals_at_the_timeout_fail_the_attempt_and_drop_its_answers(
     talk.fire("timeout/talk")
     assert talk.events("ceremony.step.retrying")[0].payload["error_code"] == "timeout"
     assert talk.step("talk").answers == {}
-    assert talk.live.size == talk.live.inputs_size
+    assert talk.step("talk").gathered == len('"timeout"') + len(f'"{talk.step("talk").error_message}"')
+    assert talk.live.size == talk.live.inputs_size + talk.step("talk").gathered
 
 
 def test_failed_agents_fail_the_attempt_when_all_have_answered(talk: World) -> None:
@@ -354,4 +355,5 @@ def test_results_that_together_overfill_the_row_fail_the_step() -> None:
         world.result("talk", f"agent-dev-00{number}", value="x" * 250_000)
     world.result("talk", "agent-dev-004", value="x" * 250_000)
     assert (world.live.status, world.live.error_code) == ("FAILED", "output_too_large")
-    assert world.live.size == world.live.inputs_size
+    assert world.live.size == world.live.inputs_size + world.step("talk").gathered
+    assert world.step("talk").gathered < 200

@@ -42,8 +42,10 @@ CHARACTERS_PER_PIECE = 32 * 1024
 LEAST_VALUE_BYTES, LEAST_NAMED_TEXT_BYTES = 2, 6
 # Ids in step_ids, of which a definition has far fewer.
 MOST_STEP_IDS = 10_000
-# Every integer with so few characters fits into 64 bits.
+# A whole number of so few characters is far from the largest double, and needs no check.
 SHORT_INTEGER = 18
+# Above it a double, the only number of a Struct, stands for several whole numbers.
+LARGEST_EXACT = 2**53
 # Characters of correlation_id and requested_by; rows keep as many, so none is shortened.
 LONGEST_TEXT = MAX_ID_CHARACTERS
 
@@ -261,12 +263,11 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _whole(digits: str) -> int | float:
-    """Integers above 64 bits become floats, as in every JSON reader of the fleet."""
-    if len(digits) <= SHORT_INTEGER:
-        return int(digits)
-    number = _finite(digits)
-    return int(digits) if -(2**63) <= number < 2**63 else number
+def _whole(digits: str) -> int:
+    """A whole number, exact however long it is; one beyond all doubles counts as infinite."""
+    if len(digits) > SHORT_INTEGER:
+        _finite(digits)
+    return int(digits)
 
 
 def _converted(rich: Mapping[str, Any]) -> Generator[None, None, dict[str, Any]]:
@@ -337,7 +338,12 @@ def _scalar(name: str, value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise StartInvalid(INPUTS_INVALID, f"{name}: NaN and Infinity are no JSON")
-        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+        if not value.is_integer():
+            return value
+        if abs(value) > LARGEST_EXACT:
+            message = f"{name}: a Struct holds no whole number beyond 2^53 exactly; give it as JSON text in inputs"
+            raise StartInvalid(INPUTS_INVALID, message)
+        return int(value)
     return value
 
 

@@ -23,6 +23,7 @@ from bridge.grpc.start_request import (
 from steps.registry import all_kinds
 from tables.commands import Start, decode_command, encode_command
 from tables.definitions.loader import load
+from tables.fold.start import start_digest
 
 DEFINITION = load(
     """version: "1.0"
@@ -136,11 +137,23 @@ def test_every_other_text_stays_a_string(text: str) -> None:
     assert parse_input("a", text) == text
 
 
-def test_integers_above_64_bits_become_floats() -> None:
-    assert parse_input("a", "[9007199254740993, 123456789012345678901234567890]") == [
-        9007199254740993,
-        123456789012345678901234567890.0,
-    ]
+@pytest.mark.parametrize("number", [2**53 + 1, 2**63, 2**64, 2**64 + 1, -(2**70) - 1, 10**308 + 1])
+def test_whole_numbers_in_text_stay_exact(number: int) -> None:
+    """In the log and in the row too: two starts that differ by one are two starts."""
+    # specification 10.15
+    one, other = (command(inputs={"a": f"[{n}]"}) for n in (number, number + 1))
+    assert one.inputs["a"] == [number]
+    assert decode_command(encode_command(one)) == one
+    assert start_digest(one, ()) != start_digest(other, ())
+
+
+@pytest.mark.parametrize("number", [2.0**53 + 2, -(2.0**60), 1e300])
+def test_a_whole_number_that_a_struct_cannot_hold_exactly_is_refused(number: float) -> None:
+    # specification 10.15
+    with pytest.raises(StartInvalid, match="2\\^53") as caught:
+        command(inputs={}, rich_inputs={"a": {"b": [number]}})
+    assert caught.value.code == "inputs_invalid"
+    assert command(inputs={}, rich_inputs={"a": [2.0**53, -(2.0**53), 0.5]}).inputs["a"] == [2**53, -(2**53), 0.5]
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])

@@ -24,6 +24,8 @@ from ports.log import Header, Log, LogUnavailable, Record
 from streams import topics
 from streams.api import Unavailable
 from streams.dead_letters import DeadLetterRecord, dead_letter_of, placed_letter
+from streams.letter_index import LetterIndex
+from streams.turns import Turns
 from tables.commands import encode_command
 
 log = structlog.get_logger(__name__)
@@ -109,12 +111,23 @@ INTENDED, DONE = "replay_intended", "replay_done"
 class DeadLetters:
     """Reads and writes the topics `deadletters` and `audit`; any worker may, because neither has an owner."""
 
-    def __init__(self, log: Log, clock: Clock, *, prefix: str, partitions: int, read_message: ReadMessage) -> None:
+    def __init__(
+        self,
+        log: Log,
+        clock: Clock,
+        *,
+        prefix: str,
+        partitions: int,
+        read_message: ReadMessage,
+        index: LetterIndex | None = None,
+    ) -> None:
+        """`index` is that of the reads, if they share it."""
         self._log = log
         self._clock = clock
         self._partitions = partitions
         self._read_message = read_message
         self._letters = topics.prefixed(prefix, topics.DEADLETTERS)
+        self._index = index or LetterIndex(log, Turns(clock), self._letters)
         self._audit = topics.prefixed(prefix, topics.AUDIT)
         self._commands = topics.prefixed(prefix, topics.COMMANDS)
         steps = (topics.prefixed(prefix, topics.step_topic(kind)) for kind in topics.STEP_KINDS)
@@ -212,9 +225,9 @@ class DeadLetters:
 
     async def _set_aside(self, partition: int, bad: dict[str, tuple[Record, str]]) -> None:
         """Write dead letters for undecodable records of `audit`, unless they have one already."""
-        known = {placed_letter(letter).origin async for letter in self._records(self._letters, partition)}
+        await self._index.refresh()
         for origin, (record, message) in bad.items():
-            if origin in known:
+            if await self._index.find((record.topic, record.partition, record.offset)) is not None:
                 continue
             log.warning("audit_entry_set_aside", origin=origin, reason=message)
             await self._log.append(self._letters, partition, *dead_letter_of(record, "audit_undecodable", message))
@@ -230,14 +243,12 @@ class DeadLetters:
     # -- the letter and its original
 
     async def _letter(self, origin: LetterOrigin) -> DeadLetterRecord:
-        found = None
-        async for record in self._records(self._letters, origin.partition % self._partitions):
-            letter = placed_letter(record)
-            if letter.origin == str(origin):
-                found = letter
-        if found is None:
+        await self._index.refresh()
+        place = await self._index.find((origin.topic, origin.partition, origin.offset))
+        records = [] if place is None else await self._index.records([place])
+        if not records:
             raise DeadLetterUnknown("dead_letter_unknown", f"there is no dead letter of {str(origin)[:300]!r}")
-        return found
+        return placed_letter(records[0])
 
     async def _body(self, letter: DeadLetterRecord) -> tuple[bytes, str]:
         if letter.value is not None:

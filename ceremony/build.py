@@ -195,6 +195,7 @@ class Parts:
             prefix=settings.topic_prefix,
             partitions=settings.partitions,
             read_message=self.pipeline.nats_in.read_message,
+            index=self.pipeline.engine.reads.letters,
         )
         self.directory = _directory(settings, clock, self.app, self.pipeline, self._advertised(settings))
         engine = self.pipeline.engine

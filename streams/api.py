@@ -203,7 +203,10 @@ class ReadApi(Protocol):
         """The reasons why a live ceremony waits, as lines for people; empty for an ended one."""
 
     async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetterEntry], int]:
-        """Newest first, with the total; `topic`: only letters that came from it."""
+        """A page of the newest, with the total; `topic`: only letters that came from it."""
+
+    async def dead_letter_counts(self) -> tuple[Mapping[str, int], int]:
+        """The newest dead letters by code, and the number of all."""
 
     async def history(self, instance_id: str, limit: int) -> History | None:
         """The newest events of a ceremony, at most `limit`; None for an unknown ceremony."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from ports.clock import Clock
 from ports.log import PartitionView
 from streams.api import Diagnosis, PartitionState
 from streams.partitions import DefinitionLookup
 from streams.topics import CEREMONIES
+from streams.turns import Turns
 from tables.diagnosis import CeremonyDiagnosis, Verdict, diagnose, since_when, verdict_of
 from tables.instance import Instance
 
@@ -26,7 +28,8 @@ WORTH = tuple(verdict for verdict in Verdict if verdict is not Verdict.ENDED)
 class Doctor:
     """One examination; `now` is the log's clock in milliseconds, 0 while it is unknown."""
 
-    def __init__(self, clock: Clock, definition_of: DefinitionLookup, now: int) -> None:
+    def __init__(self, clock: Clock, definition_of: DefinitionLookup, now: int, turns: Turns) -> None:
+        self._turns = turns
         self._clock = clock
         self._definition_of = definition_of
         self._now = now
@@ -44,15 +47,17 @@ class Doctor:
         until = self._clock.monotonic() + LOOK_SECONDS
         left = 0
         for view in views:
-            keys = list(view.rows(CEREMONIES))
-            for first in range(0, len(keys), ROWS_PER_TURN):
-                if self._clock.monotonic() > until:
-                    left += len(keys) - first
-                    break
-                self._look(view, (row for _, row in view.scan(CEREMONIES, keys=keys[first : first + ROWS_PER_TURN])))
-                await self._clock.sleep(0)
+            unseen = len(view.rows(CEREMONIES))
+            rows = (row for _, row in view.scan(CEREMONIES))
+            while unseen and self._clock.monotonic() <= until:
+                some = list(islice(rows, ROWS_PER_TURN))
+                self._look(view, some)
+                # Rows may come and go meanwhile.
+                unseen = max(unseen - len(some), 0) if len(some) == ROWS_PER_TURN else 0
+                await self._turns.next()
+            left += unseen
         incomplete = f"{left} ceremonies were not looked at: {LOOK_SECONDS:g} s were up" if left else ""
-        return Diagnosis(self._now, self._gravest(), self._verdicts, self._statuses, states, incomplete)
+        return Diagnosis(self._now, await self._gravest(), self._verdicts, self._statuses, states, incomplete)
 
     def _look(self, view: PartitionView, rows: Iterable[Instance]) -> None:
         for row in rows:
@@ -68,7 +73,10 @@ class Doctor:
             elif item > oldest[0]:
                 heapq.heapreplace(oldest, item)
 
-    def _gravest(self) -> list[CeremonyDiagnosis]:
-        return [
-            self.one(view, row) for verdict in WORTH for _, _, view, row in sorted(self._oldest[verdict], reverse=True)
-        ]
+    async def _gravest(self) -> list[CeremonyDiagnosis]:
+        found = []
+        for verdict in WORTH:
+            for _, _, view, row in sorted(self._oldest[verdict], reverse=True):
+                found.append(self.one(view, row))
+                await self._turns.next()
+        return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
-from itertools import chain
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
+from itertools import chain, islice
 
 import structlog
 
@@ -17,6 +17,7 @@ from streams.api import DeadLetterEntry, Diagnosis, Found, History, PartitionDif
 from streams.dead_letters import letter_of
 from streams.doctor import Doctor
 from streams.history import HistoryReader
+from streams.letter_index import LetterIndex
 from streams.log_clock import LogClock
 from streams.partitions import LONGEST_ID, MOVING, Partitions
 from streams.topics import CEREMONIES, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
@@ -30,8 +31,10 @@ from tables.kinds import Kinds
 
 log = structlog.get_logger(__name__)
 
-# Rows examined before other tasks get the event loop.
-ROWS_PER_TURN = 500
+# Rows examined, or keys merged, before other tasks get the event loop.
+ROWS_PER_TURN, KEYS_PER_TURN = 250, 1000
+# Sorted runs of keys that are kept before they become one.
+MOST_RUNS = 200
 # How long a history waits for the events of the commands folded last.
 SENT_SECONDS = 1.0
 
@@ -60,7 +63,7 @@ class Reads:
         self._kinds = kinds
         self._turns = turns
         self._watchers = Watchers()
-        self._dead_letters = prefixed(prefix, DEADLETTERS)
+        self.letters = LetterIndex(log, turns, prefixed(prefix, DEADLETTERS))
         self._history = HistoryReader(log, clock, prefixed(prefix, EVENTS))
 
     # -- changes of the tables
@@ -125,7 +128,7 @@ class Reads:
     ) -> tuple[int, Sequence[SortKey]]:
         numbers = range(self._partitions.count) if partitions is None else partitions
         views = [self._partitions.view(number) for number in numbers]
-        found = await _newest(views, wanted, most, self._clock)
+        found = await _newest(views, wanted, most, self._turns)
         if views != [self._partitions.view(number) for number in numbers]:  # one was lost while its rows were read
             raise Unavailable(f"a partition was taken over meanwhile: moving: {MOVING}")
         return found
@@ -173,18 +176,19 @@ class Reads:
     # -- reads of operators
 
     async def dead_letters(self, limit: int, offset: int, topic: str = "") -> tuple[Sequence[DeadLetterEntry], int]:
-        """Read the whole topic: dead letters are few, and only operators ask for them."""
-        found: list[DeadLetterEntry] = []
         try:
-            for partition, (start, end) in enumerate(await self._log.ends(self._dead_letters)):
-                async for records in self._log.read(self._dead_letters, partition, start, end):
-                    letters = (_dead_letter(record) for record in records)
-                    found += [letter for letter in letters if topic in ("", letter.topic)]
+            await self.letters.refresh()
+            page = await self.letters.records(await self.letters.newest(limit, offset, topic))
         except LogUnavailable as error:
             raise Unavailable("the log cannot be reached") from error
-        found.reverse()  # of letters with the same time, the last in the log comes first
-        found.sort(key=lambda letter: letter.timestamp, reverse=True)
-        return found[offset : offset + limit], len(found)
+        return [_dead_letter(record) for record in page], self.letters.total(topic)
+
+    async def dead_letter_counts(self) -> tuple[Mapping[str, int], int]:
+        try:
+            await self.letters.refresh()
+        except LogUnavailable as error:
+            raise Unavailable("the log cannot be reached") from error
+        return self.letters.codes, self.letters.total()
 
     async def history(self, instance_id: str, limit: int) -> History | None:
         found = await self.find(instance_id)
@@ -197,7 +201,7 @@ class Reads:
         return await self._history.read(view.number, instance_id, limit, found.row.created_at)
 
     async def diagnose(self, instance_id: str = "") -> Diagnosis:
-        doctor = Doctor(self._clock, self.pinned, self._log_clock.now())
+        doctor = Doctor(self._clock, self.pinned, self._log_clock.now(), self._turns)
         states = self._partitions.states()
         if not instance_id:
             diagnosis = await doctor.all(self._partitions.served(), states)
@@ -225,18 +229,32 @@ def _dead_letter(record: Record) -> DeadLetterEntry:
 
 
 async def _newest(
-    views: Iterable[PartitionView], wanted: Callable[[Instance | Outline], bool], most: int, clock: Clock
+    views: Iterable[PartitionView], wanted: Callable[[Instance | Outline], bool], most: int, turns: Turns
 ) -> tuple[int, list[SortKey]]:
     """Return the number of matching rows, and the sorted keys of the first `most`."""
     rows = chain.from_iterable(view.scan(CEREMONIES, decode_outline) for view in views)
-    found: list[SortKey] = []
+    runs: list[list[SortKey]] = []
+    run: list[SortKey] = []
     total = 0
     for number, (_, row) in enumerate(rows, start=1):
         if wanted(row):
             total += 1
-            found.append((-row.created_at, row.instance_id))
+            run.append((-row.created_at, row.instance_id))
         if number % ROWS_PER_TURN == 0:
-            if len(found) > 2 * most + ROWS_PER_TURN:
-                found = heapq.nsmallest(most, found)
-            await clock.sleep(0)
-    return total, heapq.nsmallest(most, found)
+            runs.append(sorted(run))
+            run = []
+            await turns.next()
+            if len(runs) > MOST_RUNS:
+                runs = [await turns.run(_merged(runs, most))]
+    runs.append(sorted(run))
+    return total, await turns.run(_merged(runs, most))
+
+
+def _merged(runs: Sequence[list[SortKey]], most: int) -> Generator[None, None, list[SortKey]]:
+    """The first `most` keys of sorted runs, in order."""
+    merged: list[SortKey] = []
+    for key in islice(heapq.merge(*runs), most):
+        merged.append(key)
+        if len(merged) % KEYS_PER_TURN == 0:
+            yield
+    return merged

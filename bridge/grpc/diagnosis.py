@@ -30,8 +30,6 @@ DIAGNOSE = f"/{SERVICE}/Diagnose"
 # Deadline of another worker's answer; that worker stops reading its ceremonies after five seconds.
 ANSWER_SECONDS = 8.0
 ERROR, WARNING = "error", "warning"
-# Dead letters that are counted.
-LETTERS_READ = 100_000
 
 # Gives the answer of this worker alone.
 DiagnoseHere = Callable[[], Awaitable[pb.DiagnoseResponse]]
@@ -179,13 +177,13 @@ def _differing_neighbours(
                 yield pb.NeighbourState(name=f"{one.name} of {where}", state=one.state)
 
 
-async def _dead_letters(reads: ReadApi) -> tuple[Counter[str], str]:
+async def _dead_letters(reads: ReadApi) -> tuple[Mapping[str, int], str]:
     try:
-        letters, total = await reads.dead_letters(LETTERS_READ, 0)
+        letters, total = await reads.dead_letter_counts()
     except Unavailable as error:
-        return Counter(), f"dead letters: {error.message}"
-    more = f"dead letters: only the newest {len(letters)} of {total} are counted" if len(letters) < total else ""
-    return Counter(letter.code for letter in letters), more
+        return {}, f"dead letters: {error.message}"
+    counted = sum(letters.values())
+    return letters, f"dead letters: only the newest {counted} of {total} are counted" if counted < total else ""
 
 
 def _partitions(states: Sequence[pb.PartitionState], *, all_asked: bool) -> Iterator[pb.Finding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Any
@@ -24,13 +24,16 @@ from bridge.grpc.peers import SERVICE, Peers
 from bridge.grpc.refusals import Context, abort, page
 from ports.clock import Clock
 from streams.api import HERE, Directory, ReadApi, SortKey, Unavailable
+from streams.turns import Turns
 from tables.instance import Instance, Outline
 
 log = structlog.get_logger(__name__)
 
 KEYS, ROWS = f"/{SERVICE}/Keys", f"/{SERVICE}/Rows"
 LIST_SECONDS = 10.0
-# Keys in one message.
+# Rows whose messages are made before other tasks get the event loop.
+ROWS_PER_TURN = 10
+# Keys in one message, and keys that are merged before other tasks get the event loop.
 KEYS_PER_CHUNK = 1000
 
 
@@ -78,18 +81,38 @@ def matches(row: Instance | Outline, request: pb.ListPlanningCeremonyInstancesRe
 class LocalRows:
     """The rows of this worker."""
 
-    def __init__(self, reads: ReadApi, message: Callable[[Instance], Any]) -> None:
+    def __init__(self, reads: ReadApi, message: Callable[[Instance], Any], turns: Turns) -> None:
         self._reads = reads
         self._message = message
+        self.turns = turns
 
     async def keys(self, partitions: Collection[int] | None, request: Any, most: int) -> tuple[int, Sequence[SortKey]]:
         """Count of matching rows, and keys of the newest `most`. Raises Unavailable if not all are served here."""
         return await self._reads.newest(lambda row: matches(row, request), most, partitions)
 
-    def rows(self, ids: Iterable[str]) -> RowsAnswer:
+    async def page(self, ids: Iterable[str]) -> list[Any]:
+        """The messages of these rows, as many as fit into an answer but at least one."""
+        found: list[Any] = []
+        size = 0
+        for number, instance_id in enumerate(ids, start=1):
+            if number % ROWS_PER_TURN == 0:
+                await self.turns.next()
+            row = self._reads.get(instance_id)
+            if row is None:
+                continue
+            message = self._message(row)
+            size += message.ByteSize() + 8
+            if found and size > LARGEST_ANSWER_BYTES:
+                break
+            found.append(message)
+        return found
+
+    async def rows(self, ids: Iterable[str]) -> RowsAnswer:
         found: dict[str, bytes] = {}
         size = 0
-        for instance_id in ids:
+        for number, instance_id in enumerate(ids, start=1):
+            if number % ROWS_PER_TURN == 0:
+                await self.turns.next()
             row = self._reads.get(instance_id)
             if row is None:
                 continue
@@ -150,9 +173,12 @@ class AllWorkersListing:
         limit, offset = page(request.limit, request.offset)
         total, chosen = await self._page_keys(owners, request, offset + limit)
         rows = await self._rows([instance_id for _, instance_id in chosen[offset:]])
-        return pb.ListPlanningCeremonyInstancesResponse(
-            ceremonies=[pb.PlanningCeremonyInstance.FromString(row) for row in rows], total_count=total, success=True
-        )
+        answer = pb.ListPlanningCeremonyInstancesResponse(total_count=total, success=True)
+        for number, row in enumerate(rows, start=1):
+            answer.ceremonies.append(pb.PlanningCeremonyInstance.FromString(row))
+            if number % ROWS_PER_TURN == 0:
+                await self._local_rows.turns.next()
+        return answer
 
     # -- keys
 
@@ -173,7 +199,7 @@ class AllWorkersListing:
                     others.append(KeyStream(aiter(call)))
             lists = [mine, *[await _first_keys(one, count) for one in others]]
         total += sum(one.total for one in others)
-        return total, list(islice(heapq.merge(*lists), count))
+        return total, await self._local_rows.turns.run(_first(lists, count))
 
     # -- rows
 
@@ -194,8 +220,18 @@ class AllWorkersListing:
             for call in calls.values():
                 call.cancel()
         if HERE in by_owner:
-            answers.append(self._local_rows.rows(by_owner[HERE]))
+            answers.append(await self._local_rows.rows(by_owner[HERE]))
         return list(_page(ids, answers))
+
+
+def _first(lists: Iterable[Sequence[SortKey]], count: int) -> Generator[None, None, list[SortKey]]:
+    """The first `count` keys of sorted lists, in order."""
+    found: list[SortKey] = []
+    for key in islice(heapq.merge(*lists), count):
+        found.append(key)
+        if len(found) % KEYS_PER_CHUNK == 0:
+            yield
+    return found
 
 
 async def _first_keys(one: KeyStream, count: int) -> list[SortKey]:
@@ -247,6 +283,6 @@ class ListingHandler(grpc.GenericRpcHandler):
 
     async def _rows(self, data: bytes, context: Context[Any, Any]) -> bytes:
         try:
-            return _encode(self._local_rows.rows(_decode_rows_request(data).ids))
+            return _encode(await self._local_rows.rows(_decode_rows_request(data).ids))
         except Exception as error:  # noqa: BLE001 - as above
             await abort(context, error)

@@ -12,6 +12,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from bridge.dead_letters import DeadLetters, LetterOrigin
 from bridge.definitions import DefinitionFolder
 from bridge.grpc import diagnosis, messages
+from bridge.grpc.callers import Callers, one_at_a_time
 from bridge.grpc.diagnosis import AllWorkersDiagnosis
 from bridge.grpc.metadata import send_correlation_id
 from bridge.grpc.refusals import (
@@ -52,6 +53,7 @@ class OperatorCalls:
     _new_id: Callable[[], str]
     _dead_letters: DeadLetters
     _states: States
+    callers: Callers
     all_workers_diagnosis: AllWorkersDiagnosis | None = None
     """Diagnoses all workers, if there are others."""
 
@@ -100,6 +102,7 @@ class OperatorCalls:
         return messages.history(history)
 
     @errors_become_statuses
+    @one_at_a_time
     async def ListDeadLetters(
         self, request: pb.ListDeadLettersRequest, context: Context[Any, Any]
     ) -> pb.ListDeadLettersResponse:
@@ -110,6 +113,7 @@ class OperatorCalls:
         )
 
     @errors_become_statuses
+    @one_at_a_time
     async def ShowDeadLetter(
         self, request: pb.ShowDeadLetterRequest, context: Context[Any, Any]
     ) -> pb.ShowDeadLetterResponse:
@@ -133,6 +137,7 @@ class OperatorCalls:
         )
 
     @errors_become_statuses
+    @one_at_a_time
     async def Diagnose(self, request: pb.DiagnoseRequest, context: Context[Any, Any]) -> pb.DiagnoseResponse:
         if request.instance_id:
             found = await self._reads.diagnose(request.instance_id)

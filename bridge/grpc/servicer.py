@@ -14,6 +14,7 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremo
 from bridge.dead_letters import DeadLetters
 from bridge.definitions import DefinitionFolder
 from bridge.grpc import messages
+from bridge.grpc.callers import Callers, one_at_a_time
 from bridge.grpc.listing import AllWorkersListing, LocalRows
 from bridge.grpc.metadata import correlation_in, send_correlation_id
 from bridge.grpc.operations import LONGEST_REASON, OperatorCalls, States
@@ -55,7 +56,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         turns: Turns,
     ) -> None:
         """`states` gives the state of each neighbour; `new_id` makes a command id when the client sent none."""
-        self.local_rows = LocalRows(reads, self._listed)
+        self.local_rows = LocalRows(reads, self._listed, turns)
         """This worker's share of a list, also for other workers."""
         self.all_workers_listing: AllWorkersListing | None = None
         """Lists the rows of all workers, if there are others."""
@@ -66,6 +67,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         self._states = states
         self._new_id = new_id
         self._turns = turns
+        self.callers = Callers()
 
     def refuse_start(self, unanswered: int) -> CallRefused | None:
         """The refusal of every start while too many calls are unanswered; None when starts are accepted."""
@@ -127,6 +129,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         return pb.GetPlanningCeremonyInstanceResponse(ceremony=self._message(found), success=True)
 
     @errors_become_statuses
+    @one_at_a_time
     async def ListPlanningCeremonyInstances(
         self, request: pb.ListPlanningCeremonyInstancesRequest, context: Context[Any, Any]
     ) -> pb.ListPlanningCeremonyInstancesResponse:
@@ -134,9 +137,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             return await self.all_workers_listing.answer(request)
         limit, offset = page(request.limit, request.offset)
         total, keys = await self.local_rows.keys(None, request, offset + limit)
-        rows = (self._reads.get(instance_id) for _, instance_id in keys[offset:])
-        found = messages.as_many_as_fit(self._listed(row) for row in rows if row is not None)
-        await self._reads.committed()
+        found = await self.local_rows.page(instance_id for _, instance_id in keys[offset:])
         return pb.ListPlanningCeremonyInstancesResponse(ceremonies=found, total_count=total, success=True)
 
     # -- operations

@@ -15,6 +15,7 @@ from streams.doctor import DETAILED_PER_VERDICT, Doctor
 from streams.metrics import Metrics
 from streams.stuck import ROWS_PER_TURN, StuckSweep
 from streams.topics import CEREMONIES
+from streams.turns import Turns
 from tables.definition import Definition
 from tables.instance import CeremonyStatus, Instance, Phase
 from tests.streams.fakes import HandClock, MemoryView
@@ -138,7 +139,7 @@ async def test_rows_above_the_budget_wait_for_the_next_turn(site: Site) -> None:
 
 
 def doctor(site: Site, now: int = 0) -> Doctor:
-    return Doctor(site.clock, pinned, now)
+    return Doctor(site.clock, pinned, now, Turns(site.clock))
 
 
 async def test_the_doctor_counts_all_and_details_the_oldest_of_each_verdict_gravest_first(site: Site) -> None:

@@ -33,7 +33,7 @@ def seen(
 
 
 class NoLetters:
-    async def dead_letters(self, limit: int, offset: int, topic: str = "") -> Any:
+    async def dead_letter_counts(self) -> Any:
         raise Unavailable("the log cannot be reached")
 
 

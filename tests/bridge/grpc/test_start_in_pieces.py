@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from bridge.grpc.start_request import (
 from streams.turns import Turns
 from tables.commands import Start
 from tests.bridge.grpc.test_start_request import DEFINITION
+from tests.loop_turns import LoopTurns
 
 pytestmark = pytest.mark.asyncio
 
@@ -49,23 +49,6 @@ async def command(turns: Turns, inputs: Mapping[str, str], rich: Struct) -> Star
     )
 
 
-class LoopTurns:
-    """Counts units of work between two turns of the event loop."""
-
-    def __init__(self) -> None:
-        self.most = self.now = self.all = 0
-
-    def work(self, units: int = 1) -> None:
-        self.now += units
-        self.all += units
-        self.most = max(self.most, self.now)
-
-    async def run(self) -> None:
-        while True:
-            self.now = 0
-            await asyncio.sleep(0)
-
-
 async def converted_per_turn(monkeypatch: pytest.MonkeyPatch, rich: Struct, callers: int) -> LoopTurns:
     """Convert the same inputs for several callers at once; the values converted between two turns of the loop."""
     counted, plain = LoopTurns(), start_request._plain
@@ -75,9 +58,8 @@ async def converted_per_turn(monkeypatch: pytest.MonkeyPatch, rich: Struct, call
         return plain(value)
 
     monkeypatch.setattr(start_request, "_plain", counting)
-    turns, ticking = Turns(HostClock()), asyncio.create_task(counted.run())
-    await asyncio.gather(*(command(turns, {}, rich) for _ in range(callers)), return_exceptions=True)
-    ticking.cancel()
+    turns = Turns(HostClock())
+    await counted.during(*(command(turns, {}, rich) for _ in range(callers)))
     return counted
 
 

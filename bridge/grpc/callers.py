@@ -1,0 +1,39 @@
+"""Lets each caller have one heavy read at a time; its others wait for it, and nobody else does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+import grpc.aio
+
+Context = grpc.aio.ServicerContext
+Call = TypeVar("Call", bound=Callable[..., Awaitable[Any]])
+
+
+class Callers:
+    """The callers with a heavy read under way; a caller is a connection."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def lock_of(self, caller: str) -> asyncio.Lock:
+        """The caller's lock, which lives as long as somebody holds it or waits for it."""
+        lock = self._locks.get(caller)
+        if lock is None:
+            lock = self._locks[caller] = asyncio.Lock()
+        return lock
+
+
+def one_at_a_time(call: Call) -> Call:
+    """Let the wrapped call wait until no other wrapped call of its caller runs; `self.callers` knows them."""
+
+    @wraps(call)
+    async def wrapped(self: Any, request: Any, context: Context[Any, Any]) -> Any:
+        async with self.callers.lock_of(context.peer()):
+            return await call(self, request, context)
+
+    return wrapped  # type: ignore[return-value]  # a decorator that keeps the signature

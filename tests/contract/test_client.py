@@ -98,6 +98,20 @@ async def test_a_start_is_repeated_with_the_same_request_id_while_the_engine_is_
     assert json.loads(json.dumps(MessageToDict(first.inputs_json))) == {"points": 5, "tags": ["a", {"b": None}]}
 
 
+async def test_a_large_whole_number_is_never_rounded() -> None:
+    """Inside a list it travels as JSON text; alone it is refused before anything is sent."""
+    # specification 10.15
+    engine = Engine(pb.StartPlanningCeremonyResponse(instance_id="c1:s1"))
+    who = {"ceremony_id": "c1", "story_id": "s1", "requested_by": "po"}
+    async with client_of(engine) as client:
+        await client.start("review", **who, inputs={"ids": [{"n": 2**53 + 1}], "small": [2**53]})
+        with pytest.raises(PlanningCeremonyError, match="inputs_invalid"):
+            await client.start("review", **who, inputs={"id": 2**64})
+    (request,) = engine.requests
+    assert dict(request.inputs) == {"ids": json.dumps([{"n": 2**53 + 1}])}
+    assert list(request.inputs_json) == ["small"]
+
+
 async def test_a_start_is_repeated_after_the_hint_while_the_engine_is_overloaded() -> None:
     """After RESOURCE_EXHAUSTED twice it is accepted: the same request each time, not before half of the hint."""
     # specification 14.19

@@ -25,6 +25,8 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 TIMEOUT_SECONDS = 15.0
+# Above it a double stands for several whole numbers.
+LARGEST_EXACT = 2**53
 # Trailing metadata: milliseconds until the call may be repeated.
 RETRY_KEY = "retry-after-ms"
 SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
@@ -89,18 +91,22 @@ class PlanningCeremonyClient:
         step_ids: Iterable[str] = (),
         correlation_id: str | None = None,
     ) -> str:
-        """Start a ceremony and return its instance id. Inputs other than strings are sent as JSON values."""
+        """Start a ceremony and return its instance id. Inputs other than strings are sent as JSON values.
+
+        A whole number beyond 2^53 stays exact inside a list or an object; alone it must be given as text.
+        """
+        given = {name: _exact(name, value) for name, value in (inputs or {}).items()}
         request = pb.StartPlanningCeremonyRequest(
             ceremony_id=ceremony_id,
             definition_name=definition_name,
             story_id=story_id,
             correlation_id=correlation_id,
-            inputs={name: value for name, value in (inputs or {}).items() if isinstance(value, str)},
+            inputs={name: value for name, value in given.items() if isinstance(value, str)},
             step_ids=step_ids,
             requested_by=requested_by,
             request_id=_request_id(),
         )
-        richer = {name: value for name, value in (inputs or {}).items() if not isinstance(value, str)}
+        richer = {name: value for name, value in given.items() if not isinstance(value, str)}
         if richer:
             request.inputs_json.update(richer)
         return (await self._call(self._stub.StartPlanningCeremony, request)).instance_id
@@ -313,3 +319,21 @@ def _pause(refused: PlanningCeremonyError) -> float | None:
 
 def _request_id() -> str:
     return uuid4().hex
+
+
+def _exact(name: str, value: Any) -> Any:
+    """Return a value for a Struct, which holds doubles; JSON text instead where a whole number would be rounded."""
+    if not _rounded(value):
+        return value
+    if isinstance(value, Mapping | Sequence):
+        return json.dumps(value)
+    message = f"inputs_invalid: {name}: a whole number beyond 2^53 is rounded; give it as text, or inside a list"
+    raise PlanningCeremonyError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def _rounded(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_rounded, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return any(map(_rounded, value))
+    return isinstance(value, int) and abs(value) > LARGEST_EXACT

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -20,12 +24,32 @@ log = structlog.get_logger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9_]+")
 LARGEST_FILE_BYTES = 256 * 1024
+# A file that changed so shortly before it was read may change again under the same stamp: it is read once more.
+SETTLED_NS = 2_000_000_000
+# Errors of a path that leads to no file.
+_ABSENT = frozenset({ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG})
+# A pipe that takes the place of a file does not block the opening, and a link does not lead elsewhere after the check.
+_OPENING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 # A rule of this server beyond the rules of the language: (definition, file name) → problems.
 ServerRule = Callable[[Definition, str], Sequence[Problem]]
 
 
 class DefinitionUnknown(CeremonyError):
     """The folder has no file of this name."""
+
+
+class NoDefinitionFile(CeremonyError):
+    """The path is no file of the folder: a pipe, a device, a folder, or a link that leads out."""
+
+
+class Stamp(NamedTuple):
+    """Identity and times of a file. A swap of a link changes the inode, a change of the content one of the times."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +59,9 @@ class DefinitionFile:
     name: str
     definition: Definition | None
     problems: tuple[Problem, ...]
-    stamp: tuple[int, int]
-    """Modification time in nanoseconds, and size."""
+    stamp: Stamp | None = None
+    """None: to be read again at once."""
+    content: bytes = b""
 
 
 class DefinitionFolder:
@@ -47,21 +72,22 @@ class DefinitionFolder:
         self._kinds = kinds
         self._rules = rules
         self._read: dict[str, DefinitionFile] = {}
+        self._failing: set[str] = set()
+        """Names whose last reading failed."""
 
     def get(self, name: str) -> Definition:
         """The definition of this name, from the present file. Raises DefinitionUnknown or DefinitionInvalid."""
         loaded = self._current(name)
         if loaded is None:
-            known = ", ".join(sorted(file.stem for file in self.folder.glob("*.yaml"))) or "none"
-            raise DefinitionUnknown("definition_unknown", f"there is no definition {name[:200]!r}; known are: {known}")
+            raise DefinitionUnknown("definition_unknown", self._unknown(name))
         if loaded.definition is None:
             raise DefinitionInvalid(loaded.problems)
         return loaded.definition
 
     def all(self) -> list[DefinitionFile]:
         """Every file, sorted by name; invalid ones with their problems."""
-        names = sorted(file.stem for file in self.folder.glob("*.yaml"))
-        return [loaded for name in names if (loaded := self._current(name) or _misnamed(name)) is not None]
+        found = [self._current(path.stem) if named_well(path) else _misnamed(path) for path in self._files()]
+        return [loaded for loaded in found if loaded is not None]
 
     def report(self) -> None:
         """Log every problem of every invalid file, at the start of a server."""
@@ -73,47 +99,101 @@ class DefinitionFolder:
             for problem in loaded.problems:
                 log.error("definition_invalid", definition=loaded.name, problem=str(problem))
 
+    def _files(self) -> Iterator[Path]:
+        return iter(sorted(path for path in self.folder.glob("*") if path.suffix.lower() in (".yaml", ".yml")))
+
+    def _unknown(self, name: str) -> str:
+        known = ", ".join(path.stem for path in self._files() if path.suffix == ".yaml") or "none"
+        other = next((path.name for path in self._files() if path.stem == name and path.suffix != ".yaml"), "")
+        hint = f"; {other} must be called {name}.yaml" if other else ""
+        return f"there is no definition {name[:200]!r}; known are: {known}{hint}"
+
     def _current(self, name: str) -> DefinitionFile | None:
+        """Return the file as it is now. Where reading fails, the last reading stands, and the next call tries again."""
         if NAME.fullmatch(name) is None:
             return None
-        path = self.folder / f"{name}.yaml"
+        before = self._read.get(name)
         try:
-            found = path.stat()
-        except OSError:
+            loaded = self._fresh(name, before)
+        except NoDefinitionFile as error:
+            return _unreadable(name, error.message)
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                return self._failed(name, before, error)
             self._read.pop(name, None)
             return None
-        stamp = (found.st_mtime_ns, found.st_size)
-        loaded = self._read.get(name)
-        if loaded is None or loaded.stamp != stamp:
-            loaded = self._read[name] = self._load(name, path, stamp)
+        self._failing.discard(name)
+        self._read[name] = loaded
         return loaded
 
-    def _load(self, name: str, path: Path, stamp: tuple[int, int]) -> DefinitionFile:
+    def _fresh(self, name: str, before: DefinitionFile | None) -> DefinitionFile:
+        """Return the last reading where the file has not changed since, else a new one. Raises OSError."""
+        if before is not None and before.stamp == _stamp((self.folder / f"{name}.yaml").stat()):
+            return before
+        content, stamp = _read(self._inside(name))
+        if before is not None and before.content == content:
+            return DefinitionFile(name, before.definition, before.problems, stamp, content)
+        return self._load(name, content, stamp)
+
+    def _inside(self, name: str) -> Path:
+        """Resolve the links of a path, which may lead to any place inside the folder."""
+        folder = self.folder.resolve(strict=True)
         try:
-            text = _read(path)
-            definition = load(text, path.name, self._kinds)
+            path = (folder / f"{name}.yaml").resolve(strict=True)
+        except RuntimeError as error:  # Python 3.11 raises it for a loop of links
+            raise OSError(ELOOP, "a loop of links") from error
+        if not path.is_relative_to(folder):
+            raise NoDefinitionFile("file_outside", "it is a link that leads out of the folder of definitions")
+        return path
+
+    def _failed(self, name: str, before: DefinitionFile | None, error: OSError) -> DefinitionFile:
+        if name not in self._failing:
+            self._failing.add(name)
+            log.warning("definition_unreadable", definition=name, error=error.strerror, served=before is not None)
+        return before or _unreadable(name, f"the file cannot be read now: {error.strerror}")
+
+    def _load(self, name: str, content: bytes, stamp: Stamp | None) -> DefinitionFile:
+        file = f"{name}.yaml"
+        try:
+            definition = load(content, file, self._kinds)
         except DefinitionInvalid as error:
-            return DefinitionFile(name, None, error.problems, stamp)
-        except OSError:
-            problem = Problem(
-                path.name, 1, "file_unreadable", "the file cannot be read: is it a file, and may we read it?"
-            )
-            return DefinitionFile(name, None, (problem,), stamp)
-        problems = tuple(problem for rule in self._rules for problem in rule(definition, path.name))
-        return DefinitionFile(name, None if problems else definition, problems, stamp)
+            return DefinitionFile(name, None, error.problems, stamp, content)
+        problems = tuple(problem for rule in self._rules for problem in rule(definition, file))
+        return DefinitionFile(name, None if problems else definition, problems, stamp, content)
 
 
-def _misnamed(name: str) -> DefinitionFile | None:
-    """The entry of a file whose name no start can use; None when the file has just been removed."""
-    if NAME.fullmatch(name) is not None:
-        return None
-    problem = Problem(f"{name}.yaml", 1, "file_name_invalid", "a definition's file is named A-Z a-z 0-9 _ and .yaml")
-    return DefinitionFile(name, None, (problem,), (0, 0))
+def named_well(path: Path) -> bool:
+    """Return whether a start can name the definition of this file."""
+    return path.suffix == ".yaml" and NAME.fullmatch(path.stem) is not None
 
 
-def _read(path: Path) -> bytes:
-    """Read at most one byte above the limit. Raises OSError, also for a pipe, whose reading would block."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("no regular file")
-    with path.open("rb") as file:
-        return file.read(LARGEST_FILE_BYTES + 1)
+def _misnamed(path: Path) -> DefinitionFile:
+    """The entry of a file whose name no start can use."""
+    problem = Problem(path.name, 1, "file_name_invalid", "a definition's file is named A-Z a-z 0-9 _ and .yaml")
+    return DefinitionFile(path.stem, None, (problem,))
+
+
+def _unreadable(name: str, message: str) -> DefinitionFile:
+    return DefinitionFile(name, None, (Problem(f"{name}.yaml", 1, "file_unreadable", message),))
+
+
+def _read(path: Path) -> tuple[bytes, Stamp | None]:
+    """Read at most one byte above the limit, with the stamp of what was read. Raises OSError."""
+    descriptor = os.open(path, _OPENING)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise NoDefinitionFile("file_unreadable", "it is no regular file")
+        parts = []
+        left = LARGEST_FILE_BYTES + 1
+        while left and (part := os.read(descriptor, left)):
+            parts.append(part)
+            left -= len(part)
+        settled = time.time_ns() - found.st_ctime_ns > SETTLED_NS
+        return b"".join(parts), _stamp(found) if settled else None
+    finally:
+        os.close(descriptor)
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -172,3 +173,103 @@ def test_a_file_name_that_no_start_can_use_is_reported(tmp_path: Path) -> None:
     (loaded,) = definitions(tmp_path).all()
     assert loaded.definition is None
     assert [problem.rule for problem in loaded.problems] == ["file_name_invalid"]
+
+
+def test_a_file_called_yml_is_reported_and_its_start_names_the_remedy(tmp_path: Path) -> None:
+    # specification 2.1
+    folder_with(tmp_path, good=SELECTING)
+    (tmp_path / "good.yaml").rename(tmp_path / "good.yml")
+    found = definitions(tmp_path)
+    assert [(one.name, one.problems[0].rule) for one in found.all()] == [("good", "file_name_invalid")]
+    with pytest.raises(DefinitionUnknown, match=r"good\.yml must be called good\.yaml"):
+        found.get("good")
+
+
+@pytest.mark.parametrize("errno_", [errno.EMFILE, errno.EACCES, errno.ESTALE, errno.EIO])
+def test_one_failing_read_leaves_the_definition_that_was_read_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errno_: int
+) -> None:
+    """The file has changed meanwhile; the next call reads it, without a touch."""
+    # specification 2.18
+    found = definitions(folder_with(tmp_path, good=SELECTING))
+    before = found.get("good")
+    (tmp_path / "good.yaml").write_text(before.text + "# changed\n")
+
+    def failing(*_: object) -> int:
+        raise OSError(errno_, os.strerror(errno_))
+
+    with monkeypatch.context() as patched, structlog.testing.capture_logs() as logs:
+        patched.setattr(os, "open", failing)
+        assert found.get("good") is before
+        assert found.get("good") is before
+        with pytest.raises(DefinitionInvalid, match="file_unreadable"):
+            definitions(tmp_path).get("good")
+    assert [line["served"] for line in logs] == [True, False]
+    assert found.get("good").hash != before.hash
+
+
+def test_a_swap_of_a_config_map_with_equal_size_and_time_is_seen(tmp_path: Path) -> None:
+    """Kubernetes swaps the link `..data`; links inside the folder are followed."""
+    # specification 2.16
+    for version, text in (("..1", SELECTING), ("..2", SELECTING.replace("Release?", "Deliver?"))):
+        folder_with(tmp_path / version, good=text)
+        os.utime(tmp_path / version / "good.yaml", ns=(7, 7))
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "good.yaml").symlink_to("..data/good.yaml")
+    found = definitions(tmp_path)
+    before = found.get("good")
+    (tmp_path / "..new").symlink_to("..2")
+    (tmp_path / "..new").rename(tmp_path / "..data")
+    after = found.get("good")
+    assert (len(after.text), after.hash != before.hash) == (len(before.text), True)
+
+
+def test_a_change_under_the_same_size_and_time_is_seen(tmp_path: Path) -> None:
+    # specification 2.16
+    found = definitions(folder_with(tmp_path, good=SELECTING))
+    file = tmp_path / "good.yaml"
+    os.utime(file, ns=(7, 7))
+    before = found.get("good")
+    file.write_text(before.text.replace("Release?", "Deliver?"))
+    os.utime(file, ns=(7, 7))
+    assert found.get("good").hash != before.hash
+
+
+def test_a_settled_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = definitions(folder_with(tmp_path, good=SELECTING))
+    monkeypatch.setattr("bridge.definitions.SETTLED_NS", -1)
+    before = found.get("good")
+    monkeypatch.setattr(os, "open", None)
+    assert found.get("good") is before
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_that_takes_the_place_of_a_file_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is swapped in after every check of the path."""
+    # specification 2.18
+    found = definitions(folder_with(tmp_path, good=SELECTING))
+    opening = os.open
+
+    def swapped(path: Path, flags: int) -> int:
+        (tmp_path / "good.yaml").unlink()
+        os.mkfifo(tmp_path / "good.yaml")
+        return opening(path, flags)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(DefinitionInvalid, match="no regular file"):
+        found.get("good")
+
+
+def test_a_link_out_of_the_folder_is_not_read(tmp_path: Path) -> None:
+    """A client would read lines of its target in the problems."""
+    # specification 2.18
+    (tmp_path / "secret").write_text("password: hunter2\n")
+    folder = folder_with(tmp_path / "definitions", good=SELECTING)
+    (folder / "leak.yaml").symlink_to(tmp_path / "secret")
+    with pytest.raises(DefinitionInvalid) as caught:
+        definitions(folder).get("leak")
+    assert [(problem.rule, "password" in problem.message) for problem in caught.value.problems] == [
+        ("file_unreadable", False)
+    ]
+    (tmp_path / "linked").symlink_to(folder)
+    assert definitions(tmp_path / "linked").get("good").name == "good"

@@ -70,8 +70,8 @@ class CommandLog:
         view = self._partitions.appendable(command.instance_id)
         return await self._append(view.number, command, row.correlation_id, patient=False)
 
-    def closed(self, calls: int) -> Overloaded | None:
-        return self.admission.closed(calls, self._partitions.positions())
+    def overload(self, calls: int) -> Overloaded | None:
+        return self.admission.overload(calls, self._partitions.positions())
 
     # -- commands of the timers
 

@@ -253,8 +253,8 @@ async def test_slow_readers_read_from_the_file(path: Path) -> None:
 async def test_consumed_queue_records_are_deleted(path: Path) -> None:
     """Nothing is kept below the lowest durable position of a queue's readers, which becomes the log start."""
     async with opened(path, retention_seconds=0.01) as log:
-        log.attach("fast", "queue", 0)
-        log.attach("slow", "queue", 0)
+        log.register("fast", "queue", 0)
+        log.register("slow", "queue", 0)
         for i in range(10):
             await log.append("queue", 0, None, b"%d" % i)
         log.put_offset("fast", "queue", 0, 10)
@@ -269,7 +269,7 @@ async def test_consumed_queue_records_are_deleted(path: Path) -> None:
 async def test_queue_records_consumed_within_the_window_are_never_written(path: Path) -> None:
     """Their offsets are not used again."""
     async with opened(path, window=0.05) as log:
-        log.attach("agent", "queue", 0)
+        log.register("agent", "queue", 0)
         log.put("queue", 0, [NewRecord(None, b"a"), NewRecord(None, b"b")])
         log.put_offset("agent", "queue", 0, 1)
         await log.flush()

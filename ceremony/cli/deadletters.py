@@ -42,7 +42,8 @@ def list_dead_letters(
         return
     if page.dead_letters:
         console().print(views.dead_letters_view(page.dead_letters))
-    say(f"{len(page.dead_letters)} of {page.total_count} dead letters", err=True)
+    shown = f"{len(page.dead_letters)} of {page.total_count}" if page.total_count else "no"
+    say(f"{shown} dead letters", err=True)
 
 
 OriginArgument = Annotated[str, typer.Argument(metavar="ORIGIN", help="TOPIC/PARTITION/OFFSET, as `list` shows it.")]

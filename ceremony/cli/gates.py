@@ -16,7 +16,9 @@ from ceremony.cli.views import report_change
 
 GateArgument = Annotated[
     str | None,
-    typer.Argument(help="Gate step or human guard. May be left out when only one is open.", show_default=False),
+    typer.Argument(
+        metavar="GATE", help="Gate step or human guard; optional when only one is open.", show_default=False
+    ),
 ]
 RoleOption = Annotated[str | None, typer.Option(help="Role of the actor; default: the role that the gate asks for.")]
 CommentOption = Annotated[str, typer.Option("-m", "--comment", help="Kept with the decision.")]

@@ -18,7 +18,7 @@ from ceremony.cli.watch import follow
 
 
 def start(
-    definition: Annotated[str, typer.Argument(help="Name of the definition.")],
+    definition: Annotated[str, typer.Argument(metavar="DEFINITION", help="Name of the definition.")],
     ceremony_id: Annotated[str, typer.Option(help="Id of your choice. Together with the story it is the instance id.")],
     story_id: Annotated[str, typer.Option(help="The story it is about.")],
     inputs: Annotated[

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 from ceremony.cli.connection import call
 from ceremony.cli.errors import CommandFailed, unknown
 from ceremony.cli.output import Format
 from ceremony.cli.views import report_change
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 GateArgument = Annotated[
     str | None,
@@ -65,6 +67,8 @@ async def open_gate(client: PlanningCeremonyClient, decision: GateChoice) -> pb.
 
     A named gate that is not open is passed on: the engine gives the best reason why it cannot be decided.
     """
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+
     found = await client.get(decision.instance_id)
     if found is None:
         raise unknown(decision.instance_id)

@@ -7,10 +7,8 @@ import select
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 from rich.live import Live
 
 from bridge.clock import HostClock
@@ -21,13 +19,18 @@ from ceremony.cli.errors import CommandFailed
 from ceremony.cli.options import InstanceArgument
 from ceremony.cli.output import Format, OutputOption, emit_data, emit_line, say
 
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
+    Show = Callable[[pb.PlanningCeremonyInstance], None]
+
 # Attempts to reopen a broken stream, a second apart. A worker restarts in less time.
 PATIENCE = 15
 # Between looks at the reader of stdout.
 READER_SECONDS = 0.5
 
 Result = TypeVar("Result")
-Show = Callable[[pb.PlanningCeremonyInstance], None]
 
 
 def watch(
@@ -108,6 +111,8 @@ async def _reader_gone() -> None:
 
 async def forms(client: PlanningCeremonyClient, instance_id: str) -> AsyncIterator[pb.PlanningCeremonyInstance]:
     """Yield each version once, across restarts of the engine. Raises PlanningCeremonyError."""
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyError
+
     version, broken = -1, 0
     while True:
         try:
@@ -129,6 +134,8 @@ class ChangeLines:
     """Prints one line for each change since the version before."""
 
     def __init__(self) -> None:
+        from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+
         self._before = pb.PlanningCeremonyInstance()
 
     def show(self, found: pb.PlanningCeremonyInstance) -> None:

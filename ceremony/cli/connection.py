@@ -93,10 +93,10 @@ async def _knock(at: Server) -> None:
     host, colon, port = at.address.rpartition(":")
     if "/" in at.address or not host:
         if not colon:
-            raise CommandFailed("server_malformed", f"{at.address!r} is no host:port", Exit.USAGE)
+            raise CommandFailed("server_malformed", f"{at.address!r} is not host:port", Exit.USAGE)
         return  # a gRPC target of another scheme, `unix:…` or `dns:///…`
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 - what a port is
-        raise CommandFailed("server_malformed", f"{at.address!r} is no host:port", Exit.USAGE)
+        raise CommandFailed("server_malformed", f"{at.address!r} is not host:port", Exit.USAGE)
     try:
         async with HostClock().timeout(CONNECT_SECONDS):
             _, writer = await asyncio.open_connection(host.strip("[]"), int(port))

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
         if unknown := sorted(set(value) - set(ROLES)):
             raise ValueError(f"unknown: {', '.join(unknown)}; one or more of {', '.join(ROLES)}")
         if not value:
-            raise ValueError(f"one or more of {', '.join(ROLES)} is wanted")
+            raise ValueError(f"expected one or more of {', '.join(ROLES)}")
         return value
 
     @field_validator("publish_subjects")
@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     @classmethod
     def _log(cls, value: str) -> str:
         if not re.match(r"kafka://[^/]+:\d+|sqlite:///.", value):
-            raise ValueError("kafka://host:port[,host:port] or sqlite:///absolute/path/to/file.db is wanted")
+            raise ValueError("expected kafka://host:port[,host:port] or sqlite:///absolute/path/to/file.db")
         return value
 
     @field_validator("readiness_requires")
@@ -141,7 +141,7 @@ def _problem(details: ErrorDetails) -> str:
 
 def _level_problems(level: str) -> Iterator[str]:
     if level.upper() not in LOG_LEVELS:
-        yield f"LOG_LEVEL: one of {', '.join(LOG_LEVELS)} is wanted (it is {level!r})"
+        yield f"LOG_LEVEL: expected one of {', '.join(LOG_LEVELS)} (it is {level!r})"
 
 
 def _address_problems(found: Settings) -> Iterator[str]:
@@ -152,4 +152,4 @@ def _address_problems(found: Settings) -> Iterator[str]:
     for name, address in given:
         host, _, port = address.rpartition(":")
         if not host or not (port.isascii() and port.isdigit()) or int(port) > LAST_PORT:
-            yield f"{name}: host:port is wanted, for example 0.0.0.0:50057 (it is {address!r})"
+            yield f"{name}: expected host:port, for example 0.0.0.0:50057 (it is {address!r})"

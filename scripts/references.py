@@ -227,7 +227,7 @@ def _slug(heading: str) -> str:
 
 def missing_paths(root: Path, files: Iterable[Source]) -> Iterator[Finding]:
     """Code spans of Markdown files that read like a path of the repository and are none."""
-    folders = frozenset(path.name for path in root.iterdir() if path.is_dir())
+    folders = _folders(root)
     names = frozenset(path.name for path in _files(root))
     for source in files:
         if source.name.endswith(".md"):
@@ -258,12 +258,17 @@ def _is_there(root: Path, source: Source, span: str, names: frozenset[str]) -> b
     return "/" not in span and span in names
 
 
+def _folders(root: Path) -> frozenset[str]:
+    """Top folders of the repository; in build/ and the like, files come and go."""
+    return frozenset(path.name for path in root.iterdir() if path.is_dir() and path.name not in SKIPPED_FOLDERS)
+
+
 # -- code
 
 
 def stale_paths(root: Path, files: Iterable[Source]) -> Iterator[Finding]:
     """Paths of files that code and configuration name and that are not there; tests make up paths of their own."""
-    folders = "|".join(sorted(re.escape(path.name) for path in root.iterdir() if path.is_dir()))
+    folders = "|".join(sorted(map(re.escape, _folders(root))))
     named = re.compile(rf"(?<![\w/.<{{-])(?:{folders})/[\w/.-]*\w\.(?:py|md|yaml|proto|json|svg|sh)\b")
     for source in files:
         if not source.name.endswith(".md") and not source.name.startswith(f"{TESTS}/"):

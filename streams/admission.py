@@ -94,7 +94,7 @@ class Admission:
             self._waiting -= 1
             self._retry_hints.answered()
 
-    def closed(self, calls: int, positions: Iterable[tuple[int, int]] | None) -> Overloaded | None:
+    def overload(self, calls: int, positions: Iterable[tuple[int, int]] | None) -> Overloaded | None:
         """Return the refusal that applies to every start now, or None.
 
         `calls`: unanswered calls, including those forwarded to other workers. `positions`: (partition, position) of

@@ -160,7 +160,7 @@ class CommandApi(Protocol):
     async def operate(self, command: Operation) -> Reply:
         """Append, wait for the fold, answer from it. Raises Unavailable, which names the id under which to repeat."""
 
-    def closed(self, calls: int) -> Overloaded | None:
+    def overload(self, calls: int) -> Overloaded | None:
         """The refusal for every start while `calls` calls are unanswered, each with its own hint; None: starts pass."""
 
 
@@ -226,10 +226,10 @@ class Directory(Protocol):
 
     def partition_of(self, instance_id: str) -> int: ...
 
-    def where(self, partition: int) -> str:
+    def address_of(self, partition: int) -> str:
         """HERE, or the `host:port` of its owner's gRPC. Raises Unavailable while no owner is known."""
 
-    def everywhere(self) -> Mapping[str, Collection[int]]:
+    def partitions_by_address(self) -> Mapping[str, Collection[int]]:
         """All partitions by the address that serves them. Raises Unavailable where one has no owner."""
 
     def addresses(self) -> Collection[str]:

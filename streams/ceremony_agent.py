@@ -100,7 +100,7 @@ class CeremonyAgent:
                 continue
             self._fold_one(batch, folding, record, command)
         if record is not None:
-            self._log_clock.read(record.timestamp)
+            self._log_clock.observe(record.timestamp)
 
     def _fold_one(self, batch: Batch, folding: Folding, record: Record, command: AnyCommand) -> None:
         folding.tally.commands[type(command).__name__] += 1

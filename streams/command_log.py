@@ -75,8 +75,8 @@ class CommandLog:
         except Unavailable as error:
             raise error.repeatable_under(command.command_id) from error
 
-    def closed(self, calls: int) -> Overloaded | None:
-        return self.admission.closed(calls, self._partitions.positions())
+    def overload(self, calls: int) -> Overloaded | None:
+        return self.admission.overload(calls, self._partitions.positions())
 
     # -- commands of the timers
 

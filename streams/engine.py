@@ -93,7 +93,7 @@ class Engine:
         self.reads.changed(folding.rows)
 
     def lost(self, number: int) -> None:
-        """Give a partition up: its clients are told that it moves."""
+        """Give a partition up: its clients get Unavailable."""
         self.partitions.lost(number)
         self._metrics.partitions.set(len(self.partitions))
         self.commands.lost(number)

@@ -26,7 +26,7 @@ class LogClock:
         """Set the present to the append time of a record just written, even when the log's clock went back."""
         self._timestamp, self._learnt = timestamp, self._clock.monotonic()
 
-    def read(self, timestamp: int) -> None:
+    def observe(self, timestamp: int) -> None:
         """Advance the present to the append time of a record that was read."""
         if timestamp > self.now():
             self.acknowledged(timestamp)

@@ -33,50 +33,54 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
-        self.steps = Counter("ceremony_steps", "Conclusions of steps, by status.", ["status"], registry=self.registry)
+        self.steps = Counter(
+            "ceremony_steps", "Finished attempts of steps, by status.", ["status"], registry=self.registry
+        )
         self.ended = Counter(
-            "ceremony_ended", "Ceremonies that came to a terminal status.", ["status"], registry=self.registry
+            "ceremony_ended", "Ceremonies that reached a terminal status.", ["status"], registry=self.registry
         )
         self.events = Counter(
-            "ceremony_events", "Events the fold made, by subject.", ["subject"], registry=self.registry
+            "ceremony_events", "Events sent by the fold, by subject.", ["subject"], registry=self.registry
         )
         self.published = Counter(
             "ceremony_publish",
-            "Publish steps' own messages acknowledged by JetStream.",
+            "Messages of publish steps acknowledged by JetStream.",
             ["duplicate"],
             registry=self.registry,
         )
         self.partitions = Gauge("ceremony_partitions_owned", "Partitions this worker owns.", registry=self.registry)
         self.stuck = Gauge(
-            "ceremony_stuck", "Ceremonies of the partitions owned that wait for nothing: a bug.", registry=self.registry
+            "ceremony_stuck",
+            "Ceremonies of the owned partitions that wait for nothing, which is a bug.",
+            registry=self.registry,
         )
         self.by_status = Gauge(
             "ceremony_instances_by_status",
-            "Ceremonies of the partitions owned, by status.",
+            "Ceremonies of the owned partitions, by status.",
             ["status"],
             registry=self.registry,
         )
-        self.live = Gauge("ceremony_instances", "Rows in the table of the partitions owned.", registry=self.registry)
+        self.live = Gauge("ceremony_instances", "Rows of ceremonies in the owned partitions.", registry=self.registry)
 
         self.saving = Histogram(
             "ceremony_checkpoint_seconds",
-            "Checkpoints of a partition: until its effects are acknowledged and its rows committed.",
+            "Duration of a checkpoint, until its effects are acknowledged and its rows committed.",
             buckets=BUCKETS_SECONDS,
             registry=self.registry,
         )
-        self.rows_saved = Counter("ceremony_checkpoint_rows", "Rows that checkpoints wrote.", registry=self.registry)
+        self.rows_saved = Counter("ceremony_checkpoint_rows", "Rows written by checkpoints.", registry=self.registry)
         self.recovering = Histogram(
             "ceremony_recovery_seconds",
-            "Partitions taken: until their former owner is fenced and their rows are at hand.",
+            "Duration of a take-over, until the former owner is fenced and the rows are recovered.",
             buckets=BUCKETS_SECONDS,
             registry=self.registry,
         )
         self.recovered_last = Gauge(
             "ceremony_recovery_last_seconds",
-            "The same, of the partition that was at hand last.",
+            "Duration of the last take-over.",
             registry=self.registry,
         )
-        self.rows_recovered = Counter("ceremony_recovery_rows", "Rows read back.", registry=self.registry)
+        self.rows_recovered = Counter("ceremony_recovery_rows", "Rows recovered at take-over.", registry=self.registry)
 
     def saved(self, rows: int, seconds: float) -> None:
         """Count a durable checkpoint of a partition."""

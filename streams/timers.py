@@ -96,7 +96,7 @@ class PartitionTimers:
         """Earliest due time in the heap."""
         return self._heap[0][0] if self._heap else None
 
-    def take(self, now: int, *, steps_too: bool) -> list[DueTimer]:
+    def take_due(self, now: int, *, steps_too: bool) -> list[DueTimer]:
         """Return about TIMERS_PER_TURN due timers. `steps_too`: step timeouts may fire."""
         fired: list[DueTimer] = []
         rows = self.view.rows(CEREMONIES)
@@ -182,7 +182,7 @@ class Timers:
         now = self._log_clock.now()
         fired = False
         for number, part in list(self._parts.items()):
-            due = part.take(now, steps_too=self._caught_up(part))
+            due = part.take_due(now, steps_too=self._caught_up(part))
             fired = fired or bool(due)
             await self._fire(number, due)
         return fired

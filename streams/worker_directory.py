@@ -92,7 +92,7 @@ class WorkerDirectory:
     def partition_of(self, instance_id: str) -> int:
         return self._log.partition_of(instance_id.encode(), self.partitions)
 
-    def where(self, partition: int) -> str:
+    def address_of(self, partition: int) -> str:
         if partition in self._mine():
             return HERE
         claims = [received for received in self._valid_heartbeats() if partition in received.heartbeat.partitions]
@@ -100,11 +100,11 @@ class WorkerDirectory:
             raise Unavailable(f"partition {partition} is not served: moving: no worker has said that it owns it")
         return max(claims, key=lambda received: (received.heartbeat.generation, received.offset)).heartbeat.address
 
-    def everywhere(self) -> Mapping[str, Collection[int]]:
+    def partitions_by_address(self) -> Mapping[str, Collection[int]]:
         """Return partitions by the address of their owner. Raises Unavailable when one has no owner."""
         found: dict[str, list[int]] = {}
         for number in range(self.partitions):
-            found.setdefault(self.where(number), []).append(number)
+            found.setdefault(self.address_of(number), []).append(number)
         return found
 
     def addresses(self) -> Collection[str]:
@@ -168,7 +168,7 @@ class WorkerDirectory:
             heartbeat = _decode(record.value or b"")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"no heartbeat: {error}") from None
-        self._log_clock.read(record.timestamp)
+        self._log_clock.observe(record.timestamp)
         self._heartbeats[heartbeat.worker] = ReceivedHeartbeat(heartbeat, record.timestamp, record.offset)
         forgotten = self._log_clock.now() - FORGOTTEN_MS
         for worker in [worker for worker, received in self._heartbeats.items() if received.timestamp < forgotten]:

@@ -139,7 +139,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
         instance_id = instance_of(method.removeprefix(self._prefix), request)
         if not instance_id or len(instance_id) > LONGEST_ID:
             return HERE
-        return self._directory.where(self._directory.partition_of(instance_id))
+        return self._directory.address_of(self._directory.partition_of(instance_id))
 
     async def _answered(self, owner: str, method: str, request: Any, context: Context) -> Any | None:
         """Return the call that an owner answered, or that failed with the last one; None: this worker is the owner now.

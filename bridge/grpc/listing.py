@@ -169,7 +169,7 @@ class AllWorkersListing:
     async def _answer(
         self, request: pb.ListPlanningCeremonyInstancesRequest
     ) -> pb.ListPlanningCeremonyInstancesResponse:
-        owners = self._directory.everywhere()
+        owners = self._directory.partitions_by_address()
         limit, offset = page(request.limit, request.offset)
         total, chosen = await self._page_keys(owners, request, offset + limit)
         rows = await self._rows([instance_id for _, instance_id in chosen[offset:]])
@@ -207,7 +207,7 @@ class AllWorkersListing:
         """The messages of these rows, as many as fit into an answer of 3 MiB but at least one."""
         by_owner: dict[str, list[str]] = {}
         for instance_id in ids:
-            owner = self._directory.where(self._directory.partition_of(instance_id))
+            owner = self._directory.address_of(self._directory.partition_of(instance_id))
             by_owner.setdefault(owner, []).append(instance_id)
         calls = {
             owner: self._peers.unary(owner, ROWS)(_encode(RowsRequest(some)), timeout=LIST_SECONDS)

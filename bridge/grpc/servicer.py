@@ -71,7 +71,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
 
     def refuse_start(self, unanswered: int) -> CallRefused | None:
         """The refusal of every start while too many calls are unanswered; None when starts are accepted."""
-        overloaded = self._commands.closed(unanswered)
+        overloaded = self._commands.overload(unanswered)
         return None if overloaded is None else refusal_of(overloaded)
 
     # -- start, get, list

@@ -7,10 +7,9 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bridge.clock import HostClock
@@ -18,6 +17,9 @@ from ceremony.cli.connection import call
 from ceremony.cli.display import console
 from ceremony.cli.errors import CommandFailed, refused
 from ceremony.cli.output import Format, emit_data, say
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 # Calls in flight.
 LANES = 16
@@ -93,6 +95,8 @@ async def _all(client: PlanningCeremonyClient, verb: str, items: Sequence[BulkIt
 async def _lane(
     client: PlanningCeremonyClient, items: Iterator[BulkItem], outcome: BulkResult, tick: Callable[[], None]
 ) -> None:
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyError
+
     for item in items:
         try:
             await item.work(client)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
-
 from ceremony.cli.connection import ServerOption
 from ceremony.cli.options import ActorOption, ReasonOption, login
 from ceremony.cli.output import Format, OutputOption
@@ -39,6 +37,8 @@ def cancel(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Cancel ceremonies. Their steps in flight are cancelled first."""
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
     filters = Filters(everything, state, definition, status, story, yes)
     who = {"actor": actor or login(), "role": role, "reason": reason}
     on = frozenset({RUNNING, WAITING, PAUSED})

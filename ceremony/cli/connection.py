@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 
-from bridge.clock import HostClock
 from ceremony.cli.errors import CommandFailed, Exit, refused
 from ceremony.cli.options import DEFAULT_SERVER
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 DEV_FILE = Path(".ceremony/dev.json")
 CONNECT_SECONDS = 3.0
@@ -68,6 +68,9 @@ def runs(pid: int) -> bool:
 
 def call(given: str | None, work: Callable[[PlanningCeremonyClient], Awaitable[Result]]) -> Result:
     """Do `work` with a client of the engine. Raises CommandFailed when it cannot be reached or refuses."""
+    import asyncio
+
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 
     async def connected() -> Result:
         at = server(given)
@@ -83,13 +86,17 @@ def call(given: str | None, work: Callable[[PlanningCeremonyClient], Awaitable[R
 
 async def _knock(at: Server) -> None:
     """Check that something listens at the address. gRPC itself would try for some seconds before it fails."""
+    import asyncio
+
+    from bridge.clock import HostClock
+
     host, colon, port = at.address.rpartition(":")
     if "/" in at.address or not host:
         if not colon:
-            raise CommandFailed("server_malformed", f"{at.address!r} is no host:port", Exit.USAGE)
+            raise CommandFailed("server_malformed", f"{at.address!r} is not host:port", Exit.USAGE)
         return  # a gRPC target of another scheme, `unix:…` or `dns:///…`
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 - what a port is
-        raise CommandFailed("server_malformed", f"{at.address!r} is no host:port", Exit.USAGE)
+        raise CommandFailed("server_malformed", f"{at.address!r} is not host:port", Exit.USAGE)
     try:
         async with HostClock().timeout(CONNECT_SECONDS):
             _, writer = await asyncio.open_connection(host.strip("[]"), int(port))

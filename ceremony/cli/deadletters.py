@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
-from ceremony.cli import bulk, views
+from ceremony.cli import views
 from ceremony.cli.connection import ServerOption, call
 from ceremony.cli.display import console
 from ceremony.cli.list import LARGEST_PAGE
 from ceremony.cli.options import ActorOption, ReasonOption, login
 from ceremony.cli.output import Format, OutputOption, emit_data, say
 from ceremony.cli.plain_help import PLAIN, PlainCommand, PlainGroup
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 deadletters = typer.Typer(
     cls=PlainGroup,
@@ -42,7 +44,8 @@ def list_dead_letters(
         return
     if page.dead_letters:
         console().print(views.dead_letters_view(page.dead_letters))
-    say(f"{len(page.dead_letters)} of {page.total_count} dead letters", err=True)
+    shown = f"{len(page.dead_letters)} of {page.total_count}" if page.total_count else "no"
+    say(f"{shown} dead letters", err=True)
 
 
 OriginArgument = Annotated[str, typer.Argument(metavar="ORIGIN", help="TOPIC/PARTITION/OFFSET, as `list` shows it.")]
@@ -90,6 +93,8 @@ def replay(
         else:
             emit_data(views.replay_data(done.replay) | {"repeated_request": done.repeated_request}, output)
         return
+    from ceremony.cli import bulk
+
     if everything:
         bulk.confirmed("replay", "dead letters", len(named), yes=yes)
     items = [bulk.BulkItem(name, _replaying(parsed(name), who)) for name in dict.fromkeys(named)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
-
 from ceremony.cli import views
 from ceremony.cli.connection import ServerOption, call
 from ceremony.cli.display import console
@@ -12,7 +10,7 @@ from ceremony.cli.output import Format, OutputOption, emit_data
 
 def definitions(server: ServerOption = None, output: OutputOption = Format.TABLE) -> None:
     """List the definitions that the engine sees now, with the problems of invalid ones."""
-    found = call(server, PlanningCeremonyClient.definitions)
+    found = call(server, lambda client: client.definitions())
     if output is Format.TABLE:
         console().print(views.definitions_view(found))
     else:

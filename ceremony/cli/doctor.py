@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from google.protobuf.json_format import MessageToDict
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
@@ -17,6 +15,9 @@ from ceremony.cli.display import console, local, pairs, table
 from ceremony.cli.display import status as coloured
 from ceremony.cli.errors import CommandFailed
 from ceremony.cli.output import Format, OutputOption, clean, emit_data
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 STYLES = {
     "stuck": "bold red",
@@ -56,6 +57,8 @@ def doctor(
 
 def diagnosis_data(found: pb.DiagnoseResponse) -> dict[str, Any]:
     """The whole response, with the names of the proto."""
+    from google.protobuf.json_format import MessageToDict
+
     data: dict[str, Any] = MessageToDict(
         found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 from ceremony.cli.connection import call
 from ceremony.cli.errors import CommandFailed, unknown
 from ceremony.cli.output import Format
 from ceremony.cli.views import report_change
 
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
 GateArgument = Annotated[
     str | None,
-    typer.Argument(help="Gate step or human guard. May be left out when only one is open.", show_default=False),
+    typer.Argument(
+        metavar="GATE", help="Gate step or human guard; optional when only one is open.", show_default=False
+    ),
 ]
 RoleOption = Annotated[str | None, typer.Option(help="Role of the actor; default: the role that the gate asks for.")]
 CommentOption = Annotated[str, typer.Option("-m", "--comment", help="Kept with the decision.")]
@@ -63,6 +67,8 @@ async def open_gate(client: PlanningCeremonyClient, decision: GateChoice) -> pb.
 
     A named gate that is not open is passed on: the engine gives the best reason why it cannot be decided.
     """
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+
     found = await client.get(decision.instance_id)
     if found is None:
         raise unknown(decision.instance_id)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+from typing import TYPE_CHECKING
 
 from ceremony.cli import views
 from ceremony.cli.connection import ServerOption, call
@@ -11,6 +10,10 @@ from ceremony.cli.display import console
 from ceremony.cli.errors import unknown
 from ceremony.cli.options import InstanceArgument
 from ceremony.cli.output import Format, OutputOption, emit_data
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 
 def get(instance_id: InstanceArgument, server: ServerOption = None, output: OutputOption = Format.TABLE) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from rich.text import Text
 
 from ceremony.cli.connection import ServerOption, call
@@ -14,6 +13,9 @@ from ceremony.cli.display import STYLES, console, local, table
 from ceremony.cli.options import InstanceArgument
 from ceremony.cli.output import Format, OutputOption, clean, emit_data, say
 from ceremony.cli.views import summary
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 # Fields of a payload that the table leaves out, for every line would repeat them.
 REPEATED_FIELDS = frozenset({"instance_id", "definition_name", "output"})

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 from ceremony.cli import views
 from ceremony.cli.connection import ServerOption, call
 from ceremony.cli.display import console
 from ceremony.cli.output import Format, OutputOption, emit_data, say
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 # The engine returns no more ceremonies or dead letters at once.
 LARGEST_PAGE = 1000

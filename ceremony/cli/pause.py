@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
-
 from ceremony.cli.connection import ServerOption
 from ceremony.cli.options import ActorOption, ReasonOption, login
 from ceremony.cli.output import Format, OutputOption
@@ -38,6 +36,8 @@ def pause(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Pause ceremonies. Answers are recorded, nothing new starts, timers stop."""
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
     filters = Filters(everything, state, definition, status, story, yes)
     who = {"actor": actor or login(), "role": role, "reason": reason}
     on = frozenset({RUNNING, WAITING})

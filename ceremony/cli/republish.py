@@ -129,5 +129,5 @@ def _since(text: str | None) -> int:
         then = datetime.fromisoformat(text)
     except ValueError:
         wanted = "a time like 2026-01-31T12:00:00Z, or 90m, 12h, 3d"
-        raise CommandFailed("since_invalid", f"--since {text!r}: {wanted} is wanted", Exit.USAGE) from None
+        raise CommandFailed("since_invalid", f"--since {text!r}", Exit.USAGE, remedy=f"use {wanted}") from None
     return max(0, int((then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() * 1000))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
-
 from ceremony.cli.connection import ServerOption
 from ceremony.cli.options import ActorOption, ReasonOption, login
 from ceremony.cli.output import Format, OutputOption
@@ -37,6 +35,8 @@ def resume(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Resume paused ceremonies. Their timers go on with the time that was left."""
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
     filters = Filters(everything, state, definition, status, story, yes)
     who = {"actor": actor or login(), "role": role, "reason": reason}
     on = frozenset({PAUSED})

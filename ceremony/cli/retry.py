@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 from ceremony.cli.connection import ServerOption, call
 from ceremony.cli.errors import CommandFailed, unknown
@@ -18,9 +17,7 @@ from ceremony.cli.selection import (
     AllOption,
     DefinitionOption,
     Filters,
-    Found,
     IdArgument,
-    Operation,
     RoleOption,
     StateOption,
     StatusOption,
@@ -30,6 +27,11 @@ from ceremony.cli.selection import (
     on_steps,
 )
 from ceremony.cli.views import report_change
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
+    from ceremony.cli.selection import Found, Operation
 
 
 def retry(
@@ -52,6 +54,8 @@ def retry(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Retry a failed step with a new budget of attempts. A FAILED ceremony opens again."""
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
     filters = Filters(everything, state, definition, status, story, yes)
     filters.check([instance_id] if instance_id else [])
     who = {"actor": actor or login(), "role": role, "reason": reason}

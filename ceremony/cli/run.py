@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 from ceremony.cli.connection import ServerOption, call
 from ceremony.cli.options import ActorOption, ReasonOption, login
@@ -17,7 +16,6 @@ from ceremony.cli.selection import (
     DefinitionOption,
     Filters,
     IdArgument,
-    Operation,
     RoleOption,
     StateOption,
     StatusOption,
@@ -27,6 +25,9 @@ from ceremony.cli.selection import (
     on_steps,
 )
 from ceremony.cli.views import report_change
+
+if TYPE_CHECKING:
+    from ceremony.cli.selection import Operation
 
 
 def run(
@@ -49,6 +50,8 @@ def run(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Run a step that the start did not select."""
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
     filters = Filters(everything, state, definition, status, story, yes)
     filters.check([instance_id] if instance_id else [])
     name = step or only

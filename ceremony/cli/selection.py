@@ -5,17 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
-from ceremony.cli import bulk
 from ceremony.cli.connection import call
 from ceremony.cli.list import pages
 from ceremony.cli.output import Format
 from ceremony.cli.views import report_change
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
+    Found = pb.PlanningCeremonyInstance
+    # An unbound method of the client: (client, id[, step], actor, role, reason).
+    Operation = Callable[..., Coroutine[Any, Any, Found]]
+    Work = Callable[[PlanningCeremonyClient], Coroutine[Any, Any, Found]]
 
 RUNNING, WAITING, PAUSED, FAILED = "RUNNING", "WAITING_FOR_HUMAN", "PAUSED", "FAILED"
 
@@ -35,11 +41,6 @@ StatusOption = Annotated[
 ]
 StoryOption = Annotated[str | None, typer.Option(help="With --all: only about this story.")]
 YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
-
-Found = pb.PlanningCeremonyInstance
-# An unbound method of the client: (client, id[, step], actor, role, reason).
-Operation = Callable[..., Coroutine[Any, Any, Found]]
-Work = Callable[[PlanningCeremonyClient], Coroutine[Any, Any, Found]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ def on_ceremonies(
     output: Format,
 ) -> None:
     """Run an operation on ceremonies. One is answered as by other verbs, several with a summary."""
+    from ceremony.cli import bulk
+
     filters.check(named)
     if len(named) == 1:
         report_change(verb, call(server, lambda client: operation(client, named[0], **who)), output)
@@ -93,6 +96,8 @@ def on_steps(
     server: str | None,
     output: Format,
 ) -> None:
+    from ceremony.cli import bulk
+
     bulk.confirmed(verb, "steps", len(pairs), yes=filters.yes)
     items = [bulk.BulkItem(f"{name} {step}", _on(operation, name, step, **who)) for name, step in pairs]
     bulk.run(server, verb, items, output)

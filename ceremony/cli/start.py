@@ -6,19 +6,20 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 from ceremony.cli.connection import ServerOption, call
 from ceremony.cli.options import login
 from ceremony.cli.output import Format, OutputOption, emit_data, say
-from ceremony.cli.watch import follow
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 
 def start(
-    definition: Annotated[str, typer.Argument(help="Name of the definition.")],
+    definition: Annotated[str, typer.Argument(metavar="DEFINITION", help="Name of the definition.")],
     ceremony_id: Annotated[str, typer.Option(help="Id of your choice. Together with the story it is the instance id.")],
     story_id: Annotated[str, typer.Option(help="The story it is about.")],
     inputs: Annotated[
@@ -62,6 +63,8 @@ def start(
 
     instance_id = call(server, work)
     if wait:
+        from ceremony.cli.watch import follow
+
         follow(instance_id, server, output)
     elif output is Format.TABLE:
         say(f"started {instance_id}")

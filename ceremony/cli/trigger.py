@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 from ceremony.cli.connection import ServerOption, call
 from ceremony.cli.options import ActorOption, InstanceArgument, ReasonOption, login
 from ceremony.cli.output import Format, OutputOption
 from ceremony.cli.views import report_change
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 
 def trigger(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ceremony.cli.display import local, pairs, status, table
 from ceremony.cli.output import Format, clean, emit_data, say
+
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 LONGEST_CELL = 100
 

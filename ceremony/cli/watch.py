@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import select
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 from rich.live import Live
 
 from bridge.clock import HostClock
@@ -17,10 +19,18 @@ from ceremony.cli.errors import CommandFailed
 from ceremony.cli.options import InstanceArgument
 from ceremony.cli.output import Format, OutputOption, emit_data, emit_line, say
 
+if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
+    Show = Callable[[pb.PlanningCeremonyInstance], None]
+
 # Attempts to reopen a broken stream, a second apart. A worker restarts in less time.
 PATIENCE = 15
+# Between looks at the reader of stdout.
+READER_SECONDS = 0.5
 
-Show = Callable[[pb.PlanningCeremonyInstance], None]
+Result = TypeVar("Result")
 
 
 def watch(
@@ -72,11 +82,37 @@ def _each(instance_id: str, server: str | None, show: Show) -> pb.PlanningCeremo
             raise CommandFailed("no_answer", f"the engine sent no state of {instance_id}")
         return last
 
-    return call(server, work)
+    return call(server, lambda client: while_read(work(client)))
+
+
+async def while_read(work: Coroutine[Any, Any, Result]) -> Result:
+    """Do `work` until its end. Raises BrokenPipeError as soon as the reader of stdout has gone, `| head` for one."""
+    clock = HostClock()
+    working: asyncio.Task[Result] = clock.spawn(work, name="watch")
+    gone = clock.spawn(_reader_gone(), name="reader")
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise BrokenPipeError
+        return await working
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _reader_gone() -> None:
+    """Return when nobody can read stdout any more. Without this, only the next line would find out."""
+    poll = select.poll()
+    with suppress(OSError):  # stdout can be no file of the system, in tests for one
+        poll.register(sys.stdout.fileno(), 0)
+    while not any(event & select.POLLERR for _, event in poll.poll(0)):
+        await HostClock().sleep(READER_SECONDS)
 
 
 async def forms(client: PlanningCeremonyClient, instance_id: str) -> AsyncIterator[pb.PlanningCeremonyInstance]:
     """Yield each version once, across restarts of the engine. Raises PlanningCeremonyError."""
+    from fleet.planning_ceremony.v1.client import PlanningCeremonyError
+
     version, broken = -1, 0
     while True:
         try:
@@ -98,6 +134,8 @@ class ChangeLines:
     """Prints one line for each change since the version before."""
 
     def __init__(self) -> None:
+        from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+
         self._before = pb.PlanningCeremonyInstance()
 
     def show(self, found: pb.PlanningCeremonyInstance) -> None:

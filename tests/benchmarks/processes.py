@@ -69,7 +69,7 @@ class WorkerProcess:
         self.began = time.monotonic()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ceremony", "serve"],
+                [sys.executable, "-m", "ceremony_engine", "serve"],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,

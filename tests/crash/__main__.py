@@ -1,4 +1,4 @@
-"""The proof in figures: `python -m tests.crash [--seed N] [--kills] [--all | --points N] [--defects]`."""
+"""The figures of the proof: `python -m tests.crash [--seed N] [--kills] [--all | --points N] [--defects]`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def timed(what: str) -> Iterator[None]:
 
 
 def played(what: str, plays: Plays) -> bool:
-    """Print what came of them; True when nothing was wrong."""
+    """Print the report of these plays; return True if nothing was wrong."""
     with timed(what):
         done = report(plays)
         print(f"{what}: {done}")
@@ -45,7 +45,7 @@ def _killed(proof: Proof) -> bool:
 
 
 def defects(proof: Proof) -> bool:
-    """Plant each defect; True when all were found."""
+    """Plant each defect; return True if all were found."""
     found = []
     for name in DEFECTS:
         with planted(name):

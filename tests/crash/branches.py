@@ -1,7 +1,7 @@
-"""Kills a play at many awaits and plays its beginning only once: at each of them this process forks.
+"""Kills a play at many awaits, but plays its beginning only once: this process forks at each of them.
 
-The child is the play that is killed there, the parent the one that goes on. What they share until then takes no time,
-so that every await of a ceremony can be a point of the test command.
+The child plays on after a kill at that await, the parent without it. They share the beginning, so that the test command
+has time for every await of a ceremony.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Collection
 
-# Plays with this as its `branch`, and says what was wrong at the end.
+# A play that takes this as its `branch`, and returns the problems found at its end.
 Judged = Callable[[Callable[[int], bool]], list[str]]
 
 
@@ -21,7 +21,7 @@ class _Branch:
     def __init__(self, points: Collection[int]) -> None:
         self._points = points
         self.told: int | None = None
-        """Of a child: where it tells its parent what was wrong."""
+        """In a child: the pipe on which it reports its problems to the parent."""
         self.found: dict[int, list[str]] = {}
 
     def __call__(self, await_number: int) -> bool:
@@ -43,9 +43,9 @@ class _Branch:
 
 
 def branches(points: Collection[int], judged: Judged) -> dict[int, list[str]]:
-    """By the number of each await, in their order, what was wrong when the process was killed behind it.
+    """The problems of a kill after each await, by the number of the await, in ascending order.
 
-    For a process of one thread: of the others a child has none.
+    It needs a process with one thread: a forked child has no others.
     """
     branch = _Branch(points)
     try:

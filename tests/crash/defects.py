@@ -1,6 +1,6 @@
-"""Defects planted into the engine, each of a kind that the order of writes (design 5) is there to prevent.
+"""Defects to plant into the engine. The order of writes (design 5) prevents each of them.
 
-The suite must find every one of them: a proof that cannot fail proves nothing.
+The suite must find every one: a proof that cannot fail proves nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from streams.transport.partition.rows import Rows
 from tables.commands import AgentResult
 
 Plant = Callable[[], Any]
-# By what is wrong, a patch that makes it so.
+# Patches that plant a defect, by the name of the defect.
 DEFECTS: dict[str, Plant] = {}
 
 
@@ -43,13 +43,15 @@ def defect(name: str) -> Callable[[Plant], Plant]:
     return add
 
 
-# Defects that only a process shows which was stopped and woke up.
-ZOMBIES = frozenset({"a bridge takes what was written again for new", "a bridge that was stopped goes on where it was"})
-# Defects that only a process shows which ends just after it heard something.
+# Defects that only show in a process that was frozen and woke up.
+ZOMBIES = frozenset(
+    {"a bridge takes rewritten events for new ones", "a bridge that was frozen continues at its old position"}
+)
+# Defects that only show in a process that dies just after a message or a call reached it.
 HEARING = frozenset(
     {
         "an answer from NATS is acknowledged before its command is durable",
-        "a client is answered, and nothing was appended",
+        "a client is answered before its command is appended",
     }
 )
 
@@ -142,17 +144,17 @@ def _no_message_id() -> Any:
     return patch.object(JetStreamPublisher, "send_all", bare)
 
 
-@defect("a bridge takes what was written again for new")
+@defect("a bridge takes rewritten events for new ones")
 def _not_remembered() -> Any:
     return patch.object(SentMarks, "already_sent", lambda *_: False)
 
 
-@defect("a bridge that was stopped goes on where it was")
+@defect("a bridge that was frozen continues at its old position")
 def _always_fresh() -> Any:
     return patch.object(EventsBridge, "_fresh", lambda *_: True)
 
 
-@defect("a client is answered, and nothing was appended")
+@defect("a client is answered before its command is appended")
 def _answered_early() -> Any:
     append = CommandLog._append
 
@@ -163,7 +165,7 @@ def _answered_early() -> Any:
     return patch.object(CommandLog, "_append", hasty)
 
 
-@defect("an agent takes a request that it reads again for one it has served")
+@defect("an agent takes a request that it reads again for a served one")
 def _served_for_ever() -> Any:
     seen: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""One ceremony played through by processes that are killed at given awaits, or frozen while another takes over."""
+"""Plays one ceremony on processes that are killed at given awaits, or frozen while another one takes over."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ STOPPING = len(SCRIPT)
 
 
 class Stuck(AssertionError):
-    """A scene did not come to its end: something was lost, or waits for ever."""
+    """A scene did not end: something was lost, or waits for ever."""
 
 
 @dataclass
 class Play:
-    """The script as far as it has come; it goes on with whichever process there is."""
+    """The progress of the script. It goes on with the process that lives."""
 
     around: Surroundings
     scene: int = -1
     begun_at: float = 0.0
     awaits: list[int] = field(default_factory=list)
-    """Of each process that ended, the awaits it came to."""
+    """The number of awaits that each ended process reached."""
     problems: list[str] = field(default_factory=list)
     told_at: list[int] = field(default_factory=list)
-    """Awaits of the process when CEREMONY got a message: its acknowledgement is under way."""
+    """Awaits of the process when CEREMONY got a message, whose acknowledgement is then under way."""
     heard_at: list[int] = field(default_factory=list)
     """Awaits of the process when messages were delivered to it."""
     asked_at: list[int] = field(default_factory=list)
     """Awaits of the process when a client called it."""
     away: float = 0.0
-    """Seconds for which there was no process, or one stood still."""
+    """Seconds without a process, or with a frozen one."""
 
     @classmethod
     def fresh(cls, seed: int) -> Play:
         return cls(Surroundings.fresh(seed))
 
     def life(self, fuse: int = 0, *, counted: bool = True, branch: Callable[[int], bool] | None = None) -> bool:
-        """One process, until the play is over (True) or the process has come to its `fuse`-th await (False).
+        """Run one process until the play is over (True) or the process reaches its `fuse`-th await (False).
 
-        `branch`: says of each await whether it comes no further.
+        `branch` decides at each await, by its number, whether the process dies there.
         """
         process = Process(self.around, counted=counted)
         process.host.loop.fuse, process.host.loop.branch = fuse, branch
@@ -60,16 +60,16 @@ class Play:
         process.host.kill()
 
     def moves(self, *processes: Process, until: Callable[[], bool] = lambda: False) -> None:
-        """Move on until all of these have ended, or something else is so."""
+        """Make steps until all of these have ended, or `until` holds."""
         while not until() and not all(process.main.done() for process in processes):
             self.move(*processes)
 
     def move(self, *processes: Process) -> None:
-        """One step of the world, and where a scene has ended, the beginning of the next one."""
+        """Make one step of the world. After the end of a scene, begin the next one."""
         if self.scene < STOPPING and self._ended():
             self._next(processes)
         if not self.around.world.step():
-            raise Stuck(f"{self.name}: nothing will ever happen any more")
+            raise Stuck(f"{self.name}: nothing is left to happen")
         stream = self.around.nats.streams.get(CEREMONY)
         if stream is not None and len(stream.messages) > len(self.told_at):
             self.told_at.append(processes[0].host.loop.awaits)
@@ -100,7 +100,7 @@ class Play:
             self.ask(process)
 
     def ask(self, process: Process) -> None:
-        """What a process hears from outside in this scene: a client's call, or that it is to stop."""
+        """Make the client's call of this scene, or ask the process to stop."""
         if self.scene == STOPPING:
             process.stop()
         elif self.scene >= 0 and (call := SCRIPT[self.scene].call) is not None:
@@ -117,7 +117,7 @@ def uninterrupted(seed: int, *, counted: bool = True) -> Play:
 
 
 def killed(seed: int, fuses: Sequence[int], outage: float = 0.0) -> Play:
-    """Each process is killed at its await of this number, if it comes so far; the last one lives.
+    """Kill each process at its await of this number, if it reaches it; the last one lives.
 
     `outage`: seconds between a death and the next process.
     """
@@ -132,7 +132,7 @@ def killed(seed: int, fuses: Sequence[int], outage: float = 0.0) -> Play:
 
 
 def branched(seed: int, branch: Callable[[int], bool], outage: float = 0.0) -> Play:
-    """As `killed` once, where `branch` says so."""
+    """Kill a process once, where `branch` decides so."""
     play = Play.fresh(seed)
     if not play.life(branch=branch):
         play.around.world.now += outage
@@ -142,9 +142,9 @@ def branched(seed: int, branch: Callable[[int], bool], outage: float = 0.0) -> P
 
 
 def overtaken(seed: int, fuse: int, lead: int, *, patient: bool = False) -> Play:
-    """A process is frozen at an await; another takes over and comes to `lead` awaits; the frozen one goes on.
+    """Freeze a process at an await, let another one take over and reach `lead` awaits, and wake the first.
 
-    `patient`: NATS keeps the connection of the frozen one, and takes what it had in its buffers.
+    `patient`: NATS keeps the connection of the frozen process, and accepts the content of its buffers.
     """
     play = Play.fresh(seed)
     if patient:

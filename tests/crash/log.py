@@ -1,7 +1,7 @@
-"""The log in memory: a broker that outlives the processes, and their ways to it. Real offsets, transactions, fencing.
+"""The log in memory: a broker that outlives the processes, and their clients of it. It has transactions and fencing.
 
-What a process sends lies in its own buffer for a while; killed before, it is lost. An acknowledgement comes later than
-what it acknowledges; killed in between, the record is there and nobody was told.
+A record lies in its process's buffer for a while; a kill loses it. Its acknowledgement comes later than the append;
+after a kill in between, the record exists and no process knows it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streams.transport.partition.backend import NewRecord, PositionRow, Recovere
 from streams.transport.partition.batch import record_size
 from tests.crash.world import Host, World
 
-# An effect lies in its producer's buffer for so long at most: as long as checkpoints are apart.
+# Longest time of an effect in its producer's buffer: the time between checkpoints.
 SEND_SECONDS = 0.5
 APPEND_SECONDS = 0.2
 TRANSACTION_SECONDS = 0.1
@@ -31,7 +31,7 @@ Key = tuple[str, int]
 
 
 class Broker:
-    """All that is durable: records, changelogs, positions and offsets of groups."""
+    """The durable state: records, changelogs, positions and offsets of groups."""
 
     def __init__(self, world: World, partitions: int) -> None:
         self.world = world
@@ -45,7 +45,7 @@ class Broker:
         """Committed with the offsets."""
         self.epochs: dict[Key, int] = defaultdict(int)
         self.members: dict[str, Host] = {}
-        """Of each group the process that joined last: every partition is its own."""
+        """The process that joined each group last. It owns every partition."""
         self._waiting: dict[Key, list[tuple[Host, asyncio.Future[None]]]] = defaultdict(list)
 
     def append(self, topic: str, partition: int, out: NewRecord) -> Position:
@@ -69,7 +69,7 @@ class Broker:
         return self.records[topic, partition][offset : offset + limit]
 
     def write(self, key: Key, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
-        """The transaction itself: all of it in one step."""
+        """Apply a transaction in one step."""
         for table, changed in rows.items():
             stored = self.rows[table, key[1]]
             for name, row in changed.items():
@@ -80,7 +80,7 @@ class Broker:
         self.positions[key] = position
 
     def commit(self, host: Host, group: str, topic: str, partition: int, offset: int, note: str = "") -> None:
-        """Refused, as a group refuses it, where another member has joined since."""
+        """Commit an offset. Like a group, it ignores the commit if another member has joined since."""
         if self.members.get(group) is host:
             self.committed[group, topic, partition] = offset
             self.notes[group, topic, partition] = note
@@ -274,7 +274,7 @@ class CrashFollower:
 
     @property
     def fresh(self) -> bool:
-        """Known at once here; on Kafka a member that was frozen is not fresh until the group has answered it again."""
+        """False once another process has joined. On Kafka a frozen member is not fresh before the group answers it."""
         return self._broker.members.get(self._group) is self._host
 
     def _commit(self, partition: int, offset: int, note: str) -> None:

@@ -1,7 +1,7 @@
-"""An event loop in virtual time that runs one handle after another, and can be stopped behind any await of its tasks.
+"""An event loop in virtual time that runs one handle after another, and can stop after any await of its tasks.
 
-Nothing waits for real: whoever drives the loop moves the time on when nothing is ready. A process that is killed is a
-loop that is never run again.
+Nothing really waits: the driver of the loop advances the time when nothing is ready. A killed process is a loop that is
+never run again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MOST_AWAITS_OF_AN_END = 100
 
 
 class Suspended(Coroutine[Any, Any, Any]):
-    """A task's coroutine; tells of each of its suspensions, which are the awaits that really wait."""
+    """A task's coroutine that counts its suspensions, which are the awaits that really wait."""
 
     def __init__(self, inner: Coroutine[Any, Any, Any], tell: Callable[[], None]) -> None:
         self._inner = inner
@@ -53,9 +53,9 @@ def _unwind(coroutine: Any) -> None:
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """Counts suspensions of all its tasks in `awaits`; behind the one numbered `fuse` (from 1) it stops."""
+    """Counts the suspensions of all its tasks in `awaits`, and stops after number `fuse` (from 1)."""
 
-    # What asyncio's own base keeps, and its own `_run_once` would work on.
+    # Attributes that asyncio's base class keeps, on which its own `_run_once` would work.
     _ready: deque[asyncio.Handle]
     _scheduled: list[asyncio.TimerHandle]
 
@@ -67,7 +67,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.fuse = 0
         self.stopped = False
         self.branch: Callable[[int], bool] | None = None
-        """Asked behind each await, with its number, whether to stop there, as `fuse` does."""
+        """Called after each await with its number. If it returns True, the loop stops there, as for `fuse`."""
         self.errors: list[str] = []
         self.set_exception_handler(self._heard)
         self.set_task_factory(self._counted if counted else self._kept)
@@ -76,7 +76,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self._now()
 
     def turn(self, most: int = 100) -> bool:
-        """Run what is ready or due, at most so many handles; False when there was nothing."""
+        """Run ready and due handles, at most so many; return False if there were none."""
         due = self.time() + 1e-9
         while self._scheduled and (self._scheduled[0].cancelled() or self._scheduled[0].when() <= due):
             self._ready.append(self._taken())
@@ -101,13 +101,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     @property
     def next_timer(self) -> float | None:
-        """When the next timer is due, as far as nothing is ready before."""
+        """The time of the next timer; None without one."""
         while self._scheduled and self._scheduled[0].cancelled():
             self._taken()
         return self._scheduled[0].when() if self._scheduled else None
 
     def bury(self) -> None:
-        """Drop everything. Python unwinds the coroutines; the world does not listen to them any more."""
+        """Drop everything. Python unwinds the coroutines, but the world ignores them."""
         self.stopped = True
         with self._running():
             for task in list(self._alive):

@@ -1,6 +1,6 @@
-"""JetStream in memory, seen through a client as nats-py's: streams, deduplication, acknowledgements, a pull durable.
+"""JetStream in memory, behind the interface of nats-py's client: streams, deduplication, acknowledgements, a durable.
 
-Beneath nats-py's `Client` and nothing else: connection, publisher, puller, JetStream's context and messages are real.
+Only nats-py's `Client` is replaced: connection, publisher, puller, JetStream's context and messages are real.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bridge.nats.client import AnswerHandler, Message
 from tests.crash.world import Host, World
 
 WIRE_SECONDS = 0.05
-# A client that answers no ping for so long is cut off; a server may have it set to more.
+# A client that answers no ping for this long is disconnected; a server may be configured to wait longer.
 STALE_SECONDS = 240.0
 RECONNECT_SECONDS = 1.0
 API = "$JS.API."
@@ -43,7 +43,7 @@ class Stream:
     config: dict[str, Any]
     messages: list[Stored] = field(default_factory=list)
     known: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """By message id its sequence and when it came, for the duplicate window."""
+    """Sequence and time of each message id, for the duplicate window."""
 
     def takes(self, subject: str) -> bool:
         return any(_matches(pattern, subject) for pattern in self.config["subjects"])
@@ -66,7 +66,7 @@ class Durable:
     next: int = 1
     again: list[int] = field(default_factory=list)
     pending: dict[int, int] = field(default_factory=dict)
-    """By sequence how often it was delivered, while it is not acknowledged."""
+    """Deliveries of each unacknowledged message, by its sequence."""
     delivered: dict[int, int] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
 
@@ -76,7 +76,7 @@ class Durable:
 
 
 class Server:
-    """What outlives the processes."""
+    """The server, which outlives the processes."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -85,14 +85,14 @@ class Server:
         self.durables: dict[tuple[str, str], Durable] = {}
         self.clients: list[Client] = []
         self.published: list[tuple[str, str]] = []
-        """(message id, subject) of everything that arrived, duplicates too."""
+        """(message id, subject) of every message that arrived, including duplicates."""
         self.deliveries = 0
-        """Of messages to those who pulled them."""
+        """Deliveries of messages to pull requests."""
 
     # ---- publishing
 
     def receive(self, client: Client | None, subject: str, data: bytes, reply: str, headers: Mapping[str, str]) -> None:
-        """A message arrives."""
+        """Take a message that arrives."""
         if subject.startswith("$JS.ACK."):
             self._acknowledged(subject, data)
         elif subject.startswith(f"{API}CONSUMER.MSG.NEXT."):
@@ -103,7 +103,7 @@ class Server:
             self._answer(client, reply, self.store(subject, data, headers))
 
     def store(self, subject: str, data: bytes, headers: Mapping[str, str]) -> dict[str, Any] | None:
-        """Store once within the duplicate window; what JetStream answers, None where no stream takes it."""
+        """Store it once within the duplicate window; return JetStream's answer, or None without a stream for it."""
         for name, stream in self.streams.items():
             if not stream.takes(subject):
                 continue
@@ -134,7 +134,7 @@ class Server:
             client.deliver(reply, reply, json.dumps(answer).encode(), "", {})
 
     def ids_since(self, name: str, since: datetime) -> set[str]:
-        """What reading a stream back finds."""
+        """The ids of the messages stored since a time, as a read of the stream finds them."""
         return {message.message_id for message in self.streams[name].messages if message.at >= since.timestamp() * 1000}
 
     # ---- JetStream's interface
@@ -239,7 +239,7 @@ def _matches(pattern: str, subject: str) -> bool:
 
 
 class Subscription:
-    """As nats-py's: a task hands each message to the callback, one after another."""
+    """A subscription like nats-py's: a task passes each message to the callback, one after another."""
 
     def __init__(self, client: Client, subject: str, handle: Callable[[Msg], Awaitable[None]]) -> None:
         self.subject = subject
@@ -265,7 +265,7 @@ class Version(NamedTuple):
 
 
 class Client:
-    """What the bridges use of nats-py's Client, on one process's wire."""
+    """The part of nats-py's Client that the bridges use, on the connection of one process."""
 
     max_payload = 1024 * 1024
     connected_server_version = Version()
@@ -280,7 +280,7 @@ class Client:
         self.is_closed = False
         self.subscriptions: list[Subscription] = []
         self._wire = 0
-        """Number of the connection; what an earlier one had under way does not arrive."""
+        """Number of the connection. Messages under way on an earlier one do not arrive."""
         self._options: dict[str, Any] = {}
         host.on_death.append(self._cut)
         host.on_thaw.append(self._thawed)
@@ -341,7 +341,7 @@ class Client:
             await self.publish(message.subject, message.data, f"{inbox}.{token}", headers)
 
     def handle_answers(self, inbox: str, handler: AnswerHandler) -> None:
-        """What comes goes to the subscription, which the real client has too."""
+        """Pass each response to the subscription, as the real client does."""
 
     async def request(self, subject: str, payload: bytes = b"", timeout: float = 5.0) -> Msg:  # noqa: ASYNC109
         inbox = self.new_inbox()
@@ -362,11 +362,11 @@ class Client:
             subscription.task.cancel()
 
     async def ids_since(self, name: str, since: datetime) -> set[str]:
-        """Read a stream back; nats-py's own pull subscriptions live on the insides of its own client."""
+        """Read a stream back. nats-py's own pull subscriptions need the internals of its own client."""
         return await self._host.call(WIRE_SECONDS, lambda: self._server.ids_since(name, since))
 
     def deliver(self, inbox: str, subject: str, data: bytes, reply: str, headers: dict[str, str]) -> None:
-        """The server sends something to an inbox of ours."""
+        """Take a message of the server for an inbox of this client."""
         wire = self._wire
 
         def arrive() -> None:

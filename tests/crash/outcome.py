@@ -1,8 +1,8 @@
-"""What is left at the end of a play, and everything that must be the same, or must not be, however it went.
+"""The outcome of a play: the parts that must be equal after every play, and the violations that must never occur.
 
-Compared are bytes: rows as the changelog has them, events as CEREMONY has them, requests as the log has them. One thing
-is the world's own: `sequence` and `duplicate` in `ceremony.publish.completed` say what JetStream answered, so they are
-held against the stream and left out of the comparison.
+Bytes are compared: rows in the changelog, events on CEREMONY, requests in the log. One part depends on the world:
+`sequence` and `duplicate` in `ceremony.publish.completed` hold JetStream's answer, so they are checked against the
+stream and left out of the comparison.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ TOPICS = [prefixed(PREFIX, name) for name in (EVENTS, *map(step_topic, STEP_KIND
 
 @dataclass(frozen=True)
 class Outcome:
-    """The same after every play."""
+    """The parts that are equal after every play."""
 
     rows: Mapping[tuple[str, int], Mapping[bytes, bytes]]
-    """By table and partition, the encoded rows."""
+    """Encoded rows, by table and partition."""
     effects: Mapping[str, bytes]
-    """By effect id what was sent under it: events and step requests."""
+    """Events and step requests, by effect id."""
     told: tuple[tuple[str, str, bytes], ...]
     """Id, subject and bytes of the engine's messages on CEREMONY, in order."""
     published: tuple[tuple[str, bytes], ...]
-    """Id and bytes of what the publish step sent."""
+    """Id and bytes of the publish step's messages."""
     tasks: tuple[str, ...]
-    """What the Ray executor took, in order."""
+    """Tasks that the Ray executor accepted, in order."""
     answers: tuple[tuple[str, Any], ...]
-    """The codes that the clients were answered."""
+    """Codes of the replies to clients."""
 
     def differences(self, other: Outcome) -> list[str]:
-        """One line for each part that is not as in the other."""
+        """One line for each part that differs from the other's."""
         return [
             f"{name} differ: {_shortly(getattr(self, name), getattr(other, name))}"
             for name in ("rows", "effects", "told", "published", "tasks", "answers")
@@ -80,10 +80,10 @@ def outcome(around: Surroundings) -> Outcome:
 
 
 def violations(play: Play) -> list[str]:
-    """What must not be, whatever else is; one line each.
+    """One line for each violation.
 
-    A publish step's own message, unlike the engine's, may come again under the same id when a process was away for
-    longer than JetStream's duplicate window.
+    A publish step's own message, unlike the engine's, may come again with the same id if a process was away for longer
+    than JetStream's duplicate window.
     """
     around = play.around
     return [
@@ -114,7 +114,7 @@ def _effects_twice_over(around: Surroundings) -> Iterator[str]:
 
 
 def _messages(around: Surroundings, *, window_passed: bool) -> Iterator[str]:
-    """CEREMONY has each id once, in the order of the versions, and the step's own message before it is announced."""
+    """CEREMONY has each id once, in the order of versions, and a step's own message before its announcement."""
     messages = around.nats.streams[CEREMONY].messages
     ids = Counter(m.message_id for m in messages)
     if "" in ids:
@@ -132,7 +132,7 @@ def _messages(around: Surroundings, *, window_passed: bool) -> Iterator[str]:
             payload = json.loads(message.data)["payload"]
             told = (payload["idempotency_key"], payload["sequence"])
             if told not in published or payload["sequence"] > message.sequence:
-                yield f"announced as published at {payload['sequence']}, which it is not"
+                yield f"announced as published at {payload['sequence']}, where it is not"
 
 
 def _order(effect: str) -> tuple[int, ...]:
@@ -148,7 +148,7 @@ def _dead_letters(around: Surroundings) -> Iterator[str]:
 
 
 def _not_as_folded(around: Surroundings) -> Iterator[str]:
-    """The commands log is the truth: folded once, from its start, it gives these rows and effects."""
+    """The commands log is the truth: folded once from its start, it gives these rows and effects."""
     for number in range(around.broker.partitions):
         clock = LogClock(LoopClock(around.world))
         agent = CeremonyAgent(all_kinds(), PREFIX, clock, lambda _: None)
@@ -158,11 +158,11 @@ def _not_as_folded(around: Surroundings) -> Iterator[str]:
         for table in TABLES:
             folded = {key: table.encode(row) for key, row in view.rows(table.name).items()}
             if folded != around.broker.rows[table.name, number]:
-                yield f"{table.name}[{number}] is not what its commands fold to"
+                yield f"{table.name}[{number}] differs from the fold of its commands"
         wanted = {dict(sent.headers)[EFFECT_ID].decode() for sent in batch.sent}
         found = {effect for effect, _, _ in _effects(around)}
         if around.broker.partitions == 1 and wanted != found:
-            yield f"effects are not what the commands fold to: {sorted(wanted ^ found)}"
+            yield f"effects differ from the fold of the commands: {sorted(wanted ^ found)}"
 
 
 def _without_answer(envelope: bytes) -> bytes:

@@ -37,14 +37,14 @@ GIVE_UP_SECONDS = 5.0
 
 @dataclass
 class Surroundings:
-    """What outlives every process."""
+    """The broker, NATS and the Ray executor, which outlive every process."""
 
     world: World
     broker: Broker
     nats: Server
     ray: Executor
     answers: dict[str, Any] = field(default_factory=dict)
-    """What the front answered, by the name of the call."""
+    """Replies of the engine, by the name of the call."""
 
     @classmethod
     def fresh(cls, seed: int, partitions: int = 1) -> Surroundings:
@@ -53,7 +53,7 @@ class Surroundings:
 
 
 class LoopClock(HostClock):
-    """The Clock port on a virtual loop; the wall clock is the log's."""
+    """The Clock port on a virtual loop, with the log's clock as the wall clock."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -66,7 +66,7 @@ class LoopClock(HostClock):
 
 
 class Batches:
-    """The stream of one agent: asking for the next batch is the success of the last, and nothing else is."""
+    """The stream of one agent. Only the request for the next batch marks the last one as successful."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[PartBatch] = asyncio.Queue()
@@ -79,7 +79,7 @@ class Batches:
         self.hand_back(None)
         while True:
             batch = await self.queue.get()
-            if not batch.finished.done():  # else its part has gone
+            if not batch.finished.done():  # otherwise its part is gone
                 self._open = batch
                 return batch
 
@@ -90,7 +90,7 @@ class Batches:
 
 
 class Process:
-    """`run` is its main coroutine; it returns when `stop` was asked for and everything has stopped in good order."""
+    """One process. Its `main` task ends after `stop`, once everything has stopped in good order."""
 
     def __init__(self, around: Surroundings, *, counted: bool = True) -> None:
         self.around = around
@@ -115,12 +115,12 @@ class Process:
         return self.host.loop.create_task(coroutine, name=name)
 
     def stop(self) -> None:
-        """SIGTERM."""
+        """Ask for a clean end, as SIGTERM does."""
         self._stop.set()
 
     @property
     def problems(self) -> list[str]:
-        """What went wrong in it, that nothing should have."""
+        """Errors in the process. There should be none."""
         found = [*self.failures, *self.host.loop.errors]
         if self.main.done() and not self.main.cancelled() and (error := self.main.exception()) is not None:
             found.append(f"main: {error!r}")

@@ -1,4 +1,4 @@
-"""What is proved: every play, however its processes die, ends as the uninterrupted one does."""
+"""The proof: every play, however its processes die, ends as the uninterrupted one does."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tests.crash.process import PREFIX
 from tests.crash.script import completed
 from tests.crash.tracing import Traced, traced
 
-# How the processes of a play died, and what was wrong at its end.
+# A description of the deaths in a play, and the problems at its end.
 Plays = Iterator[tuple[str, list[str]]]
 # Seconds: longer than CEREMONY's duplicate window, shorter than a tick.
 LONG_OUTAGE = 900.0
 # From the arrival of a message until its bridge sends the next one.
 PUBLISHING_AWAITS = 2
-# From the delivery of an answer, or from a client's call, until its command is durable, about.
+# From the delivery of an answer, or from a client's call, to a durable command; approximate.
 HEARING_AWAITS = 12
 
 
 @dataclass
 class Report:
-    """What came of a number of plays."""
+    """The results of a number of plays."""
 
     plays: int = 0
     found: dict[str, list[str]] = field(default_factory=dict)
-    """By how the processes died, what was not as it should be."""
+    """Problems, by the description of the deaths."""
 
     def __str__(self) -> str:
         lines = [f"  {where}: {what}" for where, problems in self.found.items() for what in problems]
@@ -63,15 +63,15 @@ class Proof:
         return self.whole.awaits[0]
 
     def trace(self) -> Traced:
-        """The uninterrupted play under Python's tracing, its loop counting nothing."""
+        """The uninterrupted play under Python's tracing, without counts of the loop."""
         return traced(lambda: uninterrupted(self.seed, counted=False))
 
     @cached_property
     def deaths(self) -> list[int]:
-        """The awaits at which a kill is another one than at the await before.
+        """The awaits at which a kill differs from a kill at the await before.
 
-        From one to the next the process sent something, or heard something, or time passed. Where it did none of these
-        the world cannot tell at which of the two it died.
+        Between the two the process sent or received something, or time passed. Otherwise the world cannot tell them
+        apart.
         """
         play, moments = Play.fresh(self.seed), list[object]([None])
 
@@ -83,7 +83,7 @@ class Proof:
         return [number for number, (before, now) in enumerate(pairwise(moments), 1) if now != before]
 
     def every(self) -> Plays:
-        """Killed once, at every await. This process forks at each."""
+        """Plays with one kill, at every await. This process forks at each."""
         points = range(1, self.points + 1)
         found = branches(points, lambda branch: self._judged(partial(branched, self.seed, branch)))
         assert list(found) == list(points)
@@ -91,32 +91,32 @@ class Proof:
             yield f"killed at {fuse}", problems
 
     def away(self, stride: int, offset: int) -> Plays:
-        """Killed once, at every `stride`-th of these, and for so long away that JetStream has forgotten."""
+        """Plays with one kill, at every `stride`-th death, and an outage longer than the duplicate window."""
         for fuse in self.deaths[offset::stride]:
             yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse], LONG_OUTAGE))
 
     def shuffled(self) -> Plays:
-        """Killed once, at each of the deaths, in no order: for finding something soon."""
+        """Plays with one kill at each of the deaths, in random order, to find a defect soon."""
         for fuse in self._chance.sample(self.deaths, len(self.deaths)):
             yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse]))
 
     def hearing(self) -> Plays:
-        """Killed once, at the awaits that follow the delivery of a message or a client's call, in no order."""
+        """Plays with one kill, at the awaits after a delivered message or a client's call, in random order."""
         heard = [*self.whole.heard_at, *self.whole.asked_at]
         fuses = {at + more for at in heard for more in range(HEARING_AWAITS + 1)} & {*self.deaths}
         for fuse in self._chance.sample(sorted(fuses), len(fuses)):
             yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse]))
 
     def pairs(self, count: int) -> Plays:
-        """Killed twice, at random."""
+        """Plays with two kills, at random awaits."""
         for _ in range(count):
             fuses = [self._chance.randint(1, self.points), self._chance.randint(1, self.points)]
             yield f"killed at {fuses}", self._judged(partial(killed, self.seed, fuses))
 
     def zombies(self, count: int, *, publishing: bool = False) -> Plays:
-        """Frozen at random, overtaken, and woken when its successor has come some way, or to the end.
+        """Plays in which a process is frozen at random and woken when its successor has made progress, or has ended.
 
-        Of every second one NATS keeps the connection. `publishing`: of all, and they are frozen while they publish.
+        NATS keeps the connection of every second one. `publishing`: of all, and they are frozen while they publish.
         """
         for number in range(count):
             fuse = self._while_publishing() if publishing else self._chance.randint(1, self.points - 1)
@@ -126,13 +126,13 @@ class Proof:
             yield name, self._judged(partial(overtaken, self.seed, fuse, lead, patient=patient), may_differ=True)
 
     def finding(self, defect: str) -> Plays:
-        """Plays of which some must show this defect, those first that are likely to."""
+        """Plays of which some must show this defect, the most likely ones first."""
         if defect in ZOMBIES:
             return self.zombies(400, publishing=True)
         return self.hearing() if defect in HEARING else self.shuffled()
 
     def _while_publishing(self) -> int:
-        """An await between the arrival of a message and the sending of the next one."""
+        """A random await between the arrival of a message and the send of the next one."""
         return self._chance.choice(self.whole.told_at) + self._chance.randint(0, PUBLISHING_AWAITS)
 
     def _judged(self, play: Callable[[], Play], *, may_differ: bool = False) -> list[str]:
@@ -147,7 +147,7 @@ class Proof:
 
 
 def unreachable(play: Play) -> bool:
-    """Whether a neighbour could not be reached by a woken zombie: an outcome of its own, so the log is another one."""
+    """Return whether a woken zombie could not reach a neighbour, which gives a different but valid log."""
     around = play.around
     return any(
         isinstance(command, StepOutcome) and command.outcome == "unreachable"
@@ -158,7 +158,7 @@ def unreachable(play: Play) -> bool:
 
 
 def report(plays: Plays, *, enough: int = 0) -> Report:
-    """Play them all, or until `enough` went wrong."""
+    """Play them all, or until `enough` plays had problems."""
     done = Report()
     for name, problems in plays:
         done.plays += 1
@@ -170,6 +170,6 @@ def report(plays: Plays, *, enough: int = 0) -> Report:
 
 
 def strided(seed: int, points: int, budget: int) -> tuple[int, int]:
-    """Stride and offset for at most `budget` of so many points; another seed takes other points."""
+    """Stride and offset that select at most `budget` of so many points, different ones for each seed."""
     stride = max(1, -(-points // budget))
     return stride, seed % stride

@@ -1,22 +1,22 @@
-"""The Ray executor in memory: takes each task id once, and leaves its results to whoever plays the agents."""
+"""The Ray executor in memory: it accepts each task id once; the script sends the results."""
 
 from __future__ import annotations
 
 from ports.ray import RayAnswer, RayTask
 from tests.crash.world import Host
 
-# Longer than a checkpoint and the commit of its offset: what is asked for is held meanwhile.
+# Longer than a checkpoint and the commit of its offset: the request is held during the call.
 CALL_SECONDS = 1.5
 
 
 class Executor:
-    """What outlives the processes."""
+    """The executor, which outlives the processes."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, RayTask] = {}
 
     def take(self, task: RayTask) -> RayAnswer:
-        """A task id that is known already is no new task."""
+        """Accept a task; a known task id is not a new one."""
         self.tasks.setdefault(task.task_id, task)
         return RayAnswer("submitted", deliberation_id=f"d-{list(self.tasks).index(task.task_id) + 1}")
 

@@ -1,7 +1,7 @@
-"""What the outside does during one ceremony: a client starts it, agents answer or do not, a person decides.
+"""The script of the outside world for one ceremony: a client starts it, agents answer or do not, a person decides.
 
-Each scene begins at the next tick of the log's clock, and ends when what it leads to is durable and all is at rest. So
-the order of what the world does never depends on when a process died.
+Each scene begins at the next tick of the log's clock, and ends when its result is durable and everything is at rest. So
+the order of events in the world does not depend on the time of a death.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.crash.process import GROUP, PREFIX, Process, Surroundings
 
 INSTANCE = "c1:s1"
 KEY = INSTANCE.encode()
-# A scene takes no longer, crashes and a long outage included; after an hour the log's clock would show them.
+# Longest scene, including crashes and a long outage. After an hour the log's clock would show them.
 PATIENCE_SECONDS = 1800.0
 TASK = "ceremony-c1:story-s1:{subject}:step-{step}:attempt-{attempt}"
 REVIEW = "role-ARCHITECT"
@@ -38,15 +38,15 @@ Call = Callable[[Process], Awaitable[Reply]]
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing the world does, and what is durable when the engine has dealt with it."""
+    """One action of the world, and the durable result of the engine's reaction."""
 
     name: str
     leads_to: Callable[[Surroundings], bool]
     does: Callable[[Surroundings], None] = lambda _: None
     call: Call | None = None
-    """What a client asks, again and again with the same id, until it has its answer."""
+    """A client's call, repeated with the same id until it is answered."""
     ticks: int = 1
-    """How far the log's clock has moved on since the scene before began."""
+    """Ticks of the log's clock since the beginning of the scene before."""
 
 
 @cache
@@ -56,17 +56,17 @@ def definition() -> Definition:
 
 
 def row(around: Surroundings) -> Instance | None:
-    """The ceremony as the changelog has it."""
+    """The ceremony's row in the changelog."""
     encoded = around.broker.rows[CEREMONIES, around.broker.partitions - 1].get(KEY)
     return None if encoded is None else _decoded(encoded)
 
 
-# Asked for at every step of every play, and the same row a hundred times over.
+# Called at every step of every play, a hundred times with the same row.
 _decoded = lru_cache(maxsize=16)(decode_instance)
 
 
 def at_rest(around: Surroundings) -> bool:
-    """Everything in the log is folded, served, published and committed; everything from NATS is acknowledged."""
+    """True if every record of the log is folded, served, published and committed, and every message acknowledged."""
     broker = around.broker
     for number in range(broker.partitions):
         commands = prefixed(PREFIX, COMMANDS)
@@ -111,7 +111,7 @@ def completed(around: Surroundings) -> bool:
     return found is not None and found.status is CeremonyStatus.COMPLETED
 
 
-# ---- what agents say
+# ---- answers of agents
 
 
 def _says(around: Surroundings, subject: str, payload: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def one_agent_fails(around: Surroundings) -> None:
 
 
 def both_agents_propose(around: Surroundings) -> None:
-    """Also comes what is of no use: an answer to an old attempt, an answer twice, and what is not ours."""
+    """Both agents answer. An answer to an old attempt, a repeated one and a foreign message come too."""
     _proposes(around, 2, 1)
     _proposes(around, 3, 1)
     _proposes(around, 3, 1)
@@ -156,7 +156,7 @@ def tasks_are_extracted(around: Surroundings) -> None:
     _says(around, TASK_EXTRACTION, {"task_id": task_id, "story_id": "s1", "ceremony_id": "c1", "tasks": tasks})
 
 
-# ---- what people ask
+# ---- calls of clients
 
 
 async def _starts(process: Process) -> Reply:
@@ -188,7 +188,7 @@ async def _approves(process: Process) -> Reply:
 
 
 def begun(around: Surroundings) -> None:
-    """AGENT_RESPONSES is made by others."""
+    """Make the stream AGENT_RESPONSES, as a neighbour does."""
     around.nats._api(f"STREAM.CREATE.{AGENT_RESPONSES}", json.dumps(_RESPONSES).encode())
 
 
@@ -207,7 +207,7 @@ SCRIPT: Sequence[Scene] = (
 
 
 async def asks(process: Process, name: str, call: Call) -> None:
-    """A client with patience: it repeats what was not answered, and a new process does not know of the old one."""
+    """Call until there is a reply. A client repeats its call to each new process."""
     while True:
         try:
             process.around.answers[name] = await call(process)

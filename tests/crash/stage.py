@@ -1,4 +1,4 @@
-"""What every play needs of the process it is played in: silence, and the one seam that is no port."""
+"""The setting of every play in its process: no logs, and a patch for the one seam that is not a port."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def _read_ids(connection: NatsConnection, since: datetime) -> set[str]:
 
 @contextmanager
 def stage() -> Iterator[None]:
-    """Plays write no logs: thousands of processes die here. What is wrong at the end of one is reported by itself."""
+    """Within the block plays write no logs: thousands of processes die here, and problems are reported separately."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.disable(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""A play that forks where it is killed finds what a play from the beginning finds, and a lost child is no success."""
+"""A play that forks at a kill has the outcome of a play from the beginning, and a lost child is a failure."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ with stage():
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("program", [FINDS, LOSES, RAISES], ids=["finds", "loses", "raises"])
-def test_what_becomes_of_a_child_is_told(program: str) -> None:
-    """In a process of its own: one that forks should have no other threads."""
+def test_the_fate_of_a_child_is_reported(program: str) -> None:
+    """It runs in a process of its own, because a process that forks should have no other threads."""
     command = [sys.executable, "-c", HEAD + program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

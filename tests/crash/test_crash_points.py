@@ -1,4 +1,4 @@
-"""One ceremony with every kind of step, a retry, a timeout and a gate, whose processes die at every await."""
+"""One ceremony with every kind of step, a retry, a timeout and a gate, with a kill at every await."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.crash.tracing import ROOT
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.uncounted]
 SEED = int(os.environ.get("CEREMONY_CRASH_SEED", "1"))
-# Points that are taken of the long outage; `python -m tests.crash --all` takes all.
+# Points tried with the long outage; `python -m tests.crash --all` tries all.
 BUDGET = int(os.environ.get("CEREMONY_CRASH_POINTS", "40"))
 
 
@@ -35,8 +35,8 @@ def proof() -> Proof:
     return made
 
 
-def test_the_uninterrupted_play_is_sound(proof: Proof) -> None:
-    """All five kinds of step ran, one failed once, timed out once, and was asked three times."""
+def test_the_uninterrupted_play_covers_every_case(proof: Proof) -> None:
+    """All five kinds of step run; one fails once, times out once, and is requested three times."""
     subjects = [subject for _, subject, _ in proof.wanted.told]
     assert subjects.count("ceremony.step.retrying") == 2
     assert subjects.count("ceremony.step.executed") == 6, "five steps, and the gate that opened"
@@ -71,7 +71,7 @@ def test_every_await_that_tracing_counts_is_a_point(proof: Proof, capsys: pytest
 
 @pytest.mark.timeout(600)
 def test_killed_at_every_await(capsys: pytest.CaptureFixture[str]) -> None:
-    """Rows, effects and messages are the same, to the byte. In a process of its own, for it forks at each of them."""
+    """Rows, effects and messages are equal byte by byte. It runs in a process of its own, which forks at each await."""
     # specification 9.6, 16.4, 18.2, 18.4
     command = [sys.executable, "-m", "tests.crash", "--kills", "--seed", str(SEED)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -81,7 +81,7 @@ def test_killed_at_every_await(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_killed_and_away_for_longer_than_the_duplicate_window(proof: Proof) -> None:
-    """JetStream has forgotten what it was sent: what it holds is read back."""
+    """JetStream has forgotten the message ids, so the bridge reads the stream back."""
     # specification 16.7
     stride, offset = strided(SEED, len(proof.deaths), BUDGET)
     done = report(proof.away(stride, offset))
@@ -94,7 +94,7 @@ def test_killed_twice(proof: Proof) -> None:
 
 
 def test_a_zombie_does_no_harm(proof: Proof) -> None:
-    """It goes on when another has taken over, beside it, until both are told to stop."""
+    """It goes on beside the process that took over, until both are asked to stop."""
     # specification 18.5
     done = report(proof.zombies(50))
     assert not done.found, str(done)
@@ -102,7 +102,7 @@ def test_a_zombie_does_no_harm(proof: Proof) -> None:
 
 @pytest.mark.parametrize("defect", sorted(DEFECTS))
 def test_a_planted_defect_is_found(proof: Proof, defect: str) -> None:
-    """The proof can fail, and does for each order of writes that is not the right one."""
+    """The proof can fail, and does for each wrong order of writes."""
     with planted(defect):
         done = report(proof.finding(defect), enough=1)
     print(f"found after {done.plays} plays: {done}")

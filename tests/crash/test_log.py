@@ -1,4 +1,4 @@
-"""The log in memory means what the conformance suite means: order, durability, resuming, fencing, records as sent."""
+"""The log in memory keeps the rules of the conformance suite: order, durability, resuming, fencing, records as sent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADERS = (("n", b""), ("n", bytes(range(256))))
 
 
 class Place:
-    """A world with one broker, and processes that come and go."""
+    """A world with one broker and short-lived processes."""
 
     def __init__(self) -> None:
         self.world = World(7)
@@ -64,7 +64,7 @@ def place() -> Iterator[Place]:
 
 
 def test_records_keep_order_headers_and_the_logs_time(place: Place) -> None:
-    """Offsets without a gap, whoever sends faster; a timestamp is the log's."""
+    """Offsets have no gaps, however fast each process sends; timestamps are the log's."""
 
     async def work() -> Sequence[Record]:
         log, backend = place.log(), place.backend()
@@ -93,7 +93,7 @@ def test_a_record_that_is_too_large_is_refused_before_it_is_sent(place: Place) -
     assert place.broker.end("in", 0) == 0
 
 
-def test_what_was_acknowledged_outlives_the_process_and_what_lay_in_its_buffer_does_not(place: Place) -> None:
+def test_acknowledged_records_outlive_the_process_and_buffered_ones_do_not(place: Place) -> None:
     async def work() -> None:
         backend = place.backend()
         (ack,) = backend.send("out", 0, [NewRecord(None, b"acknowledged")])
@@ -122,7 +122,7 @@ def test_rows_and_position_are_written_together_and_read_back(place: Place) -> N
     assert (rows, found.position) == ({"counts": {b"b": b"2"}}, position)
 
 
-def test_a_checkpoint_under_way_at_the_death_of_its_process_is_whole_or_not_there(place: Place) -> None:
+def test_a_checkpoint_under_way_when_its_process_dies_is_complete_or_missing(place: Place) -> None:
     async def begin() -> None:
         backend = place.backend()
         await read_back(backend, "counts")
@@ -135,8 +135,8 @@ def test_a_checkpoint_under_way_at_the_death_of_its_process_is_whole_or_not_ther
     assert (dict(place.broker.rows["counts", 0]), place.broker.positions) == ({}, {})
 
 
-def test_who_is_overtaken_is_fenced(place: Place) -> None:
-    """Its checkpoint fails for good, and its offsets are not taken."""
+def test_a_process_that_was_overtaken_is_fenced(place: Place) -> None:
+    """Its checkpoint fails for good, and its offsets are ignored."""
     old_host, old, steps = place.host, place.backend(), place.backend(STEP)
     place.run(lambda: read_back(old, "counts"))
     place.host = place.process()
@@ -187,7 +187,7 @@ def test_a_step_agent_and_a_follower_resume_where_they_committed(place: Place) -
     assert seen == [b"0", b"1", b"2", b"3", b"4"]
 
 
-def test_a_batch_whose_handling_was_cut_short_is_handed_over_again(place: Place) -> None:
+def test_a_batch_whose_handling_was_interrupted_is_delivered_again(place: Place) -> None:
     seen: list[bytes | None] = []
 
     async def never(_: Sequence[Record]) -> None:

@@ -1,6 +1,6 @@
-"""Counts awaits by Python's own tracing, apart from the loop that counts them for the fuse, and says where they are.
+"""Counts awaits and their lines by Python's own tracing, independently of the loop that counts them for the fuse.
 
-An await counts when its task really waits: then the outermost coroutine of a task hands a future to the loop.
+An await counts when its task really waits: then the outermost coroutine of a task yields a future to the loop.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ OURS = tuple(f"{ROOT / package}/" for package in ("ports", "tables", "steps", "s
 class Traced:
     awaits: int = 0
     sites: Counter[str] = field(default_factory=Counter)
-    """Waits by the line of our own code that waited, `path:line`; `elsewhere` where none of ours did."""
+    """Waits by the line of our own code that waited, `path:line`; `elsewhere` without such a line."""
 
 
 def traced(play: Callable[[], Any]) -> Traced:
-    """Run it, and count the awaits of its tasks."""
+    """Run a function, and count the awaits of its tasks."""
     found = Traced()
     runner = asyncio.events.Handle._run.__code__
     waits_for: object = None

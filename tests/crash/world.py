@@ -1,6 +1,6 @@
-"""The world around the processes: its time, the messages under way, and which process is alive, frozen or dead.
+"""The world around the processes: its time, the messages under way, and the living, frozen and dead processes.
 
-Deterministic: whoever starts it with the same seed and does the same sees the same, message by message.
+It is deterministic: the same seed and the same actions give the same messages.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tests.crash.loop import VirtualLoop
 
 T = TypeVar("T")
 
-# Seconds by which the log's clock moves on at once. A crash costs less, so that no timestamp shows when it was.
+# Step of the log's clock, in seconds. A crash takes less time, so no timestamp depends on it.
 TICK = 3600.0
-# What the log's clock shows at the beginning; a multiple of the tick.
+# The log's clock at the beginning; a multiple of the tick.
 EPOCH_MS = 1_700_002_800_000
 
 
 class World:
-    """Virtual time, in seconds from 0, and what happens in it."""
+    """Virtual time, in seconds from 0, and the events in it."""
 
     def __init__(self, seed: int) -> None:
         self.now = 0.0
@@ -37,16 +37,16 @@ class World:
         return EPOCH_MS + int(self.now // TICK) * int(TICK * 1000)
 
     def time(self) -> int:
-        """Milliseconds since the epoch, as everybody else counts them."""
+        """Milliseconds since the epoch, by the clock of everything but the log."""
         return EPOCH_MS + int(self.now * 1000)
 
     @property
     def moment(self) -> tuple[float, int, int]:
-        """Another one as soon as time has passed, something has happened, or somebody has caused something."""
+        """A value that changes when time passes, an event happens, or an event is caused."""
         return self.now, self._caused, self._happened
 
     def next_tick(self, ticks: int = 1) -> None:
-        """Leap to where the log's clock has just moved on; whoever slept has overslept, once."""
+        """Jump to the next step of the log's clock; timers due before it fire late, once."""
         self.now = (self.now // TICK + ticks) * TICK + 1.0
 
     def at(self, when: float, happening: Callable[[], None]) -> None:
@@ -57,7 +57,7 @@ class World:
         self.at(self.now + seconds, happening)
 
     def step(self) -> bool:
-        """Let happen what comes next; False when nothing ever will."""
+        """Let the next event happen; return False if there is none."""
         if self._happenings and self._happenings[0][0] <= self.now:
             self._happened += 1
             heapq.heappop(self._happenings)[2]()
@@ -75,12 +75,12 @@ class World:
         return True
 
     def latency(self, most: float) -> float:
-        """How long something takes, in seconds: at least a quarter of the most."""
+        """A random duration in seconds, from a quarter of `most` to `most`."""
         return self.chance.uniform(most / 4, most)
 
 
 class Host:
-    """One operating system process: its loop, and its way to the world, which ends with it."""
+    """One operating system process: its loop, and its connection to the world, which ends with it."""
 
     def __init__(self, world: World, *, counted: bool = True) -> None:
         self.world = world
@@ -92,7 +92,7 @@ class Host:
         self.frozen_at = 0.0
         self.on_death: list[Callable[[], None]] = []
         self.on_thaw: list[Callable[[float], None]] = []
-        """Told how many seconds it stood still."""
+        """Called after a freeze with its length in seconds."""
         world.hosts.append(self)
 
     @property
@@ -100,7 +100,7 @@ class Host:
         return self.alive and not self.frozen and not self.loop.stopped
 
     def kill(self) -> None:
-        """Nothing of it happens any more; what it had sent and the world has not seen yet is lost."""
+        """End it at once. Everything that it sent and the world has not received is lost."""
         self.alive = False
         self.world.hosts.remove(self)
         for last in self.on_death:
@@ -108,12 +108,12 @@ class Host:
         self.loop.bury()
 
     def freeze(self) -> None:
-        """SIGSTOP: it does nothing, and what it has in its buffers stays there."""
+        """Stop it, as SIGSTOP does; its buffers keep their content."""
         self.frozen = True
         self.frozen_at = self.world.now
 
     def thaw(self) -> None:
-        """SIGCONT: it goes on as if nothing had been, and so does what it was about to send."""
+        """Continue it, as SIGCONT does, with the content of its buffers."""
         self.frozen = False
         self.loop.stopped = False
         for learn in self.on_thaw:
@@ -125,9 +125,9 @@ class Host:
     def after(
         self, seconds: float, happening: Callable[[], None], lane: object = None, *, written: bool = False
     ) -> None:
-        """Something this process causes; it does not happen if the process is dead by then. A lane keeps order.
+        """Cause an event after some seconds, unless the process is dead by then. Events of a lane keep their order.
 
-        `written`: the kernel has it already, so that it happens also while the process is frozen.
+        `written`: the kernel has the data already, so the event also happens while the process is frozen.
         """
         when = self.world.now + seconds
         if lane is not None:
@@ -146,7 +146,7 @@ class Host:
         return asyncio.Future(loop=self.loop)
 
     def call(self, seconds: float, there: Callable[[], T], lane: object = None) -> asyncio.Future[T]:
-        """Do something in the world: it happens after up to `seconds`, and its answer is here a little later."""
+        """Make a call to the world: it takes effect after up to `seconds`, and its answer comes a little later."""
         answer: asyncio.Future[T] = self.future()
 
         def happen() -> None:

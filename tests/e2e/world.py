@@ -305,7 +305,7 @@ class WorkerProcess:
     def start(self) -> None:
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ceremony", "serve"],
+                [sys.executable, "-m", "ceremony_engine", "serve"],
                 cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -270,7 +270,7 @@ def keeping_worker(settings: Any) -> Worker:
             await create(specs)
             for spec in specs:
                 for partition in range(spec.partitions if spec.queue else 0):
-                    log.attach(READER, spec.name, partition)
+                    log.register(READER, spec.name, partition)
 
         log.create = create_and_keep
     return worker

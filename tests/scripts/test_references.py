@@ -56,6 +56,12 @@ def test_a_sound_repository_has_no_findings(root: Path) -> None:
     assert not found(root)
 
 
+def test_a_file_that_a_build_makes_need_not_be_there(root: Path) -> None:
+    write(root, "build/log.txt", "")
+    write(root, "scripts/sum.py", 'REPORT = "build/sum.json"\n')
+    assert not found(root)
+
+
 def test_this_repository_has_no_findings() -> None:
     assert not references.check(ROOT)
 

@@ -87,8 +87,8 @@ def test_waiting_starts_are_bounded_at_any_lag(monkeypatch: pytest.MonkeyPatch) 
 
 def test_every_start_is_refused_unread_while_too_many_calls_are_unanswered() -> None:
     admission = lagging(limit=5, lag=0)
-    assert admission.closed(WAITING_STARTS - 1, [(3, 100)]) is None
-    refused = admission.closed(WAITING_STARTS, [(3, 100)])
+    assert admission.overload(WAITING_STARTS - 1, [(3, 100)]) is None
+    refused = admission.overload(WAITING_STARTS, [(3, 100)])
     assert refused is not None
     assert refused.retry_after_seconds >= SHORTEST_HINT_SECONDS
 
@@ -96,9 +96,9 @@ def test_every_start_is_refused_unread_while_too_many_calls_are_unanswered() -> 
 def test_every_start_is_refused_unread_while_every_partition_lags() -> None:
     """A partition without lag may be the start's own, and the lag of other workers' partitions is unknown."""
     admission = lagging(limit=5, lag=5)
-    assert admission.closed(0, [(3, 100)]) is not None
-    assert admission.closed(0, [(2, 0), (3, 100)]) is None
-    assert admission.closed(0, None) is None
+    assert admission.overload(0, [(3, 100)]) is not None
+    assert admission.overload(0, [(2, 0), (3, 100)]) is None
+    assert admission.overload(0, None) is None
 
 
 def test_hints_spread_refused_callers_at_the_rate_of_answers() -> None:

@@ -350,8 +350,8 @@ def test_a_guard_that_cannot_be_evaluated_is_logged_with_its_reason_and_a_false_
         "number": "the expression is not boolean but INT",
         "absent": 'Key not found in map : "b"',
     }
-    told = {"event": "guard_unjudged", "instance": "c1:s1", "correlation_id": "corr-1"}
-    assert all(told.items() <= line.items() for line in lines)
+    expected = {"event": "guard_unjudged", "instance": "c1:s1", "correlation_id": "corr-1"}
+    assert all(expected.items() <= line.items() for line in lines)
 
 
 def test_a_failed_step_is_logged_with_its_ids_and_a_successful_one_is_not() -> None:
@@ -366,5 +366,5 @@ def test_a_failed_step_is_logged_with_its_ids_and_a_successful_one_is_not() -> N
         partition.fold(command_record(8, failed))
     assert quiet == []
     assert [line["event"] for line in lines] == ["ceremony.step.executed", "ceremony.failed"]
-    told = {"instance": "c1:s1", "step": "one", "attempt": 1, "correlation_id": "corr-1", "code": "broken"}
-    assert told.items() <= lines[0].items()
+    expected = {"instance": "c1:s1", "step": "one", "attempt": 1, "correlation_id": "corr-1", "code": "broken"}
+    assert expected.items() <= lines[0].items()

@@ -49,11 +49,11 @@ def test_an_empty_mandatory_field_is_refused_by_name(empty: str) -> None:
 
 def test_the_metadata_of_an_event_is_the_metadata_of_its_envelope() -> None:
     # specification 13.11, 16.1
-    who = {"actor": "ana", "role": "PO", "reason": "größer"}
-    told = json.loads(event_record(replace(EVENT, metadata=who), 41, 2, 1)[1])
-    untold = json.loads(event_record(EVENT, 41, 2, 1)[1])
-    assert (told["metadata"], untold["metadata"]) == (who, {})
-    assert told | {"metadata": {}} == untold
+    metadata = {"actor": "ana", "role": "PO", "reason": "größer"}
+    with_metadata = json.loads(event_record(replace(EVENT, metadata=metadata), 41, 2, 1)[1])
+    without = json.loads(event_record(EVENT, 41, 2, 1)[1])
+    assert (with_metadata["metadata"], without["metadata"]) == (metadata, {})
+    assert with_metadata | {"metadata": {}} == without
 
 
 def test_an_event_record_has_the_finished_envelope_and_the_headers_for_the_bridge() -> None:

@@ -33,7 +33,7 @@ def test_a_record_that_was_read_never_sets_the_clock_back() -> None:
     hand = HandClock()
     clock = LogClock(hand)
     clock.acknowledged(5_000)
-    clock.read(4_000)
+    clock.observe(4_000)
     assert clock.now() == 5_000
-    clock.read(7_000)
+    clock.observe(7_000)
     assert clock.now() == 7_000

@@ -150,8 +150,8 @@ async def test_the_doctor_counts_all_and_details_the_oldest_of_each_verdict_grav
     found = await doctor(site).all([site.view], [PartitionState(0, "served")])
     assert found.verdicts == {"ended": 1, "stuck": 1, "moving": DETAILED_PER_VERDICT + 5}
     assert found.statuses == {"CANCELLED": 1, "RUNNING": DETAILED_PER_VERDICT + 6}
-    told = [one.row.instance_id for one in found.ceremonies]
-    assert told == ["x:s", *(f"m{number:02}:s" for number in range(DETAILED_PER_VERDICT))]
+    detailed = [one.row.instance_id for one in found.ceremonies]
+    assert detailed == ["x:s", *(f"m{number:02}:s" for number in range(DETAILED_PER_VERDICT))]
     assert not found.incomplete
 
 

@@ -104,35 +104,35 @@ def test_the_heap_is_rebuilt_from_the_rows() -> None:
 
 def test_no_timer_is_taken_before_it_is_due() -> None:
     _, timers = heap(row(retry__a=100))
-    assert timers.take(START + 99, steps_too=True) == []
-    (due,) = timers.take(START + 100, steps_too=True)
+    assert timers.take_due(START + 99, steps_too=True) == []
+    (due,) = timers.take_due(START + 100, steps_too=True)
     assert (due.key, due.timer_id, due.attempt, due.correlation_id) == (b"c1:s1", "retry/a", 3, "corr-c1")
 
 
 def test_all_due_timers_of_a_row_are_taken_at_once_and_the_others_wait() -> None:
     _, timers = heap(row(retry__a=100, ask__b=100, gate__c=101))
-    assert {due.timer_id for due in timers.take(START + 100, steps_too=True)} == {"retry/a", "ask/b"}
+    assert {due.timer_id for due in timers.take_due(START + 100, steps_too=True)} == {"retry/a", "ask/b"}
 
 
 def test_a_timer_still_in_its_row_is_taken_again_after_a_second() -> None:
     """A TimerFired may be lost or come too early, so an entry stays in the heap while its row has the timer."""
     _, timers = heap(row(retry__a=100))
-    assert len(timers.take(START + 100, steps_too=True)) == 1
-    assert timers.take(START + 100 + AGAIN_MS - 1, steps_too=True) == []
-    assert len(timers.take(START + 100 + AGAIN_MS, steps_too=True)) == 1
+    assert len(timers.take_due(START + 100, steps_too=True)) == 1
+    assert timers.take_due(START + 100 + AGAIN_MS - 1, steps_too=True) == []
+    assert len(timers.take_due(START + 100 + AGAIN_MS, steps_too=True)) == 1
 
 
 def test_a_timer_that_its_row_no_longer_has_is_dropped() -> None:
     view, timers = heap(row(retry__a=100))
     view.put(row())
-    assert timers.take(START + 1000, steps_too=True) == []
+    assert timers.take_due(START + 1000, steps_too=True) == []
     assert timers.next is None
 
 
 def test_the_timers_of_a_deleted_row_are_dropped() -> None:
     view, timers = heap(row(retry__a=100))
     view.tables[CEREMONIES].clear()
-    assert timers.take(START + 1000, steps_too=True) == []
+    assert timers.take_due(START + 1000, steps_too=True) == []
     assert timers.next is None
 
 
@@ -141,7 +141,7 @@ def test_a_postponed_deadline_is_corrected_when_the_old_one_comes_up() -> None:
     later = row(retry__a=900)
     view.put(later)
     timers.changed(b"c1:s1", later)
-    assert timers.take(START + 100, steps_too=True) == []
+    assert timers.take_due(START + 100, steps_too=True) == []
     assert timers.next == START + 900
 
 
@@ -150,14 +150,14 @@ def test_an_earlier_deadline_replaces_the_old_one() -> None:
     sooner = row(retry__a=100)
     view.put(sooner)
     timers.changed(b"c1:s1", sooner)
-    assert len(timers.take(START + 100, steps_too=True)) == 1
-    assert len(timers.take(START + 900, steps_too=True)) == 0, "the former entry counts no more"
+    assert len(timers.take_due(START + 100, steps_too=True)) == 1
+    assert len(timers.take_due(START + 900, steps_too=True)) == 0, "the former entry counts no more"
 
 
 def test_the_timers_taken_at_once_are_bounded() -> None:
     _, timers = heap(*(row(f"c{n}", retry__a=0) for n in range(TIMERS_PER_TURN + 10)))
-    assert len(timers.take(START, steps_too=True)) == TIMERS_PER_TURN
-    assert len(timers.take(START, steps_too=True)) == 10
+    assert len(timers.take_due(START, steps_too=True)) == TIMERS_PER_TURN
+    assert len(timers.take_due(START, steps_too=True)) == 10
 
 
 def test_only_ceremony_max_fires_in_a_paused_ceremony() -> None:
@@ -170,8 +170,8 @@ def test_only_ceremony_max_fires_in_a_paused_ceremony() -> None:
 
 def test_step_timeouts_are_only_taken_when_allowed() -> None:
     _, timers = heap(row(timeout__a=100, retry__b=100))
-    assert [due.timer_id for due in timers.take(START + 100, steps_too=False)] == ["retry/b"]
-    later = timers.take(START + 100 + AGAIN_MS, steps_too=True)
+    assert [due.timer_id for due in timers.take_due(START + 100, steps_too=False)] == ["retry/b"]
+    later = timers.take_due(START + 100 + AGAIN_MS, steps_too=True)
     assert {due.timer_id for due in later} == {"retry/b", "timeout/a"}
 
 

@@ -88,26 +88,26 @@ def site() -> Site:
 def test_own_partitions_are_here_and_others_at_the_address_of_their_owner(site: Site) -> None:
     site.receive("a", [1])
     site.receive("b", [2])
-    assert [site.owners.where(number) for number in range(3)] == [HERE, "a:1", "b:1"]
-    assert site.owners.everywhere() == {HERE: [0], "a:1": [1], "b:1": [2]}
+    assert [site.owners.address_of(number) for number in range(3)] == [HERE, "a:1", "b:1"]
+    assert site.owners.partitions_by_address() == {HERE: [0], "a:1": [1], "b:1": [2]}
     assert set(site.owners.addresses()) == {"a:1", "b:1"}
 
 
 def test_a_partition_that_no_worker_claims_is_unavailable(site: Site) -> None:
     site.receive("a", [1])
     with pytest.raises(Unavailable, match="partition 2"):
-        site.owners.where(2)
+        site.owners.address_of(2)
     with pytest.raises(Unavailable):
-        site.owners.everywhere()
+        site.owners.partitions_by_address()
 
 
 async def test_a_heartbeat_is_valid_for_a_session_timeout_by_the_logs_clock(site: Site) -> None:
     site.receive("a", [1])
     await site.clock.advance(5.9)
-    assert site.owners.where(1) == "a:1"
+    assert site.owners.address_of(1) == "a:1"
     await site.clock.advance(0.2)
     with pytest.raises(Unavailable) as refused:
-        site.owners.where(1)
+        site.owners.address_of(1)
     assert refused.value.retry_after_seconds > 0
     assert set(site.owners.addresses()) == set()
 
@@ -115,23 +115,23 @@ async def test_a_heartbeat_is_valid_for_a_session_timeout_by_the_logs_clock(site
 def test_a_newer_heartbeat_replaces_the_claims_of_a_worker(site: Site) -> None:
     site.receive("a", [1, 2])
     site.receive("a", [2])
-    assert site.owners.where(2) == "a:1"
+    assert site.owners.address_of(2) == "a:1"
     with pytest.raises(Unavailable):
-        site.owners.where(1)
+        site.owners.address_of(1)
 
 
 def test_the_claim_of_the_later_generation_wins(site: Site) -> None:
     """A frozen worker that wakes still claims partitions that the group has assigned to another."""
     site.receive("new", [1], generation=5)
     site.receive("zombie", [1], generation=4)
-    assert site.owners.where(1) == "new:1"
+    assert site.owners.address_of(1) == "new:1"
 
 
 def test_own_heartbeats_are_not_used_for_routing(site: Site) -> None:
     """A call for a partition just given up is not forwarded to the worker's own address."""
     site.receive("me", [1])
     with pytest.raises(Unavailable):
-        site.owners.where(1)
+        site.owners.address_of(1)
 
 
 @pytest.mark.parametrize("value", [b'{"worker": 3}', b"", None])
@@ -139,7 +139,7 @@ def test_an_invalid_heartbeat_changes_nothing(site: Site, value: bytes | None) -
     site.receive("a", [1])
     with pytest.raises(ValueError, match="no heartbeat"):
         site.owners.receive(Record("t.owners", 0, 99, NOW, b"a", value))
-    assert site.owners.where(1) == "a:1"
+    assert site.owners.address_of(1) == "a:1"
 
 
 async def test_heartbeats_are_sent_every_second_and_at_once_after_a_change(site: Site) -> None:
@@ -167,10 +167,10 @@ async def test_reading_begins_with_recent_heartbeats_and_continues_after_an_outa
     await site.topic.append("t.owners", 0, b"a", value)
     listening = asyncio.create_task(site.owners.listen())
     await settle()
-    assert site.owners.where(1) == "a:1"
+    assert site.owners.address_of(1) == "a:1"
     await site.topic.append("t.owners", 0, b"b", msgspec.json.encode(Heartbeat("b", "b:1", [2], 1)))
     await site.clock.advance(1.0)
-    assert site.owners.where(2) == "b:1"
+    assert site.owners.address_of(2) == "b:1"
     listening.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await listening
@@ -189,7 +189,7 @@ async def test_an_invalid_heartbeat_becomes_one_dead_letter_and_ends_no_worker(s
     await settle()
     await site.clock.advance(1.0)
     assert not listening.done()
-    assert site.owners.where(2) == "a:1"
+    assert site.owners.address_of(2) == "a:1"
     aside = [placed_letter(record) for record in site.topic.records if record.topic == "t.deadletters"]
     assert [(one.origin, one.code) for one in aside] == [
         (f"t.owners/0/{number}", "heartbeat_undecodable") for number in range(len(bad)) if 0 in mine

@@ -116,7 +116,8 @@ class Fleet:
             return False
         try:
             return all(
-                len(worker.directory.everywhere()) == len([one for one in self.workers if one.engine.partitions.mine()])
+                len(worker.directory.partitions_by_address())
+                == len([one for one in self.workers if one.engine.partitions.mine()])
                 for worker in self.workers
                 if worker.directory is not None
             )

@@ -56,7 +56,7 @@ async def test_a_restart_in_place_keeps_its_partitions(kafka: KafkaServer, tmp_p
 
 def knows_two(worker: Worker) -> bool:
     try:
-        return worker.directory is not None and len(worker.directory.everywhere()) == 2
+        return worker.directory is not None and len(worker.directory.partitions_by_address()) == 2
     except Unavailable:  # some partitions have no owner yet
         return False
 

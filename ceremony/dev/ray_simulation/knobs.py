@@ -48,11 +48,11 @@ class Knobs:
         for name in RATES:
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise KnobError("knob_invalid", f"{name} is {value}", remedy="a share from 0 to 1 is wanted")
+                raise KnobError("knob_invalid", f"{name} is {value}", remedy="use a share from 0 to 1")
         for name in ("latency", "jitter", "late_seconds"):
             value = getattr(self, name)
             if not 0 <= value <= LONGEST_SECONDS:
-                remedy = f"seconds from 0 to {LONGEST_SECONDS} are wanted"
+                remedy = f"use seconds from 0 to {LONGEST_SECONDS}"
                 raise KnobError("knob_invalid", f"{name} is {value}", remedy=remedy)
 
     def random(self, task_id: str, who: str = "") -> random.Random:

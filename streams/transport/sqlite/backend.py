@@ -38,7 +38,7 @@ class SqliteBackend:
         self._log.owners[self._name, self._topic, self._partition] = self
         await self._log.flush()  # writes of a former owner in this process are recovered, too
         log, partition = self._log, self._partition
-        committed = log.attach(self._name, self._topic, partition)
+        committed = log.register(self._name, self._topic, partition)
         self._reader = log.reader(self._topic, partition, committed_only=self._committed_only)
         for table, topic in self._changelogs.items():
             for some in log.rows(topic, partition):
@@ -64,7 +64,7 @@ class SqliteBackend:
 
     def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> Sequence[asyncio.Future[Any]]:
         self._log.put(topic, partition, records)
-        return (self._log.committed(),)
+        return (self._log.next_commit(),)
 
     async def checkpoint(self, rows: Mapping[str, Mapping[bytes, bytes | None]], position: PositionRow) -> None:
         self._open()

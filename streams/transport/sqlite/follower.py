@@ -21,7 +21,7 @@ class FollowedLog(Protocol):
 
     def reader(self, topic: str, partition: int, *, committed_only: bool) -> ShardReader: ...
 
-    def attach(self, reader: str, topic: str, partition: int) -> int | None: ...
+    def register(self, reader: str, topic: str, partition: int) -> int | None: ...
 
     def note(self, reader: str, topic: str, partition: int) -> str: ...
 
@@ -64,7 +64,7 @@ class SqliteFollower:
     async def _run(self, partition: int) -> None:
         reader = self._log.reader(self._topic, partition, committed_only=True)
         try:
-            committed = self._log.attach(self._group, self._topic, partition)
+            committed = self._log.register(self._group, self._topic, partition)
             reader.seek(committed or 0)
             if self._taken is not None:
                 await self._taken(await self._committed(partition, committed))

@@ -95,9 +95,9 @@ class SqliteLog:
         self._log_clock = AppendClock(self._clock, file.timestamp())
         self._positions = file.positions()
         for reader, row in self._positions.items():
-            self._progress.note(*reader, row.next)
+            self._progress.set(*reader, row.next)
         for reader, offset in file.offsets().items():
-            self._progress.note(*reader, offset)
+            self._progress.set(*reader, offset)
         self._load_topics(file)
 
     def _load_topics(self, file: LogFile) -> None:
@@ -241,7 +241,7 @@ class SqliteLog:
         self._window.shards[shard] = None
         self._dirty.set()
 
-    def committed(self) -> asyncio.Future[None]:
+    def next_commit(self) -> asyncio.Future[None]:
         """Return a future that is done when all writes so far are committed; it fails with LogFailed or Fenced."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._failure is not None:
@@ -253,7 +253,7 @@ class SqliteLog:
 
     async def flush(self) -> None:
         """Wait until all writes so far are committed."""
-        await self.committed()
+        await self.next_commit()
 
     async def append(
         self,
@@ -267,7 +267,7 @@ class SqliteLog:
         self.put(topic, partition, [NewRecord(key, value, headers)])
         shard = self.shard(topic, partition)
         position = Position(partition, shard.end - 1, shard.newest)
-        await self.committed()
+        await self.next_commit()
         return position
 
     # -- the commit
@@ -296,7 +296,7 @@ class SqliteLog:
             return
         self._positions.update(window.positions)
         for shard, end in ends:
-            shard.committed(end)
+            shard.mark_durable(end)
         wake(window.waiting)
 
     def crash(self, error: Exception) -> None:
@@ -350,12 +350,12 @@ class SqliteLog:
 
     # -- reading
 
-    def attach(self, reader: str, topic: str, partition: int) -> int | None:
+    def register(self, reader: str, topic: str, partition: int) -> int | None:
         """Return the committed offset of a reader; from here on, queue records are kept until it has read them."""
         shard = self.shard(topic, partition)
-        committed = self._progress.of(reader, shard)
+        committed = self._progress.get(reader, shard)
         if committed is None:
-            self._progress.note(reader, shard.topic.id, partition, shard.start)
+            self._progress.set(reader, shard.topic.id, partition, shard.start)
         return committed
 
     def note(self, reader: str, topic: str, partition: int) -> str:

@@ -65,7 +65,7 @@ class Shard:
         if self.ahead:
             wake(self.ahead)
 
-    def committed(self, durable: int) -> None:
+    def mark_durable(self, durable: int) -> None:
         """Note that everything below `durable` is committed: wake readers, and drop records that none needs."""
         self.durable = durable
         if self.behind:
@@ -116,13 +116,13 @@ class ShardReader:
         """Return the next records, at least one and at most `limit`. Cancelling it loses nothing. Raises LogFailed."""
         while True:
             self._check()
-            if records := self.take(limit):
+            if records := self.read_now(limit):
                 return records
             future = asyncio.get_running_loop().create_future()
             (self._shard.behind if self._committed_only else self._shard.ahead).append(future)
             await future
 
-    def take(self, limit: int) -> list[Record]:
+    def read_now(self, limit: int) -> list[Record]:
         """Return the records available now, at most `limit`."""
         shard = self._shard
         if self.position < shard.start:

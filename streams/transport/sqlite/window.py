@@ -19,10 +19,10 @@ class ReaderPositions:
     def __init__(self) -> None:
         self._readers: defaultdict[tuple[int, int], dict[str, int]] = defaultdict(dict)
 
-    def note(self, reader: str, topic: int, partition: int, offset: int) -> None:
+    def set(self, reader: str, topic: int, partition: int, offset: int) -> None:
         self._readers[topic, partition][reader] = offset
 
-    def of(self, reader: str, shard: Shard) -> int | None:
+    def get(self, reader: str, shard: Shard) -> int | None:
         return self._readers[shard.topic.id, shard.number].get(reader)
 
     def consumed(self, shard: Shard) -> int | None:
@@ -47,9 +47,9 @@ class CommitWindow:
     def cut(self, progress: ReaderPositions, timestamp: int) -> tuple[Transaction, list[tuple[Shard, int]]]:
         """Return the transaction, and the log ends that are durable once it is committed."""
         for reader, row in self.positions.items():
-            progress.note(*reader, row.next)
+            progress.set(*reader, row.next)
         for reader, offset in self.offsets.items():
-            progress.note(*reader, offset)
+            progress.set(*reader, offset)
         transaction = Transaction(timestamp, tombstones=self.tombstones)
         for shard in self.shards:
             transaction.batches += _batches(shard, progress)

@@ -72,12 +72,12 @@ class OneElsewhere:
     def partition_of(self, instance_id: str) -> int:
         return 0
 
-    def where(self, partition: int) -> str:
+    def address_of(self, partition: int) -> str:
         if self.address == "nowhere":
             raise Unavailable("partition 0 is not served: moving", 1.5)
         return self.address
 
-    def everywhere(self) -> Mapping[str, Collection[int]]:
+    def partitions_by_address(self) -> Mapping[str, Collection[int]]:
         return {self.address: [0]}
 
     def addresses(self) -> Collection[str]:

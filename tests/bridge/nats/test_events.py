@@ -64,7 +64,7 @@ async def committed(log: SqliteLog) -> bool:
     """Return whether the bridge's group has committed every event."""
     group, topic = f"{PREFIX}.nats-out.{topics.EVENTS}", f"{PREFIX}.{topics.EVENTS}"
     ends = await log.ends(topic)
-    return all((log.attach(group, topic, n) or 0) >= end for n, (_, end) in enumerate(ends))
+    return all((log.register(group, topic, n) or 0) >= end for n, (_, end) in enumerate(ends))
 
 
 async def settled(log: SqliteLog) -> None:

@@ -276,11 +276,11 @@ def test_wrong_settings_are_one_line_for_each_variable(
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--grpc-addr", "here"], "setting_invalid: PLANNING_CEREMONY_GRPC_ADDR: host:port is wanted"),
+        (["--grpc-addr", "here"], "setting_invalid: PLANNING_CEREMONY_GRPC_ADDR: expected host:port"),
         (["--role", "engine,projector"], "setting_invalid: CEREMONY_ROLE: projector is not built yet in this release"),
         (["--role", "king"], "setting_invalid: CEREMONY_ROLE: unknown: king; one or more of engine, bridge"),
-        (["--http-addr", "1.2.3.4:99999"], "setting_invalid: CEREMONY_HTTP_ADDR: host:port is wanted"),
-        (["--log", "redis://x"], "setting_invalid: CEREMONY_LOG: kafka://"),
+        (["--http-addr", "1.2.3.4:99999"], "setting_invalid: CEREMONY_HTTP_ADDR: expected host:port"),
+        (["--log", "redis://x"], "setting_invalid: CEREMONY_LOG: expected kafka://"),
     ],
 )
 def test_a_worker_that_cannot_start_prints_the_reason(

@@ -150,29 +150,29 @@ async def test_a_second_follower_takes_its_share_and_no_record_is_lost(log: Kafk
 
 async def test_a_note_is_committed_with_its_offset_and_passed_to_the_next_owner(log: KafkaLog, topic: str) -> None:
     """Together with the log end; `taken` is called for each assignment before its first batch."""
-    told: list[Committed] = []
+    taken_calls: list[Committed] = []
     handled: list[Record] = []
 
     async def handle(records: Sequence[Record]) -> str:
-        assert {one.partition for one in told} >= {records[0].partition}
+        assert {one.partition for one in taken_calls} >= {records[0].partition}
         handled.extend(records)
         return f"up to {records[-1].offset}"
 
     async def taken(committed: Committed) -> None:
-        told.append(committed)
+        taken_calls.append(committed)
 
     async def follow_until(count: int) -> None:
-        told.clear()
+        taken_calls.clear()
         follower = await log.follow(f"{topic}-group", topic, handle, taken=taken)
         await until(lambda: follower.fresh and len(handled) == count)
         await follower.stop()
 
     await follow_until(2)
-    assert sorted(told) == [Committed(0, None, "", 1), Committed(1, None, "", 1)]
+    assert sorted(taken_calls) == [Committed(0, None, "", 1), Committed(1, None, "", 1)]
     for partition in range(2):
         await log.append(topic, partition, b"k", b"more")
     await follow_until(4)
-    assert sorted(told) == [Committed(0, 1, "up to 0", 2), Committed(1, 1, "up to 0", 2)]
+    assert sorted(taken_calls) == [Committed(0, 1, "up to 0", 2), Committed(1, 1, "up to 0", 2)]
 
 
 async def test_a_hand_over_does_not_wait_for_an_endless_batch(log: KafkaLog, topic: str) -> None:

@@ -240,8 +240,8 @@ async def test_a_partition_with_lost_local_rows_is_recovered_from_its_changelog(
     await bench.owner.give_up(5)
     assert [record.key for batch in bench.batches for record in batch] == [b"0", b"1", b"2"]
     assert bench.failures == []
-    told = [record for record in caplog.records if "is taken anew from its changelog: state_lost" in record.message]
-    assert len(told) == (2 if stores.opening else 1)
+    lines = [record for record in caplog.records if "is taken anew from its changelog: state_lost" in record.message]
+    assert len(lines) == (2 if stores.opening else 1)
 
 
 async def test_a_refused_write_fails_the_worker() -> None:

@@ -253,8 +253,8 @@ async def test_slow_readers_read_from_the_file(path: Path) -> None:
 async def test_consumed_queue_records_are_deleted(path: Path) -> None:
     """Nothing is kept below the lowest durable position of a queue's readers, which becomes the log start."""
     async with opened(path, retention_seconds=0.01) as log:
-        log.attach("fast", "queue", 0)
-        log.attach("slow", "queue", 0)
+        log.register("fast", "queue", 0)
+        log.register("slow", "queue", 0)
         for i in range(10):
             await log.append("queue", 0, None, b"%d" % i)
         log.put_offset("fast", "queue", 0, 10)
@@ -269,7 +269,7 @@ async def test_consumed_queue_records_are_deleted(path: Path) -> None:
 async def test_queue_records_consumed_within_the_window_are_never_written(path: Path) -> None:
     """Their offsets are not used again."""
     async with opened(path, window=0.05) as log:
-        log.attach("agent", "queue", 0)
+        log.register("agent", "queue", 0)
         log.put("queue", 0, [NewRecord(None, b"a"), NewRecord(None, b"b")])
         log.put_offset("agent", "queue", 0, 1)
         await log.flush()
@@ -455,7 +455,7 @@ async def test_keys_have_the_same_partition_as_on_kafka(tmp_path: Path) -> None:
 
 async def test_a_note_is_kept_with_its_followers_offset(path: Path) -> None:
     """`taken` gets it with the log end before the first batch, also after a restart."""
-    told: list[Committed] = []
+    taken_calls: list[Committed] = []
     seen: list[bytes | None] = []
 
     async def handle(records: Sequence[Record]) -> str:
@@ -463,7 +463,7 @@ async def test_a_note_is_kept_with_its_followers_offset(path: Path) -> None:
         return f"up to {records[-1].offset}"
 
     async def taken(committed: Committed) -> None:
-        told.append(committed)
+        taken_calls.append(committed)
 
     async with opened(path) as log:
         await log.append("in", 0, None, b"0")
@@ -472,9 +472,9 @@ async def test_a_note_is_kept_with_its_followers_offset(path: Path) -> None:
         await eventually(lambda: seen)
         await follower.stop()
         await log.append("in", 0, None, b"1")
-    assert min(told) == Committed(0, None, "", 1)
-    told.clear()
+    assert min(taken_calls) == Committed(0, None, "", 1)
+    taken_calls.clear()
     async with opened(path) as log:
         await log.follow("g", "in", handle, taken=taken)
         await eventually(lambda: len(seen) == 2)
-    assert min(told) == Committed(0, 1, "up to 0", 2)
+    assert min(taken_calls) == Committed(0, 1, "up to 0", 2)

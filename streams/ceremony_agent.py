@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from ports.errors import CeremonyError
-from ports.log import Batch, Header, Record
+from ports.log import LARGEST_RECORD_BYTES, Batch, Header, Record, RecordTooLarge
 from streams.envelope import event_record
 from streams.log_clock import LogClock
 from streams.metrics import BatchTally
@@ -30,14 +30,17 @@ from tables.commands import (
 )
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load_pinned
-from tables.effects import FOLD, Event, Refused, StepRequested, encode_request
+from tables.effects import FOLD, Ended, Event, Refused, StepRequested, encode_request
 from tables.errors import Undecodable
 from tables.fold.decide import Decision, decide
 from tables.fold.refusals import DEFINITION_UNKNOWN
+from tables.fold.set_aside import postponed, set_aside
+from tables.fold.start import start_refused
 from tables.fold.step_life import PUBLISH_COMPLETED, STEP_EXECUTED
 from tables.guards import REFUSED
-from tables.instance import Instance, StepStatus
+from tables.instance import Instance, Pauser, StepStatus, encode_instance
 from tables.kinds import Kinds
+from tables.limits import MAX_WRITTEN_BYTES
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +59,11 @@ NOTABLE = frozenset(
 )
 _FAILED = StepStatus.FAILED.value
 ENGINE_ACTOR = "ceremony-engine"
+PAUSED_BECAUSE = "the fold failed on a command; see the dead letters"
+# Bytes of a value that leave room for key and headers in the largest record.
+LARGEST_VALUE_BYTES = LARGEST_RECORD_BYTES - 64 * 1024
+# Topic, key, value and headers of the record of one effect.
+EffectRecord = tuple[str, bytes | None, bytes, Sequence[Header]]
 FOLD_FAILED = FoldResult("fold_failed", "the engine failed on this command and has put it aside; see the dead letters")
 
 
@@ -118,20 +126,23 @@ class CeremonyAgent:
         try:
             definition = self._definition(batch, folding, row, command)
             decision = decide(row, command, origin_of(record), definition, self._kinds)
+            records = self._records(record, decision)
         except MemoryError:
             raise
         except Exception:
             log.exception("fold_failed", instance=command.instance_id, offset=record.offset)
             answer = FOLD_FAILED
-            decision = self._fold_failed(batch, folding, record, row, command)
+            decision, records = self._fold_failed(batch, folding, record, row, command)
         self._apply(batch, folding, key, row, decision)
         if decision.unjudged:
             folding.tally.unjudged.update(_log_unjudged(command.instance_id, decision))
         if decision.note == DEFINITION_UNKNOWN and row is not None:
-            _set_aside(batch, record, command)
-        refusal = self._emit(batch, folding, record, decision)
+            _keep_unread(batch, record, command)
+        for effect_record in records:
+            batch.send(*effect_record)
+        refusal = self._count_effects(folding, decision)
         if command.command_id and (expected := self._expected(command)) is not None:
-            folding.replies[expected] = refusal or answer
+            folding.replies[expected] = answer if refusal is None or answer is FOLD_FAILED else refusal
 
     def _apply(self, batch: Batch, folding: Folding, key: bytes, row: Instance | None, decision: Decision) -> None:
         if decision.row is not row:
@@ -142,25 +153,40 @@ class CeremonyAgent:
 
     def _fold_failed(
         self, batch: Batch, folding: Folding, record: Record, row: Instance | None, command: AnyCommand
-    ) -> Decision:
-        """Handle a bug in the fold: pause the ceremony and dead-letter the command (specification 18.11)."""
+    ) -> tuple[Decision, list[EffectRecord]]:
+        """Handle a command that cannot be folded, or whose effects or row cannot be written (specification 18.11).
+
+        The command becomes a dead letter and its ceremony is paused; a start is refused. Where pausing fails too, the
+        row is paused without the fold, so that no timer makes a dead letter each second.
+        """
         batch.dead_letter(record, FOLD_FAILED.code, traceback.format_exc(limit=20))
-        pause = Pause(
-            instance_id=command.instance_id,
-            command_id=f"{FOLD_FAILED_ID}{record.partition}/{record.offset}",
-            actor=ENGINE_ACTOR,
-            reason="the fold failed on a command; see the dead letters",
-            by_engine=True,
-        )
         try:
-            if row is not None:
-                definition = self._definition(batch, folding, row, pause)
-                return decide(row, pause, origin_of(record), definition, self._kinds)
+            decision = self._paused(batch, folding, record, row, command)
+            return decision, self._records(record, decision)
         except MemoryError:
             raise
         except Exception:
             log.exception("pause_failed", instance=command.instance_id, offset=record.offset)
-        return Decision(row, (), FOLD_FAILED.code)
+        return Decision(_set_aside(row, record, command), (), FOLD_FAILED.code), []
+
+    def _paused(
+        self, batch: Batch, folding: Folding, record: Record, row: Instance | None, command: AnyCommand
+    ) -> Decision:
+        origin = origin_of(record)
+        if row is None:
+            if not isinstance(command, Start):
+                return Decision(None, (), FOLD_FAILED.code)
+            event = start_refused(command, origin, origin.timestamp, FOLD_FAILED.code, FOLD_FAILED.message)
+            return Decision(None, (event,), FOLD_FAILED.code)
+        pause = Pause(
+            instance_id=command.instance_id,
+            command_id=f"{FOLD_FAILED_ID}{record.partition}/{record.offset}",
+            actor=ENGINE_ACTOR,
+            reason=PAUSED_BECAUSE,
+            by_engine=True,
+        )
+        decision = decide(row, pause, origin, self._definition(batch, folding, row, pause), self._kinds)
+        return Decision(_set_aside(decision.row, record, command), decision.effects, FOLD_FAILED.code)
 
     def _definition(
         self, batch: Batch, folding: Folding, row: Instance | None, command: AnyCommand
@@ -212,18 +238,36 @@ class CeremonyAgent:
         elif subject == PUBLISH_COMPLETED:
             tally.published[str(event.payload["duplicate"]).lower()] += 1
 
-    def _emit(self, batch: Batch, folding: Folding, record: Record, decision: Decision) -> FoldResult | None:
-        refusal = None
+    def _records(self, record: Record, decision: Decision) -> list[EffectRecord]:
+        """Encode all effects before the first is sent. Raises whatever makes one of them, or the row, unwritable."""
+        records: list[EffectRecord] = []
         for ordinal, effect in enumerate(decision.effects):
             if isinstance(effect, Event):
-                self._count(folding.tally, effect)
                 key, value, headers = event_record(effect, record.offset, ordinal, FOLD)
-                batch.send(self._events, key, value, headers)
+                records.append((self._events, key, value, headers))
             elif isinstance(effect, StepRequested):
-                batch.send(self._requests[effect.kind], record.key, encode_request(effect), _request_headers(effect))
+                value = encode_request(effect)
+                records.append((self._requests[effect.kind], record.key, value, _request_headers(effect)))
+            else:
+                continue
+            if len(value) > LARGEST_VALUE_BYTES:
+                raise RecordTooLarge(f"an effect has {len(value)} bytes, at most {LARGEST_VALUE_BYTES} are written")
+        row = decision.row
+        if row is not None and row.size > MAX_WRITTEN_BYTES:  # only a row of an older release, or a forged one
+            size = len(encode_instance(row))
+            if size > LARGEST_VALUE_BYTES:
+                raise RecordTooLarge(f"the row has {size} bytes, at most {LARGEST_VALUE_BYTES} are written")
+        return records
+
+    def _count_effects(self, folding: Folding, decision: Decision) -> FoldResult | None:
+        """Count the effects for the metrics; return the refusal among them."""
+        refusal = None
+        for effect in decision.effects:
+            if isinstance(effect, Event):
+                self._count(folding.tally, effect)
             elif isinstance(effect, Refused):
                 refusal = FoldResult(effect.code, effect.message)
-            else:
+            elif isinstance(effect, Ended):
                 folding.tally.ended[effect.status] += 1
         return refusal
 
@@ -251,7 +295,15 @@ def _log_unjudged(instance_id: str, decision: Decision) -> list[str]:
     return ["refused" if reason.startswith(REFUSED) else "failed" for reason in decision.unjudged.values()]
 
 
-def _set_aside(batch: Batch, record: Record, command: AnyCommand) -> None:
+def _set_aside(row: Instance | None, record: Record, command: AnyCommand) -> Instance | None:
+    """Return the row of a ceremony whose command failed: PAUSED, and a timer that failed fires later."""
+    if row is None:
+        return None
+    row = set_aside(row, record.timestamp, Pauser(ENGINE_ACTOR, reason=PAUSED_BECAUSE))
+    return postponed(row, command.timer_id, record.timestamp) if isinstance(command, TimerFired) else row
+
+
+def _keep_unread(batch: Batch, record: Record, command: AnyCommand) -> None:
     """Keep a command of a ceremony whose pinned definition cannot be read, for a replay by a release that reads it.
 
     A command of a client was answered, and a timer fires again.

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tables.commands import Start
+from tables.commands import Origin, Start
 from tables.definition import Definition
 from tables.effects import Event
 from tables.fold import refusals
@@ -66,18 +66,20 @@ def _again(fold: FoldContext, command: Start, row: Instance) -> None:
 
 def _refuse(fold: FoldContext, command: Start, code: str, message: str) -> None:
     """Refuse with an answer and an event: the client may have been answered `accepted` before this fold."""
-    message = clip(message)
     fold.refuse(command, code, message)
+    fold.effects.append(start_refused(command, fold.origin, fold.now, code, message))
+
+
+def start_refused(command: Start, origin: Origin, at: int, code: str, message: str) -> Event:
+    """Return the event of a refused start; its id comes from the log, and its texts are cut."""
     instance_id = clip(command.instance_id, _LONGEST_INSTANCE_ID)
-    fold.effects.append(
-        Event(
-            id=f"{fold.origin.partition}/{fold.origin.offset}/1",
-            subject=START_REFUSED,
-            instance_id=instance_id,
-            correlation_id=clip(command.correlation_id.strip(), MAX_ID_CHARACTERS) or instance_id,
-            at=fold.now,
-            payload={"instance_id": instance_id, "code": code, "message": message},
-        )
+    return Event(
+        id=f"{origin.partition}/{origin.offset}/1",
+        subject=START_REFUSED,
+        instance_id=instance_id,
+        correlation_id=clip(command.correlation_id.strip(), MAX_ID_CHARACTERS) or instance_id,
+        at=at,
+        payload={"instance_id": instance_id, "code": code, "message": clip(message)},
     )
 
 

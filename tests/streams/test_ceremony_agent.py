@@ -7,21 +7,36 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import msgspec
 import pytest
 import structlog
 
 from ports.errors import CeremonyError
 from steps.aggregation import Aggregation
 from steps.registry import all_kinds
+from streams import ceremony_agent
 from streams.ceremony_agent import CeremonyAgent, Folding, applied_rows
 from streams.log_clock import LogClock
+from streams.timers import due_timers
 from streams.topics import CEREMONIES, DEFINITIONS
 from streams.waiters import ACCEPTED, FoldResult, ReplyKey
-from tables.commands import AnyCommand, Cancel, Noop, PutDefinition, Start, StepOutcome, TimerFired, encode_command
+from tables.commands import (
+    AnyCommand,
+    Cancel,
+    Noop,
+    PutDefinition,
+    Resume,
+    Start,
+    StepOutcome,
+    TimerFired,
+    encode_command,
+)
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load
 from tables.instance import CeremonyStatus
+from tables.invariants import broken
 from tables.kinds import Kinds
+from tests.contract.asyncapi import validate_message
 from tests.streams.fakes import HandClock, MemoryBatch, MemoryView, command_record, record
 from tests.tables.world import ASKED
 
@@ -294,14 +309,115 @@ def test_a_start_that_the_fold_fails_on_leaves_no_row() -> None:
     assert replies(batch)["start-c1"] == FoldResult("fold_failed", mock.ANY)
 
 
-def test_a_bug_that_also_breaks_pausing_leaves_the_row_unchanged() -> None:
+def test_a_refused_start_is_announced_when_the_fold_failed_on_it() -> None:
+    """Its client may have been answered `accepted` before."""
+    partition = Partition()
+    with mock.patch.object(Aggregation, "request", boom):
+        batch = partition.begin("c1")
+    (sent,) = batch.sent
+    event = json.loads(sent.value)
+    assert (event["event_type"], event["payload"]["code"]) == ("ceremony.start.refused", "fold_failed")
+    validate_message(event["event_type"], event)
+
+
+def test_a_bug_that_also_breaks_pausing_pauses_the_row_without_the_fold() -> None:
+    """All that was in it stays, and no timer of a step fires."""
     partition = Partition()
     partition.begin("c1")
     before = partition.row("c1")
     with mock.patch("streams.ceremony_agent.decide", boom):
         batch = partition.fold(command_record(5, outcome()))
     assert [code for _, code, _ in batch.dead] == ["fold_failed"]
-    assert partition.row("c1") is before
+    row = partition.row("c1")
+    assert (row.status, row.version, row.steps) == (CeremonyStatus.PAUSED, before.version + 1, before.steps)
+    assert broken(row, PROBE) == []
+    partition.fold(command_record(6, Resume(instance_id="c1:s1", command_id="r", actor="anna")))
+    assert partition.row("c1").status is CeremonyStatus.RUNNING
+
+
+def failing_for(function: Any, instance_id: str) -> Any:
+    """Return the function, failing for the records of one ceremony."""
+
+    def fails(effect: Any, *more: Any) -> Any:
+        if effect.instance_id == instance_id and getattr(effect, "subject", "") != "ceremony.paused":
+            raise ValueError("an effect that cannot be written")
+        return function(effect, *more)
+
+    return fails
+
+
+@pytest.mark.parametrize("name", ["event_record", "encode_request"])
+def test_an_effect_that_cannot_be_written_concerns_its_ceremony_only(name: str) -> None:
+    """Nothing of the command is sent; its client is answered, and the other ceremony of the batch moves on."""
+    partition = Partition()
+    partition.begin("c1", "c2")
+    commands = [
+        StepOutcome(instance_id=f"{one}:s1", step_id="one", attempt=1, outcome="unreachable") for one in ("c1", "c2")
+    ]
+    partition.fold(*(command_record(n, command) for n, command in enumerate(commands, 10)))
+    dues: list[AnyCommand] = [
+        TimerFired(instance_id=f"{one}:s1", timer_id="ask/one", attempt=1) for one in ("c1", "c2")
+    ]
+    cancels: list[AnyCommand] = [
+        Cancel(instance_id=f"{one}:s1", command_id=f"cancel-{one}", actor="anna") for one in ("c1", "c2")
+    ]
+    later = 1_700_000_100_000
+    with mock.patch(f"streams.ceremony_agent.{name}", failing_for(getattr(ceremony_agent, name), "c1:s1")):
+        batch = partition.fold(
+            *(
+                command_record(n, command, later)
+                for n, command in enumerate(dues if name == "encode_request" else cancels, 20)
+            )
+        )
+    assert [(one.offset, code) for one, code, _ in batch.dead] == [(20, "fold_failed")]
+    assert partition.row("c1").status is CeremonyStatus.PAUSED
+    events = [json.loads(sent.value)["event_type"] for sent in batch.sent if sent.key == b"c1:s1"]
+    assert events == ["ceremony.paused"]
+    if name == "event_record":
+        assert replies(batch)["cancel-c1"].code == "fold_failed"
+        assert partition.row("c2").status is CeremonyStatus.CANCELLED
+    else:
+        assert partition.row("c2").steps["one"].asks == 2
+
+
+def test_a_timer_whose_fold_fails_does_not_fire_each_second() -> None:
+    """The pause stops the timers of steps; the limit of the whole ceremony, which runs on, fires an hour later."""
+    partition = Partition()
+    partition.begin("c1")
+    timers = partition.row("c1").timers
+    late = timers["ceremony_max"].due
+    fired = [TimerFired(instance_id="c1:s1", timer_id=name, attempt=timer.attempt) for name, timer in timers.items()]
+    with mock.patch("tables.fold.timer_fired.end", boom), mock.patch("tables.fold.timer_fired.step_life.fail", boom):
+        for number, command in enumerate(fired):
+            partition.fold(command_record(10 + number, command, late))
+            assert list(due_timers(partition.row("c1"), late + 1000, steps_too=True)) == []
+    row = partition.row("c1")
+    assert row.status is CeremonyStatus.PAUSED
+    assert broken(row, PROBE) == []
+    assert list(due_timers(row, late + 3_601_000, steps_too=True)) == [("ceremony_max", 0)]
+
+
+@pytest.mark.parametrize("largest", [200_000, 900_000])
+def test_a_row_that_no_checkpoint_could_write_is_not_taken(largest: int) -> None:
+    """Only a row of an older release can be so large; its ceremony is paused as it was."""
+    partition = Partition()
+    partition.begin("c1", "c2")
+    with (
+        mock.patch("streams.ceremony_agent.MAX_WRITTEN_BYTES", 1_000),
+        mock.patch("streams.ceremony_agent.LARGEST_VALUE_BYTES", largest),
+    ):
+        batch = partition.fold(
+            *(
+                command_record(n, msgspec.structs.replace(outcome(one), output={"x": "x" * length}, size=0))
+                for n, (one, length) in enumerate((("c1", 250_000), ("c2", 10)), 10)
+            )
+        )
+    if largest < 250_000:
+        assert [(one.offset, code) for one, code, _ in batch.dead] == [(10, "fold_failed")]
+        assert partition.row("c1").status is CeremonyStatus.PAUSED
+    else:
+        assert batch.dead == []
+    assert partition.row("c2").status is CeremonyStatus.COMPLETED
 
 
 def test_running_out_of_memory_does_not_pause_a_ceremony() -> None:

@@ -48,7 +48,7 @@ def dead_letter(record: Record, code: str, message: str) -> NewRecord:
         *kept,
         (topics.ORIGIN, origin(record).encode()),
         (topics.ERROR_CODE, code.encode()),
-        (topics.ERROR_MESSAGE, message[-LONGEST_MESSAGE:].encode()),
+        (topics.ERROR_MESSAGE, message[-LONGEST_MESSAGE:].encode(errors="replace")),
     ]
     value = record.value or b""
     if len(value) > BY_REFERENCE_ABOVE_BYTES:

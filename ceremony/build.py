@@ -142,8 +142,11 @@ class Pipeline:
             _listener(self.engine, metrics),
             step_agents(_agent_ports(ports, options, self.log_clock)),
         )
-        self.nats_out = EventsBridge(log, ports.nats, clock, prefix=prefix, window=options.nats_in_flight)
-        self.nats_in = AgentResponses(log, ports.nats, clock, prefix=prefix, partitions=partitions)
+        letters = self.engine.reads.letter_budget
+        self.nats_out = EventsBridge(
+            log, ports.nats, clock, prefix=prefix, window=options.nats_in_flight, letters=letters
+        )
+        self.nats_in = AgentResponses(log, ports.nats, clock, prefix=prefix, partitions=partitions, letters=letters)
 
 
 def _listener(engine: Engine, metrics: Metrics) -> PartitionListener:
@@ -184,6 +187,7 @@ class Parts:
             kinds,
             self.metrics,
         )
+        self.app.letter_budget = self.pipeline.engine.reads.letter_budget
         for spec, function in self.pipeline.agents:
             self.app.attach(spec, function)
         self.readiness = Readiness(

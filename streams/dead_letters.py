@@ -68,8 +68,12 @@ def dead_letter_record(
     key: bytes | None,
     value: bytes | None,
     headers: Iterable[Header] = (),
+    refer: bool = False,
 ) -> tuple[bytes | None, bytes, list[Header]]:
-    """Return the record of `deadletters`: key and headers of the original, and its value up to 256 KiB."""
+    """Return the record of `deadletters`: key and headers of the original, and its value up to 256 KiB.
+
+    With `refer` the value stays at the origin, however small it is.
+    """
     body = value or b""
     key, headers = origin_marks(key, list(headers))
     ours = [
@@ -77,14 +81,16 @@ def dead_letter_record(
         (topics.ERROR_CODE, code.encode()),
         (topics.ERROR_MESSAGE, message[:LONGEST_ERROR_MESSAGE].encode(errors="replace")),
     ]
-    if len(body) > DEADLETTER_BODY_BYTES:
+    if refer or len(body) > DEADLETTER_BODY_BYTES:
         ours.append((VALUE_SIZE, b"%d" % len(body)))
         body = b""
     # Ours last: of a dead letter that becomes one again, the newer headers count.
     return key, body, [*headers, *ours]
 
 
-def dead_letter_of(record: Record, code: str, message: str) -> tuple[bytes | None, bytes, list[Header]]:
+def dead_letter_of(
+    record: Record, code: str, message: str, *, refer: bool = False
+) -> tuple[bytes | None, bytes, list[Header]]:
     """Return the record of `deadletters` for a record of the log."""
     return dead_letter_record(
         record.topic,
@@ -95,6 +101,7 @@ def dead_letter_of(record: Record, code: str, message: str) -> tuple[bytes | Non
         key=record.key,
         value=record.value,
         headers=record.headers,
+        refer=refer,
     )
 
 

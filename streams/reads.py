@@ -6,6 +6,7 @@ import contextlib
 import heapq
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 
 import structlog
@@ -17,6 +18,7 @@ from streams.api import DeadLetterEntry, Diagnosis, Found, History, PartitionDif
 from streams.dead_letters import letter_of
 from streams.doctor import Doctor
 from streams.history import HistoryReader
+from streams.letter_budget import LetterBudget
 from streams.letter_index import LetterIndex
 from streams.log_clock import LogClock
 from streams.partitions import LONGEST_ID, MOVING, Partitions
@@ -63,6 +65,8 @@ class Reads:
         self._kinds = kinds
         self._turns = turns
         self._watchers = Watchers()
+        self.letter_budget = LetterBudget(clock)
+        """For everything of this worker that writes dead letters."""
         self.letters = LetterIndex(log, turns, prefixed(prefix, DEADLETTERS))
         self._history = HistoryReader(log, clock, prefixed(prefix, EVENTS))
 
@@ -206,7 +210,8 @@ class Reads:
         if not instance_id:
             diagnosis = await doctor.all(self._partitions.served(), states)
             await self.committed()
-            return diagnosis
+            missing = filter(None, (diagnosis.incomplete, self.letter_budget.shortage))
+            return replace(diagnosis, incomplete="; ".join(missing))
         one = await self.find(instance_id)
         found = [] if one is None else [doctor.one(self._partitions.appendable(instance_id), one.row)]
         statuses = Counter(str(diagnosed.row.status) for diagnosed in found)

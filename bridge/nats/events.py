@@ -24,6 +24,7 @@ from ports.clock import Clock
 from ports.log import Committed, Follower, Log, Record
 from streams import topics
 from streams.dead_letters import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_of, letter_of
+from streams.letter_budget import LetterBudget, Room
 
 BATCH = 2000
 STOP_SECONDS = 3.0
@@ -53,6 +54,7 @@ class EventsBridge:
         prefix: str,
         window: int = WINDOW,
         batch: int = BATCH,
+        letters: LetterBudget | None = None,
     ) -> None:
         self._log = log
         self._connection = connection
@@ -60,6 +62,7 @@ class EventsBridge:
         self._prefix = prefix
         self._window = window
         self._batch = batch
+        self._letters = letters or LetterBudget(clock)
         self._publisher = JetStreamPublisher(connection)
         metrics.IN_FLIGHT.set_function(lambda: self._publisher.in_flight)
         self._followers: dict[str, Follower] = {}
@@ -177,7 +180,10 @@ class EventsBridge:
 
     async def _set_aside(self, record: Record, nack: Nack) -> None:
         log.error("event_set_aside", offset=record.offset, partition=record.partition, code=nack.code)
-        letter = dead_letter_of(record, nack.code, nack.message)
+        room = self._letters.take(nack.code, len(record.value or b""))
+        if room is Room.NONE:
+            return
+        letter = dead_letter_of(record, nack.code, nack.message, refer=room is Room.REFERENCE)
         # All go to one partition, because dead letters are few.
         await self._log.append(topics.prefixed(self._prefix, topics.DEADLETTERS), 0, *letter)
 

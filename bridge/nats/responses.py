@@ -24,6 +24,7 @@ from ports.log import Log, LogFailed, LogUnavailable, RecordTooLarge
 from streams import topics
 from streams.api import Unavailable
 from streams.dead_letters import dead_letter_record
+from streams.letter_budget import LetterBudget, Room
 from tables.commands import AgentResult, encode_command
 
 DURABLE = "planning-ceremony-processor-agent-response-completed-v1"
@@ -52,6 +53,7 @@ class AgentResponses:
         prefix: str,
         partitions: int,
         in_flight: int = IN_FLIGHT,
+        letters: LetterBudget | None = None,
     ) -> None:
         """`prefix` is that of the topics, `partitions` the number of partitions of `commands`."""
         self._log = log
@@ -59,6 +61,7 @@ class AgentResponses:
         self._clock = clock
         self._prefix = prefix
         self._partitions = partitions
+        self._letters = letters or LetterBudget(clock)
         self._slots = asyncio.Semaphore(in_flight)
         self._handling: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
@@ -202,6 +205,10 @@ class AgentResponses:
         """Write a dead letter for operators, then let JetStream never deliver the message again."""
         metrics.MALFORMED.inc()
         log.warning("agent_response_malformed", sequence=sequence, code=malformed.code, reason=malformed.message)
+        room = self._letters.take(malformed.code, len(message.data))
+        if room is Room.NONE:
+            await message.term()
+            return
         key, value, headers = dead_letter_record(
             AGENT_RESPONSES,
             0,
@@ -211,6 +218,7 @@ class AgentResponses:
             key=None,
             value=message.data,
             headers=[(topics.SUBJECT, message.subject.encode())],
+            refer=room is Room.REFERENCE,
         )
         await self._log.append(topics.prefixed(self._prefix, topics.DEADLETTERS), 0, key, value, headers)
         await message.term()

@@ -24,6 +24,7 @@ from yarl import URL
 from ports.clock import Clock
 from ports.log import AgentSpec, Batch, Log, LogUrlInvalid, PartitionView, TopicSpec
 from streams import topics as names
+from streams.letter_budget import LetterBudget
 from streams.transport.faust.agents import BatchSchema, BatchStream, RowsTable, Supervisor, Tables, supervised
 from streams.transport.faust.membership import GroupTransport, MemberConsumer
 from streams.transport.partition.assignment import PartitionAssignment
@@ -57,6 +58,7 @@ class CeremonyApp(faust.App):
         limits: Limits | None = None,
         row_cache: RowCache | None = None,
         stores: Stores | None = None,
+        letter_budget: LetterBudget | None = None,
         **settings: Any,
     ) -> None:
         self.clock = clock
@@ -69,6 +71,7 @@ class CeremonyApp(faust.App):
         self.limits = limits
         self.row_cache = row_cache or RowCache()
         self.stores = stores or MemoryStores()
+        self.letter_budget = letter_budget
         self.specs: dict[str, AgentSpec] = {}
         self.attached_topics: set[str] = set()
         self.on_crash: Callable[[BaseException], None] | None = None
@@ -202,7 +205,7 @@ class CeremonyApp(faust.App):
     def _dead_letters(self) -> DeadLetterTopic:
         topic = names.prefixed(self.prefix, names.DEADLETTERS)
         partitions = next((spec.partitions for spec in self.topic_specs if spec.name == topic), self.partitions)
-        return DeadLetterTopic(topic, partitions)
+        return DeadLetterTopic(topic, partitions, self.letter_budget)
 
 
 def _settings(partitions: int, worker_id: str | None) -> dict[str, Any]:
@@ -241,8 +244,8 @@ def create_app(
     """Return an app on the log at `url` (`kafka://host:port[,host:port]` or `sqlite:///path`) in the group `name`.
 
     `topics`: topics to create, by full name; `attach` adds changelogs. `settings`: `replication` (factor),
-    `topic_config` (extra settings of every topic), `limits`, `row_cache`, `stores`, and any setting of Faust. Raises
-    LogUrlInvalid for another scheme.
+    `topic_config` (extra settings of every topic), `limits`, `row_cache`, `stores`, `letter_budget`, and settings
+    of Faust. Raises LogUrlInvalid for another scheme.
     """
     app = CeremonyApp(
         name,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ports.errors import CeremonyError
 from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Header, Record, RecordTooLarge
 from streams.transport.partition.backend import NewRecord
-from streams.transport.partition.dead_letters import DeadLetterTopic, dead_letter
+from streams.transport.partition.dead_letters import DeadLetterTopic
 
 # Bytes counted for a record beside its key, value and headers.
 _OVERHEAD_BYTES = 128
@@ -128,8 +128,8 @@ class PartBatch:
 
     def dead_letter(self, record: Record, code: str, message: str) -> None:
         letters = self._part.dead_letters
-        letter = dead_letter(record, code, message)
-        self.send(letters.topic, letter.key, letter.value, letter.headers, letters.partition(record.partition))
+        if (letter := letters.letter(record, code, message)) is not None:
+            self.send(letters.topic, letter.key, letter.value, letter.headers, letters.partition(record.partition))
         self._part.count_dead_letter(code)
 
     def finish(self, failure: BaseException | None = None) -> None:

@@ -18,7 +18,7 @@ from ports.log import AgentSpec, LogError, LogFailed, LogUnavailable, Record
 from streams.transport.partition.backend import Backend, NewRecord, Recovered
 from streams.transport.partition.batch import AgentGone, HeldRecord, PartBatch
 from streams.transport.partition.checkpoints import Checkpoints, Counters, Limits
-from streams.transport.partition.dead_letters import DeadLetterTopic, dead_letter, origin
+from streams.transport.partition.dead_letters import DeadLetterTopic, origin
 from streams.transport.partition.positions import fold_point, last_folded, resume_point
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStore, RowStore, Stores
@@ -321,11 +321,11 @@ class Part:
         code = None if isinstance(failure, LogError) else getattr(failure, "code", None)
         logger.error("%s: the agent raised %s; dead-lettered", origin(record), type(failure).__name__)
         message = "".join(traceback.format_exception(failure))
-        letter = dead_letter(record, code if isinstance(code, str) else AGENT_FAILED, message)
-        target = self.dead_letters.partition(record.partition)
-        self._saves.send(self.dead_letters.topic, target, [letter])
+        letter = self.dead_letters.letter(record, code if isinstance(code, str) else AGENT_FAILED, message)
+        if letter is not None:
+            self._saves.send(self.dead_letters.topic, self.dead_letters.partition(record.partition), [letter])
         self.count_dead_letter(AGENT_FAILED)
-        self._advance(record, 1, len(letter.value))
+        self._advance(record, 1, 0 if letter is None else len(letter.value))
 
     def count_dead_letter(self, code: str) -> None:
         counts = self.counters.dead_letters

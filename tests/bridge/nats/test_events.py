@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.js.api import StreamConfig
@@ -51,7 +52,7 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 
 
 @contextlib.asynccontextmanager
-async def bridge(log: SqliteLog, link: NatsConnection, **options: int) -> AsyncIterator[EventsBridge]:
+async def bridge(log: SqliteLog, link: NatsConnection, **options: Any) -> AsyncIterator[EventsBridge]:
     started = EventsBridge(log, link, CLOCK, prefix=PREFIX, **options)
     await started.start()
     try:

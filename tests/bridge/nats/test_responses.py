@@ -41,7 +41,7 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 
 
 @contextlib.asynccontextmanager
-async def responses(log: Any, link: NatsConnection, **options: int) -> AsyncIterator[AgentResponses]:
+async def responses(log: Any, link: NatsConnection, **options: Any) -> AsyncIterator[AgentResponses]:
     started = AgentResponses(log, link, CLOCK, prefix=PREFIX, partitions=PARTITIONS, **options)
     await started.start()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -13,7 +13,8 @@ from steps.agent import AgentFunction, AgentPorts, answering
 from steps.config import Config, Text, config_of
 from steps.kind import Kind
 from steps.outcome import Outcome, outcome_of
-from tables.kinds import AtOnce, Completed, Failed, StepContext, Verdict
+from tables.definition import Step
+from tables.kinds import AtOnce, Completed, Failed, Source, StepContext, Verdict
 from tables.limits import MAX_OUTPUT_BYTES
 from tables.paths import MISSING, dig
 
@@ -41,6 +42,9 @@ class Aggregation(Kind):
     name: str = "aggregation"
     config: type[BaseModel] = AggregationConfig
     fields: tuple[str, ...] = ("sources", "aggregation_type", "aggregated_result")
+
+    def sources(self, step: Step) -> Iterable[Source]:
+        return [Source(name, name.partition(".")[0]) for name in config_of(step, AggregationConfig).sources]
 
     def request(self, context: StepContext) -> Any | Failed:
         """Body: `{aggregation_type, sources: [name], values: {name: value}}`."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from tables.definition import Definition, Gate, Step
 from tables.instance import AgentAnswer
-from tables.kinds import AtOnce, Decided, Failed, Publication, StepContext, Verdict
+from tables.kinds import AtOnce, Decided, Failed, Publication, Source, StepContext, Verdict
 from tables.limits import clip
 from tables.templates import MarkKind, TemplateFailed, expressions, marks, render_text
 
@@ -28,6 +28,15 @@ class Kind:
 
     def templates(self, step: Step) -> Mapping[str, Any]:
         return {}
+
+    def sources(self, step: Step) -> Iterable[Source]:
+        return ()
+
+    def fills(self, step: Step, definition: Definition) -> Iterable[str]:
+        return ()
+
+    def advise(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
+        return ()
 
     def role(self, step: Step) -> str | None:
         return None

@@ -18,7 +18,7 @@ from steps.kind import Kind
 from steps.outcome import Outcome, failed
 from steps.subjects import own, refusal
 from tables.definition import Definition, Output, Step
-from tables.definitions.json_schema import check_value
+from tables.definitions.json_schema import check_value, required_fields
 from tables.effects import StepRequested
 from tables.errors import Problem
 from tables.kinds import Completed, Failed, Publication, StepContext, Verdict
@@ -109,6 +109,21 @@ class Publish(Kind):
         if output is not None and output.type != "object":
             yield "output", "output_not_object", f"output `{output.name}` is {output.type}; a payload is an object"
         yield from super().check(step, definition)
+
+    def fills(self, step: Step, definition: Definition) -> Iterable[str]:
+        output = output_of(step, definition)
+        return () if output is None else (output.name,)
+
+    def advise(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
+        """Warn of fields that the output requires and the template lacks: then only the input can give them."""
+        output = output_of(step, definition)
+        if output is None or PUBLISH_DATA in definition.required_inputs:
+            return
+        template = config_of(step, PublishConfig).payload_template
+        for name in required_fields(output):
+            if name not in template:
+                message = f"output `{output.name}` requires `{name}`, which only the input `{PUBLISH_DATA}` can give"
+                yield "payload_template", "output_field_missing", message
 
     def request(self, context: StepContext) -> Any | Failed:
         """Return the body `{subject, event_type, payload, idempotency_key}`."""

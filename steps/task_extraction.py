@@ -21,7 +21,7 @@ from steps.ray_task import (
 )
 from tables.definition import Definition, Step
 from tables.instance import AgentAnswer
-from tables.kinds import Completed, Failed, Pending, StepContext, Verdict
+from tables.kinds import Completed, Failed, Pending, Source, StepContext, Verdict
 from tables.templates import TemplateFailed
 
 AGENT = "agent-task-extractor-001"
@@ -59,6 +59,9 @@ class TaskExtraction(Kind):
 
     def templates(self, step: Step) -> Mapping[str, Any]:
         return {"extraction_prompt": config_of(step, TaskExtractionConfig).extraction_prompt}
+
+    def sources(self, step: Step) -> Iterable[Source]:
+        return (Source(f"{config_of(step, TaskExtractionConfig).source_step}.deliberations", INPUT),)
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
         """Check that the source is a deliberation step, and that templates name steps that exist."""

@@ -13,6 +13,8 @@ from tables.errors import Problem
 
 # A trigger inside an agent's message acts in this role (specification 13.13).
 SYSTEM_ROLE = "SYSTEM"
+# Inputs of every ceremony, which no start can override.
+ALWAYS_INPUTS = frozenset({"story_id", "ceremony_id"})
 
 
 class GuardType(StrEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from pydantic import BaseModel
@@ -92,6 +92,15 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     """The same for every attempt of a visit (specification 9.6)."""
 
 
+class Source(NamedTuple):
+    """A value that a step reads: an output of a step, or else an input."""
+
+    name: str
+    """The step, or the input, and a dotted path inside."""
+    input: str
+    """The input that may give the value."""
+
+
 class StepKind(Protocol):
     """One kind of step; pure. The registry finds it by `handler`."""
 
@@ -112,6 +121,15 @@ class StepKind(Protocol):
 
     def templates(self, step: Step) -> Mapping[str, Any]:
         """Return the templates of the config by their path in it."""
+
+    def sources(self, step: Step) -> Iterable[Source]:
+        """Return the values that the step reads beside its templates."""
+
+    def fills(self, step: Step, definition: Definition) -> Iterable[str]:
+        """Return the names of the definition's outputs that the step fills."""
+
+    def advise(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
+        """List mistakes that are no violations, for `validate`: (config path, rule code, message) each."""
 
     def role(self, step: Step) -> str | None:
         """Return the role in which the step acts, or None."""

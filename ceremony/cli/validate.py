@@ -16,13 +16,22 @@ if TYPE_CHECKING:
 
 def validate(
     paths: Annotated[list[Path], typer.Argument(metavar="FILE|DIR...", help="Definitions, or folders of them.")],
+    publish_subjects: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PUBLISH_SUBJECTS",
+            help="Subjects that publish steps may use on the server, as its PUBLISH_SUBJECTS. "
+            "Default: others than ceremony.> are warnings.",
+            show_default=False,
+        ),
+    ] = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Check definitions. Exit 0 if all are valid, else 1 with every reason."""
     from ceremony.definition_files import check
     from steps.registry import all_kinds
 
-    found = check(paths, all_kinds())
+    found = check(paths, all_kinds(), None if publish_subjects is None else _allowlist(publish_subjects))
     invalid = sum(one.definition is None for one in found)
     if output is not Format.TABLE:
         emit_data({"valid": not invalid, "files": [one.data() for one in found]}, output)
@@ -33,6 +42,15 @@ def validate(
         report(one)
     if invalid:
         raise CommandFailed("definition_invalid", f"{invalid} of {counted(len(found))} invalid")
+
+
+def _allowlist(text: str) -> tuple[str, ...]:
+    from steps.subjects import parse_allowlist
+
+    try:
+        return parse_allowlist(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--publish-subjects") from None
 
 
 def report(one: Checked) -> None:

@@ -55,6 +55,12 @@ def is_json_schema(schema: Mapping[str, Any]) -> bool:
     return any(mark in schema for mark in MARKS)
 
 
+def required_fields(output: Output) -> list[str]:
+    """List the fields that an object must have to fit the output, as far as the top of its schema says so."""
+    schema = output.schema or {}
+    return [str(name) for name in (schema.get("required", ()) if is_json_schema(schema) else schema)]
+
+
 def schema_problems(output: Output) -> list[tuple[_Path, str, str]]:
     """List the mistakes of an output's schema: (path inside it, rule code, message after its name)."""
     schema = output.schema or {}

@@ -15,9 +15,8 @@ from tables.definitions.file_format import DEFINITION
 from tables.definitions.problems import UNREADABLE, ProblemList, clipped
 from tables.definitions.shapes import Fields
 from tables.definitions.yaml_source import parse, read_text
-from tables.errors import DefinitionInvalid, Problem
+from tables.errors import DefinitionInvalid
 from tables.kinds import Kinds
-from tables.roles import step_role_refusal
 
 PINNED_KEPT = 512
 
@@ -56,19 +55,6 @@ def load_pinned(text: str, digest: str, kinds: Kinds) -> Definition:
     while len(_pinned) > PINNED_KEPT:
         _pinned.popitem(last=False)
     return definition
-
-
-def warnings(definition: Definition, file: str = "") -> list[Problem]:
-    """List mistakes that are no violations: a config role that may not run its step.
-
-    `file` is the name in the messages; by default it follows from the definition's name.
-    """
-    report = ProblemList(file or f"{definition.name}.yaml")
-    for step in definition.steps.values():
-        refused = step_role_refusal(definition, step)
-        if refused is not None:
-            report.add(step.line, refused[0], f"{refused[1]}: the step will fail with `{refused[0]}`")
-    return list(report.problems())
 
 
 def _load(source: str | bytes, file: str, kinds: Kinds, stem: str | None, *, pinned: bool = False) -> Definition:

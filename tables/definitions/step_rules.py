@@ -11,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from tables.definition import Definition, GuardType, RetryPolicy, Step, Transition
 from tables.definitions.draft import Draft
-from tables.definitions.problems import MESSAGE_CHARACTERS, clipped
+from tables.definitions.order import StepOrder
+from tables.definitions.problems import MESSAGE_CHARACTERS, UNREADABLE, clipped
+from tables.definitions.references import never_there
 from tables.definitions.shapes import Fields
 from tables.definitions.yaml_source import Node
 from tables.kinds import PINNED, with_facts
@@ -45,7 +47,19 @@ def with_steps(draft: Draft, definition: Definition) -> Definition:
         for path, rule, message in kind.check(step, definition):
             line = node.line_at(iter(p for p in re.split(r"[.\[\]]+", path) if p))
             draft.report.add(max(line, draft.step_ids[name].line_of("config")), rule, f"step `{name}`: {message}")
+    _report_impossible(draft, definition)
     return definition
+
+
+def _report_impossible(draft: Draft, definition: Definition) -> None:
+    """Report the references of steps to outputs that can never be there, where the order of steps is readable."""
+    if any(problem.rule in UNREADABLE or problem.rule == "unreachable_state" for problem in draft.report.problems()):
+        return
+    order = StepOrder(definition)
+    for name, step in definition.steps.items():
+        if step.handler in draft.kinds and not isinstance(step.config, _Unread):
+            for rule, message in never_there(step, definition, draft.kinds, order):
+                draft.report.add(draft.step_ids[name].line_of("config"), rule, f"step `{name}`: {message}")
 
 
 def _report_shared_names(draft: Draft, steps: Mapping[str, Step]) -> None:

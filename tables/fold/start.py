@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tables.commands import Origin, Start
-from tables.definition import Definition
+from tables.definition import ALWAYS_INPUTS, Definition
 from tables.effects import Event
 from tables.fold import refusals
 from tables.fold.context import FoldContext
@@ -21,8 +21,6 @@ from tables.limits import MAX_ID_CHARACTERS, MAX_INPUT_DEPTH, MAX_INPUTS_BYTES, 
 from tables.timers import CEREMONY_MAX, millis
 
 START_REFUSED = "ceremony.start.refused"
-# Inputs of every ceremony, which no start can override.
-ALWAYS_INPUTS = frozenset({"story_id", "ceremony_id"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Two ids and the colon; a longer id is invalid, and is cut where it is refused.
 _LONGEST_INSTANCE_ID = 257

@@ -6,7 +6,8 @@ import pytest
 
 from steps.registry import all_kinds
 from tables.definition import Definition, Guard, GuardType
-from tables.definitions.loader import load, warnings
+from tables.definitions.advice import warnings
+from tables.definitions.loader import load
 from tables.roles import allows, guard_refusal, refusal, step_role_refusal
 
 TEXT = """\
@@ -87,5 +88,7 @@ def test_only_its_role_decides_a_human_guard(needs: str | None, role: str, code:
 def test_a_step_whose_role_may_not_run_it_is_a_warning_with_its_line(roles: str, *, warned: bool) -> None:
     # specification 2.14
     found = definition(roles)
-    assert [(p.file, p.line, p.rule) for p in warnings(found)] == [("r.yaml", 9, "role_not_allowed")] * warned
+    assert [(p.file, p.line, p.rule) for p in warnings(found, all_kinds())] == [
+        ("r.yaml", 9, "role_not_allowed")
+    ] * warned
     assert (step_role_refusal(found, found.steps["gate"]) is not None) is warned

@@ -221,6 +221,49 @@ def test_a_definition_is_drawn_in_three_ways(form: str, begins: str, capsys: pyt
     assert "deliberate_qa" in said
 
 
+def test_a_file_that_the_engine_does_not_look_for_is_invalid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # specification 2.1, 23.5
+    (tmp_path / "approval.yml").write_text((CEREMONIES / "approval.yaml").read_text())
+    assert run(["validate", str(tmp_path)]) == Exit.FAILED
+    assert "approval.yml:1: file_name_invalid: the engine reads only files called .yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "code", "shown"),
+    [
+        ([], None, Exit.OK, ": warning: subject_not_allowed: step `publish_approval`"),
+        (["--publish-subjects", "fleet.>"], None, Exit.OK, ""),
+        (["--publish-subjects", "ceremony.>"], None, Exit.FAILED, ": subject_not_allowed: step `publish_approval`"),
+        ([], "ceremony.>, other.*", Exit.FAILED, ": subject_not_allowed: step `publish_approval`"),
+        ([], "fleet.>", Exit.OK, ""),
+        (["--publish-subjects", "a..b"], None, Exit.USAGE, "is no NATS subject pattern"),
+    ],
+)
+def test_validate_takes_the_allowlist_of_the_server_into_account(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    environment: str | None,
+    code: Exit,
+    shown: str,
+) -> None:
+    """A subject outside it can never work; without a list, one outside the default is a warning."""
+    # specification 9.4, 23.5
+    text = (CEREMONIES / "backlog_review.yaml").read_text()
+    text = text.replace("subject: ceremony.backlog_review.reviewed", "subject: fleet.reviewed")
+    (tmp_path / "backlog_review.yaml").write_text(text)
+    monkeypatch.delenv("PUBLISH_SUBJECTS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("PUBLISH_SUBJECTS", environment)
+    assert run(["validate", str(tmp_path), *options]) == code
+    said = capsys.readouterr().err
+    assert shown.replace("publish_approval", "publish_review") in said
+    assert shown or "subject_not_allowed" not in said
+
+
 def test_a_warning_is_shown_and_does_not_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # specification 2.14, 23.5
     roles = "roles:\n  - {id: SOMEBODY, description: may nothing}\n"

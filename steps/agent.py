@@ -64,7 +64,7 @@ def answering(name: str, wiring: Wiring, body: type[B], answer: Callable[[B], Ou
             for asked in reader.requests(batch):
                 request = asked.request
                 value = _encoded(request, asked.body, answer)
-                batch.send(wiring.commands, request.instance_id.encode(), value, _headers(wiring, request))
+                batch.send(wiring.commands, request.instance_id.encode(), value, wiring.headers(request))
 
     return _named(agent, name)
 
@@ -138,7 +138,7 @@ class _Running(Generic[B]):
             outcome = await self._outcome(request, asked.body)
             log.debug("step_outcome", outcome=outcome.outcome, code=outcome.code, reason=outcome.message)
             key, value = request.instance_id.encode(), encode_outcome(request, outcome)
-            held.send(self._wiring.commands, key, value, _headers(self._wiring, request), asked.record.partition)
+            held.send(self._wiring.commands, key, value, self._wiring.headers(request), asked.record.partition)
             held.release()
 
     async def _outcome(self, request: StepRequested, body: B) -> Outcome:
@@ -162,10 +162,6 @@ def _encoded(request: StepRequested, body: B, answer: Callable[[B], Outcome]) ->
     except Exception:
         log.exception("step_agent_failed", instance=request.instance_id, step=request.step_id, attempt=request.attempt)
         return encode_outcome(request, INTERNAL_ERROR)
-
-
-def _headers(wiring: Wiring, request: StepRequested) -> tuple[tuple[str, bytes], ...]:
-    return ((wiring.correlation_header, request.correlation_id.encode()),)
 
 
 def _named(agent: AgentFunction, name: str) -> AgentFunction:

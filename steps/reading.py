@@ -1,4 +1,4 @@
-"""Requests of step agents: broken, late and repeated ones are left out."""
+"""Requests of step agents: broken and repeated ones are left out, late ones are answered without being served."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Generic, TypeVar
 import msgspec
 import structlog
 
-from ports.log import Batch, Record
+from ports.log import Batch, Header, Record
+from steps.outcome import Outcome, encode_outcome
 from tables.effects import StepRequested, decode_request, request_decoder
 from tables.errors import Undecodable
 
 B = TypeVar("B")
 log = structlog.get_logger(__name__)
+# Answer to a request past its deadline. A clock may have been ahead: if the attempt is still live it is requested again,
+# until its timeout.
+LATE = Outcome("unreachable", code="late", message="read past its deadline by the log's clock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,10 @@ class Wiring:
     correlation_header: str
     log_now: Callable[[], int]
     """Time of the log's clock in milliseconds; 0 while it is not known: then no request is late."""
+
+    def headers(self, request: StepRequested) -> tuple[Header, ...]:
+        """Return the headers of an outcome."""
+        return ((self.correlation_header, request.correlation_id.encode()),)
 
 
 class Asked(msgspec.Struct, Generic[B], frozen=True, gc=False):
@@ -64,7 +72,7 @@ class RequestReader(Generic[B]):
     """Reads the requests of one kind, whose bodies are structs `body`."""
 
     def __init__(self, wiring: Wiring, body: type[B]) -> None:
-        self._now = wiring.log_now
+        self._wiring = wiring
         self._decoder = request_decoder(body)
         self._served = Served()
 
@@ -76,7 +84,14 @@ class RequestReader(Generic[B]):
             except Undecodable as error:
                 batch.dead_letter(record, error.code, error.message)
                 continue
-            if 0 < request.deadline <= self._now():
-                log.debug("late_request_dropped", instance=request.instance_id, step=request.step_id, effect=request.id)
-            elif not self._served.repeats(request.id, record.offset):
+            if self._served.repeats(request.id, record.offset):
+                continue
+            if 0 < request.deadline <= self._wiring.log_now():
+                self._answer_late(batch, request)
+            else:
                 yield Asked(record, request, request.body)
+
+    def _answer_late(self, batch: Batch, request: StepRequested) -> None:
+        log.debug("late_request", instance=request.instance_id, step=request.step_id, effect=request.id)
+        key, value = request.instance_id.encode(), encode_outcome(request, LATE)
+        batch.send(self._wiring.commands, key, value, self._wiring.headers(request))

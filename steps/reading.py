@@ -16,7 +16,7 @@ from tables.errors import Undecodable
 
 B = TypeVar("B")
 log = structlog.get_logger(__name__)
-# Answer to a request past its deadline. A clock may have been ahead: if the attempt is still live it is requested again,
+# Answer to a request past its deadline. A clock may have been ahead: an attempt that is still live is requested again,
 # until its timeout.
 LATE = Outcome("unreachable", code="late", message="read past its deadline by the log's clock")
 

@@ -80,11 +80,11 @@ class CommandLog:
 
     # -- commands of the timers
 
-    async def send(self, partition: int, key: bytes, value: bytes, headers: Sequence[Header] = ()) -> int:
-        """Append a command and return its append time in milliseconds. Raises LogUnavailable."""
+    async def send(self, partition: int, key: bytes, value: bytes, headers: Sequence[Header] = ()) -> Position:
+        """Append a command and return its position. Raises LogUnavailable."""
         position = await self._log.append(self._topic, partition, key, value, headers)
         self.admission.appended(partition, position.offset)
-        return position.timestamp
+        return position
 
     # -- internals
 

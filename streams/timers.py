@@ -1,131 +1,29 @@
-"""Timers of the owned partitions: a heap of due times per partition; a due timer becomes a TimerFired command.
-
-A late or repeated TimerFired is harmless, so an entry stays in the heap until its row no longer has the timer.
-"""
+"""Timers of the owned partitions: a due timer becomes a TimerFired command. A late or repeated one is harmless."""
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
 from ports.clock import Clock
-from ports.log import Header, LogUnavailable
+from ports.log import Header, LogUnavailable, Position
 from streams.log_clock import LogClock
-from streams.topics import CEREMONIES, CORRELATION_ID
+from streams.partition_timers import DueTimer, PartitionTimers, TimedPartition
+from streams.topics import CORRELATION_ID
 from tables.commands import Noop, TimerFired, encode_command
-from tables.instance import CeremonyStatus, Instance, Outline, decode_outline, next_due
+from tables.instance import Instance
 
 log = structlog.get_logger(__name__)
 
-# A fired timer that is still in its row fires again after this time.
-AGAIN_MS = 1000
-# A no-op command refreshes the log's clock at least this often.
+# A no-op command refreshes a partition's clock at least this often, where the partition has timers.
 LEARN_SECONDS = 60
-# Rows examined before other tasks get the event loop.
-ROWS_PER_TURN = 1000
-# Timers fired per partition before other partitions get their turn.
-TIMERS_PER_TURN = 500
 LONGEST_NAP_SECONDS = 1.0
 
-# Appends a command: (partition, key, value, headers) → append time in milliseconds. Raises LogUnavailable.
-Send = Callable[[int, bytes, bytes, Sequence[Header]], Awaitable[int]]
+# Appends a command: (partition, key, value, headers) → its position. Raises LogUnavailable.
+Send = Callable[[int, bytes, bytes, Sequence[Header]], Awaitable[Position]]
 NOOP = encode_command(Noop())
-
-
-class DueTimer(NamedTuple):
-    """A timer that is due."""
-
-    key: bytes
-    timer_id: str
-    attempt: int
-    correlation_id: str
-
-
-class TimedPartition(Protocol):
-    """The part of a partition's view that timers use."""
-
-    number: int
-
-    def rows(self, table: str) -> Mapping[bytes, Instance]: ...
-
-    def scan(self, table: str, decode: Callable[[bytes], Any]) -> Iterator[tuple[bytes, Any]]: ...
-
-    @property
-    def position(self) -> int: ...
-
-    @property
-    def end_at_take_over(self) -> int: ...
-
-
-class PartitionTimers:
-    """The heap of one partition: entries (due, key), and the due time of each key's valid entry."""
-
-    def __init__(self, view: TimedPartition) -> None:
-        self.view = view
-        self.caught_up_at: float | None = None
-        self._heap: list[tuple[int, bytes]] = []
-        self._due: dict[bytes, int] = {}
-
-    def fill(self) -> Iterator[None]:
-        """Read the timers of all rows before any row changes; yields now and then, to let other tasks run."""
-        dues = self._due
-        for number, (key, row) in enumerate(self.view.scan(CEREMONIES, decode_outline), start=1):
-            if (due := next_due(row)) is not None:
-                dues[key] = due
-            if number % ROWS_PER_TURN == 0:
-                yield
-        self._heap = [(due, key) for key, due in dues.items()]
-        heapq.heapify(self._heap)
-
-    def changed(self, key: bytes, row: Instance | Outline | None) -> None:
-        """Note a changed row. An entry that is too early stays, and is corrected when it comes up."""
-        due = None if row is None else next_due(row)
-        if due is not None and due < self._due.get(key, due + 1):
-            self._put(key, due)
-
-    def _put(self, key: bytes, due: int) -> None:
-        self._due[key] = due
-        heapq.heappush(self._heap, (due, key))
-
-    @property
-    def next(self) -> int | None:
-        """Earliest due time in the heap."""
-        return self._heap[0][0] if self._heap else None
-
-    def take_due(self, now: int, *, steps_too: bool) -> list[DueTimer]:
-        """Return about TIMERS_PER_TURN due timers. `steps_too`: step timeouts may fire."""
-        fired: list[DueTimer] = []
-        rows = self.view.rows(CEREMONIES)
-        while self._heap and self._heap[0][0] <= now and len(fired) < TIMERS_PER_TURN:
-            due, key = heapq.heappop(self._heap)
-            if self._due.get(key) != due:
-                continue  # an earlier entry took its place
-            del self._due[key]
-            row = rows.get(key)
-            later = None if row is None else next_due(row)
-            if row is None or later is None:
-                continue
-            if later > now:
-                self._put(key, later)
-                continue
-            correlation_id = row.correlation_id
-            fired += [DueTimer(key, *timer, correlation_id) for timer in due_timers(row, now, steps_too=steps_too)]
-            self._put(key, now + AGAIN_MS)
-        return fired
-
-
-def due_timers(row: Instance, now: int, *, steps_too: bool) -> Iterable[tuple[str, int]]:
-    """Return (timer id, attempt) of the due timers of a row."""
-    paused = row.status is CeremonyStatus.PAUSED
-    for name, timer in row.timers.items():
-        if timer.due > now or (paused and name != "ceremony_max"):
-            continue
-        if steps_too or not name.startswith("timeout/"):
-            yield name, timer.attempt
 
 
 class Timers:
@@ -141,7 +39,7 @@ class Timers:
 
     async def taken(self, view: TimedPartition) -> None:
         """Rebuild the heap of a recovered partition from its rows, before it folds."""
-        part = PartitionTimers(view)
+        part = PartitionTimers(view, LogClock(self._clock, report=self._log_clock))
         for _ in part.fill():
             await self._clock.sleep(0)
         self._parts[view.number] = part
@@ -156,36 +54,54 @@ class Timers:
         if part is None:
             return
         before = part.next
-        for key, row in rows.items():
-            part.changed(key, row)
+        part.changed(rows)
         if part.next != before:
             self._wake.set()
 
     async def run(self) -> None:
         """Fire due timers until cancelled."""
         while True:
-            try:
-                await self._learn()
-                fired = await self._fire_all()
-            except LogUnavailable as error:
-                log.warning("timers_wait", reason=str(error))
-                fired = False
-            if not fired:
+            if not await self._fire_all():
                 await self._nap()
 
-    async def _learn(self) -> None:
-        if self._parts and self._log_clock.age() > LEARN_SECONDS:
-            number = min(self._parts)
-            self._log_clock.acknowledged(await self._send(number, b"\0clock", NOOP, ()))
-
     async def _fire_all(self) -> bool:
-        now = self._log_clock.now()
+        """Fire the due timers of each partition; return whether there were any."""
         fired = False
+        unavailable = ""
         for number, part in list(self._parts.items()):
-            due = part.take_due(now, steps_too=self._caught_up(part))
-            fired = fired or bool(due)
-            await self._fire(number, due)
-        return fired
+            if self._parts.get(number) is not part:
+                continue  # lost meanwhile
+            try:
+                fired = await self._fire_due(number, part) or fired
+            except LogUnavailable as error:
+                unavailable = str(error)
+        if unavailable:
+            log.warning("timers_wait", reason=unavailable)
+        return fired and not unavailable
+
+    async def _fire_due(self, number: int, part: PartitionTimers) -> bool:
+        await self._learn(part)
+        due: list[DueTimer] = []
+        if part.clock.age() <= LEARN_SECONDS:  # else the present is not known
+            due = part.take_due(self._clock.monotonic(), steps_too=self._caught_up(part)) + await self._nudges(part)
+        await self._fire(number, part, due)
+        return bool(due)
+
+    async def _learn(self, part: PartitionTimers) -> None:
+        """Learn the time of a partition's log, where its timers need it; the first partition's in any case."""
+        needed = not part.empty or part.view.number == min(self._parts, default=-1)
+        if needed and part.clock.age() > LEARN_SECONDS:
+            self._acknowledged(part, await self._send(part.view.number, b"\0clock", NOOP, ()))
+
+    def _acknowledged(self, part: PartitionTimers, position: Position) -> None:
+        part.clock.acknowledged(position.timestamp)
+        self._log_clock.acknowledged(position.timestamp)
+
+    async def _nudges(self, part: PartitionTimers) -> list[DueTimer]:
+        """Return timers of rows that are ahead of the log's clock."""
+        for _ in part.suspects():
+            await self._clock.sleep(0)
+        return part.nudges()
 
     def _caught_up(self, part: PartitionTimers) -> bool:
         """Return whether answers that arrived during the take-over have had time to be folded (specification 18.7)."""
@@ -195,8 +111,8 @@ class Timers:
             part.caught_up_at = self._clock.monotonic()
         return self._clock.monotonic() - part.caught_up_at >= self._grace
 
-    async def _fire(self, number: int, due: list[DueTimer]) -> None:
-        sends = [self._clock.spawn(self._fire_one(number, one), name=f"timer {one.timer_id}") for one in due]
+    async def _fire(self, number: int, part: PartitionTimers, due: list[DueTimer]) -> None:
+        sends = [self._clock.spawn(self._fire_one(number, part, one), name=f"timer {one.timer_id}") for one in due]
         failed: BaseException | None = None
         for send in sends:
             try:
@@ -206,16 +122,21 @@ class Timers:
         if failed is not None:
             raise failed
 
-    async def _fire_one(self, number: int, due: DueTimer) -> None:
-        command = TimerFired(instance_id=due.key.decode(), timer_id=due.timer_id, attempt=due.attempt)
+    async def _fire_one(self, number: int, part: PartitionTimers, due: DueTimer) -> None:
+        command = TimerFired(instance_id=due.key.decode(), timer_id=due.timer_id, attempt=due.timer.attempt)
         headers = ((CORRELATION_ID, due.correlation_id.encode()),)
-        self._log_clock.acknowledged(await self._send(number, due.key, encode_command(command), headers))
+        try:
+            position = await self._send(number, due.key, encode_command(command), headers)
+        except LogUnavailable:
+            part.not_sent(due, self._clock.monotonic())
+            raise
+        part.sent(due, position, self._clock.monotonic())
+        self._acknowledged(part, position)
 
     async def _nap(self) -> None:
         self._wake.clear()
-        now = self._log_clock.now()
-        dues = [part.next for part in self._parts.values() if part.next is not None]
-        seconds = min([LONGEST_NAP_SECONDS, *((due - now) / 1000 for due in dues)])
+        monotonic = self._clock.monotonic()
+        seconds = min([LONGEST_NAP_SECONDS, *(part.wait_seconds(monotonic) for part in self._parts.values())])
         try:
             async with self._clock.timeout(max(seconds, 0.005)):
                 await self._wake.wait()

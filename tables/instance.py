@@ -322,6 +322,7 @@ class Outline(msgspec.Struct, frozen=True, gc=False):
     state: str
     status: CeremonyStatus
     created_at: int
+    updated_at: int = 0
     timers: dict[str, Timer] = {}
     format: int = ROW_FORMAT
 

@@ -53,7 +53,7 @@ def _not_now(row: Instance, command: TimerFired, now: int) -> str:
 def _shorten(fold: FoldContext, row: Instance) -> bool:
     """Shorten timers that a clock ahead has set too late: none has more than its whole duration to go."""
     now = fold.origin.timestamp
-    if row.updated_at - now <= CLOCK_AHEAD_MS:
+    if row.expired or row.updated_at - now <= CLOCK_AHEAD_MS:
         return False
     shortened = False
     for timer_id, timer in row.timers.items():

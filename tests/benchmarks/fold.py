@@ -26,7 +26,7 @@ from rich.table import Table
 
 from bridge.clock import HostClock
 from ceremony.heap import collect_seldom
-from ports.log import Header, Record
+from ports.log import Header, Position, Record
 from steps import aggregation
 from steps.aggregation import Aggregation
 from steps.reading import Wiring
@@ -204,7 +204,7 @@ async def _alone(batch: MemoryBatch) -> AsyncIterator[MemoryBatch]:
     yield batch
 
 
-async def _nobody(_partition: int, _key: bytes, _value: bytes, _headers: Sequence[Header]) -> int:
+async def _nobody(_partition: int, _key: bytes, _value: bytes, _headers: Sequence[Header]) -> Position:
     raise AssertionError("no timer is due")
 
 

@@ -10,7 +10,7 @@ from ports import log
 from steps import aggregation, publish, ray_task
 from steps.config import Constraints
 from steps.registry import all_kinds
-from streams import history, timers, topology, waiters
+from streams import history, partition_timers, timers, topology, waiters
 from streams.topics import STEP_KINDS
 from streams.transport.partition import assignment, checkpoints
 from tables import instance, limits, retries
@@ -105,7 +105,7 @@ def test_times_are_the_specified_ones() -> None:
     assert waiters.FOLD_SECONDS == 2
     assert history.READ_SECONDS == 10
     assert (retries.ASK_FIRST_MS, retries.ASK_LONGEST_MS) == (1_000, 30_000)
-    assert (timers.AGAIN_MS, timers.LEARN_SECONDS) == (1_000, 60)
+    assert (partition_timers.AGAIN_SECONDS, timers.LEARN_SECONDS) == (1, 60)
     assert executor.CALL_TIMEOUT_SECONDS == Settings.model_fields["ray_call_timeout_seconds"].default == 10
     assert Settings.model_fields["take_over_grace_seconds"].default == 30
     assert (streams.DUPLICATE_WINDOW_SECONDS, streams.MAX_AGE_SECONDS) == (10 * 60, 30 * 24 * 60 * 60)

@@ -25,7 +25,9 @@ from ports.log import Record
 from steps.reading import Served
 from streams.api import Reply
 from streams.command_log import CommandLog
-from streams.timers import PartitionTimers, Timers
+from streams.log_clock import LogClock
+from streams.partition_timers import PartitionTimers
+from streams.timers import Timers
 from streams.transport.partition.checkpoints import Checkpoints
 from streams.transport.partition.rows import Rows
 from tables.commands import AgentResult
@@ -105,7 +107,7 @@ def _no_rows() -> Any:
 @defect("the timers of a partition that was taken are not rebuilt")
 def _no_timers() -> Any:
     async def taken(self: Timers, view: Any) -> None:
-        self._parts[view.number] = PartitionTimers(view)
+        self._parts[view.number] = PartitionTimers(view, LogClock(self._clock))
 
     return patch.object(Timers, "taken", taken)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ports.errors import CeremonyError
+from streams.log_clock import ClockAhead
 from tables.commands import Cancel, GateDecision, Pause, Resume, RetryStep, RunStep, Start, Trigger
 from tables.definition import Definition
 from tables.diagnosis import CeremonyDiagnosis
@@ -138,6 +139,8 @@ class Diagnosis:
     partitions: Sequence[PartitionState]
     incomplete: str = ""
     """The part that was not examined, with the reason; empty when everything was."""
+    clock_ahead: ClockAhead | None = None
+    """The clock of the log that was found to be ahead lately."""
 
 
 class Found(NamedTuple):

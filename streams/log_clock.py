@@ -24,6 +24,10 @@ class ClockAhead(NamedTuple):
     """Time in milliseconds, by the clock that was right."""
 
 
+# How long a clock that was ahead is remembered.
+REMEMBERED_MS = 24 * 3600 * 1000
+
+
 class LogClock:
     """Milliseconds since the epoch on the log's clock.
 
@@ -45,6 +49,10 @@ class LogClock:
         """Number of times that the clock went back by more than CLOCK_AHEAD_MS."""
         self.ahead: ClockAhead | None = None
         """The last clock that was found to be ahead."""
+
+    def ahead_lately(self) -> ClockAhead | None:
+        """Return the last clock that was found to be ahead within a day."""
+        return self.ahead if self.ahead is not None and self.now() - self.ahead.at < REMEMBERED_MS else None
 
     def now(self) -> int:
         """Return the present; 0 before the first append time, when nothing is due yet."""

@@ -13,7 +13,7 @@ from tables.definition import Definition, Step, Transition
 from tables.fold.transitions import open_guards
 from tables.guards import GuardView, RefusedCheck, holds, is_human, is_never_judged
 from tables.instance import TERMINAL, CeremonyStatus, Instance, Phase, StepState, StepStatus, gate_message
-from tables.timers import ASK, GATE, RETRY, RUN_ON, TIMEOUT, iso
+from tables.timers import ASK, CLOCK_AHEAD_MS, GATE, RETRY, RUN_ON, TIMEOUT, iso
 
 # A timer that is overdue by more than this shows that no worker fires timers.
 OVERDUE_MS = 60_000
@@ -141,7 +141,7 @@ def diagnose(row: Instance, definition: Definition | None, now: int) -> Ceremony
         verdict,
         since_when(row, verdict, now),
         UNREADABLE if verdict is Verdict.STUCK and definition is None else _message(row, verdict, now),
-        tuple(_todo(row, definition, verdict)),
+        (*_todo(row, definition, verdict), *_row_ahead(row, now)),
         tuple(_waits(row, definition)) if row.status not in TERMINAL else (),
         tuple(_ways_out(row, definition)) if definition is not None and row.status not in TERMINAL else (),
     )
@@ -220,6 +220,12 @@ def _refused_guards(row: Instance, definition: Definition) -> Iterator[str]:
             yield f"guard `{name}` never holds: this release refuses its check ({code}); start a new ceremony"
         elif is_never_judged(reason := holds(guard, view)[1]):
             yield f"guard `{name}` does not hold, whatever its values are: {reason}"
+
+
+def _row_ahead(row: Instance, now: int) -> Iterator[str]:
+    if now and row.updated_at - now > CLOCK_AHEAD_MS:
+        by = (row.updated_at - now) // 1000
+        yield f"its last change is stamped {by:,} s ahead of the log's clock: see the clocks of the brokers"
 
 
 def _retries(row: Instance, definition: Definition | None) -> Iterator[str]:

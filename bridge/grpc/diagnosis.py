@@ -117,6 +117,7 @@ async def worker_answer(reads: ReadApi, states: Mapping[str, str]) -> pb.Diagnos
         neighbours=[pb.NeighbourState(name=name, state=state) for name, state in states.items()],
         partitions=map(_partition, found.partitions),
         incomplete=found.incomplete,
+        findings=_clock(found),
     )
 
 
@@ -126,6 +127,7 @@ async def add_findings(
     """Add findings and dead letters to the answer of one worker or of all; unreadable parts are named, not raised."""
     letters, incomplete = await _dead_letters(reads)
     findings = [
+        *answer.findings,
         *_partitions(answer.partitions, all_asked=all_asked),
         *_neighbours(answer.neighbours),
         *_ceremonies(answer.verdicts),
@@ -133,6 +135,7 @@ async def add_findings(
         *_definitions(definitions),
     ]
     answer.healthy = not any(finding.severity == ERROR for finding in findings)
+    del answer.findings[:]
     answer.findings.extend(sorted(findings, key=lambda finding: finding.severity != ERROR))
     answer.dead_letters.update(letters)
     answer.incomplete = "; ".join(filter(None, (answer.incomplete, incomplete)))
@@ -159,6 +162,7 @@ def merge(
             for some in zip(*(answer.partitions for answer in answers), strict=True)
         ],
         incomplete="; ".join(filter(None, incomplete)),
+        findings=[*own.findings, *_of_others(others)],
     )
 
 
@@ -175,6 +179,21 @@ def _differing_neighbours(
         for one in answer.neighbours:
             if one.state != known.get(one.name):
                 yield pb.NeighbourState(name=f"{one.name} of {where}", state=one.state)
+
+
+def _of_others(others: Mapping[str, pb.DiagnoseResponse]) -> Iterator[pb.Finding]:
+    """Findings of other workers, each with its worker."""
+    for where, answer in others.items():
+        for one in answer.findings:
+            yield _finding(one.severity, one.code, f"{one.subject} of {where}", one.message, one.todo)
+
+
+def _clock(found: Diagnosis) -> Iterator[pb.Finding]:
+    if found.clock_ahead is not None:
+        by, at = found.clock_ahead
+        text = f"an append time was {by / 1000:,.0f} s ahead of the others at {iso(at)}: a broker's clock was wrong"
+        todo = "see that the clocks of all brokers are kept by NTP; timers that it moved are put right"
+        yield _finding(WARNING, "clock_ahead", "the log", text, todo)
 
 
 async def _dead_letters(reads: ReadApi) -> tuple[Mapping[str, int], str]:

@@ -177,3 +177,13 @@ def test_an_ended_ceremony_waits_for_nothing(world: World) -> None:
     found = look(world)
     assert (found.verdict, found.waits, found.ways_out, found.todo) == (Verdict.ENDED, (), (), ())
     assert verdict_of(world.live, world.definition, 0) is Verdict.ENDED
+
+
+def test_a_row_ahead_of_the_clock_names_the_brokers_clocks() -> None:
+    # specification 18.14
+    world = World(definition_of(BODY + OWNER))
+    world.now += 86_400_000
+    world.start(a=1)
+    found = diagnose(world.live, world.definition, world.now - 86_400_000)
+    assert "its last change is stamped 86,400 s ahead of the log's clock: see the clocks of the brokers" in found.todo
+    assert not diagnose(world.live, world.definition, world.now).todo

@@ -8,9 +8,10 @@ from typing import Any
 
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.grpc.diagnosis import AllWorkersDiagnosis, add_findings, merge
+from bridge.grpc.diagnosis import AllWorkersDiagnosis, add_findings, merge, worker_answer
 from bridge.grpc.peers import Peers
-from streams.api import Unavailable
+from streams.api import Diagnosis, PartitionState, Unavailable
+from streams.log_clock import ClockAhead
 from tests.services import free_port
 
 
@@ -100,3 +101,22 @@ async def test_a_worker_without_an_answer_is_named() -> None:
     await peers.close()
     assert found.incomplete == f"no answer from {silent}"
     assert [one.state for one in found.partitions] == ["served", "elsewhere"]
+
+
+async def test_a_clock_that_was_ahead_is_a_warning_of_each_worker_that_saw_it() -> None:
+    # specification 18.14
+    seen_ahead = ClockAhead(86_400_000, 1_700_000_000_000)
+    ahead = Diagnosis(0, [], {}, {}, [PartitionState(0, "served")], clock_ahead=seen_ahead)
+
+    async def diagnose() -> Diagnosis:
+        return ahead
+
+    reads: Any = SimpleNamespace(diagnose=diagnose)
+    own, other = await worker_answer(reads, {}), await worker_answer(reads, {})
+    found = await whole(merge(own, {"b:1": other}, []))
+    assert [(one.severity, one.code, one.subject) for one in found.findings] == [
+        ("warning", "clock_ahead", "the log"),
+        ("warning", "clock_ahead", "the log of b:1"),
+    ]
+    assert "86,400 s ahead of the others at 2023-11-14T22:13:20" in found.findings[0].message
+    assert found.healthy

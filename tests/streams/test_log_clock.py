@@ -78,8 +78,8 @@ def test_a_clock_set_back_by_far_was_ahead_before() -> None:
 
 def test_old_records_read_before_the_first_acknowledgement_need_no_confirmation() -> None:
     clock = LogClock(HandClock())
-    clock.read(5_000)
-    clock.read(DAY)
+    clock.observe(5_000)
+    clock.observe(DAY)
     assert clock.now() == DAY
     clock.acknowledged(2 * DAY)
     assert (clock.now(), clock.ahead) == (2 * DAY, None)

@@ -139,7 +139,7 @@ def _output(context: StepContext, answers: Mapping[str, AgentAnswer]) -> dict[st
     """Return the output, proposals in the order of agent ids; None while too few have come."""
     config = config_of(context.step, DeliberationConfig)
     proposals = [
-        {"agent_id": agent, "role": answers[agent].role or config.role, "proposal": answers[agent].value}
+        {"agent_id": agent, "role": config.role, "proposal": answers[agent].value}
         for agent in config.agent_ids
         if succeeded(answers.get(agent))
     ]

@@ -99,10 +99,13 @@ class Publish(Kind):
         return Publication(config.subject, config.event_type, f"publish/{instance_id}/{step.id}/{visit}")
 
     def check(self, step: Step, definition: Definition) -> Iterable[tuple[str, str, str]]:
-        """Check that the subject is free, the output is a declared object, and templates name steps that exist."""
+        """Check that subject and event type are free, the output is an object, and templates name steps that exist."""
         config = config_of(step, PublishConfig)
         if own(config.subject):
             yield "subject", "subject_not_allowed", f"`{config.subject}` is the engine's own; choose another"
+        if own(config.event_type):
+            message = f"`{config.event_type}` is a name of the engine's own events; choose another"
+            yield "event_type", "event_type_not_allowed", message
         if config.output is not None and config.output not in definition.outputs:
             yield "output", "unknown_output", f"there is no output `{config.output}`; name one of `outputs`"
         output = output_of(step, definition)

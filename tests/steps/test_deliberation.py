@@ -176,7 +176,7 @@ def test_all_proposals_make_the_output_in_the_order_of_agents() -> None:
             "status": "completed",
             "deliberations": [
                 {"agent_id": FIRST, "role": "PO", "proposal": "a"},
-                {"agent_id": SECOND, "role": "QA", "proposal": {"content": "b"}},
+                {"agent_id": SECOND, "role": "PO", "proposal": {"content": "b"}},
             ],
         }
     )

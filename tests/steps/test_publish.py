@@ -75,6 +75,9 @@ def test_a_template_nested_too_deep_is_found_at_load() -> None:
         ({"output": "items"}, [Output("items", "array")], ["output_not_object"]),
         ({}, [Output("report", "string")], ["output_not_object"]),
         ({"subject": "ceremony.step.executed"}, [], ["subject_not_allowed"]),
+        ({"event_type": "ceremony.step.executed"}, [], ["event_type_not_allowed"]),
+        ({"event_type": "ceremony.completed"}, [], ["event_type_not_allowed"]),
+        ({"event_type": "ceremony.step"}, [], []),
         ({"payload_template": {"a": "${steps.absent.x}"}}, [], ["unknown_step"]),
     ],
 )

@@ -104,6 +104,8 @@ class AgentResult(Command, frozen=True, tag="agent_result", kw_only=True):
     error_message: str = ""
     trigger: str = ""
     """Also requests this transition, in the role SYSTEM."""
+    correlation_id: str = ""
+    """From the metadata that the engine itself gave the task; empty where the message does not hold it."""
 
 
 class Trigger(Command, frozen=True, tag="trigger", kw_only=True):
@@ -122,6 +124,8 @@ class GateDecision(Command, frozen=True, tag="gate_decision", kw_only=True):
     """Step id, or the name of a human guard."""
     approved: bool
     actor: str
+    actor_key: str = ""
+    """The actor's name, case-folded where it entered: a quorum counts keys. Empty in records of older releases."""
     role: str = ""
     comment: str = ""
     visit: int = 0

@@ -92,8 +92,15 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     actor: str
     role: str
+    """The role in which the actor decided."""
     at: int
     comment: str = ""
+    key: str = ""
+    """The actor's name, case-folded; empty where that is the name itself, and in rows of older releases."""
+
+    def same_actor(self, other: Approval) -> bool:
+        """Return whether two decisions are of one actor, whatever the case of the letters."""
+        return self.actor == other.actor or (self.key or self.actor) == (other.key or other.actor)
 
 
 def gate_message(state: StepState, written: str) -> str:
@@ -259,6 +266,16 @@ class Pauser(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     reason: str = ""
 
 
+class AskedTrigger(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A transition that an agent requested while the ceremony was PAUSED; it is judged at the resume."""
+
+    step_id: str
+    agent_id: str
+    trigger: str
+    visit: int
+    """Visit of the step's state in which the agent was asked."""
+
+
 class Timer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A deadline. Ids: `timeout/<step>`, `retry/<step>`, `ask/<step>`, `gate/<step>`, `ceremony_max`, `expire`."""
 
@@ -311,6 +328,11 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A stub: retention has removed everything but version and digest."""
     approvals_size: int = 0
     """The part of `size` that is due to the approvals of guards."""
+    command_digests: tuple[str, ...] = ()
+    """Digests of the operations with the last of `command_ids`, in the same order and aligned at the end; "" for an
+    agent's trigger. Ids kept by older releases have none."""
+    asked_triggers: tuple[AskedTrigger, ...] = ()
+    """Triggers of agents that came while the ceremony was PAUSED, in the order in which they came."""
 
 
 class Outline(msgspec.Struct, frozen=True, gc=False):

@@ -17,6 +17,8 @@ from tables.limits import MAX_WRITTEN_BYTES
 from tables.timers import ASK, CEREMONY_MAX, EXPIRE, GATE, OF_PHASE, RUN_ON
 
 _IN_PROGRESS, _WAITING, _FAILED = StepStatus.IN_PROGRESS, StepStatus.WAITING_FOR_HUMAN, StepStatus.FAILED
+# Endings that nothing opens again.
+_FINAL = frozenset({CeremonyStatus.COMPLETED, CeremonyStatus.CANCELLED})
 # Timers a phase may hold but need not: a gate without a deadline has none.
 _OPTIONAL = (GATE, ASK)
 _PHASES = {
@@ -50,10 +52,8 @@ def broken_change(old: Instance, new: Instance) -> list[str]:
         reasons.append(f"version went from {old.version} to {new.version}")
     if new.updated_at < old.updated_at:
         reasons.append(f"updated_at went back from {old.updated_at} to {new.updated_at}")
-    if old.status in TERMINAL:
-        reopened = old.status is CeremonyStatus.FAILED and new.status not in TERMINAL
-        if new.status is not old.status and not (reopened or old.status is CeremonyStatus.FAILED):
-            reasons.append(f"{old.status} is final, yet it became {new.status}")
+    if old.status in _FINAL and new.status is not old.status:
+        reasons.append(f"{old.status} is final, yet it became {new.status}")
     if new.size > MAX_WRITTEN_BYTES and new.size > old.size:
         reasons.append(f"size grew to {new.size}, at most {MAX_WRITTEN_BYTES}")
     if (new.status in TERMINAL) != (new.ended_at > 0):
@@ -114,6 +114,10 @@ def _broken_whole(row: Instance) -> list[str]:
         reasons.append(f"status is {row.status}, ended_at {row.ended_at}")
     if (row.status is CeremonyStatus.PAUSED) != (row.paused_at > 0):
         reasons.append(f"status is {row.status}, paused_at {row.paused_at}")
+    if len(row.command_digests) > len(row.command_ids):
+        reasons.append(f"{len(row.command_digests)} digests of {len(row.command_ids)} command ids are kept")
+    if row.asked_triggers and row.status is not CeremonyStatus.PAUSED:
+        reasons.append(f"status is {row.status}, yet triggers of agents wait for a resume")
     if len(row.command_ids) > KEPT_COMMAND_IDS:
         reasons.append(f"{len(row.command_ids)} command ids are kept")
     size = row.inputs_size + row.approvals_size + sum(step.size + step.gathered for step in row.steps.values())

@@ -43,6 +43,8 @@ MAX_ID_CHARACTERS = 256
 MIN_CODE_BYTES = 32
 # Bytes of the field names of one agent's answer in a row.
 ANSWER_FRAME_BYTES = 96
+# Case-folding makes of one character three at most.
+MAX_ACTOR_KEY_CHARACTERS = 3 * MAX_ID_CHARACTERS
 
 # A value of at most so many bytes cannot nest deeper than half of them.
 _SMALL = 256

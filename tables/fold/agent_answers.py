@@ -10,8 +10,8 @@ from tables.commands import AgentResult, StepOutcome
 from tables.definition import SYSTEM_ROLE, Step, Transition
 from tables.fold import step_life
 from tables.fold.context import FoldContext
-from tables.fold.transitions import advance, apply, by_trigger, guards_hold
-from tables.instance import AgentAnswer, Phase, StepState, StepStatus
+from tables.fold.transitions import advance, apply, by_trigger, failed_steps, guards_hold
+from tables.instance import AgentAnswer, AskedTrigger, Phase, StepState, StepStatus
 from tables.kinds import Completed, Failed
 from tables.limits import (
     MAX_ANSWERS,
@@ -206,18 +206,44 @@ def _judged(fold: FoldContext, step: Step) -> bool:
 
 
 def _triggered(fold: FoldContext, step: Step, command: AgentResult) -> None:
-    """Apply the transition that an agent requests, in the role SYSTEM; ignore it where it is not allowed."""
+    """Apply the transition that an agent requests, or keep it until the resume; ignore it where it is not allowed."""
     row = fold.row
-    here = step.state == row.state and row.steps[step.id].status is not StepStatus.PENDING
-    transition = by_trigger(fold, command.trigger) if here else None
-    if not row.moves or transition is None or not _system_may(fold, transition):
+    asked = AskedTrigger(
+        step.id, clip(command.agent_id, MAX_ID_CHARACTERS), command.trigger, row.visits.get(step.state, 0)
+    )
+    transition = _asked_transition(fold, asked)
+    if transition is None or not (row.paused or _moved_by(fold, asked, transition)):
         fold.note = fold.note or "trigger_ignored"
         return
+    if row.paused:
+        row.keep_trigger(asked)
     if command.command_id:
         row.remember(command.command_id)
-    apply(fold, transition, {"actor": clip(command.agent_id, MAX_ID_CHARACTERS), "role": SYSTEM_ROLE, "reason": ""})
     fold.note = ""
 
 
-def _system_may(fold: FoldContext, transition: Transition) -> bool:
-    return roles.allows(fold.definition, SYSTEM_ROLE, transition.trigger) and guards_hold(fold, transition)
+def take_asked_triggers(fold: FoldContext) -> None:
+    """Judge the triggers that came during the pause, in order; one that asks for another state or visit is dropped."""
+    for asked in fold.row.take_asked_triggers():
+        transition = _asked_transition(fold, asked)
+        if transition is not None:
+            _moved_by(fold, asked, transition)
+
+
+def _asked_transition(fold: FoldContext, asked: AskedTrigger) -> Transition | None:
+    """Return the transition that an agent may ask for in the role SYSTEM, in the visit in which it was asked."""
+    row, step = fold.row, fold.definition.steps[asked.step_id]
+    here = step.state == row.state and row.steps[step.id].status is not StepStatus.PENDING
+    if row.ended or not here or row.visits.get(step.state, 0) != asked.visit:
+        return None
+    transition = by_trigger(fold, asked.trigger)
+    allowed = transition is not None and roles.allows(fold.definition, SYSTEM_ROLE, transition.trigger)
+    return transition if allowed else None
+
+
+def _moved_by(fold: FoldContext, asked: AskedTrigger, transition: Transition) -> bool:
+    """Apply the transition where its guards hold; without guards, never past a failed step. Return whether it moved."""
+    if not guards_hold(fold, transition) or (not transition.guards and failed_steps(fold)):
+        return False
+    apply(fold, transition, {"actor": asked.agent_id, "role": SYSTEM_ROLE, "reason": ""})
+    return True

@@ -30,11 +30,12 @@ from tables.commands import (
     StepOutcome,
     TimerFired,
     Trigger,
+    content_digest,
     decode_command,
     encode_command,
 )
 from tables.definition import Definition
-from tables.fold import refusals
+from tables.fold import gates, operations, refusals
 from tables.fold.agent_answers import agent_result, step_outcome
 from tables.fold.context import Decision, FoldContext, refused
 from tables.fold.gates import gate_decision
@@ -105,11 +106,31 @@ def _decide(
     fold = FoldContext(row, definition, kinds, origin)
     idempotency_key = command.command_id if command.expects_answer else ""
     if idempotency_key and fold.row.knows(idempotency_key):
-        return Decision(row, (), "duplicate")
+        _repeated(fold, command)
+        return finish(fold)
     HANDLERS[type(command)](fold, command)
     if idempotency_key and fold.row.changed:
-        fold.row.remember(idempotency_key)
+        fold.row.remember(idempotency_key, content_digest(command))
     return finish(fold)
+
+
+def _repeated(fold: FoldContext, command: AnyCommand) -> None:
+    """Accept an operation with a known id where it is the same again; an id stands for one operation only."""
+    known = fold.row.digest_of(command.command_id)
+    problem = _forbidden(fold, command)
+    if problem is None and known and known != content_digest(command):
+        problem = refusals.REQUEST_ID_REUSED, "this request_id was used for another operation on this ceremony"
+    if problem is None:
+        fold.note = "duplicate"
+    else:
+        fold.refuse(command, *problem)
+
+
+def _forbidden(fold: FoldContext, command: AnyCommand) -> tuple[str, str] | None:
+    """Return why the actor of an operation may not use it: (code, message), or None."""
+    if isinstance(command, GateDecision):
+        return gates.forbidden(fold, command)
+    return operations.forbidden(fold, command) if isinstance(command, operations.Operation) else None
 
 
 # -- refusals

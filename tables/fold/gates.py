@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from tables import roles
@@ -14,6 +16,7 @@ from tables.guards import is_human
 from tables.instance import REJECTED, Approval, Phase, StepState, StepStatus, approvals_weight
 from tables.kinds import Completed, Decided, Failed, Pending, Verdict
 from tables.limits import (
+    MAX_ACTOR_KEY_CHARACTERS,
     MAX_COUNTED_BYTES,
     MAX_ID_CHARACTERS,
     MAX_OUTPUT_BYTES,
@@ -45,25 +48,38 @@ def gate_decision(fold: FoldContext, command: GateDecision) -> None:
         )
 
 
+def forbidden(fold: FoldContext, command: GateDecision) -> tuple[str, str] | None:
+    """Return why the decision is not open to its actor: none is named, or the role may not decide this gate."""
+    if not command.actor.strip():
+        return refusals.ACTOR_REQUIRED, "a decision needs an actor"
+    step = fold.definition.steps.get(command.gate)
+    if step is not None and step.gate is not None:
+        return roles.gate_refusal(fold.definition, step, step.gate, command.role)
+    guard = fold.definition.guards.get(command.gate)
+    return None if guard is None else roles.guard_refusal(guard, command.role)
+
+
 def _approval(fold: FoldContext, command: GateDecision) -> Approval:
+    actor, key = clip(command.actor, MAX_ID_CHARACTERS), clip(command.actor_key, MAX_ACTOR_KEY_CHARACTERS)
     return Approval(
-        clip(command.actor, MAX_ID_CHARACTERS),
+        actor,
         clip(command.role, MAX_ID_CHARACTERS),
         fold.now,
         clip(command.comment, MAX_TEXT_CHARACTERS),
+        "" if key == actor else key,
     )
 
 
 def _on_step(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -> None:
     state = fold.row.steps[step.id]
-    problem = _step_problem(fold, command, step, gate)
+    problem = _step_problem(fold, command, step)
     if problem is not None:
         fold.refuse(command, *problem)
         return
-    if _repeats(command, state):
+    approval = _approval(fold, command)
+    if _repeats(command, approval, state):
         fold.note = "duplicate"
         return
-    approval = _approval(fold, command)
     approvals = (*state.approvals, approval) if command.approved else (approval,)
     if not command.approved or len(approvals) >= gate.quorum:
         decision = Decided(approved=command.approved is True, by=approvals)
@@ -89,16 +105,16 @@ def _has_room(fold: FoldContext, state: StepState, verdict: Verdict, approvals: 
     return fold.row.has_room(state.completed(output, size, approvals), state, MAX_COUNTED_BYTES)
 
 
-def _step_problem(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -> tuple[str, str] | None:
+def _step_problem(fold: FoldContext, command: GateDecision, step: Step) -> tuple[str, str] | None:
     """Return why this actor may not decide this gate now. Permission is checked before the state of the gate."""
-    refusal = _actor_problem(fold, command, step, gate)
+    refusal = forbidden(fold, command)
     if refusal is not None:
         return refusal
     state = fold.row.steps[step.id]
     visit = fold.row.visits.get(step.state, 0)
     if command.visit and command.visit != visit:
         return refusals.STALE_VISIT, f"the decision is on visit {command.visit} of {step.id}, now it is visit {visit}"
-    if _repeats(command, state):
+    if _repeats(command, _approval(fold, command), state):
         return None
     if fold.row.ended:
         return refusals.ALREADY_ENDED, f"the ceremony is {fold.row.status}"
@@ -107,15 +123,9 @@ def _step_problem(fold: FoldContext, command: GateDecision, step: Step, gate: Ga
     return None
 
 
-def _actor_problem(fold: FoldContext, command: GateDecision, step: Step, gate: Gate) -> tuple[str, str] | None:
-    if not command.actor.strip():
-        return refusals.ACTOR_REQUIRED, "a decision needs an actor"
-    return roles.gate_refusal(fold.definition, step, gate, command.role)
-
-
-def _repeats(command: GateDecision, state: StepState) -> bool:
+def _repeats(command: GateDecision, decision: Approval, state: StepState) -> bool:
     """Return whether this actor has already decided the same in this visit."""
-    if not any(approval.actor == clip(command.actor, MAX_ID_CHARACTERS) for approval in state.approvals):
+    if not any(approval.same_actor(decision) for approval in state.approvals):
         return False
     rejected = state.status is StepStatus.FAILED and state.error_code == REJECTED
     return command.approved is not rejected
@@ -141,20 +151,22 @@ def _decide(fold: FoldContext, step: Step, gate: Gate, decision: Decided, verdic
     if isinstance(verdict, Completed):
         step_life.complete(fold, step, verdict.output, approvals=by)
         if fold.row.steps[step.id].status is StepStatus.COMPLETED:
-            _satisfy_guards(fold, step, gate, last)
+            _satisfy_guards(fold, step, gate, by)
     elif isinstance(verdict, Failed):
         step_life.fail(fold, step, verdict, by)
     advance(fold)
 
 
-def _satisfy_guards(fold: FoldContext, step: Step, gate: Gate, last: Approval) -> None:
+def _satisfy_guards(fold: FoldContext, step: Step, gate: Gate, by: Sequence[Approval]) -> None:
+    """Approve the human guards of the gate's role, where an actor has decided in that role; the last one is kept."""
+    in_role = next((approval for approval in reversed(by) if approval.role == gate.role), None)
+    if in_role is None:
+        return
     for transition in fold.definition.transitions_from.get(step.state, ()):
         for name in transition.guards:
             guard = fold.definition.guards[name]
-            if is_human(guard) and guard.role == gate.role:
-                approval = replace(last, role=gate.role)
-                if not fold.row.approve_guard(name, approval):
-                    fold.row.approve_guard(name, replace(approval, comment=""))
+            if is_human(guard) and guard.role == gate.role and not fold.row.approve_guard(name, in_role):
+                fold.row.approve_guard(name, replace(in_role, comment=""))
 
 
 def _on_guard(fold: FoldContext, command: GateDecision, guard: Guard) -> None:
@@ -165,7 +177,7 @@ def _on_guard(fold: FoldContext, command: GateDecision, guard: Guard) -> None:
         return
     known = fold.row.guard_approvals.get(guard.name, ())
     approval = _approval(fold, command)
-    if command.approved and any(a.actor == approval.actor and a.role == approval.role for a in known):
+    if command.approved and any(a.same_actor(approval) and a.role == approval.role for a in known):
         fold.note = "duplicate"
         return
     if command.approved and not fold.row.approve_guard(guard.name, approval):
@@ -191,9 +203,7 @@ def _on_guard(fold: FoldContext, command: GateDecision, guard: Guard) -> None:
 
 
 def _guard_problem(fold: FoldContext, command: GateDecision, guard: Guard) -> tuple[str, str] | None:
-    if not command.actor.strip():
-        return refusals.ACTOR_REQUIRED, "a decision needs an actor"
-    refusal = roles.guard_refusal(guard, command.role)
+    refusal = forbidden(fold, command)
     if refusal is not None:
         return refusal
     if fold.row.ended:

@@ -16,6 +16,7 @@ from tables.instance import (
     ROW_FORMAT,
     TERMINAL,
     Approval,
+    AskedTrigger,
     CeremonyStatus,
     Instance,
     Pauser,
@@ -46,9 +47,11 @@ class NextRow:
         "_peeked",
         "_touched",
         "approvals_size",
+        "asked_triggers",
         "at",
         "base",
         "changed",
+        "command_digests",
         "command_ids",
         "ended_at",
         "error_code",
@@ -83,6 +86,8 @@ class NextRow:
         self.paused_at = base.paused_at
         self.paused_by = base.paused_by
         self.command_ids = base.command_ids
+        self.command_digests = base.command_digests
+        self.asked_triggers = base.asked_triggers
         self.error_code = base.error_code
         self.error_message = base.error_message
         self.size = base.size
@@ -258,6 +263,7 @@ class NextRow:
         self.ended_at = max(self.now, 1)
         self.paused_at = 0
         self.paused_by = None
+        self.asked_triggers = ()
         self.error_code = code
         self.error_message = message
         self.timers = {EXPIRE: Timer(self.at + expire_in)}
@@ -265,7 +271,7 @@ class NextRow:
         self._change()
 
     def reopen(self, ceremony_max: int) -> None:
-        """Open a FAILED ceremony again, with a new time limit."""
+        """Open an ended ceremony again, with a new time limit."""
         self.status = CeremonyStatus.RUNNING
         self.ended_at = 0
         self.error_code = self.error_message = ""
@@ -292,13 +298,33 @@ class NextRow:
         for timer_id, timer in stopped.items():
             timers[timer_id] = Timer(max(timer.due + by, 0), timer.attempt)
 
-    def remember(self, command_id: str) -> None:
-        """Keep an idempotency key."""
+    def remember(self, command_id: str, digest: str = "") -> None:
+        """Keep an idempotency key, with the digest of its operation."""
         self.command_ids = (*self.command_ids, clip(command_id, MAX_ID_CHARACTERS))[-KEPT_COMMAND_IDS:]
+        if digest or self.command_digests:
+            self.command_digests = (*self.command_digests, digest)[-KEPT_COMMAND_IDS:]
         self._change()
 
     def knows(self, command_id: str) -> bool:
         return bool(command_id) and clip(command_id, MAX_ID_CHARACTERS) in self.command_ids
+
+    def keep_trigger(self, asked: AskedTrigger) -> None:
+        """Keep a trigger until the resume; of one trigger only the first request, for it moves the ceremony once."""
+        if all(kept.trigger != asked.trigger for kept in self.asked_triggers):
+            self.asked_triggers = (*self.asked_triggers, asked)
+            self._change()
+
+    def take_asked_triggers(self) -> tuple[AskedTrigger, ...]:
+        """Return the triggers kept during the pause, which are kept no longer."""
+        taken, self.asked_triggers = self.asked_triggers, ()
+        if taken:
+            self._change()
+        return taken
+
+    def digest_of(self, command_id: str) -> str:
+        """Return the digest kept with a known id; "" where an older release kept none."""
+        from_end = len(self.command_ids) - self.command_ids.index(clip(command_id, MAX_ID_CHARACTERS))
+        return self.command_digests[-from_end] if from_end <= len(self.command_digests) else ""
 
     # -- the new row
 
@@ -348,6 +374,8 @@ class NextRow:
             base.inputs_size,
             base.expired,
             self.approvals_size,
+            self.command_digests,
+            self.asked_triggers,
         )
 
 

@@ -26,6 +26,7 @@ INPUTS_TOO_DEEP = "inputs_too_deep"
 INPUT_MISSING = "input_missing"
 STEP_UNKNOWN = "step_unknown"
 MALFORMED_COMMAND = "malformed_command"
+REQUEST_ID_REUSED = "request_id_reused"
 ACTOR_REQUIRED = "actor_required"
 ROLE_REQUIRED = "role_required"
 ROLE_NOT_ALLOWED = "role_not_allowed"
@@ -57,6 +58,7 @@ CLASS_OF: Mapping[str, RefusalClass] = {
     INPUT_MISSING: RefusalClass.INVALID_ARGUMENT,
     STEP_UNKNOWN: RefusalClass.INVALID_ARGUMENT,
     MALFORMED_COMMAND: RefusalClass.INVALID_ARGUMENT,
+    REQUEST_ID_REUSED: RefusalClass.INVALID_ARGUMENT,
     ACTOR_REQUIRED: RefusalClass.INVALID_ARGUMENT,
     ROLE_REQUIRED: RefusalClass.PERMISSION_DENIED,
     ROLE_NOT_ALLOWED: RefusalClass.PERMISSION_DENIED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -24,6 +24,8 @@ START_REFUSED = "ceremony.start.refused"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Two ids and the colon; a longer id is invalid, and is cut where it is refused.
 _LONGEST_INSTANCE_ID = 257
+# Differing fields named in a refusal, and characters of each.
+_MOST_NAMES, _LONGEST_NAME = 10, 64
 _sorted = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -59,7 +61,31 @@ def _again(fold: FoldContext, command: Start, row: Instance) -> None:
     if not deeper_than(command.inputs, MAX_INPUT_DEPTH + 1) and start_digest(command, known) == row.start_digest:
         fold.note = "duplicate"
         return
-    _refuse(fold, command, refusals.ALREADY_EXISTS, f"{command.instance_id} was started with other content")
+    message = f"{command.instance_id} is there already: {row.status}; it was started with other content"
+    differing = _differing(command, row, known)
+    _refuse(fold, command, refusals.ALREADY_EXISTS, f"{message}: {differing}" if differing else message)
+
+
+def _differing(command: Start, row: Instance, step_ids: Iterable[str] | None) -> str:
+    """Name the fields in which a start differs from the row, never their values; a stub keeps the definition only."""
+    names = ["definition_name"] if command.definition_name != row.definition_name else []
+    if not row.expired:
+        names += [f"inputs.{name}" for name in _differing_inputs(_whole_inputs(command), row.inputs)]
+        chosen = set(command.step_ids)
+        selects_all = not chosen or (step_ids is not None and chosen >= set(step_ids))
+        if (set() if selects_all else chosen) != set(row.selected):
+            names.append("step_ids")
+    if not names:
+        return ""
+    more = len(names) - _MOST_NAMES
+    listed = ", ".join(clip(name, _LONGEST_NAME) for name in names[:_MOST_NAMES])
+    return f"{listed} and {more} more differ" if more > 0 else f"{listed} differ{'s' if len(names) == 1 else ''}"
+
+
+def _differing_inputs(given: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
+    """Return the names of inputs that only one start has, or whose JSON differs."""
+    both = {name for name in given.keys() & kept.keys() if _sorted(given[name]) == _sorted(kept[name])}
+    return sorted((given.keys() | kept.keys()) - both)
 
 
 def _refuse(fold: FoldContext, command: Start, code: str, message: str) -> None:

@@ -95,6 +95,11 @@ def _on_failure(fold: FoldContext) -> bool:
     return False
 
 
+def failed_steps(fold: FoldContext) -> list[str]:
+    """List the steps of the present state that failed for good, in file order."""
+    return [step.id for step in fold.here if fold.row.steps[step.id].status is _FAILED]
+
+
 def by_trigger(fold: FoldContext, trigger: str) -> Transition | None:
     """Return the transition of this trigger that leaves the present state."""
     for transition in fold.definition.transitions_from.get(fold.row.state, ()):

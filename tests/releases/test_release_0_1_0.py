@@ -38,6 +38,8 @@ DIGEST = "9f80fc65a3b2d34803db6f071730145616532ccc8099be88be1c00903716686e"
 STEP_TOPICS = ("steps.deliberation", "steps.task_extraction", "steps.aggregation", "steps.human_gate", "steps.publish")
 # Every difference to the fold of 0.1.0 that is meant, as pattern and replacement in the bytes of rows and effects.
 INTENDED = ((rb"(?<=\d)@3(?=\"|$)", b"@%d" % FOLD),)
+# Rows hold digests of operations beside their ids, at their end; nothing else of a row is new.
+DIGESTS = re.compile(rb',"command_digests":\["[0-9a-f]{16}"(?:,"[0-9a-f]{16}")*\](?=}$)')
 # Longer than the gate of `approval` stays open.
 TWO_HOURS_SECONDS = 2 * 3600.0
 # Longer than any ceremony of the archive may last, and shorter than ended ones are kept.
@@ -82,14 +84,15 @@ def test_the_commands_fold_to_the_archived_effects(log: ArchivedLog, folded: Fol
 
 
 def test_the_commands_fold_to_the_archived_rows(log: ArchivedLog, folded: Folded) -> None:
-    assert folded.ceremonies == {key: row_of_today(row) for key, row in log.newest("ceremonies").items()}
+    rows = {key: DIGESTS.sub(b"", row) for key, row in folded.ceremonies.items()}
+    assert rows == {key: row_of_today(row) for key, row in log.newest("ceremonies").items()}
     assert folded.definitions == log.newest("definitions")
 
 
 def test_every_row_that_a_checkpoint_wrote_is_a_version_of_the_fold(log: ArchivedLog, folded: Folded) -> None:
     for record in log.records("ceremonies.changelog"):
         if record.key is not None and not record.key.startswith(b"\0"):
-            assert row_of_today(record.value) in folded.history[record.key]
+            assert row_of_today(record.value) in [DIGESTS.sub(b"", row) for row in folded.history[record.key]]
 
 
 def test_a_position_row_stands_behind_the_last_command(log: ArchivedLog) -> None:

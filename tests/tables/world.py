@@ -158,12 +158,14 @@ class World:
         return self.fold(Cancel(instance_id=ID, **{"actor": "petra", **more}))
 
     def pause(self, **more: Any) -> Decision:
-        return self.fold(Pause(instance_id=ID, command_id=self._id("pause"), **{"actor": "petra", **more}))
+        more.setdefault("command_id", self._id("pause"))
+        return self.fold(Pause(instance_id=ID, **{"actor": "petra", **more}))
 
     def resume(self, **more: Any) -> Decision:
-        return self.fold(Resume(instance_id=ID, command_id=self._id("resume"), **{"actor": "petra", **more}))
+        more.setdefault("command_id", self._id("resume"))
+        return self.fold(Resume(instance_id=ID, **{"actor": "petra", **more}))
 
-    def retry(self, step_id: str, **more: Any) -> Decision:
+    def retry(self, step_id: str = "", **more: Any) -> Decision:
         fields = {"command_id": self._id("retry"), "actor": "petra", **more}
         return self.fold(RetryStep(instance_id=ID, step_id=step_id, **fields))
 

@@ -96,6 +96,24 @@ def test_an_actor_with_a_name_too_long_to_be_kept_is_still_one_actor(world: Worl
     assert world.live.status == "WAITING_FOR_HUMAN"
 
 
+def test_a_quorum_counts_keys_of_actors_and_keeps_their_names(world: World) -> None:
+    """The fold compares keys that the log holds; it folds no case by itself."""
+    # specification 8.4, 13.15
+    world.decide("gate", actor="Petra", actor_key="petra", role="PO")
+    assert world.decide("gate", actor="PETRA", actor_key="petra", role="PO").note == "duplicate"
+    assert world.decide("gate", actor="petra", actor_key="petra", role="PO").note == "duplicate"
+    assert world.decide("gate", actor="Petra", role="PO").note == "duplicate"  # an older server sends no key
+    assert [approval.actor for approval in world.step("gate").approvals] == ["Petra"]
+    world.decide("gate", actor="Paul", actor_key="paul", role="PO")
+    assert world.step("gate").output["decided_by"] == "Petra, Paul"
+
+
+def test_an_approval_of_an_older_release_is_known_by_its_name(world: World) -> None:
+    world.decide("gate", actor="petra", role="PO")
+    assert world.step("gate").approvals[0].key == ""
+    assert world.decide("gate", actor="Petra", actor_key="petra", role="PO").note == "duplicate"
+
+
 def test_a_rejection_fails_the_step_with_its_output_kept_and_takes_on_failure(world: World) -> None:
     # specification 8.5, 8.6
     world.decide("gate", approved=False, role="PO", comment="no")
@@ -245,6 +263,39 @@ def test_a_quorum_cannot_outgrow_the_row_by_its_comments() -> None:
     assert codes[:32] == [""] * 32
     assert codes[-1] == "row_full"
     assert refusal(world.decide("gate", actor="short", role="PO")) == ""
+
+
+SHARED = GUARD.replace("[finish]", "[gate, finish]", 1).replace("[back]", "[gate, back]", 1)
+
+
+def test_an_approval_in_another_role_than_the_gates_satisfies_no_guard_and_is_recorded_as_it_was() -> None:
+    """Two roles may decide the gate; the guard is its own role's."""
+    # specification 8.7, 13.15
+    gate = "steps:\n  - {id: gate, state: RUN, handler: human_gate_step, config: {role: PO, message: good}}\n"
+    world = World(definition_of(SHARED + gate))
+    assert {"gate"} <= set(world.definition.roles["DEV"].allowed_actions)
+    world.start()
+    world.opened("gate")
+    world.decide("gate", role="DEV", actor="dora")
+    assert world.step("gate").status == "COMPLETED"
+    assert [(one.actor, one.role) for one in world.step("gate").approvals] == [("dora", "DEV")]
+    assert world.events("ceremony.gate.decided")[-1].payload["role"] == "DEV"
+    assert (world.live.guard_approvals, world.path()) == ({}, [])
+    world.decide("po_agrees", role="PO", actor="petra")
+    assert world.path() == ["DONE"]
+
+
+def test_one_approval_of_the_quorum_in_the_guards_role_satisfies_the_guard() -> None:
+    # specification 8.7
+    gate = "steps:\n  - {id: gate, state: RUN, handler: human_gate_step, config: {role: PO, message: m, quorum: 2}}\n"
+    world = World(definition_of(SHARED + gate))
+    world.start()
+    world.opened("gate")
+    world.pause()
+    world.decide("gate", role="PO", actor="petra")
+    world.decide("gate", role="DEV", actor="dora")
+    (approval,) = world.live.guard_approvals["po_agrees"]
+    assert (approval.actor, approval.role) == ("petra", "PO")
 
 
 def test_an_approved_gate_satisfies_no_guard_of_another_role() -> None:

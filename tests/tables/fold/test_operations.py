@@ -181,6 +181,92 @@ def test_only_a_retry_of_the_step_opens_a_failed_ceremony_again(world: World) ->
     assert world.live.state == "HELD"
 
 
+TIMED = """
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: DONE, trigger: finish, description: d}
+timeouts: {step_default: 9000, step_max: 9000, ceremony_max: 5000}
+steps:
+  - {id: first, state: RUN, handler: publish_step, config: {subject: ceremony.x, event_type: x}, after: []}
+  - {id: second, state: RUN, handler: publish_step, config: {subject: ceremony.x, event_type: x}, after: []}
+  - {id: ask, state: RUN, handler: human_gate_step, config: {role: PO, message: m}, after: []}
+  - {id: last, state: RUN, handler: publish_step, config: {subject: ceremony.x, event_type: x}, after: [first]}
+"""
+
+
+def timed_out(roles: str = "") -> World:
+    """One step has failed and waits for its neighbours, one is in flight and a gate is open: the time is up."""
+    world = World(definition_of(TIMED + roles))
+    world.start()
+    world.opened("ask")
+    world.done("second", published=RECEIPT)
+    world.fire("ceremony_max")
+    assert world.live.status == "TIMED_OUT"
+    return world
+
+
+def statuses(world: World) -> dict[str, str]:
+    return {step_id: str(state.status) for step_id, state in world.live.steps.items()}
+
+
+@pytest.mark.parametrize("named", ["", "first"])
+def test_a_retry_opens_a_ceremony_that_timed_out_with_a_new_time_limit(named: str) -> None:
+    """Each step that the time-out cancelled gets a new attempt, the named one first."""
+    # specification 12.10, 13.9
+    world = timed_out()
+    assert statuses(world) == {"first": "CANCELLED", "second": "COMPLETED", "ask": "CANCELLED", "last": "PENDING"}
+    for refused in (world.pause(), world.resume(), world.run("last"), world.trigger("finish")):
+        assert refusal(refused) == "already_ended"
+    world.wait(7000)
+    assert refusal(world.retry(named, reason="the vendor was away")) == ""
+    assert (world.live.status, world.live.ended_at, world.live.error_code) == ("RUNNING", 0, "")
+    assert world.live.timers["ceremony_max"].due == world.now + 5_000_000
+    assert statuses(world) == {"first": "IN_PROGRESS", "second": "COMPLETED", "ask": "IN_PROGRESS", "last": "PENDING"}
+    assert (world.step("first").attempt, world.step("ask").attempt, world.step("first").tries) == (2, 2, 1)
+    assert world.events("ceremony.resumed")[-1].payload["reason"] == "the vendor was away"
+    ordered = [event.payload["step_id"] for event in world.events("ceremony.step.ordered")]
+    assert ordered == ([named] if named else ["first", "ask"])
+    world.done("first", published=RECEIPT)
+    world.opened("ask")
+    world.decide("ask", role="PO")
+    world.done("last", published=RECEIPT)
+    assert world.live.status == "COMPLETED"
+
+
+def test_a_retry_of_all_needs_a_role_that_allows_each_cancelled_step() -> None:
+    # specification 13.1, 13.9
+    roles = "  - {id: PO, description: o, allowed_actions: [ask, first]}\n"
+    world = timed_out("roles:\n" + roles + "  - {id: DEV, description: o, allowed_actions: [first]}\n")
+    assert refusal(world.retry(role="DEV")) == "role_not_allowed"
+    assert refusal(world.retry()) == "role_required"
+    assert refusal(world.retry(role="PO")) == ""
+
+
+def test_a_ceremony_that_timed_out_while_paused_goes_on_where_it_was() -> None:
+    """Nothing was cancelled: what had concluded during the pause is judged at the retry."""
+    # specification 12.1, 13.9
+    world = World(definition_of(BODY))
+    world.start(a=1)
+    world.pause()
+    world.done("one")
+    world.fire("ceremony_max")
+    assert (world.live.status, world.live.state) == ("TIMED_OUT", "RUN")
+    assert refusal(world.retry()) == ""
+    assert (world.live.status, world.live.state) == ("RUNNING", "HELD")
+
+
+def test_a_retry_names_a_step_unless_the_ceremony_timed_out(world: World) -> None:
+    # specification 13.9
+    assert refusal(world.retry()) == "step_unknown"
+    world.failed("one", retryable=False)
+    assert refusal(world.retry()) == "step_unknown"
+    world.retry("one")
+    world.cancel()
+    assert refusal(world.retry("one")) == "already_ended"
+
+
 def test_a_step_in_flight_or_completed_is_not_retried(world: World) -> None:
     # specification 13.9
     assert refusal(world.retry("one")) == "step_in_flight"
@@ -372,8 +458,8 @@ def test_an_agents_trigger_counts_only_in_the_state_and_visit_of_its_request() -
     assert world.path() == ["LOOK", "RUN"]
 
 
-def test_an_agents_trigger_moves_nothing_while_paused() -> None:
-    """The result is recorded and counts at the resume; the trigger does not come back."""
+def test_an_agents_trigger_that_comes_while_paused_is_judged_at_the_resume() -> None:
+    """As without the pause it comes before the automatic transitions. It is kept once, and its message is known."""
     # specification 13.13
     world = World(definition_of(TALK))
     world.start()
@@ -381,8 +467,93 @@ def test_an_agents_trigger_moves_nothing_while_paused() -> None:
     world.pause()
     world.result("talk", "agent-dev-001", trigger="bad", command_id="task/agent")
     assert (world.live.state, world.step("talk").status) == ("RUN", "COMPLETED")
+    assert [asked.trigger for asked in world.live.asked_triggers] == ["bad"]
+    again = world.result("talk", "agent-dev-001", trigger="bad", command_id="task/agent")
+    assert again.row is world.row and again.note == "finished_step"
     world.resume()
-    assert world.live.state == "GOOD"
+    assert (world.live.state, world.live.asked_triggers) == ("BAD", ())
+    assert world.events("ceremony.transition.applied")[-1].metadata == {
+        "actor": "agent-dev-001",
+        "role": "SYSTEM",
+        "reason": "",
+    }
+    assert world.subjects()[-3] == "ceremony.resumed"
+
+
+def test_a_trigger_kept_while_paused_moves_only_the_state_and_visit_of_its_request() -> None:
+    """Both agents ask for `next`, which the following state has too: the ceremony moves once."""
+    # specification 13.13
+    world = World(definition_of(AGAIN))
+    world.start()
+    world.done("tell", published=RECEIPT)
+    world.outcome("talk", "submitted", deliberation_id="d")
+    world.pause()
+    world.result("talk", "agent-dev-001", trigger="next", command_id="task/1")
+    world.result("talk", "agent-dev-002", trigger="next", command_id="task/2")
+    world.resume()
+    assert world.path() == ["LOOK"]
+
+
+@pytest.mark.parametrize("roles", [SYSTEM, "unknown"])
+def test_a_trigger_that_an_agent_may_not_use_is_not_kept_while_paused(roles: str) -> None:
+    # specification 13.13
+    world = World(definition_of(TALK + (roles if roles == SYSTEM else "")))
+    world.start()
+    world.pause()
+    world.result("talk", "agent-dev-001", trigger="bad" if roles == SYSTEM else "nothing", command_id="task/agent")
+    assert world.live.asked_triggers == ()
+
+
+def test_a_kept_trigger_is_dropped_when_the_paused_ceremony_ends() -> None:
+    world = World(definition_of(TALK))
+    world.start()
+    world.pause()
+    world.result("talk", "agent-dev-001", trigger="bad", command_id="task/agent")
+    world.cancel()
+    assert (world.live.status, world.live.asked_triggers, world.path()) == ("CANCELLED", (), [])
+
+
+PAST = """
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: DONE, trigger: skip, description: d}
+steps:
+  - {id: broken, state: RUN, handler: publish_step, config: {subject: ceremony.x, event_type: x}, after: []}
+  - {id: talk, state: RUN, handler: deliberation_step, config: {prompt: p, role: DEV, num_agents: 2}, after: []}
+"""
+
+
+def past() -> World:
+    world = World(definition_of(PAST))
+    world.start()
+    world.failed("broken", retryable=False)
+    return world
+
+
+def test_no_agents_trigger_takes_a_guardless_transition_past_a_failed_step() -> None:
+    # specification 12.2, 13.13
+    world = past()
+    assert world.result("talk", "agent-dev-001", trigger="skip", command_id="task/1").note == "trigger_ignored"
+    assert world.path() == []
+    world.pause()
+    world.result("talk", "agent-dev-002", trigger="skip", command_id="task/2")
+    world.resume()
+    assert world.path() == []
+
+
+def test_a_persons_trigger_goes_past_a_failed_step_and_is_recorded_so() -> None:
+    # specification 12.2, 13.11
+    world = past()
+    assert refusal(world.trigger("skip", reason="we do without")) == ""
+    (event,) = world.events("ceremony.transition.applied")
+    assert event.metadata == {
+        "actor": "petra",
+        "role": "",
+        "reason": "we do without",
+        "past_failed_steps": "broken",
+    }
 
 
 def test_a_trigger_of_an_older_attempt_or_of_a_message_that_came_before_moves_nothing() -> None:

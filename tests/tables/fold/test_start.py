@@ -78,6 +78,46 @@ def test_a_start_with_other_content_is_refused_with_an_event(world: World, other
     assert event.id == "0/1/1"
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"inputs": {"a": 2}}, "inputs.a differs"),
+        ({"inputs": {"a": "geheim", "b": 1, "c": 2}}, "inputs.a, inputs.b, inputs.c differ"),
+        ({"inputs": {"a": 1.0}}, "inputs.a differs"),
+        ({"inputs": {"a": 1}, "step_ids": ("two",)}, "step_ids differs"),
+        ({"definition_name": "other", "inputs": {"a": 1}}, "definition_name differs"),
+        ({"inputs": {"a": 1} | {f"x{n:02}": n for n in range(12)}}, "inputs.x09 and 2 more differ"),
+        ({"inputs": {"a": 1, "n" * 5000: 1}}, "inputs." + "n" * 56 + "… differs"),
+    ],
+)
+def test_a_start_with_other_content_names_the_fields_that_differ_and_no_value(
+    world: World, change: dict[str, Any], named: str
+) -> None:
+    # specification 10.5
+    world.start(a=1)
+    world.fold(replace(world.start_command(a=1), **change))
+    message = world.events("ceremony.start.refused")[-1].payload["message"]
+    assert message.startswith("c1:s1 is there already: RUNNING; it was started with other content: ")
+    assert message.endswith(named) and "geheim" not in message
+
+
+def test_a_start_of_an_id_whose_ceremony_ended_says_so(world: World) -> None:
+    # specification 10.5
+    world.start(a=1)
+    world.cancel()
+    world.start(a=2)
+    assert "c1:s1 is there already: CANCELLED" in world.events("ceremony.start.refused")[-1].payload["message"]
+
+
+def test_a_stub_names_no_inputs(world: World) -> None:
+    world.start(a=1)
+    world.cancel()
+    world.fire("expire")
+    world.start(a=2)
+    message = world.events("ceremony.start.refused")[-1].payload["message"]
+    assert message == "c1:s1 is there already: CANCELLED; it was started with other content"
+
+
 def test_other_step_ids_are_other_content(world: World) -> None:
     # specification 10.4
     world.start("one", a=1)

@@ -38,7 +38,7 @@ from tables.fold.set_aside import postponed, set_aside
 from tables.fold.start import start_refused
 from tables.fold.step_life import PUBLISH_COMPLETED, STEP_EXECUTED
 from tables.guards import REFUSED
-from tables.instance import Instance, Pauser, StepStatus, encode_instance
+from tables.instance import TERMINAL, Instance, Pauser, StepStatus, encode_instance
 from tables.kinds import Kinds
 from tables.limits import MAX_WRITTEN_BYTES
 
@@ -122,7 +122,7 @@ class CeremonyAgent:
             batch.dead_letter(record, "key_mismatch", "the record's key is not the instance id of its command")
             return
         row: Instance | None = batch.get(CEREMONIES, key)
-        answer = ACCEPTED
+        failure = None
         try:
             definition = self._definition(batch, folding, row, command)
             decision = decide(row, command, origin_of(record), definition, self._kinds)
@@ -131,7 +131,7 @@ class CeremonyAgent:
             raise
         except Exception:
             log.exception("fold_failed", instance=command.instance_id, offset=record.offset)
-            answer = FOLD_FAILED
+            failure = FOLD_FAILED
             decision, records = self._fold_failed(batch, folding, record, row, command)
         self._apply(batch, folding, key, row, decision)
         if decision.unjudged:
@@ -142,7 +142,7 @@ class CeremonyAgent:
             batch.send(*effect_record)
         refusal = self._count_effects(folding, decision)
         if command.command_id and (expected := self._expected(command)) is not None:
-            folding.replies[expected] = answer if refusal is None or answer is FOLD_FAILED else refusal
+            folding.replies[expected] = failure or refusal or _accepted(command, decision)
 
     def _apply(self, batch: Batch, folding: Folding, key: bytes, row: Instance | None, decision: Decision) -> None:
         if decision.row is not row:
@@ -270,6 +270,14 @@ class CeremonyAgent:
             elif isinstance(effect, Ended):
                 folding.tally.ended[effect.status] += 1
         return refusal
+
+
+def _accepted(command: AnyCommand, decision: Decision) -> FoldResult:
+    """Return the result of a command that was not refused; a start of a ceremony that has ended says so."""
+    row = decision.row
+    if isinstance(command, Start) and decision.note == "duplicate" and row is not None and row.status in TERMINAL:
+        return FoldResult(message=f"{row.instance_id} is there already: {row.status}")
+    return ACCEPTED
 
 
 def _log_event(event: Event) -> None:

@@ -91,7 +91,7 @@ def _gate_steps(instance: Instance, definition: Definition) -> Iterator[pb.OpenG
             role=step.gate.role,
             message=gate_message(state, step.gate.message),
             visit=instance.visits.get(instance.state, 0),
-            approvals=len({approval.actor for approval in state.approvals}),
+            approvals=len(state.approvals),
             quorum=step.gate.quorum,
             deadline=iso(deadline.due) if deadline is not None and running else "",
         )

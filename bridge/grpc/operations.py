@@ -12,6 +12,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from bridge.dead_letters import DeadLetters, LetterOrigin
 from bridge.definitions import DefinitionFolder
 from bridge.grpc import diagnosis, messages
+from bridge.grpc.actors import normal_name
 from bridge.grpc.callers import Callers, one_at_a_time
 from bridge.grpc.diagnosis import AllWorkersDiagnosis
 from bridge.grpc.metadata import send_correlation_id
@@ -29,7 +30,7 @@ from bridge.grpc.refusals import (
 )
 from streams.api import CommandApi, Found, Operation, ReadApi
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep
-from tables.instance import Instance
+from tables.instance import CeremonyStatus, Instance
 from tables.limits import MAX_TEXT_CHARACTERS
 
 # Events in one answer.
@@ -82,7 +83,11 @@ class OperatorCalls:
 
     @errors_become_statuses
     async def RetryStep(self, request: pb.RetryStepRequest, context: Context[Any, Any]) -> pb.RetryStepResponse:
-        command = RetryStep(step_id=_step(request), **self._command_fields(request))
+        fields = self._command_fields(request)
+        with repeatable_under(fields["command_id"]):
+            if request.step_id or not await self._timed_out(request.instance_id):
+                _step(request)
+        command = RetryStep(step_id=request.step_id, **fields)
         return pb.RetryStepResponse(**await self._operate_and_answer(command, context))
 
     @errors_become_statuses
@@ -125,11 +130,12 @@ class OperatorCalls:
     ) -> pb.ReplayDeadLetterResponse:
         origin = _origin(request)
         require(actor=request.actor)
-        require_short(LONGEST_NAME, actor=request.actor, request_id=request.request_id)
+        actor = normal_name("actor", request.actor)
+        require_short(LONGEST_NAME, request_id=request.request_id)
         require_short(LONGEST_REASON, reason=request.reason)
         request_id = request.request_id or self._new_id()
         with repeatable_under(request_id):
-            replay, repeated = await self._dead_letters.replay(origin, request.actor, request.reason, request_id)
+            replay, repeated = await self._dead_letters.replay(origin, actor, request.reason, request_id)
         return pb.ReplayDeadLetterResponse(
             replay=messages.replay(replay),
             repeated_request=repeated,
@@ -156,18 +162,23 @@ class OperatorCalls:
 
     # -- helpers
 
-    def _command_fields(self, request: WholeRequest | StepRequest) -> dict[str, Any]:
-        """The fields that every operation has. Raises CallRefused when one is missing or too long."""
-        require(instance_id=request.instance_id, actor=request.actor)
-        require_short(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
+    def _command_fields(self, request: WholeRequest | StepRequest | pb.TriggerTransitionRequest) -> dict[str, Any]:
+        """The fields of an operation with a reason. Raises CallRefused when one is missing or invalid."""
         require_short(LONGEST_REASON, reason=request.reason)
+        return {**self._signed_fields(request), "reason": request.reason}
+
+    def _signed_fields(
+        self, request: WholeRequest | StepRequest | pb.TriggerTransitionRequest | pb.DecideGateRequest
+    ) -> dict[str, Any]:
+        """The fields that every operation has. Raises CallRefused when one is missing or invalid."""
+        require(instance_id=request.instance_id, actor=request.actor)
+        require_short(LONGEST_NAME, request_id=request.request_id)
         require_own_id(request.request_id)
         return {
             "instance_id": request.instance_id,
             "command_id": request.request_id or self._new_id(),
-            "actor": request.actor,
-            "role": request.role,
-            "reason": request.reason,
+            "actor": normal_name("actor", request.actor),
+            "role": normal_name("role", request.role),
         }
 
     async def _operate_and_answer(self, command: Operation, context: Context[Any, Any]) -> dict[str, Any]:
@@ -180,6 +191,11 @@ class OperatorCalls:
         with repeatable_under(command.command_id):
             require_accepted(await self._commands.operate(command))
             return await self._existing(command.instance_id)
+
+    async def _timed_out(self, instance_id: str) -> bool:
+        """Return whether a retry need not name a step: it is for each step that the time-out cancelled."""
+        found = await self._reads.find(instance_id)
+        return found is not None and found.row.status is CeremonyStatus.TIMED_OUT
 
     async def _existing(self, instance_id: str) -> Found:
         found = await self._reads.find(instance_id)

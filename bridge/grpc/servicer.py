@@ -14,12 +14,12 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremo
 from bridge.dead_letters import DeadLetters
 from bridge.definitions import DefinitionFolder
 from bridge.grpc import messages
+from bridge.grpc.actors import actor_key, normal_name
 from bridge.grpc.callers import Callers, one_at_a_time
 from bridge.grpc.listing import AllWorkersListing, LocalRows
 from bridge.grpc.metadata import correlation_in, send_correlation_id
-from bridge.grpc.operations import LONGEST_REASON, OperatorCalls, States
+from bridge.grpc.operations import OperatorCalls, States
 from bridge.grpc.refusals import (
-    LONGEST_NAME,
     LONGEST_TEXT,
     CallRefused,
     abort,
@@ -29,7 +29,6 @@ from bridge.grpc.refusals import (
     refusal_of,
     require,
     require_accepted,
-    require_own_id,
     require_short,
     unknown_ceremony,
 )
@@ -88,6 +87,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             requested_by=request.requested_by,
             correlation_id=correlation_id,
         )
+        requested_by = normal_name("requested_by", request.requested_by)
         definition = self._pinned_definition(request) or self._definitions.get(request.definition_name)
         pieces = start_pieces(
             definition,
@@ -97,14 +97,14 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             inputs=request.inputs,
             rich_inputs=request.inputs_json,
             step_ids=request.step_ids,
-            requested_by=request.requested_by,
+            requested_by=requested_by,
             command_id=self._new_id(),
         )
         command = await self._turns.run(pieces)
         reply = await self._commands.start(definition, command)
         require_accepted(reply)
         await send_correlation_id(context, self._correlation_of(command))
-        message = "" if reply.folded else "durable; the fold has not come to it yet"
+        message = reply.message if reply.folded else "durable; the fold has not come to it yet"
         return pb.StartPlanningCeremonyResponse(
             instance_id=command.instance_id,
             status="accepted",
@@ -147,19 +147,20 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         gate = request.step_id or request.guard
         require(instance_id=request.instance_id, actor=request.actor, gate=gate)
         require_short(LONGEST_TEXT, gate=gate, comment=request.comment)
-        require_short(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
-        require_own_id(request.request_id)
+        fields = self._signed_fields(request)
         command = GateDecision(
-            instance_id=request.instance_id,
-            command_id=request.request_id or self._new_id(),
             gate=gate,
             approved=request.approved,
-            actor=request.actor,
-            role=request.role,
+            actor_key=actor_key(fields["actor"]),
             comment=request.comment,
             visit=request.visit,
+            **fields,
         )
-        return pb.DecideGateResponse(**await self._operate_and_answer(command, context))
+        answer = pb.DecideGateResponse(**await self._operate_and_answer(command, context))
+        for still_open in answer.ceremony.open_gates:
+            if request.approved and still_open.step_id == gate:
+                answer.message = f"recorded: {still_open.approvals} of {still_open.quorum} approvals"
+        return answer
 
     @errors_become_statuses
     async def TriggerTransition(
@@ -167,17 +168,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
     ) -> pb.TriggerTransitionResponse:
         require(instance_id=request.instance_id, actor=request.actor, trigger=request.trigger)
         require_short(LONGEST_TEXT, trigger=request.trigger)
-        require_short(LONGEST_NAME, actor=request.actor, role=request.role, request_id=request.request_id)
-        require_own_id(request.request_id)
-        require_short(LONGEST_REASON, reason=request.reason)
-        command = Trigger(
-            instance_id=request.instance_id,
-            command_id=request.request_id or self._new_id(),
-            trigger=request.trigger,
-            actor=request.actor,
-            role=request.role,
-            reason=request.reason,
-        )
+        command = Trigger(trigger=request.trigger, **self._command_fields(request))
         return pb.TriggerTransitionResponse(**await self._operate_and_answer(command, context))
 
     # -- reads

@@ -1,7 +1,7 @@
 """Judges messages of AGENT_RESPONSES, without I/O: a command, a message of another service, or a malformed message.
 
 The subject decides the kind of a message. Task id and metadata route it; its correlation id belongs to the sender and
-is never read.
+is never read; the one in our own metadata goes on with the command.
 """
 
 from __future__ import annotations
@@ -206,7 +206,17 @@ def _command(subject: str, payload: dict[str, Any], route: Route, stream: str, s
         error_code=code,
         error_message=text,
         trigger=_name(payload, "trigger"),
+        correlation_id=_correlation_id(payload),
     )
+
+
+def _correlation_id(payload: dict[str, Any]) -> str:
+    """The correlation id in the task's metadata, which is ours and comes back; empty without a sound one."""
+    for metadata in _metadata(payload):
+        found = metadata.get("correlation_id")
+        if isinstance(found, str) and found.strip() and len(found) <= LONGEST_NAME:
+            return found
+    return ""
 
 
 def stream_sequence(reply: str) -> int:

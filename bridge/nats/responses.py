@@ -190,7 +190,10 @@ class AgentResponses:
     async def _append(self, command: AgentResult) -> None:
         key = command.instance_id.encode()
         partition = self._log.partition_of(key, self._partitions)
-        await self._log.append(topics.prefixed(self._prefix, topics.COMMANDS), partition, key, encode_command(command))
+        correlation = command.correlation_id.encode()
+        headers = ((topics.CORRELATION_ID, correlation),) if correlation else ()
+        value = encode_command(command)
+        await self._log.append(topics.prefixed(self._prefix, topics.COMMANDS), partition, key, value, headers)
 
     async def read_message(self, sequence: int) -> bytes | None:
         """The message of the stream with this sequence; None if the stream no longer has it. Raises Unavailable."""

@@ -148,6 +148,18 @@ def test_a_waiting_client_gets_the_folds_result() -> None:
     assert replies(batch)["other"].code == "already_exists"
 
 
+def test_a_repeated_start_of_a_ceremony_that_has_ended_says_so() -> None:
+    # specification 10.5
+    partition = Partition()
+    partition.begin("c1")
+    assert replies(partition.fold(command_record(5, start(command_id="again"))))["again"] == ACCEPTED
+    partition.fold(command_record(6, Cancel(instance_id="c1:s1", command_id="cancel-1", actor="anna")))
+    batch = partition.fold(command_record(7, start(command_id="again")))
+    assert replies(batch)["again"] == FoldResult(message="c1:s1 is there already: CANCELLED")
+    batch = partition.fold(command_record(8, start(inputs={"a": [2]}, command_id="other")))
+    assert replies(batch)["other"].message.startswith("c1:s1 is there already: CANCELLED")
+
+
 def test_without_a_waiting_client_there_is_no_reply() -> None:
     batch = Partition(expected=False).begin("c1")
     assert applied_rows(batch.note).replies == {}

@@ -113,6 +113,65 @@ async def test_a_quorum_counts_distinct_actors(world: World) -> None:
     assert json.loads(answer.ceremony.step_outputs["let_in"])["approved"] is True
 
 
+async def test_one_person_under_several_spellings_counts_once_and_is_answered_with_the_count(world: World) -> None:
+    # specification 8.4, 8.9, 13.15
+    instance_id = await opened(world)
+    for spelling in ("Ren\u00e9", " Rene\u0301 ", "REN\u00c9"):
+        answer = await world.stub.DecideGate(decision(instance_id, actor=spelling, role=" GUARD "))
+        assert (answer.message, answer.ceremony.open_gates[0].approvals) == ("recorded: 1 of 2 approvals", 1)
+    answer = await world.stub.DecideGate(decision(instance_id, actor="gil"))
+    assert (answer.message, answer.ceremony.current_state) == ("recorded", "NEXT")
+    assert json.loads(answer.ceremony.step_outputs["let_in"])["decided_by"] == "Ren\u00e9, gil"
+
+
+@pytest.mark.parametrize("field", ["actor", "role"])
+async def test_a_hidden_character_in_a_name_is_refused(world: World, field: str) -> None:
+    # specification 13.15
+    instance_id = await opened(world)
+    with refused("INVALID_ARGUMENT", "actor_invalid"):
+        await world.stub.DecideGate(decision(instance_id, **{field: "GU\u200bARD"}))
+    with refused("INVALID_ARGUMENT", "actor_invalid"):
+        await world.stub.TriggerTransition(trigger(instance_id, "shut", **{field: "GU\u200bARD"}))
+    with refused("INVALID_ARGUMENT", "actor_invalid"):
+        more = {"actor": "gus", field: "GU\u200bARD"}
+        await world.stub.CancelCeremony(pb.CancelCeremonyRequest(instance_id=instance_id, **more))
+
+
+async def test_a_request_id_that_was_used_for_another_operation_is_refused(world: World) -> None:
+    # specification 13.12
+    instance_id = await opened(world)
+    await world.stub.DecideGate(decision(instance_id, request_id="mine"))
+    with refused("INVALID_ARGUMENT", "request_id_reused"):
+        await world.stub.CancelCeremony(
+            pb.CancelCeremonyRequest(instance_id=instance_id, actor="gus", request_id="mine")
+        )
+    with refused("PERMISSION_DENIED", "role_required"):
+        await world.stub.TriggerTransition(trigger(instance_id, "shut", role="", request_id="mine"))
+    other = await opened(world)
+    assert (await world.stub.DecideGate(decision(other, request_id="mine"))).ceremony.instance_id == other
+
+
+async def test_two_ceremonies_under_one_request_id_are_answered_from_their_own_operations(world: World) -> None:
+    """A pause that is allowed never answers a trigger that is forbidden."""
+    # specification 13.12
+    pairs = [(await opened(world), await opened(world)) for _ in range(5)]
+
+    async def shut(instance_id: str, request_id: str) -> str:
+        try:
+            await world.stub.TriggerTransition(trigger(instance_id, "shut", role="CLERK", request_id=request_id))
+        except grpc.aio.AioRpcError as error:
+            return str(error.code().name)
+        return "OK"
+
+    calls: list[Any] = []
+    for number, (first, second) in enumerate(pairs):
+        pause = pb.PauseCeremonyRequest(instance_id=first, actor="gus", request_id=f"shared-{number}")
+        calls += [world.stub.PauseCeremony(pause), shut(second, f"shared-{number}")]
+    answers = await asyncio.gather(*calls)
+    assert answers[1::2] == ["PERMISSION_DENIED"] * len(pairs)
+    assert [answer.ceremony.status for answer in answers[::2]] == ["PAUSED"] * len(pairs)
+
+
 @pytest.mark.parametrize(("role", "code"), [("", "role_required"), ("CLERK", "role_not_allowed")])
 async def test_a_decision_needs_an_allowed_role(world: World, role: str, code: str) -> None:
     # specification 13.1

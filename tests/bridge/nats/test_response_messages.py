@@ -70,6 +70,26 @@ def test_a_completed_response_becomes_a_result_of_its_attempt(subject: str) -> N
     assert b"random-of-the-sender" not in encode_command(found)
 
 
+OURS = {"task_id": TASK, "correlation_id": "corr-1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "correlation_id"),
+    [
+        ({"constraints": {"metadata": OURS}}, "corr-1"),
+        ({"metadata": OURS}, "corr-1"),
+        ({}, ""),
+        ({"correlation_id": "of the sender"}, ""),
+        ({"metadata": {**OURS, "correlation_id": " "}}, ""),
+        ({"metadata": {**OURS, "correlation_id": 7}}, ""),
+        ({"metadata": {**OURS, "correlation_id": "c" * 257}}, ""),
+    ],
+)
+def test_a_command_carries_the_correlation_id_of_our_own_metadata(changes: dict[str, Any], correlation_id: str) -> None:
+    # specification 17.3
+    assert command(COMPLETED, completed(**changes)).correlation_id == correlation_id
+
+
 def test_step_ids_and_roles_may_have_any_length_of_a_definition() -> None:
     long = TASK.replace("review_dev", "r" * 500).replace("DEV", "D" * 128)
     assert command(COMPLETED, completed(task_id=long)).step_id == "r" * 500

@@ -6,6 +6,14 @@ The service of the ceremony engine: start, read, decide and watch ceremonies.
 Errors are gRPC statuses whose message begins with a stable snake_case code: `code: problem, place, remedy`. All
 times are ISO-8601 in UTC. The correlation id may also come as gRPC metadata `x-correlation-id`; a field of the
 request takes precedence.
+
+A `request_id` belongs to one ceremony and stands for one operation on it: the same operation again changes nothing
+more and gets the same answer; another operation or other content is INVALID_ARGUMENT (`request_id_reused`). After 64
+later operations on the ceremony an id is forgotten, and would be a new one. It must not begin like the engine's own
+ids, `nats/`, `timer/`, `fold_failed/` or `engine/`. UNAVAILABLE names the id under which repeating is safe.
+
+Names of actors and roles are trimmed and brought to NFC; one with a control, format or unassigned character is
+INVALID_ARGUMENT (`actor_invalid`).
 """
 
 from collections import abc as _abc
@@ -120,6 +128,7 @@ class StartPlanningCeremonyResponse(_message.Message):
     status: _builtins.str
     """`accepted`"""
     message: _builtins.str
+    """Of a repeated start: says when the ceremony has ended, `c1:s1 is there already: CANCELLED`."""
     @_builtins.property
     def position(self) -> Global___LogPosition:
         """A read with this position as `at_least` sees the start."""
@@ -557,7 +566,7 @@ class DecideGateRequest(_message.Message):
     decision is for the visit that is open when the decision is folded.
     """
     actor: _builtins.str
-    """The person or program that decides; a quorum counts distinct actors."""
+    """The person or program that decides; a quorum counts distinct actors, whatever the case of the letters."""
     role: _builtins.str
     """The actor's role; if the definition declares roles, the role must be allowed to decide this."""
     comment: _builtins.str
@@ -605,6 +614,7 @@ class DecideGateResponse(_message.Message):
     request_id: _builtins.str
     """The request's id, or the id that the engine made for it."""
     message: _builtins.str
+    """While a quorum is awaited, `recorded: 1 of 2 approvals`."""
     @_builtins.property
     def ceremony(self) -> Global___PlanningCeremonyInstance:
         """The ceremony after the decision."""
@@ -1112,7 +1122,7 @@ class RetryStepRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     step_id: _builtins.str
-    """A step of the current state."""
+    """A step of the current state. If it is empty, each step that the time-out of a TIMED_OUT ceremony cancelled."""
     actor: _builtins.str
     """The person or program that asks."""
     role: _builtins.str

@@ -206,7 +206,8 @@ class PlanningCeremonyProcessorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryStep(self, request, context):
-        """Gives a FAILED step a new budget of attempts; opens a FAILED ceremony again. Errors as for DecideGate.
+        """Gives a FAILED step a new budget of attempts; opens a FAILED or TIMED_OUT ceremony again, with a new time limit.
+        Errors as for DecideGate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -6,6 +6,14 @@ The service of the ceremony engine: start, read, decide and watch ceremonies.
 Errors are gRPC statuses whose message begins with a stable snake_case code: `code: problem, place, remedy`. All
 times are ISO-8601 in UTC. The correlation id may also come as gRPC metadata `x-correlation-id`; a field of the
 request takes precedence.
+
+A `request_id` belongs to one ceremony and stands for one operation on it: the same operation again changes nothing
+more and gets the same answer; another operation or other content is INVALID_ARGUMENT (`request_id_reused`). After 64
+later operations on the ceremony an id is forgotten, and would be a new one. It must not begin like the engine's own
+ids, `nats/`, `timer/`, `fold_failed/` or `engine/`. UNAVAILABLE names the id under which repeating is safe.
+
+Names of actors and roles are trimmed and brought to NFC; one with a control, format or unassigned character is
+INVALID_ARGUMENT (`actor_invalid`).
 """
 
 from collections import abc as _abc
@@ -66,7 +74,9 @@ class PlanningCeremonyProcessorStub:
     ResumeCeremony: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ResumeCeremonyRequest, _planning_ceremony_pb2.ResumeCeremonyResponse]
     """Resumes a paused ceremony. Errors as for DecideGate."""
     RetryStep: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.RetryStepRequest, _planning_ceremony_pb2.RetryStepResponse]
-    """Gives a FAILED step a new budget of attempts; opens a FAILED ceremony again. Errors as for DecideGate."""
+    """Gives a FAILED step a new budget of attempts; opens a FAILED or TIMED_OUT ceremony again, with a new time limit.
+    Errors as for DecideGate.
+    """
     RunStep: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.RunStepRequest, _planning_ceremony_pb2.RunStepResponse]
     """Runs a step that the start did not select. Errors as for DecideGate."""
     GetHistory: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.GetHistoryRequest, _planning_ceremony_pb2.GetHistoryResponse]
@@ -115,7 +125,9 @@ class PlanningCeremonyProcessorAsyncStub(PlanningCeremonyProcessorStub):
     ResumeCeremony: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ResumeCeremonyRequest, _planning_ceremony_pb2.ResumeCeremonyResponse]  # type: ignore[assignment]
     """Resumes a paused ceremony. Errors as for DecideGate."""
     RetryStep: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.RetryStepRequest, _planning_ceremony_pb2.RetryStepResponse]  # type: ignore[assignment]
-    """Gives a FAILED step a new budget of attempts; opens a FAILED ceremony again. Errors as for DecideGate."""
+    """Gives a FAILED step a new budget of attempts; opens a FAILED or TIMED_OUT ceremony again, with a new time limit.
+    Errors as for DecideGate.
+    """
     RunStep: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.RunStepRequest, _planning_ceremony_pb2.RunStepResponse]  # type: ignore[assignment]
     """Runs a step that the start did not select. Errors as for DecideGate."""
     GetHistory: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.GetHistoryRequest, _planning_ceremony_pb2.GetHistoryResponse]  # type: ignore[assignment]
@@ -233,7 +245,9 @@ class PlanningCeremonyProcessorServicer(metaclass=_abc_1.ABCMeta):
         request: _planning_ceremony_pb2.RetryStepRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_planning_ceremony_pb2.RetryStepResponse, _abc.Awaitable[_planning_ceremony_pb2.RetryStepResponse]]:
-        """Gives a FAILED step a new budget of attempts; opens a FAILED ceremony again. Errors as for DecideGate."""
+        """Gives a FAILED step a new budget of attempts; opens a FAILED or TIMED_OUT ceremony again, with a new time limit.
+        Errors as for DecideGate.
+        """
 
     @_abc_1.abstractmethod
     def RunStep(

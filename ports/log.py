@@ -60,12 +60,14 @@ class TableSpec:
     """A changelog-backed table of one agent. Rows live decoded; `encode` runs once per dirty row and checkpoint.
 
     Rows are values: a row is never changed in place, because it is encoded shortly after the checkpoint's snapshot.
-    An exception of `decode` or `encode` ends the worker (LogFailed).
+    An exception of `decode` ends the worker (LogFailed), and so does one of `encode` without `substitute`.
     """
 
     name: str
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
+    substitute: Callable[[Any | None, Any], Any] | None = None
+    """Makes a row for one that cannot be written, of its last written form (None: there is none) and its newest."""
 
 
 class Held(Protocol):
@@ -268,6 +270,10 @@ class LogFailed(LogError):
 
 class Fenced(LogFailed):
     """Another owner has taken this partition."""
+
+
+class RowUnwritable(LogFailed):
+    """A row cannot be encoded, or is larger than a record may be."""
 
 
 class StateLost(LogFailed):

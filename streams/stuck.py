@@ -118,8 +118,14 @@ class StuckSweep:
     def _is_stuck(self, view: PartitionView, row: Instance) -> bool:
         if row.status in TERMINAL:
             return False
-        definition = self._definition_of(view, row)
-        return definition is None or not waiting_for(row, definition)
+        try:
+            definition = self._definition_of(view, row)
+            return definition is None or not waiting_for(row, definition)
+        except MemoryError:
+            raise
+        except Exception:
+            log.exception("stuck_not_judged", instance=row.instance_id, version=row.version)
+            return True
 
     def _show(self) -> None:
         for status in CeremonyStatus:

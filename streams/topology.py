@@ -25,7 +25,8 @@ from streams.topics import (
     prefixed,
     step_topic,
 )
-from tables.instance import decode_instance, encode_instance
+from tables.fold.set_aside import substituted
+from tables.instance import Instance, Pauser, decode_instance, encode_instance
 
 DAY_MS = 24 * 60 * 60 * 1000
 COMMANDS_KEPT_MS = 7 * DAY_MS
@@ -56,8 +57,13 @@ def topics(prefix: str, partitions: int) -> list[TopicSpec]:
     ]
 
 
+def substitute(written: Instance | None, newest: Instance) -> Instance:
+    """Return the row of a ceremony whose newest row cannot be written (specification 18.16)."""
+    return substituted(written, newest, Pauser("ceremony-engine", reason="its row cannot be written"))
+
+
 TABLES = (
-    TableSpec(CEREMONIES, encode_instance, decode_instance),
+    TableSpec(CEREMONIES, encode_instance, decode_instance, substitute),
     TableSpec(DEFINITIONS, str.encode, bytes.decode),
 )
 

@@ -17,6 +17,7 @@ from streams.stuck import ROWS_PER_TURN, StuckSweep
 from streams.topics import CEREMONIES
 from streams.turns import Turns
 from tables.definition import Definition
+from tables.diagnosis import waiting_for
 from tables.instance import CeremonyStatus, Instance, Phase
 from tests.streams.fakes import HandClock, MemoryView
 from tests.tables.fold.test_operations import BODY
@@ -133,6 +134,23 @@ async def test_rows_above_the_budget_wait_for_the_next_turn(site: Site) -> None:
         turns += 1
         assert site.sweep.counts[CeremonyStatus.RUNNING] - before <= 10 * ROWS_PER_TURN
     assert turns == 3
+
+
+async def test_a_row_that_cannot_be_judged_counts_as_stuck_and_the_others_are_judged(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged(row: Instance, definition: Definition) -> list[str]:
+        if row.instance_id == "b:s":
+            raise ValueError("a bug")
+        return waiting_for(row, definition)
+
+    monkeypatch.setattr(stuck, "waiting_for", judged)
+    site.put(site.sound, "a:s", "b:s", "c:s")
+    site.sweep.taken(site.view)
+    with structlog.testing.capture_logs():
+        await site.sweep.turn()
+    assert site.sweep.stuck == ["b:s"]
+    assert site.sweep.counts[CeremonyStatus.RUNNING] == 3
 
 
 # -- the doctor, which examines all rows on request

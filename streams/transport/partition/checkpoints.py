@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ports.clock import Clock
-from ports.log import AgentSpec, LogFailed, Record
+from ports.log import AgentSpec, LogFailed, Record, RowUnwritable
 from streams.transport.partition.backend import Backend, NewRecord, PositionRow
 from streams.transport.partition.positions import checksum
 from streams.transport.partition.rows import Dirty, Rows
@@ -68,7 +68,9 @@ class Checkpoints:
         clock: Clock,
         interval: Callable[[], float],
         limits: Limits,
+        substituted: Callable[[bytes, RowUnwritable], None],
     ) -> None:
+        """`substituted` hears of each row that could not be written, before the checkpoint with its substitute."""
         self.rows = rows
         self.next = 0
         """Offset of the next record to be folded."""
@@ -84,6 +86,7 @@ class Checkpoints:
         self._clock = clock
         self._interval = interval
         self._limits = limits
+        self._substituted = substituted
         self._saved = -1
         self._pending: list[asyncio.Future[Any]] = []
         self._saving: list[asyncio.Future[Any]] = []
@@ -230,6 +233,10 @@ class Checkpoints:
 
     async def _write(self, snapshot: _Snapshot) -> int:
         encoded = await self.rows.encode(snapshot.dirty)
+        sent = len(self._pending)
+        for key, error in self.rows.take_substituted():
+            self._substituted(key, error)
+        await self._acknowledged(self._pending[sent:])
         last = snapshot.last
         position = PositionRow(
             next=snapshot.commit,

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from typing import Any
 
 from ports.clock import Clock
-from ports.log import AgentSpec, LogError, LogFailed, LogUnavailable, Record
+from ports.log import AgentSpec, LogError, LogFailed, LogUnavailable, Record, RowUnwritable
+from streams.topics import changelog
 from streams.transport.partition.backend import Backend, NewRecord, Recovered
 from streams.transport.partition.batch import AgentGone, HeldRecord, PartBatch
 from streams.transport.partition.checkpoints import Checkpoints, Counters, Limits
@@ -74,6 +75,7 @@ class Part:
             clock=clock,
             interval=interval,
             limits=self._limits,
+            substituted=self._set_aside,
         )
         self._held = self._saves.held
         self._room = asyncio.Event()
@@ -326,6 +328,15 @@ class Part:
             self._saves.send(self.dead_letters.topic, self.dead_letters.partition(record.partition), [letter])
         self.count_dead_letter(AGENT_FAILED)
         self._advance(record, 1, 0 if letter is None else len(letter.value))
+
+    def _set_aside(self, key: bytes, error: RowUnwritable) -> None:
+        """Make a dead letter of a row that could not be written; its origin is the position it would have had."""
+        logger.error("%r: %s; a substitute is written", self, error)
+        unwritten = Record(changelog(self.spec.tables[0].name), self.number, self.position, 0, key, None)
+        letter = self.dead_letters.letter(unwritten, error.code, error.text)
+        if letter is not None:
+            self._saves.send(self.dead_letters.topic, self.dead_letters.partition(self.number), [letter])
+        self.count_dead_letter(error.code)
 
     def count_dead_letter(self, code: str) -> None:
         counts = self.counters.dead_letters

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from ports.clock import Clock
-from ports.log import LARGEST_RECORD_BYTES, LogFailed, TableSpec
+from ports.log import LARGEST_RECORD_BYTES, LogFailed, RowUnwritable, TableSpec
 from streams.topics import changelog
 from streams.transport.partition.row_cache import SMALL_ROW_BYTES, RowCache
 from streams.transport.partition.row_store import EncodedRows, RowStore
@@ -209,17 +209,38 @@ class Table(Mapping[bytes, Any]):
         return f"{key.decode(errors='replace')[:LONGEST_KEY]!r} of table {self._spec.name}[{self._partition}]"
 
     def encode(self, key: bytes, row: Any) -> bytes | None:
-        """Encode a row. Raises LogFailed if it cannot be encoded or is larger than LARGEST_ROW_BYTES."""
+        """Encode a row. Raises RowUnwritable if it cannot be encoded or is larger than LARGEST_ROW_BYTES."""
         if row is None:
             return None
         try:
             raw = self._spec.encode(row)
+        except MemoryError as error:
+            raise LogFailed("out_of_memory", f"{self._name(key)} cannot be encoded; the worker ends") from error
         except Exception as error:
-            raise LogFailed("row_unwritable", f"{self._name(key)} ({type(error).__name__})") from error
+            raise RowUnwritable("row_unwritable", f"{self._name(key)} ({type(error).__name__})") from error
         if len(raw) > LARGEST_ROW_BYTES:
-            raise LogFailed("row_too_large", f"{self._name(key)} has {len(raw)} bytes, at most {LARGEST_ROW_BYTES}")
+            raise RowUnwritable("row_too_large", f"{self._name(key)} has {len(raw)} bytes, at most {LARGEST_ROW_BYTES}")
         self.encoded(key, len(raw))
         return raw
+
+    def substituted(self, key: bytes, row: Any, error: RowUnwritable) -> bytes | None:
+        """Put a row that can be written in the place of one that cannot, and encode it. Raises RowUnwritable.
+
+        It takes the place of what was folded meanwhile too: that can be no better than the row it was made of.
+        """
+        if self._spec.substitute is None:
+            raise error
+        raw = self._store.get(self._spec.name, key)
+        written = None if raw is None else self._decoded(key, raw, self._spec.decode)
+        newest = self.dirty.get(key)
+        substitute = self._spec.substitute(written, row if newest is None else newest)
+        encoded = self.encode(key, substitute)
+        self.saving[key] = substitute
+        if key in self.dirty:
+            self.dirty[key] = substitute
+        self._held.old.pop(key, None)
+        self._keep(key, substitute)
+        return encoded
 
 
 class Rows:
@@ -229,6 +250,8 @@ class Rows:
         self, tables: Sequence[TableSpec], partition: int, clock: Clock, cache: RowCache, store: RowStore
     ) -> None:
         self.tables = {table.name: Table(table, partition, store, cache) for table in tables}
+        self.substituted: list[tuple[bytes, RowUnwritable]] = []
+        """Keys of rows that could not be written, with the error, since the last call of `take_substituted`."""
         self._store = store
         self._clock = clock
         self._untidied = 0
@@ -243,16 +266,24 @@ class Rows:
         return {name: table.take_dirty() for name, table in self.tables.items()}
 
     async def encode(self, dirty: Dirty) -> dict[str, dict[bytes, bytes | None]]:
-        """Encode rows. Raises LogFailed for a row that cannot be encoded or is too large."""
+        """Encode rows. Raises RowUnwritable for a row that cannot be encoded or is too large, and has no substitute."""
         return {name: await self._encode(self.tables[name], rows) for name, rows in dirty.items()}
 
     async def _encode(self, table: Table, rows: Mapping[bytes, Any]) -> dict[bytes, bytes | None]:
         encoded = dict[bytes, bytes | None]()
-        for count, (key, row) in enumerate(rows.items(), 1):
-            encoded[key] = table.encode(key, row)
+        for count, (key, row) in enumerate(list(rows.items()), 1):
+            try:
+                encoded[key] = table.encode(key, row)
+            except RowUnwritable as error:
+                encoded[key] = table.substituted(key, row, error)
+                self.substituted.append((key, error))
             if count % ROWS_PER_TURN == 0:
                 await self._clock.sleep(0)
         return encoded
+
+    def take_substituted(self) -> list[tuple[bytes, RowUnwritable]]:
+        found, self.substituted = self.substituted, []
+        return found
 
     async def saved(self, encoded: EncodedRows) -> None:
         """Write the rows of a committed checkpoint to the store. Raises StateLost."""

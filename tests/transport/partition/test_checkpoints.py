@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
-from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Fenced, LogFailed
+from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Fenced, LogFailed, TableSpec
 from streams.transport.partition.backend import NewRecord
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
@@ -334,3 +335,50 @@ async def test_answers_of_one_turn_of_the_event_loop_go_into_one_produce_batch()
     async with running(part):
         await until(lambda: sends)
     assert sends == [3]
+
+
+async def test_a_row_that_cannot_be_written_gets_a_substitute_and_the_partition_flows_on() -> None:
+    """The substitute is made of the last written row and the newest one; the row becomes a dead letter."""
+    # specification 18.16
+    log = MemoryLog()
+
+    def encode(row: Any) -> bytes:
+        if row == 2:
+            raise ValueError("a bug")
+        return json.dumps(row).encode()
+
+    seen: list[tuple[Any, Any]] = []
+
+    def substitute(written: Any, newest: Any) -> Any:
+        seen.append((written, newest))
+        return 1000
+
+    table = TableSpec("counts", encode, json.loads, substitute)
+    spec = AgentSpec("counter", "commands", tables=[table], batch=10)
+    commands(log, "a", "b")
+    async with running(part_of(log, count, spec)) as part:
+        await until(lambda: part.position == 2)
+        await part.checkpoint()
+        commands(log, "a", "c")
+        await until(lambda: part.position == 4)
+        await part.checkpoint()
+        assert seen == [(1, 2)]
+        assert dict(part.rows("counts").items()) == {b"a": 1000, b"b": 1, b"c": 1}
+        assert part.counters.dead_letters == {"row_unwritable": 1}
+        commands(log, "a")
+        await until(lambda: part.position == 5)
+    (letter,) = log.records["deadletters", 0]
+    assert letter.key == b"a"
+    assert dict(letter.headers)["error-code"] == b"row_unwritable"
+    assert part.rows("counts")[b"a"] == 1001
+
+
+async def test_rows_that_only_a_substitute_cannot_mend_end_the_worker() -> None:
+    log = MemoryLog()
+    commands(log, "a")
+    table = TableSpec("counts", lambda row: row.no_such_thing, json.loads, lambda _written, newest: newest)
+    part = part_of(log, count, AgentSpec("counter", "commands", tables=[table]), interval=0.01)
+    await part.take()
+    with pytest.raises(LogFailed, match="row_unwritable"):
+        await part.run()
+    assert log.positions == {}

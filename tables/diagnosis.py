@@ -203,6 +203,8 @@ def _todo(row: Instance, definition: Definition | None, verdict: Verdict) -> Ite
             yield f"ceremony resume {name}"
         case Verdict.FAILED:
             yield from _retries(row, definition)
+        case Verdict.ENDED if row.status is CeremonyStatus.TIMED_OUT and not row.expired:
+            yield f"ceremony retry {name}"
         case Verdict.WAITING_FOR_HUMAN if definition is not None:
             yield from _decisions(row, definition)
         case _:

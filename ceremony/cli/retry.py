@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from ceremony.cli.selection import Found, Operation
 
 
+TIMED_OUT = "TIMED_OUT"
+THE_CANCELLED = "of the cancelled steps"
+
+
 def retry(
     instance_id: IdArgument = None,
     step: Annotated[
@@ -53,7 +57,7 @@ def retry(
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Retry a failed step with a new budget of attempts. A FAILED ceremony opens again."""
+    """Retry a failed step with a new budget of attempts. A FAILED or TIMED_OUT ceremony opens again."""
     from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
     filters = Filters(everything, state, definition, status, story, yes)
@@ -62,7 +66,11 @@ def retry(
     operation: Operation = PlanningCeremonyClient.retry_step
     if instance_id:
         name = step or only or call(server, lambda client: _the_failed(client, instance_id))
-        report_change(f"retry {name}", call(server, lambda client: operation(client, instance_id, name, **who)), output)
+        report_change(
+            f"retry {name or THE_CANCELLED}",
+            call(server, lambda client: operation(client, instance_id, name, **who)),
+            output,
+        )
         return
     found = matching(server, filters, frozenset({FAILED, RUNNING, WAITING}))
     pairs = [(one.instance_id, name) for one in found for name in failed_steps(one) if only in (None, name)]
@@ -75,7 +83,10 @@ def failed_steps(found: Found) -> list[str]:
 
 
 async def _the_failed(client: PlanningCeremonyClient, instance_id: str) -> str:
-    """The only failed step of a ceremony. Raises CommandFailed when there is none, or several."""
+    """The only failed step of a ceremony; empty after a time-out without one, for every step that it cancelled.
+
+    Raises CommandFailed when there is none, or several.
+    """
     found = await client.get(instance_id)
     if found is None:
         raise unknown(instance_id)
@@ -84,4 +95,6 @@ async def _the_failed(client: PlanningCeremonyClient, instance_id: str) -> str:
         return names[0]
     if names:
         raise CommandFailed("step_ambiguous", f"{instance_id} has several failed steps: {', '.join(names)}")
+    if found.status == TIMED_OUT:
+        return ""
     raise CommandFailed("step_not_failed", f"{instance_id} has no failed step; it is {found.status}")

@@ -15,7 +15,11 @@ from ceremony.cli.options import login
 from ceremony.cli.output import Format, OutputOption, emit_data, say
 
 if TYPE_CHECKING:
+    from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
     from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+
+# Part of the answer to a repeated start whose ceremony has ended.
+ALREADY = " is there already: "
 
 
 def start(
@@ -50,8 +54,8 @@ def start(
     """Start a ceremony. Repeating the same start is safe: nothing starts twice."""
     given = {**_from_file(inputs_file), **_from_options(inputs or ())}
 
-    async def work(client: PlanningCeremonyClient) -> str:
-        return await client.start(
+    async def work(client: PlanningCeremonyClient) -> pb.StartPlanningCeremonyResponse:
+        return await client.start_response(
             definition,
             ceremony_id=ceremony_id,
             story_id=story_id,
@@ -61,17 +65,19 @@ def start(
             correlation_id=correlation_id,
         )
 
-    instance_id = call(server, work)
+    answer = call(server, work)
+    instance_id = answer.instance_id
     if wait:
         from ceremony.cli.watch import follow
 
         follow(instance_id, server, output)
     elif output is Format.TABLE:
-        say(f"started {instance_id}")
+        say(answer.message if ALREADY in answer.message else f"started {instance_id}")
         if sys.stdout.isatty():
             say(f"  follow it:  ceremony watch {instance_id}")
     else:
-        emit_data({"instance_id": instance_id, "status": "accepted"}, output)
+        message = {"message": answer.message} if answer.message else {}
+        emit_data({"instance_id": instance_id, "status": answer.status, **message}, output)
 
 
 def _from_options(options: Sequence[str]) -> dict[str, str]:

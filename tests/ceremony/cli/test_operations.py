@@ -22,12 +22,28 @@ Ceremony = Callable[..., int]
 Said = pytest.CaptureFixture[str]
 
 
+SHORT = """
+version: "1.0"
+name: short
+description: It times out at once
+states:
+  - {id: ASK, description: Somebody is asked, initial: true}
+  - {id: DONE, description: Done, terminal: true}
+transitions:
+  - {from: ASK, to: DONE, trigger: done, description: Agreed}
+timeouts: {step_default: 1, step_max: 1, ceremony_max: 0.5}
+steps:
+  - {id: ask, state: ASK, handler: human_gate_step, config: {role: R, message: "Agreed?"}}
+"""
+
+
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevProcess]:
     folder = tmp_path_factory.mktemp("dev-operations")
     definitions = folder / "definitions"
     shutil.copytree(CEREMONIES, definitions)
     (definitions / "fails.yaml").write_text(FAILS)
+    (definitions / "short.yaml").write_text(SHORT)
     options = ("--latency", "0.02", "--jitter", "0", "--ceremonies-dir", str(definitions), "--log-level", "ERROR")
     with dev_on(folder, *options) as running:
         yield running
@@ -112,6 +128,23 @@ def test_nothing_is_changed_without_confirmation(ceremony: Ceremony, capsys: Sai
         assert ceremony("cancel", *arguments) == Exit.USAGE
     assert ceremony("run", "--all", "--yes") == Exit.USAGE
     assert status(ceremony, capsys, one) == "WAITING_FOR_HUMAN"
+
+
+def test_a_ceremony_that_timed_out_is_opened_again_and_a_start_of_an_ended_one_says_so(
+    ceremony: Ceremony, capsys: Said
+) -> None:
+    # specification 10.5, 13.9
+    start = ("start", "short", "--ceremony-id", "short", "--story-id", "s")
+    ceremony(*start, "--wait")
+    assert status(ceremony, capsys, "short:s") == "TIMED_OUT"
+    assert ceremony(*start) == Exit.OK
+    assert capsys.readouterr().out == "short:s is there already: TIMED_OUT\n"
+    assert ceremony(*start, "-o", "json") == Exit.OK
+    assert data(capsys)["message"] == "short:s is there already: TIMED_OUT"
+    ceremony("doctor", "short:s")
+    assert "ceremony retry short:s" in capsys.readouterr().out
+    assert ceremony("retry", "short:s") == Exit.OK
+    assert capsys.readouterr().out.startswith("retry of the cancelled steps: short:s is WAITING_FOR_HUMAN")
 
 
 def test_a_failed_step_is_retried_by_name_or_as_the_only_one(ceremony: Ceremony, capsys: Said) -> None:

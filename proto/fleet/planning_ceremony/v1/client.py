@@ -95,6 +95,29 @@ class PlanningCeremonyClient:
 
         A whole number beyond 2^53 stays exact inside a list or an object; alone it must be given as text.
         """
+        response = await self.start_response(
+            definition_name,
+            ceremony_id=ceremony_id,
+            story_id=story_id,
+            requested_by=requested_by,
+            inputs=inputs,
+            step_ids=step_ids,
+            correlation_id=correlation_id,
+        )
+        return response.instance_id
+
+    async def start_response(
+        self,
+        definition_name: str,
+        *,
+        ceremony_id: str,
+        story_id: str,
+        requested_by: str,
+        inputs: Mapping[str, Any] | None = None,
+        step_ids: Iterable[str] = (),
+        correlation_id: str | None = None,
+    ) -> pb.StartPlanningCeremonyResponse:
+        """Start a ceremony as `start` does; the message says so when this start came again and it has ended."""
         given = {name: _exact(name, value) for name, value in (inputs or {}).items()}
         request = pb.StartPlanningCeremonyRequest(
             ceremony_id=ceremony_id,
@@ -109,7 +132,7 @@ class PlanningCeremonyClient:
         richer = {name: value for name, value in given.items() if not isinstance(value, str)}
         if richer:
             request.inputs_json.update(richer)
-        return (await self._call(self._stub.StartPlanningCeremony, request)).instance_id
+        return await self._call(self._stub.StartPlanningCeremony, request)
 
     async def get(self, instance_id: str) -> pb.PlanningCeremonyInstance | None:
         """The present ceremony, or None if it does not exist."""
@@ -213,7 +236,10 @@ class PlanningCeremonyClient:
     async def retry_step(
         self, instance_id: str, step_id: str, *, actor: str, role: str = "", reason: str = ""
     ) -> pb.PlanningCeremonyInstance:
-        """Give a FAILED step a new budget of attempts; opens a FAILED ceremony again."""
+        """Give a FAILED step a new budget of attempts; opens a FAILED or TIMED_OUT ceremony again.
+
+        An empty `step_id` is for each step that the time-out of a TIMED_OUT ceremony cancelled.
+        """
         request = pb.RetryStepRequest(
             instance_id=instance_id, step_id=step_id, actor=actor, role=role, reason=reason, request_id=_request_id()
         )

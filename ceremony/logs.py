@@ -10,6 +10,8 @@ from typing import Any
 
 import structlog
 
+from ports.masking import masked_urls
+
 # Libraries that report each start and stop: they log from WARNING up only.
 NOISY = ("aiokafka", "faust", "mode", "aiohttp", "asyncio", "grpc", "nats", "streams.transport")
 # Off. The first logs ERROR while a young broker looks for its coordinator; readiness shows it if that lasts. The second
@@ -70,9 +72,7 @@ def configure(level: str, style: str) -> None:
     tail: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if style == "json":
         tail.append(structlog.processors.format_exc_info)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*shared, _of_library], processors=[*tail, renderer])
-    )
+    handler.setFormatter(_Masking(foreign_pre_chain=[*shared, _of_library], processors=[*tail, renderer]))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -100,6 +100,13 @@ def _of_library(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapp
 def _library(logger: str) -> str:
     name = logger.partition(".")[0]
     return name if name in LIBRARIES else ""
+
+
+class _Masking(structlog.stdlib.ProcessorFormatter):
+    """Masks the credentials of every URL in a line, whoever wrote it; tracebacks are part of the line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked_urls(super().format(record))
 
 
 class Seldom(logging.Filter):

@@ -13,10 +13,12 @@ import typer
 from ceremony.cli import verbs
 from ceremony.cli.errors import CommandFailed, Exit
 from ceremony.cli.output import say
+from ceremony.process_list import hide_credentials
 
 
 def main() -> None:
     """Run the program with the arguments of this process, and end it."""
+    hide_credentials(sys.argv[1:])
     sys.exit(run(sys.argv[1:]))
 
 

@@ -11,7 +11,9 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from bridge.nats.urls import NatsUrlInvalid, server_urls
 from ceremony.errors import SettingsInvalid
+from ports.masking import masked
 from steps.subjects import parse_allowlist
 
 ROLES = ("engine", "bridge")
@@ -22,6 +24,12 @@ READINESS_OF = {"engine": ("log", "tables", "nats", "ray_executor"), "bridge": (
 READINESS_NAMES = ("log", "tables", "nats", "ray_executor")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LAST_PORT = 65_535
+# Settings that hold an address.
+ADDRESSES = frozenset({"CEREMONY_LOG", "NATS_URL", "RAY_EXECUTOR_URL", "VLLM_URL"})
+_HOST_AND_PORT = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/@,:\[\]?#]+):\d{1,5}"
+LOG_URL = re.compile(rf"kafka://{_HOST_AND_PORT}(?:,{_HOST_AND_PORT})*/?|sqlite:///.+")
+HOST = re.compile(r"[^\s/@:\[\]]+|\[?[0-9A-Fa-f:.]+\]?")
+RAY_TARGET = re.compile(rf"(?:[^\s/@]*@)?{_HOST_AND_PORT}|(?:dns|ipv4|ipv6|unix|unix-abstract|xds|passthrough):\S+")
 
 
 class Settings(BaseSettings):
@@ -105,8 +113,25 @@ class Settings(BaseSettings):
     @field_validator("log")
     @classmethod
     def _log(cls, value: str) -> str:
-        if not re.match(r"kafka://[^/]+:\d+|sqlite:///.", value):
-            raise ValueError("expected kafka://host:port[,host:port] or sqlite:///absolute/path/to/file.db")
+        if not LOG_URL.fullmatch(value):
+            hint = "; Kafka is reached without a user and a password" if "@" in value else ""
+            raise ValueError(f"expected kafka://host:port[,host:port] or sqlite:///absolute/path/to/file.db{hint}")
+        return value
+
+    @field_validator("nats_url")
+    @classmethod
+    def _nats_url(cls, value: str) -> str:
+        try:
+            server_urls(value)
+        except NatsUrlInvalid as error:
+            raise ValueError(f"{error.message}; {error.remedy}") from None
+        return value
+
+    @field_validator("ray_executor_url")
+    @classmethod
+    def _ray_executor_url(cls, value: str) -> str:
+        if not RAY_TARGET.fullmatch(value):
+            raise ValueError("expected host:port, or another target of gRPC such as dns:///host:port")
         return value
 
     @field_validator("readiness_requires")
@@ -135,13 +160,18 @@ def _problem(details: ErrorDetails) -> str:
     # An option goes by its field's name; people know the variable.
     field = Settings.model_fields.get(str(details["loc"][0])) if details["loc"] else None
     name = (field.alias if field else None) or ".".join(map(str, details["loc"])) or "settings"
-    message = details["msg"].removeprefix("Value error, ")
-    return f"{name}: {message} (it is {details.get('input')!r})"
+    message = masked(details["msg"].removeprefix("Value error, "))
+    return f"{name}: {message}{_shown(name, details.get('input'))}"
+
+
+def _shown(name: str, value: object) -> str:
+    """The wrong value for a message; that of an address is not shown, for any part of it may be a password."""
+    return "" if name in ADDRESSES else f" (it is {masked(repr(value))})"
 
 
 def _level_problems(level: str) -> Iterator[str]:
     if level.upper() not in LOG_LEVELS:
-        yield f"LOG_LEVEL: expected one of {', '.join(LOG_LEVELS)} (it is {level!r})"
+        yield f"LOG_LEVEL: expected one of {', '.join(LOG_LEVELS)} (it is {masked(repr(level))})"
 
 
 def _address_problems(found: Settings) -> Iterator[str]:
@@ -151,5 +181,5 @@ def _address_problems(found: Settings) -> Iterator[str]:
         given.append(("CEREMONY_ADVERTISED_ADDR", found.advertised_addr))
     for name, address in given:
         host, _, port = address.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit()) or int(port) > LAST_PORT:
-            yield f"{name}: expected host:port, for example 0.0.0.0:50057 (it is {address!r})"
+        if not HOST.fullmatch(host) or not (port.isascii() and port.isdigit()) or int(port) > LAST_PORT:
+            yield f"{name}: expected host:port, for example 0.0.0.0:50057 (it is {masked(repr(address))})"

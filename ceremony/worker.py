@@ -22,6 +22,7 @@ from ceremony.version import VERSION
 from ports.clock import Clock
 from ports.errors import Unreachable
 from ports.log import LogFailed, LogUnavailable
+from ports.masking import masked_address
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +124,7 @@ class Worker:
             roles=",".join(self.settings.roles),
             grpc=self.grpc.port,
             http=self.http.port,
-            log=self.settings.log.partition("?")[0],
+            log=masked_address(self.settings.log.partition("?")[0]),
         )
 
     async def _start_engine(self) -> None:

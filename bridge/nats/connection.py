@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from bridge.nats.client import FencedClient
+from bridge.nats.urls import server_urls
 from ports.clock import Clock
 
 RECONNECT_SECONDS = 1
@@ -36,8 +37,11 @@ class NatsConnection:
         name: str = "ceremony-engine",
         new_client: Callable[[], FencedClient] | None = None,
     ) -> None:
-        """`url` names one server, or several separated by commas. `new_client` makes a client after one was closed."""
-        self._urls = [part.strip() for part in url.split(",") if part.strip()]
+        """`url` names one server, or several separated by commas. `new_client` makes a client after one was closed.
+
+        Raises NatsUrlInvalid.
+        """
+        self._urls = server_urls(url)
         self._clock = clock
         self._name = name
         self._new_client = new_client or partial(FencedClient, self._may_write)
@@ -106,7 +110,7 @@ class NatsConnection:
                 await self._connect(self._client)
                 await self._on_connected()
                 await self._closed.wait()
-            except (nats.errors.Error, OSError, TimeoutError) as error:
+            except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
                 await self._on_error(error)
                 await _close(self._client)
             await self._clock.sleep(RECONNECT_SECONDS)

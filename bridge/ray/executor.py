@@ -14,6 +14,7 @@ from fleet.ray_executor.v1.ray_executor_pb2_grpc import RayExecutorServiceStub
 from bridge.grpc.intake import read_all_wakeups
 from bridge.grpc.metadata import correlation_metadata
 from ports.errors import Unreachable
+from ports.masking import masked, masked_address
 from ports.ray import RayAnswer, RayTask
 
 NEIGHBOUR = "ray_executor"
@@ -50,6 +51,7 @@ class RayExecutorClient:
     def __init__(self, url: str, *, call_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> None:
         self.url = url
         """`host:port` of the executor (RAY_EXECUTOR_URL)."""
+        self._shown = masked_address(url)
         self.call_timeout_seconds = call_timeout_seconds
         """Deadline of a call (RAY_CALL_TIMEOUT_SECONDS)."""
         read_all_wakeups()
@@ -103,16 +105,20 @@ class RayExecutorClient:
         if error.code() in UNDECIDED:
             raise self._unreachable(error) from None
         # The details may hold an exception's text from the executor: log them, and keep them from clients.
-        log.warning("ray_call_failed", task_id=task_id, grpc_status=error.code().name, details=error.details())
+        log.warning("ray_call_failed", task_id=task_id, grpc_status=error.code().name, details=self._details(error))
         return RayAnswer(
             "failed",
             code=f"ray_{error.code().name.lower()}",
-            message=f"the Ray executor at {self.url} answered {error.code().name}; its own log says why",
+            message=f"the Ray executor at {self._shown} answered {error.code().name}; its own log says why",
         )
 
+    def _details(self, error: grpc.aio.AioRpcError) -> str:
+        """The details for the log; gRPC's own name the address."""
+        return masked((error.details() or "").replace(self.url, self._shown))
+
     def _unreachable(self, error: grpc.aio.AioRpcError) -> Unreachable:
-        log.debug("ray_unreachable", url=self.url, grpc_status=error.code().name, details=error.details())
-        return Unreachable(NEIGHBOUR, f"{self.url} gave no answer ({error.code().name})")
+        log.debug("ray_unreachable", url=self._shown, grpc_status=error.code().name, details=self._details(error))
+        return Unreachable(NEIGHBOUR, f"{self._shown} gave no answer ({error.code().name})")
 
 
 def to_answer(response: pb.ExecuteDeliberationResponse) -> RayAnswer:

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ports.masking import masked_urls
+
 
 class Format(StrEnum):
     TABLE = "table"
@@ -20,8 +22,8 @@ OutputOption = Annotated[Format, typer.Option("-o", "--output", help="For people
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print one line. Text of an engine cannot control the terminal."""
-    typer.echo(clean(text), err=err)
+    """Print one line. Text of an engine cannot control the terminal, and an error shows no password."""
+    typer.echo(clean(masked_urls(text) if err else text), err=err)
 
 
 def clean(text: str) -> str:

@@ -18,6 +18,7 @@ from ceremony.cli.output import Format, OutputOption, emit_data, say
 from ceremony.cli.running import readable_errors
 from ports.clock import Clock
 from ports.log import Log
+from ports.masking import masked_address
 
 if TYPE_CHECKING:
     from bridge.nats.republish import Republished
@@ -93,7 +94,7 @@ async def _republish(settings: Settings, since_ms: int) -> Republished:
                 await connection.connected()
         except TimeoutError:
             raise CommandFailed(
-                "nats_unavailable", f"{settings.nats_url}: {connection.state}", Exit.UNAVAILABLE
+                "nats_unavailable", f"{masked_address(settings.nats_url)}: {connection.state}", Exit.UNAVAILABLE
             ) from None
         async with opened_log(settings.log, clock) as log:
             lines = ProgressLines(clock)

@@ -19,6 +19,7 @@ from ceremony.errors import DevError, NatsServerError, one_line
 from ceremony.settings import read_settings
 from ceremony.worker import worker_of_process
 from ports.clock import Clock
+from ports.masking import masked_address
 
 HOST = "127.0.0.1"
 # Used if it is free: clients try it by default.
@@ -104,7 +105,7 @@ class Dev:
             http=f"http://{HOST}:{self.worker.http.port}",
             nats=nats.url,
             ray_executor=ray.url,
-            log=settings.log,
+            log=masked_address(settings.log),
             folder=str(self.folder),
             ceremonies_dir=str(settings.ceremonies_dir.absolute()),
             pid=os.getpid(),

@@ -23,6 +23,7 @@ from yarl import URL
 
 from ports.clock import Clock
 from ports.log import AgentSpec, Batch, Log, LogUrlInvalid, PartitionView, TopicSpec
+from ports.masking import masked
 from streams import topics as names
 from streams.letter_budget import LetterBudget
 from streams.transport.faust.agents import BatchSchema, BatchStream, RowsTable, Supervisor, Tables, supervised
@@ -271,7 +272,7 @@ def _transport(url: str) -> type[GroupTransport]:
         from streams.transport.sqlite.driver import SqliteTransport  # noqa: PLC0415 - as above
 
         return SqliteTransport
-    raise LogUrlInvalid(f"{url!r} is neither kafka://host:port nor sqlite:///path")
+    raise LogUrlInvalid(f"{masked(url)!r} is neither kafka://host:port nor sqlite:///path")
 
 
 def open_log(url: str, clock: Clock) -> Log:

@@ -83,7 +83,7 @@ def aggregate(aggregation_type: str, sources: Any, values: Mapping[str, Any]) ->
     if not isinstance(sources, list):
         raise _failed("sources_not_list", aggregation_type, "`sources` must be a list of names")
     if not sources:
-        raise _failed("sources_empty", aggregation_type, "`sources` is empty; it must name one at least")
+        raise _failed("sources_empty", aggregation_type, "`sources` is empty; it must name at least one source")
     for source in sources:
         if source not in values:
             raise _failed("source_missing", aggregation_type, _missing(source))
@@ -170,7 +170,7 @@ def _all(wanted: type, kind: str, sources: list[str], values: Mapping[str, Any])
         found = type(values[source])
         if found is not wanted:
             raise _failed(
-                "source_wrong_type", kind, f"source `{source}` is {_NAMES[found]}, {_NAMES[wanted]} is wanted"
+                "source_wrong_type", kind, f"source `{source}` is {_NAMES[found]}; {_NAMES[wanted]} is required"
             )
     return [values[source] for source in sources]
 

@@ -64,7 +64,7 @@ class HumanGate(Kind):
     def timed_out(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
         """Fail: the gate's deadline passed, or its agent never opened it."""
         if context.state.status is StepStatus.WAITING_FOR_HUMAN:
-            return Failed("gate_deadline", "nobody decided before the gate's deadline", retryable=False)
+            return Failed("gate_deadline", "the gate's deadline passed without a decision", retryable=False)
         return super().timed_out(context, answers)
 
     def decided(self, context: StepContext, decision: Decided) -> Verdict:

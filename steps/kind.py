@@ -61,20 +61,20 @@ class Kind:
         return False
 
     def completed(self, context: StepContext, output: Any) -> Verdict:
-        return self._unexpected("completed")
+        return self._unexpected("the outcome `completed`")
 
     def gathered(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
         return self._unexpected("an agent's result")
 
     def timed_out(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
-        return Failed("timeout", f"no outcome within {context.step.timeout_seconds:g} s")
+        return Failed("timeout", f"no outcome came within {context.step.timeout_seconds:g} s")
 
     def decided(self, context: StepContext, decision: Decided) -> Verdict:
-        return Failed("not_a_gate", f"`{context.step.id}` is a {self.handler}, no gate", retryable=False)
+        return Failed("not_a_gate", f"step `{context.step.id}` is a {self.handler}, not a gate", retryable=False)
 
     def _unexpected(self, outcome: str) -> Failed:
         """Fail on a forged or misrouted outcome."""
-        return Failed("unexpected_outcome", f"a {self.handler} is not concluded by {outcome}", retryable=False)
+        return Failed("unexpected_outcome", f"a {self.handler} cannot end with {outcome}", retryable=False)
 
 
 def template_problems(path: str, template: Any, definition: Definition) -> Iterable[tuple[str, str, str]]:

@@ -40,7 +40,7 @@ def failed(code: str, message: str, *, retryable: bool = True) -> Outcome:
     return Outcome("failed", code=code, message=message, retryable=retryable)
 
 
-INTERNAL_ERROR = failed("internal_error", "the agent of the step failed unexpectedly; the worker's log says why")
+INTERNAL_ERROR = failed("internal_error", "the agent of the step failed unexpectedly; see the worker's log")
 
 
 def encode_outcome(request: StepRequested, outcome: Outcome) -> bytes:

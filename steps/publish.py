@@ -102,7 +102,7 @@ class Publish(Kind):
         """Check that subject and event type are free, the output is an object, and templates name steps that exist."""
         config = config_of(step, PublishConfig)
         if own(config.subject):
-            yield "subject", "subject_not_allowed", f"`{config.subject}` is the engine's own; choose another"
+            yield "subject", "subject_not_allowed", f"`{config.subject}` belongs to the engine; choose another subject"
         if own(config.event_type):
             message = f"`{config.event_type}` is a name of the engine's own events; choose another"
             yield "event_type", "event_type_not_allowed", message

@@ -62,7 +62,7 @@ def refusal(subject: str, allowlist: Iterable[str]) -> str:
 @lru_cache(maxsize=256)  # definitions name few subjects; each publication asks
 def _refusal(subject: str, allowed: tuple[str, ...]) -> str:
     if own(subject):
-        return f"`{subject}` is the engine's own; choose another"
+        return f"`{subject}` belongs to the engine; choose another subject"
     if not any(matches(subject, pattern) for pattern in allowed):
-        return f"`{subject}` is not among the allowed subjects (PUBLISH_SUBJECTS): {', '.join(allowed) or 'none'}"
+        return f"`{subject}` is not allowed; PUBLISH_SUBJECTS allows {', '.join(allowed) or 'none'}"
     return ""

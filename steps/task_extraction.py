@@ -122,7 +122,7 @@ class TaskExtraction(Kind):
         return Completed(_output(context, tasks))
 
     def timed_out(self, context: StepContext, answers: Mapping[str, AgentAnswer]) -> Verdict:
-        return Failed("timeout", f"no result of {AGENT} within {context.step.timeout_seconds:g} s")
+        return Failed("timeout", f"no result of {AGENT} came within {context.step.timeout_seconds:g} s")
 
 
 def _output(context: StepContext, tasks: list[Any]) -> dict[str, Any]:
@@ -149,9 +149,9 @@ def _deliberations(context: StepContext, config: TaskExtractionConfig) -> list[d
 
 def _validated(value: Any, where: str) -> list[dict[str, Any]] | Failed:
     if not isinstance(value, list):
-        return _refused(f"{INPUT}_not_list", f"{where}: a non-empty list of deliberations is wanted")
+        return _refused(f"{INPUT}_not_list", f"{where}: a non-empty list of deliberations is required")
     if not value:
-        return _refused(f"{INPUT}_empty", f"{where}: the list of deliberations is empty; at least one is wanted")
+        return _refused(f"{INPUT}_empty", f"{where}: the list of deliberations is empty; at least one is required")
     for index, item in enumerate(value):
         wrong = _wrong(item)
         if wrong:

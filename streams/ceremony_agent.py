@@ -64,7 +64,7 @@ PAUSED_BECAUSE = "the fold failed on a command; see the dead letters"
 LARGEST_VALUE_BYTES = LARGEST_RECORD_BYTES - 64 * 1024
 # Topic, key, value and headers of the record of one effect.
 EffectRecord = tuple[str, bytes | None, bytes, Sequence[Header]]
-FOLD_FAILED = FoldResult("fold_failed", "the engine failed on this command and has put it aside; see the dead letters")
+FOLD_FAILED = FoldResult("fold_failed", "the engine failed on this command and kept it as a dead letter")
 
 
 @dataclass(slots=True)

@@ -146,16 +146,16 @@ class Threshold:
         where = f"`{self.step}.{self.path}`"
         output = view.output(self.step)
         if output is MISSING:
-            return False, f"step `{self.step}` is {view.status(self.step)}, it has no output"
+            return False, f"step `{self.step}` is {view.status(self.step)}, so it has no output"
         value = dig(output, self.path)
         if value is MISSING:
             return False, f"{where} is not in the step's output"
         if isinstance(value, bool) or not isinstance(value, int | float):
-            return False, f"{where} is no number"
+            return False, f"{where} is not a number"
         threshold = guard.threshold
         if threshold is None:
             return False, "the guard has no `threshold`"
-        return value >= threshold, f"{where} is {_shown(value)}, the threshold is {threshold:.15g}"
+        return value >= threshold, f"{where} is {_shown(value)}; the threshold is {threshold:.15g}"
 
     def steps(self, known: tuple[str, ...]) -> frozenset[str]:
         return frozenset((self.step,))
@@ -245,7 +245,7 @@ def _approved(guard: Guard, view: GuardView) -> tuple[bool, str]:
         if guard.role is None or approval.role == guard.role:
             return True, f"approved by {approval.actor}"
     who = "somebody" if guard.role is None else f"the role {guard.role}"
-    return False, f"waits for an approval by {who}"
+    return False, f"it waits for an approval by {who}"
 
 
 def is_unjudged(guard: Guard, reason: str) -> bool:

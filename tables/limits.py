@@ -68,7 +68,7 @@ def weigh(value: Any, claimed: int = 0, noun: str = "the output") -> int:
     except RecursionError:
         raise Unfit("output_too_deep", f"{noun} nests deeper than {MAX_OUTPUT_DEPTH} containers") from None
     except (TypeError, ValueError, OverflowError):
-        raise Unfit("output_not_json", f"{noun} is no JSON value") from None
+        raise Unfit("output_not_json", f"{noun} is not a JSON value") from None
     if size > MAX_OUTPUT_BYTES:
         raise Unfit("output_too_large", f"{noun} has {size} bytes, at most {MAX_OUTPUT_BYTES} are kept")
     if size > _SMALL and deeper_than(value, MAX_OUTPUT_DEPTH):

@@ -38,8 +38,8 @@ def guard_refusal(guard: Guard, role: str) -> tuple[str, str] | None:
     if guard.role is None or role == guard.role:
         return None
     if not role:
-        return "role_required", f"guard `{guard.name}` needs a role; it is {guard.role}'s"
-    return "role_not_allowed", f"role {role} may not decide guard `{guard.name}`; it is {guard.role}'s"
+        return "role_required", f"guard `{guard.name}` needs a role; only {guard.role} may decide it"
+    return "role_not_allowed", f"role {role} may not decide guard `{guard.name}`; only {guard.role} may"
 
 
 def gate_refusal(definition: Definition, step: Step, gate: Gate, role: str) -> tuple[str, str] | None:
@@ -64,7 +64,7 @@ def step_role_refusal(definition: Definition, step: Step) -> tuple[str, str] | N
         return None
     declared = definition.roles.get(role)
     if declared is None:
-        return "role_not_allowed", f"role {role} of step `{step.id}` is not among the roles"
+        return "role_not_allowed", f"role {role} of step `{step.id}` is not declared in `roles`"
     if step.id not in declared.allowed_actions:
         return "role_not_allowed", f"role {role} does not list step `{step.id}` among its allowed_actions"
     return None

@@ -169,7 +169,7 @@ class _Renderer:
         if self._room < 0:
             raise TemplateFailed(
                 "template_too_large",
-                f"with ${{{expression}}} the values put into the template exceed {LARGEST_RENDERED_BYTES} bytes",
+                f"at ${{{expression}}} the values put into the template exceed {LARGEST_RENDERED_BYTES} bytes",
             )
         return found
 
@@ -183,8 +183,7 @@ class _Renderer:
         if value is MISSING:
             raise TemplateFailed(
                 "template_unresolved",
-                f"${{{expression}}} names nothing that is known now; it must be an input, or inside the output of a "
-                "step that is COMPLETED",
+                f"${{{expression}}} has no value; it must name an input, or a field in the output of a COMPLETED step",
             )
         return value
 

@@ -139,7 +139,7 @@ def read_answer(data: bytes, headers: Mapping[str, str] | None) -> Answer:
     if ack.error is None:
         return Published(ack.stream, ack.seq, ack.duplicate)
     if ack.error.err_code == TOO_LARGE_FOR_STREAM:
-        return Nack("message_too_large", "larger than the stream takes", final=True)
+        return Nack("message_too_large", "the message is larger than the stream takes", final=True)
     text = f"{ack.error.description} ({ack.error.err_code})"
     if ack.error.code >= SERVER_ERROR:
         return Nack("stream_unavailable", text, final=False)
@@ -164,12 +164,16 @@ def surely_fits(client: Client, message: Message) -> bool:
 def refusal(client: Client, subject: str, data: bytes, headers: Mapping[str, str]) -> Nack | None:
     """The refusal of a message on which the server would close the connection; None for a message to send."""
     if not _is_subject(subject):
-        return Nack("subject_invalid", f"`{subject[:100]}` is no subject to publish to", final=True)
+        return Nack("subject_invalid", f"`{subject[:100]}` is not a subject for a message", final=True)
     values = "".join(headers.values())
     if _BREAKS_LINE.search(values):
         return Nack("header_invalid", "a line break in a header would begin another one", final=True)
     block = _HEADER_FRAME + sum(len(k.encode()) + len(v.encode()) + _HEADER_LINE for k, v in headers.items())
     size = len(data) + block
     if size > client.max_payload:
-        return Nack("message_too_large", f"{size} bytes, the server takes {client.max_payload}", final=True)
+        return Nack(
+            "message_too_large",
+            f"the message has {size} bytes, the server takes at most {client.max_payload}",
+            final=True,
+        )
     return None

@@ -254,15 +254,19 @@ def _failure(subject: str, payload: dict[str, Any]) -> tuple[str, str]:
         return "", ""
     kind = payload.get("error_type")
     words = [part for part in (kind, payload.get("error")) if isinstance(part, str) and part]
-    return "agent_failed", ": ".join(words)[:LONGEST_ERROR] or "the agent failed and gave no reason"
+    return "agent_failed", ": ".join(words)[:LONGEST_ERROR] or "the agent failed without a reason"
 
 
 def _value_problem(value: Any, *, extraction: bool) -> tuple[str, str]:
     if extraction:
-        return ("", "") if isinstance(value, list) else ("tasks_malformed", "payload.tasks is no list")
+        return ("", "") if isinstance(value, list) else ("tasks_malformed", "payload.tasks is not a list")
     if value is None:
         return "proposal_missing", "the agent completed without a proposal"
-    return ("", "") if isinstance(value, str | dict) else ("proposal_malformed", "the proposal is no string or object")
+    return (
+        ("", "")
+        if isinstance(value, str | dict)
+        else ("proposal_malformed", "the proposal is neither a string nor an object")
+    )
 
 
 def _with_size(value: Any) -> tuple[Any, int]:

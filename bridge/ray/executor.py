@@ -109,7 +109,7 @@ class RayExecutorClient:
         return RayAnswer(
             "failed",
             code=f"ray_{error.code().name.lower()}",
-            message=f"the Ray executor at {self._shown} answered {error.code().name}; its own log says why",
+            message=f"the Ray executor at {self._shown} answered {error.code().name}; see its own log",
         )
 
     def _details(self, error: grpc.aio.AioRpcError) -> str:
@@ -128,7 +128,7 @@ def to_answer(response: pb.ExecuteDeliberationResponse) -> RayAnswer:
         case "submitted":
             return RayAnswer("submitted", deliberation_id=response.deliberation_id, message=reason)
         case "failed":
-            code, message = "ray_refused", f"the Ray executor refused the task: {reason or 'it gave no reason'}"
+            code, message = "ray_refused", f"the Ray executor refused the task: {reason or 'no reason was given'}"
         case other:
             code = "ray_unknown_status"
             message = f"the Ray executor answered status {one_line(other)!r}; expected submitted or failed"

@@ -94,7 +94,13 @@ def decide(
     except Exception as error:
         if not _malformed(command):
             raise
-        return _refuse(row, command, origin, refusals.MALFORMED_COMMAND, f"no field may be so: {type(error).__name__}")
+        return _refuse(
+            row,
+            command,
+            origin,
+            refusals.MALFORMED_COMMAND,
+            f"a field of the command has a value of the wrong type ({type(error).__name__})",
+        )
 
 
 def _decide(
@@ -150,7 +156,7 @@ def _missing(row: Instance | None, command: AnyCommand, definition: Definition |
     if row.expired:
         return refusals.ALREADY_ENDED, f"the ceremony is {row.status}"
     if definition is None:
-        return refusals.DEFINITION_UNKNOWN, "its definition is not in this partition"
+        return refusals.DEFINITION_UNKNOWN, "the definition of the ceremony cannot be read in this partition"
     return None
 
 

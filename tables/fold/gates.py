@@ -113,13 +113,16 @@ def _step_problem(fold: FoldContext, command: GateDecision, step: Step) -> tuple
     state = fold.row.steps[step.id]
     visit = fold.row.visits.get(step.state, 0)
     if command.visit and command.visit != visit:
-        return refusals.STALE_VISIT, f"the decision is on visit {command.visit} of {step.id}, now it is visit {visit}"
+        return (
+            refusals.STALE_VISIT,
+            f"the decision names visit {command.visit} of {step.id}; the present visit is {visit}",
+        )
     if _repeats(command, _approval(fold, command), state):
         return None
     if fold.row.ended:
         return refusals.ALREADY_ENDED, f"the ceremony is {fold.row.status}"
     if state.phase is not Phase.GATE:
-        return refusals.GATE_NOT_OPEN, f"gate `{step.id}` is {state.status}"
+        return refusals.GATE_NOT_OPEN, f"gate `{step.id}` is not open; its step is {state.status}"
     return None
 
 
@@ -213,5 +216,8 @@ def _guard_problem(fold: FoldContext, command: GateDecision, guard: Guard) -> tu
     if not any(guard.name in transition.guards for transition in fold.definition.transitions_from.get(state, ())):
         return refusals.GATE_NOT_OPEN, f"no transition leaving {state} has the guard `{guard.name}`"
     if command.visit and command.visit != visit:
-        return refusals.STALE_VISIT, f"the decision is on visit {command.visit} of {state}, now it is visit {visit}"
+        return (
+            refusals.STALE_VISIT,
+            f"the decision names visit {command.visit} of {state}; the present visit is {visit}",
+        )
     return None

@@ -147,7 +147,7 @@ def retry_step(fold: FoldContext, command: RetryStep) -> None:
     if status in IN_FLIGHT:
         fold.refuse(command, refusals.STEP_IN_FLIGHT, f"step {step.id} is {status}")
     elif status is not StepStatus.FAILED and (status is StepStatus.PENDING or not fold.row.ended):
-        fold.refuse(command, refusals.STEP_NOT_FAILED, f"step {step.id} is {status}, not FAILED")
+        fold.refuse(command, refusals.STEP_NOT_FAILED, f"step {step.id} is {status}; only a FAILED step can be retried")
     else:
         if fold.row.ended:
             _reopen(fold, command)
@@ -190,7 +190,7 @@ def run_step(fold: FoldContext, command: RunStep) -> None:
         return
     status = fold.row.steps[step.id].status
     if fold.selects(step.id):
-        fold.refuse(command, refusals.STEP_SELECTED, f"step {step.id} runs by itself")
+        fold.refuse(command, refusals.STEP_SELECTED, f"step {step.id} is selected, and starts by itself")
     elif status is not StepStatus.PENDING:
         fold.refuse(command, refusals.STEP_NOT_PENDING, f"step {step.id} is {status}")
     else:
@@ -220,12 +220,14 @@ def _step_here(fold: FoldContext, command: RetryStep | RunStep) -> Step | None:
     if not _may(fold, command):
         return None
     if not command.step_id:
-        fold.refuse(command, refusals.STEP_UNKNOWN, "name a step; none need be named to retry a TIMED_OUT ceremony")
+        fold.refuse(
+            command, refusals.STEP_UNKNOWN, "a step must be named; only a TIMED_OUT ceremony can be retried without one"
+        )
     elif step is None:
         message = f"{fold.definition.name} has no step {clip(command.step_id, 64)!r}"
         fold.refuse(command, refusals.STEP_UNKNOWN, message)
     elif step.state != fold.row.state:
-        message = f"step {step.id} belongs to {step.state}, the ceremony is in {fold.row.state}"
+        message = f"step {step.id} belongs to {step.state}; the ceremony is in {fold.row.state}"
         fold.refuse(command, refusals.WRONG_STATE, message)
     else:
         return step

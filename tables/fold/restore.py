@@ -24,7 +24,7 @@ def restore(fold: FoldContext, command: Restore) -> None:
     """Take the restored row as the newest, and request its attempts in flight under raised numbers."""
     found = _instance_of(command.instance)
     if found is None or found.instance_id != command.instance_id:
-        fold.refuse(command, refusals.RESTORE_INVALID, "the body is no row of this instance")
+        fold.refuse(command, refusals.RESTORE_INVALID, "the body is not a row of this instance")
         return
     if fold.before is not None and fold.before.version >= found.version:
         fold.note = "duplicate"
@@ -57,7 +57,7 @@ def _problem(found: Instance, definition: Definition | None) -> tuple[str, str] 
     if found.expired:
         reasons = broken(found)
     elif definition is None or definition.hash != found.definition_hash:
-        return refusals.DEFINITION_UNKNOWN, "its definition is not in this partition"
+        return refusals.DEFINITION_UNKNOWN, "the definition of the ceremony cannot be read in this partition"
     else:
         reasons = broken(found, definition)
     return (refusals.RESTORE_INVALID, "; ".join(reasons[:20])) if reasons else None

@@ -117,7 +117,7 @@ def _problem(command: Start, definition: Definition | None) -> tuple[str, str] |
         return refusals.ACTOR_REQUIRED, "requested_by must not be empty"
     if definition is None or definition.name != command.definition_name:
         name = clip(command.definition_name, MAX_ID_CHARACTERS)
-        return refusals.DEFINITION_UNKNOWN, f"this partition has no definition {name!r} of that hash"
+        return refusals.DEFINITION_UNKNOWN, f"the definition {name!r} with this hash is not stored in this partition"
     unknown = [step for step in command.step_ids if step not in definition.steps]
     if unknown:
         return refusals.STEP_UNKNOWN, f"{definition.name} has no step {', '.join(unknown[:10])}"
@@ -131,7 +131,7 @@ def _inputs_problem(command: Start, definition: Definition) -> tuple[str, str] |
     if size is None:
         return refusals.INPUTS_INVALID, "inputs must be JSON values"
     if size > MAX_INPUTS_BYTES:
-        return refusals.INPUTS_TOO_LARGE, f"inputs have {size} bytes, at most {MAX_INPUTS_BYTES} are taken"
+        return refusals.INPUTS_TOO_LARGE, f"inputs have {size} bytes, at most {MAX_INPUTS_BYTES} are allowed"
     return _names_problem(command, definition)
 
 

@@ -129,7 +129,7 @@ def open_gate(fold: FoldContext, step: Step, output: Any) -> None:
     """Open a gate: the step's timeout ends, the gate's deadline begins."""
     gate = step.gate
     if gate is None:
-        fail(fold, step, Failed("not_a_gate", f"{step.id} is no gate", retryable=False))
+        fail(fold, step, Failed("not_a_gate", f"step `{step.id}` is not a gate", retryable=False))
         return
     row, state = fold.row, fold.row.steps[step.id]
     try:

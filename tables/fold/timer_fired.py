@@ -96,14 +96,14 @@ def _timeout(fold: FoldContext, step: Step) -> None:
     context = fold.context(step)
     verdict = fold.kind(step).timed_out(context, context.state.answers)
     if not step_life.conclude(fold, step, verdict):
-        step_life.fail(fold, step, Failed("timeout", f"no answer within {step.timeout_seconds:g} s"))
+        step_life.fail(fold, step, Failed("timeout", f"no answer came within {step.timeout_seconds:g} s"))
 
 
 def _gate_deadline(fold: FoldContext, step: Step) -> None:
     """Fail a gate whose deadline has passed; like a rejection it is not retried."""
     context = fold.context(step)
     verdict = fold.kind(step).timed_out(context, context.state.answers)
-    message = verdict.message if isinstance(verdict, Failed) else "nobody decided before the gate's deadline"
+    message = verdict.message if isinstance(verdict, Failed) else "the gate's deadline passed without a decision"
     step_life.fail(fold, step, Failed("gate_deadline", message, retryable=False))
 
 

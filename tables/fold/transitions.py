@@ -134,7 +134,7 @@ def apply(fold: FoldContext, transition: Transition, who: dict[str, str] | None 
     """Leave the state, and enter the next one. `who`: actor, role and reason of a trigger."""
     row = fold.row
     if fold.applied >= MAX_TRANSITIONS:
-        message = f"more than {MAX_TRANSITIONS} transitions from one command, the last of them from {row.state}"
+        message = f"one command applied {MAX_TRANSITIONS} transitions, and would apply another one from {row.state}"
         end(fold, CeremonyStatus.FAILED, "endless_cycle", message)
         return
     fold.applied += 1
@@ -169,7 +169,7 @@ def _close(fold: FoldContext) -> None:
         message = clip(f"step {failed} failed: {steps[failed].error_message}")
         end(fold, CeremonyStatus.FAILED, steps[failed].error_code, message)
     elif not open_guards(fold.row.peek(), fold.definition):
-        message = f"all steps of {fold.row.state} have ended and no transition leaving it can hold"
+        message = f"all steps of {fold.row.state} have ended, and no transition can leave it"
         end(fold, CeremonyStatus.FAILED, "no_transition", message)
 
 

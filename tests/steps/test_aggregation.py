@@ -78,12 +78,12 @@ def test_sources_that_are_no_list_have_their_own_code(aggregation_type: str) -> 
 @pytest.mark.parametrize(
     ("aggregation_type", "values", "says"),
     [
-        ("merge", {"good": {}, "bad": [1]}, "a list, an object is wanted"),
-        ("concat", {"good": "", "bad": 1}, "a number, a string is wanted"),
-        ("deep_merge", {"good": {}, "bad": "x"}, "a string, an object is wanted"),
-        ("deep_merge", {"bad": None}, "null, an object is wanted"),
-        ("flatten", {"good": [], "bad": {}}, "an object, a list is wanted"),
-        ("unique", {"good": [], "bad": True}, "a boolean, a list is wanted"),
+        ("merge", {"good": {}, "bad": [1]}, "a list; an object is required"),
+        ("concat", {"good": "", "bad": 1}, "a number; a string is required"),
+        ("deep_merge", {"good": {}, "bad": "x"}, "a string; an object is required"),
+        ("deep_merge", {"bad": None}, "null; an object is required"),
+        ("flatten", {"good": [], "bad": {}}, "an object; a list is required"),
+        ("unique", {"good": [], "bad": True}, "a boolean; a list is required"),
     ],
 )
 def test_a_source_of_the_wrong_type_is_named_with_the_wanted_type(

@@ -475,8 +475,8 @@ def test_a_guard_that_cannot_be_evaluated_is_logged_with_its_reason_and_a_false_
         )
     assert partition.row("c1").state == "RUN"
     assert {line["guard"]: line["reason"] for line in lines} == {
-        "number": "the expression is not boolean but INT",
-        "absent": 'Key not found in map : "b"',
+        "number": "cel_not_boolean: the expression is neither true nor false (it is INT)",
+        "absent": 'cel_failed: the expression fails on these values (Key not found in map : "b")',
     }
     expected = {"event": "guard_unjudged", "instance": "c1:s1", "correlation_id": "corr-1"}
     assert all(expected.items() <= line.items() for line in lines)

@@ -97,7 +97,7 @@ def test_the_diagnosis_gives_the_command_that_decides(world: World) -> None:
     assert "the role OWNER decides: Good?, 0 of 2 approvals" in attempt(found)
     assert found.todo == ("ceremony approve c1:s1 gate --role OWNER", "ceremony approve c1:s1 agreed --role OWNER")
     agreed, lose = (way.guards[0].reason for way in found.ways_out)
-    assert (agreed, lose) == ("waits for an approval by the role OWNER", "taken when gate fails for good")
+    assert (agreed, lose) == ("it waits for an approval by the role OWNER", "taken when gate fails for good")
 
 
 def test_a_paused_ceremony_shows_its_actor_and_the_remaining_time_of_its_timers(world: World) -> None:

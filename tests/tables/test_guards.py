@@ -125,7 +125,7 @@ def test_a_threshold_compares_numbers_and_no_booleans(output: Any, *, held: bool
 def test_a_threshold_reaches_into_objects_and_lists() -> None:
     # specification 3.4
     output = {"a": {"b": [{"c": 3}]}}
-    assert judged("threshold:one.a.b.0.c", with_output(output), 3) == (True, "`one.a.b.0.c` is 3, the threshold is 3")
+    assert judged("threshold:one.a.b.0.c", with_output(output), 3) == (True, "`one.a.b.0.c` is 3; the threshold is 3")
     assert not judged("threshold:one.a.b.1.c", with_output(output), 3)[0]
 
 
@@ -227,11 +227,11 @@ def test_a_human_guard_waits_for_an_approval_in_its_role() -> None:
     def judge(guard: Guard, instance: Instance) -> tuple[bool, str]:
         return holds(guard, GuardView.of(instance, DEFINITION))
 
-    assert judge(human("PO"), row()) == (False, "waits for an approval by the role PO")
+    assert judge(human("PO"), row()) == (False, "it waits for an approval by the role PO")
     assert judge(human("PO"), approved("DEV"))[0] is False
     assert judge(human("PO"), approved("PO")) == (True, "approved by ann")
     assert judge(human(None), approved(""))[0] is True
-    assert judge(human(None), row()) == (False, "waits for an approval by somebody")
+    assert judge(human(None), row()) == (False, "it waits for an approval by somebody")
     assert is_human(human(None)) and not is_human(guard("all_steps_completed"))
 
 

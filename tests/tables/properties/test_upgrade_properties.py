@@ -61,7 +61,7 @@ def test_computing_steps_of_a_restored_older_row_finish_at_once(rng: Random) -> 
     world.now, world.log = older.now, older.log
     body = json.loads(encode_instance(raised(older.row, 1000, 100)))
     world.fold(Restore(instance_id=ID, command_id="r", instance=body))
-    if world.live.status != "PAUSED":
+    if world.live.status != "PAUSED" and world.live.visits == older.row.visits:  # a second visit asks the agents
         assert not [
             step_id
             for step_id, step in world.live.steps.items()

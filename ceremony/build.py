@@ -144,7 +144,7 @@ class Pipeline:
         )
         letters = self.engine.reads.letter_budget
         self.nats_out = EventsBridge(
-            log, ports.nats, clock, prefix=prefix, window=options.nats_in_flight, letters=letters
+            log, ports.nats, clock, prefix=prefix, window=options.nats_in_flight, letters=letters, partitions=partitions
         )
         self.nats_in = AgentResponses(log, ports.nats, clock, prefix=prefix, partitions=partitions, letters=letters)
 

@@ -7,6 +7,7 @@ answers, and names those that did not answer.
 from __future__ import annotations
 
 import heapq
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -45,6 +46,9 @@ _NEIGHBOUR_TODO = {
     "nats": "see that NATS runs with JetStream at NATS_URL; events wait in the log and are published when it is back",
     "ray_executor": "see that it runs at RAY_EXECUTOR_URL; steps are asked again until their timeout",
 }
+# The state of NATS while it answers, and refuses what it is asked for.
+REFUSES = re.compile(r"\b(stream|durable) [A-Za-z_-]+ ")
+_STREAM_TODO = "mend the stream or the consumer as its state says; what waits is kept, and goes on by itself"
 # States of a partition. When workers report different states of one partition, the last in this order counts.
 _KNOWN = ("elsewhere", "not_served", "recovering", "served")
 _VERDICTS = {str(verdict): number for number, verdict in enumerate(Verdict)}
@@ -229,6 +233,8 @@ def _neighbours(states: Iterable[pb.NeighbourState]) -> Iterator[pb.Finding]:
     for one in states:
         if one.state != "ok":
             todo = _NEIGHBOUR_TODO.get(one.name.partition(" of ")[0], "see /readyz")
+            if REFUSES.search(one.state) is not None:
+                todo = _STREAM_TODO
             yield _finding(ERROR, "neighbour_down", one.name, one.state, todo)
 
 

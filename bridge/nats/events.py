@@ -8,7 +8,8 @@ reads back the ids that its former owner stored later. It sends only while its m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 
 import msgspec
@@ -16,12 +17,13 @@ import structlog
 
 from bridge.nats import metrics
 from bridge.nats.connection import NatsConnection
-from bridge.nats.progress import PartitionProgress
+from bridge.nats.progress import PartitionProgress, ids_of_partition
 from bridge.nats.publish import JetStreamPublisher, Nack
 from bridge.nats.streams import ensure_ceremony_stream
+from bridge.nats.trouble import Trouble
 from bridge.nats.window import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDOW, Outgoing, PublishWindow
 from ports.clock import Clock
-from ports.log import Committed, Follower, Log, Record
+from ports.log import Committed, Follower, Log, LogUnavailable, Record
 from streams import topics
 from streams.dead_letters import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_of, letter_of
 from streams.letter_budget import LetterBudget, Room
@@ -33,6 +35,14 @@ STOP_SECONDS = 3.0
 SUBJECT_PREFIX = b"ceremony."
 
 log = structlog.get_logger(__name__)
+
+
+# Key of the trouble before anything could be sent.
+OPENING = "opening"
+
+
+def _any_id(_: str) -> bool:
+    return True
 
 
 class _Object(msgspec.Struct):
@@ -55,7 +65,9 @@ class EventsBridge:
         window: int = WINDOW,
         batch: int = BATCH,
         letters: LetterBudget | None = None,
+        partitions: int | None = None,
     ) -> None:
+        """`partitions`: number of partitions of `events`, by which ids of other partitions are told apart."""
         self._log = log
         self._connection = connection
         self._clock = clock
@@ -66,6 +78,11 @@ class EventsBridge:
         self._publisher = JetStreamPublisher(connection)
         metrics.IN_FLIGHT.set_function(lambda: self._publisher.in_flight)
         self._followers: dict[str, Follower] = {}
+        self._partitions = partitions
+        self._events = topics.prefixed(prefix, topics.EVENTS)
+        self._begun_at: dict[tuple[str, int], int] = {}
+        """By topic and partition: its committed offset at the assignment."""
+        self._refusals = Trouble(clock, "events")
         self._stream_state = "waiting for NATS"
         self._opened = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
@@ -76,7 +93,9 @@ class EventsBridge:
     @property
     def state(self) -> str:
         """For readiness: `ok`, or a text with the trouble."""
-        return self._stream_state if self._connection.is_connected else self._connection.state
+        if not self._connection.is_connected:
+            return self._connection.state
+        return self._stream_state if self._refusals.state == "ok" else self._refusals.state
 
     async def start(self) -> None:
         """Begin to follow the topics. NATS need not run yet; events wait in the log."""
@@ -89,7 +108,15 @@ class EventsBridge:
             )
 
     async def _taken(self, topic: str, committed: Committed) -> None:
-        self._progress[topic, committed.partition] = PartitionProgress.from_committed(committed)
+        self._refusals.end((topic, committed.partition))
+        self._begun_at[topic, committed.partition] = committed.offset or 0
+        is_mine = self._ids_of(committed.partition) if topic == self._events else _any_id
+        self._progress[topic, committed.partition] = PartitionProgress.from_committed(committed, is_mine)
+
+    def _ids_of(self, partition: int) -> Callable[[str], bool]:
+        if (partitions := self._partitions) is None:
+            return _any_id
+        return ids_of_partition(lambda key: self._log.partition_of(key, partitions), partition)
 
     async def stop(self) -> None:
         """Finish the current batches if NATS answers, else drop them uncommitted; then leave the groups."""
@@ -162,8 +189,17 @@ class EventsBridge:
             self._window,
             progress=progress,
             fresh=partial(self._fresh, first.topic),
+            refused=partial(self._refuses, first),
         )
         await window.run()
+        self._refusals.end((first.topic, first.partition))
+
+    async def _refuses(self, first: Record, reason: str, left: int) -> None:
+        """Note that NATS does not take the events of a partition, with the number of all that wait in the log."""
+        waiting = left
+        with contextlib.suppress(LogUnavailable):
+            waiting = max(left, (await self._log.ends(first.topic))[first.partition][1] - first.offset)
+        self._refusals.note((first.topic, first.partition), reason, waiting)
 
     def _fresh(self, topic: str) -> bool:
         """Return whether the assigned partitions of the topic certainly still belong to this bridge."""
@@ -191,13 +227,22 @@ class EventsBridge:
         """Make the stream, because publishing without one is refused; repeat until it is as it should be."""
         pause = FIRST_PAUSE_SECONDS
         while (state := await ensure_ceremony_stream(await self._connection.jetstream())) != "ok":
-            if state != self._stream_state:
-                log.warning("stream_not_ready", reason=state)
-            self._stream_state = state
+            self._refusals.note(OPENING, state, await self._waiting())
             await self._clock.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         self._stream_state = "ok"
+        self._refusals.end(OPENING)
         self._opened.set()
+
+    async def _waiting(self) -> int:
+        """The records in the assigned partitions of which none was sent yet."""
+        waiting = 0
+        with contextlib.suppress(LogUnavailable):
+            for topic in list(self._followers):
+                for partition, (start, end) in enumerate(await self._log.ends(topic)):
+                    if (topic, partition) in self._begun_at:
+                        waiting += end - max(start, self._begun_at[topic, partition])
+        return waiting
 
 
 def is_object(value: bytes) -> bool:

@@ -12,7 +12,7 @@ from nats.js.errors import NotFoundError
 from bridge.nats.client import FencedClient
 from bridge.nats.connection import NatsConnection
 from bridge.nats.publish import MESSAGE_ID, Answer, JetStreamPublisher, refusal
-from bridge.nats.streams import ensure_ceremony_stream
+from bridge.nats.streams import NO_ANSWER, ensure_ceremony_stream
 from ports.clock import Clock
 from ports.errors import Unreachable
 from ports.outbound import Published, PublishRefused
@@ -92,7 +92,7 @@ class NatsOutbound:
     async def _has_stream(self, subject: str) -> bool:
         """Return whether a stream takes the subject, or cannot be looked up while JetStream is starting."""
         jetstream = await self._connection.jetstream()
-        if await ensure_ceremony_stream(jetstream) == "JetStream does not answer":
+        if (await ensure_ceremony_stream(jetstream)).startswith(NO_ANSWER):
             return True
         try:
             await jetstream.find_stream_name_by_subject(subject)

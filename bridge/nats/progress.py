@@ -4,14 +4,15 @@ After a crash the engine may write effects into `events` again, at higher offset
 ordinal). These places rise within each fold, so every place up to the highest sent one has been sent.
 
 JetStream drops a repeated id only within its duplicate window. When an event waited longer than that, the previous
-worker may already have stored it, so its id is read back from the stream.
+worker may already have stored it, so its id is read back from the stream. Only ids of the partition are kept, and what
+was read once is not read again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Self
@@ -33,6 +34,8 @@ LONGEST_NUMBER = 18
 # Largest difference between the clocks of the log and of NATS.
 CLOCK_MARGIN_SECONDS = 60.0
 READ_BACK_BATCH = 1000
+# Ids of a partition that are kept after a read-back. Where there are more, each batch reads back its own.
+MOST_STORED = 20_000
 CONSUMER_IDLE_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
@@ -110,21 +113,60 @@ class PartitionProgress:
     read_back_at: float = -math.inf
     """Monotonic time of the last read-back from the stream; -inf before the first, inf when none is needed."""
     stored: set[str] = field(default_factory=set)
-    """Message ids that the stream is known to hold."""
+    """Message ids that the stream is known to hold; at most MOST_STORED, and those of one batch."""
+    read_until: int = 0
+    """Everything stored before this time was read back: milliseconds of the server's clock."""
+    of_one_batch: bool = False
+    """True when `stored` holds only ids of the present batch, because those of the partition were too many."""
+    is_mine: Callable[[str], bool] = lambda _: True
+    """Returns whether a message id may be one of this partition."""
 
     @classmethod
-    def from_committed(cls, committed: Committed) -> Self:
-        return cls(SentMarks.from_note(committed.note), committed.end)
+    def from_committed(cls, committed: Committed, is_mine: Callable[[str], bool]) -> Self:
+        return cls(SentMarks.from_note(committed.note), committed.end, is_mine=is_mine)
 
     def begin_batch(self, first: Record) -> None:
         """Forget the stored ids once a batch begins behind everything that a former owner can have sent."""
         if first.offset >= self.end:
             self.read_back_at = math.inf
             self.stored = set()
+        elif self.of_one_batch:
+            self.read_back_at, self.read_until = -math.inf, 0
+            self.stored, self.of_one_batch = set(), False
 
     def note_read_back(self, at: float) -> None:
         """Note that `stored` and the duplicate window cover the stream's content at this monotonic time."""
         self.read_back_at = max(self.read_back_at, at)
+
+    async def read_back(self, connection: NatsConnection, oldest_ms: int, batch: Collection[str]) -> None:
+        """Read the ids that were stored since the batch's oldest record, and not before the last read-back.
+
+        Raises nats.errors.Error or TimeoutError when JetStream does not answer, StreamMissing.
+        """
+        since = datetime.fromtimestamp(max(oldest_ms, self.read_until) / 1000, UTC)
+        since -= timedelta(seconds=CLOCK_MARGIN_SECONDS)
+        now = await _outside_window(connection, since)
+        if now is None:
+            return
+        found = 0
+        async for ids in _read_ids(connection, since):
+            found += len(ids)
+            self.stored.update(filter(self.is_mine, ids))
+            if len(self.stored) > MOST_STORED or self.of_one_batch:
+                self.of_one_batch = True
+                self.stored.intersection_update(batch)
+        self.read_until = int(now.timestamp() * 1000)
+        log.info("events_read_back", since=since.isoformat(), read=found, kept=len(self.stored))
+
+
+def ids_of_partition(partition_of: Callable[[bytes], int], partition: int) -> Callable[[str], bool]:
+    """Return whether an effect id belongs to a ceremony of this partition; another kind of id may belong to any."""
+
+    def is_mine(message_id: str) -> bool:
+        instance_id, slash, _ = message_id.partition("/")
+        return not slash or ":" not in instance_id or partition_of(instance_id.encode()) == partition
+
+    return is_mine
 
 
 class _Config(msgspec.Struct):
@@ -147,29 +189,29 @@ _decode_info = msgspec.json.Decoder(_StreamInfo).decode
 
 
 async def stored_since(connection: NatsConnection, since_ms: int) -> set[str]:
-    """Message ids stored since a minute before `since_ms` (log clock); empty when the duplicate window covers that.
+    """All message ids stored since a minute before `since_ms`; empty when the duplicate window covers that.
 
     Raises nats.errors.Error or TimeoutError when JetStream does not answer, StreamMissing.
     """
     since = datetime.fromtimestamp(since_ms / 1000, UTC) - timedelta(seconds=CLOCK_MARGIN_SECONDS)
-    if await _window_covers(connection, since):
+    if await _outside_window(connection, since) is None:
         return set()
-    found = await _read_ids(connection, since)
-    log.info("events_read_back", since=since.isoformat(), count=len(found))
-    return found
+    return {message_id async for ids in _read_ids(connection, since) for message_id in ids}
 
 
-async def _window_covers(connection: NatsConnection, since: datetime) -> bool:
+async def _outside_window(connection: NatsConnection, since: datetime) -> datetime | None:
+    """The server's time; None when the duplicate window covers everything since `since`, or nothing is stored."""
     client = await connection.connected()
     answer = await client.request(f"$JS.API.STREAM.INFO.{CEREMONY}", b"", timeout=API_TIMEOUT_SECONDS)
     info = _decode_info(answer.data)
     if info.ts is None or info.config is None or info.state is None:
         raise StreamMissing
     window = timedelta(microseconds=info.config.duplicate_window / 1000) - timedelta(seconds=CLOCK_MARGIN_SECONDS)
-    return info.state.messages == 0 or info.ts - since < window
+    return None if info.state.messages == 0 or info.ts - since < window else info.ts
 
 
-async def _read_ids(connection: NatsConnection, since: datetime) -> set[str]:
+async def _read_ids(connection: NatsConnection, since: datetime) -> AsyncGenerator[list[str]]:
+    """The ids stored since this time, in pieces of READ_BACK_BATCH."""
     jetstream = await connection.jetstream()
     config = ConsumerConfig(
         deliver_policy=DeliverPolicy.BY_START_TIME,
@@ -180,7 +222,6 @@ async def _read_ids(connection: NatsConnection, since: datetime) -> set[str]:
         inactive_threshold=CONSUMER_IDLE_SECONDS,
     )
     subscription = await jetstream.pull_subscribe(">", stream=CEREMONY, config=config)
-    found: set[str] = set()
     try:
         left = (await subscription.consumer_info()).num_pending or 0
         while left > 0:
@@ -188,8 +229,7 @@ async def _read_ids(connection: NatsConnection, since: datetime) -> set[str]:
             if swallowed_cancel():
                 raise asyncio.CancelledError
             left -= len(messages)
-            found.update(message_id for m in messages if (message_id := (m.headers or {}).get(MESSAGE_ID)))
+            yield [message_id for m in messages if (message_id := (m.headers or {}).get(MESSAGE_ID))]
     finally:
         if connection.is_connected:
             await subscription.unsubscribe()
-    return found

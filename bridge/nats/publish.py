@@ -26,6 +26,9 @@ SUBJECT = re.compile(r"[^\s.*>\x00]+(\.[^\s.*>\x00]+)*")
 LONGEST_SUBJECT_BYTES = 1024
 # JetStream's error number for a message above the stream's `max_msg_size`.
 TOO_LARGE_FOR_STREAM = 10054
+# Its numbers below 500 that are the stream's or the account's fault all the same: resources exceeded, stream not found,
+# stream sealed. The message is sent again once they are mended.
+OF_THE_STREAM = frozenset({10002, 10059, 10109})
 _BREAKS_LINE = re.compile(r"[\r\n\x00]")
 _HEADER_FRAME = len("NATS/1.0\r\n\r\n")
 _HEADER_LINE = len(": \r\n")
@@ -141,7 +144,7 @@ def read_answer(data: bytes, headers: Mapping[str, str] | None) -> Answer:
     if ack.error.err_code == TOO_LARGE_FOR_STREAM:
         return Nack("message_too_large", "the message is larger than the stream takes", final=True)
     text = f"{ack.error.description} ({ack.error.err_code})"
-    if ack.error.code >= SERVER_ERROR:
+    if ack.error.code >= SERVER_ERROR or ack.error.err_code in OF_THE_STREAM:
         return Nack("stream_unavailable", text, final=False)
     return Nack("refused_by_nats", text, final=True)
 

@@ -11,14 +11,16 @@ import asyncio
 import nats.errors
 import structlog
 from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from bridge.nats import metrics
 from bridge.nats.connection import NatsConnection
 from bridge.nats.pull import PullBroken, Puller
 from bridge.nats.response_messages import SUBJECTS, Foreign, Malformed, stream_sequence, to_command
-from bridge.nats.streams import AGENT_RESPONSES, stored_message, stream_exists
+from bridge.nats.streams import AGENT_RESPONSES, no_answer, reason_of, stored_message, stream_exists
+from bridge.nats.trouble import Trouble
 from ports.clock import Clock
 from ports.log import Log, LogFailed, LogUnavailable, RecordTooLarge
 from streams import topics
@@ -68,11 +70,14 @@ class AgentResponses:
         self._puller: Puller | None = None
         self._stopping = False
         self._state = "waiting for NATS"
+        self._trouble = Trouble(clock, "answers")
 
     @property
     def state(self) -> str:
         """For readiness: `ok`, or a text with the trouble."""
-        return self._state if self._connection.is_connected else self._connection.state
+        if not self._connection.is_connected:
+            return self._connection.state
+        return self._state if self._trouble.state == "ok" else self._trouble.state
 
     async def start(self) -> None:
         """Begin to pull; neither NATS nor the stream needs to exist yet."""
@@ -105,6 +110,8 @@ class AgentResponses:
                     await self._pull()
             except PullBroken as broken:
                 self._set_state(broken.message)
+            except APIError as error:
+                self._set_state(f"stream {AGENT_RESPONSES}: {no_answer(error)}")
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 self._set_state(f"JetStream does not answer ({type(error).__name__})")
             if not self._stopping:
@@ -121,20 +128,28 @@ class AgentResponses:
             self._set_state(f"waiting for the stream {AGENT_RESPONSES}")
             return False
         try:
-            found = (await jetstream.consumer_info(AGENT_RESPONSES, DURABLE)).config
+            info = await jetstream.consumer_info(AGENT_RESPONSES, DURABLE)
         except NotFoundError:
-            await jetstream.add_consumer(AGENT_RESPONSES, durable())
-            log.info("durable_made", stream=AGENT_RESPONSES, durable=DURABLE)
-            return True
-        if found.deliver_subject or found.ack_policy != AckPolicy.EXPLICIT:
-            self._set_state(
-                f"the durable {DURABLE} pushes or needs no acknowledgement, which cannot be changed: delete it"
-            )
+            return await self._make_durable(jetstream)
+        found = info.config
+        if wrong := problem_of(found):
+            self._refused(wrong, (info.num_pending or 0) + (info.num_ack_pending or 0))
             return False
         if set(found.filter_subjects or [found.filter_subject or ""]) != set(SUBJECTS):
             wanted = found.evolve(filter_subject=None, filter_subjects=list(SUBJECTS))
             await jetstream.add_consumer(AGENT_RESPONSES, wanted)
             log.info("durable_changed", stream=AGENT_RESPONSES, durable=DURABLE)
+        return True
+
+    async def _make_durable(self, jetstream: JetStreamContext) -> bool:
+        """Return False where the server refuses it: on a work queue no two consumers may read the same subject."""
+        try:
+            await jetstream.add_consumer(AGENT_RESPONSES, durable())
+        except APIError as error:
+            waiting = (await jetstream.stream_info(AGENT_RESPONSES)).state.messages
+            self._refused(f"stream {AGENT_RESPONSES} refuses the durable {DURABLE}: {reason_of(error)}", waiting)
+            return False
+        log.info("durable_made", stream=AGENT_RESPONSES, durable=DURABLE)
         return True
 
     async def _pull(self) -> None:
@@ -226,10 +241,26 @@ class AgentResponses:
         await self._log.append(topics.prefixed(self._prefix, topics.DEADLETTERS), 0, key, value, headers)
         await message.term()
 
+    def _refused(self, reason: str, waiting: int) -> None:
+        self._trouble.note(DURABLE, reason, waiting)
+
     def _set_state(self, state: str) -> None:
+        self._trouble.end(DURABLE)
         if state != self._state:
             log.info("agent_responses", state=state)
         self._state = state
+
+
+def problem_of(found: ConsumerConfig) -> str:
+    """The setting of an existing durable with which answers would be lost or unreadable; empty for a sound one."""
+    name = f"the durable {DURABLE} of stream {AGENT_RESPONSES}"
+    if found.deliver_subject or found.ack_policy != AckPolicy.EXPLICIT:
+        return f"{name} pushes or needs no acknowledgement, which cannot be changed: delete it"
+    if found.max_deliver is not None and found.max_deliver > 0:
+        return f"{name} gives an answer up after {found.max_deliver} deliveries (max_deliver): set -1, or delete it"
+    if found.headers_only:
+        return f"{name} delivers answers without their content (headers_only): set it to false, or delete it"
+    return ""
 
 
 def durable() -> ConsumerConfig:

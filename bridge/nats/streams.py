@@ -6,13 +6,14 @@ import nats.errors
 import structlog
 from nats.js import JetStreamContext
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
+from nats.js.errors import APIError, NotFoundError
 
 CEREMONY = "CEREMONY"
 CEREMONY_SUBJECTS = "ceremony.>"
 AGENT_RESPONSES = "AGENT_RESPONSES"
 DUPLICATE_WINDOW_SECONDS = 600.0
 MAX_AGE_SECONDS = 30 * 86400.0
+NO_ANSWER = "JetStream does not answer"
 
 log = structlog.get_logger(__name__)
 
@@ -33,21 +34,23 @@ def ceremony_stream() -> StreamConfig:
 async def ensure_ceremony_stream(jetstream: JetStreamContext) -> str:
     """Make the stream CEREMONY if it is missing; returns `ok` or a text for readiness.
 
-    An existing stream with other settings is not changed. The text says so when it does not take `ceremony.>`.
+    An existing stream with other settings is not changed. The text says so when it cannot take the engine's events.
     """
     try:
         return _state_of((await jetstream.stream_info(CEREMONY)).config)
     except NotFoundError:
         pass
-    except (nats.errors.Error, ServiceUnavailableError, TimeoutError):
-        return "JetStream does not answer"
+    except APIError as error:
+        return no_answer(error)
+    except (nats.errors.Error, TimeoutError):
+        return NO_ANSWER
     try:
         await jetstream.add_stream(ceremony_stream())
     except APIError as error:
         # Another stream takes these subjects, or there is no room.
-        return f"stream {CEREMONY} cannot be made: {error.description}"
+        return f"stream {CEREMONY} cannot be made: {reason_of(error)}"
     except (nats.errors.Error, TimeoutError):
-        return "JetStream does not answer"
+        return NO_ANSWER
     log.info("stream_made", stream=CEREMONY)
     return "ok"
 
@@ -69,7 +72,21 @@ async def stored_message(jetstream: JetStreamContext, name: str, sequence: int) 
         return None
 
 
+def reason_of(error: APIError) -> str:
+    """The server's own reason and number."""
+    return f"{error.description} ({error.err_code})"
+
+
+def no_answer(error: APIError) -> str:
+    """The state for an error of JetStream itself, with the server's reason where it gave one."""
+    return f"{NO_ANSWER}: {reason_of(error)}" if error.description else NO_ANSWER
+
+
 def _state_of(config: StreamConfig) -> str:
+    if config.sealed:
+        return f"stream {CEREMONY} is sealed and takes no message ever again: move it away, the engine makes a new one"
+    if config.no_ack:
+        return f"stream {CEREMONY} acknowledges nothing (no_ack), so no event is known to be stored: set it to false"
     subjects = config.subjects or []
     if not {CEREMONY_SUBJECTS, ">"} & set(subjects):
         return f"stream {CEREMONY} takes {', '.join(subjects) or 'no subjects'}, not {CEREMONY_SUBJECTS}: add it"

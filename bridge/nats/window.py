@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import nats.errors
 import structlog
+from nats.js.errors import APIError
 
 from bridge.nats import metrics
 from bridge.nats.client import FencedClient
 from bridge.nats.connection import NatsConnection, swallowed_cancel
-from bridge.nats.progress import PartitionProgress, StreamMissing, stored_since
+from bridge.nats.progress import PartitionProgress, StreamMissing
 from bridge.nats.publish import MESSAGE_ID, Answer, JetStreamPublisher, Nack, refusal, surely_fits
-from bridge.nats.streams import ensure_ceremony_stream
+from bridge.nats.streams import CEREMONY, NO_ANSWER, ensure_ceremony_stream, no_answer
 from ports.clock import Clock
 from ports.log import Record
 
@@ -48,6 +49,12 @@ class Outgoing(msgspec.Struct):
 
 
 Reject = Callable[[Outgoing, Nack], Awaitable[None]]
+# Receives the reason for which NATS takes no messages, and the number of them.
+Refused = Callable[[str, int], Awaitable[None]]
+
+
+async def _nobody_listens(_: str, __: int) -> None:
+    pass
 
 
 class PublishWindow:
@@ -64,11 +71,13 @@ class PublishWindow:
         *,
         progress: PartitionProgress,
         fresh: Callable[[], bool],
+        refused: Refused = _nobody_listens,
     ) -> None:
         """`messages`: pairs of a key and a message; messages with the same key keep their order.
 
         `progress` is that of their partition; an earlier run may have sent some of them. `fresh` returns whether the
-        partition certainly still belongs to this worker; otherwise nothing is sent.
+        partition certainly still belongs to this worker; otherwise nothing is sent. `refused` is called with the reason
+        and the number of messages that wait, each time that NATS does not take them.
         """
         self._connection = connection
         self._publisher = publisher
@@ -94,6 +103,8 @@ class PublishWindow:
         self._oldest = min((message.record.timestamp for _, message in messages), default=0)
         self._progress = progress
         self._fresh = fresh
+        self._refused_because = refused
+        self._ids = frozenset(message.id for _, message in messages)
         self._pause = FIRST_PAUSE_SECONDS
 
     async def run(self) -> None:
@@ -204,7 +215,8 @@ class PublishWindow:
         # Messages in flight may be stored or lost; sent again with the same id they are stored once.
         self._failure = None
         self._requeue_in_flight()
-        log.warning("nats_publish_waits", code=failure.code, reason=failure.message, left=self._left)
+        log.debug("nats_publish_waits", code=failure.code, reason=failure.message, left=self._left)
+        await self._refused_because(f"stream {CEREMONY} takes no events: {failure.message}", self._left)
         await self._pause_longer()
         await self._read_back()
 
@@ -217,14 +229,19 @@ class PublishWindow:
         while True:
             started_at = self._clock.monotonic()
             try:
-                await ensure_ceremony_stream(await self._connection.jetstream())
-                self._progress.stored |= await stored_since(self._connection, self._oldest)
-                return self._progress.note_read_back(started_at)
+                state = await ensure_ceremony_stream(await self._connection.jetstream())
+                if state == "ok":
+                    await self._progress.read_back(self._connection, self._oldest, self._ids)
+                    return self._progress.note_read_back(started_at)
             except StreamMissing:
                 return self._progress.note_read_back(started_at)
+            except APIError as error:  # a work queue that another consumer reads, for one
+                state = f"stream {CEREMONY} cannot be read back: {no_answer(error)}"
             except (nats.errors.Error, OSError, TimeoutError):
                 _end_if_cancelled()
-                await self._pause_longer()
+                state = NO_ANSWER
+            await self._refused_because(state, self._left)
+            await self._pause_longer()
 
     def _requeue_in_flight(self) -> None:
         """Put the messages in flight back into the queue, to be sent again."""

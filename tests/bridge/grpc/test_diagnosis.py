@@ -120,3 +120,14 @@ async def test_a_clock_that_was_ahead_is_a_warning_of_each_worker_that_saw_it() 
     ]
     assert "86,400 s ahead of the others at 2023-11-14T22:13:20" in found.findings[0].message
     assert found.healthy
+
+
+async def test_a_stream_that_refuses_has_another_remedy_than_a_server_that_is_down() -> None:
+    # specification 16.10
+    refused = "stream CEREMONY takes no events: maximum messages exceeded (10077); since 2026, 5 events wait"
+    found = await whole(seen(["served"], nats=refused))
+    (finding,) = found.findings
+    assert (finding.code, finding.message) == ("neighbour_down", refused)
+    assert finding.todo.startswith("mend the stream or the consumer")
+    (down,) = (await whole(seen(["served"], nats="unreachable: OSError"))).findings
+    assert down.todo.startswith("see that NATS runs")

@@ -162,7 +162,7 @@ class DeadLetters:
             if one.entry.operation == DONE:
                 return one, True
         for one in earlier:
-            offset = await self._sent_offset(one.entry)
+            offset = await self._sent_offset(origin, one.entry)
             if offset is not None:
                 done = msgspec.structs.replace(one.entry, operation=DONE, offset=offset)
                 return await self._complete(origin, done), True
@@ -170,7 +170,8 @@ class DeadLetters:
         (_, end) = (await self._log.ends(target.topic))[target.partition]
         entry = AuditEntry(INTENDED, actor, reason, request_id, target.topic, target.partition, end)
         await self._write_entry(origin, entry)
-        headers = (*target.headers, (topics.REPLAY, request_id.encode()))
+        marks = ((topics.REPLAY, request_id.encode()), (topics.REPLAY_OF, str(origin).encode()))
+        headers = (*target.headers, *marks)
         position = await self._log.append(target.topic, target.partition, target.key, target.value, headers)
         metrics.REPLAYED.labels(letter.topic).inc()
         done = msgspec.structs.replace(entry, operation=DONE, offset=position.offset)
@@ -232,11 +233,15 @@ class DeadLetters:
             log.warning("audit_entry_set_aside", origin=origin, reason=message)
             await self._log.append(self._letters, partition, *dead_letter_of(record, "audit_undecodable", message))
 
-    async def _sent_offset(self, intended: AuditEntry) -> int | None:
-        """Offset of the record that an interrupted replay sent; None if it sent none."""
-        wanted = (topics.REPLAY, intended.request_id.encode())
+    async def _sent_offset(self, origin: LetterOrigin, intended: AuditEntry) -> int | None:
+        """Offset of the record that an interrupted replay sent; None if it sent none.
+
+        Other letters may be replayed under the same request id. Records of older releases do not name theirs.
+        """
+        request_id, letter = intended.request_id.encode(), str(origin).encode()
         async for record in self._records(intended.topic, intended.partition, intended.offset):
-            if wanted in record.headers:
+            marks = dict(record.headers)
+            if marks.get(topics.REPLAY) == request_id and marks.get(topics.REPLAY_OF, letter) == letter:
                 return record.offset
         return None
 
@@ -278,7 +283,7 @@ class DeadLetters:
         if letter.topic not in self._targets or not 0 <= letter.partition < self._partitions:
             places = f"{AGENT_RESPONSES}, {', '.join(sorted(self._targets))}"
             raise NotReplayable("not_replayable", f"{letter.origin} is none of the places to send back to: {places}")
-        headers = tuple(header for header in letter.headers if header[0] != topics.REPLAY)
+        headers = tuple(header for header in letter.headers if header[0] not in (topics.REPLAY, topics.REPLAY_OF))
         return ReplayTarget(letter.topic, letter.partition, letter.key, body, headers)
 
     def _as_command(self, letter: DeadLetterRecord, body: bytes) -> ReplayTarget:
@@ -291,9 +296,10 @@ class DeadLetters:
             text = f"{letter.origin} belongs to no ceremony ({verdict.reason}); there is nothing to send"
             raise NotReplayable("not_ours", text)
         key = verdict.instance_id.encode()
-        return ReplayTarget(
-            self._commands, self._log.partition_of(key, self._partitions), key, encode_command(verdict), ()
-        )
+        correlation = verdict.correlation_id.encode()
+        headers = ((topics.CORRELATION_ID, correlation),) if correlation else ()
+        partition = self._log.partition_of(key, self._partitions)
+        return ReplayTarget(self._commands, partition, key, encode_command(verdict), headers)
 
     async def _records(
         self, topic: str, partition: int, start: int = 0, end: int | None = None

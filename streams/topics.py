@@ -47,5 +47,6 @@ ERROR_CODE = "error-code"
 ERROR_MESSAGE = "error-message"
 # Request id of the operator's replay that sent this record back from the dead letters.
 REPLAY = "replay"
+REPLAY_OF = "replay-of"
 # `<topic or stream>/<partition>/<offset or sequence>` of a dead letter.
 ORIGIN = "origin"

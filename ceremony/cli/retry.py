@@ -57,7 +57,7 @@ def retry(
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Retry a failed step with a new budget of attempts. A FAILED or TIMED_OUT ceremony opens again."""
+    """Retry a failed step with a new budget. A FAILED or TIMED_OUT ceremony opens again."""
     from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
     filters = Filters(everything, state, definition, status, story, yes)

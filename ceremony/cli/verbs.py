@@ -42,7 +42,7 @@ VERBS = (
     Verb("cancel", CEREMONIES, "Cancel ceremonies. Their steps in flight are cancelled first."),
     Verb("pause", CEREMONIES, "Pause ceremonies. Answers are recorded, nothing new starts, timers stop."),
     Verb("resume", CEREMONIES, "Resume paused ceremonies. Their timers go on with the time that was left."),
-    Verb("retry", CEREMONIES, "Retry a failed step with a new budget of attempts. A FAILED ceremony opens again."),
+    Verb("retry", CEREMONIES, "Retry a failed step with a new budget. A FAILED or TIMED_OUT ceremony opens again."),
     Verb("run", CEREMONIES, "Run a step that the start did not select."),
     Verb("get", LOOK, "Show one ceremony: its state, its steps, and what it waits for."),
     Verb("list", LOOK, "List ceremonies, newest first.", code="list:list_"),

@@ -30,6 +30,7 @@ RESPONSE = {
         "role": "DEV",
         "status": "completed",
         "proposal": "let us",
+        "metadata": {"correlation_id": "corr-1"},
     },
     "idempotency_key": "k",
     "correlation_id": "x",
@@ -105,7 +106,8 @@ async def test_a_record_is_replayed_with_its_key_headers_and_partition(site: Sit
     replay, repeated = await site.replay(origin)
     (record,) = await site.records(topic, 2)
     assert (record.key, record.value) == (b"c1:s1", b"body")
-    assert list(record.headers) == [("correlation-id", b"corr"), ("replay", b"r-1")]
+    marks = [("replay", b"r-1"), ("replay-of", f"{topic}/2/7".encode())]
+    assert list(record.headers) == [("correlation-id", b"corr"), *marks]
     assert (replay.sent_to, repeated) == (f"{topic}/2/{record.offset}", False)
     assert REPLAYED.labels(topic)._value.get() == before + 1
     (done,) = (await site.dead_letters.show(origin)).replays
@@ -153,6 +155,31 @@ async def test_an_interrupted_replay_is_completed_by_the_same_request(
     assert len((await site.dead_letters.show(origin)).replays) == 1
 
 
+async def test_a_replay_of_another_letter_under_the_same_id_does_not_complete_an_interrupted_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller would be answered from a record that is not its own, and its letter never be sent."""
+    # specification 19.5
+    first, second = await site.put("t.commands", 1, 7, b"first"), await site.put("t.commands", 1, 8, b"second")
+    real, entries = site.log.append, []
+
+    async def only_the_intention(topic: str, *arguments: Any) -> Any:
+        if topic == "t.commands":
+            raise LogUnavailable("log_unavailable", "gone")
+        entries.append(topic)
+        return await real(topic, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.log, "append", only_the_intention)
+        with pytest.raises(Unavailable):
+            await site.replay(first)
+    assert entries == ["t.audit"]
+    await site.replay(second)
+    _, repeated = await site.replay(first)
+    assert not repeated
+    assert [record.value for record in await site.records("t.commands", 1)] == [b"second", b"first"]
+
+
 async def test_a_large_body_is_read_from_its_origin(site: Site) -> None:
     """A dead letter only refers to a value above 256 KiB."""
     # specification 19.2
@@ -192,6 +219,7 @@ async def test_a_nats_message_is_replayed_as_a_command(site: Site) -> None:
     command = decode_command(record.value)
     assert isinstance(command, AgentResult)
     assert (record.key, command.step_id, command.agent_id) == (b"c1:s1", "talk", "agent-dev-001")
+    assert dict(record.headers)["correlation-id"] == b"corr-1"
     assert replay.sent_to == f"t.commands/{home}/{record.offset}"
 
 

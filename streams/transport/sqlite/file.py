@@ -6,11 +6,8 @@ waits for the writer, so records can be read while a thread commits.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +17,7 @@ import msgspec
 
 from ports.log import Fenced, Header, LogFailed, Record, TopicSpec
 from streams.transport.partition.backend import PositionRow
+from streams.transport.sqlite.place import LogPlace
 
 # `PRAGMA user_version` of the files written here; a file with a higher version is refused.
 FORMAT = 1
@@ -64,10 +62,6 @@ CREATE TABLE IF NOT EXISTS notes(
 Stored = tuple[int, int, bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]
 _decode = msgspec.msgpack.Decoder(list[Stored]).decode
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class LogInUse(LogFailed):
-    """Another process has the file open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,40 +121,24 @@ def encode_batch(records: Sequence[Record]) -> bytes:
 class LogFile:
     """One SQLite file and the right to write to it.
 
-    A lock on `<file>.lock` keeps a second process out (LogInUse). Opening with `take_over` succeeds all the same and
-    fences the former owner: each opening raises the epoch in the file, and each transaction checks it.
+    A lock on `<file>.lock` keeps a second process out (LogInUse), see `LogPlace`. Opening with `take_over` succeeds all
+    the same and fences the former owner: each opening raises the epoch in the file, and each transaction checks it.
     """
 
     def __init__(self, path: Path, *, synchronous: str = "normal", take_over: bool = False) -> None:
-        self.path = path
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._locked = False
+        self.place = LogPlace(path, take_over=take_over)
+        self.path = self.place.path
+        self._committing = 0
+        """The log's time of the open transaction."""
         try:
-            self._claim(take_over=take_over)
             self._writer = self._connect()
             self._prepare(synchronous)
             self._reader = self._connect()
             self.epoch = self._raise_epoch()
+            self.place.opened(self.epoch, self.timestamp())
         except BaseException:
-            os.close(self._lock)
+            self.place.close()
             raise
-
-    def _claim(self, *, take_over: bool) -> None:
-        if not self._take_lock() and not take_over:
-            raise LogInUse(
-                "log_in_use",
-                f"{self.path} is open in another process",
-                remedy="the embedded log has one owner, so stop that process, or use another file or kafka://",
-            )
-
-    def _take_lock(self) -> bool:
-        """Take the lock if it is free. After `take_over` it is free once the fenced owner has ended."""
-        if not self._locked:
-            with suppress(BlockingIOError):
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._locked = True
-        return self._locked
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -207,7 +185,10 @@ class LogFile:
     def _raise_epoch(self) -> int:
         with self._final():
             self._writer.execute("UPDATE meta SET value=value+1 WHERE name='epoch'")
-            return int(self._writer.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()[0])
+            epoch = int(self._writer.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()[0])
+            # To the disk before it is noted beside the file: after a power cut the file must not be older.
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            return epoch
 
     def _final(self) -> _Final:
         return _Final(self.path)
@@ -216,11 +197,13 @@ class LogFile:
 
     def begin(self, transaction: Transaction) -> None:
         """Put a whole window into an open transaction. Raises Fenced, LogFailed, after which no transaction is open."""
+        self.place.check()
         try:
             with self._final():
                 self._writer.execute("BEGIN IMMEDIATE")
                 self._check_epoch()
-                self._take_lock()
+                self.place.take_lock()
+                self._committing = transaction.timestamp
                 for name, statement in STATEMENTS:
                     if parameters := getattr(transaction, name):
                         self._writer.executemany(statement, parameters)
@@ -240,6 +223,8 @@ class LogFile:
         except BaseException:
             self._roll_back()
             raise
+        self.place.check()  # a file that is gone has not kept this window
+        self.place.committed(self._committing)
 
     def _roll_back(self) -> None:
         if self._writer.in_transaction:
@@ -383,7 +368,7 @@ class LogFile:
         self._roll_back()
         self._reader.close()
         self._writer.close()
-        os.close(self._lock)
+        self.place.close()
 
 
 class _Final:

@@ -320,6 +320,8 @@ class SqliteLog:
         while self._failure is None:
             await self._clock.sleep(self._retention_seconds)
             try:
+                if self._file is not None:
+                    self._file.place.check()  # an idle log notices it too
                 self.enforce_retention()
             except LogFailed as error:
                 self._fail(error, CommitWindow())

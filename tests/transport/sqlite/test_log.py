@@ -24,8 +24,9 @@ from ports.log import (
 )
 from streams.transport.partition.backend import NewRecord, PositionRow
 from streams.transport.sqlite import file
-from streams.transport.sqlite.file import FORMAT, LogFile, LogInUse
+from streams.transport.sqlite.file import FORMAT, LogFile
 from streams.transport.sqlite.log import SqliteLog
+from streams.transport.sqlite.place import LogInUse
 from streams.transport.sqlite.shard import TAIL_BYTES
 
 TOPICS = (

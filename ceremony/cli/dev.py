@@ -72,6 +72,7 @@ def dev(
         raise CommandFailed(error.code, error.message, Exit.USAGE, remedy=error.remedy) from None
     definitions = folder_to_try(ceremonies_dir)
     options = DevOptions(folder, log, grpc_addr, http_addr, nats_port, definitions, topic_prefix, knobs)
+    os.umask(0o077)  # all files of the folder are for their owner only
     with readable_errors():
         logs.configure(log_level, "console")
         loop.run(_dev(options, output, until_stdin_closes=until_stdin_closes))

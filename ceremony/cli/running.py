@@ -44,15 +44,18 @@ async def run_until(stop: Stop, worker: Worker) -> None:
 
 
 class Stop:
-    """Waits for SIGTERM or Ctrl-C, which ask for a clean end. A second Ctrl-C ends the process at once."""
+    """Waits for SIGTERM, SIGHUP or Ctrl-C, which ask for a clean end. A second Ctrl-C ends the process at once."""
 
     def __init__(self, children: Callable[[], Iterable[int]] = tuple) -> None:
         """`children`: ids of the processes to kill when the end is sudden."""
         self._event = asyncio.Event()
         self._children = children
+        self._terminals = [stream for stream in (0, 1, 2) if os.isatty(stream)]
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._event.set)
         loop.add_signal_handler(signal.SIGINT, self._interrupted)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+            loop.add_signal_handler(signal.SIGHUP, self._hung_up)
 
     @property
     def wanted(self) -> bool:
@@ -62,6 +65,14 @@ class Stop:
         await self._event.wait()
 
     def set(self) -> None:
+        self._event.set()
+
+    def _hung_up(self) -> None:
+        """The terminal is gone, so that each write to it would fail."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in self._terminals:
+            os.dup2(nowhere, stream)
+        os.close(nowhere)
         self._event.set()
 
     def _interrupted(self) -> None:

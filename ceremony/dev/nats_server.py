@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from ceremony.dev.private import make_private_folder, write_private
 from ceremony.errors import NatsServerError
 from ports.clock import Clock
 
@@ -36,17 +37,19 @@ def program() -> str:
 def write_config(folder: Path, port: int, monitor_port: int) -> Path:
     """Write the server's config into `folder` and return its path.
 
+    The server runs in the folder, so that no path with a quote or another special character is in the config.
     `sync_interval: always`: by default JetStream acknowledges before it syncs, and a crash loses acknowledged messages.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder, "nats.conf")
     config = folder / "nats.conf"
-    config.write_text(
+    write_private(
+        config,
         f'listen: "127.0.0.1:{port}"\n'
         f'http: "127.0.0.1:{monitor_port}"\n'
         f'server_name: "ceremony-{port}"\n'
-        f'log_file: "{folder / "nats.log"}"\n'
-        f'pid_file: "{folder / "nats.pid"}"\n'
-        f'jetstream {{ store_dir: "{folder / "jetstream"}", sync_interval: always }}\n'
+        'log_file: "nats.log"\n'
+        'pid_file: "nats.pid"\n'
+        'jetstream { store_dir: "jetstream", sync_interval: always }\n',
     )
     return config
 
@@ -106,6 +109,7 @@ class NatsServer:
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.DEVNULL,
                     start_new_session=True,
+                    cwd=self.folder,
                 )
                 await self._wait_ready(self._process)
         except TimeoutError:

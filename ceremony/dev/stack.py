@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from ceremony.dev.nats_server import NatsServer
+from ceremony.dev.private import make_private_folder, write_private
 from ceremony.dev.ray_simulation import Knobs, RaySimulation
 from ceremony.errors import DevError, NatsServerError, one_line
 from ceremony.settings import read_settings
@@ -73,6 +74,7 @@ class Dev:
         self._clock = clock
         self._stack = contextlib.AsyncExitStack()
         self._nats: NatsServer | None = None
+        self._log = options.log or f"sqlite://{quote(str(self.folder / 'log.db'))}"
 
     def children(self) -> list[int]:
         """Ids of the child processes, also of those that still start."""
@@ -93,6 +95,7 @@ class Dev:
     async def _start(self) -> None:
         self._stack.enter_context(locked(self.folder))
         before = read_file(self.folder)
+        expect_log(before, self._log)
         nats = self._nats = await self._start_nats(before)
         self._stack.push_async_callback(nats.stop)
         ray = RaySimulation(grpc_address=f"{HOST}:0", nats_url=nats.url, clock=self._clock, knobs=self.options.knobs)
@@ -142,7 +145,7 @@ class Dev:
         if http_addr is None:
             http_addr = await listen_address(port_of(before.get("http", "")))
         settings = {
-            "log": options.log or f"sqlite://{quote(str(self.folder / 'log.db'))}",
+            "log": self._log,
             "nats_url": nats_url,
             "ray_executor_url": ray_url,
             "grpc_addr": grpc_addr,
@@ -173,8 +176,8 @@ class Dev:
 def locked(folder: Path) -> Iterator[None]:
     """Lock the folder for this process; the system unlocks it however the process ends. Raises DevError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "dev.lock").open("a+")
+        make_private_folder(folder, "dev.lock")
+        file = os.fdopen(os.open(folder / "dev.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise DevError("folder_unusable", str(error.strerror), place=str(folder)) from None
     with file:
@@ -196,10 +199,18 @@ def read_file(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def expect_log(before: Mapping[str, Any], log: str) -> None:
+    """Raises DevError where the last run wrote to this embedded log and its file is gone."""
+    file = Path(unquote(urlsplit(log).path))
+    if log.startswith("sqlite:") and before.get("log") == log and not (file.exists() and file.stat().st_size):
+        text = f"{file} is missing or empty, and the last run wrote to it"
+        raise DevError("log_missing", text, remedy="put the file back, or begin anew in another folder")
+
+
 def write_file(folder: Path, running: Running) -> None:
     """Write `dev.json` in one step: clients may be reading it."""
     new = folder / "dev.json.new"
-    new.write_text(json.dumps(running.data(), indent=2) + "\n")
+    write_private(new, json.dumps(running.data(), indent=2) + "\n")
     new.replace(folder / "dev.json")
 
 

@@ -27,7 +27,7 @@ def test_no_name_of_a_folder_reaches_the_config_of_nats(tmp_path: Path) -> None:
 
 
 async def test_nats_runs_in_a_folder_with_quotes(tmp_path: Path) -> None:
-    # specification 22.16
+    # specification 22.15
     folder = tmp_path / 'it\'s "so"; $HOME }'
     server = NatsServer(folder, free_port(), free_port(), HostClock())
     await server.start()
@@ -55,7 +55,7 @@ def test_a_folder_of_an_earlier_run_is_made_private_and_one_of_the_user_is_left(
 
 @pytest.mark.parametrize("content", [None, ""])
 def test_a_log_of_the_last_run_that_is_gone_is_refused(tmp_path: Path, content: str | None) -> None:
-    # specification 22.15
+    # specification 22.14
     file = tmp_path / "log.db"
     if content is not None:
         file.write_text(content)
@@ -70,7 +70,7 @@ def test_a_log_of_the_last_run_that_is_gone_is_refused(tmp_path: Path, content: 
 
 def test_a_terminal_that_is_closed_ends_dev_in_good_order(tmp_path: Path) -> None:
     """SIGHUP comes, and each write to the terminal fails from then on."""
-    # specification 22.16
+    # specification 22.15
     folder = tmp_path / "of dev"
     terminal, inner = os.openpty()
     command = ("dev", str(folder), "--ceremonies-dir", str(CEREMONIES), *FREE, "--log-level", "info")

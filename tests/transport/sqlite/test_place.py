@@ -65,7 +65,7 @@ WAYS = (delete, move, empty, replace, delete_wal, empty_wal, delete_lock, move_f
 async def test_a_log_that_is_gone_while_it_runs_accepts_nothing_and_ends_the_worker(
     path: Path, way: Callable[[Path], None]
 ) -> None:
-    # specification 22.15
+    # specification 22.14
     errors: list[Exception] = []
     async with opened(path, on_failure=errors.append) as log:
         await log.append("in", 0, None, b"before")
@@ -86,7 +86,7 @@ async def test_an_idle_log_notices_that_it_is_gone(path: Path) -> None:
 
 @pytest.mark.parametrize("way", [delete, move, empty])
 async def test_a_log_that_is_gone_before_the_start_is_refused(path: Path, way: Callable[[Path], None]) -> None:
-    # specification 22.15
+    # specification 22.14
     async with opened(path) as log:
         await log.append("in", 0, None, b"before")
     way(path)
@@ -184,7 +184,7 @@ async def test_a_hard_link_to_a_log_in_use_is_refused(path: Path, tmp_path: Path
 
 
 async def test_the_files_are_private_whatever_the_umask(path: Path) -> None:
-    # specification 22.16
+    # specification 22.15
     before = os.umask(0)
     try:
         async with opened(path) as log:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from ports.errors import CeremonyError
 from tables.cel.reads import nodes_of
 from tables.cel.tree import Call, Constant, Expr, Macro, MakeList, MakeMap, Name, Select, Static
+from tables.patterns import compile_cost, largest_pattern_weight, match_cost, pattern_weight
+from tables.sizes import Size, size_of, text_bytes
 
 # Steps of one judgement.
 MAX_STEPS = 4_000_000
@@ -28,15 +30,8 @@ _JOINED_ELEMENT, _JOINED_BYTES = 4, 4
 _COPIED = 2
 _PARSED = 60
 _SEARCHED_BYTES, _SEARCHED_SQUARE = 2, 500
-_MATCHED, _COMPILED_PATTERN, _MATCHED_PATTERN = 200, 2, 16
 # Bytes of a number as text.
 _NUMBER = 32
-# Instructions of a compiled pattern: for each byte of its text, each class, each class of Unicode, and around them.
-_PATTERN_CHARACTER, _PATTERN_CLASS, _PATTERN_UNICODE = 4, 12, 1400
-_PATTERN_FRAME = 8
-_MOST_REPEATED = 1000
-_UNICODE = re.compile(r"\\[pP](?:\{[^}]*\})?")
-_REPEATED = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 _FIXED_ZONE = re.compile(r"UTC|[+-]?[0-9]{2}:[0-9]{2}")
 
 _OVER_MAP = (
@@ -74,50 +69,6 @@ class Value:
 
 
 _SCALAR = Value()
-
-
-class Size(NamedTuple):
-    """The size of data: all its values, the entries of its maps, and the bytes of its texts."""
-
-    values: int
-    entries: int
-    text_bytes: int
-    has_huge: bool
-    """True where a whole number has more than 64 bits."""
-
-    @property
-    def compared(self) -> int:
-        return self.values * _COMPARED_VALUE + self.text_bytes // _COMPARED_BYTES
-
-    @property
-    def converted(self) -> int:
-        return self.values * _CONVERTED_VALUE + self.entries * _CONVERTED_ENTRY + self.text_bytes // _CONVERTED_BYTES
-
-
-def text_bytes(text: str) -> int:
-    """Return a bound of the bytes of a text, found without encoding it."""
-    return len(text) if text.isascii() else 4 * len(text)
-
-
-def size_of(value: Any, most_values: int = MAX_STEPS) -> Size:
-    """Measure data without recursion, and stop soon after `most_values`."""
-    values, entries, characters, has_huge = 1, 0, 0, False
-    left = [value]
-    while left and values <= most_values:
-        item = left.pop()
-        if isinstance(item, Mapping):
-            entries += len(item)
-            values += len(item)
-            characters += sum(map(len, map(str, item)))
-            left += item.values()
-        elif isinstance(item, list):
-            values += len(item)
-            left += item
-        elif isinstance(item, str):
-            characters += text_bytes(item)
-        elif isinstance(item, int) and not -(1 << 63) <= item < 1 << 63:
-            has_huge = True
-    return Size(values, entries, characters, has_huge)
 
 
 def broken_rules(tree: Expr) -> list[tuple[str, str]]:
@@ -159,7 +110,7 @@ class _Count:
         for value in self._variables.values():
             size = self._size(value)
             has_huge = has_huge or size.has_huge
-            self._spend(size.converted)
+            self._spend(_converted(size))
         self._of(tree)
         return Counted(self._steps, has_huge)
 
@@ -278,10 +229,10 @@ class _Count:
     def matches(self, node: Call, values: list[Value]) -> Value:
         written = node.arguments[1]
         if isinstance(written, Constant) and isinstance(written.value, str):
-            pattern = pattern_weight(written.value)
+            weight = pattern_weight(written.value)
         else:
-            pattern = values[1].text * _PATTERN_CHARACTER * _MOST_REPEATED
-        self._spend(_MATCHED + pattern // _COMPILED_PATTERN + values[0].text * pattern // _MATCHED_PATTERN)
+            weight = largest_pattern_weight(values[1].text)
+        self._spend(compile_cost(weight) + match_cost(weight, values[0].text))
         return _SCALAR
 
     def convert(self, node: Call, values: list[Value]) -> Value:
@@ -321,7 +272,7 @@ class _Count:
     def _weight(self, value: Value) -> int:
         """Return the steps of looking at all of a value."""
         weights = [_COMPARED_VALUE + value.text // _COMPARED_BYTES]
-        weights += [self._size(data).compared for data in value.data]
+        weights += [_compared(self._size(data)) for data in value.data]
         weights += [(1 + made.length) * self._weight(made.items) for made in value.made]
         return max(weights)
 
@@ -331,6 +282,14 @@ class _Count:
             found = self._sizes[id(data)] = size_of(data, MAX_STEPS // _CONVERTED_VALUE)
             self._visit(found.values)
         return found
+
+
+def _compared(size: Size) -> int:
+    return size.values * _COMPARED_VALUE + size.text_bytes // _COMPARED_BYTES
+
+
+def _converted(size: Size) -> int:
+    return size.values * _CONVERTED_VALUE + size.entries * _CONVERTED_ENTRY + size.text_bytes // _CONVERTED_BYTES
 
 
 def _value(data: Any) -> Value:
@@ -374,20 +333,6 @@ def _names_zone(node: Call) -> bool:
         return False
     zone = node.arguments[1]
     return not (isinstance(zone, Constant) and isinstance(zone.value, str) and _FIXED_ZONE.fullmatch(zone.value))
-
-
-def pattern_weight(text: str) -> int:
-    """Return a bound of the instructions of a compiled pattern."""
-    unicode_classes = len(_UNICODE.findall(text))
-    rest = _UNICODE.sub("", text)
-    classes = sum(rest.count(mark) for mark in ".[\\")
-    size = _PATTERN_FRAME + len(rest.encode("utf-8", "replace")) * _PATTERN_CHARACTER
-    size += classes * _PATTERN_CLASS + unicode_classes * _PATTERN_UNICODE
-    bounds = sorted(max(int(bound or 0) for bound in found) + 1 for found in _REPEATED.findall(rest))
-    repeated = 1
-    for bound in bounds[-rest.count("(") - 1 :]:
-        repeated = min(_MOST_REPEATED, repeated * bound)
-    return size * repeated
 
 
 _COUNTERS: Mapping[type[Expr], Callable[[_Count, Any], Value]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 from jsonschema import Draft202012Validator
@@ -14,7 +15,7 @@ from referencing.jsonschema import DRAFT202012
 
 from tables.definition import Output
 from tables.definitions.problems import clipped, listed
-from tables.definitions.schema_bounds import PatternInvalid, TooMuchWork, bounded, budget, pattern
+from tables.definitions.schema_bounds import PatternInvalid, TooMuchWork, TooNested, bounded, linear, pattern
 
 # A schema with one of these at its top is JSON Schema, else a flat map (specification 4.5).
 MARKS = ("$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum")
@@ -49,6 +50,8 @@ WORDS = {
 # Keys whose values are data, not schemas.
 _PLAIN = {"enum", "const", "default", "examples"}
 _Path = tuple[str | int, ...]
+# Errors of the library over schemas that are none.
+_ODD = (AttributeError, LookupError, TypeError, ValueError)
 
 
 def is_json_schema(schema: Mapping[str, Any]) -> bool:
@@ -79,7 +82,7 @@ def _json_schema_problems(schema: Mapping[str, Any]) -> list[tuple[_Path, str, s
     if checker is None:
         return [(("$schema",), "bad_json_schema", ": `$schema` names no JSON Schema draft that is known here")]
     try:
-        meta: Any = bounded(validator_for(checker.META_SCHEMA, default=Draft202012Validator))
+        meta: Any = linear(validator_for(checker.META_SCHEMA, default=Draft202012Validator))
         errors = sorted(meta(checker.META_SCHEMA).iter_errors(schema), key=_place)
         found = [
             (tuple(e.absolute_path), "bad_json_schema", f"{_at(e.absolute_path)}: {_broken_rule(e)}") for e in errors
@@ -100,7 +103,11 @@ def _dialect(schema: Mapping[str, Any]) -> Any:
 
 
 def _resolver(schema: Mapping[str, Any]) -> Any:
-    return Registry().with_resource("", DRAFT202012.create_resource(dict(schema))).resolver("")
+    resource = DRAFT202012.create_resource(dict(schema))
+    registry = Registry().with_resource("", resource)
+    with suppress(*_ODD):  # the meta-schema reports them
+        registry = registry.crawl()
+    return registry.resolver("")
 
 
 def _unsound(resolver: Any, schema: Any, path: _Path) -> Iterator[tuple[_Path, str]]:
@@ -128,7 +135,7 @@ def _leads_inside(resolver: Any, reference: str) -> bool:
         return False
     try:
         return isinstance(resolver.lookup(reference).contents, Mapping | bool)
-    except (Unresolvable, LookupError, TypeError, ValueError):  # the last three: pointers into lists and scalars
+    except (Unresolvable, *_ODD):  # pointers into lists and scalars
         return False
 
 
@@ -179,15 +186,11 @@ def _check_json_schema(value: Any, schema: Mapping[str, Any]) -> list[str]:
     if checker is None:
         return ["$: the schema cannot be applied; its `$schema` is not known"]
     try:
-        errors = []
-        for error in bounded(checker)(dict(schema), registry=Registry(), format_checker=budget()).iter_errors(value):
-            errors.append(error)
-            if len(errors) >= MAX_PROBLEMS:
-                break
+        errors = bounded(checker, schema).errors(value, MAX_PROBLEMS)
         return [f"${_at(error.absolute_path)}: {_broken_rule(error)}" for error in sorted(errors, key=_place)]
     except TooMuchWork as error:
         return [f"$: {error.message}; {error.remedy}"]
-    except RecursionError:
+    except (TooNested, RecursionError):
         return ["$: the schema or the value is nested too deeply"]
     except Exception:  # noqa: BLE001 - odd schemas make jsonschema raise errors of any kind
         return ["$: the schema cannot be applied; see that its `$ref` and `pattern` are sound"]

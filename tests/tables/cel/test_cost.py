@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from steps.registry import all_kinds
-from tables.cel.cost import MAX_STEPS, NotJudged, counted, pattern_weight
+from tables.cel.cost import MAX_STEPS, NotJudged, counted
 from tables.cel.engine import compiled, evaluate
 from tables.cel.reads import picked
 from tables.definitions.loader import load
 from tables.errors import DefinitionInvalid
+from tables.patterns import pattern_weight
 from tables.work import Work
 
 ROOT = Path(__file__).parents[3]

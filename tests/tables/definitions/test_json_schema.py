@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from tables.definition import Output
 from tables.definitions.json_schema import WORDS, check_value, is_json_schema, schema_problems
+from tables.definitions.schema_bounds import MOST_STEPS, bounded
 
 
 def problems(value: Any, schema: dict[str, Any] | None = None, kind: str = "object") -> list[str]:
@@ -208,3 +211,75 @@ def test_a_large_value_is_well_within_the_bound() -> None:
 def test_the_list_of_problems_is_bounded() -> None:
     assert len(problems([0] * 10_000, {"items": {"type": "string"}}, "array")) == 50
     assert len(problems([0] * 10_000, {"a": "string"}, "array")) == 50
+
+
+WIDE = {"properties": {f"p{n}": {"type": "string"} for n in range(1000)}}
+ANCHORS = {"$defs": {"d": {"$anchor": "x", "type": "number"}} | {f"e{n}": {} for n in range(3000)}}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("schema", "value", "fits"),
+    [
+        (ANCHORS | {"properties": {"a": {"items": {"$ref": "#x"}}}}, {"a": list(range(2000))}, True),
+        (
+            {"properties": {"a": {"items": {"enum": ["x" * 5000 + str(n) for n in range(40)]}}}},
+            {"a": ["y"] * 900},
+            False,
+        ),
+        ({"properties": {"a": {"items": {"enum": [[[n] * 40] for n in range(90)]}}}}, {"a": [[[1] * 40]] * 900}, True),
+        ({"properties": {"a": {"items": {"const": [1] * 3000}}}}, {"a": [[1] * 90] * 2000}, False),
+        ({"anyOf": [{"minItems": 10**6}] * 1000}, [0] * 100_000, False),
+        ({"properties": {}, "unevaluatedProperties": False}, {f"k{n}": n for n in range(20_000)}, False),
+        (
+            {"items": {"$schema": "http://json-schema.org/draft-07/schema#", "uniqueItems": True}},
+            [[[1], [1]]] * 9,
+            False,
+        ),
+        ({"items": {"pattern": "a{1,900}b"}}, ["a" * 100_000], False),
+        ({"items": {"contains": {"pattern": "x"}}}, [["y"] * 100] * 200, False),
+    ],
+    ids=[
+        "anchor",
+        "enum-text",
+        "enum-lists",
+        "const",
+        "messages",
+        "unevaluated",
+        "inner-dialect",
+        "pattern",
+        "contains",
+    ],
+)
+def test_the_steps_of_a_value_are_bounded(schema: dict[str, Any], value: Any, *, fits: bool) -> None:
+    # specification 4.7
+    kind = "array" if isinstance(value, list) else "object"
+    assert schema_problems(Output("o", kind, schema)) == []
+    assert (problems(value, schema, kind) == []) is fits
+    assert bounded(Draft202012Validator, schema).steps <= MOST_STEPS
+
+
+LINKED = {"$defs": {"n": {"properties": {"x": {"$ref": "#/$defs/n"}}}}, "allOf": [{"$ref": "#/$defs/n"}]}
+NEGATED = {
+    "$defs": {"n": {"not": {"not": {"properties": {"x": {"$ref": "#/$defs/n"}}}}}},
+    "allOf": [{"$ref": "#/$defs/n"}],
+}
+
+
+def beneath(depth: int, call: Callable[[], Any]) -> Any:
+    return call() if depth == 0 else beneath(depth - 1, call)
+
+
+@pytest.mark.parametrize(
+    ("schema", "deepest"),
+    [(LINKED, 127), (NEGATED, 31), ({"allOf": [{"$ref": "#"}]}, -1)],
+    ids=["linked", "negated", "endless"],
+)
+def test_nesting_passes_or_fails_alike_under_any_stack_of_the_caller(schema: dict[str, Any], deepest: int) -> None:
+    # specification 4.7
+    def found() -> list[bool]:
+        return [problems(nested(depth), schema) == [] for depth in range(128)]
+
+    free = found()
+    assert free == [depth <= deepest for depth in range(128)]
+    assert free == beneath(200, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -133,3 +134,30 @@ def test_a_guard_that_walks_over_a_map_of_this_ceremony_is_named() -> None:
     world.done("one")
     (logged,) = {text for decision in world.decisions for text in decision.unjudged.values()}
     assert logged.startswith("cel_over_map: ")
+
+
+@pytest.mark.parametrize(
+    ("template", "rule", "payload"),
+    [
+        ("{v: '${inputs.a'}", "template_unclosed", {"v": "${inputs.a"}),
+        ("{v: '$${inputs.b', w: x}", "", {"v": "${inputs.b", "w": "x"}),
+        ("{v: '${env.HOME}'}", "", {"v": "${env.HOME}"}),
+        ("{v: NO}", "quote_it", {"v": False}),
+    ],
+)
+def test_a_pinned_template_renders_as_it_is_written(template: str, rule: str, payload: dict[str, Any]) -> None:
+    # specification 4.1, 24.4
+    definition = pinned(TEXT.replace("event_type: e", f"event_type: e, payload_template: {template}"))
+    assert [problem.rule for problem in definition.objections] == ([rule] if rule else [])
+    world = World(definition, KINDS)
+    world.start(a=[])
+    assert world.requests()[0].body["payload"] == payload
+
+
+def test_a_pinned_step_that_reads_a_later_one_fails_as_it_did() -> None:
+    # specification 24.4
+    definition = pinned(TEXT.replace("event_type: e", "event_type: e, payload_template: {v: '${steps.gate.role}'}"))
+    assert [problem.rule for problem in definition.objections] == ["source_never_before"]
+    world = World(definition, KINDS)
+    world.start(a=[])
+    assert world.step("one").error_code == "template_unresolved"

@@ -178,7 +178,7 @@ def _unreadable(name: str, message: str) -> DefinitionFile:
 
 
 def _read(path: Path) -> tuple[bytes, Stamp | None]:
-    """Read at most one byte above the limit, with the stamp of what was read. Raises OSError."""
+    """Read at most one byte above the limit, with the stamp of these bytes. Raises OSError."""
     descriptor = os.open(path, _OPENING)
     try:
         found = os.fstat(descriptor)

@@ -92,7 +92,7 @@ class Worker:
         # A library that was cut off in its own stop can end `closing` as cancelled, though nobody cancelled us.
         self.halfway = not closing.done() or closing.cancelled() or closing.exception() is not None
         if self.halfway:
-            log.warning("stopped_halfway", reason="what was not saved is folded again next time")
+            log.warning("stopped_halfway", reason="unsaved work is folded again at the next start")
         else:
             log.info("stopped")
 

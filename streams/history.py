@@ -89,7 +89,7 @@ class HistoryReader:
                             break
                         piece = min(piece * 2, LARGEST_PIECE_RECORDS)
             except TimeoutError:
-                message = f"the time was up after {READ_SECONDS:g} s; what is older was not looked at"
+                message = f"the time was up after {READ_SECONDS:g} s; older events were not looked at"
                 return History(found.events(), partition, stopped, complete=False, message=message)
         except LogUnavailable as error:
             raise Unavailable("the log cannot be reached") from error

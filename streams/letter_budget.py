@@ -81,5 +81,5 @@ class LetterBudget:
                 "dead_letters_not_kept",
                 count=1,
                 reason=f"more than {self._most} in an hour; the rest is counted",
-                todo="see who writes what nobody can process",
+                todo="find the sender of these unprocessable records",
             )

@@ -1,7 +1,7 @@
 """The timers of one partition: a heap of due times, and the timers that were sent.
 
-A timer that was sent is sent again only after its command was folded and the row still holds it. What was judged early
-is put back, due after the time that is missing on the monotonic clock.
+A timer that was sent is sent again only after its command was folded and the row still holds it. One that was judged
+early is put back, due after the time that is missing on the monotonic clock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shares the event loop between heavy requests: at most one piece of heavy work in a turn of the loop, whoever asks."""
+"""Shares the event loop between heavy requests: all callers together do one piece of heavy work in a turn."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class WorkerDirectory:
             return HERE
         claims = [received for received in self._valid_heartbeats() if partition in received.heartbeat.partitions]
         if not claims:
-            raise Unavailable(f"partition {partition} is not served: moving: no worker has said that it owns it")
+            raise Unavailable(f"partition {partition} is not served: moving: no worker has announced that it owns it")
         return max(claims, key=lambda received: (received.heartbeat.generation, received.offset)).heartbeat.address
 
     def partitions_by_address(self) -> Mapping[str, Collection[int]]:

@@ -242,7 +242,9 @@ def _ceremonies(verdicts: Mapping[str, int]) -> Iterator[pb.Finding]:
     for verdict in sorted(URGENT):
         if count := verdicts.get(verdict, 0):
             text = f"{count} ceremonies are {verdict}"
-            yield _finding(ERROR, f"ceremonies_{verdict}", "ceremonies", text, "they are listed below, with what to do")
+            yield _finding(
+                ERROR, f"ceremonies_{verdict}", "ceremonies", text, "they are listed below, each with its remedy"
+            )
 
 
 def _letters(letters: Mapping[str, int]) -> Iterator[pb.Finding]:

@@ -139,7 +139,7 @@ class OperatorCalls:
         return pb.ReplayDeadLetterResponse(
             replay=messages.replay(replay),
             repeated_request=repeated,
-            message=f"sent to {replay.sent_to}; what is still wrong with it comes back as a new dead letter",
+            message=f"sent to {replay.sent_to}; if it is still wrong, it comes back as a new dead letter",
         )
 
     @errors_become_statuses

@@ -1,4 +1,4 @@
-"""nats-py's client with what the bridges add: batched publishing, fast acknowledgements, a fence before the socket.
+"""nats-py's client with additions of the bridges: batched publishing, fast acknowledgements, a fence before the socket.
 
 `publish` only puts a message into the client's buffer, and so does `publish_many` while others wait there. Another task
 writes the buffer: after a freeze, after a reconnect, or while closing. By then the partition of a message may belong to

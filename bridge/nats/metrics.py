@@ -13,7 +13,7 @@ DEAD_LETTERS = Counter("ceremony_dead_letters", "Records and messages set aside,
 REPLAYED = Counter("ceremony_dead_letters_replayed", "Dead letters that operators sent back, by origin", ["origin"])
 IN_FLIGHT = Gauge("ceremony_nats_in_flight", "Messages of the events bridge that are not acknowledged yet")
 
-RECEIVED = Counter("ceremony_nats_received", "Messages of AGENT_RESPONSES by what became of them", ["result"])
+RECEIVED = Counter("ceremony_nats_received", "Messages of AGENT_RESPONSES by their result", ["result"])
 COMMANDS = RECEIVED.labels("command")
 MALFORMED = RECEIVED.labels("malformed")
 POSTPONED = RECEIVED.labels("postponed")

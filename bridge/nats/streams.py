@@ -22,7 +22,7 @@ def ceremony_stream() -> StreamConfig:
     """The configuration with which a missing stream CEREMONY is made."""
     return StreamConfig(
         name=CEREMONY,
-        description="What the ceremony engine tells the outside",
+        description="Events and publications of the ceremony engine",
         subjects=[CEREMONY_SUBJECTS],
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,

@@ -28,7 +28,7 @@ ServerOption = Annotated[
     typer.Option(
         "--server",
         envvar="CEREMONY_SERVER",
-        help="The engine, host:port. Without it: what `ceremony dev` wrote to ./.ceremony/dev.json, "
+        help="The engine, host:port. Without it: the address in ./.ceremony/dev.json, written by `ceremony dev`, "
         f"else {DEFAULT_SERVER}.",
         show_default=False,
     ),
@@ -95,7 +95,7 @@ async def _knock(at: Server) -> None:
         if not colon:
             raise CommandFailed("server_malformed", f"{at.address!r} is not host:port", Exit.USAGE)
         return  # a gRPC target of another scheme, `unix:…` or `dns:///…`
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 - what a port is
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 - the range of ports
         raise CommandFailed("server_malformed", f"{at.address!r} is not host:port", Exit.USAGE)
     try:
         async with HostClock().timeout(CONNECT_SECONDS):

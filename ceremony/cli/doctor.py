@@ -43,7 +43,7 @@ def doctor(
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Show what is stuck or waiting, and the remedy. Exit 1 if anything is stuck or not served."""
+    """Show stuck and waiting ceremonies, with remedies. Exit 1 if one is stuck or not served."""
     found = call(server, lambda client: client.diagnose(instance_id))
     if output is not Format.TABLE:
         emit_data(diagnosis_data(found), output)
@@ -121,7 +121,7 @@ def _ceremonies(found: pb.DiagnoseResponse) -> Iterator[RenderableType]:
             )
             for one in rest
         ]
-        yield table(("ceremony", "verdict", "since", "state", "why", "what to do"), rows)
+        yield table(("ceremony", "verdict", "since", "state", "why", "remedy"), rows)
         yield Text("ceremony doctor ID shows one in full", style="bright_black")
 
 

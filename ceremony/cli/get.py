@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def get(instance_id: InstanceArgument, server: ServerOption = None, output: OutputOption = Format.TABLE) -> None:
-    """Show one ceremony: its state, its steps, and what it waits for."""
+    """Show one ceremony: its state, its steps, and its waits."""
 
     async def work(client: PlanningCeremonyClient) -> pb.PlanningCeremonyInstance | None:
         return await client.get(instance_id)

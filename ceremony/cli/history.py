@@ -34,7 +34,7 @@ def history(
         return
     if found.events:
         rows = [(local(event.at), event.subject, version(event), payload_line(event)) for event in found.events]
-        console().print(table(("at", "event", "version", "what"), rows, right=("version",)))
+        console().print(table(("at", "event", "version", "details"), rows, right=("version",)))
     if not found.complete:
         where = f"partition {found.stopped_at.partition}, offset {found.stopped_at.offset}"
         say(f"incomplete: {found.message} (stopped at {where})", err=True)

@@ -40,9 +40,9 @@ OUTPUT = FixedMap(
 STATE = FixedMap(
     {
         "id": Key(_upper, "upper case, unique", required=True),
-        "description": Key(TEXT, "what being in this state means", required=True),
-        "initial": Key(Flag(), "exactly one state is", default=False),
-        "terminal": Key(Flag(), "at least one state is; nothing leaves it", default=False),
+        "description": Key(TEXT, "meaning of this state", required=True),
+        "initial": Key(Flag(), "true for exactly one state", default=False),
+        "terminal": Key(Flag(), "true for at least one state; no transition leaves it", default=False),
     }
 )
 TRANSITION = FixedMap(
@@ -51,7 +51,7 @@ TRANSITION = FixedMap(
         "to": Key(TEXT, "id of the state it enters", required=True),
         "trigger": Key(TEXT, "its name; unique among the transitions that leave the same state", required=True),
         "guards": Key(ListOf(TEXT), "names of guards that must all hold; none: waits for the steps", default=[]),
-        "description": Key(TEXT, "what taking it means", required=True),
+        "description": Key(TEXT, "meaning of this transition", required=True),
     }
 )
 RETRY = FixedMap(
@@ -69,7 +69,7 @@ STEP = FixedMap(
         "id": Key(_step_id, "lower snake case, unique", required=True),
         "state": Key(TEXT, "id of the state it runs in", required=True),
         "handler": Key(TEXT, "the kind of step", required=True),
-        "config": Key(FreeMap(non_empty=True), "what the handler needs", required=True),
+        "config": Key(FreeMap(non_empty=True), "config of the handler", required=True),
         "retry": Key(TextOr(TEXT, RETRY), "a retry policy, or the name of one in retry_policies"),
         "timeout_seconds": Key(_seconds, "per attempt; at most timeouts.step_max"),
         "after": Key(ListOf(TEXT), "steps of the same state to wait for; default: the one before; []: at once"),
@@ -78,28 +78,32 @@ STEP = FixedMap(
 )
 GUARD = FixedMap(
     {
-        "type": Key(Text(words=tuple(GuardType), rule="unknown_guard_type"), "who judges it", default="automated"),
+        "type": Key(
+            Text(words=tuple(GuardType), rule="unknown_guard_type"),
+            "judged by the engine, or by people",
+            default="automated",
+        ),
         "check": Key(
             TEXT,
             "all_steps_completed, step_status:<step>:<STATUS>, threshold:<step>.<path> or cel:<expression>; "
             "free text for a human guard",
             required=True,
         ),
-        "role": Key(TEXT, "who may approve a human guard"),
-        "threshold": Key(Number(), "what a threshold check compares with (≥)"),
+        "role": Key(TEXT, "role that may approve a human guard"),
+        "threshold": Key(Number(), "least number for which a threshold check holds"),
     }
 )
 ROLE = FixedMap(
     {
         "id": Key(_upper, "upper case, unique", required=True),
-        "description": Key(TEXT, "who acts in this role", required=True),
+        "description": Key(TEXT, "the people or services of this role", required=True),
         "allowed_actions": Key(ListOf(TEXT), "step ids, triggers, cancel, pause or resume", default=[]),
     }
 )
 TIMEOUTS = FixedMap(
     {
         "step_default": Key(_seconds, "seconds per attempt of a step without its own", default=3600),
-        "step_max": Key(_seconds, "what no step may exceed", default=86400),
+        "step_max": Key(_seconds, "upper bound of timeout_seconds of every step", default=86400),
         "ceremony_max": Key(_seconds, "the whole ceremony, then it is TIMED_OUT", default=604800),
     }
 )
@@ -107,14 +111,14 @@ DEFINITION = FixedMap(
     {
         "version": Key(Text(words=(VERSION,), rule="bad_version"), 'exactly "1.0"', required=True),
         "name": Key(_name, "equals the file's name without .yaml", required=True),
-        "description": Key(TEXT, "what this ceremony is for", required=True),
-        "inputs": Key(INPUTS, "what a start gives"),
-        "outputs": Key(MapOf(OUTPUT), "what the ceremony publishes, by name"),
+        "description": Key(TEXT, "purpose of this ceremony", required=True),
+        "inputs": Key(INPUTS, "inputs of a start"),
+        "outputs": Key(MapOf(OUTPUT), "outputs that the ceremony publishes, by name"),
         "states": Key(ListOf(STATE, non_empty=True), "the states", required=True),
         "transitions": Key(ListOf(TRANSITION), "the ways between states, in order of preference", required=True),
         "steps": Key(ListOf(STEP), "the work, in order"),
         "guards": Key(MapOf(GUARD), "conditions of transitions, by name"),
-        "roles": Key(ListOf(ROLE), "who may do what"),
+        "roles": Key(ListOf(ROLE), "roles, each with its allowed actions"),
         "timeouts": Key(TIMEOUTS, "time limits in seconds"),
         "retry_policies": Key(MapOf(RETRY), "retry policies by name; `default` serves steps without one"),
     },

@@ -80,7 +80,7 @@ class Backend(Protocol):
     async def durable(self, offset: int) -> None:
         """Return once every record of the agent's topic below `offset` is durable. Raises LogFailed.
 
-        It may be behind what `fetch` has returned where a log lets its readers run ahead of its commits.
+        It may be behind the records that `fetch` has returned where a log lets its readers run ahead of its commits.
         """
 
     def commit(self, offset: int) -> None:

@@ -226,7 +226,7 @@ class Table(Mapping[bytes, Any]):
     def substituted(self, key: bytes, row: Any, error: RowUnwritable) -> bytes | None:
         """Put a row that can be written in the place of one that cannot, and encode it. Raises RowUnwritable.
 
-        It takes the place of what was folded meanwhile too: that can be no better than the row it was made of.
+        It takes the place of rows that were folded from it meanwhile, too: they can be no better.
         """
         if self._spec.substitute is None:
             raise error

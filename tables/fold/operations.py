@@ -180,7 +180,8 @@ def _reopen(fold: FoldContext, command: RetryStep) -> None:
     fold.row.reopen(millis(fold.definition.timeouts.ceremony_max))
     for other in _cancelled(fold):
         step_life.reset(fold, other)
-    fold.lifecycle("resumed", _who(command) | {"step_id": command.step_id})
+    named = {"step_id": command.step_id} if command.step_id else {}
+    fold.lifecycle("resumed", _who(command) | named)
 
 
 def run_step(fold: FoldContext, command: RunStep) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from streams.envelope import event_record
+from tables.effects import FOLD, Event
 from tables.fold.decide import Decision
 from tables.instance import KEPT_COMMAND_IDS
+from tests.contract.asyncapi import validate_message
 from tests.tables.world import BEGIN, World, definition_of, refusal
 
 BODY = """
@@ -38,6 +42,13 @@ steps:
   - {id: publish_it, state: RUN, handler: publish_step,
      config: {subject: ceremony.result, event_type: result.ready, payload_template: {x: 1}}}
 """
+
+
+def validate(event: Event) -> None:
+    """Check an event against `specs/asyncapi.yaml`, as it is sent."""
+    validate_message(event.subject, json.loads(event_record(event, 0, 0, FOLD)[1]))
+
+
 RECEIPT = {"stream": "CEREMONY", "sequence": 7, "duplicate": False}
 
 
@@ -225,7 +236,10 @@ def test_a_retry_opens_a_ceremony_that_timed_out_with_a_new_time_limit(named: st
     assert world.live.timers["ceremony_max"].due == world.now + 5_000_000
     assert statuses(world) == {"first": "IN_PROGRESS", "second": "COMPLETED", "ask": "IN_PROGRESS", "last": "PENDING"}
     assert (world.step("first").attempt, world.step("ask").attempt, world.step("first").tries) == (2, 2, 1)
-    assert world.events("ceremony.resumed")[-1].payload["reason"] == "the vendor was away"
+    resumed = world.events("ceremony.resumed")[-1]
+    assert resumed.payload["reason"] == "the vendor was away"
+    assert resumed.payload.get("step_id", "") == named
+    validate(resumed)
     ordered = [event.payload["step_id"] for event in world.events("ceremony.step.ordered")]
     assert ordered == ([named] if named else ["first", "ask"])
     world.done("first", published=RECEIPT)
@@ -554,6 +568,7 @@ def test_a_persons_trigger_goes_past_a_failed_step_and_is_recorded_so() -> None:
         "reason": "we do without",
         "past_failed_steps": "broken",
     }
+    validate(event)
 
 
 def test_a_trigger_of_an_older_attempt_or_of_a_message_that_came_before_moves_nothing() -> None:

@@ -206,7 +206,7 @@ class CeremonyApp(faust.App):
     def _dead_letters(self) -> DeadLetterTopic:
         topic = names.prefixed(self.prefix, names.DEADLETTERS)
         partitions = next((spec.partitions for spec in self.topic_specs if spec.name == topic), self.partitions)
-        return DeadLetterTopic(topic, partitions, self.letter_budget)
+        return DeadLetterTopic(topic, partitions, self.letter_budget, self.driver.keeps_consumed)
 
 
 def _settings(partitions: int, worker_id: str | None) -> dict[str, Any]:

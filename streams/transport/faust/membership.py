@@ -202,6 +202,8 @@ class GroupTransport(base.Transport):
     app: Any
     default_port = 0
     driver_version = "ceremony"
+    keeps_consumed = True
+    """False where the log deletes the records of commands and step requests once they are consumed."""
 
     @property
     @abstractmethod

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ports.log import Header, Record
+from ports.log import LARGEST_RECORD_BYTES, Header, Record
 from streams import topics
 from streams.letter_budget import LetterBudget, Room
 from streams.transport.partition.backend import NewRecord
 
 # Bytes of a value above which a dead letter carries its size and origin instead of the value.
 BY_REFERENCE_ABOVE_BYTES = 256 * 1024
+# Bytes of key, headers and value that a letter has room for, beside its own headers.
+LARGEST_COPY_BYTES = LARGEST_RECORD_BYTES - 32 * 1024
 # Characters of an error message (a traceback's end) kept in a header.
 LONGEST_MESSAGE = 4096
 # Bytes of a key, and of all headers, that a letter takes over even when its value stays at the origin.
@@ -29,6 +31,8 @@ class DeadLetterTopic(NamedTuple):
     partitions: int
     budget: LetterBudget | None = None
     """None sets no limit."""
+    keeps_origins: bool = True
+    """False where the log deletes records once they are consumed: a letter then has the value of any size."""
 
     def partition(self, source: int) -> int:
         """Return the partition of a dead letter from partition `source` of any topic."""
@@ -37,16 +41,19 @@ class DeadLetterTopic(NamedTuple):
     def letter(self, record: Record, code: str, message: str) -> NewRecord | None:
         """Return the record as a dead letter; None when so many were written in this hour that it is only counted."""
         room = Room.WHOLE if self.budget is None else self.budget.take(code, size_of(record))
-        return None if room is Room.NONE else dead_letter(record, code, message, refer=room is Room.REFERENCE)
+        if room is Room.NONE:
+            return None
+        copied = BY_REFERENCE_ABOVE_BYTES if self.keeps_origins else LARGEST_COPY_BYTES - size_of(record, value=False)
+        return dead_letter(record, code, message, refer=room is Room.REFERENCE, copied=copied)
 
 
 def origin(record: Record) -> str:
     return f"{record.topic}/{record.partition}/{record.offset}"
 
 
-def size_of(record: Record) -> int:
-    """Bytes of a record that its dead letter would copy."""
-    return len(record.key or b"") + len(record.value or b"") + _headers_size(record.headers)
+def size_of(record: Record, *, value: bool = True) -> int:
+    """Bytes of a record that its dead letter would copy, with or without its value."""
+    return len(record.key or b"") + (len(record.value or b"") if value else 0) + _headers_size(record.headers)
 
 
 def _headers_size(headers: Sequence[Header]) -> int:
@@ -62,10 +69,12 @@ def origin_marks(
     return (None if key is not None and len(key) > largest else key), headers
 
 
-def dead_letter(record: Record, code: str, message: str, *, refer: bool = False) -> NewRecord:
+def dead_letter(
+    record: Record, code: str, message: str, *, refer: bool = False, copied: int = BY_REFERENCE_ABOVE_BYTES
+) -> NewRecord:
     """Return the record as a dead letter: its own headers first, then the engine's. Keeps the end of a long message.
 
-    With `refer` the value stays at the origin, however small it is.
+    With `refer` the value stays at the origin, however small it is; else a value of up to `copied` bytes is copied.
     """
     key, kept = origin_marks(record.key, record.headers, SMALL_MARKS_BYTES if refer else BY_REFERENCE_ABOVE_BYTES)
     headers = [
@@ -75,7 +84,7 @@ def dead_letter(record: Record, code: str, message: str, *, refer: bool = False)
         (topics.ERROR_MESSAGE, message[-LONGEST_MESSAGE:].encode(errors="replace")),
     ]
     value = record.value or b""
-    if refer or len(value) > BY_REFERENCE_ABOVE_BYTES:
+    if refer or len(value) > copied:
         headers.append((VALUE_SIZE, str(len(value)).encode()))
         value = b""
     return NewRecord(key, value, headers)

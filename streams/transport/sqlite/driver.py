@@ -28,6 +28,7 @@ class SqliteTransport(membership.GroupTransport):
     """One log per app. Every partition is assigned to it at once, and recovered from the file."""
 
     driver_version = "ceremony-sqlite"
+    keeps_consumed = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -6,14 +6,18 @@ import asyncio
 import resource
 from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from yarl import URL
 
 from bridge.clock import HostClock
+from bridge.dead_letters import DeadLetters, LetterOrigin
 from ports.log import AgentSpec, Batch, Fenced, LogFailed, LogUrlInvalid, TopicSpec
+from streams.topology import topics
 from streams.transport.app import CeremonyApp, create_app
 from streams.transport.partition.backend import NewRecord, PositionRow
+from streams.transport.partition.dead_letters import LARGEST_COPY_BYTES
 from streams.transport.sqlite.backend import SqliteBackend
 from streams.transport.sqlite.driver import open_log
 from streams.transport.sqlite.log import SqliteLog
@@ -193,3 +197,37 @@ async def test_a_cancelled_fetch_loses_nothing(log: SqliteLog) -> None:
     await backend.close()
     _, recovered = await read_back(SqliteBackend(log, "step", "in", 0, changelogs={}))
     assert recovered.committed == 1
+
+
+@pytest.mark.parametrize("size", [300_000, LARGEST_COPY_BYTES - 1000])
+async def test_a_large_dead_letter_is_replayed_although_its_original_is_consumed(tmp_path: Path, size: int) -> None:
+    # specification 19.2
+
+    async def refuse(stream: AsyncIterable[Batch]) -> None:
+        async for batch in stream:
+            for record in batch:
+                batch.dead_letter(record, "refused", "for this test")
+
+    url = f"sqlite://{tmp_path}/log.db"
+    app = create_app("a", url, clock=HostClock(), partitions=1, topics=topics("p", 1), prefix="p")
+    app.attach(AgentSpec("refuse", "p.commands"), refuse)
+
+    async def nothing(_sequence: int) -> None:
+        raise AssertionError("no message of NATS is read")
+
+    async with serving(app):
+        log = app.commit_log
+        value = b"{" + b"x" * size
+        origin = await log.append("p.commands", 0, b"k", value, [("h", b"1")])
+        await eventually(lambda: ends(log)["p.deadletters"] == 1 and ends(log)["p.commands"] == 0)
+        letters = DeadLetters(log, HostClock(), prefix="p", partitions=1, read_message=nothing)
+        where = LetterOrigin("p.commands", 0, origin.offset)
+        replay, _ = await letters.replay(where, "anna", "mended", "r1")
+        assert replay.entry.offset == 1
+        await eventually(lambda: ends(log)["p.deadletters"] == 2)
+        assert (await letters.show(LetterOrigin("p.commands", 0, 1))).body == value
+
+
+def ends(log: Any) -> dict[str, int]:
+    """Return the number of records of each topic's first partition that are still there."""
+    return {name: shards[0].durable - shards[0].start for name, shards in log._shards.items()}

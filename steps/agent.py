@@ -137,7 +137,7 @@ class _Running(Generic[B]):
         ):
             outcome = await self._outcome(request, asked.body)
             log.debug("step_outcome", outcome=outcome.outcome, code=outcome.code, reason=outcome.message)
-            key, value = request.instance_id.encode(), encode_outcome(request, outcome)
+            key, value = request.instance_id.encode(), _encoded_or_failed(request, outcome)
             held.send(self._wiring.commands, key, value, self._wiring.headers(request), asked.record.partition)
             held.release()
 
@@ -154,6 +154,15 @@ class _Running(Generic[B]):
         except Exception:
             log.exception("step_agent_failed")
             return INTERNAL_ERROR
+
+
+def _encoded_or_failed(request: StepRequested, outcome: Outcome) -> bytes:
+    """Encode the outcome; one that cannot be encoded fails its attempt, for its record would be held for ever."""
+    try:
+        return encode_outcome(request, outcome)
+    except Exception:
+        log.exception("step_outcome_unencodable")
+        return encode_outcome(request, INTERNAL_ERROR)
 
 
 def _encoded(request: StepRequested, body: B, answer: Callable[[B], Outcome]) -> bytes:

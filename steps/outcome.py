@@ -9,7 +9,7 @@ import msgspec
 from tables.commands import StepOutcome, encode_command
 from tables.effects import StepRequested
 from tables.kinds import AtOnce, Completed, Failed
-from tables.limits import MAX_OUTPUT_BYTES
+from tables.limits import MAX_ID_CHARACTERS, MAX_OUTPUT_BYTES, clip
 
 _encoder = msgspec.json.Encoder()
 
@@ -58,10 +58,11 @@ def encode_outcome(request: StepRequested, outcome: Outcome) -> bytes:
             # Encoded once: the measured bytes are the written ones.
             output=None if outcome.output is None else msgspec.Raw(output),
             size=0 if outcome.output is None else len(output),
-            error_code=outcome.code,
-            error_message=outcome.message,
+            # A neighbour's texts, cut as the fold cuts them: a record beyond the limit could never be sent.
+            error_code=clip(outcome.code, MAX_ID_CHARACTERS),
+            error_message=clip(outcome.message),
             retryable=outcome.retryable,
-            deliberation_id=outcome.deliberation_id,
+            deliberation_id=clip(outcome.deliberation_id, MAX_ID_CHARACTERS),
             effect_id=request.id,
             published=outcome.published,
         )

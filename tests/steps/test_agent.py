@@ -178,6 +178,28 @@ async def test_when_the_agent_ends_its_calls_are_cancelled_and_their_records_sta
     assert (batch.held, batch.sent, neighbour.served) == ([0, 1], [], 0)
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome("submitted", deliberation_id="\x01" * 4_000_000),
+        Outcome("failed", code="\x01" * 4_000_000, message="\x01" * 4_000_000),
+        Outcome("completed", output={"not JSON": object()}),
+    ],
+    ids=["deliberation id", "texts", "output"],
+)
+async def test_an_outcome_of_any_size_leaves_and_its_record_is_released(outcome: Outcome) -> None:
+    """A record above the limit could not be sent, and would be held until the worker ends."""
+
+    async def perform(_request: StepRequested, _body: Body) -> Outcome:
+        return outcome
+
+    batch = MemoryBatch(*numbers(1))
+    await run(calling("caller", wiring(), Body, Calls(CLOCK, "nats", perform)), batch)
+    (sent,) = batch.sent
+    assert len(sent.value) < 20_000
+    assert batch.held == []
+
+
 async def test_an_outcome_that_cannot_be_sent_leaves_its_record_held(capsys: pytest.CaptureFixture[str]) -> None:
     class Closed(MemoryBatch):
         def hold(self, record: Any) -> Any:

@@ -18,7 +18,7 @@ from steps.kind import Kind
 from steps.outcome import Outcome, failed
 from steps.subjects import own, refusal
 from tables.definition import Definition, Output, Step
-from tables.definitions.json_schema import check_value, required_fields
+from tables.definitions.output_schemas import check_value, required_fields
 from tables.effects import StepRequested
 from tables.errors import Problem
 from tables.kinds import Completed, Failed, Publication, StepContext, Verdict

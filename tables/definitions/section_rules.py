@@ -5,7 +5,7 @@ from __future__ import annotations
 from ports.errors import CeremonyError
 from tables.definition import Guard, GuardType, Output
 from tables.definitions.draft import Draft
-from tables.definitions.json_schema import schema_problems
+from tables.definitions.output_schemas import schema_problems
 from tables.definitions.problems import clipped
 from tables.definitions.shapes import Fields, Item
 from tables.definitions.yaml_source import Node

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tables.definition import Output
-from tables.definitions.json_schema import WORDS, check_value, is_json_schema, schema_problems
+from tables.definitions.output_schemas import WORDS, check_value, is_json_schema, schema_problems
 from tables.definitions.schema_bounds import MOST_STEPS, bounded
 
 

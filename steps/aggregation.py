@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from ports.errors import CeremonyError
 from steps.agent import AgentFunction, AgentPorts, answering
-from steps.config import Config, Text, config_of
+from steps.config import Config, NonBlankText, config_of
 from steps.kind import Kind
 from steps.outcome import Outcome, outcome_of
 from tables.definition import Step
@@ -26,7 +26,7 @@ _UNMEASURED = LARGEST_REQUEST_BYTES // MAX_OUTPUT_BYTES
 
 
 class AggregationConfig(Config):
-    sources: list[Text] = Field(min_length=1)
+    sources: list[NonBlankText] = Field(min_length=1)
     """Names of steps or inputs; dotted paths reach inside."""
     aggregation_type: AggregationType
 

@@ -33,7 +33,7 @@ def _not_blank(text: str) -> str:
 
 
 # A string that is not blank.
-Text = Annotated[str, AfterValidator(_not_blank)]
+NonBlankText = Annotated[str, AfterValidator(_not_blank)]
 
 
 def _one_word(text: str) -> str:
@@ -61,13 +61,13 @@ Count = Annotated[int, Field(ge=1, le=999), BeforeValidator(_number_from_text)]
 class Constraints(Config):
     """Options of a Ray task that a definition may set (specification 5.2)."""
 
-    story_id: Text | None = None
+    story_id: NonBlankText | None = None
     """Default: the ceremony's story."""
-    plan_id: Text | None = None
+    plan_id: NonBlankText | None = None
     timeout_seconds: int = Field(default=300, ge=1, le=86400)
     """Also accepted as `timeout`."""
     max_retries: int = Field(default=3, ge=0, le=10)
-    metadata: dict[Text, str] = {}
+    metadata: dict[NonBlankText, str] = {}
 
     @model_validator(mode="before")
     @classmethod

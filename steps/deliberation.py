@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from steps.agent import AgentFunction, AgentPorts
-from steps.config import Config, Constraints, Count, TaskRole, Text, config_of
+from steps.config import Config, Constraints, Count, NonBlankText, TaskRole, config_of
 from steps.kind import Kind, rendered, unrendered
 from steps.ray_task import (
     description,
@@ -31,7 +31,7 @@ TASK_TYPE = "BACKLOG_REVIEW_ROLE"
 class DeliberationConfig(Config):
     """Config with `num_agents` or `agents`; if both are given they must agree."""
 
-    prompt: Text
+    prompt: NonBlankText
     """May hold `${inputs.…}` and `${steps.…}`."""
     role: TaskRole
     num_agents: Count | None = None

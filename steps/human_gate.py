@@ -9,7 +9,7 @@ import msgspec
 from pydantic import BaseModel, Field
 
 from steps.agent import AgentFunction, AgentPorts, answering
-from steps.config import Config, Text, config_of
+from steps.config import Config, NonBlankText, config_of
 from steps.kind import Kind, rendered, unrendered
 from steps.outcome import Outcome, outcome_of
 from tables.definition import Gate, Step
@@ -22,8 +22,8 @@ TEN_YEARS_SECONDS = 10 * 366 * 86400
 
 
 class HumanGateConfig(Config):
-    role: Text
-    message: Text
+    role: NonBlankText
+    message: NonBlankText
     """May hold `${inputs.…}` and `${steps.…}`."""
     deadline_seconds: float | None = Field(default=None, gt=0, le=TEN_YEARS_SECONDS)
     """Seconds from the opening of the gate; default: it waits as long as the ceremony may run."""

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from ports.outbound import PublishRefused
 from steps.agent import AgentFunction, AgentPorts, Calls, calling
-from steps.config import Config, Text, config_of
+from steps.config import Config, NonBlankText, config_of
 from steps.kind import Kind
 from steps.outcome import Outcome, failed
 from steps.subjects import own, refusal
@@ -75,10 +75,10 @@ def _encodable(value: Any) -> bool:
 
 class PublishConfig(Config):
     subject: Annotated[str, Field(max_length=256), AfterValidator(_subject)]
-    event_type: Text
+    event_type: NonBlankText
     payload_template: Annotated[dict[Any, Any], AfterValidator(_json)] = Field(default_factory=dict)
     """String leaves may hold `${inputs.…}` and `${steps.…}`."""
-    output: Text | None = None
+    output: NonBlankText | None = None
     """Name in the definition's `outputs`; default: the step id without `publish_`, where such an output exists."""
 
 

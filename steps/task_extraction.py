@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, StringConstraints
 
 from steps.agent import AgentFunction, AgentPorts
-from steps.config import Config, Constraints, Text, config_of
+from steps.config import Config, Constraints, NonBlankText, config_of
 from steps.kind import Kind, rendered, unrendered
 from steps.ray_task import (
     description,
@@ -40,7 +40,7 @@ WANTED = (
 class TaskExtractionConfig(Config):
     source: Annotated[str, StringConstraints(pattern=r"^deliberation:[a-z0-9_]+$")]
     """`deliberation:<step id>`"""
-    extraction_prompt: Text | None = None
+    extraction_prompt: NonBlankText | None = None
     """May hold `${inputs.…}` and `${steps.…}`."""
 
     @property

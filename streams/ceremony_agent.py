@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -92,7 +92,7 @@ class CeremonyAgent:
         self._requests = {kind.name: prefixed(prefix, step_topic(kind.name)) for kind in kinds.values()}
         self._compiled = lru_cache(maxsize=512)(self._compile)
 
-    async def __call__(self, batches: AsyncIterator[Batch]) -> None:
+    async def __call__(self, batches: AsyncIterable[Batch]) -> None:
         async for batch in batches:
             self.fold(batch)
 

@@ -13,7 +13,7 @@ from streams.api import Diagnosis, PartitionState
 from streams.partitions import DefinitionLookup
 from streams.topics import CEREMONIES
 from streams.turns import Turns
-from tables.diagnosis import CeremonyDiagnosis, Verdict, diagnose, since_when, verdict_of
+from tables.diagnosis import CeremonyDiagnosis, CeremonyVerdict, diagnose, since_when, verdict_of
 from tables.instance import Instance
 
 # Time limit of one examination of all ceremonies.
@@ -22,7 +22,7 @@ LOOK_SECONDS = 5.0
 ROWS_PER_TURN = 100
 # Ceremonies of each verdict that are shown in detail.
 DETAILED_PER_VERDICT = 20
-WORTH = tuple(verdict for verdict in Verdict if verdict is not Verdict.ENDED)
+WORTH = tuple(verdict for verdict in CeremonyVerdict if verdict is not CeremonyVerdict.ENDED)
 
 
 class Doctor:
@@ -35,7 +35,9 @@ class Doctor:
         self._now = now
         self._verdicts: Counter[str] = Counter()
         self._statuses: Counter[str] = Counter()
-        self._oldest: dict[Verdict, list[tuple[int, str, PartitionView, Instance]]] = {verdict: [] for verdict in WORTH}
+        self._oldest: dict[CeremonyVerdict, list[tuple[int, str, PartitionView, Instance]]] = {
+            verdict: [] for verdict in WORTH
+        }
         """By verdict: a heap of the oldest ceremonies, the youngest of them on top."""
 
     def one(self, view: PartitionView, row: Instance) -> CeremonyDiagnosis:

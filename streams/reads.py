@@ -24,7 +24,7 @@ from streams.log_clock import LogClock
 from streams.partitions import LONGEST_ID, MOVING, Partitions
 from streams.topics import CEREMONIES, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
 from streams.turns import Turns
-from streams.waiters import FOLD_SECONDS, Rows, Watchers
+from streams.waiters import FOLD_SECONDS, FoldedRows, Watchers
 from tables.definition import Definition
 from tables.definitions.loader import load_pinned
 from tables.diagnosis import waiting_for
@@ -72,7 +72,7 @@ class Reads:
 
     # -- changes of the tables
 
-    def changed(self, rows: Rows) -> None:
+    def changed(self, rows: FoldedRows) -> None:
         self._watchers.changed(rows)
 
     def lost(self) -> None:

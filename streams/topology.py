@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ports.log import AgentSpec, Batch, PartitionView, TableSpec, TopicSpec
+from steps.agent import AgentFunction
 from steps.registry import all_kinds
 from streams.topics import (
     AUDIT,
@@ -37,8 +38,6 @@ OWNERS_KEPT_MS = 60 * 60 * 1000
 CEREMONY = "ceremony"
 # Largest batch of records of a partition.
 FETCH_RECORDS = 500
-
-AgentFunction = Callable[[Any], Any]
 
 
 def topics(prefix: str, partitions: int) -> list[TopicSpec]:

@@ -103,4 +103,4 @@ class Watchers:
                 event.set()
 
 
-Rows = Mapping[bytes, Instance | None]
+FoldedRows = Mapping[bytes, Instance | None]

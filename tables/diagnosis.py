@@ -19,7 +19,7 @@ from tables.timers import ASK, CLOCK_AHEAD_MS, GATE, RETRY, RUN_ON, TIMEOUT, iso
 OVERDUE_MS = 60_000
 
 
-class Verdict(StrEnum):
+class CeremonyVerdict(StrEnum):
     """In order of gravity, the gravest first."""
 
     STUCK = "stuck"
@@ -34,7 +34,7 @@ class Verdict(StrEnum):
 
 
 UNREADABLE = "this release cannot read its pinned definition, so no event can move it"
-URGENT = frozenset({Verdict.STUCK, Verdict.OVERDUE})
+URGENT = frozenset({CeremonyVerdict.STUCK, CeremonyVerdict.OVERDUE})
 
 
 class Wait(NamedTuple):
@@ -69,7 +69,7 @@ class CeremonyDiagnosis(NamedTuple):
     """The diagnosis of one ceremony."""
 
     row: Instance
-    verdict: Verdict
+    verdict: CeremonyVerdict
     since: int
     """Time in milliseconds since which the verdict holds."""
     message: str
@@ -105,30 +105,34 @@ def waiting_for(row: Instance, definition: Definition) -> list[str]:
     return reasons
 
 
-def verdict_of(row: Instance, definition: Definition | None, now: int) -> Verdict:
+def verdict_of(row: Instance, definition: Definition | None, now: int) -> CeremonyVerdict:
     """Return the verdict alone, which is cheap enough for all rows of a table.
 
     `now` is the log's clock, 0 where it is not known yet. Without a readable definition no command can move the row.
     """
     if row.status in TERMINAL:
         # A stub, left by retention, has nothing to retry.
-        return Verdict.FAILED if row.status is CeremonyStatus.FAILED and not row.expired else Verdict.ENDED
+        return (
+            CeremonyVerdict.FAILED if row.status is CeremonyStatus.FAILED and not row.expired else CeremonyVerdict.ENDED
+        )
     if definition is None or not waiting_for(row, definition):
-        return Verdict.STUCK
+        return CeremonyVerdict.STUCK
     if now and _overdue(row, now):
-        return Verdict.OVERDUE
+        return CeremonyVerdict.OVERDUE
     if row.status is CeremonyStatus.PAUSED:
-        return Verdict.PAUSED
-    return Verdict.WAITING_FOR_HUMAN if row.status is CeremonyStatus.WAITING_FOR_HUMAN else Verdict.MOVING
+        return CeremonyVerdict.PAUSED
+    return (
+        CeremonyVerdict.WAITING_FOR_HUMAN if row.status is CeremonyStatus.WAITING_FOR_HUMAN else CeremonyVerdict.MOVING
+    )
 
 
-def since_when(row: Instance, verdict: Verdict, now: int) -> int:
+def since_when(row: Instance, verdict: CeremonyVerdict, now: int) -> int:
     """Return the time in milliseconds since which the verdict holds."""
-    if verdict is Verdict.PAUSED:
+    if verdict is CeremonyVerdict.PAUSED:
         return row.paused_at
-    if verdict in (Verdict.FAILED, Verdict.ENDED):
+    if verdict in (CeremonyVerdict.FAILED, CeremonyVerdict.ENDED):
         return row.ended_at
-    if verdict is Verdict.OVERDUE:
+    if verdict is CeremonyVerdict.OVERDUE:
         return min(due for _, due in _overdue(row, now))
     return row.updated_at
 
@@ -140,7 +144,7 @@ def diagnose(row: Instance, definition: Definition | None, now: int) -> Ceremony
         row,
         verdict,
         since_when(row, verdict, now),
-        UNREADABLE if verdict is Verdict.STUCK and definition is None else _message(row, verdict, now),
+        UNREADABLE if verdict is CeremonyVerdict.STUCK and definition is None else _message(row, verdict, now),
         (*_todo(row, definition, verdict), *_row_ahead(row, now)),
         tuple(_waits(row, definition)) if row.status not in TERMINAL else (),
         tuple(_ways_out(row, definition)) if definition is not None and row.status not in TERMINAL else (),
@@ -157,16 +161,19 @@ def _overdue(row: Instance, now: int) -> list[tuple[str, int]]:
     ]
 
 
-_SIMPLE = {Verdict.WAITING_FOR_HUMAN: "people are awaited", Verdict.MOVING: "agents or timers are awaited"}
+_SIMPLE = {
+    CeremonyVerdict.WAITING_FOR_HUMAN: "people are awaited",
+    CeremonyVerdict.MOVING: "agents or timers are awaited",
+}
 
 
-def _message(row: Instance, verdict: Verdict, now: int) -> str:
-    if verdict is Verdict.STUCK:
+def _message(row: Instance, verdict: CeremonyVerdict, now: int) -> str:
+    if verdict is CeremonyVerdict.STUCK:
         return f"it is {row.status} in {row.state} and waits for nothing: no event can move it any more"
-    if verdict is Verdict.OVERDUE:
+    if verdict is CeremonyVerdict.OVERDUE:
         names = ", ".join(f"{timer_id} (due {iso(due)})" for timer_id, due in _overdue(row, now))
         return f"timers have not fired: {names}"
-    if verdict is Verdict.PAUSED:
+    if verdict is CeremonyVerdict.PAUSED:
         return _paused(row)
     if row.error_code:
         return f"{row.error_code}: {row.error_message}"
@@ -184,7 +191,7 @@ def _paused(row: Instance) -> str:
 # -- commands that help
 
 
-def _todo(row: Instance, definition: Definition | None, verdict: Verdict) -> Iterator[str]:
+def _todo(row: Instance, definition: Definition | None, verdict: CeremonyVerdict) -> Iterator[str]:
     """Yield commands to copy, where some help."""
     name = row.instance_id
     if definition is None and not row.expired:
@@ -192,20 +199,20 @@ def _todo(row: Instance, definition: Definition | None, verdict: Verdict) -> Ite
     if definition is not None:
         yield from _refused_guards(row, definition)
     match verdict:
-        case Verdict.STUCK if definition is None:
+        case CeremonyVerdict.STUCK if definition is None:
             yield "go back to the release before; then replay the dead letters with the code definition_unknown"
-        case Verdict.STUCK:
+        case CeremonyVerdict.STUCK:
             yield f"report it, with what `ceremony history {name}` and `ceremony get {name} -o json` say: a bug"
             yield f"ceremony cancel {name}"
-        case Verdict.OVERDUE:
+        case CeremonyVerdict.OVERDUE:
             yield "see that the log takes writes: /readyz, and timers_wait in the worker's log"
-        case Verdict.PAUSED:
+        case CeremonyVerdict.PAUSED:
             yield f"ceremony resume {name}"
-        case Verdict.FAILED:
+        case CeremonyVerdict.FAILED:
             yield from _retries(row, definition)
-        case Verdict.ENDED if row.status is CeremonyStatus.TIMED_OUT and not row.expired:
+        case CeremonyVerdict.ENDED if row.status is CeremonyStatus.TIMED_OUT and not row.expired:
             yield f"ceremony retry {name}"
-        case Verdict.WAITING_FOR_HUMAN if definition is not None:
+        case CeremonyVerdict.WAITING_FOR_HUMAN if definition is not None:
             yield from _decisions(row, definition)
         case _:
             pass

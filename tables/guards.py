@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ports.errors import CeremonyError
 from tables.cel import engine as cel
-from tables.cel.reads import Reads, picked
+from tables.cel.reads import ReadPaths, picked
 from tables.definition import Definition, Guard, GuardType
 from tables.instance import Approval, Instance, StepStatus
 from tables.paths import MISSING, dig
@@ -61,7 +61,7 @@ class GuardView:
     def approvals(self, guard: str) -> tuple[Approval, ...]:
         return self.instance.guard_approvals.get(guard, ())
 
-    def cel(self, reads: Reads) -> dict[str, Any]:
+    def cel(self, reads: ReadPaths) -> dict[str, Any]:
         """Return the parts of the variables that an expression reads (specification 3.5)."""
         return {name: picked(_VARIABLES[name](self, parts), parts) for name, parts in reads.items()}
 
@@ -71,17 +71,17 @@ class GuardView:
         return f"{reason} ({detail})" if detail else reason
 
 
-def _outputs(view: GuardView, parts: Reads | None) -> dict[str, Any]:
+def _outputs(view: GuardView, parts: ReadPaths | None) -> dict[str, Any]:
     found = {step: view.output(step) for step in (view.definition.steps if parts is None else parts)}
     return {step: value for step, value in found.items() if value is not MISSING}
 
 
-def _statuses(view: GuardView, parts: Reads | None) -> dict[str, str]:
+def _statuses(view: GuardView, parts: ReadPaths | None) -> dict[str, str]:
     steps = view.definition.steps
     return {step: str(view.status(step)) for step in (steps if parts is None else parts) if step in steps}
 
 
-def _ceremony(view: GuardView, _parts: Reads | None) -> dict[str, Any]:
+def _ceremony(view: GuardView, _parts: ReadPaths | None) -> dict[str, Any]:
     instance = view.instance
     return {
         "instance_id": instance.instance_id,
@@ -92,7 +92,7 @@ def _ceremony(view: GuardView, _parts: Reads | None) -> dict[str, Any]:
     }
 
 
-_VARIABLES: Mapping[str, Callable[[GuardView, Reads | None], Any]] = {
+_VARIABLES: Mapping[str, Callable[[GuardView, ReadPaths | None], Any]] = {
     "inputs": lambda view, _parts: view.instance.inputs,
     "outputs": _outputs,
     "status": _statuses,

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import grpc.aio
 
 Context = grpc.aio.ServicerContext
-Call = TypeVar("Call", bound=Callable[..., Awaitable[Any]])
+Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
 
 class Callers:
@@ -28,7 +28,7 @@ class Callers:
         return lock
 
 
-def one_at_a_time(call: Call) -> Call:
+def one_at_a_time(call: Method) -> Method:
     """Let the wrapped call wait until no other wrapped call of its caller runs; `self.callers` knows them."""
 
     @wraps(call)

@@ -23,7 +23,7 @@ from bridge.grpc.peers import SERVICE, Peers
 from bridge.grpc.refusals import Context, abort
 from streams.api import Diagnosis, Directory, PartitionState, ReadApi, Unavailable
 from streams.envelope import iso
-from tables.diagnosis import URGENT, CeremonyDiagnosis, Verdict
+from tables.diagnosis import URGENT, CeremonyDiagnosis, CeremonyVerdict
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ REFUSES = re.compile(r"\b(stream|durable) [A-Za-z_-]+ ")
 _STREAM_TODO = "mend the stream or the consumer as its state says; what waits is kept, and goes on by itself"
 # States of a partition. When workers report different states of one partition, the last in this order counts.
 _KNOWN = ("elsewhere", "not_served", "recovering", "served")
-_VERDICTS = {str(verdict): number for number, verdict in enumerate(Verdict)}
+_VERDICTS = {str(verdict): number for number, verdict in enumerate(CeremonyVerdict)}
 
 
 class AllWorkersDiagnosis:

@@ -60,7 +60,7 @@ ANY_WORKER = frozenset(
 
 # A method handler; generated ones have no types.
 Handler = Any
-Context = grpc.aio.ServicerContext[Any, Any]
+Context = grpc.aio.ServicerContext
 
 
 def instance_of(method: str, request: Any) -> str:
@@ -104,8 +104,8 @@ class Forwarding(grpc.aio.ServerInterceptor):
             self._unary(method, handler.unary_unary), handler.request_deserializer, serialize
         )
 
-    def _unary(self, method: str, local_call: Callable[[Any, Context], Awaitable[Any]]) -> Any:
-        async def unary(request: Any, context: Context) -> Any:
+    def _unary(self, method: str, local_call: Callable[[Any, Context[Any, Any]], Awaitable[Any]]) -> Any:
+        async def unary(request: Any, context: Context[Any, Any]) -> Any:
             try:
                 owner = self._owner(method, request)
             except Unavailable as error:
@@ -122,8 +122,8 @@ class Forwarding(grpc.aio.ServerInterceptor):
 
         return unary
 
-    def _stream(self, method: str, local_call: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+    def _stream(self, method: str, local_call: Callable[[Any, Context[Any, Any]], AsyncIterator[Any]]) -> Any:
+        async def stream(request: Any, context: Context[Any, Any]) -> AsyncIterator[Any]:
             try:
                 owner = self._owner(method, request)
             except Unavailable as error:
@@ -141,7 +141,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
             return HERE
         return self._directory.address_of(self._directory.partition_of(instance_id))
 
-    async def _answered(self, owner: str, method: str, request: Any, context: Context) -> Any | None:
+    async def _answered(self, owner: str, method: str, request: Any, context: Context[Any, Any]) -> Any | None:
         """Return the call that an owner answered, or that failed with the last one; None: this worker is the owner now.
 
         Another owner gets the call, too. That is safe, because operations have a request id and starts an instance.
@@ -165,7 +165,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
                     call.cancel()
         return None
 
-    def _left(self, until: float, context: Context) -> float:
+    def _left(self, until: float, context: Context[Any, Any]) -> float:
         """Return the seconds until then, or until the client's deadline if that is earlier."""
         seconds = max(0.0, until - self._clock.monotonic())
         left: float | None = context.time_remaining()  # None without a deadline, despite its type
@@ -187,7 +187,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
             return None
         return None if now == owner else now
 
-    async def _pass_on(self, call: Any, request: Any, context: Context) -> bytes | None:
+    async def _pass_on(self, call: Any, request: Any, context: Context[Any, Any]) -> bytes | None:
         try:
             response: bytes = await call
             await context.send_initial_metadata(tuple(await call.initial_metadata()))
@@ -197,7 +197,9 @@ class Forwarding(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(tuple(await call.trailing_metadata()))
         return response
 
-    async def _forward_stream(self, owner: str, method: str, request: Any, context: Context) -> AsyncIterator[bytes]:
+    async def _forward_stream(
+        self, owner: str, method: str, request: Any, context: Context[Any, Any]
+    ) -> AsyncIterator[bytes]:
         call = self._peers.stream(owner, method)(
             request.SerializeToString(), timeout=context.time_remaining(), metadata=self._metadata(context)
         )
@@ -216,7 +218,9 @@ class Forwarding(grpc.aio.ServerInterceptor):
             reading.cancel()
             call.cancel()
 
-    async def _next(self, reading: asyncio.Future[Any], owner: str, method: str, request: Any, context: Context) -> Any:
+    async def _next(
+        self, reading: asyncio.Future[Any], owner: str, method: str, request: Any, context: Context[Any, Any]
+    ) -> Any:
         """Return the next answer of a stream; end the stream once the instance has another owner."""
         while not await self._done(reading, LOOK_AT_STREAM_SECONDS):
             if self._new_owner(owner, method, request) is not None:
@@ -228,7 +232,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
         if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:
             request.request_id = self._new_id()
 
-    def _metadata(self, context: Context) -> list[tuple[str, str | bytes]]:
+    def _metadata(self, context: Context[Any, Any]) -> list[tuple[str, str | bytes]]:
         kept = [pair for pair in context.invocation_metadata() or () if not HOP_BY_HOP.match(pair[0])]
         return [*kept, (FORWARDED, "1")]
 

@@ -41,7 +41,7 @@ LONGEST_DETAILS_BYTES = 6000
 STATUS_OF = {code: grpc.StatusCode[kind] for code, kind in CLASS_OF.items()} | {"fold_failed": grpc.StatusCode.INTERNAL}
 
 Context = grpc.aio.ServicerContext
-Call = TypeVar("Call", bound=Callable[..., Awaitable[Any]])
+Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
 
 class CallRefused(CeremonyError):
@@ -137,7 +137,7 @@ def details_and_trailers(refusal: CallRefused) -> tuple[str, tuple[tuple[str, st
     return text, ((RETRY_KEY, str(int(refusal.retry_after_seconds * 1000))),)
 
 
-def errors_become_statuses(call: Call) -> Call:
+def errors_become_statuses(call: Method) -> Method:
     """Turn every error of the wrapped call into a status with a stable code."""
 
     @wraps(call)

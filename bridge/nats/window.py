@@ -50,7 +50,7 @@ class Outgoing(msgspec.Struct):
 
 Reject = Callable[[Outgoing, Nack], Awaitable[None]]
 # Receives the reason for which NATS takes no messages, and the number of them.
-Refused = Callable[[str, int], Awaitable[None]]
+OnRefusal = Callable[[str, int], Awaitable[None]]
 
 
 async def _nobody_listens(_: str, __: int) -> None:
@@ -71,7 +71,7 @@ class PublishWindow:
         *,
         progress: PartitionProgress,
         fresh: Callable[[], bool],
-        refused: Refused = _nobody_listens,
+        refused: OnRefusal = _nobody_listens,
     ) -> None:
         """`messages`: pairs of a key and a message; messages with the same key keep their order.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ceremony.cli.connection import ServerOption
-from ceremony.cli.gates import CommentOption, GateArgument, GateChoice, RoleOption, VisitOption, decide
+from ceremony.cli.gates import CommentOption, GateArgument, GateChoice, GateRoleOption, VisitOption, decide
 from ceremony.cli.options import ActorOption, InstanceArgument, login
 from ceremony.cli.output import Format, OutputOption
 
@@ -12,7 +12,7 @@ def approve(
     instance_id: InstanceArgument,
     gate: GateArgument = None,
     actor: ActorOption = None,
-    role: RoleOption = None,
+    role: GateRoleOption = None,
     comment: CommentOption = "",
     visit: VisitOption = None,
     server: ServerOption = None,

@@ -22,7 +22,9 @@ GateArgument = Annotated[
         metavar="GATE", help="Gate step or human guard; optional when only one is open.", show_default=False
     ),
 ]
-RoleOption = Annotated[str | None, typer.Option(help="Role of the actor; default: the role that the gate asks for.")]
+GateRoleOption = Annotated[
+    str | None, typer.Option(help="Role of the actor; default: the role that the gate asks for.")
+]
 CommentOption = Annotated[str, typer.Option("-m", "--comment", help="Kept with the decision.")]
 VisitOption = Annotated[
     int | None,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ceremony.settings import Settings
     from ceremony.worker import Worker
 
-RoleOption = Annotated[
+WorkerRoleOption = Annotated[
     str | None,
     typer.Option(
         help="The parts to run, with commas between: engine (agents, timers, front), bridge (NATS in and out);"
@@ -27,7 +27,7 @@ LevelOption = Annotated[
 
 
 def serve(
-    role: RoleOption = None,
+    role: WorkerRoleOption = None,
     log: LogOption = None,
     grpc_addr: GrpcOption = None,
     http_addr: HttpOption = None,

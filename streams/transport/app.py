@@ -15,7 +15,7 @@ returns before partitions are recovered; `settled` turns true once every assigne
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, cast
 
 import faust
@@ -36,7 +36,7 @@ from streams.transport.partition.part import Part
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStores, Stores
 
-AgentFunction = Callable[[AsyncIterable[Batch]], Awaitable[None]]
+AgentFunction = Callable[[AsyncIterable[Batch]], Coroutine[Any, Any, None]]
 
 # A member may go this long without polling: the group's consumer never polls, as a separate reader fetches.
 FOR_EVER_SECONDS = 100 * 365 * 24 * 3600.0

@@ -18,7 +18,7 @@ from cel_expr_python import cel
 
 from ports.errors import CeremonyError
 from tables.cel.cost import NotJudged, broken_rules, counted
-from tables.cel.reads import VARIABLES, Reads, reads_of
+from tables.cel.reads import VARIABLES, ReadPaths, reads_of
 from tables.cel.tree import Expr, tree_of
 from tables.work import Work, WorkSpent
 
@@ -51,7 +51,7 @@ class Expression:
     source: str
     program: cel.Expression = field(compare=False, repr=False)
     tree: Expr = field(compare=False, repr=False)
-    reads: Reads = field(compare=False, repr=False)
+    reads: ReadPaths = field(compare=False, repr=False)
     """The parts of the variables that it reads."""
     broken: tuple[tuple[str, str], ...]
     """Rules (code, message) by which it is never judged, whatever the data."""

@@ -10,12 +10,12 @@ from tables.cel.tree import Call, Constant, Expr, Macro, MakeList, MakeMap, Name
 VARIABLES = ("inputs", "outputs", "status", "state", "ceremony")
 
 # By key: None for the whole value, else the parts of it; no parts where only its presence matters.
-Reads = dict[str, "Reads | None"]
+ReadPaths = dict[str, "ReadPaths | None"]
 
 
-def reads_of(tree: Expr) -> Reads:
+def reads_of(tree: Expr) -> ReadPaths:
     """Return the parts of the variables that an expression reads, by variable."""
-    found: Reads = {}
+    found: ReadPaths = {}
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -51,7 +51,7 @@ def nodes_of(tree: Expr) -> Iterator[Expr]:
         waiting += children(node)
 
 
-def picked(value: Any, parts: Reads | None) -> Any:
+def picked(value: Any, parts: ReadPaths | None) -> Any:
     """Return the parts of a value, in the form of the value."""
     if parts is None:
         return value
@@ -88,7 +88,7 @@ def _tested(node: Expr) -> tuple[str, ...] | None:
             return None
 
 
-def _add(reads: Reads, path: tuple[str, ...], *, whole: bool) -> None:
+def _add(reads: ReadPaths, path: tuple[str, ...], *, whole: bool) -> None:
     for key in path[:-1]:
         inner = reads.setdefault(key, {})
         if inner is None:

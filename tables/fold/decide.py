@@ -136,7 +136,7 @@ def _forbidden(fold: FoldContext, command: AnyCommand) -> tuple[str, str] | None
     """Return why the actor of an operation may not use it: (code, message), or None."""
     if isinstance(command, GateDecision):
         return gates.forbidden(fold, command)
-    return operations.forbidden(fold, command) if isinstance(command, operations.Operation) else None
+    return operations.forbidden(fold, command) if isinstance(command, operations.OperatorCommand) else None
 
 
 # -- refusals

@@ -15,7 +15,7 @@ from tables.instance import IN_FLIGHT, CeremonyStatus, Pauser, StepStatus
 from tables.limits import MAX_ID_CHARACTERS, MAX_TEXT_CHARACTERS, clip
 from tables.timers import millis
 
-Operation = Cancel | Pause | Resume | RetryStep | RunStep | Trigger
+OperatorCommand = Cancel | Pause | Resume | RetryStep | RunStep | Trigger
 
 
 # An operator lets a step run, or run again.
@@ -26,7 +26,7 @@ _WHOLE: Mapping[type, str] = {Cancel: roles.CANCEL, Pause: roles.PAUSE, Resume: 
 _REOPENED = frozenset({CeremonyStatus.FAILED, CeremonyStatus.TIMED_OUT})
 
 
-def _who(command: Operation) -> dict[str, str]:
+def _who(command: OperatorCommand) -> dict[str, str]:
     return {
         "actor": clip(command.actor, MAX_ID_CHARACTERS),
         "role": clip(command.role, MAX_ID_CHARACTERS),
@@ -34,7 +34,7 @@ def _who(command: Operation) -> dict[str, str]:
     }
 
 
-def forbidden(fold: FoldContext, command: Operation) -> tuple[str, str] | None:
+def forbidden(fold: FoldContext, command: OperatorCommand) -> tuple[str, str] | None:
     """Return why the operation is not open to its actor: none is named, or the role may not use its action."""
     if isinstance(command, Pause) and command.by_engine:
         return None
@@ -44,7 +44,7 @@ def forbidden(fold: FoldContext, command: Operation) -> tuple[str, str] | None:
     return next(filter(None, refused), None)
 
 
-def _actions(fold: FoldContext, command: Operation) -> Sequence[str]:
+def _actions(fold: FoldContext, command: OperatorCommand) -> Sequence[str]:
     """Return the actions that the actor's role must allow."""
     if isinstance(command, Trigger):
         return (command.trigger,)
@@ -55,7 +55,7 @@ def _actions(fold: FoldContext, command: Operation) -> Sequence[str]:
     return (_WHOLE[type(command)],)
 
 
-def _may(fold: FoldContext, command: Operation) -> bool:
+def _may(fold: FoldContext, command: OperatorCommand) -> bool:
     """Return whether the operation is open to its actor; else refuse."""
     refusal = forbidden(fold, command)
     if refusal is not None:
@@ -63,7 +63,7 @@ def _may(fold: FoldContext, command: Operation) -> bool:
     return refusal is None
 
 
-def _refused_when(fold: FoldContext, command: Operation, *, paused: bool = False) -> bool:
+def _refused_when(fold: FoldContext, command: OperatorCommand, *, paused: bool = False) -> bool:
     """Refuse an operation on an ended ceremony, or (`paused`) on one that is PAUSED."""
     if fold.row.ended:
         message = f"the ceremony is {fold.row.status}"

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from msgspec.structs import replace
 
-from tables.diagnosis import OVERDUE_MS, CeremonyDiagnosis, Verdict, diagnose, verdict_of
+from tables.diagnosis import OVERDUE_MS, CeremonyDiagnosis, CeremonyVerdict, diagnose, verdict_of
 from tables.fold.retention import stub_of
 from tables.guards import RefusedCheck
 from tables.instance import Instance, Phase, Timer
@@ -59,7 +59,7 @@ def attempt(found: CeremonyDiagnosis) -> str:
 
 def test_an_attempt_names_the_awaited_answer(world: World) -> None:
     found = look(world)
-    assert found.verdict is Verdict.MOVING
+    assert found.verdict is CeremonyVerdict.MOVING
     assert attempt(found) == "attempt 1: requested of the agent of deliberation_step; its first word is awaited"
     world.outcome("talk", "submitted", deliberation_id="d-1")
     world.result("talk", "agent-dev-001")
@@ -93,7 +93,7 @@ def test_the_diagnosis_gives_the_command_that_decides(world: World) -> None:
     world.result("talk", "agent-dev-002")
     world.opened("gate")
     found = look(world)
-    assert found.verdict is Verdict.WAITING_FOR_HUMAN
+    assert found.verdict is CeremonyVerdict.WAITING_FOR_HUMAN
     assert "the role OWNER decides: Good?, 0 of 2 approvals" in attempt(found)
     assert found.todo == ("ceremony approve c1:s1 gate --role OWNER", "ceremony approve c1:s1 agreed --role OWNER")
     agreed, lose = (way.guards[0].reason for way in found.ways_out)
@@ -106,7 +106,7 @@ def test_a_paused_ceremony_shows_its_actor_and_the_remaining_time_of_its_timers(
     world.wait(100)
     found = look(world)
     assert (found.verdict, found.message, found.todo) == (
-        Verdict.PAUSED,
+        CeremonyVerdict.PAUSED,
         "paused by ana: lunch",
         ("ceremony resume c1:s1",),
     )
@@ -121,21 +121,21 @@ def test_a_failed_ceremony_names_the_step_to_retry_and_the_role() -> None:
     world.start(a=1)
     world.failed("talk", retryable=False)
     found = look(world)
-    assert found.verdict is Verdict.FAILED
+    assert found.verdict is CeremonyVerdict.FAILED
     assert found.todo == ("ceremony retry c1:s1 talk --role OWNER",)
     assert found.waits == ()
 
 
 def test_a_timer_due_long_ago_is_overdue(world: World) -> None:
     world.now = world.live.timers["timeout/talk"].due + OVERDUE_MS
-    assert look(world).verdict is Verdict.MOVING
+    assert look(world).verdict is CeremonyVerdict.MOVING
     world.now += 1
     found = look(world)
-    assert (found.verdict, found.since) == (Verdict.OVERDUE, world.live.timers["timeout/talk"].due)
+    assert (found.verdict, found.since) == (CeremonyVerdict.OVERDUE, world.live.timers["timeout/talk"].due)
     assert "timeout/talk" in found.message
     world.pause()
     world.now += 10_000_000
-    assert look(world).verdict is Verdict.PAUSED
+    assert look(world).verdict is CeremonyVerdict.PAUSED
 
 
 def test_a_live_ceremony_that_waits_for_nothing_is_stuck(world: World) -> None:
@@ -143,13 +143,13 @@ def test_a_live_ceremony_that_waits_for_nothing_is_stuck(world: World) -> None:
     steps = {step_id: replace(step, phase=Phase.NONE) for step_id, step in world.live.steps.items()}
     row = replace(world.live, steps=steps, timers={"ceremony_max": Timer(2**50)})
     found = look(world, row)
-    assert found.verdict is Verdict.STUCK
+    assert found.verdict is CeremonyVerdict.STUCK
     assert "ceremony cancel c1:s1" in found.todo
 
 
 def test_without_a_readable_definition_the_row_is_diagnosed(world: World) -> None:
     found = diagnose(world.live, None, world.now)
-    assert (found.verdict, found.ways_out) == (Verdict.STUCK, ())
+    assert (found.verdict, found.ways_out) == (CeremonyVerdict.STUCK, ())
     assert "cannot read its pinned definition" in found.message
     assert "definition" in found.todo[0]
     assert [wait.kind for wait in found.waits] == ["attempt", "timer", "timer"]
@@ -168,15 +168,15 @@ def test_a_guard_that_this_release_refuses_is_named(world: World) -> None:
 def test_the_stub_of_a_failed_ceremony_has_ended(world: World) -> None:
     world.failed("talk", retryable=False)
     found = look(world, stub_of(world.live, world.now, 0))
-    assert (found.verdict, found.todo) == (Verdict.ENDED, ())
+    assert (found.verdict, found.todo) == (CeremonyVerdict.ENDED, ())
     assert diagnose(stub_of(world.live, world.now, 0), None, world.now).todo == ()
 
 
 def test_an_ended_ceremony_waits_for_nothing(world: World) -> None:
     world.cancel()
     found = look(world)
-    assert (found.verdict, found.waits, found.ways_out, found.todo) == (Verdict.ENDED, (), (), ())
-    assert verdict_of(world.live, world.definition, 0) is Verdict.ENDED
+    assert (found.verdict, found.waits, found.ways_out, found.todo) == (CeremonyVerdict.ENDED, (), (), ())
+    assert verdict_of(world.live, world.definition, 0) is CeremonyVerdict.ENDED
 
 
 def test_a_row_ahead_of_the_clock_names_the_brokers_clocks() -> None:

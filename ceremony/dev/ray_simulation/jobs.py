@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["backlog_review", "task_extraction", "generic"]
+JobKind = Literal["backlog_review", "task_extraction", "generic"]
 
 
 @dataclass(slots=True)
@@ -15,7 +15,7 @@ class Job:
 
     task_id: str
     deliberation_id: str
-    kind: Kind
+    kind: JobKind
     role: str
     agent_ids: tuple[str, ...]
     model: str

@@ -10,7 +10,7 @@ from fleet.ray_executor.v1 import ray_executor_pb2 as pb
 from fleet.ray_executor.v1.ray_executor_pb2_grpc import RayExecutorServiceServicer
 
 from ceremony.dev.ray_simulation import answers
-from ceremony.dev.ray_simulation.jobs import Job, JobBook, Kind
+from ceremony.dev.ray_simulation.jobs import Job, JobBook, JobKind
 from ceremony.dev.ray_simulation.knobs import Fate, Knobs
 from ceremony.dev.ray_simulation.outbox import Outbox
 from ports.clock import Clock
@@ -111,7 +111,7 @@ class RayExecutorService(RayExecutorServiceServicer):
         now = self.clock.monotonic()
         return pb.GetActiveJobsResponse(jobs=[job_info(job, now) for job in islice(self.book.running(), LISTED_JOBS)])
 
-    async def _execute(self, request: AnyRequest, kind: Kind, context: Any) -> pb.ExecuteDeliberationResponse:
+    async def _execute(self, request: AnyRequest, kind: JobKind, context: Any) -> pb.ExecuteDeliberationResponse:
         known = self.book.find(request.task_id)
         if known is not None:
             return submitted(known, "already accepted")
@@ -127,7 +127,7 @@ class RayExecutorService(RayExecutorServiceServicer):
             await self.clock.sleep(HANG_SECONDS)  # ended by the caller's deadline
         return submitted(job, f"{len(request.agents)} agents at work")
 
-    def _accept(self, request: AnyRequest, kind: Kind) -> Job:
+    def _accept(self, request: AnyRequest, kind: JobKind) -> Job:
         agent_ids = tuple(agent.id for agent in request.agents)
         job = Job(
             task_id=request.task_id,
@@ -163,7 +163,7 @@ class RayExecutorService(RayExecutorServiceServicer):
         )
 
 
-def refusal(request: AnyRequest, kind: Kind) -> str:
+def refusal(request: AnyRequest, kind: JobKind) -> str:
     """The reason for which the real executor would answer `failed`; empty for an acceptable request."""
     task_id = request.task_id
     if not task_id:

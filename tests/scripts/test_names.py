@@ -1,4 +1,4 @@
-"""The check of class names finds planted duplicates, and none in this repository."""
+"""The check of the names of types finds planted duplicates, and none in this repository."""
 
 from __future__ import annotations
 
@@ -40,6 +40,29 @@ def test_a_private_name_and_a_class_inside_a_function_count_too(root: Path) -> N
     (root / "bridge/two.py").write_text("def made():\n    class _Stored: ...\n")
     (finding,) = names.check(root)
     assert "steps/two.py:1: class _Stored is also defined at bridge/two.py:2" in finding
+
+
+def test_an_alias_with_the_name_of_a_class_is_found(root: Path) -> None:
+    (root / "steps/two.py").write_text("OfPorts = dict[str, int]\n")
+    assert names.check(root) == [
+        "ports/one.py:1: class OfPorts is also defined at steps/two.py:1; give each its own name"
+    ]
+
+
+def test_aliases_of_one_name_must_be_defined_alike(root: Path) -> None:
+    (root / "steps/two.py").write_text("Rows = dict[str, int]\n")
+    (root / "streams/two.py").write_text("Rows = dict[str, int]\n")
+    assert not names.check(root)
+    (root / "bridge/two.py").write_text("Rows = list[int]\n")
+    assert names.check(root) == [
+        "streams/two.py:1: alias Rows is also defined at bridge/two.py:1; give each its own name"
+    ]
+
+
+def test_a_constant_is_no_alias(root: Path) -> None:
+    (root / "steps/two.py").write_text("ROWS = 1\n")
+    (root / "bridge/two.py").write_text("ROWS = 2\n")
+    assert not names.check(root)
 
 
 def test_a_generated_module_is_not_read(root: Path) -> None:

@@ -16,7 +16,7 @@ from tables.errors import DefinitionInvalid, Problem
 from tables.kinds import Kinds
 
 # Bytes; one more is read, so that the loader notices a larger file.
-LARGEST_FILE = 256 * 1024
+LARGEST_FILE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def missing(path: Path) -> Checked:
 def check_file(path: Path, kinds: Kinds, allowlist: Sequence[str] | None = None) -> Checked:
     try:
         with path.open("rb") as file:
-            text = file.read(LARGEST_FILE + 1)
+            text = file.read(LARGEST_FILE_BYTES + 1)
         definition = load(text, str(path), kinds)
     except OSError as error:
         unreadable = Problem(str(path), 1, "file_unreadable", f"the file cannot be read: {error.strerror}")

@@ -1,4 +1,7 @@
-"""Clients' commands: appended to the log, then answered by the fold."""
+"""Clients' commands: appended to the log, then answered by the fold.
+
+A start's definition is put into its partition before the start, once for each partition and process.
+"""
 
 from __future__ import annotations
 

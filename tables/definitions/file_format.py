@@ -1,4 +1,4 @@
-"""The format of a definition file, section by section (specification 2.2)."""
+"""The format of a definition file, section by section (specification 2.2), and the JSON Schema of such a file."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ports.log import LARGEST_RECORD_BYTES, LogFailed, LogUnavailable, TopicSpec
 
 # Kafka's error codes.
 _UNKNOWN_TOPIC, _TOPIC_AUTHORIZATION_FAILED, _TOPIC_EXISTS = 3, 29, 36
-_SECONDS_TO_APPEAR = 20.0
+_APPEAR_SECONDS = 20.0
 # From so many replicas on, a record must be on two of them before it is acknowledged.
 _SAFE_REPLICAS, _SAFE_IN_SYNC = 3, 2
 # Time in which a new owner reads a changelog; until it is over, the mark of a deleted row must not be compacted away.
@@ -248,7 +248,7 @@ def _creating(spec: TopicSpec, replication: int, settings: Mapping[str, str], bo
 
 async def _appeared(admin: AIOKafkaAdminClient, wanted: Mapping[str, TopicSpec], clock: Clock) -> dict[str, list[Any]]:
     """Wait until brokers know the created topics and their leaders."""
-    deadline = clock.monotonic() + _SECONDS_TO_APPEAR
+    deadline = clock.monotonic() + _APPEAR_SECONDS
     while True:
         present = await _present(admin, wanted)
         if len(present) == len(wanted) and all(

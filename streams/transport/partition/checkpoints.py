@@ -23,7 +23,7 @@ from streams.transport.partition.rows import Dirty, Rows
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Amounts of unsaved work at which a part checkpoints before its interval, and the limit of held records.
+    """Amounts of unsaved work at which a part checkpoints before its interval, which `assignment.py` sets.
 
     Reading continues during a checkpoint; at twice `commands` or `bytes` it waits for the log.
     """
@@ -31,6 +31,7 @@ class Limits:
     commands: int = 5_000
     bytes: int = 8 * 1024 * 1024
     held: int = 1_000
+    """Records that an agent without tables may hold unanswered."""
     handover_seconds: float = 2.0
     """Time a part that is given up waits for records that its agent holds."""
 

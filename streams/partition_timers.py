@@ -97,14 +97,21 @@ class PartitionTimers:
 
     def changed(self, rows: Mapping[bytes, Instance | Outline | None]) -> None:
         """Note changed rows. An entry that is too early stays, and is corrected when it comes up."""
-        horizon = self.clock.now() + CLOCK_AHEAD_MS
-        for key, row in rows.items():
+        horizon, newest = self.clock.now() + CLOCK_AHEAD_MS, self._newest
+        dues, out = self._due, self._out
+        for key, row in rows.items():  # each row of each batch: without a call where nothing is out
             if row is None:
                 continue
-            self._newest = max(self._newest, row.updated_at)
-            if row.updated_at > horizon:
+            updated = row.updated_at
+            if updated > newest:  # noqa: PLR1730 - as above
+                newest = updated
+            if updated > horizon:
                 self._suspects[key] = None
-            self._queue(key, row)
+            if out and key in out:
+                self._queue(key, row)
+            elif (due := next_due(row)) is not None and due < dues.get(key, due + 1):
+                self._put(key, due)
+        self._newest = newest
 
     def _queue(self, key: bytes, row: Instance | Outline) -> None:
         """Enter the earliest timer of a row that is not out."""

@@ -156,7 +156,7 @@ async def test_an_older_copy_in_the_place_of_a_log_is_refused(path: Path) -> Non
     async with opened(path) as log:
         await log.append("in", 0, None, b"newer")
     old.rename(path)
-    with pytest.raises(LogFailed, match=r"log_older: .*log\.db is older than the log that was there"):
+    with pytest.raises(LogFailed, match=r"log_older: .*log\.db is older than the log there was"):
         LogFile(path)
 
 

@@ -19,7 +19,9 @@ from streams.turns import Turns
 # Letters in the index. Older ones stay in the topic, and are only counted.
 MOST_INDEXED = 100_000
 # Letters that are indexed, examined or shown before other tasks get the event loop.
-LETTERS_PER_PIECE = 200
+LETTERS_PER_PIECE = 50
+# Offsets of one read of the topic, for a page.
+OFFSETS_PER_READ = 50
 # Letters between two wanted ones that are rather read along than skipped by a second read.
 READ_ALONG = 50
 
@@ -86,9 +88,12 @@ class LetterIndex:
         found: dict[tuple[int, int], Record] = {}
         wanted = {(place.partition, place.offset) for place in places}
         for partition, first, last in _ranges(places):
-            async for records in self._log.read(self._topic, partition, first, last + 1):
-                found.update((at, record) for record in records if (at := (partition, record.offset)) in wanted)
-                await self._turns.next()
+            for begin in range(first, last + 1, OFFSETS_PER_READ):
+                async for records in self._log.read(
+                    self._topic, partition, begin, min(begin + OFFSETS_PER_READ, last + 1)
+                ):
+                    found.update((at, record) for record in records if (at := (partition, record.offset)) in wanted)
+                    await self._turns.next()
         return [found[at] for place in places if (at := (place.partition, place.offset)) in found]
 
     # -- reading on

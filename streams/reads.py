@@ -19,7 +19,7 @@ from streams.dead_letters import letter_of
 from streams.doctor import Doctor
 from streams.history import HistoryReader
 from streams.letter_budget import LetterBudget
-from streams.letter_index import LetterIndex
+from streams.letter_index import LETTERS_PER_PIECE, LetterIndex
 from streams.log_clock import LogClock
 from streams.partitions import LONGEST_ID, MOVING, Partitions
 from streams.topics import CEREMONIES, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
@@ -34,9 +34,9 @@ from tables.kinds import Kinds
 log = structlog.get_logger(__name__)
 
 # Rows examined, or keys merged, before other tasks get the event loop.
-ROWS_PER_TURN, KEYS_PER_TURN = 250, 1000
+ROWS_PER_TURN, KEYS_PER_TURN = 100, 500
 # Sorted runs of keys that are kept before they become one.
-MOST_RUNS = 200
+MOST_RUNS = 500
 # How long a history waits for the events of the commands folded last.
 SENT_SECONDS = 1.0
 
@@ -185,7 +185,7 @@ class Reads:
             page = await self.letters.records(await self.letters.newest(limit, offset, topic))
         except LogUnavailable as error:
             raise Unavailable("the log cannot be reached") from error
-        return [_dead_letter(record) for record in page], self.letters.total(topic)
+        return await self._turns.run(_shown(page)), self.letters.total(topic)
 
     async def dead_letter_counts(self) -> tuple[Mapping[str, int], int]:
         try:
@@ -217,6 +217,15 @@ class Reads:
         statuses = Counter(str(diagnosed.row.status) for diagnosed in found)
         verdicts = Counter(str(diagnosed.verdict) for diagnosed in found)
         return Diagnosis(self._log_clock.now(), found, verdicts, statuses, states)
+
+
+def _shown(records: Sequence[Record]) -> Generator[None, None, list[DeadLetterEntry]]:
+    entries = []
+    for record in records:
+        entries.append(_dead_letter(record))
+        if len(entries) % LETTERS_PER_PIECE == 0:
+            yield
+    return entries
 
 
 def _dead_letter(record: Record) -> DeadLetterEntry:

@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 KEYS, ROWS = f"/{SERVICE}/Keys", f"/{SERVICE}/Rows"
 LIST_SECONDS = 10.0
 # Rows whose messages are made before other tasks get the event loop.
-ROWS_PER_TURN = 10
+ROWS_PER_TURN = 2
 # Keys in one message, and keys that are merged before other tasks get the event loop.
 KEYS_PER_CHUNK = 1000
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
@@ -17,6 +17,8 @@ from tables.instance import CeremonyStatus, Instance, Phase, gate_message
 
 # Messages of one answer together.
 LARGEST_ANSWER_BYTES = 3 * 1024 * 1024
+# Messages of a list that are made before other calls get the event loop.
+MESSAGES_PER_PIECE = 25
 
 
 def as_many_as_fit(messages: Iterable[Any], largest: int = LARGEST_ANSWER_BYTES) -> list[Any]:
@@ -28,6 +30,20 @@ def as_many_as_fit(messages: Iterable[Any], largest: int = LARGEST_ANSWER_BYTES)
         if taken and size > largest:
             break
         taken.append(message)
+    return taken
+
+
+def fitting_pieces(messages: Iterable[Any], largest: int = LARGEST_ANSWER_BYTES) -> Generator[None, None, list[Any]]:
+    """`as_many_as_fit`, yielding after each piece of the work."""
+    taken: list[Any] = []
+    size = 0
+    for message in messages:
+        size += message.ByteSize() + 8
+        if taken and size > largest:
+            break
+        taken.append(message)
+        if len(taken) % MESSAGES_PER_PIECE == 0:
+            yield
     return taken
 
 

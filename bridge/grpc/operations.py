@@ -29,6 +29,7 @@ from bridge.grpc.refusals import (
     unknown_ceremony,
 )
 from streams.api import CommandApi, Found, Operation, ReadApi
+from streams.turns import Turns
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep
 from tables.instance import CeremonyStatus, Instance
 from tables.limits import MAX_TEXT_CHARACTERS
@@ -55,6 +56,7 @@ class OperatorCalls:
     _dead_letters: DeadLetters
     _states: States
     callers: Callers
+    _turns: Turns
     all_workers_diagnosis: AllWorkersDiagnosis | None = None
     """Diagnoses all workers, if there are others."""
 
@@ -113,9 +115,8 @@ class OperatorCalls:
     ) -> pb.ListDeadLettersResponse:
         limit, offset = page(request.limit, request.offset)
         letters, total = await self._reads.dead_letters(limit, offset, request.topic_filter)
-        return pb.ListDeadLettersResponse(
-            dead_letters=messages.as_many_as_fit(map(messages.dead_letter, letters)), total_count=total
-        )
+        shown = await self._turns.run(messages.fitting_pieces(map(messages.dead_letter, letters)))
+        return pb.ListDeadLettersResponse(dead_letters=shown, total_count=total)
 
     @errors_become_statuses
     @one_at_a_time

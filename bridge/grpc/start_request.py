@@ -33,11 +33,11 @@ LONGEST_INPUT_TEXTS = 4 * LARGEST_INPUTS_BYTES
 # Bytes of a request; a larger one is refused undecoded. Inputs in a Struct take at most 5.5 times as much as in JSON.
 LARGEST_START_BYTES = 2 * 1024 * 1024
 # Values of inputs that are converted, or texts that are parsed, before other calls get the event loop.
-VALUES_PER_PIECE = 1000
+VALUES_PER_PIECE = 200
 # Values of a request that are converted without waiting for a turn: nearly every start has fewer.
 VALUES_AT_ONCE = 100
 # Characters of JSON that are searched for brackets before other calls get the event loop.
-CHARACTERS_PER_PIECE = 32 * 1024
+CHARACTERS_PER_PIECE = 8 * 1024
 # The least bytes of JSON of a value in a list, with its comma, and of a named text.
 LEAST_VALUE_BYTES, LEAST_NAMED_TEXT_BYTES = 2, 6
 # Ids in step_ids, of which a definition has far fewer.

@@ -131,8 +131,8 @@ class WorkerServer(Program):
     name = "worker"
 
     def __init__(self, folder: Path, environment: Mapping[str, object]) -> None:
-        self._http = free_port()
-        super().__init__(folder, {**environment, "CEREMONY_HTTP_ADDR": f"127.0.0.1:{self._http}"})
+        self.http_port = free_port()
+        super().__init__(folder, {**environment, "CEREMONY_HTTP_ADDR": f"127.0.0.1:{self.http_port}"})
         self._environment["PLANNING_CEREMONY_GRPC_ADDR"] = self.address
         self._right = dict(self._environment)
 
@@ -166,7 +166,7 @@ class WorkerServer(Program):
     def readiness(self) -> tuple[int, str]:
         """Return status and body of /readyz; 0 if nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._http}/readyz", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/readyz", timeout=2) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -176,7 +176,7 @@ class WorkerServer(Program):
 
     def metrics(self) -> str:
         """Return the text of /metrics. Raises OSError."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._http}/metrics", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/metrics", timeout=20) as answer:
             return str(answer.read().decode())
 
     def last_words(self) -> str:

@@ -1,0 +1,33 @@
+"""A short form of the attacks: an attacker is answered, and no call of an honest client fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.pressure.attacks import ATTACKS, Attacked, Waits, measure
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.uncounted]
+
+
+def test_an_honest_client_is_answered_during_an_attack() -> None:
+    # specification 14.20, 22.11
+    names = ["structs of 1.9 MB"]
+    results = list(measure(names, seconds=0.5, rows=50, letters=100))
+    assert [result.attack for result in results] == names
+    for result in results:
+        assert result.answers and result.during.calls and not result.during.failed, result
+
+
+def test_every_kind_of_attack_has_a_name() -> None:
+    assert {"diagnose", "list", "raw sockets", "structs of 4 MB", "texts of 0.5 MB"} <= set(ATTACKS)
+
+
+@pytest.mark.parametrize(
+    ("p99", "failed", "sound"), [(19.0, 0, True), (50.0, 0, True), (61.0, 0, False), (5.0, 1, False)]
+)
+def test_a_result_is_sound_when_the_p99_at_most_doubles_and_no_call_fails(
+    p99: float, failed: int, *, sound: bool
+) -> None:
+    without = Waits(calls=100, failed=0, median_ms=1.0, p99_ms=30.0, worst_ms=40.0)
+    during = Waits(calls=100, failed=failed, median_ms=1.0, p99_ms=p99, worst_ms=90.0)
+    assert Attacked("list", without, during, {}).sound is sound

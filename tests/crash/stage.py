@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -17,10 +17,10 @@ from bridge.nats.connection import NatsConnection
 from bridge.nats.streams import CEREMONY
 
 
-async def _read_ids(connection: NatsConnection, since: datetime) -> set[str]:
+async def _read_ids(connection: NatsConnection, since: datetime) -> AsyncGenerator[list[str]]:
     client: Any = await connection.connected()
     found: set[str] = await client.ids_since(CEREMONY, since)
-    return found
+    yield list(found)
 
 
 @contextmanager

@@ -263,7 +263,7 @@ def keeping_worker(settings: Any) -> Worker:
     """A worker whose embedded log keeps consumed records, as Kafka does anyway."""
     worker = Worker(settings)
     log: Any = worker.app.driver.log
-    if hasattr(log, "attach"):
+    if hasattr(log, "register"):
         create = log.create
 
         async def create_and_keep(specs: Sequence[Any]) -> None:

@@ -50,6 +50,8 @@ class ReceivedHeartbeat:
     heartbeat: Heartbeat
     timestamp: int
     offset: int
+    received_at: float
+    """Monotonic time: a heartbeat whose append time is ahead ends no later than others."""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -111,11 +113,11 @@ class WorkerDirectory:
         return {received.heartbeat.address for received in self._valid_heartbeats()}
 
     def _valid_heartbeats(self) -> Iterable[ReceivedHeartbeat]:
-        since = self._log_clock.now() - VALID_MS
+        since, received_since = self._log_clock.now() - VALID_MS, self._clock.monotonic() - VALID_MS / 1000
         return [
             received
             for worker, received in self._heartbeats.items()
-            if worker != self._worker and received.timestamp > since
+            if worker != self._worker and received.timestamp > since and received.received_at > received_since
         ]
 
     # -- own heartbeats
@@ -169,7 +171,9 @@ class WorkerDirectory:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"no heartbeat: {error}") from None
         self._log_clock.observe(record.timestamp)
-        self._heartbeats[heartbeat.worker] = ReceivedHeartbeat(heartbeat, record.timestamp, record.offset)
+        self._heartbeats[heartbeat.worker] = ReceivedHeartbeat(
+            heartbeat, record.timestamp, record.offset, self._clock.monotonic()
+        )
         forgotten = self._log_clock.now() - FORGOTTEN_MS
         for worker in [worker for worker, received in self._heartbeats.items() if received.timestamp < forgotten]:
             del self._heartbeats[worker]

@@ -15,7 +15,7 @@ from streams.api import HERE, Unavailable
 from streams.dead_letters import placed_letter
 from streams.log_clock import LogClock
 from streams.topics import OWNERS
-from streams.worker_directory import Heartbeat, WorkerDirectory
+from streams.worker_directory import VALID_MS, Heartbeat, WorkerDirectory
 from tests.poison.shapes import good, shapes
 from tests.streams.fakes import HandClock, settle
 
@@ -197,3 +197,13 @@ async def test_an_invalid_heartbeat_becomes_one_dead_letter_and_ends_no_worker(s
     listening.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await listening
+
+
+def test_a_heartbeat_from_a_clock_ahead_is_valid_no_longer_than_others(site: Site) -> None:
+    # specification 18.14
+    heartbeat = msgspec.json.encode(Heartbeat("a", "a:1", [1], 1))
+    site.owners.receive(Record("t.owners", 0, 1, NOW + 86_400_000, b"a", heartbeat))
+    assert site.owners.address_of(1) == "a:1"
+    site.clock.seconds += VALID_MS / 1000 + 1
+    with pytest.raises(Unavailable):
+        site.owners.address_of(1)

@@ -355,6 +355,9 @@ async def record_sqlite(folder: Path, target: Path) -> None:
     log: Any = open_log(f"sqlite://{path}", HostClock())
     await log.start()
     try:
+        for topic, ends in about["topics"].items():  # all before the first record is read: retention comes every second
+            for number in range(len(ends)):
+                log.register(READER, topic, number)
         for topic, ends in about["topics"].items():
             records: list[ArchivedRecord] = []
             for number, place in enumerate(ends):

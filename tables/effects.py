@@ -1,6 +1,7 @@
 """Effects: the work that the fold orders. Their ids are derived from the row, never random.
 
-An id is `<instance>/<version>/<ordinal>@<fold>`, or `<partition>/<offset>/<ordinal>` where nothing changed.
+An id is `<instance>/<version>/<ordinal>@<fold>`, or `<partition>/<offset>/<ordinal>` where nothing changed;
+`fold/context.py` makes it.
 """
 
 from __future__ import annotations

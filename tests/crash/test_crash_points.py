@@ -45,7 +45,7 @@ def test_the_uninterrupted_play_covers_every_case(proof: Proof) -> None:
     assert len(proof.wanted.published) == 1
 
 
-def test_it_is_deterministic(proof: Proof) -> None:
+def test_the_same_seed_gives_the_same_play(proof: Proof) -> None:
     """The same seed gives the same play, to the number of its awaits and the bytes of its log."""
     again = Proof(proof.seed)
     assert again.points == proof.points
@@ -70,7 +70,7 @@ def test_every_await_that_tracing_counts_is_a_point(proof: Proof, capsys: pytest
 
 
 @pytest.mark.timeout(600)
-def test_killed_at_every_await(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kill_at_any_await_changes_no_byte(capsys: pytest.CaptureFixture[str]) -> None:
     """Rows, effects and messages are equal byte by byte. It runs in a process of its own, which forks at each await."""
     # specification 9.6, 16.4, 18.2, 18.4
     command = [sys.executable, "-m", "tests.crash", "--kills", "--seed", str(SEED)]
@@ -80,7 +80,7 @@ def test_killed_at_every_await(capsys: pytest.CaptureFixture[str]) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
-def test_killed_and_away_for_longer_than_the_duplicate_window(proof: Proof) -> None:
+def test_a_kill_and_an_outage_beyond_the_duplicate_window_change_no_byte(proof: Proof) -> None:
     """JetStream has forgotten the message ids, so the bridge reads the stream back."""
     # specification 16.7
     stride, offset = strided(SEED, len(proof.deaths), BUDGET)
@@ -88,7 +88,7 @@ def test_killed_and_away_for_longer_than_the_duplicate_window(proof: Proof) -> N
     assert not done.found, str(done)
 
 
-def test_killed_twice(proof: Proof) -> None:
+def test_a_second_kill_at_random_changes_no_byte(proof: Proof) -> None:
     done = report(proof.pairs(40))
     assert not done.found, str(done)
 

@@ -171,7 +171,7 @@ def test_generated_code_and_archives_are_left_alone(root: Path) -> None:
     assert not found(root)
 
 
-def test_the_program_says_what_it_found_by_its_exit_code(
+def test_the_exit_code_of_the_program_shows_a_finding(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted = references.Finding("docs/two.md", 2, "there is no `gone.py`")

@@ -101,7 +101,7 @@ def test_the_builder_refuses_a_row_that_breaks_an_invariant_and_leaves_the_old_o
     assert row.steps["one"].status == "IN_PROGRESS"
 
 
-def test_what_a_ceremony_waits_for_is_named() -> None:
+def test_each_wait_of_a_ceremony_is_named() -> None:
     # specification 12.11
     world = World(DEFINITION)
     world.start(a=1)

@@ -19,7 +19,7 @@ EXAMPLES = sorted((SPECS / "ceremonies").glob("*.yaml"))
 SCHEMA = json.loads((SPECS / "ceremony-definition.schema.json").read_text("utf-8"))
 
 
-def test_the_published_schema_is_what_the_loader_generates() -> None:
+def test_the_published_schema_is_the_generated_one() -> None:
     """Run scripts/schema after a change of the shapes or of a config model."""
     # specification 2.17
     assert definition_schema(all_kinds()) == SCHEMA
@@ -74,7 +74,7 @@ def test_the_examples_show_every_feature() -> None:
         ("merge_chain", {"steps": [{"id": "a", "state": "MERGING", "handler": "other", "config": {"a": 1}}]}),
     ],
 )
-def test_the_schema_refuses_what_the_loader_refuses(file: str, change: dict[str, object]) -> None:
+def test_the_schema_refuses_files_that_the_loader_refuses(file: str, change: dict[str, object]) -> None:
     # specification 2.2
     content = yaml.safe_load((SPECS / "ceremonies" / f"{file}.yaml").read_text("utf-8")) | change
     assert not Draft202012Validator(SCHEMA).is_valid(content)

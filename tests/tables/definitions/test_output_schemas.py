@@ -30,7 +30,7 @@ def test_the_type_of_an_output_is_enforced(kind: str, given: str) -> None:
 
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("given", SAMPLES)
-def test_each_type_word_of_a_flat_schema(word: str, given: str) -> None:
+def test_each_type_word_of_a_flat_schema_takes_its_type_only(word: str, given: str) -> None:
     # specification 4.6
     wanted = [] if WORDS[word] == given else [f"$.a: must be of type {WORDS[word]}"]
     assert problems({"a": SAMPLES[given]}, {"a": word}) == wanted
@@ -193,7 +193,7 @@ def test_unique_items_are_those_of_json() -> None:
         assert problems({"a": same}, schema) == ["$.a: breaks `uniqueItems`"]
 
 
-def test_properties_beside_patterns() -> None:
+def test_patterns_and_the_rest_apply_beside_properties() -> None:
     schema = {"properties": {"a": {}}, "patternProperties": {"^x_": {"type": "string"}}, "additionalProperties": False}
     assert problems({"a": 1, "x_b": "t"}, schema) == []
     assert problems({"x_b": 1, "y": 1}, schema) == ["$: breaks `additionalProperties`", "$.x_b: must be of type string"]

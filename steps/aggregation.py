@@ -17,12 +17,15 @@ from tables.definition import Step
 from tables.kinds import AtOnce, Completed, Failed, Source, StepContext, Verdict
 from tables.limits import MAX_OUTPUT_BYTES
 from tables.paths import MISSING, dig
+from tables.sizes import size_of
 
 AggregationType = Literal["merge", "list", "concat", "object", "deep_merge", "flatten", "unique"]
 # Bytes of all sources together, encoded.
 LARGEST_REQUEST_BYTES = 2 * 1024 * 1024
 # So many sources never exceed the limit: inputs and outputs have 256 KiB each at most.
 _UNMEASURED = LARGEST_REQUEST_BYTES // MAX_OUTPUT_BYTES
+# Steps of work (tables/work.py) for each value of the sources that is joined in the fold; one does two bytes of text.
+_STEPS_PER_VALUE, _BYTES_PER_STEP = 60, 2
 
 
 class AggregationConfig(Config):
@@ -61,6 +64,12 @@ class Aggregation(Kind):
                 "request_too_large", f"the sources exceed {LARGEST_REQUEST_BYTES} bytes together", retryable=False
             )
         return {"aggregation_type": config.aggregation_type, "sources": config.sources, "values": values}
+
+    def steps_at_once(self, body: Any) -> int:
+        sizes = {name: size_of(value, LARGEST_REQUEST_BYTES) for name, value in body["values"].items()}
+        named = [sizes[source] for source in body["sources"]]
+        texts = sum(size.text_bytes for size in named) // _BYTES_PER_STEP
+        return _STEPS_PER_VALUE * sum(size.values for size in named) + texts
 
     def at_once(self, body: Any) -> AtOnce | None:
         return _result(body["aggregation_type"], body["sources"], body["values"])
@@ -125,19 +134,24 @@ def _deep_merge(kind: str, sources: list[str], values: Mapping[str, Any]) -> Any
     merged: dict[str, Any] = {}
     for source, value in zip(sources, _all(dict, kind, sources, values), strict=True):
         try:
-            merged = _merged(merged, value)
+            _join(merged, value)
         except RecursionError:
             raise _failed("source_too_deep", kind, f"source `{source}` is nested too deep") from None
     return merged
 
 
-def _merged(into: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge objects; of other values the later one wins."""
-    merged = dict(into)
+def _join(into: dict[str, Any], value: Mapping[str, Any]) -> None:
+    """Merge an object into another one; of other values the later one wins.
+
+    Objects are copied where they come in, so that each source is walked once, whatever was merged before.
+    """
     for key, item in value.items():
-        both = isinstance(item, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], item) if both else item
-    return merged
+        if not isinstance(item, dict):
+            into[key] = item
+            continue
+        if not isinstance(into.get(key), dict):
+            into[key] = {}
+        _join(into[key], item)
 
 
 def _list(_kind: str, sources: list[str], values: Mapping[str, Any]) -> Any:

@@ -54,6 +54,9 @@ class Kind:
         for path, template in self.templates(step).items():
             yield from template_problems(path, template, definition)
 
+    def steps_at_once(self, body: Any) -> int:
+        return 0
+
     def at_once(self, body: Any) -> AtOnce | None:
         return None
 

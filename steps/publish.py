@@ -180,7 +180,7 @@ def _refused(context: StepContext, payload: dict[str, Any]) -> Failed | None:
         message = f"the payload has {size} bytes, at most {LARGEST_PAYLOAD_BYTES} are allowed"
         return Failed("payload_too_large", message, retryable=False)
     output = output_of(context.step, context.definition)
-    wrong = [] if output is None else check_value(payload, output)
+    wrong = [] if output is None else check_value(payload, output, context.work)
     if output is not None and wrong:
         return Failed("payload_invalid", f"output `{output.name}`: {'; '.join(wrong[:10])}", retryable=False)
     return None

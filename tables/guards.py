@@ -14,12 +14,14 @@ from tables.definition import Definition, Guard, GuardType
 from tables.instance import Approval, Instance, StepStatus
 from tables.paths import MISSING, dig
 from tables.timers import iso
-from tables.work import Work
+from tables.work import Work, WorkSpent
 
 FORMS = "all_steps_completed, step_status:<step>:<STATUS>, threshold:<step>.<path> or cel:<expression>"
 _STEP = re.compile(r"[a-z0-9_]+")
 # Code of a check that an older release accepted and this one refuses.
 REFUSED = "check_refused"
+# Steps of work (tables/work.py) of looking at the status of one step.
+_STATUS_STEPS = 20
 _PENDING: str = StepStatus.PENDING
 
 
@@ -114,7 +116,12 @@ class GuardCheck(Protocol):
 @dataclass(frozen=True, slots=True)
 class AllStepsCompleted:
     def holds(self, guard: Guard, view: GuardView) -> tuple[bool, str]:
-        for step in view.selected:
+        selected = view.selected
+        try:
+            view.work.spend(_STATUS_STEPS * len(selected))
+        except WorkSpent as error:
+            return False, f"{error.code}: {error.message}"
+        for step in selected:
             status = view.status(step)
             if status != StepStatus.COMPLETED:
                 return False, f"step `{step}` is {status}"

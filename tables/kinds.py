@@ -154,6 +154,9 @@ class StepKind(Protocol):
         `context.state.attempt` already is the number of that attempt.
         """
 
+    def steps_at_once(self, body: Any) -> int:
+        """Return the steps of work that `at_once` takes; where the command has fewer left, the agent is asked."""
+
     def at_once(self, body: Any) -> AtOnce | None:
         """Return the result of an attempt that needs no outside call, or None where its agent must be asked.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ports.errors import CeremonyError
 
 # Steps of one command: guards, schemas, templates and joined values together.
-MOST_STEPS = 6_000_000
+MOST_STEPS = 4_500_000
 
 
 class WorkSpent(CeremonyError):
@@ -32,3 +32,14 @@ class Work:
         if steps > self.left:
             raise WorkSpent
         self.left -= steps
+
+    def takes(self, steps: int) -> bool:
+        """Take steps and return True, or take none where too few are left."""
+        if steps > self.left:
+            return False
+        self.left -= steps
+        return True
+
+    def drain(self, steps: int) -> None:
+        """Take steps that are done already; where too few were left, none is left for others."""
+        self.left = max(0, self.left - steps)

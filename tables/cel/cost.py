@@ -16,6 +16,7 @@ from tables.cel.reads import nodes_of
 from tables.cel.tree import Call, Constant, Expr, Macro, MakeList, MakeMap, Name, Select, Static
 from tables.patterns import compile_cost, largest_pattern_weight, match_cost, pattern_weight
 from tables.sizes import Size, size_of, text_bytes
+from tables.work import Work, WorkSpent
 
 # Steps of one judgement.
 MAX_STEPS = 4_000_000
@@ -23,7 +24,7 @@ MAX_STEPS = 4_000_000
 _NODE = 10
 _CONVERTED_VALUE, _CONVERTED_ENTRY, _CONVERTED_BYTES = 10, 25, 8
 _COMPARED_VALUE, _COMPARED_BYTES = 13, 16
-_VISITED = 10
+_VISITED = 15
 _LISTED, _MAPPED = 4, 20
 _JOINED_ELEMENT, _JOINED_BYTES = 4, 4
 # `map` and `filter` copy their result at each element.
@@ -90,15 +91,28 @@ class Counted(NamedTuple):
     """True where a variable holds a whole number of more than 64 bits."""
 
 
-def counted(tree: Expr, variables: Mapping[str, Any]) -> Counted:
-    """Count the steps of judging an expression on these variables. Raises NotJudged."""
-    return _Count(variables).result(tree)
+def counted(tree: Expr, variables: Mapping[str, Any], work: Work) -> Counted:
+    """Count the steps of judging an expression on these variables, and take them from the work.
+
+    Raises NotJudged, and WorkSpent where the work has too few left; then the steps of the count itself are taken.
+    """
+    count = _Count(variables, min(MAX_STEPS, work.left))
+    try:
+        found = count.result(tree)
+    except CeremonyError:
+        work.drain(count.visited)
+        raise
+    work.spend(found.steps)
+    return found
 
 
 class _Count:
     """One count. `times` is the number of times that the present node runs."""
 
-    def __init__(self, variables: Mapping[str, Any]) -> None:
+    def __init__(self, variables: Mapping[str, Any], most: int) -> None:
+        self.visited = 0
+        """Steps of the count itself."""
+        self._most = most
         self._variables = variables
         self._names: dict[str, Value] = {}
         self._sizes: dict[int, Size] = {}
@@ -112,18 +126,17 @@ class _Count:
             has_huge = has_huge or size.has_huge
             self._spend(_converted(size))
         self._of(tree)
-        return Counted(self._steps, has_huge)
+        return Counted(self._steps + self.visited, has_huge)
 
     def _spend(self, steps: int) -> None:
         self._steps += steps * self._times
-        if self._steps > MAX_STEPS:
-            raise NotJudged(*_TOO_COSTLY)
+        if self._steps + self.visited > self._most:
+            raise WorkSpent if self._most < MAX_STEPS else NotJudged(*_TOO_COSTLY)
 
     def _visit(self, values: int) -> None:
         """Count values that this count itself looks at, once whatever the loops."""
-        self._steps += values * _VISITED
-        if self._steps > MAX_STEPS:
-            raise NotJudged(*_TOO_COSTLY)
+        self.visited += values * _VISITED
+        self._spend(0)
 
     def _of(self, node: Expr) -> Value:
         self._spend(_NODE)
@@ -279,7 +292,7 @@ class _Count:
     def _size(self, data: Any) -> Size:
         found = self._sizes.get(id(data))
         if found is None:
-            found = self._sizes[id(data)] = size_of(data, MAX_STEPS // _CONVERTED_VALUE)
+            found = self._sizes[id(data)] = size_of(data, self._most // _CONVERTED_VALUE)
             self._visit(found.values)
         return found
 

@@ -104,8 +104,7 @@ def evaluate(expression: Expression, variables: Mapping[str, Any], work: Work) -
     for code, message in expression.broken:
         return Judged(f"{code}: {message}")
     try:
-        count = counted(expression.tree, variables)
-        work.spend(count.steps)
+        count = counted(expression.tree, variables, work)
     except (NotJudged, WorkSpent) as error:
         return Judged(f"{error.code}: {error.message}")
     return _judged(expression.program, _tamed(variables) if count.has_huge else variables)

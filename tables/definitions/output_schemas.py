@@ -16,6 +16,7 @@ from referencing.jsonschema import DRAFT202012
 from tables.definition import Output
 from tables.definitions.problems import clipped, listed
 from tables.definitions.schema_bounds import PatternInvalid, TooMuchWork, TooNested, bounded, linear, pattern
+from tables.work import Work
 
 # A schema with one of these at its top is JSON Schema, else a flat map (specification 4.5).
 MARKS = ("$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum")
@@ -155,7 +156,7 @@ def _wrong_pattern(text: str) -> str:
     return ""
 
 
-def check_value(value: Any, output: Output) -> list[str]:
+def check_value(value: Any, output: Output, work: Work | None = None) -> list[str]:
     """List violations of the output's type and schema: `$.path: rule`, never the value itself. Never raises."""
     if not _IS[output.type](value):
         return [f"$: must be of type {output.type}"]
@@ -163,7 +164,7 @@ def check_value(value: Any, output: Output) -> list[str]:
     if not schema:
         return []
     if is_json_schema(schema):
-        return _check_json_schema(value, schema)
+        return _check_json_schema(value, schema, Work() if work is None else work)
     if output.type == "array":  # each element is one record of the flat map
         return [p for index, item in enumerate(value) for p in _check_flat(item, schema, f"$[{index}]")][:MAX_PROBLEMS]
     return _check_flat(value, schema, "$")
@@ -181,12 +182,12 @@ def _check_flat(value: Any, schema: Mapping[str, Any], path: str) -> list[str]:
     return found
 
 
-def _check_json_schema(value: Any, schema: Mapping[str, Any]) -> list[str]:
+def _check_json_schema(value: Any, schema: Mapping[str, Any], work: Work) -> list[str]:
     checker = _dialect(schema)
     if checker is None:
         return ["$: the schema cannot be applied; its `$schema` is not known"]
     try:
-        errors = bounded(checker, schema).errors(value, MAX_PROBLEMS)
+        errors = bounded(checker, schema).errors(value, MAX_PROBLEMS, work)
         return [f"${_at(error.absolute_path)}: {_broken_rule(error)}" for error in sorted(errors, key=_place)]
     except TooMuchWork as error:
         return [f"$: {error.message}; {error.remedy}"]

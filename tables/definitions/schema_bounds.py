@@ -22,9 +22,10 @@ from referencing.jsonschema import DRAFT202012, specification_with
 from ports.errors import CeremonyError
 from tables.patterns import compile_cost, match_cost, pattern_weight
 from tables.sizes import size_of, text_bytes
+from tables.work import Work
 
 # Steps of applying one schema to one value.
-MOST_STEPS = 5_000_000
+MOST_STEPS = 4_400_000
 # Parts of a schema that are applied inside one another.
 MOST_NESTED = 260
 # Keywords that apply parts to the same value, in a schema with `unevaluatedItems` or `unevaluatedProperties`.
@@ -416,23 +417,22 @@ class BoundedSchema:
         resolver = Registry().with_resource(uri, resource).crawl().resolver(uri)
         self._validator = kind(self.schema, format_checker=self._budget, _resolver=resolver)
 
-    def errors(self, value: Any, most: int) -> list[ValidationError]:
-        """Return the first errors of a value. Raises TooMuchWork and TooNested."""
+    def errors(self, value: Any, most: int, work: Work) -> list[ValidationError]:
+        """Return the first errors of a value, and take the steps from the work. Raises TooMuchWork and TooNested."""
         facts = self._budget.facts
         if facts.is_unevaluated and facts.in_place > MOST_IN_PLACE:
             raise TooNested
-        self._budget.start(MOST_STEPS)
+        steps = min(MOST_STEPS, work.left)
+        self._budget.start(steps)
         found = []
-        for error in self._validator.iter_errors(value):
-            found.append(error)
-            if len(found) >= most:
-                break
+        try:
+            for error in self._validator.iter_errors(value):
+                found.append(error)
+                if len(found) >= most:
+                    break
+        finally:
+            work.drain(steps - self._budget.left)
         return found
-
-    @property
-    def steps(self) -> int:
-        """Return the steps that the last value took."""
-        return MOST_STEPS - max(self._budget.left, 0)
 
 
 _kept: OrderedDict[int, tuple[Mapping[str, Any], BoundedSchema]] = OrderedDict()

@@ -32,7 +32,10 @@ from tables.limits import (
 )
 from tables.retries import ask_pause, retry_pause
 from tables.timers import ASK, GATE, RETRY, TIMEOUT, iso, millis
+from tables.work import WorkSpent
 
+# Steps of work (tables/work.py) of one request; and, for each byte of the row, of one that was not made.
+_REQUEST_STEPS, _REFUSED_STEPS_PER_BYTE = 1000, 4
 STEP_EXECUTED = "ceremony.step.executed"
 STEP_RETRYING = "ceremony.step.retrying"
 PUBLISH_REQUESTED = "ceremony.publish.requested"
@@ -74,16 +77,26 @@ def _request(fold: FoldContext, step: Step) -> None:
     row = fold.row
     base, state = row.base, row.steps[step.id]
     kind = fold.kind(step)
-    body = kind.request(fold.context(step))
+    try:
+        fold.work.spend(_REQUEST_STEPS)
+        body = kind.request(fold.context(step))
+    except WorkSpent as error:
+        fail(fold, step, Failed(error.code, error.message))
+        return
     if isinstance(body, Failed):
+        fold.work.drain(_REFUSED_STEPS_PER_BYTE * row.size)
         fail(fold, step, body)
         return
-    if fold.may_finish_at_once(step) and (finished := kind.at_once(body)) is not None:
+    may = fold.may_finish_at_once(step) and fold.work.takes(kind.steps_at_once(body))
+    if may and (finished := kind.at_once(body)) is not None:
         _finish_at_once(fold, step, finished)
         return
-    if row.size > _MEASURED_FROM_BYTES and (size := encoded_size(body)) > MAX_REQUEST_BYTES:
-        fail(fold, step, _request_too_large(size))
-        return
+    if row.size > _MEASURED_FROM_BYTES:
+        size = encoded_size(body)
+        fold.work.drain(size)
+        if size > MAX_REQUEST_BYTES:
+            fail(fold, step, _request_too_large(size))
+            return
     visit = row.visits.get(step.state, 0)
     publication = kind.publication(step, base.instance_id, visit)
     if publication is not None and state.asks == 1:

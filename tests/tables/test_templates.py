@@ -180,3 +180,11 @@ def test_expressions_are_listed_in_order_for_checks_at_load() -> None:
         ("steps", "t", "u.v"),
     ]
     assert [str(e) for e in found] == ["inputs.x.y", "steps.s", "steps.t.u.v"]
+
+
+def test_blanks_in_an_unclosed_placeholder_take_linear_time() -> None:
+    """40 KB of blanks took a second when the pattern tried each of them as the end."""
+    # specification 4.4
+    hostile = "${inputs." + " " * 400_000 + "${steps." + " " * 400_000
+    assert render_text(hostile, {}, lambda _: None) == hostile
+    assert list(expressions([hostile])) == []

@@ -180,3 +180,15 @@ async def test_turns_are_given_in_the_order_of_the_requests() -> None:
     work: list[Awaitable[None]] = [caller("long", 5), caller("short", 1)]
     await asyncio.gather(*work)
     assert order[:2] == ["long", "short"]
+
+
+async def test_heavy_work_rests_for_as_long_as_its_last_piece_took() -> None:
+    # specification 14.20
+    clock = HostClock()
+    turns = Turns(clock)
+    await turns.next()
+    began = clock.monotonic()
+    while clock.monotonic() < began + 0.02:
+        pass
+    await turns.next()
+    assert clock.monotonic() - began >= 0.039

@@ -29,8 +29,10 @@ class Turns:
     async def next(self) -> None:
         """Return in a later turn of the loop, in which nobody else got one."""
         async with self._next:
-            await self._clock.sleep(self._rest)
-            self._rest = 0.0
+            await self._clock.sleep(0)  # the end of the last piece is noted meanwhile
+            if self._rest:
+                await self._clock.sleep(self._rest)
+                self._rest = 0.0
             # Runs once the piece has ended: the caller works on until it waits.
             asyncio.get_running_loop().call_soon(self._ended, self._clock.monotonic())
 

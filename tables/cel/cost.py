@@ -94,12 +94,15 @@ class Counted(NamedTuple):
 def counted(tree: Expr, variables: Mapping[str, Any], work: Work) -> Counted:
     """Count the steps of judging an expression on these variables, and take them from the work.
 
-    Raises NotJudged, and WorkSpent where the work has too few left; then the steps of the count itself are taken.
+    Raises NotJudged, taking the steps of the count itself; and WorkSpent, taking all, where the work has too few left.
     """
     count = _Count(variables, min(MAX_STEPS, work.left))
     try:
         found = count.result(tree)
-    except CeremonyError:
+    except WorkSpent:
+        work.drain(work.left)
+        raise
+    except NotJudged:
         work.drain(count.visited)
         raise
     work.spend(found.steps)
@@ -140,7 +143,10 @@ class _Count:
 
     def _of(self, node: Expr) -> Value:
         self._spend(_NODE)
-        return _COUNTERS[type(node)](self, node)
+        value = _COUNTERS[type(node)](self, node)
+        if value.data:
+            self._visit(len(value.data))
+        return value
 
     def constant(self, node: Constant) -> Value:
         value = node.value

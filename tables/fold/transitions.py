@@ -53,7 +53,7 @@ def _moved(fold: FoldContext) -> bool:
 def _automatic(fold: FoldContext) -> bool:
     """Apply the first transition, in definition order, whose guards all hold."""
     for transition in fold.definition.automatic_from.get(fold.row.state, ()):
-        if guards_hold(fold, transition) if transition.guards else _all_done(fold):
+        if fold.work.left and guards_hold(fold, transition) if transition.guards else _all_done(fold):
             apply(fold, transition)
             return True
     return False

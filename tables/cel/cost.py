@@ -22,6 +22,8 @@ from tables.work import Work, WorkSpent
 MAX_STEPS = 4_000_000
 
 _NODE = 10
+# The count looks at each node once, in Python.
+_COUNTED_NODE = 130
 _CONVERTED_VALUE, _CONVERTED_ENTRY, _CONVERTED_BYTES = 10, 25, 8
 _COMPARED_VALUE, _COMPARED_BYTES = 13, 16
 _VISITED = 15
@@ -142,6 +144,7 @@ class _Count:
         self._spend(0)
 
     def _of(self, node: Expr) -> Value:
+        self.visited += _COUNTED_NODE
         self._spend(_NODE)
         value = _COUNTERS[type(node)](self, node)
         if value.data:

@@ -25,6 +25,8 @@ from tables.work import Work, WorkSpent
 MAX_SOURCE_BYTES = 4096
 MAX_REASON = 200
 MAX_MAPS = 2
+# Steps of work (tables/work.py) of one judgement, whatever its expression and data.
+_JUDGED_STEPS = 1500
 
 # The binding raises RuntimeError for its own errors, the other two for data that it cannot convert.
 _RAISED = (RuntimeError, TypeError, ValueError)  # RecursionError is a RuntimeError
@@ -104,6 +106,7 @@ def evaluate(expression: Expression, variables: Mapping[str, Any], work: Work) -
     for code, message in expression.broken:
         return Judged(f"{code}: {message}")
     try:
+        work.spend(_JUDGED_STEPS)
         count = counted(expression.tree, variables, work)
     except (NotJudged, WorkSpent) as error:
         return Judged(f"{error.code}: {error.message}")

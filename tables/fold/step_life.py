@@ -36,6 +36,8 @@ from tables.work import WorkSpent
 
 # Steps of work (tables/work.py) of one request; and, for each byte of the row, of one that was not made.
 _REQUEST_STEPS, _REFUSED_STEPS_PER_BYTE = 1000, 4
+# Steps of work of one failure.
+_FAILURE_STEPS = 1000
 STEP_EXECUTED = "ceremony.step.executed"
 STEP_RETRYING = "ceremony.step.retrying"
 PUBLISH_REQUESTED = "ceremony.publish.requested"
@@ -214,6 +216,7 @@ def complete(
 
 def fail(fold: FoldContext, step: Step, failure: Failed, approvals: tuple[Approval, ...] = ()) -> None:
     """Retry a failed attempt where the policy allows it, else fail the step for good."""
+    fold.work.drain(_FAILURE_STEPS)
     state = fold.row.steps[step.id]
     policy = step.retry
     if failure.retryable and state.tries < policy.max_attempts and failure.code not in policy.non_retryable:

@@ -14,6 +14,8 @@ from tables.guards import guard_steps, holds, is_human, is_unjudged
 from tables.instance import CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.limits import MAX_TRANSITIONS, clip
 
+# Steps of work (tables/work.py) of judging one guard, whatever its check, and of looking whether one step is ready.
+_GUARD_STEPS, _LOOK_STEPS = 200, 10
 TRANSITION_APPLIED = "ceremony.transition.applied"
 # By name once: on Python 3.11 each look-up of a member costs a call.
 _PENDING, _COMPLETED, _FAILED = StepStatus.PENDING, StepStatus.COMPLETED, StepStatus.FAILED
@@ -68,6 +70,7 @@ def failing_guard(fold: FoldContext, transition: Transition) -> tuple[str, str] 
     view = fold.view()
     for name in transition.guards:
         guard = fold.definition.guards[name]
+        fold.work.drain(_GUARD_STEPS)
         held, reason = holds(guard, view)
         if not held:
             if is_unjudged(guard, reason):
@@ -89,7 +92,8 @@ def _all_done(fold: FoldContext) -> bool:
 def _on_failure(fold: FoldContext) -> bool:
     """Apply the `on_failure` transition of a step that failed for good, where its guards hold."""
     for step, transition in fold.definition.ways_out.get(fold.row.state, ()):
-        if fold.row.steps[step.id].status is _FAILED and guards_hold(fold, transition):
+        judged = fold.work.left or not transition.guards
+        if judged and fold.row.steps[step.id].status is _FAILED and guards_hold(fold, transition):
             apply(fold, transition)
             return True
     return False
@@ -111,15 +115,21 @@ def by_trigger(fold: FoldContext, trigger: str) -> Transition | None:
 def _start_ready(fold: FoldContext, candidates: tuple[Step, ...] | None) -> bool:
     """Start the steps that are ready, among the candidates or all steps of the state.
 
-    Return whether a started step has already finished, opened a gate or failed: then the ceremony may move again.
+    Return whether a started step has already finished, opened a gate or failed: then the ceremony may move again. Once
+    the work of the command is spent, all ready steps fail before it may: one by one, each would be a look at all.
     """
     row, selected = fold.row, fold.row.base.selected
-    for step in fold.here if candidates is None else candidates:
+    looked_at = fold.here if candidates is None else candidates
+    fold.work.drain(_LOOK_STEPS * len(looked_at))
+    ended = False
+    for step in looked_at:
         if row.steps[step.id].status is _PENDING and _ready(step, row.steps, selected):
             step_life.start(fold, step)
             if row.steps[step.id].phase is not _ASKED:
-                return True
-    return False
+                ended = True
+                if fold.work.left:
+                    break
+    return ended
 
 
 def _ready(step: Step, steps: Mapping[str, StepState], selected: tuple[str, ...]) -> bool:

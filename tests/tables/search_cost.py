@@ -91,6 +91,8 @@ BODIES = (
     "inputs.b[0] == x",
 )
 PATTERNS = ("a{1,900}b", "(a?){90}b", "x.*y.*z", "^[a-z]+$", "[^a]{20}", "(a|b|ab)*c", r"\\pL+", "((a{9}){9}){9}")
+# Guards without a loop; a definition has room for many.
+CHEAP_SHARE = 0.1
 MACROS = ("all", "exists", "exists_one", "filter")
 KEYWORDS: tuple[dict[str, Any], ...] = (
     {"type": "number"},
@@ -121,6 +123,8 @@ KINDS_OF_STEPS = (
 
 
 def guard_of(rng: Random) -> str:
+    if rng.random() < CHEAP_SHARE:
+        return "inputs.nope == 1"
     body = rng.choice(BODIES).replace("{pattern}", rng.choice(PATTERNS))
     inner = rng.choice((body, f"{rng.choice(LISTS)}.{rng.choice(MACROS[:3])}(y, {body})"))
     bound = inner.replace("y", "x") if " y" not in inner and "(y" not in inner else inner
@@ -135,11 +139,11 @@ def recipe_of(rng: Random) -> Recipe:
         keywords |= rng.choice(KEYWORDS)
     return Recipe(
         guards=[guard_of(rng) for _ in range(rng.randint(0, 3))],
-        copies=rng.choice((1, 1, 5, 60)),
+        copies=rng.choice((1, 1, 5, 60, 180)),
         shape=rng.choice(SHAPES),
         length=rng.choice((10, 100, 400, 1000, 3000, 10_000, 100_000)),
         steps=[rng.choice(KINDS_OF_STEPS) for _ in range(rng.randint(0, 2))],
-        step_copies=rng.choice((1, 5, 40, 300)),
+        step_copies=rng.choice((1, 5, 40, 300, 1000)),
         schema=keywords,
     )
 

@@ -16,6 +16,8 @@ DEAR = [
     Recipe([], 1, "wide", 3000, ["aggregation_deep_merge", "aggregation_unique"], 40, {}),
     Recipe([], 1, "numbers", 10_000, ["publish_one"], 40, {"type": "number"}),
     Recipe([], 1, "texts", 3000, ["publish_many"], 300, {}),
+    Recipe(["inputs.nope == 1"], 180, "emoji", 10, ["aggregation_merge"], 300, {}),
+    Recipe(["inputs.nope == 1"], 1, "deep", 10, ["aggregation_merge"], 1000, {}),
 ]
 
 

@@ -17,7 +17,7 @@ from tables.cel.reads import picked
 from tables.definitions.loader import load
 from tables.errors import DefinitionInvalid
 from tables.patterns import pattern_weight
-from tables.work import Work
+from tables.work import MOST_STEPS, Work
 
 ROOT = Path(__file__).parents[3]
 PROCESSES = 6
@@ -173,16 +173,25 @@ def test_an_expression_is_not_judged_whose_cost_is_over_the_bound(source: str) -
 
 def test_judging_takes_from_the_work_of_its_command() -> None:
     # specification 20.3
-    work = Work(1000)
+    work = Work(7000)
     assert judged("inputs.n == 1", work, n=1) == (True, "the expression is true")
-    assert 0 < work.left < 1000
-    assert judged("inputs.l.all(x, x == 0)", work, l=[0] * 100) == (False, "too_much_work")
+    assert 3000 < work.left < 5000
+    assert judged("inputs.l.all(x, x == 0)", work, l=[0] * 1000) == (False, "too_much_work")
     assert judged("inputs.n == 1", work, n=1) == (False, "too_much_work")
+
+
+def test_each_judgement_and_each_node_of_its_expression_takes_work() -> None:
+    # specification 20.3
+    short, long = Work(), Work()
+    judged("true", short)
+    judged(" || ".join(["inputs.n == 1"] * 200), long)
+    assert MOST_STEPS - short.left >= 1500
+    assert MOST_STEPS - long.left >= 100_000
 
 
 def test_parts_that_an_expression_does_not_read_cost_nothing() -> None:
     source = "has(inputs.big) && inputs.small.n == 1 && 'big' in inputs"
-    assert judged(source, Work(1000), big=[0] * 100_000, small={"n": 1, "list": [0] * 100_000})[0]
+    assert judged(source, Work(6000), big=[0] * 100_000, small={"n": 1, "list": [0] * 100_000})[0]
 
 
 def test_a_count_over_the_bound_ends_early() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,10 +74,19 @@ def dev(
         raise CommandFailed(error.code, error.message, Exit.USAGE, remedy=error.remedy) from None
     definitions = folder_to_try(ceremonies_dir)
     options = DevOptions(folder, log, grpc_addr, http_addr, nats_port, definitions, topic_prefix, knobs)
-    os.umask(0o077)  # all files of the folder are for their owner only
-    with readable_errors():
+    with readable_errors(), private_files():
         logs.configure(log_level, "console")
         loop.run(_dev(options, output, until_stdin_closes=until_stdin_closes))
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Make all new files readable for their owner only; restores the mask of the process at the end."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 async def _dev(options: DevOptions, output: Format, *, until_stdin_closes: bool) -> None:

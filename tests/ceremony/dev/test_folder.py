@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bridge.clock import HostClock
+from ceremony.cli.dev import private_files
 from ceremony.demo.engine import PROGRAM
 from ceremony.dev.nats_server import NatsServer, left_over, write_config
 from ceremony.dev.private import make_private_folder
@@ -51,6 +52,16 @@ def test_a_folder_of_an_earlier_run_is_made_private_and_one_of_the_user_is_left(
     for folder in (ours, foreign, new):
         make_private_folder(folder, "dev.lock")
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in (ours, foreign, new)] == [0o700, 0o755, 0o700]
+
+
+def test_the_mask_of_the_process_is_restored_after_dev() -> None:
+    before = os.umask(0o022)
+    try:
+        with private_files():
+            assert os.umask(0o077) == 0o077
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("content", [None, ""])

@@ -26,6 +26,9 @@ LARGEST_REQUEST_BYTES = 2 * 1024 * 1024
 _UNMEASURED = LARGEST_REQUEST_BYTES // MAX_OUTPUT_BYTES
 # Steps of work (tables/work.py) for each value of the sources that is joined in the fold; one does two bytes of text.
 _STEPS_PER_VALUE, _BYTES_PER_STEP = 60, 2
+# The same from the bytes of the row alone: a value has at least two of them, and the inputs that every ceremony has are
+# not counted. Where this bound is small, nothing is measured.
+_STEPS_PER_ROW_BYTE, _UNCOUNTED_BYTES, _SMALL_STEPS = 32, 300, 50_000
 
 
 class AggregationConfig(Config):
@@ -65,8 +68,12 @@ class Aggregation(Kind):
             )
         return {"aggregation_type": config.aggregation_type, "sources": config.sources, "values": values}
 
-    def steps_at_once(self, body: Any) -> int:
-        sizes = {name: size_of(value, LARGEST_REQUEST_BYTES) for name, value in body["values"].items()}
+    def steps_at_once(self, body: Any, row_size: int, left: int) -> int:
+        few = _STEPS_PER_ROW_BYTE * (row_size + _UNCOUNTED_BYTES) * len(body["sources"])
+        if few <= _SMALL_STEPS:
+            return few
+        most_values = left // _STEPS_PER_VALUE
+        sizes = {name: size_of(value, most_values) for name, value in body["values"].items()}
         named = [sizes[source] for source in body["sources"]]
         texts = sum(size.text_bytes for size in named) // _BYTES_PER_STEP
         return _STEPS_PER_VALUE * sum(size.values for size in named) + texts

@@ -54,7 +54,7 @@ class Kind:
         for path, template in self.templates(step).items():
             yield from template_problems(path, template, definition)
 
-    def steps_at_once(self, body: Any) -> int:
+    def steps_at_once(self, body: Any, row_size: int, left: int) -> int:
         return 0
 
     def at_once(self, body: Any) -> AtOnce | None:

@@ -62,8 +62,8 @@ ENGINE_ACTOR = "ceremony-engine"
 PAUSED_BECAUSE = "the fold failed on a command; see the dead letters"
 # Bytes of a value that leave room for key and headers in the largest record.
 LARGEST_VALUE_BYTES = LARGEST_RECORD_BYTES - 64 * 1024
-# Topic, key, value and headers of the record of one effect.
-EffectRecord = tuple[str, bytes | None, bytes, Sequence[Header]]
+# The effect, where it is an event; topic, key, value and headers of its record.
+EffectRecord = tuple[Event | None, str, bytes | None, bytes, Sequence[Header]]
 FOLD_FAILED = FoldResult("fold_failed", "the engine failed on this command and kept it as a dead letter")
 
 
@@ -138,9 +138,7 @@ class CeremonyAgent:
             folding.tally.unjudged.update(_log_unjudged(command.instance_id, decision))
         if decision.note == DEFINITION_UNKNOWN and row is not None:
             _keep_unread(batch, record, command)
-        for effect_record in records:
-            batch.send(*effect_record)
-        refusal = self._count_effects(folding, decision)
+        refusal = self._send(batch, folding, decision, records)
         if command.command_id and (expected := self._expected(command)) is not None:
             folding.replies[expected] = failure or refusal or _accepted(command, decision)
 
@@ -244,10 +242,10 @@ class CeremonyAgent:
         for ordinal, effect in enumerate(decision.effects):
             if isinstance(effect, Event):
                 key, value, headers = event_record(effect, record.offset, ordinal, FOLD)
-                records.append((self._events, key, value, headers))
+                records.append((effect, self._events, key, value, headers))
             elif isinstance(effect, StepRequested):
                 value = encode_request(effect)
-                records.append((self._requests[effect.kind], record.key, value, _request_headers(effect)))
+                records.append((None, self._requests[effect.kind], record.key, value, _request_headers(effect)))
             else:
                 continue
             if len(value) > LARGEST_VALUE_BYTES:
@@ -259,13 +257,19 @@ class CeremonyAgent:
                 raise RecordTooLarge(f"the row has {size} bytes, at most {LARGEST_VALUE_BYTES} are written")
         return records
 
-    def _count_effects(self, folding: Folding, decision: Decision) -> FoldResult | None:
-        """Count the effects for the metrics; return the refusal among them."""
+    def _send(
+        self, batch: Batch, folding: Folding, decision: Decision, records: list[EffectRecord]
+    ) -> FoldResult | None:
+        """Send the records, and count the effects for the metrics; return the refusal among them."""
+        for event, topic, key, value, headers in records:
+            if event is not None:
+                self._count(folding.tally, event)
+            batch.send(topic, key, value, headers)
+        if len(records) == len(decision.effects):
+            return None
         refusal = None
         for effect in decision.effects:
-            if isinstance(effect, Event):
-                self._count(folding.tally, effect)
-            elif isinstance(effect, Refused):
+            if isinstance(effect, Refused):
                 refusal = FoldResult(effect.code, effect.message)
             elif isinstance(effect, Ended):
                 folding.tally.ended[effect.status] += 1

@@ -154,8 +154,11 @@ class StepKind(Protocol):
         `context.state.attempt` already is the number of that attempt.
         """
 
-    def steps_at_once(self, body: Any) -> int:
-        """Return the steps of work that `at_once` takes; where the command has fewer left, the agent is asked."""
+    def steps_at_once(self, body: Any, row_size: int, left: int) -> int:
+        """Return a bound of the steps of work that `at_once` takes; where fewer are left, the agent is asked.
+
+        `row_size`: bytes that the row counts, all values of the body among them. `left`: the count may end above it.
+        """
 
     def at_once(self, body: Any) -> AtOnce | None:
         """Return the result of an attempt that needs no outside call, or None where its agent must be asked.

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 _HUGE = 1 << 63
+# Types that are no map; a question for an abstract class is dear.
+_PLAIN = frozenset({str, int, float, bool, type(None), list})
 
 
 class Size(NamedTuple):
@@ -29,12 +31,13 @@ def size_of(value: Any, most_values: int) -> Size:
     left = [value]
     while left and values <= most_values:
         item = left.pop()
-        if isinstance(item, Mapping):
+        kind = type(item)
+        if kind is dict or (kind not in _PLAIN and isinstance(item, Mapping)):
             entries += len(item)
             values += len(item)
             characters += 4 * sum(map(len, map(str, item)))
             left += item.values()
-        elif isinstance(item, list):
+        elif kind is list or isinstance(item, list):
             values += len(item)
             left += item
         elif isinstance(item, str):

@@ -10,6 +10,8 @@ from ports.errors import CeremonyError
 
 # Steps of one command: guards, schemas, templates and joined values together.
 MOST_STEPS = 4_500_000
+# Counting the steps of joined values takes at most such a part of them.
+_PART_COUNTED = 4
 
 
 class WorkSpent(CeremonyError):
@@ -34,12 +36,13 @@ class Work:
         self.left -= steps
 
     def takes(self, steps: int) -> bool:
-        """Take steps and return True, or take none where too few are left."""
+        """Take steps and return True. Where too few are left, return False, and take a part of them for the count."""
         if steps > self.left:
+            self.left -= self.left // _PART_COUNTED
             return False
         self.left -= steps
         return True
 
     def drain(self, steps: int) -> None:
         """Take steps that are done already; where too few were left, none is left for others."""
-        self.left = max(0, self.left - steps)
+        self.left = self.left - steps if steps < self.left else 0

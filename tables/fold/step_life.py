@@ -61,7 +61,7 @@ def start(fold: FoldContext, step: Step, *, new_budget: bool = False) -> None:
     row.drop_step_timers(step.id, old.phase)
     row.set_step(step.id, old.started(fold.now, new_budget=new_budget))
     fold.started = step
-    problem = roles.step_role_refusal(fold.definition, step)
+    problem = roles.step_role_refusal(fold.definition, step) if fold.definition.roles else None
     if problem is not None:
         fail(fold, step, Failed(problem[0], problem[1], retryable=False))
         return
@@ -89,13 +89,14 @@ def _request(fold: FoldContext, step: Step) -> None:
         fold.work.drain(_REFUSED_STEPS_PER_BYTE * row.size)
         fail(fold, step, body)
         return
-    may = fold.may_finish_at_once(step) and fold.work.takes(kind.steps_at_once(body))
+    work = fold.work
+    may = fold.may_finish_at_once(step) and work.takes(kind.steps_at_once(body, row.size, work.left))
     if may and (finished := kind.at_once(body)) is not None:
         _finish_at_once(fold, step, finished)
         return
     if row.size > _MEASURED_FROM_BYTES:
         size = encoded_size(body)
-        fold.work.drain(size)
+        work.drain(size)
         if size > MAX_REQUEST_BYTES:
             fail(fold, step, _request_too_large(size))
             return

@@ -14,8 +14,9 @@ from tables.guards import guard_steps, holds, is_human, is_unjudged
 from tables.instance import CeremonyStatus, Instance, Phase, StepState, StepStatus
 from tables.limits import MAX_TRANSITIONS, clip
 
-# Steps of work (tables/work.py) of judging one guard, whatever its check, and of looking whether one step is ready.
-_GUARD_STEPS, _LOOK_STEPS = 200, 10
+# Steps of work (tables/work.py) of judging one guard, whatever its check, and of looking whether one step is ready; a
+# look at few steps is not counted.
+_GUARD_STEPS, _LOOK_STEPS, _FEW = 200, 10, 20
 TRANSITION_APPLIED = "ceremony.transition.applied"
 # By name once: on Python 3.11 each look-up of a member costs a call.
 _PENDING, _COMPLETED, _FAILED = StepStatus.PENDING, StepStatus.COMPLETED, StepStatus.FAILED
@@ -120,7 +121,8 @@ def _start_ready(fold: FoldContext, candidates: tuple[Step, ...] | None) -> bool
     """
     row, selected = fold.row, fold.row.base.selected
     looked_at = fold.here if candidates is None else candidates
-    fold.work.drain(_LOOK_STEPS * len(looked_at))
+    if len(looked_at) > _FEW:
+        fold.work.drain(_LOOK_STEPS * len(looked_at))
     ended = False
     for step in looked_at:
         if row.steps[step.id].status is _PENDING and _ready(step, row.steps, selected):

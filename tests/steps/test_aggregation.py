@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from steps.aggregation import Aggregation, AggregationFailed, agent, aggregate
 from steps.registry import all_kinds
 from tables.kinds import Completed, Failed
+from tables.limits import MAX_ROW_BYTES
+from tables.work import MOST_STEPS, Work
 from tests.steps.fakes import MemoryBatch, agent_ports, body_of, context, request, run, step, wrong
 
 KIND = all_kinds()["aggregation_step"]
@@ -218,3 +221,35 @@ async def test_an_outcome_goes_to_the_commands_partition_of_its_request_with_its
     assert (sent.topic, sent.key, sent.partition) == ("x.commands", b"c1:s1", None)
     assert tuple(sent.headers) == (("correlation-id", b"corr-1"),)
     assert batch.outcomes[0].size == len(b'{"sources":["a"],"aggregation_type":"list","aggregated_result":[1]}')
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        0,
+        "",
+        "\N{GRINNING FACE}" * 20,
+        [0] * 200,
+        [[], {}],
+        {"a": {"b": [1, "c", None]}},
+        {"\N{GRINNING FACE}" * 9: 1.5},
+    ],
+    ids=str,
+)
+def test_the_size_of_the_row_bounds_the_steps_that_are_measured(value: Any) -> None:
+    # specification 20.3
+    body = {"aggregation_type": "list", "sources": ["a", "a"], "values": {"a": value}}
+    from_row = KIND.steps_at_once(body, len(msgspec.json.encode(value)), MOST_STEPS)
+    measured = KIND.steps_at_once(body, MAX_ROW_BYTES, MOST_STEPS)
+    assert 0 < measured <= from_row
+
+
+def test_values_beyond_the_work_that_is_left_are_not_measured_to_their_end() -> None:
+    # specification 20.3
+    body = {"aggregation_type": "list", "sources": ["a"], "values": {"a": [[n] for n in range(100_000)]}}
+    assert 6000 < KIND.steps_at_once(body, MAX_ROW_BYTES, 6000) < KIND.steps_at_once(body, MAX_ROW_BYTES, 10**9)
+
+
+def test_an_aggregation_that_is_left_to_its_agent_takes_work_for_the_count() -> None:
+    work = Work(1000)
+    assert not work.takes(1001) and 0 < work.left < 1000

@@ -1,6 +1,6 @@
 """Shares the event loop between heavy requests: at most one piece of heavy work in a turn of the loop, whoever asks.
 
-After a piece of more than a millisecond heavy work rests for as long as the piece took, so that at least half of the
+After pieces of more than a millisecond together heavy work rests for as long as they took, so that at least half of the
 time is left to all other calls.
 """
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ports.clock import Clock
 
-# Pieces that take less need no rest after them; a rest is never longer than LONGEST_REST_SECONDS.
+# Less work needs no rest after it; a rest is never longer than LONGEST_REST_SECONDS.
 SHORT_SECONDS, LONGEST_REST_SECONDS = 0.001, 0.05
 
 Result = TypeVar("Result")
@@ -24,21 +24,29 @@ class Turns:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._next = asyncio.Lock()
-        self._rest = 0.0
+        self._ended_at = 0.0
+        self._owed_seconds = 0.0
+        """The time of the pieces so far, less the time between them."""
+
+    def owe(self, seconds: float) -> None:
+        """Count work that was done outside of any turn."""
+        self._owed_seconds += seconds
 
     async def next(self) -> None:
         """Return in a later turn of the loop, in which nobody else got one."""
         async with self._next:
             await self._clock.sleep(0)  # the end of the last piece is noted meanwhile
-            if self._rest:
-                await self._clock.sleep(self._rest)
-                self._rest = 0.0
+            owed = self._owed_seconds - (self._clock.monotonic() - self._ended_at)
+            self._owed_seconds = max(owed, 0.0)
+            if owed > SHORT_SECONDS:
+                self._owed_seconds = 0.0
+                await self._clock.sleep(min(owed, LONGEST_REST_SECONDS))
             # Runs once the piece has ended: the caller works on until it waits.
             asyncio.get_running_loop().call_soon(self._ended, self._clock.monotonic())
 
     def _ended(self, began: float) -> None:
-        took = self._clock.monotonic() - began
-        self._rest = min(took, LONGEST_REST_SECONDS) if took > SHORT_SECONDS else 0.0
+        self._ended_at = self._clock.monotonic()
+        self._owed_seconds += self._ended_at - began
 
     async def run(self, pieces: Generator[None, None, Result]) -> Result:
         """Run work that yields after each piece, and return its result."""

@@ -192,3 +192,17 @@ async def test_heavy_work_rests_for_as_long_as_its_last_piece_took() -> None:
         pass
     await turns.next()
     assert clock.monotonic() - began >= 0.039
+
+
+async def test_heavy_work_rests_after_many_short_pieces_too() -> None:
+    # specification 14.20
+    clock = HostClock()
+    turns = Turns(clock)
+    worked, first = 0.0, clock.monotonic()
+    for _ in range(60):
+        await turns.next()
+        began = clock.monotonic()
+        while clock.monotonic() < began + 0.0005:
+            pass
+        worked += clock.monotonic() - began
+    assert clock.monotonic() - first >= 1.9 * worked - 0.002

@@ -18,6 +18,9 @@ from streams.turns import Turns
 
 # Bytes of a request above which it waits for a turn of its own to be decoded.
 SMALL_REQUEST_BYTES = 64 * 1024
+# The work of gRPC to receive a request, which nobody can measure here. It counts as heavy work too: a client that sends
+# requests as fast as they are refused would else keep the process busy with their bytes.
+RECEIVING_SECONDS_PER_BYTE = 5e-9
 CODE = "request_undecodable"
 MESSAGE = "the request's bytes are no message of this call, or nest deeper than protobuf reads (100 messages)"
 _UNDECODABLE = object()
@@ -84,7 +87,10 @@ def _unary(
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     async def unary(data: bytes, context: Any) -> Any:
         if len(data) > SMALL_REQUEST_BYTES:
+            turns.owe(len(data) * RECEIVING_SECONDS_PER_BYTE)
             if too_large is not None and (refusal := too_large(len(data))) is not None:
+                del data  # eight callers' are 32 MiB
+                await turns.next()
                 refuse(context, refusal)
                 return None
             await turns.next()

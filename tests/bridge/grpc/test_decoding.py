@@ -8,7 +8,8 @@ import grpc
 import pytest
 
 from bridge.clock import HostClock
-from bridge.grpc.decoding import RequestDecoding
+from bridge.grpc.decoding import RECEIVING_SECONDS_PER_BYTE, RequestDecoding
+from bridge.grpc.refusals import invalid
 from streams.turns import Turns
 
 pytestmark = pytest.mark.asyncio
@@ -16,6 +17,20 @@ pytestmark = pytest.mark.asyncio
 
 class Details(NamedTuple):
     method: str
+
+
+class Context:
+    """A context that counts the calls it ends."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+
+    def set_code(self, _code: grpc.StatusCode) -> None:
+        self.ended += 1
+
+    def set_details(self, _text: str) -> None: ...
+
+    def set_trailing_metadata(self, _metadata: Any) -> None: ...
 
 
 def handler() -> Any:
@@ -47,3 +62,17 @@ async def test_a_new_handler_gets_a_new_guard_and_an_unknown_method_is_not_remem
     assert await guarded(interceptor, "/a/Start", handler()) is not first
     assert await guarded(interceptor, "/a/None", None) is None
     assert list(interceptor._guarded) == ["/a/Start"]
+
+
+async def test_refusals_of_large_requests_are_spaced_by_the_work_of_receiving_them() -> None:
+    # specification 14.20
+    clock = HostClock()
+    context = Context()
+    refusal = invalid("inputs_too_large", "too large")
+    interceptor = RequestDecoding(Turns(clock), {"/a/Start": lambda _size: refusal})
+    start = (await guarded(interceptor, "/a/Start", handler())).unary_unary
+    data, began = b"x" * 4_000_000, clock.monotonic()
+    for _ in range(4):
+        await start(data, context)
+    assert context.ended == 4
+    assert clock.monotonic() - began >= 3 * len(data) * RECEIVING_SECONDS_PER_BYTE * 0.9

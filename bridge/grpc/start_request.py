@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -30,28 +29,28 @@ DEEPEST = 64
 LARGEST_INPUTS_BYTES = 256 * 1024
 # Characters of all inputs before parsing; larger requests are refused unparsed, so that they delay no other call.
 LONGEST_INPUT_TEXTS = 4 * LARGEST_INPUTS_BYTES
-# Bytes of a request; a larger one is refused undecoded. Inputs in a Struct take at most 5.5 times as much as in JSON.
-LARGEST_START_BYTES = 2 * 1024 * 1024
+# Bytes of a request; a larger one is refused undecoded. Inputs in a Struct take at most 5.5 times as much as in JSON,
+# and texts are at most LONGEST_INPUT_TEXTS long.
+LARGEST_START_BYTES = 6 * LARGEST_INPUTS_BYTES
 # Values of inputs that are converted, or texts that are parsed, before other calls get the event loop.
 VALUES_PER_PIECE = 200
 # Values of a request that are converted without waiting for a turn: nearly every start has fewer.
 VALUES_AT_ONCE = 100
-# Characters of JSON that are searched for brackets before other calls get the event loop.
+# Characters of JSON that are searched for brackets or digits before other calls get the event loop.
 CHARACTERS_PER_PIECE = 8 * 1024
 # The least bytes of JSON of a value in a list, with its comma, and of a named text.
 LEAST_VALUE_BYTES, LEAST_NAMED_TEXT_BYTES = 2, 6
 # Ids in step_ids, of which a definition has far fewer.
 MOST_STEP_IDS = 10_000
-# A whole number of so few characters is far from the largest double, and needs no check.
-SHORT_INTEGER = 18
+# A whole number of fewer digits is a finite double, and needs no check.
+LONG_INTEGER_DIGITS = 309
 # Above it a double, the only number of a Struct, stands for several whole numbers.
 LARGEST_EXACT = 2**53
 # Characters of correlation_id and requested_by; rows keep as many, so none is shortened.
 LONGEST_TEXT = MAX_ID_CHARACTERS
 
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
-_LONG_NUMBER = re.compile(rf"\d{{{SHORT_INTEGER}}}")
-_EXPONENT = re.compile(r"\d[eE]")
+_LONG_INTEGER = re.compile(rf"[0-9]{{{LONG_INTEGER_DIGITS}}}")
 
 
 class StartInvalid(CeremonyError):
@@ -192,6 +191,7 @@ def parse_pieces(name: str, text: str) -> Generator[None, None, Any]:
             INPUTS_TOO_LARGE, f"{name} is {least} bytes of JSON or more, at most {LARGEST_INPUTS_BYTES} are taken"
         )
     try:
+        msgspec.json.decode(text, type=msgspec.Raw)  # makes no values: a text that is no JSON costs little
         value = _loads(text)
         if "\\u" in text:
             msgspec.json.encode(value)  # half a surrogate pair raises ValueError
@@ -201,6 +201,8 @@ def parse_pieces(name: str, text: str) -> Generator[None, None, Any]:
         return text
     if len(text) > CHARACTERS_PER_PIECE:
         yield
+    if not (yield from _finite(text, value)):
+        return text
     yield from _require_shallow(name, text)
     return value
 
@@ -219,13 +221,43 @@ def _least_json_bytes(text: str) -> int:
 
 
 def _loads(text: str) -> Any:
-    """Parse JSON. The checks of numbers cost more than all the rest, and are left out where no number can need them."""
-    checked: dict[str, Any] = {}
-    if _LONG_NUMBER.search(text) is not None:
-        checked["parse_int"] = _whole
-    if checked or _EXPONENT.search(text) is not None:
-        checked["parse_float"] = _finite
-    return json.loads(text, parse_constant=_refuse, **checked)
+    """Parse JSON; numbers are exact as with `json`. Raises ValueError also for a float beyond all doubles."""
+    return msgspec.json.decode(text)
+
+
+def _finite(text: str, value: Any) -> Generator[None, None, bool]:
+    """Return False for a value that contains a whole number beyond all doubles."""
+    if not (yield from _has_long_integer(text)):
+        return True
+    containers = [value]
+    checked = 0
+    while containers:
+        container = containers.pop()
+        for item in container.values() if isinstance(container, dict) else container:
+            if isinstance(item, dict | list):
+                containers.append(item)
+            elif isinstance(item, int) and not _is_double(item):
+                return False
+            checked += 1
+            if checked % VALUES_PER_PIECE == 0:
+                yield
+    return True
+
+
+def _has_long_integer(text: str) -> Generator[None, None, bool]:
+    for first in range(0, len(text), CHARACTERS_PER_PIECE):
+        if first:
+            yield
+        if _LONG_INTEGER.search(text, first, first + CHARACTERS_PER_PIECE + LONG_INTEGER_DIGITS) is not None:
+            return True
+    return False
+
+
+def _is_double(number: int) -> bool:
+    try:
+        return math.isfinite(float(number))
+    except OverflowError:
+        return False
 
 
 def _too_deep(name: str) -> StartInvalid:
@@ -252,24 +284,6 @@ def _depths(text: str) -> Iterator[int | None]:
             yield None
 
 
-def _refuse(word: str) -> Any:
-    raise ValueError(word)
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError(digits)
-    return number
-
-
-def _whole(digits: str) -> int:
-    """A whole number, exact however long it is; one beyond all doubles counts as infinite."""
-    if len(digits) > SHORT_INTEGER:
-        _finite(digits)
-    return int(digits)
-
-
 def _converted(rich: Mapping[str, Any]) -> Generator[None, None, dict[str, Any]]:
     """Convert the values of a Struct, or of Python, and refuse them as soon as their JSON is certainly too large.
 
@@ -277,7 +291,7 @@ def _converted(rich: Mapping[str, Any]) -> Generator[None, None, dict[str, Any]]
     """
     made: dict[str, Any] = {}
     levels: list[tuple[Any, Iterator[tuple[str, Any]]]] = [(made, iter(rich.items()))]
-    name, size, number = "", 0, 0
+    name, size, number = "", LEAST_VALUE_BYTES * len(rich), 0
     while levels:
         container, items = levels[-1]
         item = next(items, None)
@@ -288,7 +302,7 @@ def _converted(rich: Mapping[str, Any]) -> Generator[None, None, dict[str, Any]]
         name = key if container is made else name
         value = _plain(given)
         number += 1
-        size += LEAST_VALUE_BYTES + len(key) + (len(value) if isinstance(value, str) else 0)
+        size += len(key) + _least_content_bytes(value)
         if size > LARGEST_INPUTS_BYTES:
             raise StartInvalid(INPUTS_TOO_LARGE, f"inputs_json is more than {LARGEST_INPUTS_BYTES} bytes of JSON")
         if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
@@ -305,6 +319,13 @@ def _converted(rich: Mapping[str, Any]) -> Generator[None, None, dict[str, Any]]
         if number % VALUES_PER_PIECE == VALUES_AT_ONCE:
             yield
     return made
+
+
+def _least_content_bytes(value: Any) -> int:
+    """A lower bound of the JSON bytes inside of a value, so that a long list is refused before its values are read."""
+    if isinstance(value, str):
+        return len(value)
+    return LEAST_VALUE_BYTES * len(value) if isinstance(value, Mapping | Sequence) else 0
 
 
 def _opened(value: Mapping[str, Any] | Sequence[Any]) -> tuple[Iterator[tuple[str, Any]], dict[str, Any] | list[Any]]:

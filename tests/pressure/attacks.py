@@ -156,6 +156,7 @@ Attack = Callable[[Target, Counter[str]], Coroutine[Any, Any, None]]
 ATTACKS: dict[str, Attack] = {
     "structs of 4 MB": lambda to, seen: call_for_ever(to, "StartPlanningCeremony", structs(3.9), seen),
     "structs of 1.9 MB": lambda to, seen: call_for_ever(to, "StartPlanningCeremony", structs(1.9), seen),
+    "structs of 1.3 MB": lambda to, seen: call_for_ever(to, "StartPlanningCeremony", structs(1.3), seen),
     "texts of 0.5 MB": lambda to, seen: call_for_ever(to, "StartPlanningCeremony", texts(), seen),
     "diagnose": lambda to, seen: call_for_ever(to, "Diagnose", b"", seen),
     "dead letters": lambda to, seen: call_for_ever(

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.uncounted]
 
 def test_an_honest_client_is_answered_during_an_attack() -> None:
     # specification 14.20, 22.11
-    names = ["structs of 1.9 MB"]
+    names = ["structs of 1.3 MB"]
     results = list(measure(names, seconds=0.5, rows=50, letters=100))
     assert [result.attack for result in results] == names
     for result in results:

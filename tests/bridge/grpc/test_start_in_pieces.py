@@ -75,7 +75,7 @@ async def test_a_struct_far_too_large_is_refused_before_it_is_converted(monkeypa
     rich = Struct()
     rich.fields["a"].list_value.values.extend([Value(bool_value=True)] * 400_000)
     counted = await converted_per_turn(monkeypatch, rich, callers=1)
-    assert counted.all <= LARGEST_INPUTS_BYTES // 2 + 1
+    assert counted.all == 1  # the length of the list says enough
     with pytest.raises(StartInvalid, match="inputs_too_large"):
         await command(Turns(HostClock()), {}, rich)
 
@@ -103,6 +103,20 @@ async def test_a_long_text_is_searched_for_brackets_in_pieces() -> None:
     text = "[" + "[]," * 40_000 + "0]"
     pieces = sum(1 for _ in start_request.parse_pieces("a", text))
     assert pieces >= len(text) // (CHARACTERS_PER_PIECE + 10)
+
+
+async def test_a_text_that_is_no_json_is_never_made_into_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    # specification 14.20
+    monkeypatch.setattr(start_request, "_loads", lambda _: pytest.fail("parsed"))
+    text = "[" + "[]," * 80_000 + "x]"
+    made = await command(Turns(HostClock()), {"a": text}, Struct())
+    assert made.inputs["a"] == text
+
+
+async def test_the_numbers_of_a_text_with_a_very_long_one_are_checked_in_pieces() -> None:
+    text = "[" + "[1]," * 40_000 + '"' + "9" * 309 + '"]'
+    pieces = sum(1 for _ in start_request.parse_pieces("a", text))
+    assert pieces >= 2 * 40_000 // VALUES_PER_PIECE
 
 
 async def test_too_many_inputs_are_refused_by_their_number() -> None:

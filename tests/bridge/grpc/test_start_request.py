@@ -128,6 +128,9 @@ def test_json_objects_and_arrays_are_parsed(text: str, value: Any) -> None:
         "[-1e999]",
         '["\\ud800"]',
         "[" + "9" * 5000 + "]",
+        "[" + "9" * 309 + "]",
+        f'{{"a": [{{"b": -{2**1024 - 2**970}}}]}}',
+        "[" + "0," * 20_000 + "9" * 309 + "]",
         "[x" + "[" * 500,
     ],
 )
@@ -137,7 +140,7 @@ def test_every_other_text_stays_a_string(text: str) -> None:
     assert parse_input("a", text) == text
 
 
-@pytest.mark.parametrize("number", [2**53 + 1, 2**63, 2**64, 2**64 + 1, -(2**70) - 1, 10**308 + 1])
+@pytest.mark.parametrize("number", [2**53 + 1, 2**63, 2**64, 2**64 + 1, -(2**70) - 1, 10**308 + 1, 2**1024 - 2**971])
 def test_whole_numbers_in_text_stay_exact(number: int) -> None:
     """In the log and in the row too: two starts that differ by one are two starts."""
     # specification 10.15
@@ -145,6 +148,11 @@ def test_whole_numbers_in_text_stay_exact(number: int) -> None:
     assert one.inputs["a"] == [number]
     assert decode_command(encode_command(one)) == one
     assert start_digest(one, ()) != start_digest(other, ())
+
+
+def test_digits_in_strings_and_fractions_are_no_whole_number() -> None:
+    digits = "9" * 400
+    assert parse_input("a", f'["{digits}", 0.{digits}, {digits}e-400]') == [digits, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("number", [2.0**53 + 2, -(2.0**60), 1e300])

@@ -341,9 +341,12 @@ class NextRow:
         return row
 
     def _assemble(self) -> Instance:
-        """Make the row by position: by name it would cost three times as much, and every command makes one."""
+        """Make the row by position: by name it would cost three times as much, and every command makes one.
+
+        Python makes a list of more than 30 arguments first, so the two that are seldom set follow.
+        """
         base = self.base
-        return Instance(
+        row = Instance(
             base.instance_id,
             base.ceremony_id,
             base.story_id,
@@ -374,9 +377,10 @@ class NextRow:
             base.inputs_size,
             base.expired,
             self.approvals_size,
-            self.command_digests,
-            self.asked_triggers,
         )
+        if self.command_digests or self.asked_triggers:
+            return replace(row, command_digests=self.command_digests, asked_triggers=self.asked_triggers)
+        return row
 
 
 def raised(row: Instance, version_by: int, attempts_by: int) -> Instance:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tables.definition import Definition, Step, Transition
@@ -83,7 +83,7 @@ def failing_guard(fold: FoldContext, transition: Transition) -> tuple[str, str] 
 def _all_done(fold: FoldContext) -> bool:
     """Return whether a guard-less transition may fire: selected steps are COMPLETED, and no step FAILED."""
     steps, selected = fold.row.steps, fold.row.base.selected
-    for step in _last_first(fold):
+    for step in reversed(fold.here):  # the last one is most likely not done
         status = steps[step.id].status
         if status is not _COMPLETED and (status is _FAILED or not selected or step.id in selected):
             return False
@@ -128,9 +128,9 @@ def _start_ready(fold: FoldContext, candidates: tuple[Step, ...] | None) -> bool
         if row.steps[step.id].status is _PENDING and _ready(step, row.steps, selected):
             step_life.start(fold, step)
             if row.steps[step.id].phase is not _ASKED:
-                ended = True
                 if fold.work.left:
-                    break
+                    return True
+                ended = True
     return ended
 
 
@@ -254,11 +254,6 @@ def finish(fold: FoldContext) -> Decision:
 def _successors(fold: FoldContext, completed: Step) -> tuple[Step, ...]:
     """Return the steps that this completion alone can have made ready: all other ready steps have started."""
     return fold.definition.waiting_for[completed.id]
-
-
-def _last_first(fold: FoldContext) -> Iterator[Step]:
-    """Iterate over the steps of the state, the last one first, for it is most likely not done."""
-    return reversed(fold.here)
 
 
 def _seen_under_way(fold: FoldContext) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ports.errors import CeremonyError
 from tables.cel.reads import nodes_of
 from tables.cel.tree import Call, Constant, Expr, Macro, MakeList, MakeMap, Name, Select, Static
-from tables.patterns import compile_cost, largest_pattern_weight, match_cost, pattern_weight
+from tables.patterns import call_cost, largest_pattern_weight, match_cost, pattern_weight
 from tables.sizes import Size, size_of, text_bytes
 from tables.work import Work, WorkSpent
 
@@ -250,11 +250,9 @@ class _Count:
 
     def matches(self, node: Call, values: list[Value]) -> Value:
         written = node.arguments[1]
-        if isinstance(written, Constant) and isinstance(written.value, str):
-            weight = pattern_weight(written.value)
-        else:
-            weight = largest_pattern_weight(values[1].text)
-        self._spend(compile_cost(weight) + match_cost(weight, values[0].text))
+        pattern = written.value if isinstance(written, Constant) and isinstance(written.value, str) else None
+        weight = largest_pattern_weight(values[1].text) if pattern is None else pattern_weight(pattern)
+        self._spend(call_cost(pattern, weight) + match_cost(weight, values[0].text))
         return _SCALAR
 
     def convert(self, node: Call, values: list[Value]) -> Value:

@@ -189,6 +189,18 @@ def test_each_judgement_and_each_node_of_its_expression_takes_work() -> None:
     assert MOST_STEPS - long.left >= 100_000
 
 
+@pytest.mark.parametrize(
+    ("pattern", "least"),
+    [("a", 600), ("a{1,900}b", 200_000), (r"\\pL+", 130_000), ("((a{9}){9}){9}", 22_000), ("a?" * 200, 31_000)],
+)
+def test_each_call_of_a_pattern_takes_the_work_of_compiling_it(pattern: str, least: int) -> None:
+    # specification 20.3
+    few, many = Work(), Work()
+    judged(f"inputs.l.all(x, inputs.s.matches('{pattern}'))", few, l=[1], s="ab")
+    judged(f"inputs.l.all(x, inputs.s.matches('{pattern}'))", many, l=[1] * 11, s="ab")
+    assert few.left - many.left >= 10 * least
+
+
 def test_parts_that_an_expression_does_not_read_cost_nothing() -> None:
     source = "has(inputs.big) && inputs.small.n == 1 && 'big' in inputs"
     assert judged(source, Work(6000), big=[0] * 100_000, small={"n": 1, "list": [0] * 100_000})[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import structlog
 
+from ports.clock import Clock
 from ports.errors import CeremonyError
 from tables.definition import Definition
 from tables.definitions.loader import load
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 NAME = re.compile(r"[A-Za-z0-9_]+")
 LARGEST_FILE_BYTES = 256 * 1024
 # A file that changed so shortly before it was read may change again under the same stamp: it is read once more.
-SETTLED_NS = 2_000_000_000
+SETTLED_SECONDS = 2.0
 # Errors of a path that leads to no file.
 _ABSENT = frozenset({ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG})
 # A pipe that takes the place of a file does not block the opening, and a link does not lead elsewhere after the check.
@@ -67,8 +67,9 @@ class DefinitionFile:
 class DefinitionFolder:
     """Definitions by name. `rules` are checks of this server beyond the language, such as the publish allowlist."""
 
-    def __init__(self, folder: Path, kinds: Kinds, rules: Sequence[ServerRule] = ()) -> None:
+    def __init__(self, folder: Path, kinds: Kinds, clock: Clock, rules: Sequence[ServerRule] = ()) -> None:
         self.folder = folder
+        self._clock = clock
         self._kinds = kinds
         self._rules = rules
         self._read: dict[str, DefinitionFile] = {}
@@ -130,10 +131,17 @@ class DefinitionFolder:
         """Return the last reading where the file has not changed since, else a new one. Raises OSError."""
         if before is not None and before.stamp == _stamp((self.folder / f"{name}.yaml").stat()):
             return before
-        content, stamp = _read(self._inside(name))
+        content, stamp = self._content(self._inside(name))
         if before is not None and before.content == content:
             return DefinitionFile(name, before.definition, before.problems, stamp, content)
         return self._load(name, content, stamp)
+
+    def _content(self, path: Path) -> tuple[bytes, Stamp | None]:
+        """Read a file, with its stamp if that tells a later change. Raises OSError."""
+        content, stamp = _read(path)
+        # The host's own clock set the stamp, so it is the one to compare with.
+        settled = self._clock.wall() - stamp.changed_ns / 1e9 > SETTLED_SECONDS
+        return content, stamp if settled else None
 
     def _inside(self, name: str) -> Path:
         """Resolve the links of a path, which may lead to any place inside the folder."""
@@ -177,7 +185,7 @@ def _unreadable(name: str, message: str) -> DefinitionFile:
     return DefinitionFile(name, None, (Problem(f"{name}.yaml", 1, "file_unreadable", message),))
 
 
-def _read(path: Path) -> tuple[bytes, Stamp | None]:
+def _read(path: Path) -> tuple[bytes, Stamp]:
     """Read at most one byte above the limit, with the stamp of these bytes. Raises OSError."""
     descriptor = os.open(path, _OPENING)
     try:
@@ -189,8 +197,7 @@ def _read(path: Path) -> tuple[bytes, Stamp | None]:
         while left and (part := os.read(descriptor, left)):
             parts.append(part)
             left -= len(part)
-        settled = time.time_ns() - found.st_ctime_ns > SETTLED_NS
-        return b"".join(parts), _stamp(found) if settled else None
+        return b"".join(parts), _stamp(found)
     finally:
         os.close(descriptor)
 

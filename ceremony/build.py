@@ -175,7 +175,7 @@ class Parts:
         self.metrics.build.labels(VERSION).set(1)
         kinds = all_kinds()
         rules = [partial(_subject_rule, settings.publish_subjects)]
-        self.definitions = DefinitionFolder(settings.ceremonies_dir, kinds, rules)
+        self.definitions = DefinitionFolder(settings.ceremonies_dir, kinds, clock, rules)
         self.nats = NatsConnection(settings.nats_url, clock)
         self.ray = RayExecutorClient(settings.ray_executor_url, call_timeout_seconds=settings.ray_call_timeout_seconds)
         self.app = _app(settings, clock)
@@ -210,7 +210,7 @@ class Parts:
         sharing = None if self.directory is None else Sharing(self.directory, new_id)
         clients = min(MOST_CONNECTIONS, descriptors.left_to_clients())
         self.grpc = GrpcServer(servicer, settings.grpc_addr, clock, engine.turns, sharing, clients)
-        self.http = HttpServer(settings.http_addr, states, settings.required, self.metrics.registry)
+        self.http = HttpServer(settings.http_addr, states, settings.required, self.metrics.registry, clock)
 
     def _advertised(self, settings: Settings) -> Callable[[], str]:
         """The address of our gRPC for other workers. It is asked for late: the port is known once it is bound."""

@@ -152,7 +152,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
                 request.SerializeToString(), timeout=self._left(until, context), metadata=self._metadata(context)
             )
             try:
-                ended = asyncio.ensure_future(call.code())
+                ended = self._clock.spawn(call.code(), name="forwarded-call")
                 while not await self._done(ended, LOOK_SECONDS) and self._new_owner(owner, method, request) is None:
                     pass
                 new = self._new_owner(owner, method, request)
@@ -203,14 +203,14 @@ class Forwarding(grpc.aio.ServerInterceptor):
         call = self._peers.stream(owner, method)(
             request.SerializeToString(), timeout=context.time_remaining(), metadata=self._metadata(context)
         )
-        reading: asyncio.Future[Any] = asyncio.ensure_future(call.read())
+        reading = self._clock.spawn(call.read(), name="forwarded-stream")
         try:
             if not await self._done(reading, ANSWER_SECONDS):
                 await abort(context, _unanswered(request))
             await context.send_initial_metadata(tuple(await call.initial_metadata()))
             while (response := await self._next(reading, owner, method, request, context)) is not grpc.aio.EOF:
                 yield response
-                reading = asyncio.ensure_future(call.read())
+                reading = self._clock.spawn(call.read(), name="forwarded-stream")
             context.set_trailing_metadata(tuple(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
             await context.abort(*ending_of_owner(error, request))

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
+from ports.clock import Clock
+
 # Connections at a time; probes and scrapers need a handful.
 MOST_CONNECTIONS = 200
 # From the connection, or from the last answer, until the next request is complete.
@@ -21,13 +23,15 @@ class Connections:
     def __init__(
         self,
         new_protocol: Callable[[], asyncio.Protocol],
+        clock: Clock,
         most: int = MOST_CONNECTIONS,
         request_seconds: float = REQUEST_SECONDS,
     ) -> None:
         self._new_protocol = new_protocol
+        self._clock = clock
         self._most = most
         self._request_seconds = request_seconds
-        self._deadlines: dict[asyncio.BaseTransport, asyncio.TimerHandle | None] = {}
+        self._deadlines: dict[asyncio.BaseTransport, asyncio.Task[None] | None] = {}
         """Of each open connection; None while a request is being answered."""
 
     def __len__(self) -> int:
@@ -55,9 +59,12 @@ class Connections:
         """End the connection unless its next request is complete in time."""
         if transport is None or transport not in self._deadlines:
             return
-        loop = asyncio.get_running_loop()
-        abort = cast(asyncio.Transport, transport).abort
-        self._deadlines[transport] = loop.call_later(self._request_seconds, abort)
+        late = self._end_late(cast(asyncio.Transport, transport))
+        self._deadlines[transport] = self._clock.spawn(late, name="http-request-deadline")
+
+    async def _end_late(self, transport: asyncio.Transport) -> None:
+        await self._clock.sleep(self._request_seconds)
+        transport.abort()
 
 
 class _Closing(asyncio.Protocol):

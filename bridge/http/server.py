@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from bridge.http.connections import MOST_CONNECTIONS, REQUEST_SECONDS, Connections
+from ports.clock import Clock
 
 # Seconds for which an answered connection waits for its next request; a scraper connects anew.
 KEEP_ALIVE_SECONDS = REQUEST_SECONDS
@@ -29,6 +30,7 @@ class HttpServer:
         states: States,
         required: tuple[str, ...],
         registry: CollectorRegistry,
+        clock: Clock,
         *,
         most_connections: int = MOST_CONNECTIONS,
         request_seconds: float = REQUEST_SECONDS,
@@ -46,7 +48,7 @@ class HttpServer:
         self._runner = web.AppRunner(
             app, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS, shutdown_timeout=STOP_SECONDS
         )
-        self.connections = Connections(self._new_protocol, most_connections, request_seconds)
+        self.connections = Connections(self._new_protocol, clock, most_connections, request_seconds)
         self._listening: asyncio.Server | None = None
 
     async def start(self) -> None:

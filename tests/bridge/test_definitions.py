@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from bridge.clock import HostClock
 from bridge.definitions import DefinitionFolder, DefinitionUnknown, ServerRule
 from steps.publish import subject_problems
 from steps.registry import all_kinds
@@ -26,7 +27,7 @@ def folder_with(folder: Path, **bodies: str) -> Path:
 
 
 def definitions(folder: Path, *rules: ServerRule) -> DefinitionFolder:
-    return DefinitionFolder(folder, KINDS, rules)
+    return DefinitionFolder(folder, KINDS, HostClock(), rules)
 
 
 def test_a_definition_is_found_by_name(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_a_change_under_the_same_size_and_time_is_seen(tmp_path: Path) -> None:
 
 def test_a_settled_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = definitions(folder_with(tmp_path, good=SELECTING))
-    monkeypatch.setattr("bridge.definitions.SETTLED_NS", -1)
+    monkeypatch.setattr("bridge.definitions.SETTLED_SECONDS", -1)
     before = found.get("good")
     monkeypatch.setattr(os, "open", None)
     assert found.get("good") is before

@@ -73,7 +73,7 @@ async def server_without_tables(folder: Path) -> AsyncIterator[Any]:
     servicer = Servicer(
         engine.commands,
         engine.reads,
-        DefinitionFolder(SPECS, kinds),
+        DefinitionFolder(SPECS, kinds, clock),
         letters,
         engine.partitions.readiness,
         new_id,

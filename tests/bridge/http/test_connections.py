@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from prometheus_client import CollectorRegistry
 
+from bridge.clock import HostClock
 from bridge.http.server import HttpServer
 
 pytestmark = pytest.mark.asyncio
@@ -17,7 +18,9 @@ HALF, WHOLE = b"GET /livez HTTP/1.1\r\nHost: x\r\n", b"GET /livez HTTP/1.1\r\nHo
 
 @contextlib.asynccontextmanager
 async def server(most: int, seconds: float) -> AsyncIterator[HttpServer]:
-    made = HttpServer("127.0.0.1:0", dict, (), CollectorRegistry(), most_connections=most, request_seconds=seconds)
+    made = HttpServer(
+        "127.0.0.1:0", dict, (), CollectorRegistry(), HostClock(), most_connections=most, request_seconds=seconds
+    )
     await made.start()
     try:
         yield made

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
+from bridge.clock import HostClock
 from bridge.http.server import HttpServer
 from streams.metrics import process_metrics
 from tests.e2e.world import World, http_get, until
@@ -120,7 +121,7 @@ async def test_an_unknown_path_is_not_found(world: World) -> None:
 async def test_only_required_neighbours_decide_readiness(states: dict[str, str], status: int) -> None:
     """A required neighbour with an unknown state is not ready either."""
     # specification 22.4
-    server = HttpServer("127.0.0.1:0", lambda: states, ("log", "nats"), process_metrics().registry)
+    server = HttpServer("127.0.0.1:0", lambda: states, ("log", "nats"), process_metrics().registry, HostClock())
     await server.start()
     try:
         found, body = await asyncio.to_thread(http_get, f"http://127.0.0.1:{server.port}/readyz")
@@ -131,7 +132,7 @@ async def test_only_required_neighbours_decide_readiness(states: dict[str, str],
 
 
 async def test_a_port_in_use_raises_an_os_error(world: World) -> None:
-    server = HttpServer(f"127.0.0.1:{world.worker.http.port}", dict, (), process_metrics().registry)
+    server = HttpServer(f"127.0.0.1:{world.worker.http.port}", dict, (), process_metrics().registry, HostClock())
     with pytest.raises(OSError, match="address already in use"):
         await server.start()
     await server.stop()

@@ -192,6 +192,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     def completed(self, output: Any, size: int, approvals: tuple[Approval, ...] = ()) -> StepState:
         """The step has its output."""
+        has_texts = approvals or self.deliberation_id
         return StepState(
             _COMPLETED,
             self.attempt,
@@ -201,7 +202,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             approvals=approvals,
             started_at=self.started_at,
             size=size,
-            gathered=approvals_weight(approvals) + text_size(self.deliberation_id),
+            gathered=approvals_weight(approvals) + text_size(self.deliberation_id) if has_texts else 0,
             announced=self.announced,
         )
 

@@ -78,18 +78,17 @@ def ask_again(fold: FoldContext, step: Step) -> None:
 def _request(fold: FoldContext, step: Step) -> None:
     row = fold.row
     base, state = row.base, row.steps[step.id]
-    kind = fold.kind(step)
+    kind, work = fold.kinds[step.handler], fold.work
     try:
-        fold.work.spend(_REQUEST_STEPS)
+        work.spend(_REQUEST_STEPS)
         body = kind.request(fold.context(step))
     except WorkSpent as error:
         fail(fold, step, Failed(error.code, error.message))
         return
     if isinstance(body, Failed):
-        fold.work.drain(_REFUSED_STEPS_PER_BYTE * row.size)
+        work.drain(_REFUSED_STEPS_PER_BYTE * row.size)
         fail(fold, step, body)
         return
-    work = fold.work
     may = fold.may_finish_at_once(step) and work.takes(kind.steps_at_once(body, row.size, work.left))
     if may and (finished := kind.at_once(body)) is not None:
         _finish_at_once(fold, step, finished)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,8 @@ import pytest
 import pytest_asyncio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
+from bridge.grpc import servicer
+from streams.turns import LONGEST_REST_SECONDS
 from tables.commands import PutDefinition, Start, encode_command
 from tests.bridge.grpc.world import definitions_folder, refused
 from tests.e2e.world import World, until
@@ -61,6 +64,16 @@ async def test_an_accepted_start_returns_the_instance_id(world: World) -> None:
     found = await world.get("c-plain:S1")
     assert (found.ceremony_id, found.story_id, found.definition_name) == ("c-plain", "S1", "selecting")
     assert found.correlation_id == "c-plain:S1"
+
+
+async def test_large_starts_are_spaced_by_the_work_to_fold_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several that end their conversion at once would be folded in one batch, and every other call waits for it."""
+    # specification 14.20
+    monkeypatch.setattr(servicer, "FOLDING_SECONDS_PER_BYTE", 1.0)  # the longest rest after each
+    large = {"payload": json.dumps(["x" * servicer.LARGE_INPUTS_BYTES])}
+    began = time.monotonic()
+    await asyncio.gather(*(world.stub.StartPlanningCeremony(request(inputs=large)) for _ in range(11)))
+    assert time.monotonic() - began >= 10 * LONGEST_REST_SECONDS * 0.9
 
 
 @pytest.mark.parametrize("field", ["ceremony_id", "story_id", "definition_name", "requested_by"])

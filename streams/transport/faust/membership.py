@@ -55,12 +55,9 @@ class MemberConsumer(FaustConsumer):
 
     async def take_over(self, assigned: Iterable[TP], generation: int) -> None:
         """Serve an assignment for which Faust has set up its agents."""
-        await self.app.owner.take_over(self.pairs_of(assigned), self.is_current(generation))
-
-    def pairs_of(self, tps: Iterable[TP]) -> list[tuple[str, int]]:
-        """Return (agent, partition) for each partition that an agent reads."""
         by_topic = {spec.topic: name for name, spec in self.app.owner.specs.items()}
-        return [(by_topic[tp.topic], tp.partition) for tp in tps if tp.topic in by_topic]
+        pairs = [(by_topic[tp.topic], tp.partition) for tp in assigned if tp.topic in by_topic]
+        await self.app.owner.take_over(pairs, self.is_current(generation))
 
     def is_current(self, generation: int) -> IsCurrent:
         return lambda: generation == self.app.consumer_generation_id and not self.should_stop

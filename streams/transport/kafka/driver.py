@@ -86,8 +86,6 @@ class KafkaTransport(membership.GroupTransport):
 
     async def commit_now(self) -> None:
         async with self._committing:  # after waiting here, the caller's offset is written, too
-            if self.app.consumer.joining:
-                return  # with the present generation it would be refused, and cost the membership
             offsets, self._offsets = self._offsets, {}
             if not offsets:
                 return

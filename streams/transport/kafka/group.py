@@ -1,14 +1,9 @@
-"""Membership of a worker in the consumer group of Kafka, which assigns the partitions.
-
-A member joins again without giving anything up: until it has joined, the group gives its partitions to nobody, and
-after that only those that it has given up (`streams/transport/faust/assignor.py`).
-"""
+"""Membership of a worker in the consumer group of Kafka, which assigns the partitions."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 
-import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from faust.types import TP
 
@@ -16,9 +11,6 @@ from ports.log import LogFailed, LogUnavailable
 from streams.transport.faust import membership
 from streams.transport.kafka.session import GroupSession
 from streams.transport.partition.assignment import IsCurrent
-
-# Its lines are news at INFO, unlike others of the transport.
-log = structlog.get_logger("streams.membership")
 
 # A static member that loses its membership so many times within these seconds shares its worker id with another.
 TWIN_SECONDS, TWIN_LOSSES = 30.0, 3
@@ -31,8 +23,9 @@ class RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]
         self._member = member
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._member.app.on_rebalance_start()
         self._member.notice_lost_membership()
-        await self._member.joins_again({TP(*tp) for tp in revoked})
+        await self._member.on_partitions_revoked({TP(*tp) for tp in revoked})
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> Awaitable[None]:
         tps = set(assigned)
@@ -46,12 +39,6 @@ class GroupMember(membership.MemberConsumer):
     _group: AIOKafkaConsumer | None = None
     _session: GroupSession | None = None
     _lost: tuple[float, ...] = ()
-    _keeps = False
-    """True when nobody else can have had our partitions since the last assignment."""
-    joining = False
-    """True from a request to join again until its answer. The broker answers nothing else of the group meanwhile."""
-    _member_id = ""
-    _why = "joined"
 
     async def on_start(self) -> None:
         await self.app.driver.open()
@@ -79,12 +66,7 @@ class GroupMember(membership.MemberConsumer):
 
     @property
     def fresh(self) -> bool:
-        return self.is_member and self._session is not None and self._session.fresh
-
-    @property
-    def is_member(self) -> bool:
-        """False before the first join, and once this member knows that the group has replaced it."""
-        return self._group is not None and self._group._coordinator.generation >= 0
+        return self._session is not None and self._session.fresh
 
     @property
     def group(self) -> AIOKafkaConsumer:
@@ -112,56 +94,15 @@ class GroupMember(membership.MemberConsumer):
             self.group.seek(tp, 0)
             self.group.pause(tp)
 
-    async def joins_again(self, tps: set[TP]) -> None:
-        """Serve on until the new assignment is known; give everything up if the group has replaced this member."""
-        if self._session is not None and self.is_member:
-            self._why = "rebalance"
-            self._session.joining()
-            await self.app.owner.left()
-            await self.app.driver.commit_now()
-            self.joining = True
-            return
-        self.app.assignor.forget()
-        self.app.on_rebalance_start()
-        self._report(gave_up=tps, why="replaced")
-        self._tps = set()
-        await self.on_partitions_revoked(tps)
-
     async def assigned(self, tps: set[TopicPartition]) -> None:
-        """Take over an assignment; parts are kept if it is the next one, so that none in between went to others."""
-        app, before, coordinator = self.app, self._tps, self.group._coordinator
-        generation, member_id = coordinator.generation, coordinator.member_id
-        self._keeps = member_id == self._member_id and generation - app.consumer_generation_id in (0, 1)
-        self.joining = False
-        self._member_id, self._tps = member_id, {TP(*tp) for tp in tps}
-        app.consumer_generation_id = generation
+        self.app.consumer_generation_id = self.group._coordinator.generation
+        self._tps = {TP(*tp) for tp in tps}
         if self._session is not None:
             self._session.joined()
-        if not app.rebalancing:
-            app.on_rebalance_start()
         try:
-            # Faust delivers the batches in hand of partitions that are being given up, too.
-            await self.on_partitions_assigned(self._tps | before, generation)
+            await self.on_partitions_assigned(set(self._tps), self.app.consumer_generation_id)
         finally:
-            app.on_rebalance_end()
-        self._report(took=self._tps - before, kept=self._tps & before, gave_up=before - self._tps, why=self._why)
-        if app.assignor.withheld:
-            app.assignor.withheld = False
-            coordinator.request_rejoin()
-
-    async def take_over(self, assigned: Iterable[TP], generation: int) -> None:
-        pairs = self.pairs_of(self._tps)
-        await self.app.owner.take_over(
-            pairs, self.is_current(generation), keep=self._keeps, leave_seconds=membership.GIVE_UP_SECONDS
-        )
-
-    def _report(
-        self, why: str, took: Collection[TP] = (), kept: Collection[TP] = (), gave_up: Collection[TP] = ()
-    ) -> None:
-        """Log the partitions that this worker takes and gives up."""
-        if took or gave_up:
-            numbers = {name: _numbers(tps) for name, tps in (("took", took), ("kept", kept), ("gave_up", gave_up))}
-            log.info("partitions_moved", why=why, generation=self.app.consumer_generation_id, **numbers)
+            self.app.on_rebalance_end()
 
     def is_current(self, generation: int) -> IsCurrent:
         """Return a check that fails as soon as the coordinator removes this member, before the rebalance is known."""
@@ -183,12 +124,7 @@ class GroupMember(membership.MemberConsumer):
             await self.group.commit(mine)
 
     async def on_stop(self) -> None:
-        self._report(gave_up=self._tps, why="stopping")
         await super().on_stop()
         group, self._group = self._group, None
         if group is not None:
             await group.stop()  # without a worker id it leaves the group at once
-
-
-def _numbers(tps: Collection[TP]) -> str:
-    return ",".join(map(str, sorted({tp.partition for tp in tps}))) or "none"

@@ -31,11 +31,6 @@ class GroupSession:
     def fresh(self) -> bool:
         return self._clock.monotonic() - self._known < self._seconds
 
-    def joining(self) -> None:
-        """Note that the member is about to join again. Until it has, the group gives its partitions to nobody."""
-        if self.fresh:
-            self._known = self._clock.monotonic()
-
     def joined(self) -> None:
         """Note a new assignment by the group."""
         self._known = self._clock.monotonic()

@@ -34,8 +34,6 @@ UNSAVED_BYTES = 16 * 1024 * 1024
 LEAST_UNSAVED_BYTES = 512 * 1024
 # Pause before a failed partition is taken again; gives a fenced worker time to learn of a rebalance.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
-# Pause while the group is between two assignments, which takes some milliseconds.
-BETWEEN_ASSIGNMENTS_SECONDS = 0.1
 
 
 class Superseded(CeremonyError):
@@ -51,11 +49,7 @@ class BackendFactory(Protocol):
 
 
 class PartitionAssignment:
-    """Takes, serves and gives up parts, for one assignment at a time. `give_up` ends it, and may be called twice.
-
-    Parts that a new assignment keeps are served on; those that it lacks are given up in the background, and `left`
-    returns once they are free.
-    """
+    """Takes, serves and gives up parts, for one assignment at a time. `give_up` ends it, and may be called twice."""
 
     def __init__(
         self,
@@ -85,10 +79,7 @@ class PartitionAssignment:
         self._parts: dict[tuple[str, int], Part] = {}
         self._serving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._assigned: set[tuple[str, int]] = set()
-        self._tokens: dict[tuple[str, int], object] = {}
-        """One for each assigned pair; a task whose token was replaced has lost its pair."""
-        self._is_current: IsCurrent = lambda: False
-        self._leaving: asyncio.Task[None] | None = None
+        self._epoch = 0
         self._lock = asyncio.Lock()
 
     # ---- state
@@ -125,71 +116,34 @@ class PartitionAssignment:
 
     # ---- assignments
 
-    async def take_over(
-        self,
-        assigned: Iterable[tuple[str, int]],
-        is_current: IsCurrent,
-        *,
-        keep: bool = False,
-        leave_seconds: float = 0.0,
-    ) -> None:
-        """Begin to serve these (agent, partition) pairs and return at once; `settled` turns true when it is done.
-
-        `keep`: nobody else can have had the pairs that were assigned before, so their parts are served on. Others
-        finish the batches in hand within `leave_seconds`.
-        """
+    async def take_over(self, assigned: Iterable[tuple[str, int]], is_current: IsCurrent) -> None:
+        """Begin to serve these (agent, partition) pairs and return at once; `settled` turns true when it is done."""
         async with self._lock:
-            await self._left()
-            wanted = set(assigned)
-            staying = {key for key in wanted if keep and key in self._serving and not self._serving[key].done()}
-            self._is_current = is_current
-            self._assigned = wanted
+            await self._give_up(0.0)
             self.unserved.clear()
-            leaving = self._take_out(self._serving.keys() - staying)
-            if keep:
-                self._leaving = self._clock.spawn(
-                    self._end(leaving, leave_seconds), name="partitions that have moved are given up"
+            epoch = self._epoch
+            self._assigned = set(assigned)
+
+            def current() -> bool:
+                return epoch == self._epoch and is_current()
+
+            for name, number in sorted(self._assigned):
+                serving = self._clock.spawn(
+                    self._serve(self.specs[name], number, current), name=f"{name}[{number}] is served"
                 )
-            else:
-                await self._end(leaving, 0.0)
-            for key in sorted(wanted - staying):
-                self._begin(key)
-
-    def _begin(self, key: tuple[str, int]) -> None:
-        name, number = key
-        token = self._tokens[key] = object()
-
-        def ours() -> bool:
-            return self._tokens.get(key) is token
-
-        serving = self._serve(self.specs[name], number, ours, lambda: ours() and self._is_current())
-        self._serving[key] = self._clock.spawn(serving, name=f"{name}[{number}] is served")
-
-    async def left(self) -> None:
-        """Return once the parts that the last assignment lacked are given up."""
-        async with self._lock:
-            await self._left()
-
-    async def _left(self) -> None:
-        leaving, self._leaving = self._leaving, None
-        if leaving is not None:
-            await leaving
+                self._serving[name, number] = serving
 
     async def give_up(self, seconds: float) -> None:
         """Finish the batches in hand within `seconds`, checkpoint, and give everything up. Also ends a take-over."""
         async with self._lock:
-            self._assigned = set()
-            await self._end(self._take_out(self._serving.keys()), seconds)
-            await self._left()
+            await self._give_up(seconds)
 
-    def _take_out(self, keys: Iterable[tuple[str, int]]) -> dict[tuple[str, int], asyncio.Task[None]]:
-        """Return the tasks that serve these pairs, which are theirs no longer."""
-        keys = list(keys)
-        for key in keys:
-            del self._tokens[key]
-        return {key: self._serving.pop(key) for key in keys}
-
-    async def _end(self, serving: Mapping[tuple[str, int], asyncio.Task[None]], seconds: float) -> None:
+    async def _give_up(self, seconds: float) -> None:
+        self._epoch += 1
+        self._assigned = set()
+        serving, self._serving = self._serving, {}
+        if not serving:
+            return
         for key, task in serving.items():
             part = self._parts.get(key)
             if part is None:
@@ -218,19 +172,15 @@ class PartitionAssignment:
 
     # ---- one partition
 
-    async def _serve(self, spec: AgentSpec, number: int, ours: IsCurrent, is_current: IsCurrent) -> None:
-        """Take and serve one partition while it is assigned; take it again after a fence or a failure.
-
-        Between two assignments, both of which may have it, `ours` holds and `is_current` does not.
-        """
+    async def _serve(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> None:
+        """Take and serve one partition while it is assigned; take it again after a fence or a failure."""
         pause = FIRST_PAUSE_SECONDS
-        while ours():
+        while is_current():
             try:
-                if is_current():
-                    await self._serve_once(spec, number, is_current)
-                    return
+                await self._serve_once(spec, number, is_current)
+                return
             except Superseded:
-                pass
+                return
             except PartitionNotServed as reason:
                 logger.error("%s[%d] is not served: %s", spec.name, number, reason)
                 self.unserved.setdefault(number, (reason.code, f"{spec.name}: {reason.text}"))
@@ -245,9 +195,6 @@ class PartitionAssignment:
                 return
             except Exception as failure:
                 logger.error("%s[%d] failed and is given up: %s", spec.name, number, failure, exc_info=failure)
-            if not is_current():
-                await self._clock.sleep(BETWEEN_ASSIGNMENTS_SECONDS)
-                continue
             await self._clock.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 

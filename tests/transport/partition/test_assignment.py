@@ -117,48 +117,6 @@ async def test_on_recovered_gets_the_number_of_rows_of_a_taken_partition() -> No
     await bench.owner.give_up(5)
 
 
-async def test_parts_that_a_new_assignment_keeps_are_served_on() -> None:
-    bench = Bench()
-    await bench.take_over()
-    await until(lambda: bench.owner.settled)
-    before = bench.owner.views("keeper")
-    await bench.owner.take_over([("keeper", 1), ("worker", 0)], lambda: True, keep=True, leave_seconds=5)
-    await bench.owner.left()
-    assert bench.owner.views("keeper") == {1: before[1]}
-    assert bench.lost == [0]
-    bench.memory.append("commands", 1, b"a", b"1")
-    await until(lambda: before[1].position == 1)
-    await bench.owner.take_over(BOTH, lambda: True, keep=True)
-    await until(lambda: bench.owner.settled)
-    assert bench.owner.views("keeper")[1] is before[1]
-    assert bench.owner.views("keeper")[0] is not before[0]
-    await bench.owner.give_up(5)
-    assert bench.memory.rows["rows", 1] == {b"a": b"1"}
-
-
-async def test_an_assignment_that_may_have_gone_to_others_in_between_is_taken_anew() -> None:
-    bench = Bench()
-    await bench.take_over()
-    await until(lambda: bench.owner.settled)
-    before = bench.owner.views("keeper")[1]
-    await bench.take_over()
-    await until(lambda: bench.owner.settled)
-    assert bench.owner.views("keeper")[1] is not before
-    await bench.owner.give_up(5)
-
-
-async def test_a_partition_recovered_between_two_assignments_is_taken_by_the_second() -> None:
-    """While the group settles, nobody knows the owner: the recovery stops, and goes on with the new assignment."""
-    bench = Bench()
-    current = False
-    await bench.owner.take_over(BOTH, lambda: current)
-    await asyncio.sleep(0.05)
-    assert bench.owner.parts == []
-    current = True
-    await until(lambda: bench.owner.settled)
-    await bench.owner.give_up(5)
-
-
 async def test_giving_up_waits_only_some_time_for_a_stuck_agent() -> None:
     bench = Bench()
     bench.stuck = True

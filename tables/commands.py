@@ -130,6 +130,8 @@ class GateDecision(Command, frozen=True, tag="gate_decision", kw_only=True):
     comment: str = ""
     visit: int = 0
     """The visit of the gate's state that the sender saw; 0: the present one (then `command_id` detects repetition)."""
+    names_guard: bool = False
+    """The sender calls it a guard: where a gate step of a pinned definition has the same name, the guard is meant."""
 
 
 class TimerFired(Command, frozen=True, tag="timer_fired", kw_only=True):

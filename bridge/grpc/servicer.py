@@ -160,11 +160,12 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             actor_key=actor_key(fields["actor"]),
             comment=request.comment,
             visit=request.visit,
+            names_guard=bool(request.guard),
             **fields,
         )
         answer = pb.DecideGateResponse(**await self._operate_and_answer(command, context))
         for still_open in answer.ceremony.open_gates:
-            if request.approved and still_open.step_id == gate:
+            if request.approved and still_open.step_id == request.step_id != "":
                 answer.message = f"recorded: {still_open.approvals} of {still_open.quorum} approvals"
         return answer
 

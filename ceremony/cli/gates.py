@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,12 +75,22 @@ async def open_gate(client: PlanningCeremonyClient, decision: GateChoice) -> pb.
     found = await client.get(decision.instance_id)
     if found is None:
         raise unknown(decision.instance_id)
-    gates = {gate.step_id or gate.guard: gate for gate in found.open_gates}
     if decision.gate is not None:
-        return gates.get(decision.gate) or pb.OpenGate(step_id=decision.gate)
-    if len(gates) == 1:
-        return next(iter(gates.values()))
-    if gates:
-        raise CommandFailed("gate_ambiguous", f"{found.instance_id} has several open gates: {', '.join(gates)}")
+        return named_gate(found.open_gates, decision.gate, decision.role) or pb.OpenGate(step_id=decision.gate)
+    if len(found.open_gates) == 1:
+        return found.open_gates[0]
+    if found.open_gates:
+        names = ", ".join(gate.step_id or gate.guard for gate in found.open_gates)
+        raise CommandFailed("gate_ambiguous", f"{found.instance_id} has several open gates: {names}")
     waits = "; ".join(found.waiting_for) or f"it is {found.status}"
     raise CommandFailed("gate_not_open", f"{found.instance_id} has no open gate: {waits}")
+
+
+def named_gate(gates: Iterable[pb.OpenGate], name: str, role: str | None) -> pb.OpenGate | None:
+    """Return the open gate of this name, or None.
+
+    In a ceremony of an old definition a gate step and a human guard may share it: then the one of this role is meant,
+    else the step, which is listed first.
+    """
+    named = [gate for gate in gates if name in (gate.step_id, gate.guard)]
+    return next((gate for gate in named if gate.role == role), named[0] if named else None)

@@ -34,11 +34,10 @@ GATE_DECIDED = "ceremony.gate.decided"
 
 def gate_decision(fold: FoldContext, command: GateDecision) -> None:
     """Fold a decision, which names a gate step or a human guard."""
-    step = fold.definition.steps.get(command.gate)
-    guard = fold.definition.guards.get(command.gate)
+    step, guard = _named(fold, command)
     if step is not None and step.gate is not None:
         _on_step(fold, command, step, step.gate)
-    elif guard is not None and is_human(guard):
+    elif guard is not None:
         _on_guard(fold, command, guard)
     else:
         fold.refuse(
@@ -48,14 +47,26 @@ def gate_decision(fold: FoldContext, command: GateDecision) -> None:
         )
 
 
+def _named(fold: FoldContext, command: GateDecision) -> tuple[Step | None, Guard | None]:
+    """Return the gate step or the human guard that the decision is about, or neither.
+
+    Only definitions that are pinned, and older than the rule against it, have both under one name. There the guard is
+    meant where the decision calls it a guard, and else the step.
+    """
+    step, guard = fold.definition.steps.get(command.gate), fold.definition.guards.get(command.gate)
+    human = guard if guard is not None and is_human(guard) else None
+    if step is None or step.gate is None or (command.names_guard and human is not None):
+        return None, human
+    return step, None
+
+
 def forbidden(fold: FoldContext, command: GateDecision) -> tuple[str, str] | None:
     """Return why the decision is not open to its actor: none is named, or the role may not decide this gate."""
     if not command.actor.strip():
         return refusals.ACTOR_REQUIRED, "a decision needs an actor"
-    step = fold.definition.steps.get(command.gate)
+    step, guard = _named(fold, command)
     if step is not None and step.gate is not None:
         return roles.gate_refusal(fold.definition, step, step.gate, command.role)
-    guard = fold.definition.guards.get(command.gate)
     return None if guard is None else roles.guard_refusal(guard, command.role)
 
 

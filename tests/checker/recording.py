@@ -102,18 +102,20 @@ class Definition:
     steps: Mapping[str, str]
     """State by step id."""
     gates: frozenset[str]
-    """Steps that are human gates."""
+    """Steps that are human gates, but for those whose name is a human guard's too: an event of it may be either's."""
 
     @classmethod
     def read(cls, text: str) -> Definition:
         data = yaml.safe_load(text)
         steps = data.get("steps") or []
+        guards = data.get("guards") or {}
+        humans = {name for name, guard in guards.items() if guard.get("type") == "human"}
         return cls(
             initial=next(state["id"] for state in data["states"] if state.get("initial")),
             terminal=frozenset(state["id"] for state in data["states"] if state.get("terminal")),
             transitions=frozenset((t["from"], t["to"], t["trigger"]) for t in data["transitions"]),
             steps={step["id"]: step["state"] for step in steps},
-            gates=frozenset(step["id"] for step in steps if step["handler"] == "human_gate_step"),
+            gates=frozenset(step["id"] for step in steps if step["handler"] == "human_gate_step") - humans,
         )
 
 

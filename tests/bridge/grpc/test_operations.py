@@ -18,8 +18,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bridge.grpc.messages import LARGEST_ANSWER_BYTES
 from bridge.grpc.server import SERVICE
+from tables.definitions import step_rules
 from tables.limits import MAX_TEXT_CHARACTERS
-from tests.bridge.grpc.world import definitions_folder, refused
+from tests.bridge.grpc.world import HEAD, TWICE, definitions_folder, refused
 from tests.e2e.world import World, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -234,6 +235,24 @@ async def test_a_human_guard_is_decided_by_name(world: World) -> None:
         await world.stub.DecideGate(decision(instance_id, guard="clerk_agrees", role="GUARD"))
     answer = await world.stub.DecideGate(decision(instance_id, guard="clerk_agrees", role="CLERK"))
     assert (answer.ceremony.status, answer.ceremony.current_state) == ("COMPLETED", "DONE")
+
+
+async def test_a_guard_and_a_gate_of_one_name_are_decided_as_the_request_calls_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The definition is one of an older release, so the rule against it is left out while it is started."""
+    # specification 8.3, 24.4
+    monkeypatch.setattr(step_rules, "_report_shared_names", lambda *_: None)
+    (world.folder / "definitions" / "twice.yaml").write_text(HEAD.format(name="twice") + TWICE)
+    instance_id = await opened(world, "twice")
+    with refused("PERMISSION_DENIED", "role_not_allowed"):
+        await world.stub.DecideGate(decision(instance_id, step_id="agreed", role="CLERK"))
+    answer = await world.stub.DecideGate(decision(instance_id, guard="agreed", role="CLERK"))
+    assert (answer.message, [gate.step_id for gate in answer.ceremony.open_gates]) == ("recorded", ["agreed"])
+    answer = await world.stub.DecideGate(decision(instance_id, step_id="agreed"))
+    assert answer.message == "recorded: 1 of 2 approvals"
+    answer = await world.stub.DecideGate(decision(instance_id, step_id="agreed", actor="gil"))
+    assert answer.ceremony.status == "COMPLETED"
 
 
 async def test_a_rejection_fails_the_step_and_keeps_its_output(world: World) -> None:

@@ -50,6 +50,22 @@ steps:
   - {id: two, state: WORK, handler: aggregation_step, config: {sources: [payload], aggregation_type: merge}}
   - {id: hold, state: HELD, handler: human_gate_step, config: {role: R, message: "Release?"}}
 """
+# An older release took it: a human guard with the name of a gate step.
+TWICE = """
+states:
+  - {id: OPEN, description: Two people are asked, initial: true}
+  - {id: DONE, description: Done, terminal: true}
+transitions:
+  - {from: OPEN, to: DONE, trigger: finish, guards: [agreed, decided], description: Both agree}
+guards:
+  agreed: {type: human, check: the books agree, role: CLERK}
+  decided: {check: all_steps_completed}
+steps:
+  - {id: agreed, state: OPEN, handler: human_gate_step, config: {role: GUARD, message: "Let it in?", quorum: 2}}
+roles:
+  - {id: GUARD, description: Guards the door, allowed_actions: [agreed]}
+  - {id: CLERK, description: Keeps the books}
+"""
 SELFISH = """
 outputs: {mine: {type: object, schema: {a: string}}}
 states:

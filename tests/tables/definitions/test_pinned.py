@@ -14,7 +14,7 @@ from tables.definitions.problems import UNREADABLE
 from tables.diagnosis import diagnose
 from tables.errors import DefinitionInvalid
 from tables.kinds import Kinds
-from tests.tables.world import KINDS, World
+from tests.tables.world import KINDS, World, refusal
 
 TEXT = """\
 version: "1.0"
@@ -52,6 +52,52 @@ def test_a_file_that_breaks_a_later_rule_is_an_error_and_stays_loadable_where_it
     found = pinned(SHARED)
     assert [problem.rule for problem in found.objections] == ["gate_and_guard"]
     assert list(found.steps) == ["one", "gate"]
+
+
+APART = (
+    SHARED.replace("guards: [odd]", "guards: [gate]").replace("check: fine", "check: fine, role: DEV")
+    + "roles:\n  - {id: R, description: r, allowed_actions: [gate]}\n  - {id: DEV, description: d}\n"
+)
+
+
+def of_one_name(text: str) -> World:
+    """Begin a ceremony whose gate is open, beside a human guard of its name."""
+    world = World(pinned(text), KINDS)
+    world.start(a=[])
+    world.done("one")
+    assert world.step("gate").phase == "gate"
+    return world
+
+
+def test_a_pinned_guard_with_the_name_of_a_gate_is_decided_where_the_decision_calls_it_a_guard() -> None:
+    # specification 8.3, 24.4
+    world = of_one_name(APART)
+    assert refusal(world.decide("gate", role="DEV")) == "role_not_allowed"
+    assert refusal(world.decide("gate", role="R", names_guard=True)) == "role_not_allowed"
+    world.decide("gate", role="DEV", names_guard=True)
+    assert world.path() == ["GOOD"]
+    assert world.events("ceremony.gate.decided")[-1].payload["role"] == "DEV"
+
+
+def test_a_pinned_gate_with_the_name_of_a_guard_is_decided_in_all_other_decisions() -> None:
+    """Commands of older releases do not say which is meant; and a repeated approval never turns to the guard."""
+    # specification 8.3, 8.9
+    world = of_one_name(APART.replace(", role: DEV", ""))
+    world.pause()
+    world.decide("gate", role="R")
+    assert (world.step("gate").status, world.live.guard_approvals) == ("COMPLETED", {})
+    assert world.decide("gate", role="R").note == "duplicate"
+    world.decide("gate", role="R", names_guard=True)
+    assert set(world.live.guard_approvals) == {"gate"}
+    world.resume()
+    assert world.path() == ["GOOD"]
+
+
+def test_a_decision_that_calls_a_gate_without_a_guard_of_its_name_a_guard_is_on_the_gate() -> None:
+    # specification 8.3
+    world = of_one_name(TEXT)
+    world.decide("gate", role="R", names_guard=True)
+    assert world.step("gate").status == "COMPLETED"
 
 
 def test_a_valid_file_means_the_same_where_it_is_pinned() -> None:

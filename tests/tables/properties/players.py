@@ -138,9 +138,9 @@ class Honest:
             for name in open_guards(self.world.live, self.world.definition)
             if self.world.definition.guards[name].type == "human"
         ]
-        return self._decision(self.rng.choice(names), 0.8) if names else None
+        return self._decision(self.rng.choice(names), 0.8, names_guard=True) if names else None
 
-    def _decision(self, gate: str, share: float) -> GateDecision:
+    def _decision(self, gate: str, share: float, *, names_guard: bool = False) -> GateDecision:
         return GateDecision(
             instance_id=ID,
             command_id=f"d{self.world.offset}",
@@ -148,6 +148,7 @@ class Honest:
             approved=self.rng.random() < share,
             actor=self.rng.choice(("petra", "paul", "pia")),
             role="PO",
+            names_guard=names_guard,
         )
 
     def _run(self) -> AnyCommand | None:
@@ -251,6 +252,7 @@ class Hostile:
             role=self.rng.choice(("PO", "PO", "DEV", "", "SYSTEM", "nobody")),
             comment=self.rng.choice(("", "c" * 10_000)),
             visit=self.rng.choice((0, 0, 1, 2, -1)),
+            names_guard=self.rng.random() < 0.5,
         )
 
     def _operation(self) -> AnyCommand:

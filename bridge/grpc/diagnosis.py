@@ -19,8 +19,9 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.definitions import DefinitionFolder
 from bridge.grpc.messages import LARGEST_ANSWER_BYTES, as_many_as_fit
-from bridge.grpc.peers import SERVICE, Peers
+from bridge.grpc.peers import SERVICE, Peers, silent
 from bridge.grpc.refusals import Context, abort
+from ports.clock import Clock
 from streams.api import Diagnosis, Directory, PartitionState, ReadApi, Unavailable
 from streams.envelope import iso
 from tables.diagnosis import URGENT, CeremonyDiagnosis, CeremonyVerdict
@@ -57,22 +58,27 @@ _VERDICTS = {str(verdict): number for number, verdict in enumerate(CeremonyVerdi
 class AllWorkersDiagnosis:
     """Asks all known workers, including those without partitions: each has its own neighbours."""
 
-    def __init__(self, directory: Directory, peers: Peers, diagnose_here: DiagnoseHere) -> None:
+    def __init__(self, directory: Directory, peers: Peers, clock: Clock, diagnose_here: DiagnoseHere) -> None:
         self._directory = directory
         self._peers = peers
+        self._clock = clock
         self._diagnose_here = diagnose_here
 
     async def diagnose(self) -> pb.DiagnoseResponse:
         calls = {
-            address: self._peers.unary(address, DIAGNOSE)(b"", timeout=ANSWER_SECONDS)
+            address: self._peers.stream(address, DIAGNOSE)(b"", timeout=ANSWER_SECONDS)
             for address in self._directory.addresses()
         }
         answers: dict[str, pb.DiagnoseResponse] = {}
         try:
+            frozen = await silent(calls, self._clock)
             own = await self._diagnose_here()
             for address, call in calls.items():
+                if address in frozen:
+                    log.warning("diagnosis_unanswered", worker=address, status="no sign of an answer")
+                    continue
                 try:
-                    answers[address] = pb.DiagnoseResponse.FromString(await call)
+                    answers[address] = pb.DiagnoseResponse.FromString(await call.read())
                 except grpc.aio.AioRpcError as error:
                     log.warning("diagnosis_unanswered", worker=address, status=error.code().name)
         finally:
@@ -94,6 +100,7 @@ class DiagnosisHandler(grpc.GenericRpcHandler):
 
     async def _diagnose(self, _: bytes, context: Context[Any, Any]) -> bytes:
         try:
+            await context.send_initial_metadata(())  # the sign that this worker is not frozen
             return (await self._diagnose_here()).SerializeToString()
         except Exception as error:  # noqa: BLE001 - every error becomes a status with a code
             await abort(context, error)

@@ -20,7 +20,7 @@ import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.grpc.messages import LARGEST_ANSWER_BYTES
-from bridge.grpc.peers import SERVICE, Peers
+from bridge.grpc.peers import SERVICE, Peers, silent
 from bridge.grpc.refusals import Context, abort, page
 from ports.clock import Clock
 from streams.api import HERE, Directory, ReadApi, SortKey, Unavailable
@@ -187,16 +187,17 @@ class AllWorkersListing:
     ) -> tuple[int, Sequence[SortKey]]:
         """Count of matching rows, and the first `count` keys over all owners."""
         wanted = request.SerializeToString()
-        total, mine = await self._local_rows.keys(owners.get(HERE, ()), request, count)
-        async with AsyncExitStack() as calls:
-            others = []
+        async with AsyncExitStack() as stack:
+            calls = {}
             for address, partitions in owners.items():
                 if address != HERE:
-                    call = self._peers.stream(address, KEYS)(
+                    call = calls[address] = self._peers.stream(address, KEYS)(
                         _encode(KeysRequest(list(partitions), wanted, count)), timeout=LIST_SECONDS
                     )
-                    calls.callback(call.cancel)
-                    others.append(KeyStream(aiter(call)))
+                    stack.callback(call.cancel)
+            await self._require_signs(calls)
+            total, mine = await self._local_rows.keys(owners.get(HERE, ()), request, count)
+            others = [KeyStream(aiter(call)) for call in calls.values()]
             lists = [mine, *[await _first_keys(one, count) for one in others]]
         total += sum(one.total for one in others)
         return total, await self._local_rows.turns.run(_first(lists, count))
@@ -210,18 +211,25 @@ class AllWorkersListing:
             owner = self._directory.address_of(self._directory.partition_of(instance_id))
             by_owner.setdefault(owner, []).append(instance_id)
         calls = {
-            owner: self._peers.unary(owner, ROWS)(_encode(RowsRequest(some)), timeout=LIST_SECONDS)
+            owner: self._peers.stream(owner, ROWS)(_encode(RowsRequest(some)), timeout=LIST_SECONDS)
             for owner, some in by_owner.items()
             if owner != HERE
         }
         try:
-            answers = [_decode_rows_answer(await call) for call in calls.values()]
+            await self._require_signs(calls)
+            answers = [_decode_rows_answer(await call.read()) for call in calls.values()]
         finally:
             for call in calls.values():
                 call.cancel()
         if HERE in by_owner:
             answers.append(await self._local_rows.rows(by_owner[HERE]))
         return list(_page(ids, answers))
+
+    async def _require_signs(self, calls: Mapping[str, Any]) -> None:
+        """Wait until each called worker begins to answer. Raises Unavailable for one that is frozen or cut off."""
+        if frozen := await silent(calls, self._clock):
+            log.warning("listing_failed", workers=frozen, reason="no sign of an answer")
+            raise Unavailable("a worker that owns some of the ceremonies does not answer")
 
 
 def _first(lists: Iterable[Sequence[SortKey]], count: int) -> Generator[None, None, list[SortKey]]:
@@ -273,6 +281,7 @@ class ListingHandler(grpc.GenericRpcHandler):
 
     async def _keys(self, data: bytes, context: Context[Any, Any]) -> AsyncIterator[bytes]:
         try:
+            await context.send_initial_metadata(())  # the sign that this worker is not frozen
             wanted = _decode_keys_request(data)
             request = pb.ListPlanningCeremonyInstancesRequest.FromString(wanted.request)
             total, keys = await self._local_rows.keys(wanted.partitions, request, wanted.most)
@@ -283,6 +292,7 @@ class ListingHandler(grpc.GenericRpcHandler):
 
     async def _rows(self, data: bytes, context: Context[Any, Any]) -> bytes:
         try:
+            await context.send_initial_metadata(())
             return _encode(await self._local_rows.rows(_decode_rows_request(data).ids))
         except Exception as error:  # noqa: BLE001 - as above
             await abort(context, error)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import grpc.aio
 
+from ports.clock import Clock
+
 # Service of the calls between workers.
 SERVICE = "ceremony.Peers"
+# Deadline of the first sign of an answer. A worker sends its metadata before it works, so one that is frozen is known
+# long before the deadline of a long answer.
+SIGN_SECONDS = 2.8
 LARGEST_MESSAGE_BYTES = 8 * 1024 * 1024
 OPTIONS = (
     ("grpc.enable_retries", 0),  # the client repeats a call; the worker never sends one twice
@@ -53,3 +58,19 @@ class Peers:
         channels, self._channels = self._channels, {}
         for channel in channels.values():
             await channel.close()
+
+
+async def silent(calls: Mapping[str, Any], clock: Clock) -> Collection[str]:
+    """Return the addresses, of these calls by address, at which no worker begins to answer in time.
+
+    The calls are streams, also where the other side answers once: a unary call shows the metadata with its answer only.
+    """
+    until = clock.monotonic() + SIGN_SECONDS
+    found = []
+    for address, call in calls.items():
+        try:
+            async with clock.timeout(max(0.0, until - clock.monotonic())):
+                await call.initial_metadata()
+        except TimeoutError:
+            found.append(address)
+    return found

@@ -68,7 +68,9 @@ class GrpcServer:
         if sharing is not None:
             self.peers = Peers(sharing.directory.addresses)
             servicer.all_workers_listing = AllWorkersListing(sharing.directory, self.peers, clock, servicer.local_rows)
-            servicer.all_workers_diagnosis = AllWorkersDiagnosis(sharing.directory, self.peers, servicer.diagnose_here)
+            servicer.all_workers_diagnosis = AllWorkersDiagnosis(
+                sharing.directory, self.peers, clock, servicer.diagnose_here
+            )
             interceptors.append(Forwarding(SERVICE, sharing.directory, self.peers, sharing.new_id, clock))
         self.port = 0
         self.health = health.aio.HealthServicer()

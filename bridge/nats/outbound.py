@@ -1,4 +1,7 @@
-"""The Outbound port on JetStream: sends the messages of publish steps, and waits for each acknowledgement."""
+"""The Outbound port on JetStream: sends the messages of publish steps, and waits for each acknowledgement.
+
+A stream that does not take a message is named, with the server's reason, in the step's error and in the state.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import nats.errors
-from nats.js.errors import NotFoundError
+from nats.js.api import StreamConfig
 
 from bridge.nats.client import FencedClient
 from bridge.nats.connection import NatsConnection
 from bridge.nats.publish import MESSAGE_ID, Answer, JetStreamPublisher, refusal
-from bridge.nats.streams import NO_ANSWER, ensure_ceremony_stream
+from bridge.nats.streams import (
+    CEREMONY_SUBJECTS,
+    NO_ACK,
+    NO_ANSWER,
+    ensure_ceremony_stream,
+    stream_of,
+)
+from bridge.nats.trouble import Trouble
 from ports.clock import Clock
 from ports.errors import Unreachable
 from ports.outbound import Published, PublishRefused
@@ -20,6 +30,12 @@ from streams.envelope import envelope
 
 NEIGHBOUR = "nats"
 PUBLISH_TIMEOUT_SECONDS = 5.0
+# Deadline of the look-up of a stream, whose name is only for people.
+LOOK_UP_SECONDS = 2.0
+# A step asks again after 30 s at most; a message not sent again for longer waits no more, or at another worker.
+KEPT_SECONDS = 120.0
+# Seconds for which the stream of a subject is not looked up again, and subjects that are kept.
+LOOKED_UP_SECONDS, MOST_SUBJECTS = 10.0, 1000
 
 
 class NatsOutbound:
@@ -32,6 +48,14 @@ class NatsOutbound:
         self._clock = clock
         self._timeout = timeout_seconds
         self._publisher = JetStreamPublisher(connection)
+        self._refusals = Trouble(clock, "messages of publish steps", kept_seconds=KEPT_SECONDS)
+        self._streams: dict[str, tuple[StreamConfig | None, float]] = {}
+        """By subject: the stream that takes it, and the monotonic time of the look-up."""
+
+    @property
+    def state(self) -> str:
+        """For readiness: `ok`, or each stream that refuses a message of a publish step."""
+        return self._refusals.state
 
     async def publish(
         self,
@@ -58,9 +82,11 @@ class NatsOutbound:
                 client = await self._publisher.client()
                 if refused := refusal(client, subject, envelope, all_headers):
                     raise PublishRefused(refused.code, refused.message)
-                return await self._published(await self._send(client, subject, envelope, all_headers), subject)
+                answer = await self._send(client, subject, envelope, all_headers)
+            async with self._clock.timeout(self._timeout):
+                return await self._published(answer, subject, key)
         except TimeoutError:
-            raise Unreachable(NEIGHBOUR, f"no acknowledgement within {self._timeout:g} s") from None
+            raise await self._unacknowledged(subject, key) from None
         except (nats.errors.Error, OSError):
             raise Unreachable(NEIGHBOUR, "the connection broke") from None
 
@@ -78,24 +104,60 @@ class NatsOutbound:
         finally:
             self._publisher.forget(tokens)
 
-    async def _published(self, answer: Answer, subject: str) -> Published:
+    async def _published(self, answer: Answer, subject: str, key: str) -> Published:
         if isinstance(answer, Published):
+            self._refusals.end(key)
             return answer
+        if answer.code == "no_stream":
+            raise await self._without_stream(subject, key)
+        found = await self._stream(subject)
         if answer.final:
-            raise PublishRefused(answer.code, answer.message)
-        if answer.code == "no_stream" and not await self._has_stream(subject):
-            raise PublishRefused(
-                "no_stream", f"no stream takes the subject {subject}: make one, or publish to another subject"
-            )
-        raise Unreachable(NEIGHBOUR, answer.message)
+            self._refusals.end(key)
+            raise PublishRefused(answer.code, f"{answer.message} (stream {found.name})" if found else answer.message)
+        raise self._noted(key, f"{_named(found, subject)} does not take a message: {answer.message}")
 
-    async def _has_stream(self, subject: str) -> bool:
-        """Return whether a stream takes the subject, or cannot be looked up while JetStream is starting."""
+    async def _without_stream(self, subject: str, key: str) -> PublishRefused | Unreachable:
+        """The error of a message that no stream takes: final, unless one is made or JetStream is starting."""
         jetstream = await self._connection.jetstream()
-        if (await ensure_ceremony_stream(jetstream)).startswith(NO_ANSWER):
-            return True
+        state = await ensure_ceremony_stream(jetstream)
+        if state.startswith(NO_ANSWER):
+            return Unreachable(NEIGHBOUR, state)
+        if found := await stream_of(jetstream, subject):
+            return self._noted(key, f"{_named(found, subject)} does not answer: it is new, or has no leader")
+        if state != "ok" and subject.startswith(CEREMONY_SUBJECTS.removesuffix(">")):
+            return self._noted(key, state)
+        self._refusals.end(key)
+        message = f"no stream takes the subject {subject}: make one, or publish to another subject"
+        return PublishRefused("no_stream", message)
+
+    async def _unacknowledged(self, subject: str, key: str) -> Unreachable:
+        late = f"no acknowledgement within {self._timeout:g} s"
+        found = await self._stream(subject)
+        if found is None:
+            return Unreachable(NEIGHBOUR, late)
+        return self._noted(
+            key, f"{_named(found, subject)} {NO_ACK}" if found.no_ack else f"stream {found.name}: {late}"
+        )
+
+    def _noted(self, key: str, reason: str) -> Unreachable:
+        self._refusals.note(key, reason, 1)
+        return Unreachable(NEIGHBOUR, reason)
+
+    async def _stream(self, subject: str) -> StreamConfig | None:
+        """Return the stream that takes the subject; None if there is none, or JetStream does not say."""
+        found, looked_up_at = self._streams.get(subject, (None, -LOOKED_UP_SECONDS))
+        if not self._connection.is_connected or self._clock.monotonic() - looked_up_at < LOOKED_UP_SECONDS:
+            return found
         try:
-            await jetstream.find_stream_name_by_subject(subject)
-        except NotFoundError:
-            return False
-        return True
+            async with self._clock.timeout(LOOK_UP_SECONDS):
+                found = await stream_of(await self._connection.jetstream(), subject)
+        except (nats.errors.Error, OSError, TimeoutError):
+            return None
+        if len(self._streams) >= MOST_SUBJECTS:
+            self._streams.clear()
+        self._streams[subject] = found, self._clock.monotonic()
+        return found
+
+
+def _named(found: StreamConfig | None, subject: str) -> str:
+    return f"the stream of {subject}" if found is None else f"stream {found.name}"

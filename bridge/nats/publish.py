@@ -27,8 +27,8 @@ LONGEST_SUBJECT_BYTES = 1024
 # JetStream's error number for a message above the stream's `max_msg_size`.
 TOO_LARGE_FOR_STREAM = 10054
 # Its numbers below 500 that are the stream's or the account's fault all the same: resources exceeded, stream not found,
-# stream sealed. The message is sent again once they are mended.
-OF_THE_STREAM = frozenset({10002, 10059, 10109})
+# stream sealed, and the same message being stored at this moment. The message is sent again once they are mended.
+OF_THE_STREAM = frozenset({10002, 10059, 10109, 10158})
 _BREAKS_LINE = re.compile(r"[\r\n\x00]")
 _HEADER_FRAME = len("NATS/1.0\r\n\r\n")
 _HEADER_LINE = len(": \r\n")

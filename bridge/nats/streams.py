@@ -14,6 +14,7 @@ AGENT_RESPONSES = "AGENT_RESPONSES"
 DUPLICATE_WINDOW_SECONDS = 600.0
 MAX_AGE_SECONDS = 30 * 86400.0
 NO_ANSWER = "JetStream does not answer"
+NO_ACK = "acknowledges nothing (no_ack), so no message is known to be stored: set it to false"
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +56,15 @@ async def ensure_ceremony_stream(jetstream: JetStreamContext) -> str:
     return "ok"
 
 
+async def stream_of(jetstream: JetStreamContext, subject: str) -> StreamConfig | None:
+    """The stream that takes a subject; None where there is none. Raises nats.errors.Error, TimeoutError."""
+    try:
+        name = await jetstream.find_stream_name_by_subject(subject)
+        return (await jetstream.stream_info(name)).config
+    except NotFoundError:
+        return None
+
+
 async def stream_exists(jetstream: JetStreamContext, name: str) -> bool:
     """Return whether a stream of this name exists. Raises nats.errors.Error when JetStream does not answer."""
     try:
@@ -86,7 +96,7 @@ def _state_of(config: StreamConfig) -> str:
     if config.sealed:
         return f"stream {CEREMONY} is sealed and takes no message ever again: move it away, the engine makes a new one"
     if config.no_ack:
-        return f"stream {CEREMONY} acknowledges nothing (no_ack), so no event is known to be stored: set it to false"
+        return f"stream {CEREMONY} {NO_ACK}"
     subjects = config.subjects or []
     if not {CEREMONY_SUBJECTS, ">"} & set(subjects):
         return f"stream {CEREMONY} takes {', '.join(subjects) or 'no subjects'}, not {CEREMONY_SUBJECTS}: add it"

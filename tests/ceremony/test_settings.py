@@ -113,7 +113,7 @@ def test_a_wrong_value_is_refused_with_the_name_of_its_variable(
 
 def test_an_unknown_readiness_name_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("READINESS_REQUIRES", "redis")
-    with pytest.raises(ValidationError, match="redis; one of log, tables, nats, ray_executor"):
+    with pytest.raises(ValidationError, match="redis; one of log, tables, nats, publications, ray_executor"):
         settings()
 
 

@@ -132,3 +132,13 @@ async def test_a_stream_that_refuses_has_another_remedy_than_a_server_that_is_do
     assert finding.todo.startswith("mend the stream or the consumer")
     (down,) = (await whole(seen(["served"], nats="unreachable: OSError"))).findings
     assert down.todo.startswith("see that NATS runs")
+
+
+async def test_a_stream_that_refuses_publications_is_found_under_any_name() -> None:
+    # specification 16.11
+    answer = seen(["served"])
+    refused = "stream ORDERS_2 does not take a message: maximum messages exceeded (10077); since 2026, 5 messages wait"
+    answer.neighbours.add(name="publications", state=refused)
+    (finding,) = (await whole(answer)).findings
+    assert (finding.subject, finding.message) == ("publications", refused)
+    assert finding.todo.startswith("mend the stream or the consumer")

@@ -137,7 +137,7 @@ async def test_a_durable_that_would_lose_answers_is_named(answers: Any, settings
     await eventually(lambda: started.state == "ok", "the durable is made anew")
 
 
-@pytest.mark.parametrize("number", [10002, 10059, 10109])
+@pytest.mark.parametrize("number", [10002, 10059, 10109, 10158])
 async def test_an_error_of_the_stream_is_not_the_fault_of_the_message(number: int) -> None:
     answer = read_answer(b'{"error":{"code":400,"err_code":%d,"description":"no"}}' % number, None)
     assert isinstance(answer, Nack) and not answer.final and str(number) in answer.message

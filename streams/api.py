@@ -170,6 +170,9 @@ class CommandApi(Protocol):
 class ReadApi(Protocol):
     """Read rows, events and dead letters. Everything raises Unavailable where the partition is not served here."""
 
+    losses: int
+    """Number of partitions that were given up. A row may have other content, though no other version, after a loss."""
+
     def get(self, instance_id: str) -> Instance | None:
         """The present row. On the embedded log a crash may take it back; answers use `find`."""
 

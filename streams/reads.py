@@ -65,6 +65,7 @@ class Reads:
         self._kinds = kinds
         self._turns = turns
         self._watchers = Watchers()
+        self.losses = 0
         self.letter_budget = LetterBudget(clock)
         """For everything of this worker that writes dead letters."""
         self.letters = LetterIndex(log, turns, prefixed(prefix, DEADLETTERS))
@@ -77,6 +78,7 @@ class Reads:
 
     def lost(self) -> None:
         """Ownership changed: every watcher looks again."""
+        self.losses += 1
         self._watchers.lost()
 
     # -- rows

@@ -29,8 +29,10 @@ class Turns:
         """The time of the pieces so far, less the time between them."""
 
     def owe(self, seconds: float) -> None:
-        """Count work that was done outside of any turn."""
-        self._owed_seconds += seconds
+        """Count work that was done, or is now, outside of any turn."""
+        now = self._clock.monotonic()
+        self._owed_seconds = max(self._owed_seconds - (now - self._ended_at), 0.0) + seconds
+        self._ended_at = now
 
     async def next(self) -> None:
         """Return in a later turn of the loop, in which nobody else got one."""

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from bridge.grpc.encoding import unless_bytes
 from bridge.grpc.refusals import CallRefused, end, refuse
 from streams.turns import Turns
 
@@ -69,7 +70,7 @@ class RequestDecoding(grpc.aio.ServerInterceptor):
                 _stream(handler.unary_stream), decode, handler.response_serializer
             )
         unary = _unary(handler.unary_unary, decode, self._turns, too_large)
-        return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(unary, None, unless_bytes(handler.response_serializer))
 
 
 def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

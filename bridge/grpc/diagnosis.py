@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -18,12 +18,13 @@ import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.definitions import DefinitionFolder
-from bridge.grpc.messages import LARGEST_ANSWER_BYTES, as_many_as_fit
+from bridge.grpc.messages import LARGEST_ANSWER_BYTES, MESSAGES_PER_PIECE, as_many_as_fit
 from bridge.grpc.peers import SERVICE, Peers, silent
 from bridge.grpc.refusals import Context, abort
 from ports.clock import Clock
 from streams.api import Diagnosis, Directory, PartitionState, ReadApi, Unavailable
 from streams.envelope import iso
+from streams.turns import Turns
 from tables.diagnosis import URGENT, CeremonyDiagnosis, CeremonyVerdict
 
 log = structlog.get_logger(__name__)
@@ -118,12 +119,13 @@ def ceremony_answer(found: Diagnosis) -> pb.DiagnoseResponse:
     )
 
 
-async def worker_answer(reads: ReadApi, states: Mapping[str, str]) -> pb.DiagnoseResponse:
+async def worker_answer(reads: ReadApi, states: Mapping[str, str], turns: Turns) -> pb.DiagnoseResponse:
     """The answer of one worker about its ceremonies, partitions and neighbours."""
     found = await reads.diagnose()
+    ceremonies = await turns.run(_ceremonies_in_pieces(found.ceremonies))
     return pb.DiagnoseResponse(
         at=iso(found.at),
-        ceremonies=as_many_as_fit(map(_ceremony, found.ceremonies), LARGEST_ANSWER_BYTES // 2),
+        ceremonies=as_many_as_fit(ceremonies, LARGEST_ANSWER_BYTES // 2),
         verdicts=found.verdicts,
         statuses=found.statuses,
         neighbours=[pb.NeighbourState(name=name, state=state) for name, state in states.items()],
@@ -276,6 +278,15 @@ def _partition(one: PartitionState) -> pb.PartitionState:
     return pb.PartitionState(
         partition=one.number, state=one.state, code=one.code, message=one.message, ceremonies=one.ceremonies
     )
+
+
+def _ceremonies_in_pieces(found: Iterable[CeremonyDiagnosis]) -> Generator[None, None, list[pb.CeremonyDiagnosis]]:
+    made = []
+    for one in found:
+        made.append(_ceremony(one))
+        if len(made) % MESSAGES_PER_PIECE == 0:
+            yield
+    return made
 
 
 def _ceremony(found: CeremonyDiagnosis) -> pb.CeremonyDiagnosis:

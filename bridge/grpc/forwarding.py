@@ -18,6 +18,7 @@ import grpc.aio
 import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
+from bridge.grpc.encoding import unless_bytes
 from bridge.grpc.peers import Peers
 from bridge.grpc.refusals import abort, details_and_trailers, end, refusal_of, refuse
 from ports.clock import Clock
@@ -95,7 +96,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
             return handler
         if any(key == FORWARDED for key, _ in handler_call_details.invocation_metadata or ()):
             return handler
-        serialize = _unless_bytes(handler.response_serializer)
+        serialize = unless_bytes(handler.response_serializer)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, handler.unary_stream), handler.request_deserializer, serialize
@@ -256,11 +257,6 @@ def _unanswered(request: Any) -> Unavailable:
     request_id = getattr(request, "request_id", "")
     again = f"; ask again with request_id {request_id!r}" if request_id else ""
     return Unavailable(f"the owner of this ceremony did not answer{again}")
-
-
-def _unless_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """Send bytes from another worker unchanged; serialise everything else."""
-    return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 # Methods of the service with their request types; a test checks that each is covered above.

@@ -19,6 +19,8 @@ import msgspec
 import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
+from bridge.grpc.encoding import sent_in_turn
+from bridge.grpc.listed_rows import FRAME_BYTES, ListedRows, RowsAnswer
 from bridge.grpc.messages import LARGEST_ANSWER_BYTES
 from bridge.grpc.peers import SERVICE, Peers, silent
 from bridge.grpc.refusals import Context, abort, page
@@ -31,8 +33,6 @@ log = structlog.get_logger(__name__)
 
 KEYS, ROWS = f"/{SERVICE}/Keys", f"/{SERVICE}/Rows"
 LIST_SECONDS = 10.0
-# Rows whose messages are made before other tasks get the event loop.
-ROWS_PER_TURN = 2
 # Keys in one message, and keys that are merged before other tasks get the event loop.
 KEYS_PER_CHUNK = 1000
 
@@ -55,13 +55,6 @@ class RowsRequest(msgspec.Struct, array_like=True):
     ids: list[str]
 
 
-class RowsAnswer(msgspec.Struct, array_like=True):
-    rows: dict[str, bytes]
-    """By id, in the requested order, without rows that no longer exist."""
-    complete: bool
-    """False when not all rows fitted into one answer."""
-
-
 _encode = msgspec.msgpack.Encoder().encode
 _decode_keys_request = msgspec.msgpack.Decoder(KeysRequest).decode
 _decode_keys_chunk = msgspec.msgpack.Decoder(KeysChunk).decode
@@ -82,46 +75,27 @@ class LocalRows:
     """The rows of this worker."""
 
     def __init__(self, reads: ReadApi, message: Callable[[Instance], Any], turns: Turns) -> None:
+        """`message` makes the message of a row, without its position."""
         self._reads = reads
-        self._message = message
+        self._listed = ListedRows(reads, message)
         self.turns = turns
 
     async def keys(self, partitions: Collection[int] | None, request: Any, most: int) -> tuple[int, Sequence[SortKey]]:
         """Count of matching rows, and keys of the newest `most`. Raises Unavailable if not all are served here."""
-        return await self._reads.newest(lambda row: matches(row, request), most, partitions)
-
-    async def page(self, ids: Iterable[str]) -> list[Any]:
-        """The messages of these rows, as many as fit into an answer but at least one."""
-        found: list[Any] = []
-        size = 0
-        for number, instance_id in enumerate(ids, start=1):
-            if number % ROWS_PER_TURN == 0:
-                await self.turns.next()
-            row = self._reads.get(instance_id)
-            if row is None:
-                continue
-            message = self._message(row)
-            size += message.ByteSize() + 8
-            if found and size > LARGEST_ANSWER_BYTES:
-                break
-            found.append(message)
+        found = await self._reads.newest(lambda row: matches(row, request), most, partitions)
+        await self._reads.committed()
         return found
 
     async def rows(self, ids: Iterable[str]) -> RowsAnswer:
-        found: dict[str, bytes] = {}
-        size = 0
-        for number, instance_id in enumerate(ids, start=1):
-            if number % ROWS_PER_TURN == 0:
-                await self.turns.next()
-            row = self._reads.get(instance_id)
-            if row is None:
-                continue
-            data: bytes = self._message(row).SerializeToString()
-            size += len(data) + 8
-            if found and size > LARGEST_ANSWER_BYTES:
-                return RowsAnswer(found, complete=False)
-            found[instance_id] = data
-        return RowsAnswer(found, complete=True)
+        """The messages of these rows, as many as fit into an answer but at least one; no crash takes them back."""
+        answer = await self.turns.run(self._listed.answer(ids))
+        await self._reads.committed()
+        return answer
+
+    async def whole(self, total: int, rows: Iterable[bytes]) -> bytes:
+        """The encoded answer of a list."""
+        rest = pb.ListPlanningCeremonyInstancesResponse(total_count=total, success=True)
+        return await sent_in_turn(rest, "ceremonies", rows, self.turns)
 
 
 class KeyStream:
@@ -151,9 +125,7 @@ class AllWorkersListing:
         self._clock = clock
         self._local_rows = local_rows
 
-    async def answer(
-        self, request: pb.ListPlanningCeremonyInstancesRequest
-    ) -> pb.ListPlanningCeremonyInstancesResponse:
+    async def answer(self, request: pb.ListPlanningCeremonyInstancesRequest) -> bytes:
         """Raises Unavailable when a partition has no owner, or its owner does not answer in time."""
         try:
             async with self._clock.timeout(LIST_SECONDS):
@@ -166,19 +138,12 @@ class AllWorkersListing:
                 "a worker that owns some of the ceremonies does not answer, or has just lost it"
             ) from None
 
-    async def _answer(
-        self, request: pb.ListPlanningCeremonyInstancesRequest
-    ) -> pb.ListPlanningCeremonyInstancesResponse:
+    async def _answer(self, request: pb.ListPlanningCeremonyInstancesRequest) -> bytes:
         owners = self._directory.partitions_by_address()
         limit, offset = page(request.limit, request.offset)
         total, chosen = await self._page_keys(owners, request, offset + limit)
         rows = await self._rows([instance_id for _, instance_id in chosen[offset:]])
-        answer = pb.ListPlanningCeremonyInstancesResponse(total_count=total, success=True)
-        for number, row in enumerate(rows, start=1):
-            answer.ceremonies.append(pb.PlanningCeremonyInstance.FromString(row))
-            if number % ROWS_PER_TURN == 0:
-                await self._local_rows.turns.next()
-        return answer
+        return await self._local_rows.whole(total, rows)
 
     # -- keys
 
@@ -260,7 +225,7 @@ def _page(ids: Sequence[str], answers: Sequence[RowsAnswer]) -> Iterator[bytes]:
             if complete:
                 continue
             return  # its owner's answer was full before this row
-        size += len(row) + 8
+        size += len(row) + FRAME_BYTES
         if number and size > LARGEST_ANSWER_BYTES:
             return
         yield row

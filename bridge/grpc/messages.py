@@ -33,15 +33,16 @@ def as_many_as_fit(messages: Iterable[Any], largest: int = LARGEST_ANSWER_BYTES)
     return taken
 
 
-def fitting_pieces(messages: Iterable[Any], largest: int = LARGEST_ANSWER_BYTES) -> Generator[None, None, list[Any]]:
-    """`as_many_as_fit`, yielding after each piece of the work."""
-    taken: list[Any] = []
+def encoded_pieces(messages: Iterable[Any], largest: int = LARGEST_ANSWER_BYTES) -> Generator[None, None, list[bytes]]:
+    """`as_many_as_fit`, encoded; yields after each piece of the work."""
+    taken: list[bytes] = []
     size = 0
     for message in messages:
-        size += message.ByteSize() + 8
+        data = message.SerializeToString()
+        size += len(data) + 8
         if taken and size > largest:
             break
-        taken.append(message)
+        taken.append(data)
         if len(taken) % MESSAGES_PER_PIECE == 0:
             yield
     return taken

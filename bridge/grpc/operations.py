@@ -15,6 +15,7 @@ from bridge.grpc import diagnosis, messages
 from bridge.grpc.actors import normal_name
 from bridge.grpc.callers import Callers, one_at_a_time
 from bridge.grpc.diagnosis import AllWorkersDiagnosis
+from bridge.grpc.encoding import sent_in_turn
 from bridge.grpc.metadata import send_correlation_id
 from bridge.grpc.refusals import (
     LONGEST_NAME,
@@ -110,13 +111,11 @@ class OperatorCalls:
 
     @errors_become_statuses
     @one_at_a_time
-    async def ListDeadLetters(
-        self, request: pb.ListDeadLettersRequest, context: Context[Any, Any]
-    ) -> pb.ListDeadLettersResponse:
+    async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Context[Any, Any]) -> Any:
         limit, offset = page(request.limit, request.offset)
         letters, total = await self._reads.dead_letters(limit, offset, request.topic_filter)
-        shown = await self._turns.run(messages.fitting_pieces(map(messages.dead_letter, letters)))
-        return pb.ListDeadLettersResponse(dead_letters=shown, total_count=total)
+        shown = await self._turns.run(messages.encoded_pieces(map(messages.dead_letter, letters)))
+        return await sent_in_turn(pb.ListDeadLettersResponse(total_count=total), "dead_letters", shown, self._turns)
 
     @errors_become_statuses
     @one_at_a_time
@@ -159,7 +158,7 @@ class OperatorCalls:
 
     async def diagnose_here(self) -> pb.DiagnoseResponse:
         """Diagnose this worker's ceremonies, partitions and neighbours."""
-        return await diagnosis.worker_answer(self._reads, self._states())
+        return await diagnosis.worker_answer(self._reads, self._states(), self._turns)
 
     # -- helpers
 
@@ -210,8 +209,8 @@ class OperatorCalls:
         return messages.ceremony(row, definition, self._reads.waiting_for(row), found.position)
 
     def _listed(self, row: Instance) -> pb.PlanningCeremonyInstance:
-        """The message of a row that was just read."""
-        return self._message(Found(row, self._reads.position_of(row.instance_id)))
+        """The message of a row without a position, which stays the same while the row does."""
+        return messages.ceremony(row, self._reads.definition_of(row), self._reads.waiting_for(row))
 
 
 def _step(request: StepRequest) -> str:

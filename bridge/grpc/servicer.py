@@ -16,6 +16,7 @@ from bridge.definitions import DefinitionFolder
 from bridge.grpc import messages
 from bridge.grpc.actors import actor_key, normal_name
 from bridge.grpc.callers import Callers, one_at_a_time
+from bridge.grpc.encoding import with_repeated
 from bridge.grpc.listing import AllWorkersListing, LocalRows
 from bridge.grpc.metadata import correlation_in, send_correlation_id
 from bridge.grpc.operations import OperatorCalls, States
@@ -138,13 +139,13 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
     @one_at_a_time
     async def ListPlanningCeremonyInstances(
         self, request: pb.ListPlanningCeremonyInstancesRequest, context: Context[Any, Any]
-    ) -> pb.ListPlanningCeremonyInstancesResponse:
+    ) -> Any:  # encoded, as the other lists
         if self.all_workers_listing is not None:
             return await self.all_workers_listing.answer(request)
         limit, offset = page(request.limit, request.offset)
         total, keys = await self.local_rows.keys(None, request, offset + limit)
-        found = await self.local_rows.page(instance_id for _, instance_id in keys[offset:])
-        return pb.ListPlanningCeremonyInstancesResponse(ceremonies=found, total_count=total, success=True)
+        found = await self.local_rows.rows(instance_id for _, instance_id in keys[offset:])
+        return await self.local_rows.whole(total, found.rows.values())
 
     # -- operations
 
@@ -181,10 +182,8 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
     # -- reads
 
     @errors_become_statuses
-    async def ListDefinitions(
-        self, request: pb.ListDefinitionsRequest, context: Context[Any, Any]
-    ) -> pb.ListDefinitionsResponse:
-        found = [
+    async def ListDefinitions(self, request: pb.ListDefinitionsRequest, context: Context[Any, Any]) -> Any:
+        found = (
             pb.DefinitionSummary(
                 name=loaded.name,
                 hash=loaded.definition.hash if loaded.definition is not None else "",
@@ -192,8 +191,9 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
                 problems=[str(problem) for problem in loaded.problems],
             )
             for loaded in self._definitions.all()
-        ]
-        return pb.ListDefinitionsResponse(definitions=messages.as_many_as_fit(found))
+        )
+        shown = await self._turns.run(messages.encoded_pieces(found))
+        return with_repeated(pb.ListDefinitionsResponse(), "definitions", shown)
 
     async def WatchPlanningCeremony(
         self, request: pb.WatchPlanningCeremonyRequest, context: Context[Any, Any]

@@ -13,6 +13,7 @@ from bridge.grpc.diagnosis import AllWorkersDiagnosis, add_findings, merge, work
 from bridge.grpc.peers import Peers
 from streams.api import Diagnosis, PartitionState, Unavailable
 from streams.log_clock import ClockAhead
+from streams.turns import Turns
 from tests.services import free_port
 
 
@@ -113,7 +114,8 @@ async def test_a_clock_that_was_ahead_is_a_warning_of_each_worker_that_saw_it() 
         return ahead
 
     reads: Any = SimpleNamespace(diagnose=diagnose)
-    own, other = await worker_answer(reads, {}), await worker_answer(reads, {})
+    turns = Turns(HostClock())
+    own, other = await worker_answer(reads, {}, turns), await worker_answer(reads, {}, turns)
     found = await whole(merge(own, {"b:1": other}, []))
     assert [(one.severity, one.code, one.subject) for one in found.findings] == [
         ("warning", "clock_ahead", "the log"),

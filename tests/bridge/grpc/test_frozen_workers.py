@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 import pytest
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
+from msgspec.structs import replace
 
 from bridge.clock import HostClock
 from bridge.grpc import peers as peers_module
@@ -21,6 +22,7 @@ from bridge.grpc.listing import KEYS, AllWorkersListing, ListingHandler, LocalRo
 from bridge.grpc.peers import Peers
 from streams.api import HERE, Unavailable
 from streams.turns import Turns
+from tests.streams.test_timers import row
 
 ROW_IDS = ["c:1"]
 LIST = pb.ListPlanningCeremonyInstancesRequest()
@@ -36,8 +38,15 @@ class OneRow:
         await asyncio.sleep(self._delay_seconds)
         return len(ROW_IDS), [(0, one) for one in ROW_IDS]
 
+    losses = 0
+
     def get(self, instance_id: str) -> Any:
-        return SimpleNamespace(instance_id=instance_id)
+        return replace(row(), instance_id=instance_id)
+
+    def position_of(self, _: str) -> tuple[int, int]:
+        return 0, 1
+
+    async def committed(self) -> None: ...
 
 
 class NoRows(OneRow):
@@ -139,5 +148,6 @@ async def test_a_worker_that_has_begun_to_answer_may_take_longer(monkeypatch: py
         return pb.DiagnoseResponse(partitions=[pb.PartitionState(state="served")])
 
     async with serving(ListingHandler(local_rows(OneRow(0.5), SlowRows)), DiagnosisHandler(diagnose)) as other:
-        assert [one.instance_id for one in (await other.listing.answer(LIST)).ceremonies] == ROW_IDS
+        listed = pb.ListPlanningCeremonyInstancesResponse.FromString(await other.listing.answer(LIST))
+        assert [one.instance_id for one in listed.ceremonies] == ROW_IDS
         assert (await other.diagnosis.diagnose()).incomplete == ""

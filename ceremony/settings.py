@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from bridge.nats.urls import NatsUrlInvalid, server_urls
 from ceremony.errors import SettingsInvalid
+from ceremony.store_settings import StoreSettings
 from ports.masking import masked
 from steps.subjects import parse_allowlist
 
@@ -27,14 +28,16 @@ READINESS_DEFAULT = ("log", "tables", "nats", "ray_executor")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LAST_PORT = 65_535
 # Settings that hold an address.
-ADDRESSES = frozenset({"CEREMONY_LOG", "NATS_URL", "RAY_EXECUTOR_URL", "VLLM_URL"})
+ADDRESSES = frozenset({"CEREMONY_LOG", "NATS_URL", "RAY_EXECUTOR_URL", "VLLM_URL", "VALKEY_HOST", "NEO4J_URI"})
+# Settings whose value no message shows.
+SECRET = frozenset({"VALKEY_PASSWORD", "NEO4J_PASSWORD"})
 _HOST_AND_PORT = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/@,:\[\]?#]+):\d{1,5}"
 LOG_URL = re.compile(rf"kafka://{_HOST_AND_PORT}(?:,{_HOST_AND_PORT})*/?|sqlite:///.+")
 HOST = re.compile(r"[^\s/@:\[\]]+|\[?[0-9A-Fa-f:.]+\]?")
 RAY_TARGET = re.compile(rf"(?:[^\s/@]*@)?{_HOST_AND_PORT}|(?:dns|ipv4|ipv6|unix|unix-abstract|xds|passthrough):\S+")
 
 
-class Settings(BaseSettings):
+class Settings(StoreSettings):
     """Every default suits the fleet's cluster; `ceremony dev` sets its own."""
 
     model_config = SettingsConfigDict(extra="ignore", populate_by_name=True)
@@ -152,7 +155,7 @@ def read_settings(options: Mapping[str, Any]) -> Settings:
         found = Settings(**options)
     except ValidationError as error:
         raise SettingsInvalid([_problem(details) for details in error.errors()]) from None
-    if problems := [*_level_problems(found.log_level), *_address_problems(found)]:
+    if problems := [*_level_problems(found.log_level), *_address_problems(found), *found.store_problems()]:
         raise SettingsInvalid(problems)
     return found
 
@@ -168,7 +171,7 @@ def _problem(details: ErrorDetails) -> str:
 
 def _shown(name: str, value: object) -> str:
     """The wrong value for a message; that of an address is not shown, for any part of it may be a password."""
-    return "" if name in ADDRESSES else f" (it is {masked(repr(value))})"
+    return "" if name in ADDRESSES | SECRET else f" (it is {masked(repr(value))})"
 
 
 def _level_problems(level: str) -> Iterator[str]:

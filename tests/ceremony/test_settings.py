@@ -154,3 +154,60 @@ def written(default: Any) -> str:
     if isinstance(default, tuple):
         return ",".join(default)
     return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+@pytest.mark.parametrize(
+    ("variables", "stores"),
+    [
+        ({}, ()),
+        ({"VALKEY_HOST": ""}, ()),
+        ({"VALKEY_HOST": "valkey"}, ("valkey",)),
+        ({"NEO4J_URI": "bolt://neo4j:7687", "NEO4J_PASSWORD": "x"}, ("neo4j",)),
+        ({"VALKEY_HOST": "::1", "NEO4J_URI": "neo4j+s://db.example:7687", "NEO4J_PASSWORD": "x"}, ("valkey", "neo4j")),
+    ],
+)
+def test_a_store_is_on_only_where_its_address_is_set(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], stores: tuple[str, ...]
+) -> None:
+    # specification 25.3
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert read_settings({}).stores == stores
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"VALKEY_HOST": "redis://u:hunter2@valkey"}, "VALKEY_HOST: expected a host without"),
+        ({"VALKEY_HOST": "valkey:6379"}, "VALKEY_HOST: expected a host without"),
+        ({"NEO4J_URI": "bolt://neo4j:hunter2@neo4j:7687", "NEO4J_PASSWORD": "x"}, "NEO4J_URI: expected bolt://"),
+        ({"NEO4J_URI": "http://neo4j:7474", "NEO4J_PASSWORD": "x"}, "NEO4J_URI: expected bolt://"),
+        ({"NEO4J_URI": "bolt://neo4j:7687"}, "NEO4J_PASSWORD: required, there is no default"),
+        ({"VALKEY_HOST": "v", "VALKEY_PASSWORD": "hunter2", "VALKEY_PASSWORD_FILE": "/x"}, "VALKEY_PASSWORD: is set"),
+        ({"VALKEY_HOST": "v", "VALKEY_PASSWORD_FILE": "/no/such"}, "VALKEY_PASSWORD_FILE: cannot be read (No such"),
+    ],
+)
+def test_a_store_that_cannot_work_is_one_line_without_a_password(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], problem: str
+) -> None:
+    # specification 22.2, 25.3
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsInvalid) as caught:
+        read_settings({})
+    (line,) = caught.value.problems
+    assert line.startswith(problem)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_password_file_is_read_again_each_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # specification 25.3
+    file = tmp_path / "password"
+    file.write_text("first\n")
+    monkeypatch.setenv("VALKEY_HOST", "valkey")
+    monkeypatch.setenv("VALKEY_PASSWORD_FILE", str(file))
+    password = read_settings({}).valkey_secret
+    assert password.read() == "first"
+    file.write_text("hunter2\n")
+    assert password.read() == "hunter2"
+    assert "hunter2" not in repr(read_settings({}))

@@ -222,6 +222,9 @@ class Log(Protocol):
     async def ends(self, topic: str) -> Sequence[tuple[int, int]]:
         """(start, end) offsets of each partition."""
 
+    async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        """Offset of the first record that was appended at this time (ms) or later; the log end where none was."""
+
     def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         """Records of [start, end), in batches."""
 

@@ -100,17 +100,47 @@ class HistoryEvent(NamedTuple):
     """Offset of the command that caused it; -1 when its record does not name it."""
 
 
+class HistoryPlace(NamedTuple):
+    """The place in a whole history where the next page begins; `HistoryPlace()` is its beginning."""
+
+    offset: int = 0
+    """In the partition of `events`."""
+    fold: int = -1
+    version: int = -1
+    ordinal: int = -1
+    """The last event before the place, by its effect id."""
+    found: bool = False
+    """True once an event was found."""
+    whole: bool = False
+    """True when the first one found was the first of the ceremony."""
+
+    def passed(self, order: tuple[int, int, int]) -> bool:
+        """Return whether an event (fold, version, ordinal) lies before the place: a crash wrote it again."""
+        fold, version, ordinal = order
+        return fold == self.fold and (version, ordinal) <= (self.version, self.ordinal)
+
+    def after(self, offset: int, order: tuple[int, int, int] | None, *, whole: bool) -> HistoryPlace:
+        """Return the place behind an event."""
+        fold, version, ordinal = order or (self.fold, self.version, self.ordinal)
+        return HistoryPlace(offset, fold, version, ordinal, found=True, whole=whole)
+
+
 @dataclass(frozen=True, slots=True)
 class History:
-    """The newest events of a ceremony, oldest first."""
+    """Events of a ceremony, oldest first: the newest, or one page of all."""
 
     events: Sequence[HistoryEvent]
     partition: int
     stopped_at: int
-    """Offset in the partition of `events`: older records were not read, or are not shown."""
+    """Offset in the partition of `events`: of the newest events, nothing before it was read or is shown; of a page,
+    everything before it was read."""
     complete: bool
-    """True when the log has no other events of this ceremony."""
+    """True when, with all earlier pages, these are all events of the ceremony from its first on."""
     message: str
+    next: HistoryPlace | None = None
+    """The place of the next page; None on the last one, and with the newest events."""
+    span: tuple[int, int] = (0, 0)
+    """Offsets between which a whole history lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +244,8 @@ class ReadApi(Protocol):
     async def dead_letter_counts(self) -> tuple[Mapping[str, int], int]:
         """The newest dead letters by code, and the number of all."""
 
-    async def history(self, instance_id: str, limit: int) -> History | None:
-        """The newest events of a ceremony, at most `limit`; None for an unknown ceremony."""
+    async def history(self, instance_id: str, limit: int, place: HistoryPlace | None = None) -> History | None:
+        """The newest events of a ceremony, or a page of all from `place` on, at most `limit`; None: it is unknown."""
 
     async def diagnose(self, instance_id: str = "") -> Diagnosis:
         """One ceremony (an unknown one gives an empty answer), or all of this worker."""

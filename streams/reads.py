@@ -14,10 +14,10 @@ import structlog
 from ports.clock import Clock
 from ports.errors import CeremonyError
 from ports.log import Log, LogUnavailable, PartitionView, Record
-from streams.api import DeadLetterEntry, Diagnosis, Found, History, PartitionDiffers, SortKey, Unavailable
+from streams.api import DeadLetterEntry, Diagnosis, Found, History, HistoryPlace, PartitionDiffers, SortKey, Unavailable
 from streams.dead_letters import letter_of
 from streams.doctor import Doctor
-from streams.history import HistoryReader
+from streams.history import HistoryReader, Life
 from streams.letter_budget import LetterBudget
 from streams.letter_index import LETTERS_PER_PIECE, LetterIndex
 from streams.log_clock import LogClock
@@ -69,7 +69,7 @@ class Reads:
         self.letter_budget = LetterBudget(clock)
         """For everything of this worker that writes dead letters."""
         self.letters = LetterIndex(log, turns, prefixed(prefix, DEADLETTERS))
-        self._history = HistoryReader(log, clock, prefixed(prefix, EVENTS))
+        self._history = HistoryReader(log, clock, prefixed(prefix, EVENTS), turns)
 
     # -- changes of the tables
 
@@ -196,7 +196,7 @@ class Reads:
             raise Unavailable("the log cannot be reached") from error
         return self.letters.codes, self.letters.total()
 
-    async def history(self, instance_id: str, limit: int) -> History | None:
+    async def history(self, instance_id: str, limit: int, place: HistoryPlace | None = None) -> History | None:
         found = await self.find(instance_id)
         if found is None:
             return None
@@ -204,7 +204,10 @@ class Reads:
         with contextlib.suppress(TimeoutError):  # a slow or absent log: the events in it are shown
             async with self._clock.timeout(SENT_SECONDS):
                 await view.sent()
-        return await self._history.read(view.number, instance_id, limit, found.row.created_at)
+        life = Life(found.row.created_at, found.row.updated_at)
+        if place is None:
+            return await self._history.newest(view.number, instance_id, limit, life)
+        return await self._history.page(view.number, instance_id, limit, life, place)
 
     async def diagnose(self, instance_id: str = "") -> Diagnosis:
         doctor = Doctor(self._clock, self.pinned, self._log_clock.now(), self._turns)

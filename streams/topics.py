@@ -50,3 +50,5 @@ REPLAY = "replay"
 REPLAY_OF = "replay-of"
 # `<topic or stream>/<partition>/<offset or sequence>` of a dead letter.
 ORIGIN = "origin"
+# Digits of a number that is read from a header or an id: more are not ours.
+MOST_DIGITS = 18

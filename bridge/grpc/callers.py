@@ -10,12 +10,16 @@ from weakref import WeakValueDictionary
 
 import grpc.aio
 
+# Metadata of a forwarded call, with the connection it came from; its receiver answers it or refuses it, and never
+# forwards it again.
+FORWARDED = "x-ceremony-forwarded"
+
 Context = grpc.aio.ServicerContext
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
 
 class Callers:
-    """The callers with a heavy read under way; a caller is a connection."""
+    """The callers with a heavy read under way; a caller is a connection, also one to the worker that forwards."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -33,7 +37,13 @@ def one_at_a_time(call: Method) -> Method:
 
     @wraps(call)
     async def wrapped(self: Any, request: Any, context: Context[Any, Any]) -> Any:
-        async with self.callers.lock_of(context.peer()):
+        async with self.callers.lock_of(caller_of(context)):
             return await call(self, request, context)
 
     return wrapped  # type: ignore[return-value]  # a decorator that keeps the signature
+
+
+def caller_of(context: Context[Any, Any]) -> str:
+    """Return the name of the connection on which the client called; a forwarded call has come over two."""
+    client = next((value for key, value in context.invocation_metadata() or () if key == FORWARDED), "")
+    return f"{context.peer()} {client!s}"

@@ -18,7 +18,9 @@ import grpc.aio
 import structlog
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
+from bridge.grpc.callers import FORWARDED
 from bridge.grpc.encoding import unless_bytes
+from bridge.grpc.metadata import ascii_value
 from bridge.grpc.peers import Peers
 from bridge.grpc.refusals import abort, details_and_trailers, end, refusal_of, refuse
 from ports.clock import Clock
@@ -26,8 +28,6 @@ from streams.api import HERE, Directory, Unavailable
 
 log = structlog.get_logger(__name__)
 
-# Metadata of a forwarded call; its receiver answers it or refuses it, and never forwards it again.
-FORWARDED = "x-ceremony-forwarded"
 # Deadline of a forwarded call, and of the first answer of a stream. An owner answers an operation within 2 s.
 ANSWER_SECONDS = 2.8
 # Deadlines of the methods that read long; they end before if the owner loses the instance.
@@ -235,7 +235,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
 
     def _metadata(self, context: Context[Any, Any]) -> list[tuple[str, str | bytes]]:
         kept = [pair for pair in context.invocation_metadata() or () if not HOP_BY_HOP.match(pair[0])]
-        return [*kept, (FORWARDED, "1")]
+        return [*kept, (FORWARDED, ascii_value(context.peer()))]
 
 
 def ending_of_owner(error: grpc.aio.AioRpcError, request: Any) -> tuple[grpc.StatusCode, str, tuple[Any, ...]]:

@@ -10,7 +10,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.dead_letters import DeadLetterDetails, Replay
 from streams import dead_letters
-from streams.api import DeadLetterEntry, History, HistoryEvent
+from streams.api import DeadLetterEntry
 from streams.envelope import iso
 from tables.definition import Definition, GuardType
 from tables.instance import CeremonyStatus, Instance, Phase, gate_message
@@ -141,27 +141,6 @@ def dead_letter(letter: DeadLetterEntry | dead_letters.DeadLetterRecord) -> pb.D
         timestamp=iso(letter.timestamp),
         size=letter.size,
         key=(letter.key or b"").decode(errors="backslashreplace"),
-    )
-
-
-def history(found: History) -> pb.GetHistoryResponse:
-    return pb.GetHistoryResponse(
-        events=map(_event, found.events),
-        stopped_at=pb.LogPosition(partition=found.partition, offset=found.stopped_at),
-        complete=found.complete,
-        message=found.message,
-    )
-
-
-def _event(event: HistoryEvent) -> pb.HistoryEvent:
-    return pb.HistoryEvent(
-        subject=event.subject,
-        at=event.at,
-        effect_id=event.effect_id,
-        correlation_id=event.correlation_id,
-        payload=event.payload,
-        metadata=event.metadata,
-        command=pb.LogPosition(partition=event.partition, offset=event.command_offset),
     )
 
 

@@ -11,7 +11,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.dead_letters import DeadLetters, LetterOrigin
 from bridge.definitions import DefinitionFolder
-from bridge.grpc import diagnosis, messages
+from bridge.grpc import diagnosis, history, messages
 from bridge.grpc.actors import normal_name
 from bridge.grpc.callers import Callers, one_at_a_time
 from bridge.grpc.diagnosis import AllWorkersDiagnosis
@@ -35,8 +35,6 @@ from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep
 from tables.instance import CeremonyStatus, Instance
 from tables.limits import MAX_TEXT_CHARACTERS
 
-# Events in one answer.
-LONGEST_HISTORY = 200
 # Characters of a reason; events keep as many, so none is shortened.
 LONGEST_REASON = MAX_TEXT_CHARACTERS
 
@@ -101,13 +99,14 @@ class OperatorCalls:
     # -- reads
 
     @errors_become_statuses
+    @one_at_a_time
     async def GetHistory(self, request: pb.GetHistoryRequest, context: Context[Any, Any]) -> pb.GetHistoryResponse:
         require(instance_id=request.instance_id)
-        limit = min(request.limit, LONGEST_HISTORY) if request.limit > 0 else LONGEST_HISTORY
-        history = await self._reads.history(request.instance_id, limit)
-        if history is None:
+        place = history.place_of(request)
+        found = await self._reads.history(request.instance_id, history.limit_of(request), place)
+        if found is None:
             raise unknown_ceremony(request.instance_id)
-        return messages.history(history)
+        return history.response(request.instance_id, found)
 
     @errors_become_statuses
     @one_at_a_time

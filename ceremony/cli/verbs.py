@@ -47,7 +47,7 @@ VERBS = (
     Verb("get", LOOK, "Show one ceremony: its state, its steps, and its waits."),
     Verb("list", LOOK, "List ceremonies, newest first.", code="list:list_"),
     Verb("watch", LOOK, "Follow a ceremony to its end. Exit 0 if it completed, 1 if it ended otherwise."),
-    Verb("history", LOOK, "Show the newest events of a ceremony, oldest first."),
+    Verb("history", LOOK, "Show every event of a ceremony, oldest first, with actor and reason."),
     Verb("doctor", LOOK, "Show stuck and waiting ceremonies, with remedies. Exit 1 if one is stuck or not served."),
     Verb("definitions", LOOK, "List the definitions that the engine sees now, with the problems of invalid ones."),
     Verb("deadletters", LOOK, "Look at messages that could not be processed, and send them back."),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bridge.grpc import messages, operations, refusals, start_request
+from bridge.grpc import history as grpc_history
+from bridge.grpc import messages, refusals, start_request
 from bridge.nats import response_messages, streams
 from bridge.ray import executor
 from ceremony.settings import Settings
@@ -93,17 +94,17 @@ def test_size_limits_are_the_specified_ones() -> None:
 
 
 def test_count_limits_are_the_specified_ones() -> None:
-    # specification 12.6, 13.12, 14.8, 14.13
+    # specification 12.6, 13.12, 14.8, 14.13, 26.1
     assert limits.MAX_TRANSITIONS == 100
     assert instance.KEPT_COMMAND_IDS == 64
     assert (refusals.DEFAULT_LIMIT, refusals.LARGEST_LIMIT) == (100, 1000)
-    assert operations.LONGEST_HISTORY == 200
+    assert (grpc_history.DEFAULT_HISTORY, grpc_history.LONGEST_HISTORY) == (200, 1000)
 
 
 def test_times_are_the_specified_ones() -> None:
-    # specification 10.3, 11.8, 14.4, 14.13, 15.4, 16.5, 18.7 and design 5, 6
+    # specification 10.3, 11.8, 14.4, 14.13, 26.1, 15.4, 16.5, 18.7 and design 5, 6
     assert waiters.FOLD_SECONDS == 2
-    assert history.READ_SECONDS == 10
+    assert (history.READ_SECONDS, history.PAGE_SECONDS) == (10, 3)
     assert (retries.ASK_FIRST_MS, retries.ASK_LONGEST_MS) == (1_000, 30_000)
     assert (partition_timers.AGAIN_SECONDS, timers.LEARN_SECONDS) == (1, 60)
     assert executor.CALL_TIMEOUT_SECONDS == Settings.model_fields["ray_call_timeout_seconds"].default == 10

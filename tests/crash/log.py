@@ -203,6 +203,10 @@ class CrashLog:
     async def ends(self, topic: str) -> Sequence[tuple[int, int]]:
         return [(0, self._broker.end(topic, number)) for number in range(self._broker.partitions)]
 
+    async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        records = self._broker.records[topic, partition]
+        return next((record.offset for record in records if record.timestamp >= timestamp), len(records))
+
     async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         yield await self._host.call(APPEND_SECONDS, lambda: self._broker.records[topic, partition][start:end])
 

@@ -46,6 +46,10 @@ class MemoryCommitLog:
         count = self.topics[topic].partitions
         return [(self.memory.starts[topic, n], self.memory.end(topic, n)) for n in range(count)]
 
+    async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        records = self.memory.records[topic, partition]
+        return next((one.offset for one in records if one.timestamp >= timestamp), self.memory.end(topic, partition))
+
     async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         yield [record for record in self.memory.records[topic, partition] if start <= record.offset < end]
 

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from bridge.grpc.forwarding import FORWARDED
+from bridge.grpc.callers import FORWARDED
 from streams.topics import OWNERS
 from tests.bridge.grpc.world import refused
 from tests.e2e.world import until

@@ -185,6 +185,15 @@ class KafkaLog:
             raise LogUnavailable("log_unavailable", f"ends of {topic} ({type(error).__name__})") from error
         return [(starts[tp], ends[tp]) for tp in tps]
 
+    async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        reader, tp = self._connected(), TopicPartition(topic, partition)
+        try:
+            async with self._clock.timeout(APPEND_SECONDS):
+                found = (await reader.offsets_for_times({tp: max(timestamp, 0)}))[tp]
+                return (await reader.end_offsets([tp]))[tp] if found is None else int(found.offset)
+        except (KafkaError, TimeoutError) as error:
+            raise LogUnavailable("log_unavailable", f"{topic}[{partition}] ({type(error).__name__})") from error
+
     async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         if start >= end:
             return  # a reader stopped before its task has run cannot be stopped cleanly

@@ -363,6 +363,32 @@ class LogFile:
                 found = following
         return found
 
+    def offset_at(self, topic: StoredTopic, partition: int, timestamp: int, start: int, end: int) -> int:
+        """Return the offset of the first record of [start, end) at this time or later, or `end`.
+
+        Times never decrease, so the batch is found by halving the range: few rows are looked at.
+        """
+        low, high, batch_end = start, end, end
+        while low < high:
+            middle = (low + high) // 2
+            first, following, newest = self._batch_at(topic, partition, middle)
+            if following <= middle or newest < timestamp:
+                low = max(following, middle + 1)
+            else:
+                high, batch_end = max(first, low), following
+        found = self.read(topic, partition, high, min(batch_end, end))
+        return next((record.offset for record in found if record.timestamp >= timestamp), high)
+
+    def _batch_at(self, topic: StoredTopic, partition: int, offset: int) -> tuple[int, int, int]:
+        """Return first offset, offset after the last, and newest time of the batch with this offset, or before it."""
+        with self._final():
+            row = self._reader.execute(
+                "SELECT first, next, timestamp FROM batches WHERE topic=? AND partition=? AND first<=?"
+                " ORDER BY first DESC LIMIT 1",
+                (topic.id, partition, offset),
+            ).fetchone()
+        return (0, 0, 0) if row is None else (int(row[0]), int(row[1]), int(row[2]))
+
     def close(self) -> None:
         """Close the file; uncommitted writes are lost."""
         self._roll_back()

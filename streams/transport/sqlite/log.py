@@ -377,6 +377,11 @@ class SqliteLog:
         self.check()
         return [(shard.start, shard.durable) for shard in self.shards(topic)]
 
+    async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        """Return the offset of the first committed record that was appended at this time or later, else the end."""
+        shard = self.shard(topic, partition)
+        return self.check().offset_at(shard.topic, partition, timestamp, shard.start, shard.durable)
+
     async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         """Iterate over committed records of [start, end), in batches of about a mebibyte."""
         self.check()

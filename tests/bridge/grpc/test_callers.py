@@ -8,17 +8,21 @@ from typing import Any
 
 import pytest
 
-from bridge.grpc.callers import Callers, one_at_a_time
+from bridge.grpc.callers import FORWARDED, Callers, one_at_a_time
 
 pytestmark = pytest.mark.asyncio
 
 
 class Peer:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, client: str = "") -> None:
         self._name = name
+        self._client = client
 
     def peer(self) -> str:
         return self._name
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ((FORWARDED, self._client),) if self._client else ()
 
 
 class Reads:
@@ -51,6 +55,18 @@ async def test_a_second_read_of_a_connection_waits_and_one_of_another_connection
     reads.go_on.set()
     done = await asyncio.gather(*calls, return_exceptions=True)
     assert [done[0], *done[2:]] == ["first", "third", "others"]
+
+
+async def test_a_client_does_not_wait_for_others_whose_calls_are_forwarded_by_the_same_worker() -> None:
+    # specification 14.20
+    reads = Reads()
+    peers = [Peer("ipv4:1.1.1.1:1", client) for client in ("ipv4:2.2.2.2:1", "ipv4:2.2.2.2:1", "ipv4:2.2.2.2:2")]
+    calls = [asyncio.create_task(reads.call(str(number), peer)) for number, peer in enumerate(peers)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert reads.running == ["0", "2"]
+    reads.go_on.set()
+    await asyncio.gather(*calls)
 
 
 async def test_callers_that_have_gone_leave_nothing_behind() -> None:

@@ -193,6 +193,22 @@ async def test_history_has_the_events_that_nats_has(world: World) -> None:
     assert not newest.complete
 
 
+async def test_the_whole_history_comes_in_pages_and_a_token_is_for_one_ceremony(world: World) -> None:
+    # specification 26.1
+    one, other = await opened(world), await opened(world)
+    await calls(world, one, actor="ben")["cancel"]()
+    pages = [page async for page in world.client.history_pages(one, limit=2)]
+    subjects = [event.subject for page in pages for event in page.events]
+    assert (subjects[0], subjects[-1]) == ("ceremony.started", "ceremony.cancelled")
+    assert [page.complete for page in pages] == [False] * (len(pages) - 1) + [True]
+    newest = await world.client.history(one)
+    assert [event.effect_id for page in pages for event in page.events] == [e.effect_id for e in newest.events]
+    token = pages[0].next_page_token
+    for instance_id, wrong in ((other, token), (one, "rubbish"), (one, "é"), (one, token[:-4]), (one, "AAAA" * 64)):
+        with refused("INVALID_ARGUMENT", "page_token_invalid"):
+            await world.stub.GetHistory(pb.GetHistoryRequest(instance_id=instance_id, page_token=wrong))
+
+
 async def test_history_of_an_unknown_ceremony_is_not_found(world: World) -> None:
     with refused("NOT_FOUND", "unknown_instance"):
         await world.stub.GetHistory(pb.GetHistoryRequest(instance_id="no:body"))
@@ -324,6 +340,10 @@ async def test_history_and_replay_work_the_same_on_kafka(kafka: KafkaServer, tmp
         found = await world.client.history(instance_id)
         subjects = [event.subject for event in found.events]
         assert (subjects[0], subjects[-1], found.complete) == ("ceremony.started", "ceremony.cancelled", True)
+        whole = [
+            event.subject async for page in world.client.history_pages(instance_id, limit=1) for event in page.events
+        ]
+        assert whole == subjects
         newest = await world.client.history(instance_id, limit=1)
         assert ([event.subject for event in newest.events], newest.complete) == (["ceremony.cancelled"], False)
         position = await world.worker.app.driver.log.append(commands, 1, b"c:s", b"rubbish")

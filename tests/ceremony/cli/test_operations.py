@@ -10,7 +10,7 @@ import pytest
 import yaml
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
-from ceremony.cli import deadletters, doctor
+from ceremony.cli import deadletters, doctor, history
 from ceremony.cli.errors import Exit
 from ceremony.program import run
 from tests.ceremony.cli.test_verbs import FAILS, data
@@ -187,8 +187,8 @@ def test_history_shows_actor_and_operation(ceremony: Ceremony, capsys: Said) -> 
     assert ceremony("history", one) == Exit.OK
     said = capsys.readouterr()
     lines = said.out.splitlines()
-    assert "ceremony.started" in lines[2] and "ceremony.paused" in lines[-1]
-    assert "actor=ana" in lines[-1] and "reason=lunch" in lines[-1]
+    assert " started " in lines[2] and " paused " in lines[-1]
+    assert " ana " in lines[-1] and " lunch " in lines[-1]
     assert said.err == ""
     assert ceremony("history", one, "-n", "1", "-o", "yaml") == Exit.OK
     found = yaml.safe_load(capsys.readouterr().out)
@@ -199,6 +199,26 @@ def test_history_shows_actor_and_operation(ceremony: Ceremony, capsys: Said) -> 
     assert ceremony("history", "no:body") == Exit.NOT_FOUND
 
 
+def test_history_is_drawn_as_a_timeline(ceremony: Ceremony, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in pages of one event: each comes once, in order."""
+    # specification 26.1, 26.4
+    monkeypatch.setattr(history, "PAGE_EVENTS", 1)
+    (one,) = begun(ceremony, capsys, "drawn")
+    ceremony("approve", one, "ask", "--role", "APPROVER", "-m", "looks right to me")
+    capsys.readouterr()
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ceremony("history", one, "--timeline") == Exit.OK
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[0] == one and said.err == ""
+    assert [line for line in lines if "ask approved by ana (APPROVER): looks right to me" in line]
+    assert "COMPLETED in" in lines[-1]
+    assert ceremony("history", one, "-o", "json") == Exit.OK
+    found = data(capsys)
+    ids = [event["effect_id"] for event in found["events"]]
+    assert found["complete"] and len(ids) == len(set(ids)) == len(lines) - 2
+
+
 def test_history_shows_who_fired_a_trigger(ceremony: Ceremony, capsys: Said) -> None:
     # specification 13.11
     (one,) = begun(ceremony, capsys, "fired")
@@ -206,7 +226,7 @@ def test_history_shows_who_fired_a_trigger(ceremony: Ceremony, capsys: Said) -> 
     capsys.readouterr()
     assert ceremony("history", one) == Exit.OK
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "trigger=decline" in line]
-    assert "actor=ana" in line and "role=APPROVER" in line and "reason=too late" in line
+    assert "ana (APPROVER)" in line and "too late" in line
     assert ceremony("history", one, "-o", "json") == Exit.OK
     told = {event["subject"]: event["metadata"] for event in data(capsys)["events"]}
     assert told["ceremony.transition.applied"] == {"actor": "ana", "role": "APPROVER", "reason": "too late"}

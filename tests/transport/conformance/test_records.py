@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterable
 
@@ -105,6 +106,23 @@ async def test_timestamps_are_the_logs(place: Place) -> None:
     for partition in range(2):
         mine = [r.timestamp for r in records if r.partition == partition]
         assert mine == sorted(mine)
+
+
+async def test_an_offset_is_found_by_its_time(place: Place) -> None:
+    """The first record at that time or later; the log end after the newest, 0 before the oldest."""
+    # specification 18.12
+    topic = place.topic("in")
+    async with beside(place) as app:
+        positions = []
+        for number in range(30):
+            positions.append(await app.commit_log.append(topic, 1, None, b"%d" % number))
+            await asyncio.sleep(0.002)
+        for position in positions:
+            first = next(one.offset for one in positions if one.timestamp >= position.timestamp)
+            assert await app.commit_log.offset_at(topic, 1, position.timestamp) == first
+        assert await app.commit_log.offset_at(topic, 1, 0) == 0
+        assert await app.commit_log.offset_at(topic, 1, positions[-1].timestamp + 1) == 30
+        assert await app.commit_log.offset_at(topic, 2, 0) == 0
 
 
 async def test_the_largest_record_is_accepted_and_one_byte_more_is_refused(place: Place) -> None:

@@ -255,8 +255,22 @@ class PlanningCeremonyClient:
         return (await self._call(self._stub.RunStep, request)).ceremony
 
     async def history(self, instance_id: str, *, limit: int = 200) -> pb.GetHistoryResponse:
-        """The newest events of a ceremony, oldest first, at most 200; `complete` is True if these are all."""
+        """The newest events of a ceremony, oldest first, at most 1,000; `complete` is True if these are all."""
         return await self._call(self._stub.GetHistory, pb.GetHistoryRequest(instance_id=instance_id, limit=limit))
+
+    async def history_pages(self, instance_id: str, *, limit: int = 200) -> AsyncIterator[pb.GetHistoryResponse]:
+        """All events of a ceremony from its first on, in pages of at most `limit`; a page may be empty.
+
+        On the last page `complete` is True if nothing is missing.
+        """
+        token = ""
+        while True:
+            request = pb.GetHistoryRequest(instance_id=instance_id, limit=limit, whole=True, page_token=token)
+            page = await self._call(self._stub.GetHistory, request)
+            yield page
+            token = page.next_page_token
+            if not token:
+                return
 
     async def dead_letter(self, origin: str, partition: int, offset: int) -> pb.ShowDeadLetterResponse:
         """One dead letter with headers and body, by the position of its original."""

@@ -1256,18 +1256,26 @@ class GetHistoryRequest(_message.Message):
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     limit: _builtins.int
-    """0 or less means 200, the maximum."""
+    """0 or less means 200; at most 1,000 are given."""
+    whole: _builtins.bool
+    """True for a page of all events, from the first one on; false for the newest events."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first page. It implies `whole`."""
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         limit: _builtins.int = ...,
+        whole: _builtins.bool = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "limit", b"limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "limit", b"limit", "page_token", b"page_token", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1281,17 +1289,27 @@ class GetHistoryResponse(_message.Message):
     STOPPED_AT_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FIRST_OFFSET_FIELD_NUMBER: _builtins.int
+    END_OFFSET_FIELD_NUMBER: _builtins.int
     complete: _builtins.bool
-    """True if these are all events of this ceremony in the log."""
+    """True if these, with all pages before, are all events of this ceremony from its first on."""
     message: _builtins.str
-    """Reason why reading stopped."""
+    """Reason why reading stopped, or which events are missing."""
+    next_page_token: _builtins.str
+    """The token of the next page; empty on the last one. A page may be short or empty and still have a next one."""
+    first_offset: _builtins.int
+    """Offsets of the events between which a whole history lies: with `stopped_at` they tell the progress."""
+    end_offset: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistoryEvent]:
         """Oldest first; an event that a crash wrote twice appears once."""
 
     @_builtins.property
     def stopped_at(self) -> Global___LogPosition:
-        """Position in the events where reading stopped; nothing before it was read."""
+        """Position in the events where reading stopped: of the newest events nothing before it was read, of a page
+        everything.
+        """
 
     def __init__(
         self,
@@ -1300,10 +1318,13 @@ class GetHistoryResponse(_message.Message):
         stopped_at: Global___LogPosition | None = ...,
         complete: _builtins.bool = ...,
         message: _builtins.str = ...,
+        next_page_token: _builtins.str = ...,
+        first_offset: _builtins.int = ...,
+        end_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stopped_at", b"stopped_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "events", b"events", "message", b"message", "stopped_at", b"stopped_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "end_offset", b"end_offset", "events", b"events", "first_offset", b"first_offset", "message", b"message", "next_page_token", b"next_page_token", "stopped_at", b"stopped_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -221,8 +221,8 @@ class PlanningCeremonyProcessorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetHistory(self, request, context):
-        """The newest events of a ceremony, oldest first. Reads at most 10 s and 3 MiB, and gives the position where it
-        stopped. NOT_FOUND if the instance is unknown.
+        """The newest events of a ceremony, or all from the first on, in pages; oldest first. Reads at most 10 s and 3 MiB,
+        and gives the position where it stopped. NOT_FOUND if the instance is unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

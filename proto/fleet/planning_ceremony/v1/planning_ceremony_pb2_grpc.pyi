@@ -80,8 +80,8 @@ class PlanningCeremonyProcessorStub:
     RunStep: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.RunStepRequest, _planning_ceremony_pb2.RunStepResponse]
     """Runs a step that the start did not select. Errors as for DecideGate."""
     GetHistory: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.GetHistoryRequest, _planning_ceremony_pb2.GetHistoryResponse]
-    """The newest events of a ceremony, oldest first. Reads at most 10 s and 3 MiB, and gives the position where it
-    stopped. NOT_FOUND if the instance is unknown.
+    """The newest events of a ceremony, or all from the first on, in pages; oldest first. Reads at most 10 s and 3 MiB,
+    and gives the position where it stopped. NOT_FOUND if the instance is unknown.
     """
     ShowDeadLetter: _grpc.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ShowDeadLetterRequest, _planning_ceremony_pb2.ShowDeadLetterResponse]
     """A dead letter with its headers and its body. NOT_FOUND if there is none with this origin."""
@@ -131,8 +131,8 @@ class PlanningCeremonyProcessorAsyncStub(PlanningCeremonyProcessorStub):
     RunStep: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.RunStepRequest, _planning_ceremony_pb2.RunStepResponse]  # type: ignore[assignment]
     """Runs a step that the start did not select. Errors as for DecideGate."""
     GetHistory: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.GetHistoryRequest, _planning_ceremony_pb2.GetHistoryResponse]  # type: ignore[assignment]
-    """The newest events of a ceremony, oldest first. Reads at most 10 s and 3 MiB, and gives the position where it
-    stopped. NOT_FOUND if the instance is unknown.
+    """The newest events of a ceremony, or all from the first on, in pages; oldest first. Reads at most 10 s and 3 MiB,
+    and gives the position where it stopped. NOT_FOUND if the instance is unknown.
     """
     ShowDeadLetter: _aio.UnaryUnaryMultiCallable[_planning_ceremony_pb2.ShowDeadLetterRequest, _planning_ceremony_pb2.ShowDeadLetterResponse]  # type: ignore[assignment]
     """A dead letter with its headers and its body. NOT_FOUND if there is none with this origin."""
@@ -263,8 +263,8 @@ class PlanningCeremonyProcessorServicer(metaclass=_abc_1.ABCMeta):
         request: _planning_ceremony_pb2.GetHistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_planning_ceremony_pb2.GetHistoryResponse, _abc.Awaitable[_planning_ceremony_pb2.GetHistoryResponse]]:
-        """The newest events of a ceremony, oldest first. Reads at most 10 s and 3 MiB, and gives the position where it
-        stopped. NOT_FOUND if the instance is unknown.
+        """The newest events of a ceremony, or all from the first on, in pages; oldest first. Reads at most 10 s and 3 MiB,
+        and gives the position where it stopped. NOT_FOUND if the instance is unknown.
         """
 
     @_abc_1.abstractmethod

@@ -82,6 +82,9 @@ class Deliberation(Kind):
     def agents(self, step: Step) -> tuple[str, ...]:
         return tuple(config_of(step, DeliberationConfig).agent_ids)
 
+    def prompts(self, step: Step) -> tuple[str, ...]:
+        return (config_of(step, DeliberationConfig).prompt,)
+
     def templates(self, step: Step) -> Mapping[str, Any]:
         config = config_of(step, DeliberationConfig)
         return {"prompt": config.prompt, "constraints": config.constraints.model_dump()}

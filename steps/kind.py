@@ -47,6 +47,9 @@ class Kind:
     def agents(self, step: Step) -> tuple[str, ...]:
         return ()
 
+    def prompts(self, step: Step) -> tuple[str, ...]:
+        return ()
+
     def publication(self, step: Step, instance_id: str, visit: int) -> Publication | None:
         return None
 

@@ -57,6 +57,10 @@ class TaskExtraction(Kind):
     reaches_out: bool = True
     fields: tuple[str, ...] = ("source", "task_id", "deliberation_id", "status", "tasks")
 
+    def prompts(self, step: Step) -> tuple[str, ...]:
+        prompt = config_of(step, TaskExtractionConfig).extraction_prompt
+        return () if prompt is None else (prompt,)
+
     def templates(self, step: Step) -> Mapping[str, Any]:
         return {"extraction_prompt": config_of(step, TaskExtractionConfig).extraction_prompt}
 

@@ -89,6 +89,8 @@ class Step:
     """From the kind: the facts of a gate; None: people do not decide the step."""
     agents: tuple[str, ...] = ()
     """From the kind: ids of the agents whose answers are counted."""
+    prompts: tuple[str, ...] = ()
+    """From the kind: prompts as written, which must not leave as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +161,8 @@ class Definition:
     holds."""
     ways_out: Mapping[str, tuple[tuple[Step, Transition], ...]] = field(default_factory=dict)
     """By state: its steps with an `on_failure`, each with the transition of that trigger."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of all steps as written, in file order."""
+        return tuple(prompt for step in self.steps.values() for prompt in step.prompts)

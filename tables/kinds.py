@@ -140,6 +140,9 @@ class StepKind(Protocol):
     def agents(self, step: Step) -> tuple[str, ...]:
         """Return the ids of the agents whose answers the step counts."""
 
+    def prompts(self, step: Step) -> tuple[str, ...]:
+        """Return the prompts of the config as the definition writes them: they must not leave as they are."""
+
     def publication(self, step: Step, instance_id: str, visit: int) -> Publication | None:
         """Return the message that the step sends in this visit, or None for a kind that sends none."""
 
@@ -184,7 +187,9 @@ class StepKind(Protocol):
 
 def with_facts(step: Step, kind: StepKind) -> Step:
     """Return the step with the facts that its kind states and the fold reads."""
-    return replace(step, role=kind.role(step), gate=kind.gate(step), agents=kind.agents(step))
+    return replace(
+        step, role=kind.role(step), gate=kind.gate(step), agents=kind.agents(step), prompts=kind.prompts(step)
+    )
 
 
 # The registry: handler → kind.

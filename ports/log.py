@@ -66,8 +66,9 @@ class TableSpec:
     name: str
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
-    substitute: Callable[[Any | None, Any], Any] | None = None
-    """Makes a row for one that cannot be written, of its last written form (None: there is none) and its newest."""
+    substitute: Callable[[Any | None, Any, RowUnwritable], tuple[Any, bytes]] | None = None
+    """Makes a row for one that cannot be written, of its last written form (None: there is none) and its newest. The
+    bytes are a record for the agent's own topic that reports it, under the row's key."""
 
 
 class Held(Protocol):

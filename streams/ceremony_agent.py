@@ -24,6 +24,7 @@ from tables.commands import (
     Origin,
     Pause,
     PutDefinition,
+    SetAside,
     Start,
     TimerFired,
     decode_command,
@@ -58,6 +59,8 @@ NOTABLE = frozenset(
     }
 )
 _FAILED = StepStatus.FAILED.value
+# Note of a decision on a repetition.
+DUPLICATE = "duplicate"
 ENGINE_ACTOR = "ceremony-engine"
 PAUSED_BECAUSE = "the fold failed on a command; see the dead letters"
 # Bytes of a value that leave room for key and headers in the largest record.
@@ -136,6 +139,8 @@ class CeremonyAgent:
         self._apply(batch, folding, key, row, decision)
         if decision.unjudged:
             folding.tally.unjudged.update(_log_unjudged(command.instance_id, decision))
+        if isinstance(command, SetAside) and decision.note != DUPLICATE:
+            batch.dead_letter(record, command.code, command.message)
         if decision.note == DEFINITION_UNKNOWN and row is not None:
             _keep_unread(batch, record, command)
         refusal = self._send(batch, folding, decision, records)
@@ -279,7 +284,7 @@ class CeremonyAgent:
 def _accepted(command: AnyCommand, decision: Decision) -> FoldResult:
     """Return the result of a command that was not refused; a start of a ceremony that has ended says so."""
     row = decision.row
-    if isinstance(command, Start) and decision.note == "duplicate" and row is not None and row.status in TERMINAL:
+    if isinstance(command, Start) and decision.note == DUPLICATE and row is not None and row.status in TERMINAL:
         return FoldResult(message=f"{row.instance_id} is there already: {row.status}")
     return ACCEPTED
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ports.log import AgentSpec, Batch, PartitionView, TableSpec, TopicSpec
+from ports.log import AgentSpec, Batch, PartitionView, RowUnwritable, TableSpec, TopicSpec
 from steps.agent import AgentFunction
 from steps.registry import all_kinds
 from streams.topics import (
@@ -26,8 +26,9 @@ from streams.topics import (
     prefixed,
     step_topic,
 )
-from tables.fold.set_aside import substituted
-from tables.instance import Instance, Pauser, decode_instance, encode_instance
+from tables.commands import encode_command
+from tables.fold.set_aside import report, substituted
+from tables.instance import Instance, decode_instance, encode_instance
 
 DAY_MS = 24 * 60 * 60 * 1000
 COMMANDS_KEPT_MS = 7 * DAY_MS
@@ -56,9 +57,13 @@ def topics(prefix: str, partitions: int) -> list[TopicSpec]:
     ]
 
 
-def substitute(written: Instance | None, newest: Instance) -> Instance:
-    """Return the row of a ceremony whose newest row cannot be written (specification 18.16)."""
-    return substituted(written, newest, Pauser("ceremony-engine", reason="its row cannot be written"))
+def substitute(written: Instance | None, newest: Instance, error: RowUnwritable) -> tuple[Instance, bytes]:
+    """Return the row of a ceremony whose newest row cannot be written, and the command that reports it.
+
+    See specification 18.16.
+    """
+    row = substituted(written, newest)
+    return row, encode_command(report(written, row, error.code, error.text))
 
 
 TABLES = (

@@ -20,6 +20,7 @@ COMMAND_FORMAT = 1
 # may not use them, so no client's operation is taken for one of the engine's.
 DERIVED_ID_PREFIXES = ("nats/", "timer/", "fold_failed/", "engine/")
 NATS_ID, FOLD_FAILED_ID = DERIVED_ID_PREFIXES[0], DERIVED_ID_PREFIXES[2]
+SET_ASIDE_ID = "engine/set_aside/"
 _DIGEST_BYTES = 8
 
 
@@ -187,6 +188,21 @@ class Restore(Command, frozen=True, tag="restore", kw_only=True):
     """A row as `encode_instance` writes it, with version and attempts already raised."""
 
 
+class SetAside(Command, frozen=True, tag="set_aside", kw_only=True):
+    """Announce that a row which no checkpoint can write was set aside; sent by the owner of its partition.
+
+    `command_id` is made of the version that was written last, so that a second report, after a crash, is known.
+    """
+
+    status: str
+    """Status of the row that took its place."""
+    state: str
+    version: int
+    """Version of the row that the announcement makes; its effects have their ids from it."""
+    code: str
+    message: str
+
+
 AnyCommand = (
     PutDefinition
     | Noop
@@ -202,6 +218,7 @@ AnyCommand = (
     | RetryStep
     | RunStep
     | Restore
+    | SetAside
 )
 
 

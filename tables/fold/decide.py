@@ -26,6 +26,7 @@ from tables.commands import (
     Resume,
     RetryStep,
     RunStep,
+    SetAside,
     Start,
     StepOutcome,
     TimerFired,
@@ -41,6 +42,7 @@ from tables.fold.context import Decision, FoldContext, refused
 from tables.fold.gates import gate_decision
 from tables.fold.operations import cancel, pause, resume, retry_step, run_step, trigger
 from tables.fold.restore import restore
+from tables.fold.set_aside import announce
 from tables.fold.start import start
 from tables.fold.timer_fired import timer_fired
 from tables.fold.transitions import finish
@@ -73,6 +75,8 @@ HANDLERS: Mapping[type[Command], Callable[[FoldContext, Any], None]] = {
     TimerFired: timer_fired,
     # A ceremony comes back from a read model.
     Restore: restore,
+    # A row could not be written.
+    SetAside: announce,
     # No ceremony is concerned.
     PutDefinition: nothing,
     Noop: nothing,
@@ -151,8 +155,8 @@ def _missing(row: Instance | None, command: AnyCommand, definition: Definition |
         return None
     if row is None:
         return refusals.UNKNOWN_INSTANCE, "there is no such ceremony"
-    if type(command) is TimerFired and command.timer_id == EXPIRE:
-        return None  # retention meets stubs too, and needs no definition
+    if type(command) is SetAside or (type(command) is TimerFired and command.timer_id == EXPIRE):
+        return None  # both meet stubs too, and need no definition
     if row.expired:
         return refusals.ALREADY_ENDED, f"the ceremony is {row.status}"
     if definition is None:

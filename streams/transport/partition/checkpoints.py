@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ports.clock import Clock
-from ports.log import AgentSpec, LogFailed, Record, RowUnwritable
+from ports.log import AgentSpec, LogFailed, Record
 from streams.transport.partition.backend import Backend, NewRecord, PositionRow
 from streams.transport.partition.positions import checksum
-from streams.transport.partition.rows import Dirty, Rows
+from streams.transport.partition.rows import Dirty, Rows, Substituted
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Checkpoints:
         clock: Clock,
         interval: Callable[[], float],
         limits: Limits,
-        substituted: Callable[[bytes, RowUnwritable], None],
+        substituted: Callable[[Substituted], None],
     ) -> None:
         """`substituted` hears of each row that could not be written, before the checkpoint with its substitute."""
         self.rows = rows
@@ -235,8 +235,8 @@ class Checkpoints:
     async def _write(self, snapshot: _Snapshot) -> int:
         encoded = await self.rows.encode(snapshot.dirty)
         sent = len(self._pending)
-        for key, error in self.rows.take_substituted():
-            self._substituted(key, error)
+        for one in self.rows.take_substituted():
+            self._substituted(one)
         await self._acknowledged(self._pending[sent:])
         last = snapshot.last
         position = PositionRow(

@@ -14,8 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from typing import Any
 
 from ports.clock import Clock
-from ports.log import AgentSpec, LogError, LogFailed, LogUnavailable, Record, RowUnwritable
-from streams.topics import changelog
+from ports.log import AgentSpec, LogError, LogFailed, LogUnavailable, Record
 from streams.transport.partition.backend import Backend, NewRecord, Recovered
 from streams.transport.partition.batch import AgentGone, HeldRecord, PartBatch
 from streams.transport.partition.checkpoints import Checkpoints, Counters, Limits
@@ -23,7 +22,7 @@ from streams.transport.partition.dead_letters import DeadLetterTopic, origin
 from streams.transport.partition.positions import fold_point, last_folded, resume_point
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStore, RowStore, Stores
-from streams.transport.partition.rows import Rows, Table
+from streams.transport.partition.rows import Rows, Substituted, Table
 from tables.errors import FormatTooNew
 
 logger = logging.getLogger(__name__)
@@ -329,14 +328,10 @@ class Part:
         self.count_dead_letter(AGENT_FAILED)
         self._advance(record, 1, 0 if letter is None else len(letter.value))
 
-    def _set_aside(self, key: bytes, error: RowUnwritable) -> None:
-        """Make a dead letter of a row that could not be written; its origin is the position it would have had."""
-        logger.error("%r: %s; a substitute is written", self, error)
-        unwritten = Record(changelog(self.spec.tables[0].name), self.number, self.position, 0, key, None)
-        letter = self.dead_letters.letter(unwritten, error.code, error.text)
-        if letter is not None:
-            self._saves.send(self.dead_letters.topic, self.dead_letters.partition(self.number), [letter])
-        self.count_dead_letter(error.code)
+    def _set_aside(self, row: Substituted) -> None:
+        """Report a row that could not be written to the agent, by a record of its own topic."""
+        logger.error("%r: %s; a substitute is written", self, row.error)
+        self._saves.send(self.spec.topic, self.number, [NewRecord(row.key, row.report)])
 
     def count_dead_letter(self, code: str) -> None:
         counts = self.counters.dead_letters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from ports.clock import Clock
 from ports.log import LARGEST_RECORD_BYTES, LogFailed, RowUnwritable, TableSpec
@@ -24,6 +24,14 @@ ROWS_PER_TURN = 200
 TIDIED_PER_ROW = 3
 # Rows tidied before other tasks get the event loop.
 TIDIED_PER_TURN = 50
+
+
+class Substituted(NamedTuple):
+    """A row that could not be written, and the record for the agent's own topic that reports its substitute."""
+
+    key: bytes
+    error: RowUnwritable
+    report: bytes
 
 
 class Table(Mapping[bytes, Any]):
@@ -223,8 +231,10 @@ class Table(Mapping[bytes, Any]):
         self.encoded(key, len(raw))
         return raw
 
-    def substituted(self, key: bytes, row: Any, error: RowUnwritable) -> bytes | None:
+    def substituted(self, key: bytes, row: Any, error: RowUnwritable) -> tuple[bytes | None, bytes]:
         """Put a row that can be written in the place of one that cannot, and encode it. Raises RowUnwritable.
+
+        Return it with the record that reports it.
 
         It takes the place of rows that were folded from it meanwhile, too: they can be no better.
         """
@@ -233,14 +243,14 @@ class Table(Mapping[bytes, Any]):
         raw = self._store.get(self._spec.name, key)
         written = None if raw is None else self._decoded(key, raw, self._spec.decode)
         newest = self.dirty.get(key)
-        substitute = self._spec.substitute(written, row if newest is None else newest)
+        substitute, report = self._spec.substitute(written, row if newest is None else newest, error)
         encoded = self.encode(key, substitute)
         self.saving[key] = substitute
         if key in self.dirty:
             self.dirty[key] = substitute
         self._held.old.pop(key, None)
         self._keep(key, substitute)
-        return encoded
+        return encoded, report
 
 
 class Rows:
@@ -250,8 +260,8 @@ class Rows:
         self, tables: Sequence[TableSpec], partition: int, clock: Clock, cache: RowCache, store: RowStore
     ) -> None:
         self.tables = {table.name: Table(table, partition, store, cache) for table in tables}
-        self.substituted: list[tuple[bytes, RowUnwritable]] = []
-        """Keys of rows that could not be written, with the error, since the last call of `take_substituted`."""
+        self.substituted: list[Substituted] = []
+        """Rows that could not be written, since the last call of `take_substituted`."""
         self._store = store
         self._clock = clock
         self._untidied = 0
@@ -275,13 +285,13 @@ class Rows:
             try:
                 encoded[key] = table.encode(key, row)
             except RowUnwritable as error:
-                encoded[key] = table.substituted(key, row, error)
-                self.substituted.append((key, error))
+                encoded[key], report = table.substituted(key, row, error)
+                self.substituted.append(Substituted(key, error, report))
             if count % ROWS_PER_TURN == 0:
                 await self._clock.sleep(0)
         return encoded
 
-    def take_substituted(self) -> list[tuple[bytes, RowUnwritable]]:
+    def take_substituted(self) -> list[Substituted]:
         found, self.substituted = self.substituted, []
         return found
 

@@ -22,6 +22,7 @@ from tables.commands import (
     Resume,
     RetryStep,
     RunStep,
+    SetAside,
     Start,
     StepOutcome,
     TimerFired,
@@ -86,6 +87,24 @@ COMMANDS: tuple[AnyCommand, ...] = (
     RetryStep(instance_id=ID, command_id="y", step_id="talk", actor="a"),
     RunStep(instance_id=ID, command_id="u", step_id="talk", actor="a"),
     Restore(instance_id=ID, instance={"instance_id": ID}),
+    SetAside(
+        instance_id=ID,
+        command_id="engine/set_aside/0",
+        status="FAILED",
+        state="RUN",
+        version=1001,
+        code="c",
+        message="m",
+    ),
+    SetAside(
+        instance_id=ID,
+        command_id="engine/set_aside/1",
+        status="PAUSED",
+        state="RUN",
+        version=1001,
+        code="c",
+        message="m",
+    ),
 )
 
 

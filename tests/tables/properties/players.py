@@ -18,6 +18,7 @@ from tables.commands import (
     Resume,
     RetryStep,
     RunStep,
+    SetAside,
     StepOutcome,
     TimerFired,
     Trigger,
@@ -280,6 +281,15 @@ class Hostile:
                 Noop(),
                 PutDefinition(hash="h", text="t"),
                 Restore(instance_id=ID, instance={"x": self.value()}),
+                SetAside(
+                    instance_id=ID,
+                    command_id=f"engine/set_aside/{self.rng.randint(0, 3)}",
+                    status="PAUSED",
+                    state=self.world.live.state,
+                    version=self.world.live.version + self.rng.choice((1, 1000)),
+                    code="row_unwritable",
+                    message="m",
+                ),
                 Cancel(instance_id="nobody:else", actor="o"),
                 self.world.start_command(a=self.value()),
             )

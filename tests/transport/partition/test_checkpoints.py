@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Fenced, LogFailed, TableSpec
+from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Fenced, LogFailed, RowUnwritable, TableSpec
 from streams.transport.partition.backend import NewRecord
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
@@ -338,7 +338,7 @@ async def test_answers_of_one_turn_of_the_event_loop_go_into_one_produce_batch()
 
 
 async def test_a_row_that_cannot_be_written_gets_a_substitute_and_the_partition_flows_on() -> None:
-    """The substitute is made of the last written row and the newest one; the row becomes a dead letter."""
+    """The substitute is made of the last written row and the newest one; the agent hears of it by its own topic."""
     # specification 18.16
     log = MemoryLog()
 
@@ -349,9 +349,9 @@ async def test_a_row_that_cannot_be_written_gets_a_substitute_and_the_partition_
 
     seen: list[tuple[Any, Any]] = []
 
-    def substitute(written: Any, newest: Any) -> Any:
+    def substitute(written: Any, newest: Any, error: RowUnwritable) -> tuple[Any, bytes]:
         seen.append((written, newest))
-        return 1000
+        return 1000, error.code.encode()
 
     table = TableSpec("counts", encode, json.loads, substitute)
     spec = AgentSpec("counter", "commands", tables=[table], batch=10)
@@ -363,20 +363,42 @@ async def test_a_row_that_cannot_be_written_gets_a_substitute_and_the_partition_
         await until(lambda: part.position == 4)
         await part.checkpoint()
         assert seen == [(1, 2)]
-        assert dict(part.rows("counts").items()) == {b"a": 1000, b"b": 1, b"c": 1}
-        assert part.counters.dead_letters == {"row_unwritable": 1}
-        commands(log, "a")
+        assert log.transactions[-1][0] == {"counts": {b"a": b"1000", b"c": b"1"}}
         await until(lambda: part.position == 5)
-    (letter,) = log.records["deadletters", 0]
-    assert letter.key == b"a"
-    assert dict(letter.headers)["error-code"] == b"row_unwritable"
-    assert part.rows("counts")[b"a"] == 1001
+        assert dict(part.rows("counts").items()) == {b"a": 1001, b"b": 1, b"c": 1}
+    assert [(one.key, one.value) for one in log.records["commands", 0][4:]] == [(b"a", b"row_unwritable")]
+
+
+async def test_each_of_several_unwritable_rows_of_a_checkpoint_is_reported_before_it_commits() -> None:
+    # specification 18.16
+    log = MemoryLog()
+    commands(log, "a", "b", "c")
+
+    def encode(row: Any) -> bytes:
+        return json.dumps(row).encode() if row != 1 else b"x" * LARGEST_RECORD_BYTES
+
+    table = TableSpec("counts", encode, json.loads, lambda _, newest, error: (1000 + newest, error.code.encode()))
+    part = part_of(log, count, AgentSpec("counter", "commands", tables=[table], batch=3))
+    async with running(part):
+        await until(lambda: part.position == 3)
+        log.hold_acks = True
+        saving = asyncio.create_task(part.checkpoint())
+        await until(lambda: log.end("commands", 0) == 6)
+        await asyncio.sleep(0.01)
+        assert not saving.done()
+        assert log.transactions == []
+        log.hold_acks = False
+        log.acknowledge()
+        await saving
+        await until(lambda: part.position == 6)
+    reports = log.records["commands", 0][3:]
+    assert [(one.key, one.value) for one in reports] == [(key, b"row_too_large") for key in (b"a", b"b", b"c")]
 
 
 async def test_rows_that_only_a_substitute_cannot_mend_end_the_worker() -> None:
     log = MemoryLog()
     commands(log, "a")
-    table = TableSpec("counts", lambda row: row.no_such_thing, json.loads, lambda _written, newest: newest)
+    table = TableSpec("counts", lambda row: row.no_such_thing, json.loads, lambda _, newest, __: (newest, b""))
     part = part_of(log, count, AgentSpec("counter", "commands", tables=[table]), interval=0.01)
     await part.take()
     with pytest.raises(LogFailed, match="row_unwritable"):

@@ -56,9 +56,13 @@ class HttpServer:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         # Not a site of aiohttp: that one accepts connections without a limit.
-        self._listening = await loop.create_server(
-            self.connections.new_connection, self._host.strip("[]"), self._requested_port
-        )
+        try:
+            self._listening = await loop.create_server(
+                self.connections.new_connection, self._host.strip("[]"), self._requested_port
+            )
+        except OSError as error:
+            text = f"cannot listen on {self._host}:{self._requested_port} for HTTP: {error.strerror or error}"
+            raise OSError(text) from None
         self.port = self._listening.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

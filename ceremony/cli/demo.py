@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ceremony.cli.options import LogOption, TriedOption
 from ceremony.cli.output import Format, OutputOption
 from ceremony.cli.running import readable_errors
+
+if TYPE_CHECKING:
+    from ceremony.demo.run import DemoOptions
 
 
 def demo(
@@ -50,6 +53,18 @@ def demo(
         concurrency=concurrency,
         dev_options=tuple(dev_options or ()),
     )
+    check_engine(options)
     with readable_errors():
         logs.configure("WARNING", "console")
         show(options, output)
+
+
+def check_engine(options: DemoOptions) -> None:
+    """End with the error of `ceremony dev` for options with which it cannot run, before anything is made."""
+    from ceremony.cli.verbs import load
+    from ceremony.demo.run import engine_options
+
+    arguments = engine_options(options, options.folder or Path(), "demo")
+    ended = load("dev").main(["--check", *arguments], prog_name="ceremony dev", standalone_mode=False)
+    if ended is not None:  # its help was shown
+        raise typer.Exit(ended)

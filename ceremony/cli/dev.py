@@ -57,6 +57,7 @@ def dev(
     until_stdin_closes: Annotated[  # noqa: FBT002 - typer makes flags of them
         bool, typer.Option("--until-stdin-closes", hidden=True)
     ] = False,
+    check: Annotated[bool, typer.Option("--check", hidden=True)] = False,  # noqa: FBT002 - as above
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Run everything in one folder: engine, embedded log, a real NATS, a simulated Ray executor.
@@ -74,9 +75,20 @@ def dev(
         raise CommandFailed(error.code, error.message, Exit.USAGE, remedy=error.remedy) from None
     definitions = folder_to_try(ceremonies_dir)
     options = DevOptions(folder, log, grpc_addr, http_addr, nats_port, definitions, topic_prefix, knobs)
+    if check:
+        check_settings(options)
+        return
     with readable_errors(), private_files():
         logs.configure(log_level, "console")
         loop.run(_dev(options, output, until_stdin_closes=until_stdin_closes))
+
+
+def check_settings(options: DevOptions) -> None:
+    """Raise CommandFailed for settings with which `dev` cannot run; nothing is made."""
+    from ceremony.dev.stack import Dev
+
+    with readable_errors():
+        Dev(options, HostClock()).check()
 
 
 @contextmanager

@@ -99,7 +99,8 @@ def readable_errors() -> Iterator[None]:
     except CeremonyError as error:
         raise CommandFailed(error.code, error.message, place=error.place, remedy=error.remedy) from None
     except OSError as error:
-        raise CommandFailed("cannot_start", " ".join(str(error.strerror or error).split())) from None
+        text, place = " ".join(str(error.strerror or error).split()), error.filename or ""
+        raise CommandFailed("cannot_start", text, place=place if isinstance(place, str) else "") from None
 
 
 @asynccontextmanager

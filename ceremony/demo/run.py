@@ -84,6 +84,17 @@ class Screen(Protocol):
     def progress(self, now: DemoProgress) -> None: ...
 
 
+def engine_options(options: DemoOptions, folder: Path, stamp: str) -> list[str]:
+    """The arguments of `ceremony dev` for a run with this stamp; `folder` is its own."""
+    found = [str(folder), "--until-stdin-closes", "-o", "json"]
+    found += ["--grpc-addr", f"{HOST}:0", "--http-addr", f"{HOST}:0"]
+    found += ["--ceremonies-dir", str(options.ceremonies_dir)]
+    if options.log is not None:
+        # The topics of a broker outlive the folder, so each run has its own.
+        found += ["--log", options.log, "--topic-prefix", stamp]
+    return [*found, *options.dev_options]
+
+
 class Demo:
     """One run. `run` returns the report, and leaves nothing running however it ends."""
 
@@ -133,7 +144,9 @@ class Demo:
 
     async def _run_in(self, folder: Path, definitions: Sequence[Definition]) -> People:
         self._screen.starting(folder)
-        async with engine(self._command(folder), folder, self._clock) as process:
+        async with engine(
+            [*PROGRAM, "dev", *engine_options(self.options, folder, self._stamp)], folder, self._clock
+        ) as process:
             self._engine = process.running
             self._screen.engine(process.running)
             connection = NatsConnection(process.running["nats"], self._clock, name="ceremony-demo")
@@ -295,13 +308,3 @@ class Demo:
             complaints=[*self._complaints, *people.refusals],
         )
         return report if report.ok or report.kept else replace(report, kept=True)
-
-    def _command(self, folder: Path) -> list[str]:
-        options = self.options
-        command = [*PROGRAM, "dev", str(folder), "--until-stdin-closes", "-o", "json"]
-        command += ["--grpc-addr", f"{HOST}:0", "--http-addr", f"{HOST}:0"]
-        command += ["--ceremonies-dir", str(options.ceremonies_dir)]
-        if options.log is not None:
-            # The topics of a broker outlive the folder, so each run has its own.
-            command += ["--log", options.log, "--topic-prefix", self._stamp]
-        return [*command, *options.dev_options]

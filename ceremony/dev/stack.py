@@ -76,6 +76,27 @@ class Dev:
         self._nats: NatsServer | None = None
         self._log = options.log or f"sqlite://{quote(str(self.folder / 'log.db'))}"
 
+    def check(self) -> None:
+        """Read all settings, before anything is made. Raises SettingsInvalid; DevError without the definitions."""
+        neighbours = {"nats_url": f"nats://{HOST}:1", "ray_executor_url": f"{HOST}:1"}  # their ports come later
+        definitions = read_settings({**neighbours, **self._given()}).ceremonies_dir
+        if not definitions.is_dir():
+            remedy = "name another one with --ceremonies-dir or CEREMONIES_DIR, or make one with ceremony init"
+            raise DevError("definitions_missing", "there is no such folder", place=str(definitions), remedy=remedy)
+
+    def _given(self) -> dict[str, Any]:
+        """The settings that the options give, and those that need no other process."""
+        options = self.options
+        settings = {
+            "log": self._log,
+            "grpc_addr": options.grpc_addr or f"{HOST}:0",
+            "http_addr": options.http_addr or f"{HOST}:0",
+            "ceremonies_dir": options.ceremonies_dir,
+            "topic_prefix": options.topic_prefix,
+            "state_dir": self.folder / "state",
+        }
+        return {name: value for name, value in settings.items() if value is not None}
+
     def children(self) -> list[int]:
         """Ids of the child processes, also of those that still start."""
         return [self._nats.pid] if self._nats is not None and self._nats.pid else []
@@ -93,6 +114,7 @@ class Dev:
         await self._stack.aclose()
 
     async def _start(self) -> None:
+        self.check()
         self._stack.enter_context(locked(self.folder))
         before = read_file(self.folder)
         expect_log(before, self._log)
@@ -138,23 +160,12 @@ class Dev:
 
     async def _settings(self, before: Mapping[str, Any], nats_url: str, ray_url: str) -> dict[str, Any]:
         """The settings that `dev` makes itself; the rest comes from the environment, as for `serve`."""
-        options = self.options
-        grpc_addr, http_addr = options.grpc_addr, options.http_addr
-        if grpc_addr is None:
-            grpc_addr = await listen_address(port_of(before.get("grpc", "")), GRPC_PORT)
-        if http_addr is None:
-            http_addr = await listen_address(port_of(before.get("http", "")))
-        settings = {
-            "log": self._log,
-            "nats_url": nats_url,
-            "ray_executor_url": ray_url,
-            "grpc_addr": grpc_addr,
-            "http_addr": http_addr,
-            "ceremonies_dir": options.ceremonies_dir,
-            "topic_prefix": options.topic_prefix,
-            "state_dir": self.folder / "state",
-        }
-        return {name: value for name, value in settings.items() if value is not None}
+        settings = {**self._given(), "nats_url": nats_url, "ray_executor_url": ray_url}
+        if self.options.grpc_addr is None:
+            settings["grpc_addr"] = await listen_address(port_of(before.get("grpc", "")), GRPC_PORT)
+        if self.options.http_addr is None:
+            settings["http_addr"] = await listen_address(port_of(before.get("http", "")))
+        return settings
 
     async def _ready(self) -> None:
         ended = self._clock.spawn(self.worker.ended(), name="dev-ended")

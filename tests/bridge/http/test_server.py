@@ -16,7 +16,7 @@ from streams.metrics import process_metrics
 from tests.e2e.world import World, http_get, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-NEIGHBOURS = {"log", "tables", "nats", "ray_executor"}
+NEIGHBOURS = {"log", "tables", "nats", "publications", "ray_executor"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

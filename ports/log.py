@@ -256,6 +256,16 @@ class Follower(Protocol):
     def fresh(self) -> bool:
         """False once another follower may own these partitions; then nothing may be sent to the outside."""
 
+    @property
+    def places(self) -> Mapping[int, int]:
+        """Offset of the next record to be handled, by assigned partition, as far as it is known."""
+
+    def seek(self, partition: int, offset: int) -> None:
+        """Continue a partition at another offset, after the batch in hand; records fetched before are not handled.
+
+        An offset below the log start stands for it. A new assignment begins at the committed offset all the same.
+        """
+
     async def stop(self) -> None:
         """Finish the batch in hand, commit, leave the group."""
 

@@ -243,6 +243,7 @@ class CrashFollower:
         self._stopping = False
         self._idle: set[int] = set()
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._next: dict[int, int] = {}
 
     async def start(self) -> None:
         await self._host.call(APPEND_SECONDS, self._join)
@@ -265,16 +266,26 @@ class CrashFollower:
         if self._taken is not None:
             end = self._broker.end(self._topic, partition)
             await self._taken(Committed(partition, committed, self._broker.notes.get(key, ""), end))
-        offset = committed or 0
+        self._next[partition] = committed or 0
         while not self._stopping:
             self._idle.add(partition)
+            offset = self._next[partition]
             records = await self._broker.fetch(self._host, self._topic, partition, offset, self._batch)
             self._idle.discard(partition)
             if not self.fresh:
                 return  # revoked since
+            if self._next[partition] != offset:
+                continue  # sought meanwhile
+            self._next[partition] = records[-1].offset + 1
             note = await self._handle(records)
-            offset = records[-1].offset + 1
-            self._commit(partition, offset, note or "")
+            self._commit(partition, records[-1].offset + 1, note or "")
+
+    @property
+    def places(self) -> Mapping[int, int]:
+        return self._next
+
+    def seek(self, partition: int, offset: int) -> None:
+        self._next[partition] = offset
 
     @property
     def fresh(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -78,6 +78,10 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         self._dropped: set[asyncio.Task[None]] = set()
         """Batches still in hand when their partition was revoked."""
         self._in_hand: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._first_in_hand: dict[TopicPartition, int] = {}
+        """Offset of the first record of each batch in hand."""
+        self._sought: dict[TopicPartition, int] = {}
+        """Offsets at which partitions are to be continued."""
         self._handled: dict[TopicPartition, OffsetAndMetadata] = {}
         """Offsets to commit, with the handler's notes."""
         self._committing = asyncio.Lock()
@@ -96,6 +100,20 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
     @property
     def fresh(self) -> bool:
         return not self._left_behind and self._session is not None and self._session.fresh
+
+    @property
+    def places(self) -> Mapping[int, int]:
+        places = {}
+        for tp in self._consumer.assignment():
+            if (first := self._first_in_hand.get(tp, self._sought.get(tp))) is not None:
+                places[tp.partition] = first
+            elif (position := _position(self._consumer, tp)) is not None:
+                places[tp.partition] = position
+        return places
+
+    def seek(self, partition: int, offset: int) -> None:
+        self._sought[TopicPartition(self._topic, partition)] = offset
+        self._poll_anew()
 
     async def stop(self) -> None:
         """Finish the batches in hand and commit. A cancelled batch is left to the next owner."""
@@ -134,6 +152,7 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._session is not None:
             self._session.joined()
         self._unannounced = set(assigned)
+        self._sought.clear()
         self._moving = self._left_behind = False
         self._poll_anew()
 
@@ -157,6 +176,8 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         epoch = self._epoch
         assigned = self._consumer.assignment()
         free = assigned - self._in_hand.keys()
+        for tp in free & self._sought.keys():
+            self._consumer.seek(tp, self._sought.pop(tp))
         if free or not assigned:
             self._poll = self._clock.spawn(self._next(free), name=f"{self._topic} is polled")
         watched = {committer, *self._in_hand.values(), *([self._poll] if self._poll else [])}
@@ -165,10 +186,14 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
         if committer.done():
             committer.result()
         for tp in [tp for tp, task in self._in_hand.items() if task.done()]:
+            self._first_in_hand.pop(tp, None)
             self._take_back(self._in_hand.pop(tp))
         if self._moving or epoch != self._epoch:
             return
         for tp, records in fetched.items():
+            if tp in self._sought:
+                continue  # fetched before the seek
+            self._first_in_hand[tp] = records[0].offset
             work = self._one(tp, records)
             self._in_hand[tp] = self._clock.spawn(work, name=f"{self._topic}[{tp.partition}] is handled")
 
@@ -255,3 +280,10 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
                 if not error.retriable:
                     raise LogFailed("commit_refused", f"{self._topic} ({type(error).__name__})") from error
                 self._handled = {**mine, **self._handled}
+
+
+def _position(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int | None:
+    """Return the offset of the next record that a poll returns, if the consumer knows it: it never waits for it."""
+    assignment = consumer._subscription.subscription.assignment
+    state = assignment.state_value(tp) if assignment is not None else None
+    return state.position if state is not None and state.has_valid_position else None

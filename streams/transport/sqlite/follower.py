@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ports.clock import Clock
@@ -55,14 +55,16 @@ class SqliteFollower:
         self._batch = batch
         self._taken = taken
         self._stopping = False
-        self._busy: set[int] = set()
+        self._busy: dict[int, int] = {}
+        """Offset of the first record of each batch in hand, by partition."""
+        self._readers: dict[int, ShardReader] = {}
         self._tasks = [
             clock.spawn(self._run(shard.number), name=f"follow-{group}-{topic}-{shard.number}")
             for shard in log.shards(topic)
         ]
 
     async def _run(self, partition: int) -> None:
-        reader = self._log.reader(self._topic, partition, committed_only=True)
+        reader = self._readers[partition] = self._log.reader(self._topic, partition, committed_only=True)
         try:
             committed = self._log.register(self._group, self._topic, partition)
             reader.seek(committed or 0)
@@ -70,15 +72,15 @@ class SqliteFollower:
                 await self._taken(await self._committed(partition, committed))
             while not self._stopping:
                 records = await reader.fetch(self._batch)
-                self._busy.add(partition)
+                self._busy[partition] = records[0].offset
                 note = await self._handle(records)
                 self._log.put_offset(self._group, self._topic, partition, records[-1].offset + 1, note)
-                self._busy.discard(partition)
+                del self._busy[partition]
         except Exception as error:  # noqa: BLE001 - an exception of a handler ends the worker, unless the log has failed already
             if self._log.state == "ok":
                 self._log.crash(error)
         finally:
-            self._busy.discard(partition)
+            self._busy.pop(partition, None)
             reader.close()
 
     async def _committed(self, partition: int, offset: int | None) -> Committed:
@@ -89,6 +91,13 @@ class SqliteFollower:
     def fresh(self) -> bool:
         """Always true, as only one process has the file."""
         return True
+
+    @property
+    def places(self) -> Mapping[int, int]:
+        return {partition: self._busy.get(partition, reader.position) for partition, reader in self._readers.items()}
+
+    def seek(self, partition: int, offset: int) -> None:
+        self._readers[partition].move(offset)
 
     async def stop(self) -> None:
         """Finish the batch in hand, commit, and end."""

@@ -112,6 +112,11 @@ class ShardReader:
         self.position = offset
         self._buffer = []
 
+    def move(self, offset: int) -> None:
+        """Seek, also while a fetch waits: it then returns records from there."""
+        self.seek(offset)
+        wake(self._shard.behind if self._committed_only else self._shard.ahead)
+
     async def fetch(self, limit: int) -> list[Record]:
         """Return the next records, at least one and at most `limit`. Cancelling it loses nothing. Raises LogFailed."""
         while True:

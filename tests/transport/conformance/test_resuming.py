@@ -143,6 +143,33 @@ async def test_a_follower_has_a_group_of_its_own_and_resumes_at_its_committed_of
         assert [record.value for record in seen] == [b"late"]
 
 
+async def test_a_follower_continues_where_it_is_told_to(place: Place) -> None:
+    """It may seek while it waits at the end, and while a batch is in hand, whose successor then comes from there."""
+    topic = place.topic("out")
+    seen: list[int] = []
+    seek_in_hand: list[int] = []
+
+    async def follow(records: Sequence[Record]) -> None:
+        if records[0].partition == 1:
+            seen.extend(record.offset for record in records)
+            if seek_in_hand:
+                follower.seek(1, seek_in_hand.pop())
+
+    async with beside(place) as app:
+        for number in range(20):
+            await app.commit_log.append(topic, 1, b"k", b"%d" % number)
+        follower = await app.commit_log.follow(place.topic("group"), topic, follow, batch=50)
+        await eventually(lambda: len(seen) >= 20 and follower.places.get(1) == 20)
+        seen.clear()
+        follower.seek(1, 15)
+        await eventually(lambda: seen == list(range(15, 20)) and follower.places.get(1) == 20)
+        seen.clear()
+        seek_in_hand.append(18)
+        await app.commit_log.append(topic, 1, b"k", b"20")
+        await eventually(lambda: seen == [20, 18, 19, 20])
+        await follower.stop()
+
+
 async def test_a_poison_record_is_dead_lettered_and_its_neighbours_are_folded_once(place: Place) -> None:
     """The dead letter has origin, code, key, value and headers; the partition continues."""
     topic = place.topic("in")

@@ -30,6 +30,7 @@ from ceremony.readiness import Readiness
 from ceremony.settings import Settings
 from ceremony.version import VERSION
 from ports.clock import Clock
+from ports.idempotency import IdempotencyStore
 from ports.log import AgentSpec, Log
 from ports.outbound import Outbound
 from ports.ray import RayExecutor
@@ -39,6 +40,7 @@ from steps.reading import Wiring
 from steps.registry import all_kinds, step_agents
 from streams.ceremony_agent import CeremonyAgent
 from streams.engine import Engine
+from streams.idempotency import IdempotentOutbound
 from streams.log_clock import LogClock
 from streams.metrics import Metrics, process_metrics
 from streams.timers import Timers
@@ -65,6 +67,8 @@ class Ports:
     log: Log
     ray: RayExecutor
     nats: NatsConnection
+    idempotency: IdempotencyStore | None = None
+    """Remembers acknowledged messages of publish steps beside the rows, where one is configured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +146,17 @@ class Pipeline:
             prefix,
             CeremonyAgent(kinds, prefix, self.log_clock, self.engine.commands.replies.expected),
             _listener(self.engine, metrics),
-            step_agents(_agent_ports(ports, options, self.log_clock, self.outbound)),
+            step_agents(_agent_ports(ports, options, self.log_clock, self._once(ports, metrics))),
         )
         letters = self.engine.reads.letter_budget
         self.nats_out = EventsBridge(
             log, ports.nats, clock, prefix=prefix, window=options.nats_in_flight, letters=letters, partitions=partitions
         )
         self.nats_in = AgentResponses(log, ports.nats, clock, prefix=prefix, partitions=partitions, letters=letters)
+
+    def _once(self, ports: Ports, metrics: Metrics) -> Outbound:
+        """Return the one way out for the messages of publish steps."""
+        return IdempotentOutbound(self.outbound, ports.clock, self.engine.partitions, metrics, ports.idempotency)
 
 
 def _listener(engine: Engine, metrics: Metrics) -> PartitionListener:

@@ -39,8 +39,3 @@ class Outbound(Protocol):
 
         Returns after JetStream's acknowledgement. Raises Unreachable or PublishRefused.
         """
-
-    async def publish_raw(
-        self, subject: str, envelope: bytes, *, key: str, correlation_id: str, headers: Mapping[str, str] | None = None
-    ) -> Published:
-        """Publish an encoded envelope. Raises the same errors."""

@@ -48,6 +48,12 @@ class Metrics:
             ["duplicate"],
             registry=self.registry,
         )
+        self.idempotency = Counter(
+            "ceremony_idempotency",
+            "Look-ups of publish steps in the idempotency store, by the record that served.",
+            ["served_by"],
+            registry=self.registry,
+        )
         self.partitions = Gauge("ceremony_partitions_owned", "Partitions this worker owns.", registry=self.registry)
         self.stuck = Gauge(
             "ceremony_stuck",

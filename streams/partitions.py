@@ -57,6 +57,10 @@ class Partitions:
 
     # -- one partition
 
+    def taken_view(self, instance_id: str) -> PartitionView | None:
+        """The partition of this instance, also before it is served; None while this worker does not have it."""
+        return self._views.get(self._log.partition_of(instance_id.encode(), self.count))
+
     def of(self, instance_id: str) -> PartitionView:
         """The partition of this instance. Raises Unavailable."""
         return self.view(self._log.partition_of(instance_id.encode(), self.count))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bridge.nats.streams import CEREMONY
 from tests.crash.process import Process, Surroundings
-from tests.crash.script import PATIENCE_SECONDS, SCRIPT, asks, at_rest
+from tests.crash.script import PATIENCE_SECONDS, SCRIPT, acknowledged, asks, at_rest
 
 STOPPING = len(SCRIPT)
 
@@ -35,6 +35,8 @@ class Play:
     """Awaits of the process when a client called it."""
     away: float = 0.0
     """Seconds without a process, or with a frozen one."""
+    recorded: bool = False
+    """Whether the log had the acknowledgement of the publish step's message when a process died."""
 
     @classmethod
     def fresh(cls, seed: int) -> Play:
@@ -58,6 +60,12 @@ class Play:
         self.awaits.append(process.host.loop.awaits)
         self.problems += process.problems
         process.host.kill()
+
+    def rest(self, seconds: float) -> None:
+        """Let time pass without a process."""
+        self.recorded = acknowledged(self.around)
+        self.around.world.now += seconds
+        self.away += seconds
 
     def moves(self, *processes: Process, until: Callable[[], bool] = lambda: False) -> None:
         """Make steps until all of these have ended, or `until` holds."""
@@ -125,8 +133,7 @@ def killed(seed: int, fuses: Sequence[int], outage: float = 0.0) -> Play:
     for fuse in fuses:
         if play.life(fuse):
             return play
-        play.around.world.now += outage
-        play.away += outage
+        play.rest(outage)
     play.life()
     return play
 
@@ -135,8 +142,7 @@ def branched(seed: int, branch: Callable[[int], bool], outage: float = 0.0) -> P
     """Kill a process once, where `branch` decides so."""
     play = Play.fresh(seed)
     if not play.life(branch=branch):
-        play.around.world.now += outage
-        play.away += outage
+        play.rest(outage)
         play.life()
     return play
 
@@ -154,6 +160,7 @@ def overtaken(seed: int, fuse: int, lead: int, *, patient: bool = False) -> Play
     try:
         play.moves(zombie, until=lambda: zombie.host.loop.stopped)
         zombie.host.freeze()
+        play.recorded = acknowledged(play.around)
         successor = Process(play.around)
         play.ask(successor)
         play.moves(successor, until=lambda: successor.host.loop.awaits >= lead)

@@ -83,13 +83,13 @@ def violations(play: Play) -> list[str]:
     """One line for each violation.
 
     A publish step's own message, unlike the engine's, may come again with the same id if a process was away for longer
-    than JetStream's duplicate window.
+    than JetStream's duplicate window, but only while the log does not have its acknowledgement.
     """
     around = play.around
     return [
         *play.problems,
         *_effects_twice_over(around),
-        *_messages(around, window_passed=play.away > DUPLICATE_WINDOW_SECONDS),
+        *_messages(around, forgotten=play.away > DUPLICATE_WINDOW_SECONDS and not play.recorded),
         *_dead_letters(around),
         *_not_as_folded(around),
     ]
@@ -113,7 +113,7 @@ def _effects_twice_over(around: Surroundings) -> Iterator[str]:
             yield f"effect {effect} was sent with two contents"
 
 
-def _messages(around: Surroundings, *, window_passed: bool) -> Iterator[str]:
+def _messages(around: Surroundings, *, forgotten: bool) -> Iterator[str]:
     """CEREMONY has each id once, in the order of versions, and a step's own message before its announcement."""
     messages = around.nats.streams[CEREMONY].messages
     ids = Counter(m.message_id for m in messages)
@@ -121,7 +121,7 @@ def _messages(around: Surroundings, *, window_passed: bool) -> Iterator[str]:
         yield f"{ids['']} messages without an id on {CEREMONY}"
         return
     for message_id, times in ids.items():
-        if times > 1 and not (window_passed and message_id.startswith("publish/")):
+        if times > 1 and not (forgotten and message_id.startswith("publish/")):
             yield f"{message_id} is {times} times on {CEREMONY}"
     ours = [_order(m.message_id) for m in messages if m.subject != PUBLISHED]
     if ours != sorted(ours):

@@ -95,6 +95,12 @@ class Proof:
         for fuse in self.deaths[offset::stride]:
             yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse], LONG_OUTAGE))
 
+    def away_while_publishing(self) -> Plays:
+        """Plays with one kill, at each death since the decision that starts the publish step, and the long outage."""
+        for fuse in self.deaths:
+            if fuse >= self.whole.asked_at[-1]:
+                yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse], LONG_OUTAGE))
+
     def shuffled(self) -> Plays:
         """Plays with one kill at each of the deaths, in random order, to find a defect soon."""
         for fuse in self._chance.sample(self.deaths, len(self.deaths)):

@@ -20,7 +20,7 @@ from bridge.nats.streams import AGENT_RESPONSES
 from steps.registry import all_kinds
 from streams.api import Reply, Unavailable
 from streams.topics import CEREMONIES, COMMANDS, DEADLETTERS, EVENTS, STEP_KINDS, prefixed, step_topic
-from tables.commands import GateDecision
+from tables.commands import GateDecision, StepOutcome, decode_command
 from tables.definition import Definition
 from tables.definitions.loader import load
 from tables.instance import CeremonyStatus, Instance, Phase, StepStatus, decode_instance
@@ -109,6 +109,17 @@ def waiting(around: Surroundings) -> bool:
 def completed(around: Surroundings) -> bool:
     found = row(around)
     return found is not None and found.status is CeremonyStatus.COMPLETED
+
+
+def acknowledged(around: Surroundings) -> bool:
+    """Return whether the log has the outcome of the publish step."""
+    commands = prefixed(PREFIX, COMMANDS)
+    return any(
+        isinstance(command, StepOutcome) and command.outcome == "completed" and bool(command.published)
+        for number in range(around.broker.partitions)
+        for record in around.broker.records[commands, number]
+        for command in [decode_command(record.value)]
+    )
 
 
 # ---- answers of agents

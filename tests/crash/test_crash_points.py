@@ -88,6 +88,14 @@ def test_a_kill_and_an_outage_beyond_the_duplicate_window_change_no_byte(proof: 
     assert not done.found, str(done)
 
 
+def test_a_message_whose_acknowledgement_is_in_the_log_is_not_sent_again(proof: Proof) -> None:
+    """Not at any death since the publish step began, with JetStream having forgotten the message's id."""
+    # specification 9.6
+    done = report(proof.away_while_publishing())
+    assert done.plays > 20
+    assert not done.found, str(done)
+
+
 def test_a_second_kill_at_random_changes_no_byte(proof: Proof) -> None:
     done = report(proof.pairs(40))
     assert not done.found, str(done)

@@ -249,11 +249,6 @@ class RecordingOutbound:
             raise self.answer
         return self.answer
 
-    async def publish_raw(
-        self, subject: str, envelope: bytes, *, key: str, correlation_id: str, headers: Mapping[str, str] | None = None
-    ) -> Published:
-        raise AssertionError("a publish step never publishes raw envelopes")
-
 
 def agent_ports(
     ray: RecordingRay | None = None,

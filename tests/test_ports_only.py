@@ -17,6 +17,7 @@ ALLOWED = {
     "bridge/clock.py": frozenset({"time", "uuid", "asyncio.sleep", "asyncio.create_task", "asyncio.timeout"}),
     # One family of modules per neighbour may import that neighbour's client.
     "bridge/nats/*.py": frozenset({"nats"}),
+    "bridge/valkey/*.py": frozenset({"redis"}),
     "bridge/ray/executor.py": frozenset({"grpc"}),
     "bridge/grpc/*.py": frozenset({"grpc", "grpc_health", "grpc_reflection"}),
     # A small neighbour: it speaks both protocols and draws its random numbers from a seed.

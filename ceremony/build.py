@@ -13,6 +13,7 @@ import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from bridge.clock import new_id
 from bridge.dead_letters import DeadLetters
@@ -53,6 +54,9 @@ from streams.worker_directory import WorkerDirectory
 from tables.definition import Definition
 from tables.errors import Problem
 from tables.kinds import Kinds
+
+if TYPE_CHECKING:
+    from bridge.valkey.idempotency import ValkeyIdempotency
 
 # Addresses to listen at that nobody can connect to.
 EVERY_INTERFACE = frozenset({"0.0.0.0", "[::]", "::", "*", ""})  # noqa: S104
@@ -190,8 +194,9 @@ class Parts:
         self.ray = RayExecutorClient(settings.ray_executor_url, call_timeout_seconds=settings.ray_call_timeout_seconds)
         self.app = _app(settings, clock)
         self.log = self.app.driver.log
+        self.idempotency = _idempotency(settings, clock)
         self.pipeline = Pipeline(
-            Ports(clock, self.log, self.ray, self.nats),
+            Ports(clock, self.log, self.ray, self.nats, self.idempotency),
             PipelineOptions.of(settings),
             _membership(self.app),
             kinds,
@@ -260,6 +265,17 @@ def _stores(settings: Settings) -> Stores:
     from streams.transport.partition.rocks_store import RocksStores  # noqa: PLC0415 - loaded only where it is used
 
     return RocksStores(settings.state_dir)
+
+
+def _idempotency(settings: Settings, clock: Clock) -> ValkeyIdempotency | None:
+    if settings.valkey_host is None:
+        return None
+    from bridge.valkey.client import valkey_client  # noqa: PLC0415 - loaded only where it is used
+    from bridge.valkey.idempotency import ValkeyIdempotency  # noqa: PLC0415
+
+    secret = settings.valkey_secret
+    client = valkey_client(settings.valkey_host, settings.valkey_port, settings.valkey_db, secret.read)
+    return ValkeyIdempotency(client, clock, settings.worker_id or new_id())
 
 
 def _membership(app: CeremonyApp) -> Membership:

@@ -52,7 +52,7 @@ class Worker:
         self.app, self.ray, self.nats, self.log = parts.app, parts.ray, parts.nats, parts.log
         self.engine, self.timers = parts.pipeline.engine, parts.pipeline.timers
         self.nats_out, self.nats_in = parts.pipeline.nats_out, parts.pipeline.nats_in
-        self.directory = parts.directory
+        self.idempotency, self.directory = parts.idempotency, parts.directory
         self.definitions, self.metrics, self.readiness = parts.definitions, parts.metrics, parts.readiness
         self.grpc, self.http = parts.grpc, parts.http
         self.failure: BaseException | None = None
@@ -107,6 +107,8 @@ class Worker:
         start = self._started
         await start(self.http.stop, self.http.start)  # first: readiness shows what the others wait for
         self._stack.push_async_callback(self.ray.close)
+        if self.idempotency is not None:
+            self._stack.push_async_callback(self.idempotency.close)
         await start(self.nats.stop, self.nats.start)
         await start(self.log.stop, self._connect_log)
         self._stack.push_async_callback(self._stop_heartbeats)

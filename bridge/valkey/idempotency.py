@@ -77,6 +77,9 @@ class ValkeyIdempotency:
         mark = self._mark("COMPLETED", stream=published.stream, sequence=published.sequence)
         await self._call(self._client.set(PREFIX + key, mark, ex=COMPLETED_KEPT_SECONDS))
 
+    async def close(self) -> None:
+        await self._client.aclose()
+
     def _mark(self, state: Literal["IN_PROGRESS", "COMPLETED"], **fields: Any) -> bytes:
         at = datetime.fromtimestamp(self._clock.wall(), UTC).isoformat(timespec="milliseconds")
         return msgspec.json.encode(Mark(state, at, **fields))

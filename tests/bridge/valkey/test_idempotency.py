@@ -11,10 +11,9 @@ from uuid import uuid4
 
 import pytest
 import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from bridge.clock import HostClock
+from bridge.valkey.client import valkey_client
 from bridge.valkey.idempotency import COMPLETED_KEPT_SECONDS, LEASE_SECONDS, ValkeyIdempotency
 from ports.errors import Unreachable
 from ports.idempotency import HeldByAnother
@@ -37,8 +36,7 @@ def key() -> str:
 
 
 def connected(server: ValkeyServer | ValkeyAddress) -> redis.Redis:
-    once = Retry(NoBackoff(), 0)
-    return redis.Redis(host=server.host, port=server.port, password=server.password or None, retry=once)
+    return valkey_client(server.host, server.port, 0, lambda: server.password)
 
 
 def store(client: redis.Redis, owner: str = "ana") -> ValkeyIdempotency:
@@ -46,7 +44,9 @@ def store(client: redis.Redis, owner: str = "ana") -> ValkeyIdempotency:
 
 
 async def mark_of(client: redis.Redis, key: str) -> dict[str, object]:
-    found: dict[str, object] = json.loads(await client.get(f"idempotency:{key}"))
+    value = await client.get(f"idempotency:{key}")
+    assert value is not None
+    found: dict[str, object] = json.loads(value)
     return found
 
 

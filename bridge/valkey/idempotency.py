@@ -40,7 +40,7 @@ return false
 """
 
 
-class Mark(msgspec.Struct, omit_defaults=True):
+class PublicationMark(msgspec.Struct, omit_defaults=True):
     """The value of `idempotency:<key>`."""
 
     state: Literal["IN_PROGRESS", "COMPLETED"]
@@ -53,7 +53,7 @@ class Mark(msgspec.Struct, omit_defaults=True):
     sequence: int = 0
 
 
-_decoder = msgspec.json.Decoder(Mark)
+_decoder = msgspec.json.Decoder(PublicationMark)
 
 
 class ValkeyIdempotency:
@@ -82,7 +82,7 @@ class ValkeyIdempotency:
 
     def _mark(self, state: Literal["IN_PROGRESS", "COMPLETED"], **fields: Any) -> bytes:
         at = datetime.fromtimestamp(self._clock.wall(), UTC).isoformat(timespec="milliseconds")
-        return msgspec.json.encode(Mark(state, at, **fields))
+        return msgspec.json.encode(PublicationMark(state, at, **fields))
 
     async def _call(self, call: Awaitable[Any]) -> Any:
         try:

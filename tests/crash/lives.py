@@ -36,11 +36,11 @@ class Play:
     away: float = 0.0
     """Seconds without a process, or with a frozen one."""
     recorded: bool = False
-    """Whether the log had the acknowledgement of the publish step's message when a process died."""
+    """Whether log or store had the acknowledgement of the publish step's message when a process died."""
 
     @classmethod
-    def fresh(cls, seed: int) -> Play:
-        return cls(Surroundings.fresh(seed))
+    def fresh(cls, seed: int, *, with_store: bool = False) -> Play:
+        return cls(Surroundings.fresh(seed, with_store=with_store))
 
     def life(self, fuse: int = 0, *, counted: bool = True, branch: Callable[[int], bool] | None = None) -> bool:
         """Run one process until the play is over (True) or the process reaches its `fuse`-th await (False).
@@ -118,18 +118,18 @@ class Play:
                 process.spawn(asks(process, name, call), f"client: {name}")
 
 
-def uninterrupted(seed: int, *, counted: bool = True) -> Play:
-    play = Play.fresh(seed)
+def uninterrupted(seed: int, *, counted: bool = True, with_store: bool = False) -> Play:
+    play = Play.fresh(seed, with_store=with_store)
     play.life(counted=counted)
     return play
 
 
-def killed(seed: int, fuses: Sequence[int], outage: float = 0.0) -> Play:
+def killed(seed: int, fuses: Sequence[int], outage: float = 0.0, *, with_store: bool = False) -> Play:
     """Kill each process at its await of this number, if it reaches it; the last one lives.
 
     `outage`: seconds between a death and the next process.
     """
-    play = Play.fresh(seed)
+    play = Play.fresh(seed, with_store=with_store)
     for fuse in fuses:
         if play.life(fuse):
             return play

@@ -25,6 +25,7 @@ from streams.transport.partition.dead_letters import DeadLetterTopic
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStores
 from tests.crash.log import Broker, CrashBackend, CrashLog
+from tests.crash.marks import Marks, MarksPort
 from tests.crash.nats import Client, Server
 from tests.crash.ray import Executor, RayPort
 from tests.crash.world import Host, World
@@ -37,7 +38,7 @@ GIVE_UP_SECONDS = 5.0
 
 @dataclass
 class Surroundings:
-    """The broker, NATS and the Ray executor, which outlive every process."""
+    """The broker, NATS, the Ray executor and the store, which outlive every process."""
 
     world: World
     broker: Broker
@@ -45,11 +46,14 @@ class Surroundings:
     ray: Executor
     answers: dict[str, Any] = field(default_factory=dict)
     """Replies of the engine, by the name of the call."""
+    marks: Marks | None = None
+    """The idempotency store, in the plays that have one."""
 
     @classmethod
-    def fresh(cls, seed: int, partitions: int = 1) -> Surroundings:
+    def fresh(cls, seed: int, partitions: int = 1, *, with_store: bool = False) -> Surroundings:
         world = World(seed)
-        return cls(world, Broker(world, partitions), Server(world), Executor())
+        marks = Marks(world) if with_store else None
+        return cls(world, Broker(world, partitions), Server(world), Executor(), marks=marks)
 
 
 class LoopClock(HostClock):
@@ -129,7 +133,9 @@ class Process:
     # ---- wiring
 
     def _pipeline(self) -> Pipeline:
-        ports = Ports(self.clock, self.log, RayPort(self.around.ray, self.host), self.nats)
+        marks = self.around.marks
+        store = None if marks is None else MarksPort(marks, self.host)
+        ports = Ports(self.clock, self.log, RayPort(self.around.ray, self.host), self.nats, store)
         options = PipelineOptions(
             prefix=PREFIX,
             partitions=self.partitions,

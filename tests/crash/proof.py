@@ -42,16 +42,17 @@ class Report:
 
 
 class Proof:
-    """All plays of one seed."""
+    """All plays of one seed. `with_store`: the processes have an idempotency store beside them."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, with_store: bool = False) -> None:
         self.seed = seed
+        self._with_store = with_store
         self._chance = random.Random(f"points of {seed}")
 
     @cached_property
     def whole(self) -> Play:
         """The uninterrupted play."""
-        return uninterrupted(self.seed)
+        return uninterrupted(self.seed, with_store=self._with_store)
 
     @cached_property
     def wanted(self) -> Outcome:
@@ -73,7 +74,7 @@ class Proof:
         Between the two the process sent or received something, or time passed. Otherwise the world cannot tell them
         apart.
         """
-        play, moments = Play.fresh(self.seed), list[object]([None])
+        play, moments = Play.fresh(self.seed, with_store=self._with_store), list[object]([None])
 
         def note(_: int) -> bool:
             moments.append((play.around.world.moment, len(play.around.answers)))
@@ -99,7 +100,8 @@ class Proof:
         """Plays with one kill, at each death since the decision that starts the publish step, and the long outage."""
         for fuse in self.deaths:
             if fuse >= self.whole.asked_at[-1]:
-                yield f"killed at {fuse}", self._judged(partial(killed, self.seed, [fuse], LONG_OUTAGE))
+                away = partial(killed, self.seed, [fuse], LONG_OUTAGE, with_store=self._with_store)
+                yield f"killed at {fuse}", self._judged(away)
 
     def shuffled(self) -> Plays:
         """Plays with one kill at each of the deaths, in random order, to find a defect soon."""

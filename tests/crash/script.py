@@ -112,7 +112,9 @@ def completed(around: Surroundings) -> bool:
 
 
 def acknowledged(around: Surroundings) -> bool:
-    """Return whether the log has the outcome of the publish step."""
+    """Return whether the log has the outcome of the publish step, or the store its acknowledgement."""
+    if around.marks is not None and around.marks.completed:
+        return True
     commands = prefixed(PREFIX, COMMANDS)
     return any(
         isinstance(command, StepOutcome) and command.outcome == "completed" and bool(command.published)

@@ -96,6 +96,14 @@ def test_a_message_whose_acknowledgement_is_in_the_log_is_not_sent_again(proof: 
     assert not done.found, str(done)
 
 
+def test_a_message_whose_acknowledgement_is_in_the_store_is_not_sent_again() -> None:
+    """Not at any of these deaths either, though its command was not appended any more."""
+    # specification 9.11
+    done = report(Proof(SEED, with_store=True).away_while_publishing())
+    assert done.plays > 20
+    assert not done.found, str(done)
+
+
 def test_a_second_kill_at_random_changes_no_byte(proof: Proof) -> None:
     done = report(proof.pairs(40))
     assert not done.found, str(done)

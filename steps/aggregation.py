@@ -117,10 +117,10 @@ def output_of(aggregation_type: str, sources: Sequence[str], result: Any) -> dic
 def _value_of(context: StepContext, source: str) -> Any:
     """Return a step's output, else an input."""
     name, _, path = source.partition(".")
-    output = context.output(name)
+    output, inputs = context.output(name), context.instance.inputs
     found = MISSING if output is None else dig(output, path)
-    if found is MISSING and name in context.instance.inputs:
-        return dig(context.instance.inputs[name], path)
+    if found is MISSING and name in inputs:
+        return dig(inputs[name], path)
     return found
 
 

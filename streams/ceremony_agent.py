@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -31,7 +31,7 @@ from tables.commands import (
 )
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load_pinned
-from tables.effects import FOLD, Ended, Event, Refused, StepRequested, encode_request
+from tables.effects import FOLD, Effect, Ended, Event, Refused, StepRequested, encode_request
 from tables.errors import Undecodable
 from tables.fold.decide import Decision, decide
 from tables.fold.refusals import DEFINITION_UNKNOWN
@@ -65,8 +65,8 @@ ENGINE_ACTOR = "ceremony-engine"
 PAUSED_BECAUSE = "the fold failed on a command; see the dead letters"
 # Bytes of a value that leave room for key and headers in the largest record.
 LARGEST_VALUE_BYTES = LARGEST_RECORD_BYTES - 64 * 1024
-# The effect, where it is an event; topic, key, value and headers of its record.
-EffectRecord = tuple[Event | None, str, bytes | None, bytes, Sequence[Header]]
+# Topic, key, value and headers of an effect's record.
+EffectRecord = tuple[str, bytes | None, bytes, Sequence[Header]]
 FOLD_FAILED = FoldResult("fold_failed", "the engine failed on this command and kept it as a dead letter")
 
 
@@ -143,7 +143,7 @@ class CeremonyAgent:
             batch.dead_letter(record, command.code, command.message)
         if decision.note == DEFINITION_UNKNOWN and row is not None:
             _keep_unread(batch, record, command)
-        refusal = self._send(batch, folding, decision, records)
+        refusal = _send(batch, folding.tally, records, decision.effects)
         if command.command_id and (expected := self._expected(command)) is not None:
             folding.replies[expected] = failure or refusal or _accepted(command, decision)
 
@@ -228,29 +228,16 @@ class CeremonyAgent:
             return
         batch.put(DEFINITIONS, key, command.text)
 
-    def _count(self, tally: BatchTally, event: Event) -> None:
-        subject = event.subject
-        tally.events[subject] += 1
-        if subject == STEP_EXECUTED:
-            status = event.payload["status"]
-            tally.steps[status] += 1
-            if status == _FAILED:
-                _log_event(event)
-        elif subject in NOTABLE:
-            _log_event(event)
-        elif subject == PUBLISH_COMPLETED:
-            tally.published[str(event.payload["duplicate"]).lower()] += 1
-
     def _records(self, record: Record, decision: Decision) -> list[EffectRecord]:
         """Encode all effects before the first is sent. Raises whatever makes one of them, or the row, unwritable."""
         records: list[EffectRecord] = []
         for ordinal, effect in enumerate(decision.effects):
             if isinstance(effect, Event):
                 key, value, headers = event_record(effect, record.offset, ordinal, FOLD)
-                records.append((effect, self._events, key, value, headers))
+                records.append((self._events, key, value, headers))
             elif isinstance(effect, StepRequested):
                 value = encode_request(effect)
-                records.append((None, self._requests[effect.kind], record.key, value, _request_headers(effect)))
+                records.append((self._requests[effect.kind], record.key, value, _request_headers(effect)))
             else:
                 continue
             if len(value) > LARGEST_VALUE_BYTES:
@@ -262,23 +249,32 @@ class CeremonyAgent:
                 raise RecordTooLarge(f"the row has {size} bytes, at most {LARGEST_VALUE_BYTES} are written")
         return records
 
-    def _send(
-        self, batch: Batch, folding: Folding, decision: Decision, records: list[EffectRecord]
-    ) -> FoldResult | None:
-        """Send the records, and count the effects for the metrics; return the refusal among them."""
-        for event, topic, key, value, headers in records:
-            if event is not None:
-                self._count(folding.tally, event)
-            batch.send(topic, key, value, headers)
-        if len(records) == len(decision.effects):
-            return None
-        refusal = None
-        for effect in decision.effects:
-            if isinstance(effect, Refused):
-                refusal = FoldResult(effect.code, effect.message)
-            elif isinstance(effect, Ended):
-                folding.tally.ended[effect.status] += 1
-        return refusal
+
+def _send(
+    batch: Batch, tally: BatchTally, records: Iterable[EffectRecord], effects: Iterable[Effect]
+) -> FoldResult | None:
+    """Send the records of a command, count its effects, and log the notable ones; return the refusal among them."""
+    for topic, key, value, headers in records:
+        batch.send(topic, key, value, headers)
+    refusal = None
+    for effect in effects:
+        if isinstance(effect, Event):
+            subject = effect.subject
+            tally.events[subject] += 1
+            if subject == STEP_EXECUTED:
+                status = effect.payload["status"]
+                tally.steps[status] += 1
+                if status == _FAILED:
+                    _log_event(effect)
+            elif subject in NOTABLE:
+                _log_event(effect)
+            elif subject == PUBLISH_COMPLETED:
+                tally.published[str(effect.payload["duplicate"]).lower()] += 1
+        elif isinstance(effect, Refused):
+            refusal = FoldResult(effect.code, effect.message)
+        elif isinstance(effect, Ended):
+            tally.ended[effect.status] += 1
+    return refusal
 
 
 def _accepted(command: AnyCommand, decision: Decision) -> FoldResult:

@@ -91,6 +91,8 @@ class Step:
     """From the kind: ids of the agents whose answers are counted."""
     prompts: tuple[str, ...] = ()
     """From the kind: prompts as written, which must not leave as they are."""
+    publishes: bool = False
+    """From the kind: whether the step sends a message, which is announced."""
 
 
 @dataclass(frozen=True, slots=True)

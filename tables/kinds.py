@@ -10,7 +10,7 @@ import msgspec
 from pydantic import BaseModel
 
 from tables.definition import Definition, Gate, Step
-from tables.instance import AgentAnswer, Approval, Instance, StepState
+from tables.instance import AgentAnswer, Approval, StepState
 from tables.work import Work
 
 # Key of the context of a config model's validators: true where the definition is pinned. A rule that is younger than
@@ -48,10 +48,30 @@ Verdict = Pending | Completed | Failed
 AtOnce = Completed | Failed | Opened
 
 
-class StepContext(msgspec.Struct, frozen=True, gc=False):
-    """Everything that a kind may read about one step. It must change none of it."""
+class CeremonyView(Protocol):
+    """The parts of a ceremony that a kind may read. An Instance has them, and so has the row under construction."""
 
-    instance: Instance
+    @property
+    def instance_id(self) -> str: ...
+    @property
+    def ceremony_id(self) -> str: ...
+    @property
+    def story_id(self) -> str: ...
+    @property
+    def correlation_id(self) -> str: ...
+    @property
+    def inputs(self) -> dict[str, Any]: ...
+    @property
+    def steps(self) -> Mapping[str, StepState]: ...
+    @property
+    def visits(self) -> Mapping[str, int]: ...
+
+
+class StepContext(msgspec.Struct, frozen=True, gc=False):
+    """Everything that a kind may read about one step. It must change none of it, nor keep it."""
+
+    instance: CeremonyView
+    """The ceremony as it stands: no row is made only to be read."""
     definition: Definition
     step: Step
     now: int
@@ -188,7 +208,12 @@ class StepKind(Protocol):
 def with_facts(step: Step, kind: StepKind) -> Step:
     """Return the step with the facts that its kind states and the fold reads."""
     return replace(
-        step, role=kind.role(step), gate=kind.gate(step), agents=kind.agents(step), prompts=kind.prompts(step)
+        step,
+        role=kind.role(step),
+        gate=kind.gate(step),
+        agents=kind.agents(step),
+        prompts=kind.prompts(step),
+        publishes=kind.publication(step, "", 1) is not None,
     )
 
 

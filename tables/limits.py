@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -48,7 +50,7 @@ MAX_ACTOR_KEY_CHARACTERS = 3 * MAX_ID_CHARACTERS
 
 # A value of at most so many bytes cannot nest deeper than half of them.
 _SMALL = 256
-_SCALARS = frozenset({str, int, float, bool, type(None)})
+_SCALARS, _CONTAINERS = frozenset({str, int, float, bool, type(None)}), frozenset({dict, list, tuple})
 _encode = msgspec.json.Encoder().encode
 
 
@@ -64,40 +66,36 @@ def weigh(value: Any, claimed: int = 0, noun: str = "the output") -> int:
     if claimed > MAX_OUTPUT_BYTES:
         raise Unfit("output_too_large", f"{noun} has {claimed} bytes, at most {MAX_OUTPUT_BYTES} are kept")
     try:
-        size = len(_encode(value))
+        encoded = _encode(value)
     except RecursionError:
         raise Unfit("output_too_deep", f"{noun} nests deeper than {MAX_OUTPUT_DEPTH} containers") from None
     except (TypeError, ValueError, OverflowError):
         raise Unfit("output_not_json", f"{noun} is not a JSON value") from None
+    size = len(encoded)
     if size > MAX_OUTPUT_BYTES:
         raise Unfit("output_too_large", f"{noun} has {size} bytes, at most {MAX_OUTPUT_BYTES} are kept")
-    if size > _SMALL and deeper_than(value, MAX_OUTPUT_DEPTH):
+    if size > _SMALL and deeper_than(value, MAX_OUTPUT_DEPTH, encoded):
         raise Unfit("output_too_deep", f"{noun} nests deeper than {MAX_OUTPUT_DEPTH} containers")
     return size
 
 
-def deeper_than(value: Any, limit: int) -> bool:
-    """Return whether containers nest deeper than `limit`, without recursion and without looking deeper."""
-    level = [value]
-    depth = 0
-    while level:
-        beneath: list[Any] = []
-        nested = False
-        for item in level:
-            kind = type(item)
-            if kind is dict:
-                nested = True
-                beneath += [v for v in item.values() if type(v) not in _SCALARS]
-            elif kind is list or kind is tuple:
-                nested = True
-                beneath += [v for v in item if type(v) not in _SCALARS]
-        if not nested:
+def deeper_than(value: Any, limit: int, encoded: bytes = b"") -> bool:
+    """Return whether containers nest deeper than `limit`, without recursion and without looking deeper.
+
+    Where the value's JSON is at hand, it shows at once that there are too few containers: most values end there.
+    """
+    if encoded and encoded.count(b"[") + encoded.count(b"{") <= limit:
+        return False
+    containers = [value] if type(value) in _CONTAINERS else []
+    for _ in range(limit):
+        if _SCALARS.issuperset(map(type, _items(containers))):
             return False
-        depth += 1
-        if depth > limit:
-            return True
-        level = beneath
-    return False
+        containers = [item for item in _items(containers) if type(item) in _CONTAINERS]
+    return bool(containers)
+
+
+def _items(containers: Iterable[Any]) -> Iterator[Any]:
+    return chain.from_iterable(each.values() if type(each) is dict else each for each in containers)
 
 
 def clip(text: str, limit: int = MAX_TEXT_CHARACTERS) -> str:

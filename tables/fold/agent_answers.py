@@ -83,12 +83,9 @@ def _visit_published(fold: FoldContext, output: Any, step: Step) -> int:
 
 
 def _completed(fold: FoldContext, step: Step, command: StepOutcome) -> None:
-    kind = fold.kind(step)
-    visit = fold.row.visits.get(step.state, 0)
-    publication = fold.publication(step, visit)
-    if publication is not None and fold.row.steps[step.id].announced < visit:
-        step_life.published(fold, step, publication, command.published, visit)
-    verdict = kind.completed(fold.context(step), command.output)
+    if step.publishes:
+        _announce(fold, step, command)
+    verdict = fold.kind(step).completed(fold.context(step), command.output)
     if isinstance(verdict, Completed):
         measured = command.size if verdict.output is command.output else 0
         step_life.complete(fold, step, verdict.output, measured)
@@ -98,6 +95,14 @@ def _completed(fold: FoldContext, step: Step, command: StepOutcome) -> None:
         fold.note = "undecided"
         return
     advance(fold, step)
+
+
+def _announce(fold: FoldContext, step: Step, command: StepOutcome) -> None:
+    """Announce the message of this visit, unless it is announced."""
+    visit = fold.row.visits.get(step.state, 0)
+    publication = fold.publication(step, visit)
+    if publication is not None and fold.row.steps[step.id].announced < visit:
+        step_life.published(fold, step, publication, command.published, visit)
 
 
 def _failed(fold: FoldContext, step: Step, command: StepOutcome) -> None:

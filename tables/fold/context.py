@@ -17,6 +17,9 @@ from tables.kinds import Kinds, Publication, StepContext, StepKind
 from tables.limits import MAX_AT_ONCE, TRANSITIONS_AT_ONCE, clip
 from tables.work import Work
 
+# The end of every effect id.
+_OF_FOLD = f"@{FOLD}"
+
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
     """The result of folding one command.
@@ -104,13 +107,13 @@ class FoldContext:
 
     def effect_id(self) -> str:
         """Return the id of the next effect of a command that changes the row."""
-        return f"{self._stem}{len(self.effects)}@{FOLD}"
+        return f"{self._stem}{len(self.effects)}{_OF_FOLD}"
 
     def event(self, subject: str, payload: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
         base = self.row.base
         self.effects.append(
             Event(
-                id=self.effect_id(),
+                id=f"{self._stem}{len(self.effects)}{_OF_FOLD}",
                 subject=subject,
                 instance_id=base.instance_id,
                 correlation_id=base.correlation_id,
@@ -141,6 +144,9 @@ class FoldContext:
         return self.kinds[step.handler]
 
     def publication(self, step: Step, visit: int) -> Publication | None:
+        """Return the message that the step sends in this visit, or None."""
+        if not step.publishes:
+            return None
         return self.kinds[step.handler].publication(step, self.row.base.instance_id, visit)
 
     def may_finish_at_once(self, step: Step) -> bool:
@@ -149,7 +155,7 @@ class FoldContext:
         return few and step.id not in self.at_once
 
     def context(self, step: Step) -> StepContext:
-        return StepContext(self.row.peek(), self.definition, step, self.now, self.work)
+        return StepContext(self.row, self.definition, step, self.now, self.work)
 
     def view(self) -> GuardView:
         return GuardView(self.row.peek(), self.definition, self.work)

@@ -6,6 +6,7 @@ changed parts; with `check_fully` it validates the whole row.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, ClassVar
 
 from msgspec.structs import replace
@@ -57,6 +58,7 @@ class NextRow:
         "error_code",
         "error_message",
         "guard_approvals",
+        "inputs",
         "now",
         "paused_at",
         "paused_by",
@@ -78,6 +80,7 @@ class NextRow:
         self.version = base.version + 1
         self.state = base.state
         self.status = base.status
+        self.inputs = base.inputs
         self.ended_at = base.ended_at
         self.steps = base.steps
         self.visits = base.visits
@@ -94,7 +97,7 @@ class NextRow:
         self.approvals_size = base.approvals_size
         self.changed = False
         self._own_steps = self._own_timers = self._own_approvals = False
-        self._touched: list[str] = []
+        self._touched: dict[str, None] = {}  # in order, each once
         self._peeked: Instance | None = base
 
     @classmethod
@@ -144,10 +147,25 @@ class NextRow:
     # -- reads
 
     @property
+    def instance_id(self) -> str:
+        return self.base.instance_id
+
+    @property
+    def ceremony_id(self) -> str:
+        return self.base.ceremony_id
+
+    @property
+    def story_id(self) -> str:
+        return self.base.story_id
+
+    @property
+    def correlation_id(self) -> str:
+        return self.base.correlation_id
+
+    @property
     def ended(self) -> bool:
         return self.status in TERMINAL
 
-    @property
     def moves(self) -> bool:
         """Neither ended nor PAUSED."""
         return self.status in _MOVING
@@ -176,18 +194,21 @@ class NextRow:
         self.changed = True
         self._peeked = None
 
-    def set_step(self, step_id: str, state: StepState) -> None:
-        """Replace the state of one step, and adapt the size."""
+    def set_step(self, step_id: str, state: StepState, limit: int = sys.maxsize) -> bool:
+        """Replace the state of one step, and adapt the size; False, and nothing changes, above a limit of bytes."""
+        old = self.steps[step_id]
+        size = self.size + state.size + state.gathered - old.size - old.gathered
+        if size > limit:
+            return False
         if not self._own_steps:
             self.steps = dict(self.steps)
             self._own_steps = True
-        steps = self.steps
-        old = steps[step_id]
-        self.size += state.size + state.gathered - old.size - old.gathered
-        steps[step_id] = state
-        self._touched.append(step_id)
+        self.size = size
+        self.steps[step_id] = state
+        self._touched[step_id] = None
         self.changed = True
         self._peeked = None
+        return True
 
     def set_timer(self, timer_id: str, pause: int, attempt: int = 0) -> int:
         """Let a timer fire `pause` milliseconds from now; while PAUSED, from the resume on. Returns its field `due`."""
@@ -252,10 +273,9 @@ class NextRow:
         self.approvals_size = total
 
     def set_status(self, status: CeremonyStatus) -> None:
-        """Set RUNNING or WAITING_FOR_HUMAN."""
-        if status is not self.status:
-            self.status = status
-            self._change()
+        """Change the status to RUNNING or WAITING_FOR_HUMAN."""
+        self.status = status
+        self._change()
 
     def end(self, status: CeremonyStatus, code: str, message: str, expire_in: int) -> None:
         """Set a terminal status; only the timer `expire` remains."""
@@ -330,9 +350,9 @@ class NextRow:
 
     def build(self) -> Instance:
         """Return the new row. Raises InvariantBroken, which means a bug."""
-        row = self.peek()
+        row = self._peeked or self._assemble()
         reasons = broken_change(self.base, row)
-        for step_id in dict.fromkeys(self._touched):
+        for step_id in self._touched:
             reasons += broken_step(row, step_id)
         if NextRow.check_fully:
             reasons += broken(row)
@@ -362,7 +382,7 @@ class NextRow:
             ROW_FORMAT,
             self.version,
             self.ended_at,
-            base.inputs,
+            self.inputs,
             base.selected,
             self.steps,
             self.visits,

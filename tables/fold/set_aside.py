@@ -30,7 +30,7 @@ VERSIONS, ATTEMPTS = 1000, 100
 def set_aside(row: Instance, now: int, by: Pauser) -> Instance:
     """Return the row PAUSED, without any check that could fail; an ended or PAUSED row as it is."""
     next_row = NextRow(row, now)
-    if not next_row.moves:
+    if not next_row.moves():
         return row
     next_row.pause(by)
     return next_row.peek()

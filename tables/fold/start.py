@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -34,11 +34,12 @@ def start(fold: FoldContext, command: Start) -> None:
     if fold.before is not None:
         _again(fold, command, fold.before)
         return
-    problem = _problem(command, fold.pinned)
+    inputs = _inputs_of(command)
+    problem = _problem(command, fold.pinned, inputs)
     if problem is not None:
         _refuse(fold, command, *problem)
     else:
-        _begin(fold, command)
+        _begin(fold, command, inputs.size or 0)
 
 
 def start_digest(command: Start, step_ids: Iterable[str] | None) -> str:
@@ -58,7 +59,7 @@ def _whole_inputs(command: Start) -> dict[str, Any]:
 
 def _again(fold: FoldContext, command: Start, row: Instance) -> None:
     known = None if fold.pinned is None else fold.pinned.steps
-    if not deeper_than(command.inputs, MAX_INPUT_DEPTH + 1) and start_digest(command, known) == row.start_digest:
+    if not _inputs_of(command).too_deep and start_digest(command, known) == row.start_digest:
         fold.note = "duplicate"
         return
     message = f"{command.instance_id} is there already: {row.status}; it was started with other content"
@@ -107,7 +108,7 @@ def start_refused(command: Start, origin: Origin, at: int, code: str, message: s
     )
 
 
-def _problem(command: Start, definition: Definition | None) -> tuple[str, str] | None:
+def _problem(command: Start, definition: Definition | None, inputs: _Inputs) -> tuple[str, str] | None:
     if command.instance_id != f"{command.ceremony_id}:{command.story_id}":
         return refusals.INVALID_ID, "instance_id must be {ceremony_id}:{story_id}"
     for name in ("ceremony_id", "story_id"):
@@ -121,17 +122,16 @@ def _problem(command: Start, definition: Definition | None) -> tuple[str, str] |
     unknown = [step for step in command.step_ids if step not in definition.steps]
     if unknown:
         return refusals.STEP_UNKNOWN, f"{definition.name} has no step {', '.join(unknown[:10])}"
-    return _inputs_problem(command, definition)
+    return _inputs_problem(command, definition, inputs)
 
 
-def _inputs_problem(command: Start, definition: Definition) -> tuple[str, str] | None:
-    if deeper_than(command.inputs, MAX_INPUT_DEPTH + 1):
+def _inputs_problem(command: Start, definition: Definition, inputs: _Inputs) -> tuple[str, str] | None:
+    if inputs.too_deep:
         return refusals.INPUTS_TOO_DEEP, f"an input nests deeper than {MAX_INPUT_DEPTH} containers"
-    size = _inputs_size(command)
-    if size is None:
+    if inputs.size is None:
         return refusals.INPUTS_INVALID, "inputs must be JSON values"
-    if size > MAX_INPUTS_BYTES:
-        return refusals.INPUTS_TOO_LARGE, f"inputs have {size} bytes, at most {MAX_INPUTS_BYTES} are allowed"
+    if inputs.size > MAX_INPUTS_BYTES:
+        return refusals.INPUTS_TOO_LARGE, f"inputs have {inputs.size} bytes, at most {MAX_INPUTS_BYTES} are allowed"
     return _names_problem(command, definition)
 
 
@@ -146,15 +146,24 @@ def _names_problem(command: Start, definition: Definition) -> tuple[str, str] | 
     return None
 
 
-def _inputs_size(command: Start) -> int | None:
-    """Return the bytes of the inputs; None for no JSON. The sender's measure counts where it is larger."""
+class _Inputs(NamedTuple):
+    """The inputs of a start, as they are measured once."""
+
+    size: int | None
+    """Bytes; None for no JSON. The sender's measure counts where it is larger."""
+    too_deep: bool
+
+
+def _inputs_of(command: Start) -> _Inputs:
     try:
-        return max(len(_sorted(command.inputs)), command.inputs_size)
+        encoded = _sorted(command.inputs)
+        size = max(len(encoded), command.inputs_size)
     except (TypeError, ValueError, OverflowError, RecursionError):
-        return None
+        return _Inputs(None, deeper_than(command.inputs, MAX_INPUT_DEPTH + 1))
+    return _Inputs(size, deeper_than(command.inputs, MAX_INPUT_DEPTH + 1, encoded))
 
 
-def _begin(fold: FoldContext, command: Start) -> None:
+def _begin(fold: FoldContext, command: Start, inputs_size: int) -> None:
     definition = fold.definition
     chosen = set(command.step_ids)
     selected = tuple(step for step in definition.steps if step in chosen) if chosen else ()
@@ -168,7 +177,7 @@ def _begin(fold: FoldContext, command: Start) -> None:
         requested_by=clip(command.requested_by, MAX_ID_CHARACTERS),
         start_digest=start_digest(command, definition.steps),
         inputs=_whole_inputs(command),
-        inputs_size=_inputs_size(command) or 0,
+        inputs_size=inputs_size,
         selected=() if len(selected) == len(definition.steps) else selected,
         step_ids=tuple(definition.steps),
         now=fold.now,

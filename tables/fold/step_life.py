@@ -100,7 +100,7 @@ def _request(fold: FoldContext, step: Step) -> None:
             fail(fold, step, _request_too_large(size))
             return
     visit = row.visits.get(step.state, 0)
-    publication = kind.publication(step, base.instance_id, visit)
+    publication = fold.publication(step, visit) if step.publishes else None
     if publication is not None and state.asks == 1:
         fold.event(PUBLISH_REQUESTED, _announced(fold, step, publication))
     fold.effects.append(
@@ -157,11 +157,10 @@ def open_gate(fold: FoldContext, step: Step, output: Any) -> None:
         fail(fold, step, Failed("output_too_large", message, retryable=False))
         return
     waiting = state.opened(output, size)
-    if not row.has_room(waiting, state, MAX_ROW_BYTES):
+    if not row.set_step(step.id, waiting, MAX_ROW_BYTES):
         fail(fold, step, _row_full(size))
         return
     row.drop_step_timers(step.id, state.phase)
-    row.set_step(step.id, waiting)
     deadline = gate.deadline_seconds
     if deadline is not None:
         row.set_timer(GATE + step.id, millis(deadline), state.attempt)
@@ -206,11 +205,10 @@ def complete(
         fail(fold, step, Failed(error.code, error.message))
         return
     done = state.completed(output, size, approvals)
-    if not row.has_room(done, state, MAX_COUNTED_BYTES if approvals else MAX_ROW_BYTES):
+    if not row.set_step(step.id, done, MAX_COUNTED_BYTES if approvals else MAX_ROW_BYTES):
         fail(fold, step, _row_full(size))
         return
     row.drop_step_timers(step.id, state.phase)
-    row.set_step(step.id, done)
     _executed(fold, step, done)
 
 

@@ -38,19 +38,15 @@ def advance(fold: FoldContext, completed: Step | None = None) -> None:
     step that completed, where nothing else has happened: then only its direct successors can have become ready.
     """
     candidates = None if completed is None else _successors(fold, completed)
-    while fold.row.moves:
-        if (fold.judge_due and _moved(fold)) or _start_ready(fold, candidates):
+    while fold.row.moves():
+        if fold.judge_due:
+            fold.judge_due = _automatic(fold) or _on_failure(fold)
+        if fold.judge_due or _start_ready(fold, candidates):
             candidates = None
             continue
         if not _seen_under_way(fold):
             _close(fold)
         return
-
-
-def _moved(fold: FoldContext) -> bool:
-    """Apply an automatic transition, or else an `on_failure`. Without one, judging is over."""
-    fold.judge_due = _automatic(fold) or _on_failure(fold)
-    return fold.judge_due
 
 
 def _automatic(fold: FoldContext) -> bool:
@@ -243,8 +239,10 @@ def finish(fold: FoldContext) -> Decision:
     if not fold.begun or not fold.row.changed:
         return Decision(fold.before, tuple(fold.effects), fold.note, fold.unjudged)
     row = fold.row
-    if row.moves:
-        row.set_status(_RUNNING if _seen_under_way(fold) else live_status(row.peek(), fold.definition))
+    if row.moves():
+        status = _RUNNING if _seen_under_way(fold) else live_status(row.peek(), fold.definition)
+        if status is not row.status:
+            row.set_status(status)
     return Decision(row.build(), tuple(fold.effects), fold.note, fold.unjudged)
 
 

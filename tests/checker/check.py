@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tests.checker.envelopes import Event, event_of, message_violations, stream_violations
 from tests.checker.path import CONCLUDED, Path
 from tests.checker.recording import Definition, Instance, Message, Run, Start, definition_hash
+from tests.checker.stores import store_violations
 from tests.checker.violations import Violation
 
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
@@ -15,8 +16,11 @@ REFUSED = "ceremony.start.refused"
 
 
 def check_run(run: Run) -> list[Violation]:
-    """All violations of a run, in the order of the stream, then those about the whole run."""
-    return check(run.messages, run.definitions, run.starts, run.instances)
+    """All violations of a run, in the order of the stream, then those about the whole run, then those of its stores."""
+    found = check(run.messages, run.definitions, run.starts, run.instances)
+    for store, stored in run.stores.items():
+        found += store_violations(store, stored, run.instances)
+    return found
 
 
 def check(

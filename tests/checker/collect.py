@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremo
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from tests.checker.recording import Instance, Message, Run, Start
+from tests.checker.recording import Instance, Message, Run, Start, StoredInstance
 
 STREAM = "CEREMONY"
 BATCH = 1000
@@ -35,11 +35,16 @@ async def collect(
     starts: Sequence[Start],
     *,
     settle_seconds: float = 0,
+    stores: Mapping[str, Callable[[], Awaitable[Sequence[StoredInstance]]]] | None = None,
 ) -> Run:
-    """The present run; waits up to `settle_seconds` until every ceremony has ended or waits for people."""
+    """The present run; waits up to `settle_seconds` until every ceremony has ended or waits for people.
+
+    `stores` collects each read model, by its name.
+    """
     instances = await settled_instances(grpc_address, starts, settle_seconds)
     messages = await collect_messages(nats_url, quiet_seconds=min(settle_seconds, 5.0))
-    return Run(messages, definitions, starts, instances)
+    stored = {name: await collected() for name, collected in (stores or {}).items()}
+    return Run(messages, definitions, starts, instances, stored)
 
 
 def read_definitions(folder: Path) -> dict[str, str]:
@@ -144,4 +149,5 @@ def _instance(ceremony: pb.PlanningCeremonyInstance) -> Instance:
         version=ceremony.version,
         open_gates=[gate.step_id or gate.guard for gate in ceremony.open_gates],
         waiting_for=list(ceremony.waiting_for),
+        step_outputs=dict(ceremony.step_outputs),
     )

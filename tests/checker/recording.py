@@ -49,6 +49,25 @@ class Instance:
     open_gates: Sequence[str] = ()
     """Step ids or names of guards."""
     waiting_for: Sequence[str] = ()
+    step_outputs: Mapping[str, str] = field(default_factory=dict)
+    """JSON by step id."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInstance:
+    """An instance in a read model (specification chapter on read models)."""
+
+    instance_id: str
+    definition_name: str = ""
+    definition_hash: str = ""
+    current_state: str = ""
+    status: str = ""
+    version: int = 0
+    correlation_id: str = ""
+    step_status: Mapping[str, str] = field(default_factory=dict)
+    step_outputs: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    """A set, key or relation that does not fit the instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +79,8 @@ class Run:
     """YAML text by name."""
     starts: Sequence[Start]
     instances: Sequence[Instance]
+    stores: Mapping[str, Sequence[StoredInstance]] = field(default_factory=dict)
+    """The instances of each read model, by its name."""
 
     def save(self, path: Path) -> None:
         """Write the run as JSON, one message per line."""
@@ -77,6 +98,7 @@ def load(path: Path) -> Run:
         definitions=data["definitions"],
         starts=[Start(**start) for start in data["starts"]],
         instances=[Instance(**instance) for instance in data["instances"]],
+        stores={name: [StoredInstance(**one) for one in stored] for name, stored in data.get("stores", {}).items()},
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ import pytest
 
 from tests.checker.__main__ import main
 from tests.checker.check import check_run
-from tests.checker.recording import Instance, Message, Run, Start, load, load_starts
+from tests.checker.recording import Instance, Message, Run, Start, StoredInstance, load, load_starts
+from tests.checker.stores import COMPARED
 from tests.checker.violations import RULES
 
 pytestmark = pytest.mark.uncounted
@@ -48,10 +50,18 @@ class Tampered:
         self.starts = list(run.starts)
         self.instances = list(run.instances)
         self.renumbered = True
+        self.stored: list[StoredInstance] | None = None
+        """The instances in a store; None: the run has no store."""
 
     def run(self) -> Run:
         messages = self._numbered() if self.renumbered else self.messages
-        return Run(messages, self.definitions, self.starts, self.instances)
+        stores = {} if self.stored is None else {"valkey": self.stored}
+        return Run(messages, self.definitions, self.starts, self.instances, stores)
+
+    def store(self, instance_id: str = "", **changes: Any) -> None:
+        """Store every instance as the service shows it, but this one with changes."""
+        stored = [as_stored(instance) for instance in self.instances]
+        self.stored = [replace(one, **changes) if one.instance_id == instance_id else one for one in stored]
 
     def _numbered(self) -> list[Message]:
         now = {message.sequence: number for number, message in enumerate(self.messages, start=1)}
@@ -103,6 +113,13 @@ class Tampered:
         message = self.messages[index]
         message.envelope["idempotency_key"] = key
         self.messages[index] = replace(message, message_id=key)
+
+
+def as_stored(instance: Instance) -> StoredInstance:
+    """The instance as a sound store has it."""
+    shared = {name: getattr(instance, name) for name in ("instance_id", *COMPARED, "step_status")}
+    outputs = {step: json.loads(output) for step, output in instance.step_outputs.items()}
+    return StoredInstance(**shared, step_outputs=outputs)
 
 
 # (name, rule that must find it, function that plants it)
@@ -360,6 +377,34 @@ def a_service_that_shows_an_old_row(run: Tampered) -> None:
     run.show(PLANNED, version=2)
 
 
+@defect("store_missing")
+def an_instance_that_a_store_lacks(run: Tampered) -> None:
+    run.store()
+    assert run.stored is not None
+    run.stored.pop()
+
+
+@defect("store_stray")
+def an_instance_that_only_a_store_has(run: Tampered) -> None:
+    run.store()
+    run.instances.pop()
+
+
+@defect("store_differs")
+def an_older_version_in_a_store(run: Tampered) -> None:
+    run.store(WAITING, version=1)
+
+
+@defect("store_differs")
+def another_output_in_a_store(run: Tampered) -> None:
+    run.store(PLANNED, step_outputs={"weigh_plan": {"weight": -1}})
+
+
+@defect("store_index_differs")
+def an_instance_outside_its_sets(run: Tampered) -> None:
+    run.store(WAITING, problem="not in the set ceremony:instances:all")
+
+
 def rules(run: Tampered) -> set[str]:
     return {violation.rule for violation in check_run(run.run())}
 
@@ -382,6 +427,12 @@ def test_a_planted_defect_is_found_by_the_name_of_its_rule(rule: str, plant: Cal
     run = Tampered()
     plant(run)
     assert rule in rules(run)
+
+
+def test_a_store_that_equals_the_service_has_no_violations() -> None:
+    run = Tampered()
+    run.store()
+    assert rules(run) == set()
 
 
 def test_every_rule_has_a_planted_defect() -> None:

@@ -66,4 +66,9 @@ RULES = {
     "status_differs": "the last event has the status that the service shows",
     "step_status_differs": "the last result of a step is the status that the service shows",
     "version_behind": "the service's version is not behind that of the last event",
+    # the read models
+    "store_missing": "each store has every instance that the service shows",
+    "store_stray": "no store has another instance",
+    "store_differs": "an instance in a store equals that of the service",
+    "store_index_differs": "sets, keys and relations of a store lead to the instance",
 }

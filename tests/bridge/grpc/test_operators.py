@@ -293,7 +293,7 @@ async def test_diagnosis_of_the_engine_covers_neighbours_partitions_definitions_
     await until(counted, "the dead letter is counted")
     instance_id = await failed(world)
     found = await world.client.diagnose()
-    assert {one.name for one in found.neighbours} == {"log", "tables", "nats", "ray_executor"}
+    assert {one.name for one in found.neighbours} == {"log", "tables", "nats", "publications", "ray_executor"}
     assert [one.state for one in found.partitions] == ["served"] * 3
     assert sum(one.ceremonies for one in found.partitions) == sum(found.statuses.values())
     codes = {(finding.severity, finding.code, finding.subject) for finding in found.findings}

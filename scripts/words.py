@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGES = ("ports", "tables", "steps", "streams", "bridge", "ceremony")
+PACKAGES = ("ports", "tables", "steps", "streams", "bridge", "ceremony", "ceremony_engine.py", "proto")
 WHAT_PER_1000 = 2.0
 OPENINGS_PER_CENT = 3.0
 GENERATED = "_pb2"
@@ -50,10 +50,10 @@ class Docstring:
         return f"{self.path}:{self.line}: {self.text.splitlines()[0]}"
 
 
-def modules(folders: Iterable[str]) -> Iterator[tuple[Path, ast.Module]]:
-    """Every module below `folders`, generated ones left out."""
-    for folder in folders:
-        for path in sorted(Path(folder).rglob("*.py")):
+def modules(places: Iterable[str]) -> Iterator[tuple[Path, ast.Module]]:
+    """Every module below these folders, and each of these files; generated modules are left out."""
+    for place in map(Path, places):
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             if GENERATED not in path.name:
                 yield path, ast.parse(path.read_text(encoding="utf-8"))
 
@@ -95,7 +95,9 @@ def exceeded(found: list[Docstring]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 1, with the docstrings on stderr, when a limit is exceeded; with `--report` always 0."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folders", nargs="*", default=PACKAGES, help="default: the packages of the engine")
+    parser.add_argument(
+        "folders", nargs="*", default=PACKAGES, help="folders and files; default: the packages of the engine"
+    )
     parser.add_argument("--report", action="store_true", help="print the figures only")
     options = parser.parse_args(arguments)
     found = list(modules(options.folders))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.words import PACKAGES
+
 pytestmark = pytest.mark.uncounted
 ROOT = Path(__file__).parents[2]
 PLAIN = '"""Rows of a partition."""\n'
@@ -65,3 +67,20 @@ def test_a_report_never_fails(tmp_path: Path) -> None:
     done = words(tmp_path, "--report")
     assert done.returncode == 0
     assert "100.0 % of 1 docstrings open with a question word" in done.stdout
+
+
+def test_a_single_file_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text('"""Where rows live."""\n')
+    assert "odd.py:1: Where rows live." in words(tmp_path / "odd.py").stderr
+
+
+def test_a_place_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    assert words(tmp_path / "moved").returncode != 0
+
+
+def test_each_module_of_the_repository_is_checked() -> None:
+    """By default, or with the folders that `scripts/check` names in a second call."""
+    command = ["git", "ls-files", "*.py"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    places = {*PACKAGES, "tests", "scripts"}
+    assert [path for path in listed if path.split("/")[0] not in places] == []

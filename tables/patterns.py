@@ -19,9 +19,9 @@ _TOKEN = re.compile(
 )
 _FRAME, _LITERAL, _CLASS, _SET_BYTE, _UNICODE = 8, 4, 24, 2, 1400
 _MOST_REPEATED = 1000
-_MATCHED, _COMPILED, _SEARCHED = 200, 2, 16
-# CEL compiles a pattern at each call. Steps of each call, and for each unit of weight, by measurement: classes of
-# Unicode are the dearest, then repetitions with two bounds and flags.
+_MATCHED, _SEARCHED = 200, 16
+# Steps of compiling a pattern, and for each unit of its weight, as measured: classes of Unicode are the dearest, then
+# repetitions with two bounds and flags. CEL compiles a pattern at each call.
 _CALLED, _PLAIN_COMPILED, _DEAR_COMPILED, _DEAREST_COMPILED = 700, 20, 60, 100
 _DEAR, _DEAREST = re.compile(r"\{\d+,|\(\?"), re.compile(r"\\[pP]")
 
@@ -66,13 +66,8 @@ def largest_pattern_weight(text_bytes: int) -> int:
     return text_bytes * _UNICODE // 3 * _MOST_REPEATED
 
 
-def compile_cost(weight: int) -> int:
-    """Return the steps of compiling a pattern."""
-    return weight // _COMPILED
-
-
 def call_cost(text: str | None, weight: int) -> int:
-    """Return the steps of compiling a pattern of CEL at each call; None for a pattern that the data holds."""
+    """Return the steps of a call that compiles a pattern; None for a pattern that the data holds."""
     if text is None or _DEAREST.search(text):
         return _CALLED + _DEAREST_COMPILED * weight
     return _CALLED + (_DEAR_COMPILED if _DEAR.search(text) else _PLAIN_COMPILED) * weight

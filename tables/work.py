@@ -24,10 +24,17 @@ class WorkSpent(CeremonyError):
 class Work:
     """The steps that are left for a command."""
 
-    __slots__ = ("left",)
+    __slots__ = ("_met", "left")
 
     def __init__(self, left: int = MOST_STEPS) -> None:
         self.left = left
+        self._met: set[int] = set()
+
+    def meets(self, thing: object) -> bool:
+        """Return whether the command uses this thing, which lives longer than it, for the first time."""
+        known = len(self._met)
+        self._met.add(id(thing))
+        return len(self._met) > known
 
     def spend(self, steps: int) -> None:
         """Take steps that are about to be done. Raises WorkSpent, and takes none, where too few are left."""

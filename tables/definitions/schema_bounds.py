@@ -20,7 +20,7 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012, specification_with
 
 from ports.errors import CeremonyError
-from tables.patterns import compile_cost, match_cost, pattern_weight
+from tables.patterns import call_cost, match_cost, pattern_weight
 from tables.sizes import size_of, text_bytes
 from tables.work import Work
 
@@ -35,6 +35,10 @@ KEPT_PATTERNS = 64
 
 _PART, _UNPREPARED, _KEYWORD, _LISTED, _ERROR = 120, 4000, 60, 8, 300
 _ERROR_CHARACTER, _ENCODED_VALUE, _ENCODED_BYTES, _UNEVALUATED = 2, 120, 8, 5
+# Steps of handing a pattern to the library, and of weighing each of its characters, which compiling outweighs.
+_PATTERN, _WEIGHED = 600, 80
+# Steps of preparing each value and each object of a schema, counted once for each command, as if it had not been kept.
+_PREPARED_VALUE, _PREPARED_OBJECT = 40, 800
 # Levels of the stack that a part takes at most, in the two ways in which parts are applied.
 _DESCENDS, _JUDGES = 1, 2
 _IN_PLACE = frozenset(
@@ -100,6 +104,7 @@ class _Facts(NamedTuple):
     """Facts of a schema that its whole text tells."""
 
     values: int
+    objects: int
     in_place: int
     is_unevaluated: bool
     is_dynamic: bool
@@ -107,13 +112,14 @@ class _Facts(NamedTuple):
 
     @classmethod
     def of(cls, schema: Mapping[str, Any]) -> _Facts:
-        values = in_place = 0
+        values = objects = in_place = 0
         keys: set[str] = set()
         left: list[Any] = [dict(schema) | {"$id": None}]
         while left:
             item = left.pop()
             values += 1
             if isinstance(item, Mapping):
+                objects += 1
                 keys.update(name for name, value in item.items() if value is not None)
                 in_place += sum(name in _IN_PLACE for name in item)
                 left += item.values()
@@ -121,6 +127,7 @@ class _Facts(NamedTuple):
                 left += item
         return cls(
             values,
+            objects,
             in_place,
             not keys.isdisjoint(_UNEVALUATED_KEYWORDS),
             not keys.isdisjoint(_DYNAMIC),
@@ -141,13 +148,18 @@ class _Budget(FormatChecker):
         """False where a part may mean something else each time it is applied."""
         self.left = 0
         self._nested = 0
-        self._compiled: set[str] = set()
+        self._compiled: dict[str, Any] = {}
+        """Patterns of this value. They are held here, as every cache of compiled ones may drop them meanwhile."""
         self._parts: dict[int, _Part] = {}
         self._allowed: dict[int, frozenset[Any]] = {}
         self._references: dict[tuple[int, str], Any] = {}
 
     def start(self, steps: int) -> None:
         self.left, self._nested = steps, 0
+        self._compiled.clear()
+
+    def forget(self) -> None:
+        """Hold no patterns until the next value."""
         self._compiled.clear()
 
     def spend(self, steps: int) -> None:
@@ -202,13 +214,21 @@ class _Budget(FormatChecker):
             self.spend(_UNEVALUATED * len(instance) * (len(instance) + self.facts.values))
 
     def matches(self, text: str, value: str) -> bool:
-        weight = pattern_weight(text)
-        if text not in self._compiled:
-            self.spend(compile_cost(weight))
-            if len(self._compiled) < KEPT_PATTERNS // 2:
-                self._compiled.add(text)
-        self.spend(match_cost(weight, text_bytes(value)))
-        return pattern(text).search(value) is not None
+        compiled = self._compiled.get(text)
+        if compiled is None:
+            compiled = self._compile(text)
+        self.spend(match_cost(pattern_weight(text), text_bytes(value)))
+        return compiled.search(value) is not None
+
+    def _compile(self, text: str) -> Any:
+        """Compile a pattern, counted as if no cache had it: once for each value, of many patterns at each call."""
+        if (weighing := _WEIGHED * len(text)) > self.left:
+            self.spend(weighing)
+        self.spend(_PATTERN + call_cost(text, pattern_weight(text)))
+        compiled = pattern(text)
+        if len(self._compiled) < KEPT_PATTERNS:
+            self._compiled[text] = compiled
+        return compiled
 
 
 def _found(validator: Any, text: str, value: str) -> bool:
@@ -426,12 +446,15 @@ class BoundedSchema:
         self._budget.start(steps)
         found = []
         try:
+            if work.meets(self.schema):
+                self._budget.spend(_PREPARED_VALUE * facts.values + _PREPARED_OBJECT * facts.objects)
             for error in self._validator.iter_errors(value):
                 found.append(error)
                 if len(found) >= most:
                     break
         finally:
             work.drain(steps - self._budget.left)
+            self._budget.forget()
         return found
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from tables.definition import Output
+from tables.definitions import schema_bounds
 from tables.definitions.output_schemas import WORDS, check_value, is_json_schema, schema_problems
-from tables.definitions.schema_bounds import MOST_STEPS
+from tables.definitions.schema_bounds import KEPT_PATTERNS, MOST_STEPS
+from tables.patterns import call_cost, pattern_weight
 from tables.work import MOST_STEPS as MOST_STEPS_OF_A_COMMAND
 from tables.work import Work
 
@@ -260,6 +263,54 @@ def test_the_steps_of_a_value_are_bounded(schema: dict[str, Any], value: Any, *,
     work = Work()
     check_value(value, Output("o", kind, schema), work)
     assert 0 < MOST_STEPS_OF_A_COMMAND - work.left <= MOST_STEPS + 1_000_000
+
+
+def steps_of(schema: dict[str, Any], value: Any, work: Work | None = None) -> int:
+    work = work or Work()
+    left = work.left
+    check_value(value, Output("o", "object", schema), work)
+    return left - work.left
+
+
+def patterns(*texts: str) -> dict[str, Any]:
+    """Return a schema that applies patterns to the field `a`, one after the other."""
+    return {"properties": {"a": {"allOf": [{"pattern": text} for text in texts]}}}
+
+
+@pytest.mark.parametrize("text", ["a{1,900}b", r"\pL{1,4}", "^(a|b){1,200}c"])
+def test_compiling_a_pattern_is_counted_once_for_each_value_as_if_no_cache_had_it(text: str) -> None:
+    # specification 4.7, 20.3
+    compiled = call_cost(text, pattern_weight(text))
+    once = steps_of(patterns(text), {"a": "abc"})
+    assert compiled < once < 1.3 * compiled + 10_000
+    assert steps_of(patterns(text), {"a": "abc"}) == once
+    assert steps_of(patterns(*[text] * 20), {"a": "abc"}) < once + compiled
+
+
+def test_many_patterns_are_counted_at_each_call_for_the_caches_may_have_dropped_them() -> None:
+    # specification 4.7, 20.3
+    few, many = ([f"^(x|{number}){{1,3}}" for number in range(count)] for count in (KEPT_PATTERNS, 3 * KEPT_PATTERNS))
+    each = call_cost(few[0], pattern_weight(few[0]))
+    assert steps_of(patterns(*few, *few), {"a": "x"}) < steps_of(patterns(*few), {"a": "x"}) + len(few) * each
+    twice = steps_of(patterns(*many, *many), {"a": "x"}) - steps_of(patterns(*many), {"a": "x"})
+    assert twice > 2 * KEPT_PATTERNS * each
+
+
+def test_a_long_pattern_is_refused_before_it_is_weighed() -> None:
+    # specification 20.3
+    text = "(" * 40_000 + ")" * 40_000
+    with mock.patch.object(schema_bounds, "pattern_weight", side_effect=AssertionError("it was weighed")):
+        assert steps_of({"properties": {"a": {"pattern": text}}}, {"a": ""}, Work(100_000)) == 100_000
+
+
+def test_preparing_a_schema_is_counted_once_for_each_command() -> None:
+    # specification 20.3
+    schema = {"properties": {f"k{number}": {"type": "string"} for number in range(500)}}
+    work = Work()
+    first = steps_of(schema, {}, work)
+    assert first > 400 * 1000
+    assert steps_of(schema, {}, work) < first - 400 * 1000
+    assert steps_of(schema, {}) == first
 
 
 LINKED = {"$defs": {"n": {"properties": {"x": {"$ref": "#/$defs/n"}}}}, "allOf": [{"$ref": "#/$defs/n"}]}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tables.definition import Timeouts
 from tables.definitions.problems import ProblemList, clipped
 from tables.definitions.shapes import Fields, Item
 from tables.kinds import Kinds
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,15 @@ class Draft:
         place = "known here" if rule == "unknown_handler" else "of this file"
         self.report.add(line, rule, f"{where} names `{clipped(word)}`, which is no {noun} {place}{hint}")
         return False
+
+
+def grouped(names: Iterable[str], pairs: Iterable[tuple[str, T]]) -> dict[str, tuple[T, ...]]:
+    """Return the values of each name, in their order; an empty tuple for a name without any."""
+    found: dict[str, list[T]] = {name: [] for name in names}
+    for name, value in pairs:
+        if name in found:
+            found[name].append(value)
+    return {name: tuple(values) for name, values in found.items()}
 
 
 def _records(fields: Fields, section: str) -> tuple[Fields, ...]:

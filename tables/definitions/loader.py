@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from ports.errors import CeremonyError
 from tables.definition import Definition, Role, State, Transition
 from tables.definitions import graph_rules, section_rules, step_rules
-from tables.definitions.draft import Draft
+from tables.definitions.draft import Draft, grouped
 from tables.definitions.file_format import DEFINITION
 from tables.definitions.problems import UNREADABLE, ProblemList, clipped
 from tables.definitions.shapes import Fields
@@ -107,7 +107,7 @@ def _checked(draft: Draft, text: str, digest: str, stem: str | None) -> Definiti
         roles={r.text("id"): _role(r) for r in draft.roles},
         timeouts=draft.timeouts,
         initial=next((s.id for s in states if s.initial), ""),
-        transitions_from={s.id: tuple(t for t in transitions if t.from_state == s.id) for s in states},
+        transitions_from=grouped([s.id for s in states], ((t.from_state, t) for t in transitions)),
     )
     return step_rules.with_steps(draft, definition)
 

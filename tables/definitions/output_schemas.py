@@ -15,8 +15,16 @@ from referencing.jsonschema import DRAFT202012
 
 from tables.definition import Output
 from tables.definitions.problems import clipped, listed
-from tables.definitions.schema_bounds import PatternInvalid, TooMuchWork, TooNested, bounded, linear, pattern
-from tables.work import Work
+from tables.definitions.schema_bounds import (
+    PatternInvalid,
+    TooMuchWork,
+    TooNested,
+    bounded,
+    linear,
+    pattern,
+    pattern_cost,
+)
+from tables.work import MOST_STEPS, Work, WorkSpent
 
 # A schema with one of these at its top is JSON Schema, else a flat map (specification 4.5).
 MARKS = ("$schema", "properties", "items", "required", "anyOf", "oneOf", "allOf", "enum")
@@ -65,11 +73,15 @@ def required_fields(output: Output) -> list[str]:
     return [str(name) for name in (schema.get("required", ()) if is_json_schema(schema) else schema)]
 
 
-def schema_problems(output: Output) -> list[tuple[_Path, str, str]]:
-    """List the mistakes of an output's schema: (path inside it, rule code, message after its name)."""
+def schema_problems(output: Output, work: Work | None = None, *, pinned: bool = False) -> list[tuple[_Path, str, str]]:
+    """List the mistakes of an output's schema: (path inside it, rule code, message after its name).
+
+    Patterns are compiled as far as the work goes. The JSON Schema of a pinned definition was checked when it was new;
+    it is not checked again while its partition waits.
+    """
     schema = output.schema or {}
     if is_json_schema(schema):
-        return _json_schema_problems(schema)
+        return [] if pinned else _json_schema_problems(schema, Work() if work is None else work)
     found: list[tuple[_Path, str, str]] = []
     for name, word in schema.items():
         if not isinstance(word, str) or word not in WORDS:
@@ -78,7 +90,7 @@ def schema_problems(output: Output) -> list[tuple[_Path, str, str]]:
     return found
 
 
-def _json_schema_problems(schema: Mapping[str, Any]) -> list[tuple[_Path, str, str]]:
+def _json_schema_problems(schema: Mapping[str, Any], work: Work) -> list[tuple[_Path, str, str]]:
     checker = _dialect(schema)
     if checker is None:
         return [(("$schema",), "bad_json_schema", ": `$schema` names no JSON Schema draft that is known here")]
@@ -91,7 +103,8 @@ def _json_schema_problems(schema: Mapping[str, Any]) -> list[tuple[_Path, str, s
     except RecursionError:
         return [((), "bad_json_schema", " is nested too deeply")]
     return found + [
-        (path, "bad_json_schema", _at(path) + message) for path, message in _unsound(_resolver(schema), schema, ())
+        (path, "bad_json_schema", _at(path) + message)
+        for path, message in _unsound(_resolver(schema), schema, (), work)
     ]
 
 
@@ -111,23 +124,23 @@ def _resolver(schema: Mapping[str, Any]) -> Any:
     return registry.resolver("")
 
 
-def _unsound(resolver: Any, schema: Any, path: _Path) -> Iterator[tuple[_Path, str]]:
+def _unsound(resolver: Any, schema: Any, path: _Path, work: Work) -> Iterator[tuple[_Path, str]]:
     """Yield mistakes that the meta-schema does not see: references that lead nowhere, invalid patterns."""
     if isinstance(schema, Mapping):
         for key, value in schema.items():
             if key in {"$ref", "$dynamicRef"} and isinstance(value, str) and not _leads_inside(resolver, value):
                 yield (*path, key), ": must lead to a place inside this schema (`#/…`)"
-            elif key == "pattern" and isinstance(value, str) and (wrong := _wrong_pattern(value)):
+            elif key == "pattern" and isinstance(value, str) and (wrong := _wrong_pattern(value, work)):
                 yield (*path, key), wrong
             elif key == "patternProperties" and isinstance(value, Mapping):
-                yield from _unsound_patterns(resolver, value, (*path, key))
+                yield from _unsound_patterns(resolver, value, (*path, key), work)
             elif key == "unevaluatedProperties" and "patternProperties" in schema:
                 yield (*path, key), ": cannot stand beside `patternProperties`; use `additionalProperties`"
             elif key not in _PLAIN:
-                yield from _unsound(resolver, value, (*path, key))
+                yield from _unsound(resolver, value, (*path, key), work)
     elif isinstance(schema, list):
         for index, value in enumerate(schema):
-            yield from _unsound(resolver, value, (*path, index))
+            yield from _unsound(resolver, value, (*path, index), work)
 
 
 def _leads_inside(resolver: Any, reference: str) -> bool:
@@ -140,17 +153,22 @@ def _leads_inside(resolver: Any, reference: str) -> bool:
         return False
 
 
-def _unsound_patterns(resolver: Any, patterns: Mapping[Any, Any], path: _Path) -> Iterator[tuple[_Path, str]]:
+def _unsound_patterns(
+    resolver: Any, patterns: Mapping[Any, Any], path: _Path, work: Work
+) -> Iterator[tuple[_Path, str]]:
     for text, inner in patterns.items():
-        if wrong := _wrong_pattern(str(text)):
+        if wrong := _wrong_pattern(str(text), work):
             yield (*path, text), wrong
-        yield from _unsound(resolver, inner, (*path, text))
+        yield from _unsound(resolver, inner, (*path, text), work)
 
 
-def _wrong_pattern(text: str) -> str:
+def _wrong_pattern(text: str, work: Work) -> str:
     """Return the mistake of a pattern, or ""."""
     try:
+        work.spend(pattern_cost(text, work.left))
         pattern(text)
+    except WorkSpent:
+        return f": the patterns of this file take more than {MOST_STEPS} steps to compile; make them simpler"
     except PatternInvalid as error:
         return f": is no regular expression that can be matched in linear time: {error.message}"
     return ""

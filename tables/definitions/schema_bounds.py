@@ -93,6 +93,12 @@ def pattern(text: str) -> Any:
         raise PatternInvalid(text) from None
 
 
+def pattern_cost(text: str, left: int) -> int:
+    """Return the steps of compiling a pattern. One that is too long to be weighed in the steps left costs more."""
+    weighing = _WEIGHED * len(text)
+    return weighing if weighing > left else _PATTERN + call_cost(text, pattern_weight(text))
+
+
 class _Part(NamedTuple):
     """One part of a schema with the keywords that apply, each with its value and steps."""
 
@@ -222,9 +228,7 @@ class _Budget(FormatChecker):
 
     def _compile(self, text: str) -> Any:
         """Compile a pattern, counted as if no cache had it: once for each value, of many patterns at each call."""
-        if (weighing := _WEIGHED * len(text)) > self.left:
-            self.spend(weighing)
-        self.spend(_PATTERN + call_cost(text, pattern_weight(text)))
+        self.spend(pattern_cost(text, self.left))
         compiled = pattern(text)
         if len(self._compiled) < KEPT_PATTERNS:
             self._compiled[text] = compiled

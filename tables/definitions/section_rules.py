@@ -11,6 +11,7 @@ from tables.definitions.shapes import Fields, Item
 from tables.definitions.yaml_source import Node
 from tables.guards import Cel, GuardCheck, RefusedCheck, StepStatusIs, Threshold, parse_check
 from tables.roles import OPERATIONS
+from tables.work import Work
 
 # Judging one value of a JSON Schema takes up to a millisecond.
 MAX_SCHEMA_VALUES = 4000
@@ -37,7 +38,7 @@ def _names(items: tuple[Item, ...]) -> tuple[str, ...]:
 def outputs(draft: Draft) -> dict[str, Output]:
     """Return the declared outputs, also those with mistakes."""
     found = {}
-    size = 0
+    size, work = 0, Work()
     for name, item in draft.fields.get("outputs", {}).items():
         fields: Fields | None = item.value
         node: Node | None = fields.get("schema") if fields else None
@@ -48,7 +49,7 @@ def outputs(draft: Draft) -> dict[str, Output]:
             message = f"the schemas of all outputs hold at most {MAX_SCHEMA_VALUES} values together; make them simpler"
             draft.report.add(item.line, "schema_too_large", message)
             break
-        for path, rule, message in schema_problems(output):
+        for path, rule, message in schema_problems(output, work, pinned=draft.pinned):
             line = item.line if node is None else node.line_at(iter(path))
             draft.report.add(line, rule, f"outputs.{clipped(name)}.schema{message}")
         found[name] = output

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pydantic import BaseModel, ValidationError
 
 from tables.definition import Definition, GuardType, RetryPolicy, Step, Transition
-from tables.definitions.draft import Draft
+from tables.definitions.draft import Draft, grouped
 from tables.definitions.order import StepOrder
 from tables.definitions.problems import MESSAGE_CHARACTERS, UNREADABLE, clipped
 from tables.definitions.references import never_there
@@ -28,13 +28,13 @@ def with_steps(draft: Draft, definition: Definition) -> Definition:
     policies = {name: retry_policy(item.value) for name, item in draft.policies.items() if item.value is not None}
     after = _order(draft)
     steps = {name: _step(draft, name, fields, policies, after[name]) for name, fields in draft.step_ids.items()}
-    by_state = {state: tuple(s for s in steps.values() if s.state == state) for state in definition.states}
+    by_state = grouped(definition.states, ((step.state, step) for step in steps.values()))
     ways_out = {state: tuple(_ways_out(here, definition)) for state, here in by_state.items()}
     definition = replace(
         definition,
         steps=steps,
         steps_by_state=by_state,
-        waiting_for={name: tuple(s for s in steps.values() if name in s.after) for name in steps},
+        waiting_for=grouped(steps, ((name, step) for step in steps.values() for name in dict.fromkeys(step.after))),
         automatic_from={state: tuple(_automatic(here, state, definition)) for state, here in by_state.items()},
         ways_out=ways_out,
     )
@@ -74,11 +74,13 @@ def _report_shared_names(draft: Draft, steps: Mapping[str, Step]) -> None:
 
 def _ways_out(here: Iterable[Step], definition: Definition) -> Iterator[tuple[Step, Transition]]:
     """Yield the steps with an `on_failure`, each with the first transition of that trigger."""
+    firsts: dict[tuple[str, str], Transition] = {}
     for step in here:
-        for transition in definition.transitions_from[step.state]:
-            if transition.trigger == step.on_failure:
-                yield step, transition
-                break
+        if not firsts:
+            leaving = definition.transitions_from[step.state]
+            firsts = {(step.state, transition.trigger): transition for transition in reversed(leaving)}
+        if step.on_failure is not None and (found := firsts.get((step.state, step.on_failure))) is not None:
+            yield step, found
 
 
 def _automatic(here: Iterable[Step], state: str, definition: Definition) -> Iterator[Transition]:

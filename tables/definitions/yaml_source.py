@@ -19,6 +19,8 @@ from tables.definitions.problems import ProblemList, clipped
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 64
+# Values of a file, of all collections. Loading takes some ten microseconds for each, and a partition waits meanwhile.
+MAX_VALUES = 25_000
 # A longer plain scalar is always text: no number of a definition needs more.
 MAX_NUMBER_CHARACTERS = 64
 
@@ -26,6 +28,7 @@ _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PREFIX = "tag:yaml.org,2002:"
 _SCALARS = {"str", "int", "float", "bool", "null"}
 _BROKEN = object()
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # In place of a key that is no text; its value is dropped.
 _NO_KEY = "\0"
 # Plain scalars of YAML 1.2 (core schema) that are no text. Where YAML 1.1, by which files are read, sees another value,
@@ -126,6 +129,7 @@ class _Builder:
         """Per open collection: the key whose value is awaited (maps), else None."""
         self.key_line: list[int] = []
         self.root: Node | None = None
+        self.values = 0
         self.skipped = 0
         """Open collections that are not read: inside of a key, or nested too deep."""
 
@@ -246,6 +250,9 @@ class _Builder:
         return value
 
     def _put(self, node: Node) -> None:
+        self.values += 1
+        if self.values == MAX_VALUES + 1:
+            self.report.add(node.line, "too_many_values", f"a definition holds at most {MAX_VALUES} values")
         if not self.stack:
             self.root = node
             return
@@ -301,4 +308,4 @@ def _type_in_words(tag: str) -> str:
 
 
 def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in text) if not text.isascii() else False
+    return not text.isascii() and _SURROGATE.search(text) is not None

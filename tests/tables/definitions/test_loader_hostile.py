@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import sys
 import time
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -58,6 +62,51 @@ def test_a_file_over_256_kib_is_not_even_parsed() -> None:
 def test_a_file_of_256_kib_is_parsed() -> None:
     text = HEAD + STATES
     load(text + "#" * (262_144 - len(text)), "x.yaml", KINDS)
+
+
+def test_25_000_values_are_allowed_and_more_are_not_but_where_they_are_pinned() -> None:
+    # specification 2.4, 24.4
+    def holding(values: int) -> str:
+        steps = "steps: [{id: s, state: A, handler: publish_step, config: {subject: ceremony.x, event_type: e,"
+        states = "states: [{id: A, description: a, initial: true}, {id: B, description: b, terminal: true}]\n"
+        moves = "transitions: [{from: A, to: B, trigger: t, description: d}]\n"
+        return f"{HEAD}{states}{moves}{steps} payload_template: {{v: [{'1,' * values}]}}}}}}]\n"
+
+    few = 29
+    load(holding(25_000 - few), "x.yaml", KINDS)
+    text = holding(25_001 - few)
+    assert rules(text) == ["too_many_values"]
+    assert [problem.rule for problem in load_pinned(text, content_hash(text), KINDS).objections] == ["too_many_values"]
+
+
+def test_a_definition_of_many_states_and_transitions_is_loaded_in_time_that_grows_with_their_number() -> None:
+    """Looking at all transitions for each state would take their product of looks."""
+
+    # specification 2.4
+    def calls(number: int) -> int:
+        states = [{"id": f"S{n}", "description": "d"} for n in range(number)]
+        states[0]["initial"] = states[-1]["terminal"] = True  # type: ignore[assignment]
+        moves = [{"from": f"S{n}", "to": f"S{n + 1}", "trigger": "t", "description": "d"} for n in range(number - 1)]
+        text = HEAD + f"states: {json.dumps(states)}\ntransitions: {json.dumps(moves)}\n"
+        looked = 0
+
+        def look(*_: Any) -> None:
+            nonlocal looked
+            looked += 1
+
+        def enter(frame: FrameType, *_: Any) -> Callable[..., None]:
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            return look
+
+        tracer = sys.gettrace()  # of the coverage
+        sys.settrace(enter)
+        try:
+            load(text, "x.yaml", KINDS)
+        finally:
+            sys.settrace(tracer)
+        return looked
+
+    assert calls(200) < 2.2 * calls(100)
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe", b"name: \x80", "name: \ud800"])

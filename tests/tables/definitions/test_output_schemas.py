@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from tables.definition import Output
-from tables.definitions import schema_bounds
+from tables.definitions import output_schemas, schema_bounds
 from tables.definitions.output_schemas import WORDS, check_value, is_json_schema, schema_problems
 from tables.definitions.schema_bounds import KEPT_PATTERNS, MOST_STEPS
 from tables.patterns import call_cost, pattern_weight
@@ -337,3 +337,14 @@ def test_nesting_passes_or_fails_alike_under_any_stack_of_the_caller(schema: dic
     free = found()
     assert free == [depth <= deepest for depth in range(128)]
     assert free == beneath(200, found)
+
+
+def test_patterns_that_take_too_long_to_compile_are_a_load_error_and_are_not_compiled() -> None:
+    # specification 4.7
+    texts = [rf"\pL{{1,{number}}}" for number in range(1, 30)]
+    with mock.patch.object(output_schemas, "pattern", wraps=schema_bounds.pattern) as compiled:
+        found = schema_problems(Output("o", "object", patterns(*texts)))
+    assert {rule for _, rule, _ in found} == {"bad_json_schema"}
+    assert "take more than 4500000 steps to compile" in found[0][2]
+    assert compiled.call_count < len(texts) - len(found) + 1
+    assert schema_problems(Output("o", "object", patterns(*texts)), pinned=True) == []

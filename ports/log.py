@@ -105,9 +105,6 @@ class Batch(Protocol):
     def put(self, table: str, key: bytes, row: Any | None) -> None:
         """Set the row; None deletes it. The next checkpoint writes it."""
 
-    def rows_changed(self, table: str) -> Mapping[bytes, Any | None]:
-        """Rows that this batch has put into a table, by key; None stands for a deleted row."""
-
     def send(
         self, topic: str, key: bytes | None, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
     ) -> None:

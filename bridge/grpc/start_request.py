@@ -57,17 +57,6 @@ class StartInvalid(CeremonyError):
     """The request breaks a rule; the message names the field and a valid value."""
 
 
-def start_command(definition: Definition, **fields: Any) -> Start:
-    """Make the command at once; `start_pieces` names the fields."""
-    pieces = start_pieces(definition, **fields)
-    try:
-        while True:
-            next(pieces)
-    except StopIteration as end:
-        made: Start = end.value
-        return made
-
-
 def start_pieces(
     definition: Definition,
     *,
@@ -171,16 +160,6 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(name[:64] for name in names[:10]) + (f" and {len(names) - 10} more" if names[10:] else "")
 
 
-def parse_input(name: str, text: str) -> Any:
-    """Parse a text at once, as `parse_pieces` does."""
-    pieces = parse_pieces(name, text)
-    try:
-        while True:
-            next(pieces)
-    except StopIteration as end:
-        return end.value
-
-
 def parse_pieces(name: str, text: str) -> Generator[None, None, Any]:
     """Parse a JSON object or array; any other text stays a string, and so does JSON with NaN or Infinity."""
     if text.lstrip()[:1] not in ("{", "["):
@@ -264,13 +243,11 @@ def _too_deep(name: str) -> StartInvalid:
     return StartInvalid(INPUTS_TOO_DEEP, f"{name}: nested deeper than {DEEPEST} containers")
 
 
-def nesting(text: str) -> int:
-    """Depth of nested brackets outside strings; takes linear time also on hostile input."""
-    return max((depth for depth in _depths(text) if depth is not None), default=0)
-
-
 def _depths(text: str) -> Iterator[int | None]:
-    """The depth after each opening bracket outside strings, and None after each piece of the text."""
+    """The depth after each opening bracket outside strings, and None after each piece of the text.
+
+    Takes linear time also on hostile input.
+    """
     depth = searched = 0
     for token in _BRACKET.finditer(text):
         mark = token.group()

@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from bridge.grpc.start_request import start_command
+from bridge.grpc.start_request import start_pieces
 from bridge.nats.response_messages import BACKLOG_REVIEW, COMPLETED, FAILED, TASK_EXTRACTION
 from bridge.nats.responses import DURABLE
 from bridge.nats.streams import AGENT_RESPONSES
@@ -25,6 +25,7 @@ from tables.definition import Definition
 from tables.definitions.loader import load
 from tables.instance import CeremonyStatus, Instance, Phase, StepStatus, decode_instance
 from tests.crash.process import GROUP, PREFIX, Process, Surroundings
+from tests.pieces import in_one_go
 
 INSTANCE = "c1:s1"
 KEY = INSTANCE.encode()
@@ -173,7 +174,7 @@ def tasks_are_extracted(around: Surroundings) -> None:
 
 
 async def _starts(process: Process) -> Reply:
-    command = start_command(
+    pieces = start_pieces(
         definition(),
         ceremony_id="c1",
         story_id="s1",
@@ -184,6 +185,7 @@ async def _starts(process: Process) -> Reply:
         requested_by="ana",
         command_id="start-1",
     )
+    command = in_one_go(pieces)
     return await process.pipeline.engine.commands.start(definition(), command)
 
 

@@ -145,9 +145,6 @@ class MemoryBatch:
     def put(self, table: str, key: bytes, row: Any | None) -> None:
         raise AssertionError("a step agent has no table")
 
-    def rows_changed(self, table: str) -> Mapping[bytes, Any | None]:
-        raise AssertionError("a step agent has no table")
-
     def send(
         self, topic: str, key: bytes | None, value: bytes, headers: Sequence[Header] = (), partition: int | None = None
     ) -> None:

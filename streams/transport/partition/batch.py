@@ -89,10 +89,6 @@ class PartBatch:
         """Changed rows by table; None deletes."""
         return self._rows
 
-    def rows_changed(self, table: str) -> Mapping[bytes, Any | None]:
-        """Rows that this batch has put into a table, by key; None stands for a deleted row."""
-        return self._rows.get(table) or {}
-
     def get(self, table: str, key: bytes) -> Any | None:
         changed = self._rows.get(table)
         if changed is not None:

@@ -126,7 +126,7 @@ async def test_a_deleted_row_is_a_tombstone_and_stays_deleted() -> None:
         await count(batch)
         batch.put("counts", b"b", None)
         assert batch.get("counts", b"b") is None
-        assert batch.rows_changed("counts")[b"b"] is None
+        assert batch.rows["counts"][b"b"] is None
 
     async with running(part_of(log, delete_b)) as part:
         await until(lambda: part.position == 2)

@@ -148,7 +148,7 @@ async def test_on_applied_gets_the_batch_with_its_note_and_visible_rows() -> Non
         batch.note = "mine"
 
     def on_applied(batch: Any) -> None:
-        heard.append((batch.note, dict(part.rows("counts")), dict(batch.rows_changed("counts"))))
+        heard.append((batch.note, dict(part.rows("counts")), dict(batch.rows["counts"])))
 
     part = part_of(log, noting, AgentSpec("counter", "commands", tables=[COUNTS], on_applied=on_applied))
     async with running(part):

@@ -49,6 +49,7 @@ LARGEST_EXACT = 2**53
 # Characters of correlation_id and requested_by; rows keep as many, so none is shortened.
 LONGEST_TEXT = MAX_ID_CHARACTERS
 
+_PLAIN_TYPES = frozenset({str, float, int, bool, type(None)})
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 _LONG_INTEGER = re.compile(rf"[0-9]{{{LONG_INTEGER_DIGITS}}}")
 
@@ -282,7 +283,7 @@ def _converted(rich: Mapping[str, Any]) -> Generator[None, None, dict[str, Any]]
         size += len(key) + _least_content_bytes(value)
         if size > LARGEST_INPUTS_BYTES:
             raise StartInvalid(INPUTS_TOO_LARGE, f"inputs_json is more than {LARGEST_INPUTS_BYTES} bytes of JSON")
-        if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        if _is_container(value):
             if len(levels) > DEEPEST:
                 raise _too_deep(name)
             inner, value = _opened(value)
@@ -302,7 +303,14 @@ def _least_content_bytes(value: Any) -> int:
     """A lower bound of the JSON bytes inside of a value, so that a long list is refused before its values are read."""
     if isinstance(value, str):
         return len(value)
-    return LEAST_VALUE_BYTES * len(value) if isinstance(value, Mapping | Sequence) else 0
+    return LEAST_VALUE_BYTES * len(value) if _is_container(value) else 0
+
+
+def _is_container(value: Any) -> bool:
+    """Return whether a value holds others. Plain values come first: a question for an abstract class is dear."""
+    if type(value) in _PLAIN_TYPES:
+        return False
+    return isinstance(value, Mapping | Sequence) and not isinstance(value, str)
 
 
 def _opened(value: Mapping[str, Any] | Sequence[Any]) -> tuple[Iterator[tuple[str, Any]], dict[str, Any] | list[Any]]:

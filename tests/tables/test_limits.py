@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -28,6 +29,12 @@ def depth_of(value: Any) -> int:
 def test_a_value_is_too_deep_where_its_containers_nest_deeper_than_the_limit(value: Any, limit: int) -> None:
     assert deeper_than(value, limit) == (depth_of(value) > limit)
     assert deeper_than(value, limit, msgspec.json.encode(value)) == (depth_of(value) > limit)
+
+
+def test_no_item_of_a_value_with_few_brackets_is_looked_at() -> None:
+    value = {"a": [1] * 120_000, "b": "[[" * 10}
+    with mock.patch("tables.limits._items", side_effect=AssertionError):
+        assert not deeper_than(value, 65, msgspec.json.encode(value))
 
 
 def test_brackets_in_texts_are_no_containers() -> None:

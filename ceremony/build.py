@@ -229,7 +229,14 @@ class Parts:
         sharing = None if self.directory is None else Sharing(self.directory, new_id)
         clients = min(MOST_CONNECTIONS, descriptors.left_to_clients())
         self.grpc = GrpcServer(servicer, settings.grpc_addr, clock, engine.turns, sharing, clients)
-        self.http = HttpServer(settings.http_addr, states, settings.required, self.metrics.registry, clock)
+        self.http = HttpServer(
+            settings.http_addr,
+            states,
+            settings.required,
+            self.metrics.registry,
+            clock,
+            warnings=self.readiness.warnings,
+        )
 
     def _advertised(self, settings: Settings) -> Callable[[], str]:
         """The address of our gRPC for other workers. It is asked for late: the port is known once it is bound."""

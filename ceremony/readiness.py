@@ -41,6 +41,10 @@ class Readiness:
             "ray_executor": self.ray_state,
         }
 
+    def warnings(self) -> list[str]:
+        """Shortcomings that do not end readiness."""
+        return [str(one) for one in self._engine.partitions.log_warnings()]
+
     def _nats_state(self) -> str:
         """Of the bridges; without them, of the connection that publish steps use."""
         if "bridge" not in self._roles:

@@ -71,6 +71,17 @@ class TableSpec:
     bytes are a record for the agent's own topic that reports it, under the row's key."""
 
 
+class LogWarning(NamedTuple):
+    """A shortcoming of the log that ends no worker."""
+
+    code: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}; {self.remedy}"
+
+
 class Held(Protocol):
     """A record answered later, from a task; until its `release` the committed offset does not exceed its offset."""
 
@@ -239,6 +250,10 @@ class Log(Protocol):
     @property
     def state(self) -> str:
         """`ok`, or the problem, for readiness."""
+
+    @property
+    def warnings(self) -> Sequence[LogWarning]:
+        """Shortcomings with which the log keeps its promises for now, for readiness and the doctor."""
 
 
 class TailedLog(Log, Protocol):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ports.errors import CeremonyError
+from ports.log import LogWarning
 from streams.log_clock import ClockAhead
 from tables.commands import Cancel, GateDecision, Pause, Resume, RetryStep, RunStep, Start, Trigger
 from tables.definition import Definition
@@ -169,6 +170,7 @@ class Diagnosis:
     partitions: Sequence[PartitionState]
     incomplete: str = ""
     """The part that was not examined, with the reason; empty when everything was."""
+    log_warnings: Sequence[LogWarning] = ()
     clock_ahead: ClockAhead | None = None
     """The clock of the log that was found to be ahead lately."""
 

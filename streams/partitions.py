@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from ports.log import Log, PartitionView
+from ports.log import Log, LogWarning, PartitionView
 from streams.api import PartitionState, Unavailable
 from streams.topics import CEREMONIES
 from tables.definition import Definition
@@ -113,6 +113,9 @@ class Partitions:
     def owned_rows(self) -> int:
         """Count the rows of the partitions owned now, for the metric."""
         return sum(len(view.rows(CEREMONIES)) for view in self._views.values())
+
+    def log_warnings(self) -> Sequence[LogWarning]:
+        return self._log.warnings
 
     def readiness(self) -> dict[str, str]:
         """State of `log` and `tables`: `ok`, or the reason why not."""

@@ -216,7 +216,12 @@ class Reads:
             diagnosis = await doctor.all(self._partitions.served(), states)
             await self.committed()
             incomplete = "; ".join(filter(None, (diagnosis.incomplete, self.letter_budget.shortage)))
-            return replace(diagnosis, incomplete=incomplete, clock_ahead=self._log_clock.ahead_lately())
+            return replace(
+                diagnosis,
+                incomplete=incomplete,
+                log_warnings=self._partitions.log_warnings(),
+                clock_ahead=self._log_clock.ahead_lately(),
+            )
         one = await self.find(instance_id)
         found = [] if one is None else [doctor.one(self._partitions.appendable(instance_id), one.row)]
         statuses = Counter(str(diagnosed.row.status) for diagnosed in found)

@@ -131,7 +131,7 @@ async def worker_answer(reads: ReadApi, states: Mapping[str, str], turns: Turns)
         neighbours=[pb.NeighbourState(name=name, state=state) for name, state in states.items()],
         partitions=map(_partition, found.partitions),
         incomplete=found.incomplete,
-        findings=_clock(found),
+        findings=[*_log(found), *_clock(found)],
     )
 
 
@@ -200,6 +200,11 @@ def _of_others(others: Mapping[str, pb.DiagnoseResponse]) -> Iterator[pb.Finding
     for where, answer in others.items():
         for one in answer.findings:
             yield _finding(one.severity, one.code, f"{one.subject} of {where}", one.message, one.todo)
+
+
+def _log(found: Diagnosis) -> Iterator[pb.Finding]:
+    for warning in found.log_warnings:
+        yield _finding(WARNING, warning.code, "the log", warning.message, warning.remedy)
 
 
 def _clock(found: Diagnosis) -> Iterator[pb.Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -32,6 +32,7 @@ class HttpServer:
         registry: CollectorRegistry,
         clock: Clock,
         *,
+        warnings: Callable[[], Sequence[str]] = tuple,
         most_connections: int = MOST_CONNECTIONS,
         request_seconds: float = REQUEST_SECONDS,
     ) -> None:
@@ -40,6 +41,7 @@ class HttpServer:
         self.port = 0
         self._states = states
         self._required = required
+        self._warnings = warnings
         self._registry = registry
         app = web.Application(middlewares=[self._bounded])
         app.router.add_get("/livez", self._live)
@@ -99,6 +101,8 @@ class HttpServer:
         states = dict(self._states())
         ready = all(states.get(name) == "ok" for name in self._required)
         body = {"status": "ready" if ready else "not ready", "required": list(self._required), "neighbours": states}
+        if warnings := list(self._warnings()):
+            body["warnings"] = warnings
         return web.json_response(body, status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:

@@ -182,6 +182,10 @@ class CrashLog:
         self._host = host
         self._clock = clock
 
+    @property
+    def warnings(self) -> Sequence[Any]:
+        return ()
+
     def partition_of(self, key: bytes, partitions: int) -> int:
         return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 

@@ -9,7 +9,7 @@ from aiokafka.partitioner import murmur2
 from yarl import URL
 
 from bridge.clock import HostClock
-from ports.log import AgentSpec, Follower, Handle, Header, Position, Record, Taken, TopicSpec
+from ports.log import AgentSpec, Follower, Handle, Header, LogWarning, Position, Record, Taken, TopicSpec
 from streams.transport.app import CeremonyApp
 from streams.transport.faust.membership import GroupTransport
 from streams.transport.partition.assignment import IsCurrent
@@ -25,6 +25,10 @@ class MemoryCommitLog:
     def __init__(self, memory: MemoryLog) -> None:
         self.memory = memory
         self.topics: dict[str, TopicSpec] = {}
+
+    @property
+    def warnings(self) -> Sequence[LogWarning]:
+        return ()
 
     def partition_of(self, key: bytes, partitions: int) -> int:
         return int((murmur2(key) & 0x7FFFFFFF) % partitions)

@@ -18,6 +18,7 @@ from ports.log import (
     Header,
     LogFailed,
     LogUnavailable,
+    LogWarning,
     Position,
     Record,
     RecordTooLarge,
@@ -65,10 +66,15 @@ class KafkaLog:
         self._watcher: asyncio.Task[None] | None = None
         self._checker: asyncio.Task[None] | None = None
         self._state = "not connected"
+        self._warnings: Sequence[LogWarning] = ()
 
     @property
     def state(self) -> str:
         return self._state
+
+    @property
+    def warnings(self) -> Sequence[LogWarning]:
+        return self._warnings
 
     @property
     def producer(self) -> AIOKafkaProducer:
@@ -117,7 +123,7 @@ class KafkaLog:
     async def create(self, topics: Sequence[TopicSpec]) -> None:
         """Create missing topics, check all of them now and once an hour from now on."""
         async with self._administration() as admin:
-            await ensure_topics(
+            found = await ensure_topics(
                 admin,
                 topics,
                 replication=self._replication,
@@ -125,6 +131,7 @@ class KafkaLog:
                 clock=self._clock,
                 bootstrap=",".join(self._servers),
             )
+        self._warn(found)
         for spec in topics:  # loads the topic's leaders, so that sends need not wait for metadata
             await self.producer.partitions_for(spec.name)
         if self._checker is None:
@@ -141,13 +148,27 @@ class KafkaLog:
         finally:
             await admin.close()
 
+    def _warn(self, found: Sequence[LogWarning]) -> None:
+        """Log each new shortcoming once."""
+        for warning in found:
+            if warning not in self._warnings:
+                logger.warning("%s", warning)
+        self._warnings = found
+
     async def _check_hourly(self, topics: Sequence[TopicSpec]) -> None:
         """End the worker once somebody has given a topic a setting that breaks a promise."""
         while True:
             await self._clock.sleep(CHECK_SECONDS)
             try:
                 async with self._administration() as admin:
-                    await check_topics(admin, topics, ",".join(self._servers))
+                    found = await check_topics(
+                        admin,
+                        topics,
+                        replication=self._replication,
+                        extra=self._topic_config,
+                        bootstrap=",".join(self._servers),
+                    )
+                self._warn(found)
             except LogUnavailable as error:
                 logger.warning("topics not checked: %s", error)
             except LogFailed as failure:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from ports.clock import Clock
-from ports.log import LARGEST_RECORD_BYTES, LogFailed, LogUnavailable, TopicSpec
+from ports.log import LARGEST_RECORD_BYTES, LogFailed, LogUnavailable, LogWarning, TopicSpec
 
 # Kafka's error codes.
 _UNKNOWN_TOPIC, _TOPIC_AUTHORIZATION_FAILED, _TOPIC_EXISTS = 3, 29, 36
@@ -100,24 +101,35 @@ async def ensure_topics(
     extra: Mapping[str, str],
     clock: Clock,
     bootstrap: str,
-) -> None:
-    """Create missing topics and wait until they can be written; check all of them.
+) -> list[LogWarning]:
+    """Create missing topics and wait until they can be written; check all of them, and return what is short of wishes.
 
     Raises LogFailed for topics that break a promise, with the commands that mend all of them (`bootstrap` stands in
     them), and when creation is refused; LogUnavailable when topics do not appear in time.
     """
     wanted = {spec.name: spec for spec in specs}
     present = await _present(admin, wanted)
-    await _check(admin, wanted, present, bootstrap)
+    values = await _check(admin, wanted, present, bootstrap)
     missing = [spec for name, spec in wanted.items() if name not in present]
     if missing:
         await _create(admin, missing, replication, extra, bootstrap)
         present = await _appeared(admin, wanted, clock)
-        await _check(admin, wanted, present, bootstrap)
+        values = await _check(admin, wanted, present, bootstrap)
+    return list(_short(present, values, replication, extra, bootstrap))
 
 
-async def check_topics(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec], bootstrap: str) -> None:
-    """Raise LogFailed when a topic has gone, or with the commands that mend all topics that break a promise."""
+async def check_topics(
+    admin: AIOKafkaAdminClient,
+    specs: Sequence[TopicSpec],
+    *,
+    replication: int,
+    extra: Mapping[str, str],
+    bootstrap: str,
+) -> list[LogWarning]:
+    """Return the shortcomings of topics that keep every promise.
+
+    Raises LogFailed when a topic has gone, or with the commands that mend all topics that break a promise.
+    """
     wanted = {spec.name: spec for spec in specs}
     present = await _present(admin, wanted)
     if missing := sorted(wanted.keys() - present.keys()):
@@ -126,14 +138,16 @@ async def check_topics(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec], b
             f"Kafka has {', '.join(missing)} no longer",
             remedy="restore it from a backup; a worker that starts creates an empty one",
         )
-    await _check(admin, wanted, present, bootstrap)
+    values = await _check(admin, wanted, present, bootstrap)
+    return list(_short(present, values, replication, extra, bootstrap))
 
 
 async def _check(
     admin: AIOKafkaAdminClient, wanted: Mapping[str, TopicSpec], present: Mapping[str, Sequence[Any]], bootstrap: str
-) -> None:
+) -> Mapping[str, Mapping[str, str]]:
+    """Return the settings of the topics. Raises LogFailed for those that break a promise."""
     if not present:
-        return
+        return {}
     _refuse("partition_count_wrong", _miscounted(wanted, present, bootstrap))
     values = await _settings(admin, list(present))
     found = [
@@ -141,6 +155,38 @@ async def _check(
         for name, partitions in present.items()
     ]
     _refuse("topic_settings_wrong", [fault for fault in found if fault is not None])
+    return values
+
+
+def _short(
+    present: Mapping[str, Sequence[Any]],
+    values: Mapping[str, Mapping[str, str]],
+    replication: int,
+    extra: Mapping[str, str],
+    bootstrap: str,
+) -> Iterator[LogWarning]:
+    """The topics with fewer replicas, or other settings, than this worker would create them with."""
+    fewer: dict[int, list[str]] = defaultdict(list)
+    for name, partitions in present.items():
+        if (replicas := _replicas(partitions)) < replication:
+            fewer[replicas].append(name)
+    for replicas, names in sorted(fewer.items()):
+        in_sync = f", then set {_IN_SYNC}={_SAFE_IN_SYNC} with kafka-configs" if replication >= _SAFE_REPLICAS else ""
+        yield LogWarning(
+            "topic_replicas_few",
+            f"{', '.join(sorted(names))} have {replicas} replicas of a partition, CEREMONY_REPLICATION_FACTOR is"
+            f" {replication}",
+            f"kafka-reassign-partitions --bootstrap-server {bootstrap} --reassignment-json-file FILE --execute, where"
+            f" FILE lists {replication} brokers for each partition{in_sync}",
+        )
+    for setting, value in extra.items():
+        if other := sorted(name for name in present if values.get(name, {}).get(setting, value) != value):
+            yield LogWarning(
+                "topic_settings_differ",
+                f"{', '.join(other)} do not have {setting}={value}, with which this worker creates topics",
+                f"kafka-configs --bootstrap-server {bootstrap} --alter --entity-type topics --entity-name TOPIC"
+                f" --add-config {setting}={value}",
+            )
 
 
 def _refuse(code: str, faults: Sequence[Fault]) -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ports.clock import Clock
-from ports.log import Handle, Header, LogFailed, LogUnavailable, Position, Record, Taken, TopicSpec
+from ports.log import Handle, Header, LogFailed, LogUnavailable, LogWarning, Position, Record, Taken, TopicSpec
 from streams.transport.partition.backend import NewRecord, PositionRow
 from streams.transport.partition.batch import record_size
 from streams.transport.partition.partitioner import partition_of
@@ -153,6 +153,10 @@ class SqliteLog:
         if self._failure is not None:
             return str(self._failure)
         return "ok" if self._file is not None else "log_stopped: the embedded log is not open"
+
+    @property
+    def warnings(self) -> Sequence[LogWarning]:
+        return ()
 
     # -- topics
 

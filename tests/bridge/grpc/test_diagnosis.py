@@ -11,6 +11,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from bridge.clock import HostClock
 from bridge.grpc.diagnosis import AllWorkersDiagnosis, add_findings, merge, worker_answer
 from bridge.grpc.peers import Peers
+from ports.log import LogWarning
 from streams.api import Diagnosis, PartitionState, Unavailable
 from streams.log_clock import ClockAhead
 from streams.turns import Turns
@@ -144,3 +145,19 @@ async def test_a_stream_that_refuses_publications_is_found_under_any_name() -> N
     (finding,) = (await whole(answer)).findings
     assert (finding.subject, finding.message) == ("publications", refused)
     assert finding.todo.startswith("mend the stream or the consumer")
+
+
+async def test_a_shortcoming_of_the_log_is_a_warning() -> None:
+    # specification 22.16
+    few = LogWarning("topic_replicas_few", "c.commands have 1 replicas", "kafka-reassign-partitions")
+    found = Diagnosis(0, [], {}, {}, [PartitionState(0, "served")], log_warnings=[few])
+
+    class Reads:
+        async def diagnose(self) -> Diagnosis:
+            return found
+
+    reads: Any = Reads()
+    answer = await whole(await worker_answer(reads, {"log": "ok"}, Turns(HostClock())))
+    (finding,) = answer.findings
+    assert (finding.severity, finding.code, finding.todo) == ("warning", few.code, few.remedy)
+    assert answer.healthy

@@ -136,3 +136,21 @@ async def test_a_port_in_use_raises_an_os_error(world: World) -> None:
     with pytest.raises(OSError, match="address already in use"):
         await server.start()
     await server.stop()
+
+
+async def test_readyz_lists_warnings_and_stays_ready() -> None:
+    # specification 22.16
+    server = HttpServer(
+        "127.0.0.1:0",
+        lambda: {"log": "ok"},
+        ("log",),
+        process_metrics().registry,
+        HostClock(),
+        warnings=lambda: ["topic_replicas_few: c.commands"],
+    )
+    await server.start()
+    try:
+        status, body = await asyncio.to_thread(http_get, f"http://127.0.0.1:{server.port}/readyz")
+        assert (status, json.loads(body)["warnings"]) == (200, ["topic_replicas_few: c.commands"])
+    finally:
+        await server.stop()

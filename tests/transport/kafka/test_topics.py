@@ -198,6 +198,45 @@ def test_replicas_in_sync_fit_the_replication_factor(replicas: int, value: int, 
     assert rule.holds(str(value)) is holds
 
 
+async def test_fewer_replicas_than_wished_are_a_warning_with_the_command(kafka: Any) -> None:
+    """Before, a worker that asked for three replicas took topics with one, and nobody knew."""
+    # specification 22.16
+    wanted = specs()
+    async with log_on(kafka.bootstrap) as log:
+        await log.create(wanted)
+        assert log.warnings == []
+    async with log_on(kafka.bootstrap, replication=3, topic_config={"flush.messages": "1"}) as log:
+        await log.create(wanted)
+        few, differing = log.warnings
+    assert (few.code, differing.code) == ("topic_replicas_few", "topic_settings_differ")
+    assert all(spec.name in few.message and spec.name in differing.message for spec in wanted)
+    assert "have 1 replicas of a partition, CEREMONY_REPLICATION_FACTOR is 3" in few.message
+    assert f"kafka-reassign-partitions --bootstrap-server {kafka.bootstrap} " in few.remedy
+    assert "min.insync.replicas=2" in few.remedy
+    assert "--add-config flush.messages=1" in differing.remedy
+
+
+async def test_a_shortcoming_is_looked_for_hourly_and_logged_once(
+    kafka: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # specification 22.16
+    monkeypatch.setattr(kafka_log, "CHECK_SECONDS", 0.05)
+    wanted = specs()
+    async with log_on(kafka.bootstrap, topic_config={"flush.messages": "1"}) as log, admin_of(kafka.bootstrap) as admin:
+        await log.create(wanted)
+        assert list(log.warnings) == []
+        await alter(admin, {wanted[1].name: topic_settings(wanted[1], 1, {"flush.messages": "7"})})
+        async with asyncio.timeout(10):
+            while not log.warnings:
+                await asyncio.sleep(0.02)
+            first = log.warnings
+            while log.warnings is first:  # another look
+                await asyncio.sleep(0.02)
+        assert log.warnings == first
+    said = [one for one in caplog.records if "topic_settings_differ" in one.getMessage()]
+    assert len(said) == 1 and wanted[1].name in said[0].getMessage()
+
+
 async def test_a_setting_changed_later_ends_the_worker(kafka: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # specification 22.9
     monkeypatch.setattr(kafka_log, "CHECK_SECONDS", 0.1)

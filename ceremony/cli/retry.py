@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ceremony.cli.selection import Found, Operation
 
 
-TIMED_OUT = "TIMED_OUT"
+TIMED_OUT, CANCELLED = "TIMED_OUT", "CANCELLED"
 THE_CANCELLED = "of the cancelled steps"
 
 
@@ -57,7 +57,10 @@ def retry(
     server: ServerOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Retry a failed step with a new budget. A FAILED or TIMED_OUT ceremony opens again."""
+    """Retry a failed step with a new budget. A FAILED or TIMED_OUT ceremony opens again.
+
+    With --all, ceremonies that have TIMED_OUT open again only where --status names them: --all --status TIMED_OUT.
+    """
     from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
     filters = Filters(everything, state, definition, status, story, yes)
@@ -73,8 +76,21 @@ def retry(
         )
         return
     found = matching(server, filters, frozenset({FAILED, RUNNING, WAITING}))
-    pairs = [(one.instance_id, name) for one in found for name in failed_steps(one) if only in (None, name)]
-    on_steps("retry", operation, pairs, filters, who, server, output)
+    pairs = [(one.instance_id, name) for one in found for name in steps_to_retry(one, only)]
+    on_steps("retry", operation, pairs, filters, who, server, output, nameless=THE_CANCELLED)
+
+
+def steps_to_retry(found: Found, only: str | None) -> list[str]:
+    """Names of the steps that `--all` retries in a ceremony: the failed ones, of a time-out also the cancelled ones.
+
+    An empty name stands for every step that the time-out cancelled.
+    """
+    failed = failed_steps(found)
+    if found.status != TIMED_OUT:
+        return [name for name in failed if only in (None, name)]
+    if only is not None:
+        return [only] if found.step_status.get(only) in (FAILED, CANCELLED) else []
+    return failed or [""]
 
 
 def failed_steps(found: Found) -> list[str]:

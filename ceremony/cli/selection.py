@@ -95,11 +95,15 @@ def on_steps(
     who: dict[str, str],
     server: str | None,
     output: Format,
+    *,
+    nameless: str = "",
 ) -> None:
+    """Run an operation on steps, pairs of instance and step. `nameless` is shown for a pair without a step."""
     from ceremony.cli import bulk
 
-    bulk.confirmed(verb, "steps", len(pairs), yes=filters.yes)
-    items = [bulk.BulkItem(f"{name} {step}", _on(operation, name, step, **who)) for name, step in pairs]
+    ceremonies = len({name for name, _ in pairs})
+    bulk.confirmed(verb, f"steps of {ceremonies} ceremonies", len(pairs), yes=filters.yes)
+    items = [bulk.BulkItem(f"{name} {step or nameless}", _on(operation, name, step, **who)) for name, step in pairs]
     bulk.run(server, verb, items, output)
 
 

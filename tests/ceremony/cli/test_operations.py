@@ -12,6 +12,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from ceremony.cli import deadletters, doctor, history
 from ceremony.cli.errors import Exit
+from ceremony.cli.retry import steps_to_retry
 from ceremony.program import run
 from tests.ceremony.cli.test_verbs import FAILS, data
 from tests.dev_process import CEREMONIES, DevProcess, dev_on
@@ -145,6 +146,48 @@ def test_a_ceremony_that_timed_out_is_opened_again_and_a_start_of_an_ended_one_s
     assert "ceremony retry short:s" in capsys.readouterr().out
     assert ceremony("retry", "short:s") == Exit.OK
     assert capsys.readouterr().out.startswith("retry of the cancelled steps: short:s is WAITING_FOR_HUMAN")
+
+
+def test_all_opens_ceremonies_that_timed_out_again_only_where_the_status_names_them(
+    ceremony: Ceremony, capsys: Said
+) -> None:
+    # specification 13.9, 23.7
+    for name in ("late-1", "late-2", "late-other"):
+        story = "other" if name == "late-other" else "late"
+        ceremony("start", "short", "--ceremony-id", name, "--story-id", story, "--wait")
+    late = ["late-1:late", "late-2:late"]
+    filters = ("--all", "--definition", "short", "--story", "late")
+    capsys.readouterr()
+    assert ceremony("retry", *filters, "--yes") == Exit.OK
+    assert capsys.readouterr().out == "retry: 0 of 0 done\n"
+    assert ceremony("retry", *filters, "--status", "timed_out") == Exit.USAGE
+    assert "2 steps of 2 ceremonies" in capsys.readouterr().err
+    assert ceremony("retry", *filters, "--status", "timed_out", "--step", "nobody", "--yes") == Exit.OK
+    assert capsys.readouterr().out == "retry: 0 of 0 done\n"
+    assert ceremony("retry", *filters, "--status", "timed_out", "--yes", "-o", "json") == Exit.OK
+    assert sorted(data(capsys)["done"]) == [f"{name} of the cancelled steps" for name in late]
+    for name in late:
+        ceremony("history", name)
+        assert "resumed" in capsys.readouterr().out
+    assert status(ceremony, capsys, "late-other:other") == "TIMED_OUT"
+
+
+@pytest.mark.parametrize(
+    ("found", "only", "expected"),
+    [
+        ({"status": "FAILED", "step_status": {"a": "FAILED", "b": "CANCELLED", "c": "FAILED"}}, None, ["a", "c"]),
+        ({"status": "FAILED", "step_status": {"a": "FAILED", "b": "CANCELLED"}}, "b", []),
+        ({"status": "TIMED_OUT", "step_status": {"a": "COMPLETED", "b": "CANCELLED"}}, None, [""]),
+        ({"status": "TIMED_OUT", "step_status": {"a": "FAILED", "b": "CANCELLED"}}, None, ["a"]),
+        ({"status": "TIMED_OUT", "step_status": {"a": "FAILED", "b": "CANCELLED"}}, "b", ["b"]),
+        ({"status": "TIMED_OUT", "step_status": {"a": "COMPLETED", "b": "CANCELLED"}}, "a", []),
+    ],
+)
+def test_the_steps_that_all_retries_failed_or_were_cancelled_by_a_time_out(
+    found: dict[str, Any], only: str | None, expected: list[str]
+) -> None:
+    # specification 23.7
+    assert steps_to_retry(pb.PlanningCeremonyInstance(**found), only) == expected
 
 
 def test_a_failed_step_is_retried_by_name_or_as_the_only_one(ceremony: Ceremony, capsys: Said) -> None:

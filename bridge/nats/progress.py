@@ -188,15 +188,16 @@ class _StreamInfo(msgspec.Struct):
 _decode_info = msgspec.json.Decoder(_StreamInfo).decode
 
 
-async def stored_since(connection: NatsConnection, since_ms: int) -> set[str]:
-    """All message ids stored since a minute before `since_ms`; empty when the duplicate window covers that.
+async def stored_since(connection: NatsConnection, since_ms: int, wanted: Collection[str]) -> set[str]:
+    """Those of the wanted message ids that were stored since a minute before `since_ms`.
 
-    Raises nats.errors.Error or TimeoutError when JetStream does not answer, StreamMissing.
+    Empty when the duplicate window covers that. Raises nats.errors.Error or TimeoutError when JetStream does not
+    answer, StreamMissing.
     """
     since = datetime.fromtimestamp(since_ms / 1000, UTC) - timedelta(seconds=CLOCK_MARGIN_SECONDS)
     if await _outside_window(connection, since) is None:
         return set()
-    return {message_id async for ids in _read_ids(connection, since) for message_id in ids}
+    return {message_id async for ids in _read_ids(connection, since) for message_id in ids if message_id in wanted}
 
 
 async def _outside_window(connection: NatsConnection, since: datetime) -> datetime | None:

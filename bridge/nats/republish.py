@@ -6,8 +6,10 @@ Events that the stream holds are not stored twice, so a run can be repeated, int
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
 
 import nats.errors
 import structlog
@@ -26,7 +28,21 @@ from streams.dead_letters import DEADLETTER_SUBJECT, dead_letter_event, letter_o
 # Bridges publish meanwhile, so the stored ids are read again before JetStream's duplicate window forgets them.
 READ_BACK_AGAIN_SECONDS = 240.0
 
+# Events of the log whose ids are looked for in the stream at once: some 15 MiB.
+IDS_AT_ONCE = 100_000
+# Later than any record, in milliseconds.
+_LATEST_MS = 2**42
+
 log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Successive records of a partition, up to `end`, with the ids of their messages."""
+
+    end: int
+    ids: set[str] = field(default_factory=set)
+    oldest: int = _LATEST_MS
 
 
 @dataclass(slots=True)
@@ -47,7 +63,8 @@ class Republished:
 class Republisher:
     """`run` reads the topics `events` and `deadletters` from their start to their present end.
 
-    Memory holds one batch and, unless the stream was lost, the ids that it holds (about 150 bytes each).
+    Memory holds one batch, and the ids of IDS_AT_ONCE events at most (about 150 bytes each). For so many events of the
+    log the stream is read back once, from the time of the oldest of them.
     """
 
     def __init__(
@@ -68,7 +85,9 @@ class Republisher:
         self._prefix = prefix
         self._since = since_ms
         self._on_progress = on_progress
+        self._piece = _Piece(0)
         self._stored: set[str] = set()
+        """Ids of the present piece that the stream holds."""
         self._stored_at: float | None = None
         self.progress = Republished()
 
@@ -79,18 +98,45 @@ class Republisher:
         self.progress.total = sum(end - start for _, _, start, end in spans)
         await self._make_stream()
         for name, partition, start, end in spans:
-            async for records in self._log.read(name, partition, start, end):
-                self.progress.read += len(records)
-                wanted = [record for record in records if record.timestamp >= self._since]
-                if wanted:
-                    await self._read_stored()
-                    await self._publish(wanted)
-                self._on_progress(self.progress)
+            next_offset = start
+            while next_offset < end:
+                self._piece, self._stored_at = await self._next_piece(name, partition, next_offset, end), None
+                async for records in self._log.read(name, partition, next_offset, self._piece.end):
+                    await self._publish_batch(records)
+                next_offset = self._piece.end
         return self.progress
+
+    async def _next_piece(self, name: str, partition: int, start: int, end: int) -> _Piece:
+        """Read ahead until there are enough ids."""
+        piece = _Piece(end)
+        batches: Any = self._log.read(name, partition, start, end)
+        async with aclosing(batches):
+            async for records in batches:
+                for record in records:
+                    if record.timestamp < self._since or (made := self._message(record)) is None:
+                        continue
+                    piece.ids.add(made[1].id)
+                    piece.oldest = min(piece.oldest, record.timestamp)
+                    if len(piece.ids) >= IDS_AT_ONCE:
+                        piece.end = record.offset + 1
+                        return piece
+        return piece
+
+    async def _publish_batch(self, records: Sequence[Record]) -> None:
+        self.progress.read += len(records)
+        wanted = [record for record in records if record.timestamp >= self._since]
+        if wanted:
+            await self._read_stored()
+            await self._publish(wanted)
+        self._on_progress(self.progress)
 
     async def _publish(self, records: Sequence[Record]) -> None:
         messages = []
-        for key, message in self._messages(records):
+        for made in map(self._message, records):
+            if made is None:
+                self.progress.refused += 1
+                continue
+            key, message = made
             if message.id in self._stored:
                 self.progress.present += 1
             else:
@@ -110,15 +156,13 @@ class Republisher:
         await window.run()
         self.progress.sent += len(messages) - (self.progress.refused - refused)
 
-    def _messages(self, records: Sequence[Record]) -> Iterator[tuple[bytes, Outgoing]]:
-        for record in records:
-            if record.topic == topics.prefixed(self._prefix, topics.DEADLETTERS):
-                key, data = dead_letter_event(letter_of(record))
-                yield key.encode(), Outgoing(key, DEADLETTER_SUBJECT, data, record)
-            elif (message := outgoing(record, dict(record.headers))) is None:
-                self.progress.refused += 1
-            else:
-                yield record.key or message.id.encode(), message
+    def _message(self, record: Record) -> tuple[bytes, Outgoing] | None:
+        """Return the message of a record under its key, or None where the record holds no event."""
+        if record.topic == topics.prefixed(self._prefix, topics.DEADLETTERS):
+            key, data = dead_letter_event(letter_of(record))
+            return key.encode(), Outgoing(key, DEADLETTER_SUBJECT, data, record)
+        message = outgoing(record, dict(record.headers))
+        return None if message is None else (record.key or message.id.encode(), message)
 
     async def _refused(self, message: Outgoing, nack: Nack) -> None:
         self.progress.refused += 1
@@ -130,13 +174,13 @@ class Republisher:
             await self._clock.sleep(LONGEST_PAUSE_SECONDS)
 
     async def _read_stored(self) -> None:
-        """Read the ids that the stream holds, at the start and every few minutes."""
+        """Read those ids of the piece that the stream holds, at its start and every few minutes."""
         now = self._clock.monotonic()
         if self._stored_at is not None and now - self._stored_at < READ_BACK_AGAIN_SECONDS:
             return
         while True:
             try:
-                self._stored = await stored_since(self._connection, self._since)
+                self._stored = await stored_since(self._connection, self._piece.oldest, self._piece.ids)
             except StreamMissing:
                 await self._make_stream()
             except (nats.errors.Error, OSError, TimeoutError):

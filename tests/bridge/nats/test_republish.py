@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 import pytest
 import structlog
 from nats.js.api import StreamConfig
 
+import bridge.nats.republish
+from bridge.nats.connection import NatsConnection
+from bridge.nats.progress import stored_since
 from bridge.nats.republish import Republished, Republisher
 from ceremony.cli.errors import Exit
 from ceremony.program import run
@@ -86,6 +89,32 @@ async def test_events_in_the_stream_are_not_stored_twice(log: SqliteLog, server:
     assert (again.sent, again.present) == (1, 300)
     found = await ids(server)
     assert sorted(found) == sorted({*(one.id for one in EVENTS), "deadletter/t.commands/0/7"})
+
+
+async def test_memory_holds_the_ids_of_one_piece_of_the_log_whatever_the_stream_holds(
+    log: SqliteLog, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream is read back once for each piece; pieces begin where the one before them ended."""
+    # specification 16.9
+    monkeypatch.setattr(bridge.nats.republish, "IDS_AT_ONCE", 40)
+    wanted: list[int] = []
+    kept: list[int] = []
+
+    async def noting(link: NatsConnection, since_ms: int, ids: Collection[str]) -> set[str]:
+        wanted.append(len(ids))
+        found = await stored_since(link, since_ms, ids)
+        kept.append(len(found))
+        return found
+
+    monkeypatch.setattr(bridge.nats.republish, "stored_since", noting)
+    async with client(server.url) as other:
+        await other.jetstream().add_stream(StreamConfig(name="CEREMONY", subjects=["ceremony.>"], duplicate_window=0.1))
+    assert await republish(log, server) == Republished(total=302, read=302, sent=301, present=0, refused=1)
+    await asyncio.sleep(0.3)
+    assert await republish(log, server) == Republished(total=302, read=302, sent=0, present=301, refused=1)
+    assert max(wanted) == max(kept) == 40
+    assert sum(wanted) == 2 * 301 and sum(kept) == 301
+    assert sorted(await ids(server)) == sorted({*(one.id for one in EVENTS), "deadletter/t.commands/0/7"})
 
 
 async def test_since_leaves_out_older_events(log: SqliteLog, server: NatsServer) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DEV_FILE = Path(".ceremony/dev.json")
 CONNECT_SECONDS = 3.0
+# Of gRPC's own forms of an address.
+SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "xds:", "passthrough:")
 
 Result = TypeVar("Result")
 
@@ -90,12 +92,10 @@ async def _knock(at: Server) -> None:
 
     from bridge.clock import HostClock
 
-    host, colon, port = at.address.rpartition(":")
-    if "/" in at.address or not host:
-        if not colon:
-            raise CommandFailed("server_malformed", f"{at.address!r} is not host:port", Exit.USAGE)
-        return  # a gRPC target of another scheme, `unix:…` or `dns:///…`
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 - the range of ports
+    if at.address.startswith(SCHEMES):
+        return  # a target of gRPC
+    host, _, port = at.address.rpartition(":")
+    if "/" in at.address or not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 - the range of ports
         raise CommandFailed("server_malformed", f"{at.address!r} is not host:port", Exit.USAGE)
     try:
         async with HostClock().timeout(CONNECT_SECONDS):

@@ -10,6 +10,7 @@ import typer
 from ceremony.cli import views
 from ceremony.cli.connection import ServerOption, call
 from ceremony.cli.display import console
+from ceremony.cli.options import Status
 from ceremony.cli.output import Format, OutputOption, emit_data, say
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ def list_(
     state: Annotated[str | None, typer.Option(help="Only in this state of their definition.")] = None,
     definition: Annotated[str | None, typer.Option(help="Only of this definition.")] = None,
     story: Annotated[str | None, typer.Option(help="Only about this story.")] = None,
-    status: Annotated[
-        str | None, typer.Option(help="Only with this status: RUNNING, WAITING_FOR_HUMAN, COMPLETED, FAILED, …")
-    ] = None,
+    status: Annotated[Status | None, typer.Option(case_sensitive=False, help="Only with this status.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Number of ceremonies, at most.")] = 100,
     offset: Annotated[int, typer.Option(min=0, help="Number of the newest ceremonies to leave out.")] = 0,
     server: ServerOption = None,
@@ -37,7 +36,7 @@ def list_(
         "state": state,
         "definition_name": definition,
         "story_id": story,
-        "status": None if status is None else status.upper(),
+        "status": status,
     }
 
     async def work(client: PlanningCeremonyClient) -> tuple[Sequence[pb.PlanningCeremonyInstance], int]:

@@ -20,6 +20,18 @@ class Level(StrEnum):
     ERROR = "ERROR"
 
 
+class Status(StrEnum):
+    """The statuses of a ceremony; `tables` has the same, and takes longer to load than `--help` may."""
+
+    RUNNING = "RUNNING"
+    WAITING_FOR_HUMAN = "WAITING_FOR_HUMAN"
+    PAUSED = "PAUSED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    TIMED_OUT = "TIMED_OUT"
+    CANCELLED = "CANCELLED"
+
+
 # -- of verbs that call an engine
 
 InstanceArgument = Annotated[str, typer.Argument(metavar="ID", help="Instance id, CEREMONY:STORY.")]

@@ -26,8 +26,20 @@ def write_sections(formatter: Any, entries: Iterable[tuple[str, tuple[str, str]]
             formatter.write_dl(rows)
 
 
+# Words of a library before those of a wrong value.
+_FOREIGN_WORDS = "Value error, "
+
+
 class PlainCommand(TyperCommand):
     """A command whose options of a panel have a section of their own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            left: list[str] = super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix(_FOREIGN_WORDS)
+            raise
+        return left
 
     def get_params(self, ctx: Any) -> Any:
         return _quick(ctx, super().get_params(ctx))

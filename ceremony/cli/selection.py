@@ -11,6 +11,7 @@ import typer
 
 from ceremony.cli.connection import call
 from ceremony.cli.list import pages
+from ceremony.cli.options import Status
 from ceremony.cli.output import Format
 from ceremony.cli.views import report_change
 
@@ -37,7 +38,11 @@ AllOption = Annotated[bool, typer.Option("--all", help="All that match the filte
 StateOption = Annotated[str | None, typer.Option(help="With --all: only in this state of their definition.")]
 DefinitionOption = Annotated[str | None, typer.Option(help="With --all: only of this definition.")]
 StatusOption = Annotated[
-    str | None, typer.Option(help="With --all: only with this status. Default: each status to which the verb applies.")
+    Status | None,
+    typer.Option(
+        case_sensitive=False,
+        help="With --all: only with this status. Default: each status to which the verb applies.",
+    ),
 ]
 StoryOption = Annotated[str | None, typer.Option(help="With --all: only about this story.")]
 YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
@@ -50,7 +55,7 @@ class Filters:
     everything: bool
     state: str | None
     definition: str | None
-    status: str | None
+    status: Status | None
     story: str | None
     yes: bool
 
@@ -114,7 +119,7 @@ def _on(operation: Operation, *names: str, **who: str) -> Work:
 def matching(server: str | None, filters: Filters, on: frozenset[str]) -> list[Found]:
     """All ceremonies that match. Without a status filter: those with a status of `on`, to which the verb applies."""
     wanted = {"state": filters.state, "definition_name": filters.definition, "story_id": filters.story}
-    statuses = [filters.status.upper()] if filters.status else sorted(on)
+    statuses = [filters.status] if filters.status else sorted(on)
 
     async def work(client: PlanningCeremonyClient) -> list[Found]:
         found: dict[str, Found] = {}

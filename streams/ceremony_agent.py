@@ -24,6 +24,7 @@ from tables.commands import (
     Origin,
     Pause,
     PutDefinition,
+    Restore,
     SetAside,
     Start,
     TimerFired,
@@ -194,7 +195,9 @@ class CeremonyAgent:
     def _definition(
         self, batch: Batch, folding: Folding, row: Instance | None, command: AnyCommand
     ) -> Definition | None:
-        if row is not None:
+        if isinstance(command, Restore):
+            digest = str(command.instance.get("definition_hash", ""))
+        elif row is not None:
             digest = row.definition_hash
         elif isinstance(command, Start):
             digest = command.definition_hash

@@ -186,6 +186,8 @@ class Restore(Command, frozen=True, tag="restore", kw_only=True):
 
     instance: dict[str, Any]
     """A row as `encode_instance` writes it, with version and attempts already raised."""
+    seen_version: int = 0
+    """The highest version of the ceremony that any store has: a row of the table that is as new stays. 0: not named."""
 
 
 class SetAside(Command, frozen=True, tag="set_aside", kw_only=True):

@@ -5,18 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tables.commands import Restore
 from tables.definition import Definition
 from tables.fold import refusals, step_life
 from tables.fold.context import Decision, FoldContext
-from tables.fold.next_row import NextRow
+from tables.fold.next_row import NextRow, raised
+from tables.fold.set_aside import ATTEMPTS, VERSIONS, set_aside
 from tables.fold.transitions import advance
-from tables.instance import ROW_FORMAT, Instance, Phase, recounted
+from tables.instance import ROW_FORMAT, TERMINAL, CeremonyStatus, Instance, Pauser, Phase, Timer, recounted
 from tables.invariants import broken
-from tables.limits import MAX_OUTPUT_DEPTH, MAX_WRITTEN_BYTES, deeper_than
-from tables.timers import ASK, TIMEOUT, millis
+from tables.limits import MAX_OUTPUT_DEPTH, MAX_WRITTEN_BYTES, clip, deeper_than
+from tables.timers import ASK, RUN_ON, TIMEOUT, millis
 
+# The actor who pauses a restored ceremony that is lossy.
+RESTORER = "ceremony-rehydrate"
+LOSSY = "restored from a store that holds redacted texts"
+# Every number up to here is exact in JSON.
+_LATEST_MS = 2**53
 _ROW_DEPTH = MAX_OUTPUT_DEPTH + 8
 
 
@@ -26,7 +33,7 @@ def restore(fold: FoldContext, command: Restore) -> None:
     if found is None or found.instance_id != command.instance_id:
         fold.refuse(command, refusals.RESTORE_INVALID, "the body is not a row of this instance")
         return
-    if fold.before is not None and fold.before.version >= found.version:
+    if fold.before is not None and is_newer(fold.before, found, command.seen_version):
         fold.note = "duplicate"
         return
     problem = _problem(found, fold.pinned)
@@ -63,12 +70,49 @@ def _problem(found: Instance, definition: Definition | None) -> tuple[str, str] 
     return (refusals.RESTORE_INVALID, "; ".join(reasons[:20])) if reasons else None
 
 
+def is_newer(row: Instance, found: Instance, seen_version: int) -> bool:
+    """Return whether a row of the table stays: it began later under this id, or is at least as new as the stored one.
+
+    `seen_version`: the highest version seen in the stores; 0 in commands that name none.
+    """
+    return row.created_at > found.created_at or row.version >= (seen_version or found.version)
+
+
+def to_restore(row: Instance, seen_version: int, lost: str = "") -> Instance:
+    """Return a rehydrated row as a Restore carries it: its version and attempts are above all that were ever seen.
+
+    `lost`: words on the texts that later steps would miss; a row that has not ended is then PAUSED.
+    """
+    if lost:
+        row = set_aside(row, row.updated_at, Pauser(RESTORER, reason=clip(f"{LOSSY}: {lost}")))
+    return raised(row, max(seen_version, row.version) - row.version + VERSIONS, ATTEMPTS)
+
+
 def _take(fold: FoldContext, found: Instance) -> None:
+    found = _shifted(found, fold.origin.timestamp)
     fold.begin(NextRow(found, fold.origin.timestamp))
     fold.row.touch()
     if not fold.row.ended:
         _ask_again(fold)
         advance(fold)
+
+
+def _shifted(found: Instance, now: int) -> Instance:
+    """Return the row with the rest that each timer had at its last change: the disaster does not count.
+
+    Otherwise an old ceremony would time out, and its gates would fail, the moment it is back.
+    """
+    gone = now - found.updated_at
+    if gone <= 0 or found.status in TERMINAL:
+        return found
+    stopped = found.status is CeremonyStatus.PAUSED
+    timers = {
+        timer_id: timer
+        if stopped and timer_id not in RUN_ON
+        else Timer(min(timer.due + gone, _LATEST_MS), timer.attempt)
+        for timer_id, timer in found.timers.items()
+    }
+    return replace(found, timers=timers)
 
 
 def _ask_again(fold: FoldContext) -> None:

@@ -25,6 +25,7 @@ from tables.commands import (
     Cancel,
     Noop,
     PutDefinition,
+    Restore,
     Resume,
     Start,
     StepOutcome,
@@ -33,7 +34,8 @@ from tables.commands import (
 )
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load
-from tables.instance import CeremonyStatus
+from tables.fold.restore import to_restore
+from tables.instance import CeremonyStatus, encode_instance
 from tables.invariants import broken
 from tables.kinds import Kinds
 from tests.contract.asyncapi import validate_message
@@ -124,6 +126,22 @@ def test_a_start_becomes_a_row_and_its_effects() -> None:
         assert dict(sent.headers)["correlation-id"] == b"corr-1"
     (request,) = [sent for sent in batch.sent if sent.topic == "t.steps.aggregation"]
     assert dict(request.headers)["effect-id"].startswith(b"c1:s1/1/")
+
+
+def test_a_restore_needs_no_row_but_its_definition() -> None:
+    """Without the definition in its partition it changes nothing."""
+    # specification 28.3
+    before, after = Partition(), Partition()
+    before.begin("c1")
+    row = before.row("c1")
+    body = msgspec.json.decode(encode_instance(to_restore(row, row.version)))
+    restore = Restore(instance_id="c1:s1", instance=body, seen_version=row.version)
+    after.fold(command_record(0, restore))
+    assert b"c1:s1" not in after.view.tables[CEREMONIES]
+    batch = after.fold(command_record(1, PutDefinition(hash=PROBE.hash, text=PROBE.text)), command_record(2, restore))
+    assert (after.row("c1").version, after.row("c1").steps["one"].attempt) == (row.version + 1001, 101)
+    (request,) = [sent for sent in batch.sent if sent.topic == "t.steps.aggregation"]
+    assert dict(request.headers)["effect-id"].startswith(b"c1:s1/%d/" % (row.version + 1001))
 
 
 def test_steps_without_an_agent_only_send_events_of_the_one_command() -> None:

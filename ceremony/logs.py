@@ -32,7 +32,7 @@ REPEATED = (
 
 # Libraries whose lines become the event `library_warning`: a line of theirs is a hint, the worker's state is in lines
 # of our own.
-LIBRARIES = ("aiokafka", "nats")
+LIBRARIES = ("aiokafka", "grpc", "nats")
 
 # Events of ours about a failed call: in an outage there is one for every call.
 MANY = frozenset({"append_failed", "forwarding_failed", "listing_failed"})

@@ -84,13 +84,14 @@ def test_a_line_below_the_level_is_dropped_before_it_is_formatted() -> None:
 
 
 @pytest.mark.usefixtures("as_before")
-def test_a_line_of_a_library_is_an_event_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("logger", ["aiokafka.cluster", "grpc._cython.cygrpc", "nats.aio.client"])
+def test_a_line_of_a_library_is_an_event_of_ours(logger: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Its `[error]` is a hint. A line that comes again and again is one line and a count."""
     configure("INFO", "json")
     for number in range(50):
-        logging.getLogger("aiokafka.cluster").error("Topic %s not found in cluster metadata", f"t{number}")
+        logging.getLogger(logger).error("Topic %s not found in cluster metadata", f"t{number}")
     (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert (line["event"], line["level"], line["library"]) == ("library_warning", "warning", "aiokafka")
+    assert (line["event"], line["level"], line["library"]) == ("library_warning", "warning", logger.partition(".")[0])
     assert line["reason"] == "Topic t0 not found in cluster metadata"
 
 

@@ -73,9 +73,12 @@ def _problem(found: Instance, definition: Definition | None) -> tuple[str, str] 
 def is_newer(row: Instance, found: Instance, seen_version: int) -> bool:
     """Return whether a row of the table stays: it began later under this id, or is at least as new as the stored one.
 
-    `seen_version`: the highest version seen in the stores; 0 in commands that name none.
+    `seen_version`: the highest version seen in the stores. A command of an older release names none (0): it replaces
+    every row with a lower version than its own.
     """
-    return row.created_at > found.created_at or row.version >= (seen_version or found.version)
+    if not seen_version:
+        return row.version >= found.version
+    return row.created_at > found.created_at or row.version >= seen_version
 
 
 def to_restore(row: Instance, seen_version: int, lost: str = "") -> Instance:

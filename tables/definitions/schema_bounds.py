@@ -37,6 +37,8 @@ _PART, _UNPREPARED, _KEYWORD, _LISTED, _ERROR = 120, 4000, 60, 8, 300
 _ERROR_CHARACTER, _ENCODED_VALUE, _ENCODED_BYTES, _UNEVALUATED = 2, 120, 8, 5
 # Steps of handing a pattern to the library, and of weighing each of its characters, which compiling outweighs.
 _PATTERN, _WEIGHED = 600, 80
+# Steps of looking for evaluated items in each keyword that applies parts to the same value, whose parts are counted.
+_LOOKED_FOR = 1600
 # Steps of preparing each value and each object of a schema, counted once for each command, as if it had not been kept.
 _PREPARED_VALUE, _PREPARED_OBJECT = 40, 800
 # Levels of the stack that a part takes at most, in the two ways in which parts are applied.
@@ -217,6 +219,7 @@ class _Budget(FormatChecker):
 
     def spend_unevaluated(self, instance: Any) -> None:
         if isinstance(instance, Mapping | list):
+            self.spend(_LOOKED_FOR * (1 + self.facts.in_place))
             self.spend(_UNEVALUATED * len(instance) * (len(instance) + self.facts.values))
 
     def matches(self, text: str, value: str) -> bool:

@@ -303,6 +303,12 @@ def test_a_long_pattern_is_refused_before_it_is_weighed() -> None:
         assert steps_of({"properties": {"a": {"pattern": text}}}, {"a": ""}, Work(100_000)) == 100_000
 
 
+def test_looking_for_unevaluated_items_is_counted_for_each_value() -> None:
+    # specification 20.3
+    item = {"prefixItems": [{}], "unevaluatedItems": False, "anyOf": [{"minItems": 9}, {"$ref": "#/properties/b"}]}
+    assert steps_of({"properties": {"a": {"items": item}, "b": {}}}, {"a": [[1]] * 100}) > 100 * 6000
+
+
 def test_preparing_a_schema_is_counted_once_for_each_command() -> None:
     # specification 20.3
     schema = {"properties": {f"k{number}": {"type": "string"} for number in range(500)}}

@@ -67,8 +67,17 @@ class DefinitionFile:
 class DefinitionFolder:
     """Definitions by name. `rules` are checks of this server beyond the language, such as the publish allowlist."""
 
-    def __init__(self, folder: Path, kinds: Kinds, clock: Clock, rules: Sequence[ServerRule] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kinds: Kinds,
+        clock: Clock,
+        rules: Sequence[ServerRule] = (),
+        learn: Callable[[tuple[str, ...]], None] = lambda _: None,
+    ) -> None:
+        """`learn` is given the prompts of each definition that is read."""
         self.folder = folder
+        self._learn = learn
         self._clock = clock
         self._kinds = kinds
         self._rules = rules
@@ -166,6 +175,7 @@ class DefinitionFolder:
             definition = load(content, file, self._kinds)
         except DefinitionInvalid as error:
             return DefinitionFile(name, None, error.problems, stamp, content)
+        self._learn(definition.prompts)
         problems = tuple(problem for rule in self._rules for problem in rule(definition, file))
         return DefinitionFile(name, None if problems else definition, problems, stamp, content)
 

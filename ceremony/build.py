@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from bridge.nats.events import EventsBridge
 from bridge.nats.outbound import NatsOutbound
 from bridge.nats.responses import AgentResponses
 from bridge.ray.executor import RayExecutorClient
-from ceremony import descriptors
+from ceremony import descriptors, logs
 from ceremony.readiness import Readiness
 from ceremony.settings import Settings
 from ceremony.version import VERSION
@@ -35,15 +35,18 @@ from ports.idempotency import IdempotencyStore
 from ports.log import AgentSpec, Log
 from ports.outbound import Outbound
 from ports.ray import RayExecutor
+from ports.redaction import Redactor
 from steps.agent import BACKSTOP_SECONDS, AgentFunction, AgentPorts, Model
 from steps.publish import subject_problems
 from steps.reading import Wiring
 from steps.registry import all_kinds, step_agents
+from steps.secrets.redactor import TextRedactor
 from streams.ceremony_agent import CeremonyAgent
 from streams.engine import Engine
 from streams.idempotency import IdempotentOutbound
 from streams.log_clock import LogClock
 from streams.metrics import Metrics, process_metrics
+from streams.screening import ScreenedOutbound
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, prefixed
 from streams.topology import CEREMONY, PartitionListener, agents, topics
@@ -73,6 +76,8 @@ class Ports:
     nats: NatsConnection
     idempotency: IdempotencyStore | None = None
     """Remembers acknowledged messages of publish steps beside the rows, where one is configured."""
+    redactor: Redactor = field(default_factory=TextRedactor)
+    """Of every exit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +145,30 @@ class Pipeline:
             partitions=partitions,
             metrics=metrics,
             max_lag=options.max_lag,
+            redactor=ports.redactor,
         )
         self.timers = Timers(
             clock, self.log_clock, self.engine.commands.send, grace_seconds=options.take_over_grace_seconds
         )
         self.engine.timers = self.timers
-        self.outbound = NatsOutbound(ports.nats, clock)
+        self.sender = NatsOutbound(ports.nats, clock)
+        self.outbound = ScreenedOutbound(self.sender, ports.redactor, self.engine.reads.prompts_of)
         self.agents: Sequence[tuple[AgentSpec, AgentFunction]] = agents(
             prefix,
-            CeremonyAgent(kinds, prefix, self.log_clock, self.engine.commands.replies.expected),
+            CeremonyAgent(kinds, prefix, self.log_clock, self.engine.commands.replies.expected, ports.redactor),
             _listener(self.engine, metrics),
             step_agents(_agent_ports(ports, options, self.log_clock, self._once(ports, metrics))),
         )
         letters = self.engine.reads.letter_budget
         self.nats_out = EventsBridge(
-            log, ports.nats, clock, prefix=prefix, window=options.nats_in_flight, letters=letters, partitions=partitions
+            log,
+            ports.nats,
+            clock,
+            prefix=prefix,
+            redactor=ports.redactor,
+            window=options.nats_in_flight,
+            letters=letters,
+            partitions=partitions,
         )
         self.nats_in = AgentResponses(log, ports.nats, clock, prefix=prefix, partitions=partitions, letters=letters)
 
@@ -189,14 +203,16 @@ class Parts:
         self.metrics.build.labels(VERSION).set(1)
         kinds = all_kinds()
         rules = [partial(_subject_rule, settings.publish_subjects)]
-        self.definitions = DefinitionFolder(settings.ceremonies_dir, kinds, clock, rules)
+        redactor = TextRedactor()
+        logs.redact_with(redactor)
+        self.definitions = DefinitionFolder(settings.ceremonies_dir, kinds, clock, rules, learn=redactor.learn)
         self.nats = NatsConnection(settings.nats_url, clock)
         self.ray = RayExecutorClient(settings.ray_executor_url, call_timeout_seconds=settings.ray_call_timeout_seconds)
         self.app = _app(settings, clock)
         self.log = self.app.driver.log
         self.idempotency = _idempotency(settings, clock)
         self.pipeline = Pipeline(
-            Ports(clock, self.log, self.ray, self.nats, self.idempotency),
+            Ports(clock, self.log, self.ray, self.nats, self.idempotency, redactor),
             PipelineOptions.of(settings),
             _membership(self.app),
             kinds,
@@ -210,7 +226,7 @@ class Parts:
             self.pipeline.engine,
             self.nats,
             [self.pipeline.nats_out, self.pipeline.nats_in],
-            self.pipeline.outbound,
+            self.pipeline.sender,
         )
         self.dead_letters = DeadLetters(
             self.log,
@@ -224,11 +240,11 @@ class Parts:
         engine = self.pipeline.engine
         states = self.readiness.states
         servicer = Servicer(
-            engine.commands, engine.reads, self.definitions, self.dead_letters, states, new_id, engine.turns
+            engine.commands, engine.reads, self.definitions, self.dead_letters, states, new_id, engine.turns, redactor
         )
         sharing = None if self.directory is None else Sharing(self.directory, new_id)
         clients = min(MOST_CONNECTIONS, descriptors.left_to_clients())
-        self.grpc = GrpcServer(servicer, settings.grpc_addr, clock, engine.turns, sharing, clients)
+        self.grpc = GrpcServer(servicer, settings.grpc_addr, clock, engine.turns, redactor, sharing, clients)
         self.http = HttpServer(
             settings.http_addr,
             states,
@@ -236,6 +252,7 @@ class Parts:
             self.metrics.registry,
             clock,
             warnings=self.readiness.warnings,
+            redactor=redactor,
         )
 
     def _advertised(self, settings: Settings) -> Callable[[], str]:

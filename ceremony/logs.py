@@ -11,6 +11,8 @@ from typing import Any
 import structlog
 
 from ports.masking import masked_urls
+from ports.redaction import Redactor
+from steps.secrets.redactor import TextRedactor
 
 # Libraries that report each start and stop: they log from WARNING up only.
 NOISY = ("aiokafka", "faust", "mode", "aiohttp", "asyncio", "grpc", "nats", "streams.transport")
@@ -72,7 +74,7 @@ def configure(level: str, style: str) -> None:
     tail: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if style == "json":
         tail.append(structlog.processors.format_exc_info)
-    handler.setFormatter(_Masking(foreign_pre_chain=[*shared, _of_library], processors=[*tail, renderer]))
+    handler.setFormatter(_Redacting(foreign_pre_chain=[*shared, _of_library], processors=[*tail, renderer]))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -102,11 +104,23 @@ def _library(logger: str) -> str:
     return name if name in LIBRARIES else ""
 
 
-class _Masking(structlog.stdlib.ProcessorFormatter):
-    """Masks the credentials of every URL in a line, whoever wrote it; tracebacks are part of the line."""
+def redact_with(redactor: Redactor) -> None:
+    """Redact every line from now on with this one, which knows the prompts of this process."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _Redacting):
+            handler.formatter.redactor = redactor
+
+
+class _Redacting(structlog.stdlib.ProcessorFormatter):
+    """Masks the credentials of every URL and redacts secrets, whoever wrote the line; tracebacks are part of it."""
+
+    redactor: Redactor | None = None
 
     def format(self, record: logging.LogRecord) -> str:
-        return masked_urls(super().format(record))
+        line = masked_urls(super().format(record))
+        if self.redactor is None:
+            self.redactor = TextRedactor()
+        return self.redactor.text(line)
 
 
 class Seldom(logging.Filter):

@@ -28,10 +28,13 @@ class Redacted(NamedTuple):
 
 
 class Redactor(Protocol):
-    """Finds secrets and raw prompts. Pure: the same input gives the same output; time is linear in the bytes."""
+    """Finds secrets and raw prompts. Time is linear in the bytes; nothing is remembered but prompts."""
 
     def of(self, prompts: tuple[str, ...]) -> Redactor:
-        """Return a redactor that also finds these prompts (`Definition.prompts`); cached by them."""
+        """Return a redactor that also finds these prompts (`Definition.prompts`), and no learnt ones; it is cached."""
+
+    def learn(self, prompts: tuple[str, ...]) -> None:
+        """Find these prompts too from now on, for exits that do not know the definition of a text."""
 
     def redact(self, value: Any) -> Redacted:
         """Redact a JSON value: its texts, its keys, and JSON inside its texts."""
@@ -42,5 +45,11 @@ class Redactor(Protocol):
     def text(self, text: str) -> str:
         """Redact a text, also inside JSON that it holds; the JSON stays readable."""
 
-    def suspicious(self, data: bytes) -> bool:
-        """Return whether encoded JSON may hold something to redact: never False where `redact` would find it."""
+    def data(self, data: bytes) -> bytes:
+        """Redact bytes that may be text or JSON."""
+
+    def suspicious(self, data: bytes, *, json: bool = True) -> bool:
+        """Return whether encoded JSON, or with `json=False` any text, may hold something to redact.
+
+        It is never False where there is something. Several values may be joined by line breaks.
+        """

@@ -12,7 +12,8 @@ import structlog
 
 from ports.errors import CeremonyError
 from ports.log import LARGEST_RECORD_BYTES, Batch, Header, Record, RecordTooLarge
-from streams.envelope import event_record
+from ports.redaction import Redactor
+from streams.envelope import event_record, redacted_envelope
 from streams.log_clock import LogClock
 from streams.metrics import BatchTally
 from streams.topics import CEREMONIES, CORRELATION_ID, DEFINITIONS, EFFECT_ID, EVENTS, prefixed, step_topic
@@ -86,9 +87,15 @@ class CeremonyAgent:
     """The agent's function: called with the stream of batches."""
 
     def __init__(
-        self, kinds: Kinds, prefix: str, log_clock: LogClock, expected: Callable[[AnyCommand], ReplyKey | None]
+        self,
+        kinds: Kinds,
+        prefix: str,
+        log_clock: LogClock,
+        expected: Callable[[AnyCommand], ReplyKey | None],
+        redactor: Redactor,
     ) -> None:
-        """`expected` gives the key of a command that a client waits for."""
+        """`expected` gives the key of a command that a client waits for. Events are redacted as they are encoded."""
+        self._redactor = redactor
         self._kinds = kinds
         self._log_clock = log_clock
         self._expected = expected
@@ -130,7 +137,7 @@ class CeremonyAgent:
         try:
             definition = self._definition(batch, folding, row, command)
             decision = decide(row, command, origin_of(record), definition, self._kinds)
-            records = self._records(record, decision)
+            records = self._records(record, decision, definition)
         except MemoryError:
             raise
         except Exception:
@@ -166,7 +173,7 @@ class CeremonyAgent:
         batch.dead_letter(record, FOLD_FAILED.code, traceback.format_exc(limit=20))
         try:
             decision = self._paused(batch, folding, record, row, command)
-            return decision, self._records(record, decision)
+            return decision, self._records(record, decision, None)
         except MemoryError:
             raise
         except Exception:
@@ -216,6 +223,7 @@ class CeremonyAgent:
         except CeremonyError as error:
             log.error("pinned_definition_invalid", hash=digest, problems=error.message)
             return None
+        self._redactor.learn(definition.prompts)
         if definition.objections:
             problems = [str(problem) for problem in definition.objections[:20]]
             log.warning("pinned_definition_outdated", definition=definition.name, hash=digest, problems=problems)
@@ -231,13 +239,15 @@ class CeremonyAgent:
             return
         batch.put(DEFINITIONS, key, command.text)
 
-    def _records(self, record: Record, decision: Decision) -> list[EffectRecord]:
+    def _records(self, record: Record, decision: Decision, definition: Definition | None) -> list[EffectRecord]:
         """Encode all effects before the first is sent. Raises whatever makes one of them, or the row, unwritable."""
         records: list[EffectRecord] = []
+        events: list[bytes] = []
         for ordinal, effect in enumerate(decision.effects):
             if isinstance(effect, Event):
                 key, value, headers = event_record(effect, record.offset, ordinal, FOLD)
                 records.append((self._events, key, value, headers))
+                events.append(value)
             elif isinstance(effect, StepRequested):
                 value = encode_request(effect)
                 records.append((self._requests[effect.kind], record.key, value, _request_headers(effect)))
@@ -245,12 +255,21 @@ class CeremonyAgent:
                 continue
             if len(value) > LARGEST_VALUE_BYTES:
                 raise RecordTooLarge(f"an effect has {len(value)} bytes, at most {LARGEST_VALUE_BYTES} are written")
+        if events:
+            redactor = self._redactor if definition is None else self._redactor.of(definition.prompts)
+            if redactor.suspicious(b"\n".join(events)):
+                records = [self._redacted(one, redactor) for one in records]
         row = decision.row
         if row is not None and row.size > MAX_WRITTEN_BYTES:  # only a row of an older release, or a forged one
             size = len(encode_instance(row))
             if size > LARGEST_VALUE_BYTES:
                 raise RecordTooLarge(f"the row has {size} bytes, at most {LARGEST_VALUE_BYTES} are written")
         return records
+
+    def _redacted(self, one: EffectRecord, redactor: Redactor) -> EffectRecord:
+        """Return a record with its event redacted; requests of steps stay in the engine as they are."""
+        topic, key, value, headers = one
+        return (topic, key, redacted_envelope(value, redactor), headers) if topic == self._events else one
 
 
 def _send(

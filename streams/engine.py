@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from ports.clock import Clock
 from ports.log import Batch, Log, PartitionView
+from ports.redaction import Redactor
 from streams.ceremony_agent import applied_rows
 from streams.command_log import CommandLog
 from streams.log_clock import LogClock
@@ -36,11 +37,13 @@ class Engine:
         prefix: str,
         partitions: int,
         metrics: Metrics,
+        redactor: Redactor,
         held: Callable[[], Collection[int] | None] | None = None,
         fresh: Callable[[], bool] = lambda: True,
         max_lag: int = 0,
     ) -> None:
         self.partitions = Partitions(log, partitions, unserved=unserved, held=held, fresh=fresh)
+        self.redactor = redactor
         self.turns = Turns(clock)
         """For heavy reads, and for heavy requests of the front."""
         self.reads = Reads(
@@ -52,6 +55,7 @@ class Engine:
             prefix=prefix,
             known_end=self._known_end,
             turns=self.turns,
+            redactor=redactor,
         )
         self.commands = CommandLog(
             log,

@@ -5,6 +5,7 @@ The value of an `events` record is the finished envelope: it is encoded once, an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -14,6 +15,7 @@ import msgspec
 
 from ports.errors import CeremonyError
 from ports.log import Header
+from ports.redaction import Redactor
 from streams import topics
 from tables.effects import Event
 
@@ -22,6 +24,8 @@ PRODUCER = "ceremony-engine"
 # Key, value and headers of a record of `events`.
 EventRecord = tuple[bytes, bytes, list[Header]]
 
+# Fields by which consumers know a message again, and route it.
+_IDENTITY = frozenset({"event_type", "idempotency_key", "correlation_id", "timestamp", "producer", "causation_id"})
 _NOTHING: Mapping[str, str] = {}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encode = msgspec.json.Encoder().encode
@@ -94,3 +98,20 @@ def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) ->
         (topics.ORDINAL, b"%d" % ordinal),
     ]
     return effect.instance_id.encode(), value, headers
+
+
+def redacted_envelope(data: bytes, redactor: Redactor) -> bytes:
+    """Return an envelope without secrets; its ids, names and times stay, and so does one that holds nothing to redact.
+
+    Raises ValueError for bytes that are no JSON object.
+    """
+    try:
+        whole = json.loads(data)
+    except RecursionError:
+        return redactor.data(data)
+    changed = False
+    for name in whole.keys() - _IDENTITY:
+        redacted = redactor.redact(whole[name])
+        if redacted.findings:
+            whole[name], changed = redacted.value, True
+    return json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") if changed else data

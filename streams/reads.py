@@ -14,6 +14,7 @@ import structlog
 from ports.clock import Clock
 from ports.errors import CeremonyError
 from ports.log import Log, LogUnavailable, PartitionView, Record
+from ports.redaction import Redactor
 from streams.api import DeadLetterEntry, Diagnosis, Found, History, HistoryPlace, PartitionDiffers, SortKey, Unavailable
 from streams.dead_letters import letter_of
 from streams.doctor import Doctor
@@ -55,8 +56,10 @@ class Reads:
         prefix: str,
         known_end: Callable[[int], int],
         turns: Turns,
+        redactor: Redactor,
     ) -> None:
-        """`known_end` gives the log end of a partition as far as this worker knows it."""
+        """`known_end` gives the log end of a partition as far as this worker knows it; `redactor` learns prompts."""
+        self._redactor = redactor
         self._log = log
         self._clock = clock
         self._log_clock = log_clock
@@ -169,11 +172,21 @@ class Reads:
     def pinned(self, view: PartitionView, instance: Instance) -> Definition | None:
         """Return the definition that a row of this partition is pinned to; None when it cannot be read any more."""
         text = view.rows(DEFINITIONS).get(instance.definition_hash.encode())
+        if text is None:
+            return None
         try:
-            return None if text is None else load_pinned(text, instance.definition_hash, self._kinds)
+            definition = load_pinned(text, instance.definition_hash, self._kinds)
         except CeremonyError as error:  # a rule newer than the ceremony refuses it; the row can still be read
             log.error("pinned_definition_invalid", hash=instance.definition_hash, problems=error.message)
             return None
+        self._redactor.learn(definition.prompts)
+        return definition
+
+    def prompts_of(self, instance_id: str) -> tuple[str, ...]:
+        """Return the prompts of the definition that a ceremony is pinned to; none where there is no such ceremony."""
+        row = self.get(instance_id)
+        definition = None if row is None else self.definition_of(row)
+        return () if definition is None else definition.prompts
 
     def waiting_for(self, instance: Instance) -> Sequence[str]:
         definition = self.definition_of(instance)

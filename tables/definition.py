@@ -163,8 +163,5 @@ class Definition:
     holds."""
     ways_out: Mapping[str, tuple[tuple[Step, Transition], ...]] = field(default_factory=dict)
     """By state: its steps with an `on_failure`, each with the transition of that trigger."""
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The prompts of all steps as written, in file order."""
-        return tuple(prompt for step in self.steps.values() for prompt in step.prompts)
+    prompts: tuple[str, ...] = ()
+    """Of all steps as written, in file order: they must not leave as they are."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from bridge.grpc.redaction import CleanBytes
 from streams.turns import Turns
 
 # The work of gRPC to send an answer, which nobody can measure here: it copies the bytes, and its threads write them.
@@ -18,13 +19,13 @@ SENDING_SECONDS_PER_BYTE = 5e-9
 _LENGTH_DELIMITED, _MORE, _BITS = 2, 0x80, 7
 
 
-def with_repeated(answer: Message, field: str, encoded: Iterable[bytes]) -> bytes:
-    """Encode `answer` with these encoded messages in a repeated field, which is empty in `answer`."""
+def with_repeated(answer: Message, field: str, encoded: Iterable[CleanBytes]) -> CleanBytes:
+    """Encode `answer` with these messages in a repeated field, which is empty in `answer`; its others hold no texts."""
     number = answer.DESCRIPTOR.fields_by_name[field].number
-    return b"".join([*_fields(number, encoded), answer.SerializeToString()])
+    return CleanBytes(b"".join([*_fields(number, encoded), answer.SerializeToString()]))
 
 
-async def sent_in_turn(answer: Message, field: str, encoded: Iterable[bytes], turns: Turns) -> bytes:
+async def sent_in_turn(answer: Message, field: str, encoded: Iterable[CleanBytes], turns: Turns) -> CleanBytes:
     """`with_repeated` for an answer of a heavy read, whose caller waits for the time that sending it takes."""
     data = with_repeated(answer, field, encoded)
     turns.owe(len(data) * SENDING_SECONDS_PER_BYTE)

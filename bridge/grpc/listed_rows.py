@@ -9,6 +9,8 @@ import msgspec
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.grpc.messages import LARGEST_ANSWER_BYTES
+from bridge.grpc.redaction import encoded
+from ports.redaction import Redactor
 from streams.api import ReadApi
 from tables.instance import Instance
 
@@ -39,10 +41,13 @@ class ListedRows:
     They are kept in two generations, as decoded rows are.
     """
 
-    def __init__(self, reads: ReadApi, message: Callable[[Instance], Any], kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self, reads: ReadApi, message: Callable[[Instance], Any], redactor: Redactor, kept_bytes: int = KEPT_BYTES
+    ) -> None:
         """`message` makes the message of a row, without its position."""
         self._reads = reads
         self._message = message
+        self._redactor = redactor
         self._half = kept_bytes // 2
         self._young: dict[str, _Encoded] = {}
         self._old: dict[str, _Encoded] = {}
@@ -77,7 +82,7 @@ class ListedRows:
         return one.data if one is not None and one.stamp == self._stamp(row) else None
 
     def _encoded(self, row: Instance) -> bytes:
-        data: bytes = self._message(row).SerializeToString()
+        data = encoded(self._message(row), self._redactor)
         self._keep(row.instance_id, _Encoded(self._stamp(row), data))
         return data
 

@@ -23,8 +23,10 @@ from bridge.grpc.encoding import sent_in_turn
 from bridge.grpc.listed_rows import FRAME_BYTES, ListedRows, RowsAnswer
 from bridge.grpc.messages import LARGEST_ANSWER_BYTES
 from bridge.grpc.peers import SERVICE, Peers, silent
+from bridge.grpc.redaction import CleanBytes
 from bridge.grpc.refusals import Context, abort, page
 from ports.clock import Clock
+from ports.redaction import Redactor
 from streams.api import HERE, Directory, ReadApi, SortKey, Unavailable
 from streams.turns import Turns
 from tables.instance import Instance, Outline
@@ -74,10 +76,10 @@ def matches(row: Instance | Outline, request: pb.ListPlanningCeremonyInstancesRe
 class LocalRows:
     """The rows of this worker."""
 
-    def __init__(self, reads: ReadApi, message: Callable[[Instance], Any], turns: Turns) -> None:
+    def __init__(self, reads: ReadApi, message: Callable[[Instance], Any], turns: Turns, redactor: Redactor) -> None:
         """`message` makes the message of a row, without its position."""
         self._reads = reads
-        self._listed = ListedRows(reads, message)
+        self._listed = ListedRows(reads, message, redactor)
         self.turns = turns
 
     async def keys(self, partitions: Collection[int] | None, request: Any, most: int) -> tuple[int, Sequence[SortKey]]:
@@ -93,9 +95,9 @@ class LocalRows:
         return answer
 
     async def whole(self, total: int, rows: Iterable[bytes]) -> bytes:
-        """The encoded answer of a list."""
+        """The encoded answer of a list; every worker has redacted its rows as it encoded them."""
         rest = pb.ListPlanningCeremonyInstancesResponse(total_count=total, success=True)
-        return await sent_in_turn(rest, "ceremonies", rows, self.turns)
+        return await sent_in_turn(rest, "ceremonies", map(CleanBytes, rows), self.turns)
 
 
 class KeyStream:

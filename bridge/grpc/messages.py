@@ -9,6 +9,8 @@ from typing import Any
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.dead_letters import DeadLetterDetails, Replay
+from bridge.grpc.redaction import CleanBytes, encoded
+from ports.redaction import Redactor
 from streams import dead_letters
 from streams.api import DeadLetterEntry
 from streams.envelope import iso
@@ -33,12 +35,14 @@ def as_many_as_fit(messages: Iterable[Any], largest: int = LARGEST_ANSWER_BYTES)
     return taken
 
 
-def encoded_pieces(messages: Iterable[Any], largest: int = LARGEST_ANSWER_BYTES) -> Generator[None, None, list[bytes]]:
+def encoded_pieces(
+    messages: Iterable[Any], redactor: Redactor, largest: int = LARGEST_ANSWER_BYTES
+) -> Generator[None, None, list[CleanBytes]]:
     """`as_many_as_fit`, encoded; yields after each piece of the work."""
-    taken: list[bytes] = []
+    taken: list[CleanBytes] = []
     size = 0
     for message in messages:
-        data = message.SerializeToString()
+        data = encoded(message, redactor)
         size += len(data) + 8
         if taken and size > largest:
             break

@@ -29,6 +29,7 @@ from bridge.grpc.refusals import (
     require_short,
     unknown_ceremony,
 )
+from ports.redaction import Redactor
 from streams.api import CommandApi, Found, Operation, ReadApi
 from streams.turns import Turns
 from tables.commands import Cancel, Pause, Resume, RetryStep, RunStep
@@ -56,6 +57,7 @@ class OperatorCalls:
     _states: States
     callers: Callers
     _turns: Turns
+    _redactor: Redactor
     all_workers_diagnosis: AllWorkersDiagnosis | None = None
     """Diagnoses all workers, if there are others."""
 
@@ -113,7 +115,7 @@ class OperatorCalls:
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Context[Any, Any]) -> Any:
         limit, offset = page(request.limit, request.offset)
         letters, total = await self._reads.dead_letters(limit, offset, request.topic_filter)
-        shown = await self._turns.run(messages.encoded_pieces(map(messages.dead_letter, letters)))
+        shown = await self._turns.run(messages.encoded_pieces(map(messages.dead_letter, letters), self._redactor))
         return await sent_in_turn(pb.ListDeadLettersResponse(total_count=total), "dead_letters", shown, self._turns)
 
     @errors_become_statuses

@@ -17,6 +17,7 @@ from bridge.definitions import DefinitionUnknown
 from bridge.grpc.start_request import LARGEST_START_BYTES, StartInvalid
 from ports.errors import CeremonyError
 from ports.log import LogFailed, LogUnavailable, RecordTooLarge
+from ports.redaction import Redactor
 from streams.api import Overloaded, Reply, Unavailable
 from tables.commands import DERIVED_ID_PREFIXES
 from tables.errors import DefinitionInvalid
@@ -191,6 +192,15 @@ def require_short(longest: int, **fields: str) -> None:
     for name, value in fields.items():
         if len(value) > longest:
             raise invalid("field_too_long", f"{name} has {len(value)} characters, at most {longest} are taken")
+
+
+def require_no_secret(redactor: Redactor, **ids: str) -> None:
+    """Refuse ids that hold a secret: they name a ceremony everywhere, and are redacted nowhere."""
+    if not redactor.suspicious("\n".join(ids.values()).encode(errors="replace"), json=False):
+        return
+    for name, value in ids.items():
+        if redactor.text(value) != value:
+            raise invalid("secret_in_id", f"{name} holds a secret; choose another id, and have the secret revoked")
 
 
 def page(limit: int, offset: int) -> tuple[int, int]:

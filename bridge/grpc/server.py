@@ -17,9 +17,11 @@ from bridge.grpc.forwarding import Forwarding
 from bridge.grpc.intake import CallLimit, Intake, read_all_wakeups
 from bridge.grpc.listing import AllWorkersListing, ListingHandler
 from bridge.grpc.peers import Peers
+from bridge.grpc.redaction import AnswerRedaction
 from bridge.grpc.refusals import start_too_large
 from bridge.grpc.servicer import Servicer
 from ports.clock import Clock
+from ports.redaction import Redactor
 from streams.api import Directory
 from streams.turns import Turns
 
@@ -56,13 +58,15 @@ class GrpcServer:
         address: str,
         clock: Clock,
         turns: Turns,
+        redactor: Redactor,
         sharing: Sharing | None = None,
         most_connections: int = MOST_CONNECTIONS,
     ) -> None:
         read_all_wakeups()
         self._address = address
         interceptors: list[grpc.aio.ServerInterceptor] = [
-            RequestDecoding(turns, {f"/{SERVICE}/StartPlanningCeremony": start_too_large})
+            AnswerRedaction(SERVICE, redactor),  # the first is the outermost
+            RequestDecoding(turns, {f"/{SERVICE}/StartPlanningCeremony": start_too_large}),
         ]
         self.peers: Peers | None = None
         if sharing is not None:

@@ -30,10 +30,12 @@ from bridge.grpc.refusals import (
     refusal_of,
     require,
     require_accepted,
+    require_no_secret,
     require_short,
     unknown_ceremony,
 )
 from bridge.grpc.start_request import check_ids, start_pieces
+from ports.redaction import Redactor
 from streams.api import CommandApi, PartitionDiffers, ReadApi, Unavailable
 from streams.turns import Turns
 from tables.commands import GateDecision, Start, Trigger
@@ -57,9 +59,10 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         states: States,
         new_id: Callable[[], str],
         turns: Turns,
+        redactor: Redactor,
     ) -> None:
         """`states` gives the state of each neighbour; `new_id` makes a command id when the client sent none."""
-        self.local_rows = LocalRows(reads, self._listed, turns)
+        self.local_rows = LocalRows(reads, self._listed, turns, redactor)
         """This worker's share of a list, also for other workers."""
         self.all_workers_listing: AllWorkersListing | None = None
         """Lists the rows of all workers, if there are others."""
@@ -70,6 +73,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         self._states = states
         self._new_id = new_id
         self._turns = turns
+        self._redactor = redactor
         self.callers = Callers()
 
     def refuse_start(self, unanswered: int) -> CallRefused | None:
@@ -89,6 +93,12 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             story_id=request.story_id,
             definition_name=request.definition_name,
             requested_by=request.requested_by,
+            correlation_id=correlation_id,
+        )
+        require_no_secret(
+            self._redactor,
+            ceremony_id=request.ceremony_id,
+            story_id=request.story_id,
             correlation_id=correlation_id,
         )
         requested_by = normal_name("requested_by", request.requested_by)
@@ -192,7 +202,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             )
             for loaded in self._definitions.all()
         )
-        shown = await self._turns.run(messages.encoded_pieces(found))
+        shown = await self._turns.run(messages.encoded_pieces(found, self._redactor))
         return with_repeated(pb.ListDefinitionsResponse(), "definitions", shown)
 
     async def WatchPlanningCeremony(

@@ -11,6 +11,7 @@ from prometheus_client.exposition import choose_encoder
 
 from bridge.http.connections import MOST_CONNECTIONS, REQUEST_SECONDS, Connections
 from ports.clock import Clock
+from ports.redaction import Redactor
 
 # Seconds for which an answered connection waits for its next request; a scraper connects anew.
 KEEP_ALIVE_SECONDS = REQUEST_SECONDS
@@ -32,6 +33,7 @@ class HttpServer:
         registry: CollectorRegistry,
         clock: Clock,
         *,
+        redactor: Redactor,
         warnings: Callable[[], Sequence[str]] = tuple,
         most_connections: int = MOST_CONNECTIONS,
         request_seconds: float = REQUEST_SECONDS,
@@ -43,6 +45,7 @@ class HttpServer:
         self._required = required
         self._warnings = warnings
         self._registry = registry
+        self._redactor = redactor
         app = web.Application(middlewares=[self._bounded])
         app.router.add_get("/livez", self._live)
         app.router.add_get("/readyz", self._ready)
@@ -103,8 +106,8 @@ class HttpServer:
         body = {"status": "ready" if ready else "not ready", "required": list(self._required), "neighbours": states}
         if warnings := list(self._warnings()):
             body["warnings"] = warnings
-        return web.json_response(body, status=200 if ready else 503)
+        return web.json_response(self._redactor.redact(body).value, status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+        return web.Response(body=self._redactor.data(encode(self._registry)), headers={"Content-Type": content_type})

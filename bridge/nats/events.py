@@ -24,6 +24,7 @@ from bridge.nats.trouble import Trouble
 from bridge.nats.window import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDOW, Outgoing, PublishWindow
 from ports.clock import Clock
 from ports.log import Committed, Follower, Log, LogUnavailable, Record
+from ports.redaction import Redactor
 from streams import topics
 from streams.dead_letters import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_of, letter_of
 from streams.letter_budget import LetterBudget, Room
@@ -62,6 +63,7 @@ class EventsBridge:
         clock: Clock,
         *,
         prefix: str,
+        redactor: Redactor,
         window: int = WINDOW,
         batch: int = BATCH,
         letters: LetterBudget | None = None,
@@ -72,6 +74,7 @@ class EventsBridge:
         self._connection = connection
         self._clock = clock
         self._prefix = prefix
+        self._redactor = redactor
         self._window = window
         self._batch = batch
         self._letters = letters or LetterBudget(clock)
@@ -189,6 +192,7 @@ class EventsBridge:
             self._window,
             progress=progress,
             fresh=partial(self._fresh, first.topic),
+            redactor=self._redactor,
             refused=partial(self._refuses, first),
         )
         await window.run()

@@ -22,6 +22,7 @@ from bridge.nats.streams import ensure_ceremony_stream
 from bridge.nats.window import LONGEST_PAUSE_SECONDS, Outgoing, PublishWindow
 from ports.clock import Clock
 from ports.log import Log, Record
+from ports.redaction import Redactor
 from streams import topics
 from streams.dead_letters import DEADLETTER_SUBJECT, dead_letter_event, letter_of
 
@@ -74,6 +75,7 @@ class Republisher:
         clock: Clock,
         *,
         prefix: str,
+        redactor: Redactor,
         since_ms: int = 0,
         on_progress: Callable[[Republished], None] = lambda _: None,
     ) -> None:
@@ -83,6 +85,7 @@ class Republisher:
         self._clock = clock
         self._publisher = JetStreamPublisher(connection)
         self._prefix = prefix
+        self._redactor = redactor
         self._since = since_ms
         self._on_progress = on_progress
         self._piece = _Piece(0)
@@ -152,6 +155,7 @@ class Republisher:
                 SentMarks(), end=0, read_back_at=math.inf
             ),  # `_stored` holds the ids in the stream
             fresh=lambda: True,
+            redactor=self._redactor,
         )
         await window.run()
         self.progress.sent += len(messages) - (self.progress.refused - refused)

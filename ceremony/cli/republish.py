@@ -84,6 +84,7 @@ async def opened_log(url: str, clock: Clock) -> AsyncIterator[Log]:
 async def _republish(settings: Settings, since_ms: int) -> Republished:
     from bridge.nats.connection import NatsConnection
     from bridge.nats.republish import Republisher
+    from steps.secrets.redactor import TextRedactor
 
     clock = HostClock()
     connection = NatsConnection(settings.nats_url, clock, name="ceremony-republish")
@@ -99,7 +100,13 @@ async def _republish(settings: Settings, since_ms: int) -> Republished:
         async with opened_log(settings.log, clock) as log:
             lines = ProgressLines(clock)
             return await Republisher(
-                log, connection, clock, prefix=settings.topic_prefix, since_ms=since_ms, on_progress=lines.show
+                log,
+                connection,
+                clock,
+                prefix=settings.topic_prefix,
+                redactor=TextRedactor(),
+                since_ms=since_ms,
+                on_progress=lines.show,
             ).run()
     finally:
         await connection.stop()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import re2  # type: ignore[import-untyped]
@@ -18,14 +20,16 @@ from steps.secrets.search import FoundSpan, options, pattern_set
 RAW_PROMPT = "raw_prompt"
 # Characters of a prompt that make a text a raw prompt.
 WINDOW = 32
+# Learnt prompts that are searched for, in characters and in sets; a common search of so many takes 0.2 s to make.
+KNOWN_CHARACTERS, KNOWN_SETS = 64 * 1024, 4096
+# Searches for sets learnt lately.
+RECENT = 8
 _BLOCK = 16
 _STRIDE = WINDOW - _BLOCK + 1
 
 _PLACEHOLDER = re.compile(r"\$?\$\{[^{}]*\}")
-# White space, as `str.split` and as UTF-8 knows it, and as RE2 reads it byte by byte.
-_SPACES = (
-    rb"(?:[\t-\r\x1c-\x20]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)+"
-)
+# White space, or bytes outside of ASCII, among which is the white space of Unicode: the set may only find too much.
+_SPACES = rb"[\t-\r\x1c-\x20\x80-\xff]+"
 
 
 def searchable(prompts: Iterable[str]) -> list[str]:
@@ -42,8 +46,8 @@ class PromptSearch:
         parts = tuple(parts)
         self._windows = {part[at : at + WINDOW] for part in parts for at in range(len(part) - WINDOW + 1)}
         blocks = {part[at : at + _BLOCK] for part in parts for at in range(0, len(part) - _BLOCK + 1, _STRIDE)}
-        self._set = pattern_set(map(_spaced, sorted(blocks)))
-        self._blocks = _any_of(sorted(blocks))
+        self._blocks = sorted(blocks)
+        self._set = pattern_set(map(_spaced, self._blocks))
         self.looked_at = 0
         """Bytes given to RE2 so far."""
 
@@ -59,13 +63,18 @@ class PromptSearch:
         for begin, end in _runs(self._starts(folded.text)):
             yield FoundSpan(*folded.origin(begin, end), RAW_PROMPT)
 
+    @cached_property
+    def _any_block(self) -> Any:
+        escaped = (re2.escape(block.encode(errors="surrogateescape")) for block in self._blocks)
+        return re2.compile(b"(?:" + b"|".join(escaped) + b")", options(captures=False))
+
     def _starts(self, text: str) -> Iterator[int]:
         """Yield the offsets of windows, ascending."""
         done = 0
         data = text.encode(errors="surrogateescape")
         ascii_only = len(data) == len(text)
         at = count = 0
-        for match in self._blocks.finditer(data):
+        for match in self._any_block.finditer(data):
             if ascii_only:
                 block = match.start()
             else:
@@ -129,6 +138,34 @@ def _spaced(block: str) -> bytes:
     return _SPACES.join(re2.escape(word.encode(errors="surrogateescape")) for word in block.split(" "))
 
 
-def _any_of(blocks: Iterable[str]) -> Any:
-    escaped = (re2.escape(block.encode(errors="surrogateescape")) for block in blocks)
-    return re2.compile(b"(?:" + b"|".join(escaped) + b")", options(captures=False))
+class KnownPrompts:
+    """The searches for all prompts that were learnt, the newest of them alone and the others together.
+
+    So a prompt costs its own search when it is learnt, and a common one only after RECENT others.
+    """
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[tuple[str, ...], None] = OrderedDict()
+        self._parts: OrderedDict[str, None] = OrderedDict()
+        self._size = 0
+        self.searches: tuple[PromptSearch, ...] = ()
+
+    def learn(self, prompts: tuple[str, ...]) -> bool:
+        """Learn prompts; return whether `searches` has changed. Above KNOWN_CHARACTERS the oldest are forgotten."""
+        if prompts in self._seen:
+            return False
+        self._seen[prompts] = None
+        while len(self._seen) > KNOWN_SETS:
+            self._seen.popitem(last=False)
+        new = [part for part in searchable(prompts) if part not in self._parts]
+        if not new:
+            return False
+        self._parts.update(dict.fromkeys(new))
+        self._size += sum(map(len, new))
+        while self._size > KNOWN_CHARACTERS and len(self._parts) > 1:
+            self._size -= len(self._parts.popitem(last=False)[0])
+        if len(self.searches) < RECENT:
+            self.searches = (*self.searches, PromptSearch(new))
+        else:
+            self.searches = (PromptSearch(self._parts),)
+        return True

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from typing import Any
 
 import msgspec
 
 from ports.redaction import Detection, Redacted
-from steps.secrets.prompts import PromptSearch, searchable
+from steps.secrets.prompts import KnownPrompts, PromptSearch, searchable
 from steps.secrets.readings import plain_readings, readings
 from steps.secrets.rules import RULES
 from steps.secrets.search import FoundSpan, RuleSearch, Search
@@ -20,6 +21,8 @@ from steps.secrets.search import FoundSpan, RuleSearch, Search
 ROUNDS = 4
 # Sets of prompts whose search is kept: a search of 20 KiB of prompts takes some milliseconds to make.
 SEARCHES_KEPT = 512
+# Rule of a value that nests too deep to be looked at and may hold a secret.
+TOO_DEEP = "nested_too_deep"
 # Characters of a key in a path.
 LONGEST_KEY = 64
 _MARKER = re.compile(rb"\[redacted:[a-z0-9_]+\]")
@@ -32,10 +35,14 @@ class TextRedactor:
     """Implements `ports.redaction.Redactor`."""
 
     def __init__(self, secrets: Search | None = None, prompts: Search | None = None) -> None:
-        self._secrets = secrets or RuleSearch(RULES)
-        self._prompts = prompts
+        self._secrets = secrets or _search_of_rules()
         self._searches: tuple[Search, ...] = (self._secrets,) if prompts is None else (self._secrets, prompts)
         self._of = lru_cache(maxsize=SEARCHES_KEPT)(self._with)
+        self._known = KnownPrompts()
+
+    def learn(self, prompts: tuple[str, ...]) -> None:
+        if self._known.learn(prompts):
+            self._searches = (self._secrets, *self._known.searches)
 
     def of(self, prompts: tuple[str, ...]) -> TextRedactor:
         return self._of(prompts) if prompts else self
@@ -44,20 +51,29 @@ class TextRedactor:
         parts = searchable(prompts)
         return TextRedactor(self._secrets, PromptSearch(parts)) if parts else self
 
-    def suspicious(self, data: bytes) -> bool:
-        return self._hits(plain_readings(data, json=True))
+    def suspicious(self, data: bytes, *, json: bool = True) -> bool:
+        return self._hits(plain_readings(data, json=json))
 
     def text(self, text: str) -> str:
-        if not self._hits(plain_readings(text.encode(errors="surrogatepass"))):
+        if not self.suspicious(text.encode(errors="surrogatepass"), json=False):
             return text
         return self._text(text, "$", "", [])
+
+    def data(self, data: bytes) -> bytes:
+        if not self.suspicious(data, json=False):
+            return data
+        redacted = self._text(data.decode(errors="surrogateescape"), "$", "", [])
+        return redacted.encode(errors="surrogateescape")
 
     def redact(self, value: Any) -> Redacted:
         encoded = _encoded(value)
         if encoded is not None and not self.suspicious(encoded):
             return Redacted(value, ())
         findings: list[Detection] = []
-        redacted = self._value(value, "$", "", findings)
+        try:
+            redacted = self._value(value, "$", "", findings)
+        except RecursionError:
+            return Redacted(f"[redacted:{TOO_DEEP}]", (Detection("$", TOO_DEEP),))
         return Redacted(redacted if findings else value, tuple(findings))
 
     def encoded(self, data: bytes) -> tuple[Any, Sequence[str]] | None:
@@ -101,10 +117,13 @@ class TextRedactor:
         """
         searches = self._searches
         if text.startswith(_CONTAINERS) and (parsed := _json_of(text)) is not None:
-            searches, before = (self._secrets,), len(findings)
-            redacted = self._value(parsed[0], path, key, findings)
-            if len(findings) > before:
-                text = json.dumps(redacted, ensure_ascii=False, separators=(",", ":"))
+            inside: list[Detection] = []
+            with suppress(RecursionError):
+                redacted = self._value(parsed[0], path, key, inside)
+                searches = (self._secrets,)
+                if inside:
+                    text = json.dumps(redacted, ensure_ascii=False, separators=(",", ":"))
+                    findings += inside
         text, rules = self._span_text(text, searches, key)
         findings += [Detection(path, rule) for rule in rules]
         return text
@@ -129,6 +148,11 @@ def _encoded(value: Any) -> bytes | None:
         return _encode(value)
     except UnicodeEncodeError:
         return None
+
+
+@cache
+def _search_of_rules() -> RuleSearch:
+    return RuleSearch(RULES)
 
 
 def _spans(before: bytes, data: bytes, searches: Sequence[Search]) -> Iterator[FoundSpan]:

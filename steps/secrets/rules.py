@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from steps.secrets.search import SecretRule
 
-# Behind the name of a setting: quotes, a colon or an equals sign, and quotes.
-_IS = rb"""["'`]?[ \t]{0,3}(?:=>|:=|[:=])[ \t]{0,3}["'`]?"""
+# Behind the name of a setting: quotes, a colon or an equals sign, and quotes; in source code they may be escaped.
+_IS = rb"""\\*["'`]?[ \t]{0,3}(?:=>|:=|[:=])[ \t]{0,3}\\*["'`]?"""
 # Behind a value. JSON ends a text with a quote, so nothing here depends on a text's end.
 _END = rb"""(?:["'`\s,;<>)}\]\\|&]|$)"""
 # Names of settings around their keyword: DB_PASSWORD_PROD, secret_key_base.

@@ -37,6 +37,7 @@ def with_steps(draft: Draft, definition: Definition) -> Definition:
         waiting_for=grouped(steps, ((name, step) for step in steps.values() for name in dict.fromkeys(step.after))),
         automatic_from={state: tuple(_automatic(here, state, definition)) for state, here in by_state.items()},
         ways_out=ways_out,
+        prompts=tuple(prompt for step in steps.values() for prompt in step.prompts),
     )
     _report_shared_names(draft, steps)
     for name, step in steps.items():

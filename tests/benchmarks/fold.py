@@ -30,6 +30,7 @@ from ports.log import Header, Position, Record
 from steps import aggregation
 from steps.aggregation import Aggregation
 from steps.reading import Wiring
+from steps.secrets.redactor import TextRedactor
 from streams.ceremony_agent import CeremonyAgent, origin_of
 from streams.engine import Engine
 from streams.envelope import event_record
@@ -57,6 +58,7 @@ STAGES = {
     "decode": "a command out of its record",
     "decide": "the fold",
     "encode": "events and requests into records",
+    "redact": "the events of a command are looked at for secrets and raw prompts",
     "agent": "all other work of the ceremony agent",
     "applied": "metrics, timers and sweep are notified of the batch",
     "steps": "the step's agent, if asked, from request to outcome",
@@ -93,6 +95,7 @@ class Chain:
         self._kinds = kinds
         clock = HostClock()
         log_clock = LogClock(clock)
+        self._redactor = redactor = TextRedactor()
         self._engine = Engine(
             log=SqliteLog(Path("never-opened.db"), clock),
             unserved=dict,
@@ -102,9 +105,10 @@ class Chain:
             prefix=PREFIX,
             partitions=1,
             metrics=Metrics(CollectorRegistry()),
+            redactor=redactor,
         )
         self._engine.timers = Timers(clock, log_clock, _nobody)
-        self._agent = CeremonyAgent(self._kinds, PREFIX, log_clock, self._engine.commands.replies.expected)
+        self._agent = CeremonyAgent(self._kinds, PREFIX, log_clock, self._engine.commands.replies.expected, redactor)
         self._commands = prefixed(PREFIX, COMMANDS)
         self._step_agent = aggregation.agent(agent_ports(wiring=Wiring(self._commands, CORRELATION_ID, log_clock.now)))
         self._requests = prefixed(PREFIX, step_topic(Aggregation.name))
@@ -184,16 +188,23 @@ class Chain:
                     rows[key] = decision.row
                     decisions.append(decision)
             with self._meter.stage("encode"):
-                for record, decision in zip(records, decisions, strict=True):
-                    _encode(record, decision)
+                pairs = zip(records, decisions, strict=True)
+                encoded = [_encode(record, decision) for record, decision in pairs]
+            with self._meter.stage("redact"):
+                for events in encoded:
+                    if events and self._redactor.of(self._definition.prompts).suspicious(b"\n".join(events)):
+                        raise AssertionError("the benchmark has no secrets")
 
 
-def _encode(record: Record, decision: Decision) -> None:
+def _encode(record: Record, decision: Decision) -> list[bytes]:
+    """Encode the effects of a command; return its events."""
+    events = []
     for ordinal, effect in enumerate(decision.effects):
         if isinstance(effect, Event):
-            event_record(effect, record.offset, ordinal, FOLD)
+            events.append(event_record(effect, record.offset, ordinal, FOLD)[1])
         elif isinstance(effect, StepRequested):
             encode_request(effect)
+    return events
 
 
 def _batched(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
@@ -216,7 +227,7 @@ def measure(kinds: Kinds, ceremonies: int, repetitions: int) -> dict[str, float]
         stage: sum(map(min, zip(*(meter.seconds[stage] for meter in meters), strict=True))) * 1e6 / (ceremonies * STEPS)
         for stage in STAGES
     }
-    best["agent"] -= best["decode"] + best["decide"] + best["encode"]
+    best["agent"] -= best["decode"] + best["decide"] + best["encode"] + best["redact"]
     return best
 
 

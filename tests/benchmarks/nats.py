@@ -30,6 +30,7 @@ from bridge.nats.responses import AgentResponses
 from bridge.nats.streams import AGENT_RESPONSES
 from bridge.nats.window import WINDOW
 from ports.log import Committed, Log, Record
+from steps.secrets.redactor import TextRedactor
 from streams.envelope import envelope, event_record
 from streams.topics import EVENTS, prefixed
 from tables.effects import Event
@@ -128,7 +129,7 @@ async def events_out(
 ) -> Cost:
     """Publish `count` events, after a warm-up, on one connection and a stream of their own."""
     log, link = _FedLog(), NatsConnection(server.url, HostClock())
-    bridge = EventsBridge(cast(Log, log), link, HostClock(), prefix=PREFIX, window=window)
+    bridge = EventsBridge(cast(Log, log), link, HostClock(), prefix=PREFIX, redactor=TextRedactor(), window=window)
     await link.start()
     await bridge.start()
     assert log.handle is not None and log.taken is not None

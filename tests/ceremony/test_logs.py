@@ -13,7 +13,9 @@ import pytest
 import structlog
 from faust.agents.actor import Actor
 
-from ceremony.logs import QUIET_SECONDS, configure
+from ceremony.logs import QUIET_SECONDS, configure, redact_with
+from steps.secrets.redactor import TextRedactor
+from tests.steps.secrets.planted import planted
 
 
 @pytest.fixture
@@ -137,3 +139,31 @@ def test_the_core_of_grpc_writes_to_stderr_only_if_asked(wanted: str | None, sho
     )
     assert "refused" in done.stdout
     assert ("Failed to add port" in done.stderr) is shown
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("style", ["console", "json"])
+def test_no_line_holds_a_secret_or_a_learnt_prompt(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not in a value, not in a traceback, and not in a line of a library."""
+    # specification 27.10
+    configure("INFO", style)
+    prompt = "Weigh every risk of the story as a patient architect would do"
+    texts = [one.text for one in planted()]
+    structlog.get_logger("a").warning("before", reason=texts[0])
+    redactor = TextRedactor()
+    redactor.learn((prompt,))
+    redact_with(redactor)
+    try:
+        int(texts[1])
+    except ValueError:
+        structlog.get_logger("a").exception("failed", reason=texts, key={"password": "hunter2!hunter"}, said=prompt)
+    logging.getLogger("nats").warning("got %s", texts)
+    logging.getLogger("elsewhere").error("\n".join(texts))
+    said = capsys.readouterr().err
+    for one in planted():
+        assert one.secret not in said.replace("\\n", "\n").replace('\\"', '"'), one.rule
+    assert prompt[:40] not in said
+    assert "hunter2" not in said
+    assert "[redacted:raw_prompt]" in said
+    if style == "json":
+        assert all(json.loads(line)["level"] for line in said.splitlines())

@@ -15,6 +15,7 @@ from typing import Any
 
 from bridge.nats.streams import CEREMONY, DUPLICATE_WINDOW_SECONDS
 from steps.registry import all_kinds
+from steps.secrets.redactor import TextRedactor
 from streams.ceremony_agent import CeremonyAgent
 from streams.log_clock import LogClock
 from streams.topics import (
@@ -151,7 +152,7 @@ def _not_as_folded(around: Surroundings) -> Iterator[str]:
     """The commands log is the truth: folded once from its start, it gives these rows and effects."""
     for number in range(around.broker.partitions):
         clock = LogClock(LoopClock(around.world))
-        agent = CeremonyAgent(all_kinds(), PREFIX, clock, lambda _: None)
+        agent = CeremonyAgent(all_kinds(), PREFIX, clock, lambda _: None, TextRedactor())
         view = MemoryView(number)
         batch = MemoryBatch(view, around.broker.records[prefixed(PREFIX, COMMANDS), number])
         agent.fold(batch)

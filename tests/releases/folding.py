@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ports.log import Record
 from steps.registry import all_kinds
+from steps.secrets.redactor import TextRedactor
 from streams.ceremony_agent import CeremonyAgent
 from streams.log_clock import LogClock
 from streams.topics import CEREMONIES, COMMANDS, DEFINITIONS
@@ -56,7 +57,7 @@ def fold(log: ArchivedLog) -> Folded:
 
 def _fold_partition(folded: Folded, number: int, records: Sequence[Record]) -> None:
     view = MemoryView(number)
-    agent = CeremonyAgent(all_kinds(), PREFIX, LogClock(HandClock()), lambda _: None)
+    agent = CeremonyAgent(all_kinds(), PREFIX, LogClock(HandClock()), lambda _: None, TextRedactor())
     for record in records:
         batch = MemoryBatch(view, [record])
         agent.fold(batch)

@@ -6,6 +6,7 @@ from typing import Any
 
 from bridge.clock import HostClock
 from steps.registry import all_kinds
+from steps.secrets.redactor import TextRedactor
 from streams.ceremony_agent import Folding
 from streams.engine import Engine
 from streams.log_clock import LogClock
@@ -36,6 +37,7 @@ class EngineSite:
             partitions=PARTITIONS,
             metrics=process_metrics(),
             max_lag=3,
+            redactor=TextRedactor(),
         )
         self.views = [MemoryView(number) for number in range(PARTITIONS)]
 

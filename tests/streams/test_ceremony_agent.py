@@ -14,6 +14,7 @@ import structlog
 from ports.errors import CeremonyError
 from steps.aggregation import Aggregation
 from steps.registry import all_kinds
+from steps.secrets.redactor import TextRedactor
 from streams import ceremony_agent
 from streams.ceremony_agent import CeremonyAgent, Folding, applied_rows
 from streams.log_clock import LogClock
@@ -76,7 +77,7 @@ class Partition:
         def waited_for(command: AnyCommand) -> ReplyKey | None:
             return ReplyKey.of(command) if expected else None
 
-        self.agent = CeremonyAgent(kinds, "t", self.log_clock, waited_for)
+        self.agent = CeremonyAgent(kinds, "t", self.log_clock, waited_for, TextRedactor())
 
     def fold(self, *records: Any) -> MemoryBatch:
         batch = MemoryBatch(self.view, records)
@@ -273,7 +274,7 @@ def test_commands_of_a_ceremony_with_an_unreadable_definition_are_set_aside_and_
     partition = Partition()
     partition.begin("c1")
     partition.view.tables[DEFINITIONS][PROBE.hash.encode()] = "states: []"
-    partition.agent = CeremonyAgent(KINDS, "t", partition.log_clock, ReplyKey.of)
+    partition.agent = CeremonyAgent(KINDS, "t", partition.log_clock, ReplyKey.of, TextRedactor())
     timer = TimerFired(instance_id="c1:s1", timer_id="timeout/one", attempt=1)
     with mock.patch("streams.ceremony_agent.load_pinned", side_effect=CeremonyError("definition_invalid", "no")):
         batch = partition.fold(

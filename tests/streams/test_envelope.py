@@ -7,9 +7,11 @@ import json
 import pytest
 from msgspec.structs import replace
 
+from steps.secrets.redactor import TextRedactor
 from streams import topics
-from streams.envelope import EnvelopeInvalid, envelope, event_record
+from streams.envelope import EnvelopeInvalid, envelope, event_record, redacted_envelope
 from tables.effects import Event
+from tests.steps.secrets.planted import planted
 
 EVENT = Event(
     id="c-1:s-1/3/0@1",
@@ -72,3 +74,24 @@ def test_an_event_record_has_the_finished_envelope_and_the_headers_for_the_bridg
         topics.COMMAND_OFFSET: b"41",
         topics.ORDINAL: b"2",
     }
+
+
+def test_a_redacted_envelope_keeps_its_identity_and_its_other_fields() -> None:
+    # specification 27.8
+    secret = next(planted()).secret
+    data = envelope("a.b", {"x": [secret], "n": 2**60}, f"k/{secret}", "c", "2026", secret, {"reason": secret})
+    marker = "[redacted:aws_access_key_id]"
+    found = json.loads(redacted_envelope(data, TextRedactor()))
+    assert found == json.loads(data) | {"payload": {"x": [marker], "n": 2**60}, "metadata": {"reason": marker}}
+    assert list(found) == list(json.loads(data))
+
+
+def test_a_clean_envelope_stays_the_same_bytes() -> None:
+    data = envelope("a.b", {"x": "the password is secret"}, "k", "c", "2026")
+    assert redacted_envelope(data, TextRedactor()) is data
+
+
+def test_an_envelope_that_nests_too_deep_to_be_decoded_is_redacted_as_a_text() -> None:
+    secret = next(planted()).secret
+    deep = b'{"payload": ' + b"[" * 100_000 + f'"{secret}"'.encode() + b"]" * 100_000 + b"}"
+    assert secret.encode() not in redacted_envelope(deep, TextRedactor())

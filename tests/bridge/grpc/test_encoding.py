@@ -7,7 +7,11 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.clock import HostClock
 from bridge.grpc.encoding import SENDING_SECONDS_PER_BYTE, sent_in_turn, unless_bytes, with_repeated
+from bridge.grpc.redaction import encoded
+from steps.secrets.redactor import TextRedactor
 from streams.turns import SHORT_SECONDS, Turns
+
+REDACTOR = TextRedactor()
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 20_000, 3_000_000])
@@ -15,7 +19,7 @@ def test_messages_of_every_length_are_joined_as_protobuf_encodes_them(size: int)
     ceremonies = [pb.PlanningCeremonyInstance(instance_id="c1:s1", error_message="x" * size) for _ in range(3)]
     whole = pb.ListPlanningCeremonyInstancesResponse(ceremonies=ceremonies, total_count=7, success=True)
     rest = pb.ListPlanningCeremonyInstancesResponse(total_count=7, success=True)
-    joined = with_repeated(rest, "ceremonies", [one.SerializeToString() for one in ceremonies])
+    joined = with_repeated(rest, "ceremonies", [encoded(one, REDACTOR) for one in ceremonies])
     assert joined == whole.SerializeToString()
 
 
@@ -29,7 +33,7 @@ async def test_the_caller_of_a_large_answer_waits_for_the_time_that_sending_take
     # specification 14.20
     clock = HostClock()
     turns = Turns(clock)
-    letters = [pb.DeadLetter(message="x" * 1_000_000).SerializeToString()]
+    letters = [encoded(pb.DeadLetter(message="x" * 1_000_000), REDACTOR)]
     assert len(letters[0]) * SENDING_SECONDS_PER_BYTE > SHORT_SECONDS
     began = clock.monotonic()
     await sent_in_turn(pb.ListDeadLettersResponse(), "dead_letters", letters, turns)

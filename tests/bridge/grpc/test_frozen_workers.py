@@ -20,6 +20,7 @@ from bridge.grpc import peers as peers_module
 from bridge.grpc.diagnosis import AllWorkersDiagnosis, DiagnosisHandler
 from bridge.grpc.listing import KEYS, AllWorkersListing, ListingHandler, LocalRows
 from bridge.grpc.peers import Peers
+from steps.secrets.redactor import TextRedactor
 from streams.api import HERE, Unavailable
 from streams.turns import Turns
 from tests.streams.test_timers import row
@@ -55,7 +56,12 @@ class NoRows(OneRow):
 
 
 def local_rows(reads: Any, kind: type[LocalRows] = LocalRows) -> LocalRows:
-    return kind(reads, lambda row: pb.PlanningCeremonyInstance(instance_id=row.instance_id), Turns(HostClock()))
+    return kind(
+        reads,
+        lambda row: pb.PlanningCeremonyInstance(instance_id=row.instance_id),
+        Turns(HostClock()),
+        TextRedactor(),
+    )
 
 
 class Other:

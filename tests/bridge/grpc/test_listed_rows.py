@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from bridge.clock import HostClock
 from bridge.grpc.listed_rows import BYTES_OF_WORK, WORK_IF_KEPT, WORK_PER_TURN, ListedRows, RowsAnswer
 from bridge.grpc.messages import LARGEST_ANSWER_BYTES
+from steps.secrets.redactor import TextRedactor
 from streams.turns import Turns
 from tables.instance import Instance
 from tests.loop_turns import LoopTurns
@@ -28,7 +29,7 @@ class Site:
         self.losses = 0
         self.made, self.read = LoopTurns(), LoopTurns()
         reads: Any = self
-        self.listed = ListedRows(reads, self.message, kept_bytes)
+        self.listed = ListedRows(reads, self.message, TextRedactor(), kept_bytes)
 
     def get(self, instance_id: str) -> Instance | None:
         self.read.work()

@@ -29,6 +29,7 @@ from bridge.nats.connection import NatsConnection
 from bridge.nats.responses import AgentResponses
 from ports.log import LogUnavailable
 from steps.registry import all_kinds
+from steps.secrets.redactor import TextRedactor
 from streams.api import Overloaded, Unavailable
 from streams.engine import Engine
 from streams.log_clock import LogClock
@@ -58,6 +59,7 @@ async def server_without_tables(folder: Path) -> AsyncIterator[Any]:
     clock, kinds = HostClock(), all_kinds()
     log = SqliteLog(folder / "log.db", clock)
     await log.start()
+    redactor = TextRedactor()
     engine = Engine(
         log=log,
         unserved=dict,
@@ -67,6 +69,7 @@ async def server_without_tables(folder: Path) -> AsyncIterator[Any]:
         prefix="t",
         partitions=3,
         metrics=process_metrics(),
+        redactor=redactor,
     )
     nats_in = AgentResponses(log, NatsConnection("nats://127.0.0.1:1", clock), clock, prefix="t", partitions=3)
     letters = DeadLetters(log, clock, prefix="t", partitions=3, read_message=nats_in.read_message)
@@ -78,8 +81,9 @@ async def server_without_tables(folder: Path) -> AsyncIterator[Any]:
         engine.partitions.readiness,
         new_id,
         engine.turns,
+        redactor,
     )
-    server = GrpcServer(servicer, "127.0.0.1:0", clock, engine.turns)
+    server = GrpcServer(servicer, "127.0.0.1:0", clock, engine.turns, redactor)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=NO_RETRIES) as channel:

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from bridge.clock import HostClock
 from bridge.http.server import HttpServer
+from steps.secrets.redactor import TextRedactor
 
 pytestmark = pytest.mark.asyncio
 HALF, WHOLE = b"GET /livez HTTP/1.1\r\nHost: x\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -19,7 +20,14 @@ HALF, WHOLE = b"GET /livez HTTP/1.1\r\nHost: x\r\n", b"GET /livez HTTP/1.1\r\nHo
 @contextlib.asynccontextmanager
 async def server(most: int, seconds: float) -> AsyncIterator[HttpServer]:
     made = HttpServer(
-        "127.0.0.1:0", dict, (), CollectorRegistry(), HostClock(), most_connections=most, request_seconds=seconds
+        "127.0.0.1:0",
+        dict,
+        (),
+        CollectorRegistry(),
+        HostClock(),
+        redactor=TextRedactor(),
+        most_connections=most,
+        request_seconds=seconds,
     )
     await made.start()
     try:

@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.clock import HostClock
 from bridge.http.server import HttpServer
+from steps.secrets.redactor import TextRedactor
 from streams.metrics import process_metrics
 from tests.e2e.world import World, http_get, until
+from tests.steps.secrets.planted import planted
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 NEIGHBOURS = {"log", "tables", "nats", "publications", "ray_executor"}
@@ -121,7 +124,9 @@ async def test_an_unknown_path_is_not_found(world: World) -> None:
 async def test_only_required_neighbours_decide_readiness(states: dict[str, str], status: int) -> None:
     """A required neighbour with an unknown state is not ready either."""
     # specification 22.4
-    server = HttpServer("127.0.0.1:0", lambda: states, ("log", "nats"), process_metrics().registry, HostClock())
+    server = HttpServer(
+        "127.0.0.1:0", lambda: states, ("log", "nats"), process_metrics().registry, HostClock(), redactor=TextRedactor()
+    )
     await server.start()
     try:
         found, body = await asyncio.to_thread(http_get, f"http://127.0.0.1:{server.port}/readyz")
@@ -132,7 +137,14 @@ async def test_only_required_neighbours_decide_readiness(states: dict[str, str],
 
 
 async def test_a_port_in_use_raises_an_os_error(world: World) -> None:
-    server = HttpServer(f"127.0.0.1:{world.worker.http.port}", dict, (), process_metrics().registry, HostClock())
+    server = HttpServer(
+        f"127.0.0.1:{world.worker.http.port}",
+        dict,
+        (),
+        process_metrics().registry,
+        HostClock(),
+        redactor=TextRedactor(),
+    )
     with pytest.raises(OSError, match="address already in use"):
         await server.start()
     await server.stop()
@@ -146,6 +158,7 @@ async def test_readyz_lists_warnings_and_stays_ready() -> None:
         ("log",),
         process_metrics().registry,
         HostClock(),
+        redactor=TextRedactor(),
         warnings=lambda: ["topic_replicas_few: c.commands"],
     )
     await server.start()
@@ -154,3 +167,22 @@ async def test_readyz_lists_warnings_and_stays_ready() -> None:
         assert (status, json.loads(body)["warnings"]) == (200, ["topic_replicas_few: c.commands"])
     finally:
         await server.stop()
+
+
+async def test_readyz_and_metrics_hold_no_secret() -> None:
+    """A state may quote a neighbour, and the label of a metric the code of a foreign dead letter."""
+    # specification 27.10
+    secret = next(planted()).secret
+    registry = CollectorRegistry()
+    Counter("letters", "By code.", ["code"], registry=registry).labels(f"x {secret}").inc()
+    states = {"nats": f"it says {secret}"}
+    server = HttpServer("127.0.0.1:0", lambda: states, (), registry, HostClock(), redactor=TextRedactor())
+    await server.start()
+    try:
+        _, ready = await asyncio.to_thread(http_get, f"http://127.0.0.1:{server.port}/readyz")
+        _, metrics = await asyncio.to_thread(http_get, f"http://127.0.0.1:{server.port}/metrics")
+    finally:
+        await server.stop()
+    assert json.loads(ready)["neighbours"] == {"nats": "it says [redacted:aws_access_key_id]"}
+    assert 'letters_total{code="x [redacted:aws_access_key_id]"} 1.0' in metrics
+    assert secret not in ready + metrics

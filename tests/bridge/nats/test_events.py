@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from nats.js.api import StreamConfig
 from prometheus_client import REGISTRY
 
 from bridge.nats.connection import NatsConnection
 from bridge.nats.events import EventsBridge, outgoing
 from ports.log import Record
+from steps.secrets.redactor import TextRedactor
 from streams import topics
-from streams.dead_letters import decode_dead_letter
+from streams.dead_letters import dead_letter_record, decode_dead_letter
 from streams.transport.sqlite.log import SqliteLog
 from tests.bridge.nats.world import (
     CLOCK,
@@ -33,7 +35,9 @@ from tests.bridge.nats.world import (
     records,
     stored,
 )
+from tests.e2e.world import until
 from tests.services import NatsServer, running
+from tests.steps.secrets.planted import planted
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 
 @contextlib.asynccontextmanager
 async def bridge(log: SqliteLog, link: NatsConnection, **options: Any) -> AsyncIterator[EventsBridge]:
-    started = EventsBridge(log, link, CLOCK, prefix=PREFIX, **options)
+    started = EventsBridge(log, link, CLOCK, prefix=PREFIX, redactor=TextRedactor(), **options)
     await started.start()
     try:
         yield started
@@ -364,3 +368,28 @@ def test_a_record_with_undecodable_headers_is_no_event() -> None:
     record = Record("t.events", 0, 0, 0, b"k", b"{}")
     for subject, effect_id in ((b"ceremony.\xff", b"i"), (b"ceremony.x", b"\xff")):
         assert outgoing(record, {topics.SUBJECT: subject, topics.EFFECT_ID: effect_id}) is None
+
+
+async def test_an_event_of_an_older_release_is_redacted_as_it_is_sent(log: SqliteLog, server: NatsServer) -> None:
+    """That release wrote secrets into the log; a dead letter's message may hold one, too."""
+    # specification 27.8
+    texts, secret = [one.text for one in planted()], next(planted()).secret
+    await append_events(log, [replace(event(1, 1), payload={"instance_id": "c-1:s-1", "number": 1, "texts": texts})])
+    await append_events(log, [event(2, 1)])
+    letter = dead_letter_record("t", 0, 7, "bad", f"no command: {texts[0]}", key=b"k", value=b"x")
+    await log.append(f"{PREFIX}.{topics.DEADLETTERS}", 0, *letter)
+    async with connection(server.url) as link, bridge(log, link):
+        found = await until(lambda: three(server.url), "all are sent")
+    sent = [json.loads(message.data) for message in found]
+    assert not any(one.secret in str(message) for message in sent for one in planted())
+    (announced,) = [one for one in sent if one["event_type"] == "ceremony.deadletter"]
+    assert "[redacted:aws_access_key_id]" in announced["payload"]["message"]
+    (first,) = [one for one in sent if "texts" in one["payload"]]
+    assert first["payload"]["texts"][0] == texts[0].replace(secret, "[redacted:aws_access_key_id]")
+    assert first["idempotency_key"] == "c-1:s-1/1/0@1"
+
+
+async def three(url: str) -> list[Any]:
+    """Return the messages of the stream once it has three."""
+    found = await stored(url)
+    return found if len(found) == 3 else []

@@ -18,6 +18,7 @@ from bridge.nats.publish import JetStreamPublisher, Nack
 from bridge.nats.streams import ceremony_stream
 from bridge.nats.window import READ_BACK_AGAIN_SECONDS, Outgoing, PublishWindow
 from ports.log import Record
+from steps.secrets.redactor import TextRedactor
 from streams.envelope import event_record
 from tests.bridge.nats.world import CLOCK, client, connection, count, event, eventually
 from tests.services import NatsServer, running
@@ -68,7 +69,14 @@ def window(
 
     progress = progress or PartitionProgress(SentMarks(), end=0, read_back_at=math.inf)
     return PublishWindow(
-        messages, link, JetStreamPublisher(link), CLOCK, reject, progress=progress, fresh=membership.fresh
+        messages,
+        link,
+        JetStreamPublisher(link),
+        CLOCK,
+        reject,
+        progress=progress,
+        fresh=membership.fresh,
+        redactor=TextRedactor(),
     )
 
 

@@ -18,6 +18,7 @@ from bridge.nats.progress import stored_since
 from bridge.nats.republish import Republished, Republisher
 from ceremony.cli.errors import Exit
 from ceremony.program import run
+from steps.secrets.redactor import TextRedactor
 from streams import topics
 from streams.dead_letters import dead_letter_record
 from streams.transport.sqlite.log import SqliteLog
@@ -54,7 +55,7 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 
 async def republish(log: SqliteLog, server: NatsServer, since_ms: int = 0) -> Republished:
     async with connection(server.url) as link:
-        return await Republisher(log, link, CLOCK, prefix=PREFIX, since_ms=since_ms).run()
+        return await Republisher(log, link, CLOCK, prefix=PREFIX, redactor=TextRedactor(), since_ms=since_ms).run()
 
 
 async def ids(server: NatsServer) -> list[str]:

@@ -114,3 +114,25 @@ def test_entropy_is_counted_in_bits_per_byte() -> None:
     assert entropy(b"") == 0
     assert entropy(b"aaaa") == 0
     assert entropy(b"abcd") == 2
+
+
+def test_learnt_prompts_are_found_by_exits_that_know_no_definition() -> None:
+    # specification 27.7
+    redactor = TextRedactor()
+    prompts = [f"Prompt number {number} of {number * 7} asks for {number * 31} estimates." for number in range(40)]
+    for count, prompt in enumerate(prompts, start=1):
+        assert redactor.text(prompt) == prompt
+        redactor.learn((prompt,))
+        redactor.learn((prompt,))
+        assert all(RAW in redactor.text(f"- {known} -") for known in prompts[:count])
+    assert redactor.of((PROMPT,)).text(prompts[0]) == prompts[0]
+
+
+def test_the_oldest_learnt_prompts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steps.secrets.prompts.KNOWN_CHARACTERS", 1000)
+    redactor = TextRedactor()
+    prompts = [chr(ord("a") + number) * 300 for number in range(20)]
+    for prompt in prompts:
+        redactor.learn((prompt,))
+    assert redactor.text(prompts[-1]) == RAW
+    assert redactor.text(prompts[0]) == prompts[0]

@@ -125,6 +125,13 @@ def test_encoded_json_gives_the_value_and_the_paths_or_nothing() -> None:
     assert found == ({"a": [12345678901234567890123, "[redacted:aws_access_key_id]"]}, ["$.a[1]"])
 
 
+def test_bytes_are_redacted_whatever_they_are() -> None:
+    secret = next(planted()).secret.encode()
+    assert REDACTOR.data(b"\xff\x00plain") == b"\xff\x00plain"
+    assert REDACTOR.data(b"\xff\x00 " + secret + b" \xc3") == b"\xff\x00 [redacted:aws_access_key_id] \xc3"
+    assert REDACTOR.data(b'{"a":"' + secret + b'"}') == b'{"a":"[redacted:aws_access_key_id]"}'
+
+
 def test_a_clean_value_is_returned_itself() -> None:
     value = {"a": ["b", {"password": None}], "c": 1.5}
     assert REDACTOR.redact(value).value is value

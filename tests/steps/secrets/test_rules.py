@@ -61,6 +61,7 @@ FORMS: dict[str, Callable[[str], Any]] = {
     "slashes escaped": lambda text: "see " + json.dumps(text).replace("/", "\\/"),
     "between lines": lambda text: f"first line\n{text}\nlast line",
     "beside quotes": lambda text: f'he said "{text}" and \\"{text}\\" again',
+    "repr of Python": lambda text: repr([text, "'", '"']),
     "beside letters of other alphabets": lambda text: f"Schlüssel: {text} éß fin",
 }
 

@@ -321,7 +321,9 @@ def _awaited(step: Step | None, state: StepState) -> str:
         case Phase.SUBMITTED:
             return f"the Ray executor has it as {state.deliberation_id or '(no id)'}; {_answered(step, state)}"
         case Phase.UNREACHABLE:
-            return f"its neighbour is out of reach, asked {state.asks} times; it is asked again then, until its timeout"
+            reason = f" ({state.error_code}: {state.error_message})" if state.error_code else ""
+            asked = "once" if state.asks == 1 else f"{state.asks} times"
+            return f"its neighbour is out of reach{reason}, asked {asked}; it is asked again then, until its timeout"
         case Phase.BACKOFF:
             return f"failed ({state.error_code}: {state.error_message}); the next attempt begins then"
         case _:

@@ -156,14 +156,25 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         """The live attempt is requested once more."""
         return replace(self, phase=_ASKED, asks=self.asks + 1)
 
-    def unreachable(self) -> StepState:
-        """The neighbour of the live attempt is out of reach."""
-        return replace(self, phase=Phase.UNREACHABLE)
+    def unreachable(self, code: str = "", message: str = "") -> StepState:
+        """The neighbour of the live attempt is out of reach; the reason is kept until it answers."""
+        texts = text_size(code) + text_size(message) - text_size(self.error_code) - text_size(self.error_message)
+        gathered = self.gathered + texts
+        return replace(self, phase=Phase.UNREACHABLE, error_code=code, error_message=message, gathered=gathered)
 
     def submitted(self, deliberation_id: str) -> StepState:
         """The neighbour took the live attempt; its results are awaited."""
         gathered = self.gathered + text_size(deliberation_id) - text_size(self.deliberation_id)
-        return replace(self, phase=Phase.SUBMITTED, deliberation_id=deliberation_id, gathered=gathered)
+        if not self.error_code:
+            return replace(self, phase=Phase.SUBMITTED, deliberation_id=deliberation_id, gathered=gathered)
+        return replace(
+            self,
+            phase=Phase.SUBMITTED,
+            deliberation_id=deliberation_id,
+            gathered=gathered - text_size(self.error_code) - text_size(self.error_message),
+            error_code="",
+            error_message="",
+        )
 
     def answered(self, agent_id: str, answer: AgentAnswer) -> StepState:
         """One agent has answered the live attempt."""
@@ -172,7 +183,16 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     def restored(self, now: int) -> StepState:
         """The live attempt begins anew: answers to old attempts are dropped."""
-        return replace(self, answers={}, gathered=0, deliberation_id="", asks=0, started_at=now)
+        return replace(
+            self,
+            answers={},
+            gathered=0,
+            deliberation_id="",
+            error_code="",
+            error_message="",
+            asks=0,
+            started_at=now,
+        )
 
     def opened(self, output: Any, size: int) -> StepState:
         """People are awaited."""

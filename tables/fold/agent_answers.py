@@ -126,11 +126,11 @@ def _submitted(fold: FoldContext, step: Step, command: StepOutcome) -> None:
         _judge(fold, step)
 
 
-def _unreachable(fold: FoldContext, step: Step, _command: StepOutcome) -> None:
+def _unreachable(fold: FoldContext, step: Step, command: StepOutcome) -> None:
     if fold.row.steps[step.id].phase is Phase.UNREACHABLE:
         fold.note = "duplicate"
         return
-    step_life.unreachable(fold, step)
+    step_life.unreachable(fold, step, command.error_code, command.error_message)
     if fold.row.steps[step.id].answers:
         _judge(fold, step)  # the neighbour took it after all: results came
 

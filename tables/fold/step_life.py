@@ -133,10 +133,11 @@ def _finish_at_once(fold: FoldContext, step: Step, finished: AtOnce) -> None:
         conclude(fold, step, finished)
 
 
-def unreachable(fold: FoldContext, step: Step) -> None:
-    """Request the same attempt again after a growing pause, until its timeout."""
-    state = fold.row.steps[step.id]
-    fold.row.set_step(step.id, state.unreachable())
+def unreachable(fold: FoldContext, step: Step, code: str, message: str) -> None:
+    """Request the same attempt again after a growing pause, until its timeout; the row keeps the reason."""
+    row, state = fold.row, fold.row.steps[step.id]
+    room = MAX_COUNTED_BYTES - row.size + text_size(state.error_code) + text_size(state.error_message)
+    row.set_step(step.id, state.unreachable(*_texts(Failed(code or "unreachable", message), room)))
     fold.row.set_timer(ASK + step.id, ask_pause(state.asks), state.attempt)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from tables import timers
 from tables.commands import TimerFired
 from tables.definition import Step
@@ -95,6 +97,9 @@ def _timeout(fold: FoldContext, step: Step) -> None:
     """End an attempt whose time is up; its kind judges the answers so far."""
     context = fold.context(step)
     verdict = fold.kind(step).timed_out(context, context.state.answers)
+    if isinstance(verdict, Failed) and context.state.error_code:  # its neighbour was out of reach
+        last = f"{verdict.message}; last: {context.state.error_code}: {context.state.error_message}"
+        verdict = replace(verdict, message=last)
     if not step_life.conclude(fold, step, verdict):
         step_life.fail(fold, step, Failed("timeout", f"no answer came within {step.timeout_seconds:g} s"))
 

@@ -69,9 +69,9 @@ def test_an_attempt_names_the_awaited_answer(world: World) -> None:
 
 
 def test_an_unreachable_neighbour_and_a_back_off_show_the_time_of_the_next_request(world: World) -> None:
-    world.outcome("talk", "unreachable")
+    world.outcome("talk", "unreachable", error_code="ray_executor_unreachable", error_message="no route")
     found = look(world)
-    assert "out of reach, asked 1 times" in attempt(found)
+    assert "out of reach (ray_executor_unreachable: no route), asked once; it is asked again" in attempt(found)
     assert {wait.subject: wait.due for wait in found.waits}["talk"] == BEGIN + 1000
     world.failed("talk")
     found = look(world)

@@ -383,7 +383,8 @@ def test_no_spoiled_form_raises_and_none_passes_that_the_fold_would_refuse(rng: 
     world = begun(rng)
     hostile = Hostile(world, rng)
     for _ in range(8):
-        hostile.move()
+        if world.row is not None:  # a Restore may have put a tombstone in its place
+            hostile.move()
     if world.row is None or world.row.expired:
         return
     pinned = pinned_in({world.definition.hash: world.definition.text}.get, KINDS)

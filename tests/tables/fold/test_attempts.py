@@ -210,6 +210,29 @@ def test_while_the_neighbour_is_unreachable_the_same_attempt_is_asked_after_grow
     assert "ask/one" not in world.live.timers
 
 
+REFUSED: dict[str, Any] = {"error_code": "nats_unreachable", "error_message": "stream ORDERS takes no message"}
+
+
+def test_the_reason_of_an_unreachable_neighbour_is_kept_until_its_timeout_names_it(world: World) -> None:
+    # specification 11.8
+    world.outcome("one", "unreachable", **REFUSED)
+    world.fire("ask/one")
+    assert (world.step("one").error_code, world.step("one").error_message) == tuple(REFUSED.values())
+    world.fire("timeout/one")
+    assert world.step("one").error_code == "timeout"
+    assert world.step("one").error_message.endswith("; last: nats_unreachable: stream ORDERS takes no message")
+
+
+def test_the_reason_is_forgotten_when_the_neighbour_takes_the_attempt(talk: World) -> None:
+    before = talk.live.size
+    talk.outcome("talk", "unreachable", **REFUSED)
+    assert talk.live.size > before
+    talk.fire("ask/talk")
+    talk.outcome("talk", "submitted")
+    assert (talk.step("talk").error_code, talk.step("talk").error_message) == ("", "")
+    assert talk.live.size == before
+
+
 def test_pauses_between_requests_grow_up_to_30_seconds() -> None:
     # specification 11.8
     assert [ask_pause(asks) for asks in (1, 5, 6, 60, 10**9)] == [1000, 16000, 30000, 30000, 30000]

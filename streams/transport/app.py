@@ -27,6 +27,7 @@ from ports.masking import masked
 from streams import topics as names
 from streams.letter_budget import LetterBudget
 from streams.transport.faust.agents import BatchSchema, BatchStream, RowsTable, Supervisor, Tables, supervised
+from streams.transport.faust.assignor import StayingAssignor
 from streams.transport.faust.membership import GroupTransport, MemberConsumer
 from streams.transport.partition.assignment import PartitionAssignment
 from streams.transport.partition.batch import PartBatch
@@ -146,8 +147,8 @@ class CeremonyApp(faust.App):
         return self._assignment is not None and not self.rebalancing and self.owner.settled
 
     def held(self, agent: str) -> frozenset[int] | None:
-        """Partitions of an agent assigned to this worker, served or not; None while the group rebalances."""
-        if self._assignment is None or self.rebalancing:
+        """Partitions of an agent assigned to this worker, served or not; None while the group settles them anew."""
+        if self._assignment is None or (self.rebalancing and not self.owner.assigned):
             return None
         return frozenset(number for name, number in self.owner.assigned if name == agent)
 
@@ -211,12 +212,13 @@ class CeremonyApp(faust.App):
 
 def _settings(partitions: int, worker_id: str | None) -> dict[str, Any]:
     return {
+        "PartitionAssignor": StayingAssignor,
         "Stream": BatchStream,
         "Table": RowsTable,
         "TableManager": Tables,
         "agent_supervisor": Supervisor,
         "autodiscover": False,
-        "broker_heartbeat_interval": 1.0,
+        "broker_heartbeat_interval": 0.3,  # its answer tells of a rebalance, and of its second round
         "broker_max_poll_interval": FOR_EVER_SECONDS,
         "broker_rebalance_timeout": 15.0,
         "broker_session_timeout": 6.0,

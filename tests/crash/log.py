@@ -15,9 +15,9 @@ from aiokafka.partitioner import murmur2
 
 from ports.clock import Clock
 from ports.log import AgentSpec, Committed, Fenced, Follower, Handle, Header, Position, Record, Taken, TopicSpec
-from streams.transport.partition.assignment import IsCurrent
 from streams.transport.partition.backend import NewRecord, PositionRow, Recovered, RowLoader
 from streams.transport.partition.batch import record_size
+from streams.transport.partition.ownership import IsCurrent
 from tests.crash.world import Host, World
 
 # Longest time of an effect in its producer's buffer: the time between checkpoints.

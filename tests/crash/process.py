@@ -19,9 +19,10 @@ from steps.agent import AgentFunction, Model
 from steps.registry import all_kinds
 from streams.metrics import process_metrics
 from streams.topics import DEADLETTERS, prefixed
-from streams.transport.partition.assignment import IsCurrent, PartitionAssignment
+from streams.transport.partition.assignment import PartitionAssignment
 from streams.transport.partition.batch import AgentGone, PartBatch
 from streams.transport.partition.dead_letters import DeadLetterTopic
+from streams.transport.partition.ownership import IsCurrent
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStores
 from tests.crash.log import Broker, CrashBackend, CrashLog
@@ -193,7 +194,7 @@ class Process:
         for spec, act in self.pipeline.agents:
             self._begin(self._supervise(act, self._streams[spec.name]), spec.name)
         assigned = [(name, number) for name in self.assignment.specs for number in range(self.partitions)]
-        await self.assignment.take_over(assigned, self._is_current())
+        self.assignment.take_over(assigned, self._is_current())
         await self.pipeline.nats_out.start()
         await self.pipeline.nats_in.start()
         timers = self._begin(self.pipeline.timers.run(), "timers")

@@ -12,8 +12,8 @@ from bridge.clock import HostClock
 from ports.log import AgentSpec, Follower, Handle, Header, LogWarning, Position, Record, Taken, TopicSpec
 from streams.transport.app import CeremonyApp
 from streams.transport.faust.membership import GroupTransport
-from streams.transport.partition.assignment import IsCurrent
 from streams.transport.partition.checkpoints import Limits
+from streams.transport.partition.ownership import IsCurrent
 from tests.transport.memory import MemoryBackend, MemoryLog
 
 

@@ -51,7 +51,7 @@ def test_the_versions_are_the_pinned_ones() -> None:
         (PartitionRecords, "_consume_aborted_up_to"),
         (PartitionRecords, "_contains_abort_marker"),
         (PartitionRecords, "_unpack_records"),
-        (GroupCoordinator, "_do_heartbeat"),
+        (GroupCoordinator, "_send_req"),
         (MessageAccumulator, "_append_batch"),
         (MessageAccumulator, "create_builder"),
     ],

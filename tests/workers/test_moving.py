@@ -10,9 +10,11 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from ceremony.worker import Worker
 from streams.api import Unavailable
+from streams.waiters import FOLD_SECONDS
 from tests.bridge.grpc.world import refused
 from tests.e2e.world import http_get, until
 from tests.services import KafkaServer
+from tests.workers import staying
 from tests.workers.fleet import Fleet, stub_at, stub_of
 from tests.workers.load import Load, accounted, measured
 
@@ -37,6 +39,24 @@ async def test_workers_that_stop_and_die_under_load(kafka: KafkaServer, tmp_path
         assert max(stopped) < 5.0, stopped
         assert max(killed) < 10.9, killed
         assert await accounted(fleet, load.started) == {}
+
+
+async def test_partitions_that_stay_are_served_through_a_rebalance(kafka: KafkaServer, tmp_path: Path) -> None:
+    """One of two workers is killed and starts again before its session has ended; the other one's own go on."""
+    # specification 18.17
+    async with Fleet(tmp_path, kafka.bootstrap, partitions=staying.PARTITIONS) as fleet:
+        await fleet.start()
+        other = await fleet.process()
+        await other.ready()
+        await staying.knows_both(fleet)
+        starts = staying.Staying(fleet)
+        async with starts.measured():
+            other.kill()
+            other.start()
+            await other.ready()
+            await staying.knows_both(fleet)
+        assert (starts.refusals, starts.longest_pause() < FOLD_SECONDS) == (0, True), starts.longest_pause()
+        assert await accounted(fleet, starts.started) == {}
 
 
 async def test_a_restart_in_place_keeps_its_partitions(kafka: KafkaServer, tmp_path: Path) -> None:
@@ -68,6 +88,7 @@ async def test_a_worker_that_was_frozen_gives_no_old_answer(kafka: KafkaServer, 
         zombie, other = await fleet.process(), await fleet.start()
         await zombie.ready()
         await until(lambda: len(other.engine.partitions.mine()) == 1, "the partitions are shared")
+        await until(lambda: knows_two(other), "both are known")
         partition = next(number for number in range(2) if number not in other.engine.partitions.mine())
         name = fleet.name_in(partition)
         async with stub_of(other) as asked, stub_at(zombie.address) as frozen:
@@ -95,6 +116,8 @@ async def test_a_worker_that_was_frozen_gives_no_old_answer(kafka: KafkaServer, 
                 await asking
             assert int(seen.trailing["retry-after-ms"]) > 0
             await zombie.ready()
+            await until(lambda: len(other.engine.partitions.mine()) == 1 and knows_two(other), "one has moved back")
+            assert (await asked.GetPlanningCeremonyInstance(request)).ceremony.version >= moved
             assert (await frozen.GetPlanningCeremonyInstance(request)).ceremony.version >= moved
 
 

@@ -164,10 +164,11 @@ class Tables(TableManager):
         """Do nothing, as the parts were given up already."""
 
     async def on_rebalance(self, assigned: Any, revoked: Any, newly_assigned: Any, generation_id: int = 0) -> None:
-        self.app.flow_control.resume()
+        if not self.app.flow_control.is_active():  # it would drop the batches in hand of partitions that stay
+            self.app.flow_control.resume()
         self.on_actives_ready()
         self.on_standbys_ready()
-        await self.app.consumer.take_over(assigned, generation_id)
+        self.app.consumer.take_over(assigned, generation_id)
 
     async def wait_until_recovery_completed(self) -> bool:
         """Return False, to go on starting without waiting for rows: readiness tells when partitions are served."""

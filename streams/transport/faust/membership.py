@@ -15,9 +15,9 @@ from faust.transport.consumer import Consumer as FaustConsumer
 from faust.types import TP, ConsumerMessage
 
 from ports.log import AgentSpec, Log, TailedLog
-from streams.transport.partition.assignment import IsCurrent
 from streams.transport.partition.backend import Backend
 from streams.transport.partition.batch import PartBatch
+from streams.transport.partition.ownership import IsCurrent
 
 # How long a hand-over waits for agents to finish the batches in hand.
 GIVE_UP_SECONDS = 10.0
@@ -53,11 +53,14 @@ class MemberConsumer(FaustConsumer):
         await self.on_partitions_assigned(tps, self.app.consumer_generation_id)
         self.app.on_rebalance_end()
 
-    async def take_over(self, assigned: Iterable[TP], generation: int) -> None:
+    def take_over(self, assigned: Iterable[TP], generation: int) -> None:
         """Serve an assignment for which Faust has set up its agents."""
+        self.app.owner.take_over(self.pairs_of(assigned), self.is_current(generation))
+
+    def pairs_of(self, tps: Iterable[TP]) -> list[tuple[str, int]]:
+        """Return (agent, partition) for each partition that an agent reads."""
         by_topic = {spec.topic: name for name, spec in self.app.owner.specs.items()}
-        pairs = [(by_topic[tp.topic], tp.partition) for tp in assigned if tp.topic in by_topic]
-        await self.app.owner.take_over(pairs, self.is_current(generation))
+        return [(by_topic[tp.topic], tp.partition) for tp in tps if tp.topic in by_topic]
 
     def is_current(self, generation: int) -> IsCurrent:
         return lambda: generation == self.app.consumer_generation_id and not self.should_stop

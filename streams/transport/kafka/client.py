@@ -110,6 +110,7 @@ class TransactionalWriter:
         self._id = transactional_id
         self._clock = clock
         self._starting: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._producer = new_producer(
             servers, transactional_id=transactional_id, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS
         )
@@ -137,19 +138,40 @@ class TransactionalWriter:
             for future in [*futures, self._producer._txn_manager.wait_for_transaction_end()]:
                 if future is not None:
                     future.add_done_callback(retrieve)
-            if isinstance(error, ProducerFenced):
-                raise Fenced("fenced", f"{self._id} has another owner") from error
-            if isinstance(error, _REFUSALS):
-                raise LogFailed("checkpoint_refused", f"{self._id} ({type(error).__name__})") from error
+            cause = error.__cause__ if isinstance(error, LogFailed) else error  # the producer had failed before a batch
+            if isinstance(cause, ProducerFenced):
+                raise Fenced("fenced", f"{self._id} has another owner") from cause
+            if isinstance(cause, _REFUSALS):
+                raise LogFailed("checkpoint_refused", f"{self._id} ({type(cause).__name__})") from cause
+            if isinstance(cause, KafkaError):
+                raise cause from None
             raise
 
     async def stop(self) -> None:
-        with contextlib.suppress(KafkaError, TimeoutError):
+        """Close the producer within some STOP_SECONDS. Where the caller is cancelled, it is closed all the same."""
+        if self._stopping is None:
+            self._stopping = self._clock.spawn(self._stop(), name=f"{self._id} is closed")
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        if self._starting is not None:
+            if not await self._done(self._starting):
+                self._starting.cancel()
+                await asyncio.wait({self._starting})
+            retrieve(self._starting)
+        stopping = self._clock.spawn(self._producer.stop(), name=f"{self._id} stops")
+        if not await self._done(stopping):
+            stopping.cancel()
+            await asyncio.wait({stopping})
+        if stopping.cancelled() or stopping.exception() is not None:
+            await self._producer.client.close()
+
+    async def _done(self, task: asyncio.Task[None]) -> bool:
+        """Wait for a task, up to STOP_SECONDS."""
+        with contextlib.suppress(TimeoutError):
             async with self._clock.timeout(STOP_SECONDS):
-                if self._starting is not None:
-                    await asyncio.wait({self._starting})
-                    retrieve(self._starting)
-                await self._producer.stop()
+                await asyncio.wait({task})
+        return task.done()
 
 
 class PartitionReader:

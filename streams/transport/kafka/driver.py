@@ -11,7 +11,7 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from ports.log import AgentSpec, LogFailed, Record
+from ports.log import AgentSpec, LogFailed, LogUnavailable, Record
 from streams import topics
 from streams.transport.faust import membership
 from streams.transport.kafka.client import PartitionReader, TransactionalWriter
@@ -19,14 +19,16 @@ from streams.transport.kafka.group import GroupMember
 from streams.transport.kafka.log import KafkaLog
 from streams.transport.kafka.recovery import Recovery
 from streams.transport.kafka.wire import Written, append_batches
-from streams.transport.partition.assignment import IsCurrent, Superseded
 from streams.transport.partition.backend import POSITION_KEY, NewRecord, PositionRow, Recovered, RowLoader
+from streams.transport.partition.ownership import IsCurrent, Superseded
 from streams.transport.partition.positions import decode_position, encode_position
 
 logger = logging.getLogger(__name__)
 
 # Seconds between two commits of the group's offsets.
 COMMIT_SECONDS = 0.5
+# A partition that is given up waits so long for the commit of its offset; its next owner repeats the work otherwise.
+LAST_COMMIT_SECONDS = 5.0
 DEFAULT_PORT = 9092
 
 
@@ -44,6 +46,8 @@ class KafkaTransport(membership.GroupTransport):
         )
         self.reader = PartitionReader(self.servers, app.clock)
         self.recovery = Recovery(self.servers, app.clock)
+        self.era = 0
+        """Number of times that others may have had our partitions."""
         self._offsets: dict[TopicPartition, int] = {}
         self._committing = asyncio.Lock()
         self._committer: asyncio.Task[None] | None = None
@@ -77,8 +81,14 @@ class KafkaTransport(membership.GroupTransport):
 
     # ---- offsets of the group: step agents resume there; for agents with tables only lag tools use them
 
-    def commit_soon(self, tp: TopicPartition, offset: int) -> None:
-        self._offsets[tp] = offset
+    def begin_anew(self) -> None:
+        """Drop all offsets of the parts until now: others may have had their partitions, and gone on from there."""
+        self.era += 1
+        self._offsets.clear()
+
+    def commit_soon(self, tp: TopicPartition, offset: int, era: int) -> None:
+        if era == self.era:
+            self._offsets[tp] = offset
 
     async def committed(self, tp: TopicPartition) -> int | None:
         offset: int | None = await self.app.consumer.group.committed(tp)
@@ -86,13 +96,20 @@ class KafkaTransport(membership.GroupTransport):
 
     async def commit_now(self) -> None:
         async with self._committing:  # after waiting here, the caller's offset is written, too
+            if self.app.consumer.joining:
+                return  # with the present generation it would be refused, and cost the membership
             offsets, self._offsets = self._offsets, {}
             if not offsets:
                 return
+            era, committed = self.era, False
             try:
                 await self.app.consumer.commit_offsets(offsets)
-            except (KafkaError, AssertionError) as error:  # the group has rebalanced: the next owner repeats the work
+                committed = True
+            except (KafkaError, LogUnavailable, AssertionError) as error:  # the group has rebalanced
                 logger.warning("group offsets not committed: %s", type(error).__name__)
+            finally:
+                if not committed and era == self.era:
+                    self._offsets = {**offsets, **self._offsets}
 
     async def _commit_offsets_often(self) -> None:
         while True:
@@ -135,6 +152,7 @@ class KafkaBackend:
         self._producer = transport.log.producer
         self._clock = app.clock
         self._is_current = is_current
+        self._era = transport.era
         self._tp = TopicPartition(spec.topic, number)
         self._changelogs = {
             table.name: TopicPartition(topics.prefixed(app.prefix, topics.changelog(table.name)), number)
@@ -194,11 +212,14 @@ class KafkaBackend:
         """Return at once: the broker hands out only records that all in-sync replicas have."""
 
     def commit(self, offset: int) -> None:
-        self._transport.commit_soon(self._tp, offset)
+        self._transport.commit_soon(self._tp, offset, self._era)
 
     async def close(self) -> None:
         self._reader.drop(self._tp)
-        await self._transport.commit_now()
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            await writer.stop()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with self._clock.timeout(LAST_COMMIT_SECONDS):
+                    await self._transport.commit_now()
+        finally:
+            if self._writer is not None:
+                await self._writer.stop()

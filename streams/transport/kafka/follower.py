@@ -149,8 +149,6 @@ class GroupFollower(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         """Continue at the committed offsets."""
-        if self._session is not None:
-            self._session.joined()
         self._unannounced = set(assigned)
         self._sought.clear()
         self._moving = self._left_behind = False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiokafka import AIOKafkaConsumer
+from aiokafka.protocol.group import HeartbeatRequest, SyncGroupRequest
 
 from ports.clock import Clock
 
@@ -11,11 +14,11 @@ SESSION_SECONDS = 6.0
 
 
 class GroupSession:
-    """Fresh while the group has answered a heartbeat sent less than a session timeout ago.
+    """Fresh while the group has confirmed the membership by its answer to a request sent less than a timeout ago.
 
-    The broker counts from the heartbeat's arrival, the session from its sending. So a frozen or disconnected member
-    turns stale before the group replaces it. An answer that announces a rebalance does not count, because a member
-    that gives up too late is replaced, too.
+    The broker counts from the request's arrival, the session from its sending. So a frozen or disconnected member turns
+    stale before the group replaces it, also one that reads an old answer when it wakes up. A heartbeat whose answer
+    announces a rebalance does not count, because a member that joins again too late is replaced, too.
     """
 
     def __init__(self, group: AIOKafkaConsumer, clock: Clock, seconds: float = SESSION_SECONDS) -> None:
@@ -23,21 +26,17 @@ class GroupSession:
         self._clock = clock
         self._seconds = seconds
         self._known = float("-inf")
-        self._coordinator = group._coordinator
-        self._beat = self._coordinator._do_heartbeat
-        self._coordinator._do_heartbeat = self._heartbeat
+        coordinator = group._coordinator
+        self._send = coordinator._send_req
+        coordinator._send_req = self._send_and_note
 
     @property
     def fresh(self) -> bool:
         return self._clock.monotonic() - self._known < self._seconds
 
-    def joined(self) -> None:
-        """Note a new assignment by the group."""
-        self._known = self._clock.monotonic()
-
-    async def _heartbeat(self) -> bool:
+    async def _send_and_note(self, request: Any) -> Any:
         sent = self._clock.monotonic()
-        known: bool = await self._beat()
-        if known and not self._coordinator._rejoin_needed_fut.done():
-            self._known = sent
-        return known
+        response = await self._send(request)
+        if isinstance(request, HeartbeatRequest | SyncGroupRequest) and response.error_code == 0:
+            self._known = max(self._known, sent)
+        return response

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from ports.clock import Clock
-from ports.errors import CeremonyError
-from ports.log import AgentSpec, Fenced, LogFailed, PartitionView, StateLost
+from ports.log import AgentSpec, PartitionView
 from streams.transport.partition.backend import Backend
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import DeadLetterTopic
+from streams.transport.partition.ownership import IsCurrent, Ownership
 from streams.transport.partition.part import Deliver, Part
 from streams.transport.partition.positions import PartitionNotServed
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import Stores
-
-logger = logging.getLogger(__name__)
-
-# Returns whether an assignment is still the present one.
-IsCurrent = Callable[[], bool]
 
 # Shortest interval of the checkpoints of a partition.
 SHORTEST_INTERVAL_SECONDS = 0.5
@@ -32,15 +26,9 @@ INTERVAL_PER_PARTITION_SECONDS = 0.040
 UNSAVED_BYTES = 16 * 1024 * 1024
 # Smallest share of one partition; less is not worth a transaction.
 LEAST_UNSAVED_BYTES = 512 * 1024
-# Pause before a failed partition is taken again; gives a fenced worker time to learn of a rebalance.
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 
-
-class Superseded(CeremonyError):
-    """The group's generation changed while a partition was being taken: it has another owner now."""
-
-    def __init__(self) -> None:
-        super().__init__("superseded", "the partition has another owner now")
+# An agent and a partition of its topic.
+Pair = tuple[str, int]
 
 
 class BackendFactory(Protocol):
@@ -49,7 +37,11 @@ class BackendFactory(Protocol):
 
 
 class PartitionAssignment:
-    """Takes, serves and gives up parts, for one assignment at a time. `give_up` ends it, and may be called twice."""
+    """Takes, serves and gives up parts, for one assignment at a time. `give_up` ends it, and may be called twice.
+
+    Parts that a new assignment keeps are served on; those that it lacks are given up in the background, and `left`
+    returns once they are free.
+    """
 
     def __init__(
         self,
@@ -76,130 +68,131 @@ class PartitionAssignment:
         self._limits = limits or Limits()
         self._cache = cache
         self._stores = stores
-        self._parts: dict[tuple[str, int], Part] = {}
-        self._serving: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._assigned: set[tuple[str, int]] = set()
-        self._epoch = 0
-        self._lock = asyncio.Lock()
+        self._owned: dict[Pair, Ownership] = {}
+        self._leaving: dict[Pair, tuple[Ownership, asyncio.Task[None]]] = {}
+        """Ownerships that are being given up, each with the task that does it."""
+        self._is_current: IsCurrent = lambda: False
 
     # ---- state
 
     @property
     def parts(self) -> Sequence[Part]:
-        """Parts served now."""
-        return list(self._parts.values())
+        """Parts served now, also while they are being given up."""
+        return list(self._served().values())
+
+    def _served(self) -> dict[Pair, Part]:
+        leaving = {pair: ownership for pair, (ownership, _) in self._leaving.items()}
+        both = (*leaving.items(), *self._owned.items())  # an ownership that has a part comes after the one that left
+        return {pair: ownership.part for pair, ownership in both if ownership.part is not None}
 
     def views(self, agent: str) -> Mapping[int, PartitionView]:
         """Partitions of an agent that are served here, by number."""
-        return {number: part for (name, number), part in self._parts.items() if name == agent}
+        return {number: part for (name, number), part in self._served().items() if name == agent}
 
     @property
-    def assigned(self) -> frozenset[tuple[str, int]]:
+    def assigned(self) -> frozenset[Pair]:
         """(agent, partition) pairs assigned to this worker, served or not."""
-        return frozenset(self._assigned)
+        return frozenset(self._owned)
+
+    @property
+    def claimed(self) -> frozenset[Pair]:
+        """Pairs that nobody else may have yet: the assigned ones, and those that are not given up completely."""
+        return frozenset((*self._owned, *self._leaving))
 
     @property
     def settled(self) -> bool:
         """True when every assigned partition is served or in `unserved`."""
-        return all(key in self._parts or key[1] in self.unserved for key in self._assigned)
+        return all(
+            ownership.part is not None or number in self.unserved for (_, number), ownership in self._owned.items()
+        )
 
     def interval(self) -> float:
         """Return the seconds between checkpoints of a partition."""
-        stateful = sum(1 for part in self._parts.values() if part.stateful)
+        stateful = sum(1 for part in self.parts if part.stateful)
         return max(SHORTEST_INTERVAL_SECONDS, INTERVAL_PER_PARTITION_SECONDS * stateful)
 
     def _share(self) -> Limits:
         """Return one partition's share of the unsaved bytes that a worker may hold in memory."""
-        stateful = sum(1 for name, _ in self._assigned if self.specs[name].tables)
+        stateful = sum(1 for name, _ in self._owned if self.specs[name].tables)
         share = max(LEAST_UNSAVED_BYTES, UNSAVED_BYTES // max(1, stateful))
         return replace(self._limits, bytes=min(self._limits.bytes, share))
 
     # ---- assignments
 
-    async def take_over(self, assigned: Iterable[tuple[str, int]], is_current: IsCurrent) -> None:
-        """Begin to serve these (agent, partition) pairs and return at once; `settled` turns true when it is done."""
-        async with self._lock:
-            await self._give_up(0.0)
-            self.unserved.clear()
-            epoch = self._epoch
-            self._assigned = set(assigned)
+    def take_over(
+        self,
+        assigned: Iterable[Pair],
+        is_current: IsCurrent,
+        *,
+        keep: bool = False,
+        leave_seconds: float = 0.0,
+    ) -> None:
+        """Begin to serve these (agent, partition) pairs and return at once; `settled` turns true when it is done.
 
-            def current() -> bool:
-                return epoch == self._epoch and is_current()
+        `keep`: nobody else can have had the pairs that were assigned before, so their parts are served on. Others
+        finish the batches in hand within `leave_seconds`. An assignment that is not current any more changes nothing.
+        """
+        if not is_current():
+            return
+        wanted = set(assigned)
+        staying = {pair for pair in wanted if keep and pair in self._owned and not self._owned[pair].ended}
+        self._is_current = is_current
+        self.unserved.clear()
+        for pair in self._owned.keys() - staying:
+            self._leave(pair, leave_seconds if keep else 0.0)
+        for pair in sorted(wanted - staying):
+            self._own(pair)
+        for part in self.parts:
+            part.limit(self._share())
 
-            for name, number in sorted(self._assigned):
-                serving = self._clock.spawn(
-                    self._serve(self.specs[name], number, current), name=f"{name}[{number}] is served"
-                )
-                self._serving[name, number] = serving
+    def _own(self, pair: Pair) -> None:
+        name, number = pair
+        former, _ = self._leaving.get(pair, (None, None))
+
+        def not_served(reason: PartitionNotServed) -> None:
+            self.unserved.setdefault(number, (reason.code, f"{name}: {reason.text}"))
+
+        self._owned[pair] = Ownership(
+            f"{name}[{number}]",
+            lambda is_current: self._new_part(self.specs[name], number, is_current),
+            clock=self._clock,
+            is_current=lambda: self._is_current(),  # noqa: PLW0108 - of the assignment at that time
+            not_served=not_served,
+            fail=self._fail,
+            former=former,
+        )
+
+    def _leave(self, pair: Pair, seconds: float) -> None:
+        """Give a pair up in the background."""
+        ownership = self._owned.pop(pair)
+        leaving = self._clock.spawn(ownership.give_up(seconds), name=f"{pair[0]}[{pair[1]}] is given up")
+        self._leaving[pair] = ownership, leaving
+        leaving.add_done_callback(lambda _: self._left_one(pair, ownership))
+
+    def _left_one(self, pair: Pair, ownership: Ownership) -> None:
+        if pair in self._leaving and self._leaving[pair][0] is ownership:
+            del self._leaving[pair]
+
+    async def left(self) -> None:
+        """Return once everything that was given up is free."""
+        while self._leaving:
+            await asyncio.wait({leaving for _, leaving in self._leaving.values()})
+
+    def let_go(self, seconds: float) -> None:
+        """Begin to give everything up; the batches in hand are finished within `seconds`. Also ends a take-over."""
+        self._is_current = lambda: False
+        for pair in list(self._owned):
+            self._leave(pair, seconds)
 
     async def give_up(self, seconds: float) -> None:
-        """Finish the batches in hand within `seconds`, checkpoint, and give everything up. Also ends a take-over."""
-        async with self._lock:
-            await self._give_up(seconds)
-
-    async def _give_up(self, seconds: float) -> None:
-        self._epoch += 1
-        self._assigned = set()
-        serving, self._serving = self._serving, {}
-        if not serving:
-            return
-        for key, task in serving.items():
-            part = self._parts.get(key)
-            if part is None:
-                task.cancel()  # recovering, or pausing between attempts
-            else:
-                part.stop()
-        late = await self._wait(set(serving.values()), seconds)
-        for key, task in serving.items():
-            if task in late and (part := self._parts.get(key)) is not None:
-                logger.warning("%r: its agent did not finish the batch in hand within %.0f s", part, seconds)
-                part.abort()
-        for task in await self._wait(late, 15.0):
-            logger.error("%s did not end; dropped", task.get_name())
-            task.cancel()
-
-    async def _wait(self, tasks: set[asyncio.Task[None]], seconds: float) -> set[asyncio.Task[None]]:
-        """Wait for tasks; return those that are not done after `seconds`."""
-        pending = {task for task in tasks if not task.done()}
-        if pending:
-            try:
-                async with self._clock.timeout(seconds):
-                    await asyncio.wait(pending)
-            except TimeoutError:
-                pass
-        return {task for task in pending if not task.done()}
+        """Finish the batches in hand within `seconds`, checkpoint, and return once everything is given up."""
+        self.let_go(seconds)
+        await self.left()
 
     # ---- one partition
 
-    async def _serve(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> None:
-        """Take and serve one partition while it is assigned; take it again after a fence or a failure."""
-        pause = FIRST_PAUSE_SECONDS
-        while is_current():
-            try:
-                await self._serve_once(spec, number, is_current)
-                return
-            except Superseded:
-                return
-            except PartitionNotServed as reason:
-                logger.error("%s[%d] is not served: %s", spec.name, number, reason)
-                self.unserved.setdefault(number, (reason.code, f"{spec.name}: {reason.text}"))
-                return
-            except Fenced:
-                logger.warning("%s[%d] was fenced; it is dropped", spec.name, number)
-            except StateLost as loss:
-                logger.warning("%s[%d] is taken anew from its changelog: %s", spec.name, number, loss)
-            except LogFailed as failure:
-                logger.error("%s[%d]: %s", spec.name, number, failure)
-                self._fail(failure)
-                return
-            except Exception as failure:
-                logger.error("%s[%d] failed and is given up: %s", spec.name, number, failure, exc_info=failure)
-            await self._clock.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-
-    async def _serve_once(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> None:
-        part = Part(
+    def _new_part(self, spec: AgentSpec, number: int, is_current: IsCurrent) -> Part:
+        return Part(
             spec,
             number,
             partitions=self._partitions,
@@ -212,18 +205,3 @@ class PartitionAssignment:
             cache=self._cache,
             stores=self._stores,
         )
-        key = (spec.name, number)
-        try:
-            began = self._clock.monotonic()
-            await part.take()
-            if not is_current():
-                raise Superseded
-            self._parts[key] = part
-            if spec.on_recovered is not None:
-                rows = sum(len(part.rows(table)) for table in part.table_names)
-                spec.on_recovered(rows, self._clock.monotonic() - began)
-            await part.run()
-        finally:
-            if self._parts.get(key) is part:
-                del self._parts[key]
-            await part.close()

@@ -86,7 +86,7 @@ class Checkpoints:
         self._backend = backend
         self._clock = clock
         self._interval = interval
-        self._limits = limits
+        self.limits = limits
         self._substituted = substituted
         self._saved = -1
         self._pending: list[asyncio.Future[Any]] = []
@@ -152,7 +152,7 @@ class Checkpoints:
 
     async def keep_up(self) -> None:
         """Request a checkpoint at the limits; at twice the limits the log is too slow, so wait for the checkpoint."""
-        commands, size = self._limits.commands, self._limits.bytes
+        commands, size = self.limits.commands, self.limits.bytes
         if self._commands >= commands or self._bytes >= size:
             self._due.set()
             if self._commands >= 2 * commands or self._bytes >= 2 * size:

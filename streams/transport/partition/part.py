@@ -213,6 +213,10 @@ class Part:
                 if not task.cancelled():
                     task.exception()
 
+    def limit(self, limits: Limits) -> None:
+        """Change the limits, because the worker has more or fewer partitions now."""
+        self._limits = self._saves.limits = limits
+
     async def checkpoint(self) -> None:
         """Make everything folded so far durable. Raises Fenced, LogFailed, errors of the backend."""
         await self._saves.save()
@@ -235,10 +239,12 @@ class Part:
         self._stopping = True
         self._wake_waiters_for_good()
         self._saves.stop()
-        await self._backend.close()
-        self._saves.rows.close()
-        if self.spec.on_lost is not None:
-            self.spec.on_lost(self.number)
+        try:
+            await self._backend.close()
+        finally:
+            self._saves.rows.close()
+            if self.spec.on_lost is not None:
+                self.spec.on_lost(self.number)
 
     async def _read(self) -> None:
         fetch, batch = self._backend.fetch, self.spec.batch

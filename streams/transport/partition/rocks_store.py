@@ -93,7 +93,13 @@ class RocksStores:
         return self._folder / "partitions"
 
     async def open(self, agent: str, partition: int, tables: Sequence[str]) -> RowStore:
-        return await self.run(self._open, self._partitions / f"{agent}-{partition}", tables)
+        folder = self._partitions / f"{agent}-{partition}"
+        opening = asyncio.get_running_loop().run_in_executor(self._thread, self._open, folder, tables)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unused)  # the thread opens it all the same
+            raise
 
     def _open(self, folder: Path, tables: Sequence[str]) -> RocksStore:
         try:
@@ -284,6 +290,11 @@ class RocksStore:
             yield
         except Exception as error:
             raise _lost(self._folder, done, error) from error
+
+
+def _close_unused(opening: asyncio.Future[RocksStore]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _remove(path: Path) -> None:

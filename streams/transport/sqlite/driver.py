@@ -16,7 +16,7 @@ from ports.clock import Clock
 from ports.log import AgentSpec, LogUrlInvalid
 from streams.topics import changelog, prefixed
 from streams.transport.faust import membership
-from streams.transport.partition.assignment import IsCurrent
+from streams.transport.partition.ownership import IsCurrent
 from streams.transport.sqlite.backend import SqliteBackend
 from streams.transport.sqlite.log import WINDOW_SECONDS, SqliteLog
 

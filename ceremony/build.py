@@ -27,6 +27,7 @@ from bridge.nats.outbound import NatsOutbound
 from bridge.nats.responses import AgentResponses
 from bridge.ray.executor import RayExecutorClient
 from ceremony import descriptors, logs
+from ceremony.read_models import projectors
 from ceremony.readiness import Readiness
 from ceremony.settings import Settings
 from ceremony.version import VERSION
@@ -211,6 +212,7 @@ class Parts:
         self.app = _app(settings, clock)
         self.log = self.app.driver.log
         self.idempotency = _idempotency(settings, clock)
+        self.projectors = projectors(settings, self.log, kinds, redactor, clock)
         self.pipeline = Pipeline(
             Ports(clock, self.log, self.ray, self.nats, self.idempotency, redactor),
             PipelineOptions.of(settings),
@@ -227,6 +229,7 @@ class Parts:
             self.nats,
             [self.pipeline.nats_out, self.pipeline.nats_in],
             self.pipeline.sender,
+            self.projectors,
         )
         self.dead_letters = DeadLetters(
             self.log,

@@ -8,6 +8,7 @@ from bridge.nats.connection import NatsConnection
 from bridge.nats.events import EventsBridge
 from bridge.nats.outbound import NatsOutbound
 from bridge.nats.responses import AgentResponses
+from bridge.projection.projector import Projector
 from streams.engine import Engine
 
 
@@ -21,6 +22,7 @@ class Readiness:
         nats: NatsConnection,
         bridges: Sequence[EventsBridge | AgentResponses],
         outbound: NatsOutbound,
+        projectors: Sequence[Projector] = (),
     ) -> None:
         self.ray_state = "not asked yet"
         self._roles = roles
@@ -28,17 +30,21 @@ class Readiness:
         self._nats = nats
         self._bridges = bridges
         self._outbound = outbound
+        self._projectors = projectors
 
     def states(self) -> dict[str, str]:
         """State of each neighbour that a role of this worker needs: `ok`, or the reason why not."""
         states = self._engine.partitions.readiness()
+        stores = {projector.store.name: projector.state for projector in self._projectors}
         if "engine" not in self._roles:
-            return {"log": states["log"], "nats": self._nats_state()}
+            bridge = {"nats": self._nats_state()} if "bridge" in self._roles else {}
+            return {"log": states["log"], **bridge, **stores}
         return {
             **states,
             "nats": self._nats_state(),
             "publications": self._outbound.state,
             "ray_executor": self.ray_state,
+            **stores,
         }
 
     def warnings(self) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import NoDecode, SettingsConfigDict
 
@@ -17,12 +17,17 @@ from ceremony.store_settings import StoreSettings
 from ports.masking import masked
 from steps.subjects import parse_allowlist
 
+PROJECTOR = "projector"
+# By default; the projector joins them where a store is set.
 ROLES = ("engine", "bridge")
-# Named in the design, and not built yet.
-LATER_ROLES = ("projector",)
+ALL_ROLES = (*ROLES, PROJECTOR)
 # The neighbours that each role needs.
-READINESS_OF = {"engine": ("log", "tables", "nats", "publications", "ray_executor"), "bridge": ("log", "nats")}
-READINESS_NAMES = READINESS_OF["engine"]
+READINESS_OF = {
+    "engine": ("log", "tables", "nats", "publications", "ray_executor"),
+    "bridge": ("log", "nats"),
+    PROJECTOR: ("log",),
+}
+READINESS_NAMES = (*READINESS_OF["engine"], "valkey", "neo4j")
 # A stream that one definition publishes to, and that takes nothing, is no reason to stop serving the others.
 READINESS_DEFAULT = ("log", "tables", "nats", "ray_executor")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -65,7 +70,7 @@ class Settings(StoreSettings):
     advertised_addr: str | None = Field(None, alias="CEREMONY_ADVERTISED_ADDR")
     """Address of this worker's gRPC for other workers, `host:port`; default: its host's name and port."""
     roles: Annotated[tuple[str, ...], NoDecode] = Field(ROLES, alias="CEREMONY_ROLE")
-    """The parts that run here: `engine` (agents, timers, front), `bridge` (NATS in and out)."""
+    """The parts that run here: `engine` (agents, timers, front), `bridge` (NATS in and out), `projector` (stores)."""
     http_addr: str = Field("0.0.0.0:8080", alias="CEREMONY_HTTP_ADDR")
     log_format: str = Field("console", pattern="^(console|json)$", alias="CEREMONY_LOG_FORMAT")
     agent_concurrency: int = Field(256, ge=1, le=65_536, alias="CEREMONY_AGENT_CONCURRENCY")
@@ -90,6 +95,7 @@ class Settings(StoreSettings):
     def required(self) -> tuple[str, ...]:
         """The neighbours that decide readiness: those of `readiness_requires` that a role of this worker needs."""
         needed = {name for role in self.roles for name in READINESS_OF[role]}
+        needed |= set(self.stores) if PROJECTOR in self.roles else set()
         return tuple(name for name in self.readiness_requires if name in needed)
 
     @field_validator("publish_subjects", "readiness_requires", "roles", mode="before")
@@ -102,13 +108,18 @@ class Settings(StoreSettings):
     @field_validator("roles")
     @classmethod
     def _roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if later := sorted(set(value) & set(LATER_ROLES)):
-            raise ValueError(f"{', '.join(later)} is not built yet in this release; one or more of {', '.join(ROLES)}")
-        if unknown := sorted(set(value) - set(ROLES)):
-            raise ValueError(f"unknown: {', '.join(unknown)}; one or more of {', '.join(ROLES)}")
+        if unknown := sorted(set(value) - set(ALL_ROLES)):
+            raise ValueError(f"unknown: {', '.join(unknown)}; one or more of {', '.join(ALL_ROLES)}")
         if not value:
-            raise ValueError(f"expected one or more of {', '.join(ROLES)}")
+            raise ValueError(f"expected one or more of {', '.join(ALL_ROLES)}")
         return value
+
+    @model_validator(mode="after")
+    def _projects_by_default(self) -> Self:
+        """Add the projector where a store is set and nobody has chosen the roles."""
+        if "roles" not in self.model_fields_set and self.stores:
+            self.roles = (*self.roles, PROJECTOR)
+        return self
 
     @field_validator("publish_subjects")
     @classmethod
@@ -155,9 +166,16 @@ def read_settings(options: Mapping[str, Any]) -> Settings:
         found = Settings(**options)
     except ValidationError as error:
         raise SettingsInvalid([_problem(details) for details in error.errors()]) from None
-    if problems := [*_level_problems(found.log_level), *_address_problems(found), *found.store_problems()]:
+    if problems := list(_problems(found)):
         raise SettingsInvalid(problems)
     return found
+
+
+def _problems(found: Settings) -> Iterator[str]:
+    yield from _level_problems(found.log_level)
+    yield from _address_problems(found)
+    yield from _role_problems(found)
+    yield from found.store_problems()
 
 
 def _problem(details: ErrorDetails) -> str:
@@ -172,6 +190,11 @@ def _problem(details: ErrorDetails) -> str:
 def _shown(name: str, value: object) -> str:
     """The wrong value for a message; that of an address is not shown, for any part of it may be a password."""
     return "" if name in ADDRESSES | SECRET else f" (it is {masked(repr(value))})"
+
+
+def _role_problems(found: Settings) -> Iterator[str]:
+    if PROJECTOR in found.roles and not found.stores:
+        yield "CEREMONY_ROLE: a projector needs a store; set VALKEY_HOST or NEO4J_URI"
 
 
 def _level_problems(level: str) -> Iterator[str]:

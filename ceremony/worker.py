@@ -53,6 +53,7 @@ class Worker:
         self.engine, self.timers = parts.pipeline.engine, parts.pipeline.timers
         self.nats_out, self.nats_in = parts.pipeline.nats_out, parts.pipeline.nats_in
         self.idempotency, self.directory = parts.idempotency, parts.directory
+        self.projectors = parts.projectors
         self.definitions, self.metrics, self.readiness = parts.definitions, parts.metrics, parts.readiness
         self.grpc, self.http = parts.grpc, parts.http
         self.failure: BaseException | None = None
@@ -115,7 +116,10 @@ class Worker:
         if "engine" in self.settings.roles:
             await self._start_engine()
         else:
-            await self.log.create(self.app.topic_specs)
+            await self.log.create(self.app.all_topics)
+        for projector in self.projectors:
+            projector.on_failure = self._fail
+            await start(projector.stop, projector.start)
         if "bridge" in self.settings.roles:
             await start(self.nats_out.stop, self.nats_out.start)
             await start(self.nats_in.stop, self.nats_in.start)

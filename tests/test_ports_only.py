@@ -18,6 +18,7 @@ ALLOWED = {
     # One family of modules per neighbour may import that neighbour's client.
     "bridge/nats/*.py": frozenset({"nats"}),
     "bridge/valkey/*.py": frozenset({"redis"}),
+    "bridge/neo4j/*.py": frozenset({"neo4j"}),
     "bridge/ray/executor.py": frozenset({"grpc"}),
     "bridge/grpc/*.py": frozenset({"grpc", "grpc_health", "grpc_reflection"}),
     # A small neighbour: it speaks both protocols and draws its random numbers from a seed.

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 WorkerRoleOption = Annotated[
     str | None,
     typer.Option(
-        help="The parts to run, with commas between: engine (agents, timers, front), bridge (NATS in and out);"
-        " default: CEREMONY_ROLE, else both.",
+        help="The parts to run, with commas between: engine (agents, timers, front), bridge (NATS in and out),"
+        " projector (Valkey, Neo4j); default: CEREMONY_ROLE, else all that have a neighbour.",
         show_default=False,
     ),
 ]

@@ -35,6 +35,16 @@ VERBS = (
     Verb("dev", RUN, "Run everything in one folder: engine, embedded log, a real NATS, a simulated Ray executor."),
     Verb("demo", RUN, "Start ceremonies on an engine of its own, approve their gates, and account for every one."),
     Verb("republish", RUN, "Publish all retained events again, with their ids, to restore the stream CEREMONY."),
+    Verb(
+        "rebuild",
+        RUN,
+        "Write a read model again from the log, while the engine runs, and remove rows that the tables do not have.",
+    ),
+    Verb(
+        "reconcile",
+        RUN,
+        "Compare each row of the tables with Valkey and Neo4j. Exit 1 if one differs, and was not mended.",
+    ),
     Verb("start", CEREMONIES, "Start a ceremony. Repeating the same start is safe: nothing starts twice."),
     Verb("approve", CEREMONIES, "Approve a human gate or a human guard."),
     Verb("reject", CEREMONIES, "Reject a human gate. Its step fails; `on_failure` of the definition decides the rest."),

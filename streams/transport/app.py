@@ -165,7 +165,7 @@ class CeremonyApp(faust.App):
     async def on_start(self) -> None:
         await self.stores.start()
         await self.commit_log.start()
-        await self.commit_log.create([*self.topic_specs, *self._changelogs()])
+        await self.commit_log.create(self.all_topics)
         await super().on_start()
 
     async def on_shutdown(self) -> None:
@@ -197,12 +197,15 @@ class CeremonyApp(faust.App):
             if self.on_crash is not None:
                 self.on_crash(failure)
 
-    def _changelogs(self) -> list[TopicSpec]:
-        return [
+    @property
+    def all_topics(self) -> list[TopicSpec]:
+        """The topics to create, changelogs included."""
+        changelogs = [
             TopicSpec(names.prefixed(self.prefix, names.changelog(table.name)), self.partitions, compacted=True)
             for spec in self.specs.values()
             for table in spec.tables
         ]
+        return [*self.topic_specs, *changelogs]
 
     def _dead_letters(self) -> DeadLetterTopic:
         topic = names.prefixed(self.prefix, names.DEADLETTERS)

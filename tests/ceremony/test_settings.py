@@ -113,7 +113,7 @@ def test_a_wrong_value_is_refused_with_the_name_of_its_variable(
 
 def test_an_unknown_readiness_name_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("READINESS_REQUIRES", "redis")
-    with pytest.raises(ValidationError, match="redis; one of log, tables, nats, publications, ray_executor"):
+    with pytest.raises(ValidationError, match="redis; one of log, tables, nats, publications, ray_executor, valkey"):
         settings()
 
 
@@ -198,6 +198,19 @@ def test_a_store_that_cannot_work_is_one_line_without_a_password(
     (line,) = caught.value.problems
     assert line.startswith(problem)
     assert "hunter2" not in str(caught.value)
+
+
+def test_the_projector_runs_by_default_where_a_store_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    # specification 25.3
+    monkeypatch.setenv("VALKEY_HOST", "valkey")
+    found = read_settings({})
+    assert found.roles == ("engine", "bridge", "projector")
+    assert "valkey" not in found.required
+    monkeypatch.setenv("READINESS_REQUIRES", "log,valkey,neo4j")
+    assert read_settings({}).required == ("log", "valkey")
+    monkeypatch.setenv("CEREMONY_ROLE", "engine")
+    assert read_settings({}).roles == ("engine",)
+    assert read_settings({}).required == ("log",)
 
 
 def test_a_password_file_is_read_again_each_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ def test_the_names_of_changelogs_have_the_prefix() -> None:
     app.attach(AgentSpec("one", "x.commands", tables=[TableSpec("ceremonies", bytes, bytes)]), agent)
     table: Any = app.tables["ceremonies"]
     assert table.changelog_topic_name == "x.ceremonies.changelog"
-    assert [(spec.name, spec.compacted) for spec in app._changelogs()] == [("x.ceremonies.changelog", True)]
+    assert [(spec.name, spec.compacted) for spec in app.all_topics[len(app.topic_specs) :]] == [
+        ("x.ceremonies.changelog", True)
+    ]
 
 
 def test_a_table_cannot_be_changed_from_outside_its_agent() -> None:

@@ -59,8 +59,8 @@ def test_the_help_names_every_verb_and_the_exit_codes(capsys: pytest.CaptureFixt
     assert run(["--help"]) == Exit.OK
     said = " ".join(capsys.readouterr().out.split())
     verbs = (
-        "serve dev demo republish validate graph init schema start get list watch approve reject trigger"
-        " deadletters definitions"
+        "serve dev demo republish rebuild reconcile validate graph init schema start get list watch approve reject"
+        " trigger deadletters definitions"
     )
     assert [verb for verb in verbs.split() if f" {verb} " not in said] == []
     assert "Exit codes: 0 ok · 1 refused or failed · 2 wrong usage" in said
@@ -320,8 +320,8 @@ def test_wrong_settings_are_one_line_for_each_variable(
     ("options", "line"),
     [
         (["--grpc-addr", "here"], "setting_invalid: PLANNING_CEREMONY_GRPC_ADDR: expected host:port"),
-        (["--role", "engine,projector"], "setting_invalid: CEREMONY_ROLE: projector is not built yet in this release"),
-        (["--role", "king"], "setting_invalid: CEREMONY_ROLE: unknown: king; one or more of engine, bridge"),
+        (["--role", "engine,projector"], "setting_invalid: CEREMONY_ROLE: a projector needs a store"),
+        (["--role", "king"], "setting_invalid: CEREMONY_ROLE: unknown: king; one or more of engine, bridge, projector"),
         (["--http-addr", "1.2.3.4:99999"], "setting_invalid: CEREMONY_HTTP_ADDR: expected host:port"),
         (["--log", "redis://x"], "setting_invalid: CEREMONY_LOG: expected kafka://"),
     ],

@@ -38,7 +38,7 @@ class Load:
         """Open the log only: this process serves no partition while workers run."""
         log = self.app.commit_log
         await log.start()
-        await log.create([*self.app.topic_specs, *self.app._changelogs()])
+        await log.create(self.app.all_topics)
         return self
 
     async def __aexit__(self, *_: object) -> None:

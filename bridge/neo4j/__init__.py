@@ -1,0 +1,1 @@
+"""Neo4j: the client, and the read model that is kept there."""

@@ -1,0 +1,315 @@
+"""Keeps one store up to date: follows the changelog of `ceremonies`, and writes rows with the position they end at.
+
+The store holds the position of each partition, and the position decides: a write is applied only where the store still
+has the position that it continues. So a store that was emptied or restored from a backup is noticed at the next write,
+or by the watch, and read again from its own position; of two projectors of one partition only one can write at a time,
+and one that wakes up late writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+
+from bridge.projection import metrics
+from bridge.projection.documents import Changes, Documents, portions
+from bridge.projection.dual_writes import DualWrites, FailingWrite, Ledger
+from bridge.projection.outage import StoreCalls
+from bridge.projection.rebuild import Rebuild
+from bridge.projection.store import Gone, Place, Store, StoreError, Write
+from ports.clock import Clock
+from ports.log import Committed, Follower, Log, LogUnavailable, Record
+from streams import topics
+
+# Records of one batch; their bytes are bounded by what the log fetches at a time.
+BATCH = 1000
+WATCH_SECONDS = 2.0
+STOP_SECONDS = 3.0
+AGAIN_SECONDS = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class Projector:
+    """Projects the partitions that its group assigns to it into one store."""
+
+    def __init__(
+        self,
+        log: Log,
+        store: Store,
+        documents: Documents,
+        clock: Clock,
+        *,
+        prefix: str,
+        partitions: int,
+        ledger: Ledger | None = None,
+    ) -> None:
+        """`ledger`: of failed writes; without one they are only announced."""
+        self.on_failure: Callable[[BaseException], None] | None = None
+        """Called when a task beside the batches has failed, which ends the worker."""
+        self.store = store
+        self.calls = StoreCalls(store, clock)
+        self._log = log
+        self._documents = documents
+        self._clock = clock
+        self._topic = topics.prefixed(prefix, topics.changelog(topics.CEREMONIES))
+        self._group = topics.prefixed(prefix, f"projector.{store.name}")
+        self._follower: Follower | None = None
+        self._beside: list[asyncio.Task[None]] = []
+        self._known: dict[int, str] = {}
+        """Text of the store's place by partition, where the follower continues from it."""
+        self._locks: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Of the writes to each partition."""
+        self._turns: defaultdict[int, int] = defaultdict(int)
+        """Number of times that each partition was sent to another place: what was fetched before is not written."""
+        self._rebuilds: dict[int, Rebuild] = {}
+        self._oldest: dict[int, int] = {}
+        """Timestamp of the first record in hand, by partition."""
+        self._partitions = partitions
+        self._dual_writes = DualWrites(log, ledger, clock, store=store.name, prefix=prefix, partitions=partitions)
+        self._ends: Sequence[int] = ()
+        self._defined: set[str] = set()
+        """Hashes of definitions that the store has."""
+        self._working: set[asyncio.Task[None]] = set()
+        self._rows = metrics.ROWS.labels(store.name)
+        self._written = 0
+
+    @property
+    def state(self) -> str:
+        """For readiness: `ok`, or the last error of the store, with the records that wait for it."""
+        state = self.calls.state
+        return state if state == "ok" else f"{state}; {self.lag_records} records wait"
+
+    async def start(self) -> None:
+        """Begin to follow the changelog. The store need not run yet; rows wait in the log."""
+        self._ends = [end for _, end in await self._log.ends(self._topic)]
+        self._follower = await self._log.follow(self._group, self._topic, self._handle, batch=BATCH, taken=self._taken)
+        name = f"projector-{self.store.name}"
+        self._beside = [
+            self._clock.spawn(self._watch(), name=f"{name}-watch"),
+            self._clock.spawn(self._measure(), name=f"{name}-measure"),
+        ]
+        for task in self._beside:
+            task.add_done_callback(self._ended)
+        metrics.LAG_RECORDS.labels(self.store.name).set_function(lambda: self.lag_records)
+        metrics.LAG_SECONDS.labels(self.store.name).set_function(lambda: self.lag_seconds)
+
+    async def stop(self) -> None:
+        """Finish the writes in hand if the store answers, else leave them to the next projector."""
+        for task in self._beside:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        if self._follower is not None:
+            leaving = self._clock.spawn(self._follower.stop(), name=f"projector-{self.store.name}-leave")
+            try:
+                async with self._clock.timeout(STOP_SECONDS):
+                    await asyncio.shield(leaving)
+            except TimeoutError:
+                for task in self._working:
+                    task.cancel()
+                await leaving
+        await self.store.close()
+        await self._dual_writes.close()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (failure := task.exception()) is not None and self.on_failure is not None:
+            self.on_failure(failure)
+
+    # -- batches of the changelog
+
+    async def _taken(self, committed: Committed) -> None:
+        """Forget the place: at a new assignment the follower begins at the group's offset, which decides nothing."""
+        self._known.pop(committed.partition, None)
+        self._dual_writes.forget()
+
+    async def _handle(self, records: Sequence[Record]) -> None:
+        # In a task of its own, which `stop` can cancel while the store is away: then the batch is not committed.
+        partition = records[0].partition
+        self._oldest[partition] = records[0].timestamp
+        work = self._project(partition, records, self._turns[partition])
+        task = self._clock.spawn(work, name=f"projector-{self.store.name}-{partition}")
+        self._working.add(task)
+        try:
+            await task
+        finally:
+            task.cancel()
+            self._working.discard(task)
+            self._oldest.pop(partition, None)
+
+    async def _project(self, partition: int, records: Sequence[Record], turn: int) -> None:
+        async with self._locks[partition]:
+            if turn != self._turns[partition]:
+                return  # sent elsewhere while these waited
+            if partition not in self._known:
+                await self._continue(partition, records)
+                return  # the follower comes back with the records from the store's own place on
+            for portion in portions(records):
+                if not await self._write(partition, await self._changes(portion), portion[-1].offset + 1):
+                    return
+
+    async def _changes(self, portion: Sequence[Record]) -> Changes:
+        while True:
+            try:
+                return await self._documents.of(portion)
+            except LogUnavailable:
+                await self._clock.sleep(AGAIN_SECONDS)
+
+    async def _write(self, partition: int, changes: Changes, following: int) -> bool:
+        """Write, and return whether the partition goes on: False where the store had another place."""
+        rebuild = self._rebuilds.get(partition)
+        if rebuild is None:
+            return await self._apply(partition, changes, Place(following))
+        rebuild.saw(document.instance_id for document in changes.documents)
+        return await self._apply(partition, changes, Place(following, rebuild.id, rebuild.until))
+
+    async def _apply(self, partition: int, changes: Changes, place: Place) -> bool:
+        missing = {digest: text for digest, text in changes.definitions.items() if digest not in self._defined}
+        write = Write(partition, self._known[partition], place.text, changes.documents, changes.gone, missing)
+        trouble = FailingWrite(self._clock)
+
+        async def failed(error: StoreError) -> None:
+            if trouble.failed():
+                await self._dual_writes.failed(changes.documents, error, trouble.attempts)
+
+        found = await self.calls.until_done(lambda: self.store.write(write), failed)
+        if found != write.place:
+            log.info("place_moved", store=self.store.name, partition=partition, expected=write.expected, found=found)
+            await self._continue(partition)
+            return False
+        self._known[partition] = found
+        self._defined |= missing.keys()
+        await self._dual_writes.done(document.instance_id for document in changes.documents)
+        count = len(changes.documents) + len(changes.gone)
+        self._written += count
+        self._rows.inc(count)
+        return True
+
+    # -- the store's own place
+
+    async def _continue(self, partition: int, records: Sequence[Record] = ()) -> None:
+        """Let the follower go on from the store's place; from the log start where the store has none.
+
+        `records` wait for it, and are announced if it takes long.
+        """
+        trouble = FailingWrite(self._clock)
+
+        async def failed(error: StoreError) -> None:
+            if trouble.failed():
+                for portion in portions(records):
+                    changes = await self._changes(portion)
+                    await self._dual_writes.failed(changes.documents, error, trouble.attempts)
+
+        text = (await self.calls.until_done(self.store.places, failed)).get(partition, "")
+        following = await self._following(partition, Place.read(text))
+        self._known[partition] = text
+        self._turns[partition] += 1
+        self._defined.clear()
+        if self._follower is not None:
+            self._follower.seek(partition, following)
+
+    async def _following(self, partition: int, place: Place | None) -> int:
+        """Return the offset to go on from."""
+        self._rebuilds.pop(partition, None)
+        if place is None:
+            await self.calls.until_done(self.store.open)
+        elif place.rebuild:
+            self._rebuilds[partition] = Rebuild(place.rebuild, await self._end(partition))
+        elif place.next <= await self._end(partition):
+            return place.next
+        else:
+            log.warning("place_beyond_log_end", store=self.store.name, partition=partition, next=place.next)
+        metrics.REBUILDS.labels(self.store.name).inc()
+        return 0
+
+    async def _end(self, partition: int) -> int:
+        while True:
+            try:
+                return (await self._log.ends(self._topic))[partition][1]
+            except LogUnavailable:
+                await self._clock.sleep(AGAIN_SECONDS)
+
+    # -- beside the batches
+
+    async def _watch(self) -> None:
+        """Notice a store that was emptied or restored, and the end of rebuilds, also while no row changes."""
+        while True:
+            with contextlib.suppress(StoreError, LogUnavailable):
+                await self._look()
+                if not self.lag_records:
+                    await self._dual_writes.done_up_to_date(list(self.assigned))
+            await self._clock.sleep(WATCH_SECONDS)
+
+    async def _look(self) -> None:
+        before = dict(self._known)
+        stored = await self.calls.once(self.store.places)
+        for partition in self._at_rest():
+            known = self._known.get(partition)
+            if known != before.get(partition):
+                continue  # written meanwhile
+            if known is None or known != stored.get(partition, ""):
+                async with self._locks[partition]:
+                    await self._continue(partition)
+            elif partition in self._rebuilds:
+                await self._end_rebuild(partition, self._rebuilds[partition])
+
+    @property
+    def assigned(self) -> Mapping[int, int]:
+        """Offset of the next record to be written, by assigned partition."""
+        return {} if self._follower is None else self._follower.places
+
+    def _at_rest(self) -> Sequence[int]:
+        """Return the assigned partitions that are not being written."""
+        return [partition for partition in self.assigned if not self._locks[partition].locked()]
+
+    async def _end_rebuild(self, partition: int, rebuild: Rebuild) -> None:
+        """Once every row of the log was seen, remove the rows that it does not have, and note the end."""
+        if self.assigned.get(partition, 0) < rebuild.until:
+            return
+        async with self._locks[partition]:
+            if self._rebuilds.get(partition) is not rebuild:
+                return
+            following = (Place.read(self._known[partition]) or Place(0)).next
+            if rebuild.until and not await self._remove_unseen(partition, rebuild, following):
+                return
+            # A log without records has lost them all: then the rows of the store are not to be lost, too.
+            if await self._apply(partition, Changes(), Place(following)):
+                del self._rebuilds[partition]
+                log.info("partition_rebuilt", store=self.store.name, partition=partition)
+
+    async def _remove_unseen(self, partition: int, rebuild: Rebuild, following: int) -> bool:
+        """Remove rows of the partition that the log does not have; False where the store's place has moved."""
+        pages = self.store.instance_ids()
+        while page := await self.calls.once(lambda: anext(pages, None)):
+            mine = [i for i in page if self._log.partition_of(i.encode(), self._partitions) == partition]
+            gone = [Gone(instance_id) for instance_id in rebuild.unseen(mine)]
+            place = Place(following, rebuild.id, rebuild.until)
+            if gone and not await self._apply(partition, Changes(gone=gone), place):
+                return False
+        return True
+
+    async def _measure(self) -> None:
+        """Keep the log ends fresh, also while the store is away."""
+        while True:
+            with contextlib.suppress(LogUnavailable):
+                self._ends = [end for _, end in await self._log.ends(self._topic)]
+            await self._clock.sleep(WATCH_SECONDS)
+
+    def rows_written(self) -> int:
+        """Return the number of rows written or removed since the start."""
+        return self._written
+
+    @property
+    def lag_records(self) -> int:
+        """Records of the assigned partitions that the store does not have."""
+        return sum(max(0, self._ends[partition] - place) for partition, place in self.assigned.items())
+
+    @property
+    def lag_seconds(self) -> float:
+        """Age of the oldest record that is being written; 0 while none is."""
+        oldest = min(self._oldest.values(), default=None)
+        return 0.0 if oldest is None else max(0.0, self._clock.wall() - oldest / 1000)

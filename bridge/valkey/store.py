@@ -1,0 +1,104 @@
+"""The read model in Valkey: a JSON document for each instance, and sets of their ids (specification 25.1)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+
+from bridge.projection.store import StoredRow, Write
+from bridge.valkey.client import NAME, ValkeyAddress, valkey_errors
+from tables.read_model import valkey_json
+
+INSTANCE = "ceremony:instance:"
+ALL_INSTANCES = "ceremony:instances:all"
+PLACES = "ceremony:projector:"
+PAGE = 1000
+
+
+class _VersionOnly(msgspec.Struct):
+    version: int
+
+
+_version_of = msgspec.json.Decoder(_VersionOnly).decode
+
+
+class ValkeyStore:
+    """Implements `Store`: each write is one call of a script, which Valkey runs whole or not at all."""
+
+    name = NAME
+
+    def __init__(self, address: ValkeyAddress, *, topic: str) -> None:
+        """`topic`: the changelog, whose places stand under its name."""
+        self._address = address
+        self._client = address.client()
+        self._places = PLACES + topic
+        self._script = self._client.register_script(files("bridge.valkey").joinpath("write.lua").read_bytes())
+
+    async def open(self) -> None:
+        """Nothing is needed: the script is loaded where it is missing."""
+
+    async def places(self) -> Mapping[int, str]:
+        with valkey_errors(self._address):
+            found: Any = await self._client.hgetall(self._places)
+        return {int(partition): text.decode() for partition, text in found.items()}
+
+    async def write(self, write: Write) -> str:
+        with valkey_errors(self._address):
+            found: bytes = await self._script(keys=[self._places], args=_arguments(write))
+        return found.decode()
+
+    async def set_places(self, places: Mapping[int, str]) -> None:
+        with valkey_errors(self._address):
+            await self._client.hset(self._places, mapping={str(number): text for number, text in places.items()})
+
+    async def instance_ids(self) -> AsyncIterator[Sequence[str]]:
+        cursor = 0
+        page: Any
+        while True:
+            with valkey_errors(self._address):
+                cursor, page = await self._client.sscan(ALL_INSTANCES, cursor, count=PAGE)
+            if page:
+                yield [instance_id.decode() for instance_id in page]
+            if not cursor:
+                return
+
+    async def rows(self, instance_ids: Collection[str]) -> Sequence[StoredRow]:
+        ids = list(instance_ids)
+        if not ids:
+            return []
+        with valkey_errors(self._address):
+            values: Any = await self._client.mget([INSTANCE + instance_id for instance_id in ids])
+        return [_stored(i, value) for i, value in zip(ids, values, strict=True) if value is not None]
+
+    async def close(self) -> None:
+        with valkey_errors(self._address):
+            await self._client.aclose()
+
+
+def _arguments(write: Write) -> list[Any]:
+    """Return the arguments of the script, in the order that its head gives."""
+    arguments: list[Any] = [write.partition, write.expected, write.place, len(write.documents)]
+    for document in write.documents:
+        arguments += (
+            document.instance_id,
+            document.version,
+            document.created_at,
+            document.correlation_id,
+            valkey_json(document),
+        )
+    arguments.append(len(write.gone))
+    for gone in write.gone:
+        arguments += (gone.instance_id, gone.version, gone.created_at)
+    for digest, (_, text) in (write.definitions or {}).items():
+        arguments += (digest, text)
+    return arguments
+
+
+def _stored(instance_id: str, value: bytes) -> StoredRow:
+    try:
+        return StoredRow(instance_id, _version_of(value).version, value)
+    except msgspec.DecodeError:
+        return StoredRow(instance_id, 0, None)

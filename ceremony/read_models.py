@@ -1,0 +1,85 @@
+"""The read models of a worker: the stores that its settings name, and a projector for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bridge.projection.definitions import PinnedDefinitions
+from bridge.projection.documents import Documents
+from bridge.projection.projector import Projector
+from ceremony.settings import PROJECTOR, Settings
+from ports.clock import Clock
+from ports.log import Log
+from ports.redaction import Redactor
+from streams.topics import CEREMONIES, changelog, prefixed
+from tables.definition import Definition
+from tables.kinds import Kinds
+from tables.read_model import Redact
+
+if TYPE_CHECKING:
+    from bridge.projection.dual_writes import Ledger
+    from bridge.projection.store import Store
+    from bridge.valkey.client import ValkeyAddress
+
+
+def stores(settings: Settings) -> Sequence[Store]:
+    """Return the stores that are on. The client of a store is loaded only where it is used."""
+    found: list[Store] = []
+    topic = prefixed(settings.topic_prefix, changelog(CEREMONIES))
+    if settings.valkey_host is not None:
+        from bridge.valkey.store import ValkeyStore  # noqa: PLC0415
+
+        found.append(ValkeyStore(_valkey(settings, settings.valkey_host), topic=topic))
+    if settings.neo4j_uri is not None:
+        from bridge.neo4j.client import Neo4jAddress  # noqa: PLC0415
+        from bridge.neo4j.store import Neo4jStore  # noqa: PLC0415
+
+        neo4j = Neo4jAddress(
+            settings.neo4j_uri, settings.neo4j_user, settings.neo4j_database, settings.neo4j_secret.read
+        )
+        found.append(Neo4jStore(neo4j, topic=topic))
+    return found
+
+
+def projectors(settings: Settings, log: Log, kinds: Kinds, redactor: Redactor, clock: Clock) -> Sequence[Projector]:
+    """Return a projector for each store that is on, where this worker has the role."""
+    if PROJECTOR not in settings.roles:
+        return ()
+    documents = documents_of(settings, log, kinds, redactor, clock)
+    return [
+        Projector(
+            log,
+            store,
+            documents,
+            clock,
+            prefix=settings.topic_prefix,
+            partitions=settings.partitions,
+            ledger=_ledger(settings),
+        )
+        for store in stores(settings)
+    ]
+
+
+def _ledger(settings: Settings) -> Ledger | None:
+    """Return the ledger of failed writes, which only Valkey keeps."""
+    if settings.valkey_host is None:
+        return None
+    from bridge.valkey.ledger import ValkeyLedger  # noqa: PLC0415
+
+    return ValkeyLedger(_valkey(settings, settings.valkey_host))
+
+
+def _valkey(settings: Settings, host: str) -> ValkeyAddress:
+    from bridge.valkey.client import ValkeyAddress  # noqa: PLC0415
+
+    return ValkeyAddress(host, settings.valkey_port, settings.valkey_db, settings.valkey_secret.read)
+
+
+def documents_of(settings: Settings, log: Log, kinds: Kinds, redactor: Redactor, clock: Clock) -> Documents:
+    """Return the maker of documents, redacted as at every exit, with the prompts of their own definitions."""
+
+    def redact_by(definition: Definition | None) -> Redact:
+        return redactor.of(() if definition is None else definition.prompts).encoded
+
+    return Documents(PinnedDefinitions(log, kinds, prefix=settings.topic_prefix), redact_by, clock)

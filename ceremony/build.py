@@ -179,7 +179,9 @@ class Pipeline:
 
 
 def _listener(engine: Engine, metrics: Metrics) -> PartitionListener:
-    return PartitionListener(engine.taken, engine.applied, engine.lost, metrics.recovered, metrics.saved)
+    return PartitionListener(
+        engine.taken, engine.applied, engine.lost, metrics.recovered, metrics.saved, engine.substituted
+    )
 
 
 def _agent_ports(ports: Ports, options: PipelineOptions, log_clock: LogClock, outbound: Outbound) -> AgentPorts:

@@ -137,6 +137,7 @@ class Worker:
         await self._started(self.app.stop, self.app.start)
         self._spawn(self.timers.run(), "timers")
         self._spawn(self.engine.sweep.run(), "sweep")
+        self._spawn(self.engine.indexes.run(), "indexes")
         self._spawn(self._probe(), "probe")
 
     async def _open_front(self) -> None:

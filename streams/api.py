@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -15,11 +15,49 @@ from streams.log_clock import ClockAhead
 from tables.commands import Cancel, GateDecision, Pause, Resume, RetryStep, RunStep, Start, Trigger
 from tables.definition import Definition
 from tables.diagnosis import CeremonyDiagnosis
-from tables.instance import Instance, Outline
+from tables.instance import Instance
 
 # Sorts newest first: minus created_at, then the instance id.
 SortKey = tuple[int, str]
 Operation = Trigger | GateDecision | Cancel | Pause | Resume | RetryStep | RunStep
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Filters of a list, all of which must hold; empty ones match every ceremony."""
+
+    state: str = ""
+    definition: str = ""
+    story: str = ""
+    status: str = ""
+    correlation: str = ""
+    gate_role: str = ""
+    """The role of an open gate or human guard."""
+    error_code: str = ""
+    """The code of the ceremony or of one of its steps."""
+    subject: str = ""
+    """The subject of a publish step that was attempted."""
+    inputs: Sequence[tuple[str, str]] = ()
+    """Names and values of searchable inputs."""
+    created_from: int | None = None
+    """In milliseconds, inclusive."""
+    created_before: int | None = None
+    """In milliseconds, exclusive."""
+    after: SortKey | None = None
+    """Only ceremonies behind this one in the order of a list; they are counted all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """The first matches of a query, in order."""
+
+    total: int
+    """Number of matches, on any page."""
+    exact: bool
+    """False: there may be more than `total`."""
+    keys: Sequence[SortKey]
+    stopped: SortKey | None
+    """Matches behind this one were not looked for; None at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +264,11 @@ class ReadApi(Protocol):
         Raises PartitionDiffers where the instance lives in another partition.
         """
 
-    async def newest(
-        self, wanted: Callable[[Instance | Outline], bool], most: int, partitions: Collection[int] | None = None
-    ) -> tuple[int, Sequence[SortKey]]:
-        """The number of wanted rows in these partitions (None: all), and the keys of the newest `most`, in order."""
+    async def search(self, query: Query, most: int, partitions: Collection[int] | None = None) -> Matches:
+        """The first `most` ceremonies of these partitions (None: all) that match, newest first.
+
+        Raises Unavailable also while the index of a partition is being built for longer than a call waits.
+        """
 
     def watch(self, instance_id: str) -> AsyncGenerator[Found]:
         """The present row, then each newer version, until the ceremony has ended. Close it to leave."""

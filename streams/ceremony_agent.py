@@ -77,9 +77,11 @@ class Folding:
     """Results of folding one batch, carried in its note until the batch is visible."""
 
     rows: dict[bytes, Instance | None] = field(default_factory=dict)
+    before: dict[bytes, Instance | None] = field(default_factory=dict)
+    """The rows before the batch of those that it changes."""
     replies: dict[ReplyKey, FoldResult] = field(default_factory=dict)
     definitions: dict[str, Definition] = field(default_factory=dict)
-    """Pinned definitions of the batch's ceremonies by hash, so that each is looked up once."""
+    """PinnedRow definitions of the batch's ceremonies by hash, so that each is looked up once."""
     tally: BatchTally = field(default_factory=BatchTally)
 
 
@@ -159,6 +161,7 @@ class CeremonyAgent:
         if decision.row is not row:
             batch.put(CEREMONIES, key, decision.row)
             folding.rows[key] = decision.row
+            folding.before.setdefault(key, row)
         elif decision.note:
             folding.tally.unchanged[decision.note] += 1
 

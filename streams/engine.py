@@ -11,12 +11,15 @@ from streams.ceremony_agent import applied_rows
 from streams.command_log import CommandLog
 from streams.log_clock import LogClock
 from streams.metrics import Metrics
-from streams.partitions import Partitions
+from streams.partitions import Partitions, PinnedRow
 from streams.reads import Reads
+from streams.row_indexes import RowIndexes
 from streams.stuck import StuckSweep
 from streams.timers import Timers
 from streams.topics import COMMANDS, prefixed
 from streams.turns import Turns
+from tables.definition import Definition
+from tables.instance import Instance
 from tables.kinds import Kinds
 
 
@@ -46,6 +49,8 @@ class Engine:
         self.redactor = redactor
         self.turns = Turns(clock)
         """For heavy reads, and for heavy requests of the front."""
+        self.indexes = RowIndexes(clock, self.turns, self._pinned, kinds)
+        """Of the ceremonies, for lists."""
         self.reads = Reads(
             log,
             clock,
@@ -56,6 +61,7 @@ class Engine:
             known_end=self._known_end,
             turns=self.turns,
             redactor=redactor,
+            indexes=self.indexes,
         )
         self.commands = CommandLog(
             log,
@@ -72,6 +78,9 @@ class Engine:
         """Called after a partition was taken or lost."""
         self._metrics = metrics
 
+    def _pinned(self, view: PartitionView, row: PinnedRow) -> Definition | None:
+        return self.reads.pinned(view, row)
+
     def _known_end(self, number: int) -> int:
         return self.commands.admission.known_end(number)
 
@@ -81,6 +90,7 @@ class Engine:
         self.commands.admission.taken(view.number, view.end_at_take_over)
         self._metrics.partitions.set(len(self.partitions))
         self.sweep.taken(view)
+        self.indexes.taken(view)
         if self.timers is not None:
             await self.timers.taken(view)
         self.on_change()
@@ -90,11 +100,17 @@ class Engine:
         folding = applied_rows(batch.note)
         folding.tally.add_to(self._metrics)
         self.sweep.changed(batch.partition, folding.rows)
+        self.indexes.changed(batch.partition, folding.rows, folding.before)
         if self.timers is not None and folding.rows:
             self.timers.changed(batch.partition, folding.rows)
         if folding.replies:
             self.commands.replies.resolve(folding.replies)
         self.reads.changed(folding.rows)
+
+    def substituted(self, newest: Instance, substitute: Instance) -> None:
+        """A row that cannot be written was replaced by another one (specification 18.16)."""
+        key = substitute.instance_id.encode()
+        self.indexes.changed(self.partitions.number_of(substitute.instance_id), {key: substitute}, {key: newest})
 
     def lost(self, number: int) -> None:
         """Give a partition up: its clients get Unavailable."""
@@ -102,6 +118,7 @@ class Engine:
         self._metrics.partitions.set(len(self.partitions))
         self.commands.lost(number)
         self.sweep.lost(number)
+        self.indexes.lost(number)
         if self.timers is not None:
             self.timers.lost(number)
         self.reads.lost()

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from ports.log import Log, LogWarning, PartitionView
 from streams.api import PartitionState, Unavailable
 from streams.topics import CEREMONIES
 from tables.definition import Definition
-from tables.instance import Instance
 
 # Characters of the longest instance id; a longer one names no instance and is not hashed.
 LONGEST_ID = 257
+
+
+class PinnedRow(Protocol):
+    """A row, or a part of one, with the hash of its definition."""
+
+    @property
+    def definition_hash(self) -> str: ...
+
+
 # Returns the definition that a row of this partition is pinned to; None when it cannot be read.
-DefinitionLookup = Callable[[PartitionView, Instance], Definition | None]
+DefinitionLookup = Callable[[PartitionView, PinnedRow], Definition | None]
 MOVING = "the partition of this instance is being taken over"
 NOT_FRESH = "the group has not confirmed for some seconds that this worker still owns it"
 
@@ -63,7 +72,11 @@ class Partitions:
 
     def of(self, instance_id: str) -> PartitionView:
         """The partition of this instance. Raises Unavailable."""
-        return self.view(self._log.partition_of(instance_id.encode(), self.count))
+        return self.view(self.number_of(instance_id))
+
+    def number_of(self, instance_id: str) -> int:
+        """The number of the partition of this instance, served here or not."""
+        return self._log.partition_of(instance_id.encode(), self.count)
 
     def view(self, number: int) -> PartitionView:
         """The partition of this number. Raises Unavailable unless it is served here."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
 
 import structlog
 
@@ -15,29 +13,37 @@ from ports.clock import Clock
 from ports.errors import CeremonyError
 from ports.log import Log, LogUnavailable, PartitionView, Record
 from ports.redaction import Redactor
-from streams.api import DeadLetterEntry, Diagnosis, Found, History, HistoryPlace, PartitionDiffers, SortKey, Unavailable
+from streams.api import (
+    DeadLetterEntry,
+    Diagnosis,
+    Found,
+    History,
+    HistoryPlace,
+    Matches,
+    PartitionDiffers,
+    Query,
+    Unavailable,
+)
 from streams.dead_letters import letter_of
 from streams.doctor import Doctor
 from streams.history import HistoryReader, Life
 from streams.letter_budget import LetterBudget
 from streams.letter_index import LETTERS_PER_PIECE, LetterIndex
 from streams.log_clock import LogClock
-from streams.partitions import LONGEST_ID, MOVING, Partitions
+from streams.matches import merged
+from streams.partitions import LONGEST_ID, MOVING, Partitions, PinnedRow
+from streams.row_indexes import RowIndexes
 from streams.topics import CEREMONIES, DEADLETTERS, DEFINITIONS, EVENTS, prefixed
 from streams.turns import Turns
 from streams.waiters import FOLD_SECONDS, FoldedRows, Watchers
 from tables.definition import Definition
 from tables.definitions.loader import load_pinned
 from tables.diagnosis import waiting_for
-from tables.instance import TERMINAL, Instance, Outline, decode_outline
+from tables.instance import TERMINAL, Instance
 from tables.kinds import Kinds
 
 log = structlog.get_logger(__name__)
 
-# Rows examined, or keys merged, before other tasks get the event loop.
-ROWS_PER_TURN, KEYS_PER_TURN = 100, 500
-# Sorted runs of keys that are kept before they become one.
-MOST_RUNS = 500
 # How long a history waits for the events of the commands folded last.
 SENT_SECONDS = 1.0
 
@@ -57,6 +63,7 @@ class Reads:
         known_end: Callable[[int], int],
         turns: Turns,
         redactor: Redactor,
+        indexes: RowIndexes,
     ) -> None:
         """`known_end` gives the log end of a partition as far as this worker knows it; `redactor` learns prompts."""
         self._redactor = redactor
@@ -67,6 +74,7 @@ class Reads:
         self._known_end = known_end
         self._kinds = kinds
         self._turns = turns
+        self._indexes = indexes
         self._watchers = Watchers()
         self.losses = 0
         self.letter_budget = LetterBudget(clock)
@@ -132,15 +140,13 @@ class Reads:
         except LogUnavailable:
             raise Unavailable(f"partition {view.number} is not served: moving: {MOVING}") from None
 
-    async def newest(
-        self, wanted: Callable[[Instance | Outline], bool], most: int, partitions: Collection[int] | None = None
-    ) -> tuple[int, Sequence[SortKey]]:
+    async def search(self, query: Query, most: int, partitions: Collection[int] | None = None) -> Matches:
         numbers = range(self._partitions.count) if partitions is None else partitions
         views = [self._partitions.view(number) for number in numbers]
-        found = await _newest(views, wanted, most, self._turns)
+        found = [await self._indexes.search(number, query, most) for number in numbers]
         if views != [self._partitions.view(number) for number in numbers]:  # one was lost while its rows were read
             raise Unavailable(f"a partition was taken over meanwhile: moving: {MOVING}")
-        return found
+        return await self._turns.run(merged(found, most))
 
     async def watch(self, instance_id: str) -> AsyncGenerator[Found]:
         key = instance_id.encode()
@@ -169,7 +175,7 @@ class Reads:
     def definition_of(self, instance: Instance) -> Definition | None:
         return self.pinned(self._partitions.of(instance.instance_id), instance)
 
-    def pinned(self, view: PartitionView, instance: Instance) -> Definition | None:
+    def pinned(self, view: PartitionView, instance: PinnedRow) -> Definition | None:
         """Return the definition that a row of this partition is pinned to; None when it cannot be read any more."""
         text = view.rows(DEFINITIONS).get(instance.definition_hash.encode())
         if text is None:
@@ -263,35 +269,3 @@ def _dead_letter(record: Record) -> DeadLetterEntry:
         size=letter.size,
         key=letter.key,
     )
-
-
-async def _newest(
-    views: Iterable[PartitionView], wanted: Callable[[Instance | Outline], bool], most: int, turns: Turns
-) -> tuple[int, list[SortKey]]:
-    """Return the number of matching rows, and the sorted keys of the first `most`."""
-    rows = chain.from_iterable(view.scan(CEREMONIES, decode_outline) for view in views)
-    runs: list[list[SortKey]] = []
-    run: list[SortKey] = []
-    total = 0
-    for number, (_, row) in enumerate(rows, start=1):
-        if wanted(row):
-            total += 1
-            run.append((-row.created_at, row.instance_id))
-        if number % ROWS_PER_TURN == 0:
-            runs.append(sorted(run))
-            run = []
-            await turns.next()
-            if len(runs) > MOST_RUNS:
-                runs = [await turns.run(_merged(runs, most))]
-    runs.append(sorted(run))
-    return total, await turns.run(_merged(runs, most))
-
-
-def _merged(runs: Sequence[list[SortKey]], most: int) -> Generator[None, None, list[SortKey]]:
-    """The first `most` keys of sorted runs, in order."""
-    merged: list[SortKey] = []
-    for key in islice(heapq.merge(*runs), most):
-        merged.append(key)
-        if len(merged) % KEYS_PER_TURN == 0:
-            yield
-    return merged

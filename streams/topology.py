@@ -8,7 +8,7 @@ commands ─► ceremony ─┬─► steps.<kind> ─► one agent per kind ─
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ports.log import AgentSpec, Batch, PartitionView, RowUnwritable, TableSpec, TopicSpec
@@ -72,6 +72,18 @@ TABLES = (
 )
 
 
+def _reporting(replaced: Callable[[Instance, Instance], None]) -> tuple[TableSpec, ...]:
+    """Return the tables with a report of each substitute."""
+
+    def reported(written: Instance | None, newest: Instance, error: RowUnwritable) -> tuple[Instance, bytes]:
+        row, report = substitute(written, newest, error)
+        replaced(newest, row)
+        return row, report
+
+    ceremonies, *others = TABLES
+    return (replace(ceremonies, substitute=reported), *others)
+
+
 @dataclass(frozen=True, slots=True)
 class PartitionListener:
     """Callbacks for changes of the ceremony agent's partitions."""
@@ -81,6 +93,8 @@ class PartitionListener:
     lost: Callable[[int], None]
     recovered: Callable[[int, float], None] | None = None
     saved: Callable[[int, float], None] | None = None
+    substituted: Callable[[Instance, Instance], None] | None = None
+    """Called with the newest row and the one in its place, where the newest cannot be written."""
 
 
 def agents(
@@ -90,7 +104,7 @@ def agents(
     ceremony_spec = AgentSpec(
         CEREMONY,
         prefixed(prefix, COMMANDS),
-        tables=TABLES,
+        tables=TABLES if owner.substituted is None else _reporting(owner.substituted),
         batch=FETCH_RECORDS,
         on_taken=owner.taken,
         on_applied=owner.applied,

@@ -142,6 +142,8 @@ class Definition:
     text: str
     required_inputs: tuple[str, ...]
     optional_inputs: tuple[str, ...]
+    searchable_inputs: tuple[str, ...]
+    """Declared inputs by whose value a list can be filtered."""
     outputs: Mapping[str, Output]
     states: Mapping[str, State]
     transitions: tuple[Transition, ...]

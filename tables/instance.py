@@ -7,7 +7,7 @@ Its parts are JSON values, which hold no cycles: `gc=False` spares the collector
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -370,13 +370,21 @@ class Outline(msgspec.Struct, frozen=True, gc=False):
     format: int = ROW_FORMAT
 
 
+class Formatted(Protocol):
+    """A row, or a part of one, with the format in which it was written."""
+
+    @property
+    def format(self) -> int: ...
+
+
+R = TypeVar("R", bound=Formatted)
+
 # Release 0.1.0 counted texts by characters or not at all, so each row is counted again when it is decoded; its outputs,
 # which were measured, only above this size.
 _MEASURED_FROM_BYTES = 256 * 1024
 # Bytes of the two inputs that every ceremony has, which are not measured at the start.
 _OWN_INPUTS_BYTES = 1024
 _PAUSED = CeremonyStatus.PAUSED  # on Python 3.11 each look-up of a member costs a call
-R = TypeVar("R", Instance, Outline)
 _outlines = msgspec.json.Decoder(Outline)
 _decoder = msgspec.json.Decoder(Instance)
 _encoder = msgspec.json.Encoder()
@@ -389,16 +397,17 @@ def encode_instance(instance: Instance) -> bytes:
 
 def decode_instance(value: bytes) -> Instance:
     """Decode a row. Raises Undecodable, or FormatTooNew for a newer release's row."""
-    row = _decoded(_decoder, value)
+    row = decoded(_decoder, value)
     return recounted(row, outputs=len(value) > _MEASURED_FROM_BYTES)
 
 
 def decode_outline(value: bytes) -> Outline:
     """Decode the outline of a row. Raises as `decode_instance` does."""
-    return _decoded(_outlines, value)
+    return decoded(_outlines, value)
 
 
-def _decoded(decoder: msgspec.json.Decoder[R], value: bytes) -> R:
+def decoded(decoder: msgspec.json.Decoder[R], value: bytes) -> R:
+    """Decode a row, or a part of one. Raises as `decode_instance` does."""
     try:
         row = decoder.decode(value)
     except (msgspec.DecodeError, RecursionError) as error:

@@ -14,8 +14,9 @@ from ports.redaction import Redactor
 from streams import dead_letters
 from streams.api import DeadLetterEntry
 from streams.envelope import iso
-from tables.definition import Definition, GuardType
-from tables.instance import CeremonyStatus, Instance, Phase, gate_message
+from tables.definition import Definition, Gate
+from tables.instance import CeremonyStatus, Instance, gate_message
+from tables.open_gates import open_gate_steps, open_human_guards
 
 # Messages of one answer together.
 LARGEST_ANSWER_BYTES = 3 * 1024 * 1024
@@ -95,44 +96,27 @@ def ceremony(
 
 def open_gates(instance: Instance, definition: Definition) -> Iterator[pb.OpenGate]:
     """Open gate steps, then the unsatisfied human guards of transitions that leave the current state."""
-    if instance.status in (CeremonyStatus.RUNNING, CeremonyStatus.WAITING_FOR_HUMAN, CeremonyStatus.PAUSED):
-        yield from _gate_steps(instance, definition)
-        yield from _human_guards(instance, definition)
+    for step in open_gate_steps(instance, definition):
+        if step.gate is not None:
+            yield _gate_step(instance, step.id, step.gate)
+    visit = instance.visits.get(instance.state, 0)
+    for guard in open_human_guards(instance, definition):
+        yield pb.OpenGate(guard=guard.name, role=guard.role or "", message=guard.check, visit=visit, quorum=1)
 
 
-def _gate_steps(instance: Instance, definition: Definition) -> Iterator[pb.OpenGate]:
-    for step in definition.steps_by_state.get(instance.state, ()):
-        state = instance.steps.get(step.id)
-        if state is None or state.phase is not Phase.GATE or step.gate is None:
-            continue
-        deadline = instance.timers.get(f"gate/{step.id}")
-        running = deadline is not None and instance.status is not CeremonyStatus.PAUSED
-        yield pb.OpenGate(
-            step_id=step.id,
-            role=step.gate.role,
-            message=gate_message(state, step.gate.message),
-            visit=instance.visits.get(instance.state, 0),
-            approvals=len(state.approvals),
-            quorum=step.gate.quorum,
-            deadline=iso(deadline.due) if deadline is not None and running else "",
-        )
-
-
-def _human_guards(instance: Instance, definition: Definition) -> Iterator[pb.OpenGate]:
-    seen: set[str] = set()
-    for transition in definition.transitions_from.get(instance.state, ()):
-        for name in transition.guards:
-            guard = definition.guards[name]
-            if guard.type is not GuardType.HUMAN or name in seen or instance.guard_approvals.get(name):
-                continue
-            seen.add(name)
-            yield pb.OpenGate(
-                guard=name,
-                role=guard.role or "",
-                message=guard.check,
-                visit=instance.visits.get(instance.state, 0),
-                quorum=1,
-            )
+def _gate_step(instance: Instance, step_id: str, gate: Gate) -> pb.OpenGate:
+    state = instance.steps[step_id]
+    deadline = instance.timers.get(f"gate/{step_id}")
+    running = deadline is not None and instance.status is not CeremonyStatus.PAUSED
+    return pb.OpenGate(
+        step_id=step_id,
+        role=gate.role,
+        message=gate_message(state, gate.message),
+        visit=instance.visits.get(instance.state, 0),
+        approvals=len(state.approvals),
+        quorum=gate.quorum,
+        deadline=iso(deadline.due) if deadline is not None and running else "",
+    )
 
 
 def dead_letter(letter: DeadLetterEntry | dead_letters.DeadLetterRecord) -> pb.DeadLetter:

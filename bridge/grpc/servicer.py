@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -17,7 +17,7 @@ from bridge.grpc import messages
 from bridge.grpc.actors import actor_key, normal_name
 from bridge.grpc.callers import Callers, one_at_a_time
 from bridge.grpc.encoding import with_repeated
-from bridge.grpc.listing import AllWorkersListing, LocalRows
+from bridge.grpc.listing import AllWorkersListing, LocalRows, Page
 from bridge.grpc.metadata import correlation_in, send_correlation_id
 from bridge.grpc.operations import OperatorCalls, States
 from bridge.grpc.refusals import (
@@ -26,7 +26,6 @@ from bridge.grpc.refusals import (
     abort,
     errors_become_statuses,
     invalid,
-    page,
     refusal_of,
     require,
     require_accepted,
@@ -150,12 +149,11 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
     async def ListPlanningCeremonyInstances(
         self, request: pb.ListPlanningCeremonyInstancesRequest, context: Context[Any, Any]
     ) -> Any:  # encoded, as the other lists
+        page = Page(request, self._unsearchable(request.input_filters))
         if self.all_workers_listing is not None:
-            return await self.all_workers_listing.answer(request)
-        limit, offset = page(request.limit, request.offset)
-        total, keys = await self.local_rows.keys(None, request, offset + limit)
-        found = await self.local_rows.rows(instance_id for _, instance_id in keys[offset:])
-        return await self.local_rows.whole(total, found.rows.values())
+            return await self.all_workers_listing.answer(page)
+        page.matches = await self.local_rows.search(None, page.query, page.most)
+        return await self.local_rows.whole(page, await self.local_rows.rows(page.ids))
 
     # -- operations
 
@@ -221,6 +219,14 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             await abort(context, error)
 
     # -- helpers
+
+    def _unsearchable(self, names: Iterable[str]) -> str:
+        """A note for people about inputs that no present definition names as searchable; empty without one."""
+        wanted = set(names)
+        if wanted:
+            for loaded in self._definitions.all():
+                wanted.difference_update(() if loaded.definition is None else loaded.definition.searchable_inputs)
+        return f"no present definition names {', '.join(sorted(wanted))} in `inputs.searchable`" if wanted else ""
 
     def _pinned_definition(self, request: pb.StartPlanningCeremonyRequest) -> Definition | None:
         """The definition of an existing ceremony with this id; a repeated start is checked against it, not the file."""

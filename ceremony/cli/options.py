@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -69,3 +70,16 @@ def login() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "ceremony-cli"
+
+
+def named_values(options: Iterable[str]) -> dict[str, str]:
+    """Parse repeated `--input NAME=VALUE`. Raises BadParameter."""
+    given: dict[str, str] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{option!r} is not NAME=VALUE", param_hint="--input")
+        if name in given:
+            raise typer.BadParameter(f"{name} is given twice", param_hint="--input")
+        given[name] = value
+    return given

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +14,7 @@ from ceremony.cli.errors import CommandFailed, Exit
 from ceremony.cli.options import LogOption
 from ceremony.cli.output import Format, OutputOption, emit_data, say
 from ceremony.cli.running import readable_errors
+from ceremony.cli.times import moment
 from ports.clock import Clock
 from ports.log import Log
 from ports.masking import masked_address
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 BETWEEN_LINES_SECONDS = 2.0
-AGO = re.compile(r"([0-9]{1,9})([smhd])")
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def republish(
@@ -130,12 +127,4 @@ def _since(text: str | None) -> int:
     """Parse a time into milliseconds since the epoch; 0 without a limit. Raises CommandFailed."""
     if text is None:
         return 0
-    if ago := AGO.fullmatch(text):
-        then = datetime.fromtimestamp(HostClock().wall(), UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
-        return max(0, int(then.timestamp() * 1000))
-    try:
-        then = datetime.fromisoformat(text)
-    except ValueError:
-        wanted = "a time like 2026-01-31T12:00:00Z, or 90m, 12h, 3d"
-        raise CommandFailed("since_invalid", f"--since {text!r}", Exit.USAGE, remedy=f"use {wanted}") from None
-    return max(0, int((then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() * 1000))
+    return max(0, int(moment("since", text).timestamp() * 1000))

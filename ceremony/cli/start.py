@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ceremony.cli.connection import ServerOption, call
-from ceremony.cli.options import login
+from ceremony.cli.options import login, named_values
 from ceremony.cli.output import Format, OutputOption, emit_data, say
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def start(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Start a ceremony. Repeating the same start is safe: nothing starts twice."""
-    given = {**_from_file(inputs_file), **_from_options(inputs or ())}
+    given = {**_from_file(inputs_file), **named_values(inputs or ())}
 
     async def work(client: PlanningCeremonyClient) -> pb.StartPlanningCeremonyResponse:
         return await client.start_response(
@@ -78,18 +77,6 @@ def start(
     else:
         message = {"message": answer.message} if answer.message else {}
         emit_data({"instance_id": instance_id, "status": answer.status, **message}, output)
-
-
-def _from_options(options: Sequence[str]) -> dict[str, str]:
-    given: dict[str, str] = {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            raise typer.BadParameter(f"{option!r} is not NAME=VALUE", param_hint="--input")
-        if name in given:
-            raise typer.BadParameter(f"{name} is given twice", param_hint="--input")
-        given[name] = value
-    return given
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:

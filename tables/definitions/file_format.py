@@ -27,6 +27,7 @@ INPUTS = FixedMap(
     {
         "required": Key(ListOf(_name), "inputs that a start must give", default=[]),
         "optional": Key(ListOf(_name), "inputs that a start may give", default=[]),
+        "searchable": Key(ListOf(_name), "declared inputs by whose value ceremonies can be listed", default=[]),
     }
 )
 OUTPUT = FixedMap(

@@ -84,7 +84,7 @@ def _checked(draft: Draft, text: str, digest: str, stem: str | None) -> Definiti
     if stem is not None and name and name != stem:
         message = f"name is `{clipped(name)}`, but the file is called `{clipped(stem)}`: they must be the same"
         report.add(fields.line_of("name"), "name_mismatch", message)
-    required, optional = section_rules.inputs(draft)
+    required, optional, searchable = section_rules.inputs(draft)
     section_rules.roles(draft)
     graph_rules.check(draft)
     states = [
@@ -99,6 +99,7 @@ def _checked(draft: Draft, text: str, digest: str, stem: str | None) -> Definiti
         text=text,
         required_inputs=required,
         optional_inputs=optional,
+        searchable_inputs=searchable,
         outputs=section_rules.outputs(draft),
         states={state.id: state for state in states},
         transitions=transitions,

@@ -17,18 +17,28 @@ from tables.work import Work
 MAX_SCHEMA_VALUES = 4000
 
 
-def inputs(draft: Draft) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of required and of optional inputs."""
+def inputs(draft: Draft) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the names of required, of optional and of searchable inputs."""
     section = draft.fields.get("inputs")
     if section is None:
-        return (), ()
+        return (), (), ()
     required, optional = section.get("required", ()), section.get("optional", ())
     names = {item.value for item in required}
     for item in optional:
         if item.value is not None and item.value in names:
             message = f"`{clipped(item.value)}` is in both lists; keep it in `required` or in `optional`"
             draft.report.add(item.line, "input_in_both_lists", message)
-    return _names(required), _names(optional)
+    return _names(required), _names(optional), _searchable(draft, section)
+
+
+def _searchable(draft: Draft, section: Fields) -> tuple[str, ...]:
+    declared = dict.fromkeys([*_names(section.get("required", ())), *_names(section.get("optional", ()))])
+    known = [
+        item.value
+        for item in section.get("searchable", ())
+        if item.value is not None and draft.known(item.value, declared, item.line, "unknown_input", "`searchable`")
+    ]
+    return tuple(dict.fromkeys(known))
 
 
 def _names(items: tuple[Item, ...]) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ def definition(*steps: Step, outputs: Sequence[Output] = ()) -> Definition:
         text="",
         required_inputs=(),
         optional_inputs=(),
+        searchable_inputs=(),
         outputs={output.name: output for output in outputs},
         states={STATE: State(STATE, "Work.", initial=True)},
         transitions=(),

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from bridge.clock import HostClock
 from ports.log import Record
-from streams import letter_index, reads
+from streams import letter_index
 from streams.dead_letters import dead_letter_record, placed_letter
 from streams.doctor import ROWS_PER_TURN, Doctor
 from streams.letter_index import LETTERS_PER_PIECE, LetterIndex
@@ -51,26 +51,6 @@ async def test_four_diagnoses_look_at_few_rows_in_a_turn() -> None:
     assert counted.all == CALLERS * ROWS
     assert counted.most <= ROWS_PER_TURN * CALLERS  # each begins at once; from then on one of them has a turn
     assert counted.often <= ROWS_PER_TURN
-
-
-@pytest.mark.parametrize("most", [100, ROWS])
-async def test_four_lists_look_at_few_rows_in_a_turn(most: int) -> None:
-    # specification 14.20
-    counted, turns = LoopTurns(), Turns(HostClock())
-    view = CountingView(counted)
-    lists = (reads._newest([view], lambda _: True, most, turns) for _ in range(CALLERS))
-    for total, keys in await counted.during(*lists):
-        assert total == ROWS
-        assert keys == [(-number, f"c{number}:s1") for number in reversed(range(ROWS - most, ROWS))]
-    assert counted.most <= reads.ROWS_PER_TURN * CALLERS
-    assert counted.often <= reads.ROWS_PER_TURN
-
-
-async def test_many_runs_of_keys_become_one_so_that_a_list_keeps_few_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads, "ROWS_PER_TURN", 10)
-    monkeypatch.setattr(reads, "MOST_RUNS", 5)
-    total, keys = await reads._newest([CountingView(LoopTurns())], lambda _: True, 20, Turns(HostClock()))
-    assert (total, [instance_id for _, instance_id in keys]) == (ROWS, [f"c{2999 - n}:s1" for n in range(20)])
 
 
 # -- dead letters

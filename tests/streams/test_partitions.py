@@ -8,7 +8,7 @@ import pytest
 
 from bridge.clock import HostClock
 from ports.log import TopicSpec
-from streams.api import Unavailable
+from streams.api import Query, Unavailable
 from streams.transport.sqlite.log import SqliteLog
 from tests.streams.engine_site import PARTITIONS, EngineSite
 from tests.streams.test_ceremony_agent import PROBE, start
@@ -24,7 +24,7 @@ async def test_a_partition_that_is_being_taken_over_is_not_served(site: EngineSi
     with pytest.raises(Unavailable, match="moving"):
         await site.engine.commands.start(PROBE, start())
     with pytest.raises(Unavailable, match="moving"):
-        await site.engine.reads.newest(bool, 10)
+        await site.engine.reads.search(Query(), 10)
     assert await site.commands() == []
     assert site.engine.partitions.readiness()["tables"] == "1 of 3 partitions not recovered yet"
     site.home().position = 5

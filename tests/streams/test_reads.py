@@ -8,7 +8,7 @@ import random
 import msgspec
 import pytest
 
-from streams.api import PartitionDiffers, Unavailable
+from streams.api import PartitionDiffers, Query, Unavailable
 from streams.topics import DEFINITIONS
 from tests.streams.engine_site import PARTITIONS, EngineSite
 from tests.streams.fakes import settle
@@ -98,26 +98,25 @@ async def test_a_read_waits_until_its_position_is_folded(site: EngineSite) -> No
 async def test_rows_of_some_partitions_are_read_by_number(site: EngineSite) -> None:
     """A partition that is not served here is refused, never left out."""
     site.home().put(row())
-    assert await site.engine.reads.newest(bool, 10, [site.home().number]) == (
-        1,
-        [(-row().created_at, "c1:s1")],
-    )
+    found = await site.engine.reads.search(Query(), 10, [site.home().number])
+    assert (found.total, list(found.keys)) == (1, [(-row().created_at, "c1:s1")])
     other = (site.home().number + 1) % PARTITIONS
-    assert await site.engine.reads.newest(bool, 10, [other]) == (0, [])
+    assert (await site.engine.reads.search(Query(), 10, [other])).total == 0
     site.engine.lost(other)
     with pytest.raises(Unavailable):
-        await site.engine.reads.newest(bool, 10, [other])
+        await site.engine.reads.search(Query(), 10, [other])
 
 
 async def test_a_partition_lost_while_its_rows_are_read_is_refused_not_left_out(site: EngineSite) -> None:
-    site.home().put(row())
-
-    def lose(_row: object) -> bool:
-        site.engine.lost(site.home().number)
-        return True
-
-    with pytest.raises(Unavailable, match="moving"):
-        await site.engine.reads.newest(lose, 10)
+    for number in range(300):
+        site.home().put(msgspec.structs.replace(row(), instance_id=f"c{number}:s1"))
+    searching = asyncio.create_task(site.engine.reads.search(Query(), 10))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not searching.done()
+    site.engine.lost(site.home().number)
+    with pytest.raises(Unavailable, match="not served"):
+        await searching
 
 
 async def test_only_the_keys_of_the_newest_rows_are_returned_in_order(site: EngineSite) -> None:
@@ -125,7 +124,7 @@ async def test_only_the_keys_of_the_newest_rows_are_returned_in_order(site: Engi
     ages = random.Random(7).sample(range(10_000), 4_000)
     for age in ages:
         site.home().put(msgspec.structs.replace(row(), instance_id=f"c{age}:s1", created_at=age))
-    total, keys = await site.engine.reads.newest(lambda one: one.created_at % 2 == 0, 25)
-    even = sorted((age for age in ages if age % 2 == 0), reverse=True)
-    assert total == len(even)
-    assert list(keys) == [(-age, f"c{age}:s1") for age in even[:25]]
+    found = await site.engine.reads.search(Query(story="s1", created_before=5_000), 25)
+    young = sorted((age for age in ages if age < 5_000), reverse=True)
+    assert found.total == len(young)
+    assert list(found.keys) == [(-age, f"c{age}:s1") for age in young[:25]]

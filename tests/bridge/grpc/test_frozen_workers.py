@@ -18,10 +18,10 @@ from msgspec.structs import replace
 from bridge.clock import HostClock
 from bridge.grpc import peers as peers_module
 from bridge.grpc.diagnosis import AllWorkersDiagnosis, DiagnosisHandler
-from bridge.grpc.listing import KEYS, AllWorkersListing, ListingHandler, LocalRows
+from bridge.grpc.listing import SEARCH, AllWorkersListing, ListingHandler, LocalRows, Page
 from bridge.grpc.peers import Peers
 from steps.secrets.redactor import TextRedactor
-from streams.api import HERE, Unavailable
+from streams.api import HERE, Matches, Unavailable
 from streams.turns import Turns
 from tests.streams.test_timers import row
 
@@ -35,9 +35,9 @@ class OneRow:
     def __init__(self, delay_seconds: float = 0.0) -> None:
         self._delay_seconds = delay_seconds
 
-    async def newest(self, *_: Any) -> Any:
+    async def search(self, *_: Any) -> Matches:
         await asyncio.sleep(self._delay_seconds)
-        return len(ROW_IDS), [(0, one) for one in ROW_IDS]
+        return Matches(len(ROW_IDS), exact=True, keys=[(0, one) for one in ROW_IDS], stopped=None)
 
     losses = 0
 
@@ -51,8 +51,8 @@ class OneRow:
 
 
 class NoRows(OneRow):
-    async def newest(self, *_: Any) -> Any:
-        return 0, []
+    async def search(self, *_: Any) -> Matches:
+        return Matches(0, exact=True, keys=[], stopped=None)
 
 
 def local_rows(reads: Any, kind: type[LocalRows] = LocalRows) -> LocalRows:
@@ -113,7 +113,7 @@ class KeysOnly(ListingHandler):
     """Freezes after its keys."""
 
     def service(self, handler_call_details: Any) -> Any:
-        if handler_call_details.method == KEYS:
+        if handler_call_details.method == SEARCH:
             return super().service(handler_call_details)
         return grpc.unary_unary_rpc_method_handler(hang, bytes, bytes)
 
@@ -131,7 +131,7 @@ async def test_a_list_is_unavailable_within_three_seconds_when_a_worker_is_froze
     async with frozen() as other:
         began = time.monotonic()
         with pytest.raises(Unavailable) as refusal:
-            await other.listing.answer(LIST)
+            await other.listing.answer(Page(LIST))
         assert time.monotonic() - began < 3.0
     assert refusal.value.retry_after_seconds > 0
 
@@ -154,6 +154,6 @@ async def test_a_worker_that_has_begun_to_answer_may_take_longer(monkeypatch: py
         return pb.DiagnoseResponse(partitions=[pb.PartitionState(state="served")])
 
     async with serving(ListingHandler(local_rows(OneRow(0.5), SlowRows)), DiagnosisHandler(diagnose)) as other:
-        listed = pb.ListPlanningCeremonyInstancesResponse.FromString(await other.listing.answer(LIST))
+        listed = pb.ListPlanningCeremonyInstancesResponse.FromString(await other.listing.answer(Page(LIST)))
         assert [one.instance_id for one in listed.ceremonies] == ROW_IDS
         assert (await other.diagnosis.diagnose()).incomplete == ""

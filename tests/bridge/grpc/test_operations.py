@@ -428,6 +428,49 @@ async def test_list_filters_by_state_definition_and_story(world: World) -> None:
     assert await ids(story_id=story, state_filter="NOWHERE") == set()
 
 
+async def test_list_filters_by_input_time_correlation_role_error_and_subject(world: World) -> None:
+    # specification 14.21
+    story = f"story-{uuid4().hex[:8]}"
+    red = await opened(world, story_id=story, inputs={"note": "red"})
+    await opened(world, story_id=story, inputs={"note": "blue"})
+    agreed = await opened(world, story_id=story, inputs={"note": "red"})
+    await world.stub.TriggerTransition(trigger(agreed, "shut"))
+    rejected = await opened(world, story_id=story, inputs={"note": "blue"})
+    await world.stub.DecideGate(decision(rejected, approved=False))
+
+    async def ids(**fields: Any) -> set[str]:
+        return {c.instance_id for c in (await listed(world, story_id=story, **fields)).ceremonies}
+
+    found = await world.client.get(red)
+    assert found is not None
+    assert await ids(input_filters={"note": "red"}) == {red, agreed}
+    assert await ids(input_filters={"note": "red"}, gate_role_filter="GUARD") == {red}
+    assert await ids(correlation_filter=red) == {red}
+    assert await ids(error_code_filter="rejected") == {rejected}
+    assert red in await ids(created_from=found.created_at) and red not in await ids(created_before=found.created_at)
+    assert await ids(subject_filter="nothing.was.published") == set()
+    unknown = await listed(world, input_filters={"colour": "red"})
+    assert unknown.message == "no present definition names colour in `inputs.searchable`" and not unknown.ceremonies
+
+
+async def test_the_pages_of_a_list_stay_in_place_while_ceremonies_start(world: World) -> None:
+    # specification 14.22
+    story = f"story-{uuid4().hex[:8]}"
+    started = {await world.start("approval", f"stay-{number}", story_id=story) for number in range(5)}
+    found: list[str] = []
+    token = ""
+    while True:
+        page = await listed(world, story_id=story, limit=2, page_token=token)
+        found += [one.instance_id for one in page.ceremonies]
+        token = page.next_page_token
+        if not token:
+            break
+        await world.start("approval", f"new-{len(found)}", story_id=story)
+    assert sorted(found) == sorted(started)
+    with refused("INVALID_ARGUMENT", "page_token_invalid"):
+        await listed(world, story_id=story, page_token="nonsense")
+
+
 async def test_a_page_ends_before_three_mebibytes(world: World) -> None:
     """The other rows are left for the next page, and the total counts them."""
     # specification 14.9

@@ -16,7 +16,7 @@ from tests.e2e.world import SPECS
 
 HEAD = 'version: "1.0"\nname: {name}\ndescription: for the tests of the gRPC server\n'
 DOORS = """
-inputs: {optional: [note]}
+inputs: {optional: [note], searchable: [note]}
 states:
   - {id: OPEN, description: Two guards are asked, initial: true}
   - {id: NEXT, description: A clerk agrees}

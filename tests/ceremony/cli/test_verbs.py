@@ -229,6 +229,13 @@ def test_lists_are_filtered_and_paged(ceremony: Ceremony, capsys: Said) -> None:
         (("--status", "COMPLETED"), 0),
         (("--state", "ASKED"), 3),
         (("--definition", "planning"), 0),
+        (("--correlation", "l1:listed"), 1),
+        (("--since", "1h", "--until", "2999-01-01"), 3),
+        (("--until", "1h"), 0),
+        (("--error-code", "timeout"), 0),
+        (("--subject", "planning.done"), 0),
+        (("--gate-role", "NOBODY"), 0),
+        (("--input", "title=x"), 0),
     ):
         ceremony(*listed, *filters)
         assert len(data(capsys)["ceremonies"]) == count, filters
@@ -236,6 +243,18 @@ def test_lists_are_filtered_and_paged(ceremony: Ceremony, capsys: Said) -> None:
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 4
     assert "1 to 2 of 3" in said.err
+
+
+def test_filters_of_a_list_that_are_malformed_name_the_option(ceremony: Ceremony, capsys: Said) -> None:
+    assert ceremony("list", "--since", "yesterday") == Exit.USAGE
+    assert capsys.readouterr().err.startswith("since_invalid: --since 'yesterday'")
+    assert ceremony("list", "--input", "title") == Exit.USAGE
+    assert "'title' is not NAME=VALUE" in capsys.readouterr().err
+
+
+def test_an_input_that_is_not_searchable_is_named(ceremony: Ceremony, capsys: Said) -> None:
+    assert ceremony("list", "--input", "colour=red") == Exit.OK
+    assert capsys.readouterr().err == "no present definition names colour in `inputs.searchable`\nno ceremonies\n"
 
 
 def test_an_empty_list_is_not_an_error(ceremony: Ceremony, capsys: Said) -> None:

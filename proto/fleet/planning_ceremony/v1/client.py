@@ -147,17 +147,36 @@ class PlanningCeremonyClient:
         definition_name: str | None = None,
         story_id: str | None = None,
         status: str | None = None,
+        inputs: Mapping[str, str] | None = None,
+        created_from: str | None = None,
+        created_before: str | None = None,
+        correlation_id: str | None = None,
+        gate_role: str | None = None,
+        error_code: str | None = None,
+        subject: str | None = None,
         limit: int = 100,
         offset: int = 0,
+        page_token: str | None = None,
     ) -> pb.ListPlanningCeremonyInstancesResponse:
-        """A page, newest first: `ceremonies`, and the `total_count` of all matches."""
+        """A page, newest first: `ceremonies`, the `total_count` of all matches, and the `next_page_token`.
+
+        `inputs` are values of searchable inputs by name, times are ISO-8601. A page token belongs to the same filters.
+        """
         request = pb.ListPlanningCeremonyInstancesRequest(
             state_filter=state,
             definition_filter=definition_name,
             story_id=story_id,
             status_filter=status,
+            input_filters=inputs,
+            created_from=created_from,
+            created_before=created_before,
+            correlation_filter=correlation_id,
+            gate_role_filter=gate_role,
+            error_code_filter=error_code,
+            subject_filter=subject,
             limit=limit,
             offset=offset,
+            page_token=page_token,
         )
         return await self._call(self._stub.ListPlanningCeremonyInstances, request)
 

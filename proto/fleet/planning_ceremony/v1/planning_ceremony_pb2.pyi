@@ -208,12 +208,40 @@ Global___GetPlanningCeremonyInstanceResponse: _TypeAlias = GetPlanningCeremonyIn
 class ListPlanningCeremonyInstancesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class InputFiltersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STATE_FILTER_FIELD_NUMBER: _builtins.int
     DEFINITION_FILTER_FIELD_NUMBER: _builtins.int
     STORY_ID_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     STATUS_FILTER_FIELD_NUMBER: _builtins.int
+    INPUT_FILTERS_FIELD_NUMBER: _builtins.int
+    CREATED_FROM_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    CORRELATION_FILTER_FIELD_NUMBER: _builtins.int
+    GATE_ROLE_FILTER_FIELD_NUMBER: _builtins.int
+    ERROR_CODE_FILTER_FIELD_NUMBER: _builtins.int
+    SUBJECT_FILTER_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     state_filter: _builtins.str
     """A `current_state`."""
     definition_filter: _builtins.str
@@ -225,6 +253,27 @@ class ListPlanningCeremonyInstancesRequest(_message.Message):
     """Less than 0 means 0."""
     status_filter: _builtins.str
     """A `status`, such as RUNNING."""
+    created_from: _builtins.str
+    """ISO-8601, in UTC unless it names an offset: only ceremonies created at this time or later."""
+    created_before: _builtins.str
+    """ISO-8601: only ceremonies created before this time."""
+    correlation_filter: _builtins.str
+    gate_role_filter: _builtins.str
+    """The role of an open gate or human guard."""
+    error_code_filter: _builtins.str
+    """The error code of the ceremony or of one of its steps."""
+    subject_filter: _builtins.str
+    """The subject of a publish step that was attempted."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, with the same filters. Unlike with `offset`, ceremonies that start meanwhile
+    move no page. `offset` counts from here.
+    """
+    @_builtins.property
+    def input_filters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Input to its value: a text itself, or the JSON of a number, boolean or null. Only inputs that the definition of a
+        ceremony names as searchable are found.
+        """
+
     def __init__(
         self,
         *,
@@ -234,27 +283,63 @@ class ListPlanningCeremonyInstancesRequest(_message.Message):
         limit: _builtins.int = ...,
         offset: _builtins.int = ...,
         status_filter: _builtins.str | None = ...,
+        input_filters: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        created_from: _builtins.str | None = ...,
+        created_before: _builtins.str | None = ...,
+        correlation_filter: _builtins.str | None = ...,
+        gate_role_filter: _builtins.str | None = ...,
+        error_code_filter: _builtins.str | None = ...,
+        subject_filter: _builtins.str | None = ...,
+        page_token: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_definition_filter", b"_definition_filter", "_state_filter", b"_state_filter", "_status_filter", b"_status_filter", "_story_id", b"_story_id", "definition_filter", b"definition_filter", "state_filter", b"state_filter", "status_filter", b"status_filter", "story_id", b"story_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_correlation_filter", b"_correlation_filter", "_created_before", b"_created_before", "_created_from", b"_created_from", "_definition_filter", b"_definition_filter", "_error_code_filter", b"_error_code_filter", "_gate_role_filter", b"_gate_role_filter", "_page_token", b"_page_token", "_state_filter", b"_state_filter", "_status_filter", b"_status_filter", "_story_id", b"_story_id", "_subject_filter", b"_subject_filter", "correlation_filter", b"correlation_filter", "created_before", b"created_before", "created_from", b"created_from", "definition_filter", b"definition_filter", "error_code_filter", b"error_code_filter", "gate_role_filter", b"gate_role_filter", "page_token", b"page_token", "state_filter", b"state_filter", "status_filter", b"status_filter", "story_id", b"story_id", "subject_filter", b"subject_filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_definition_filter", b"_definition_filter", "_state_filter", b"_state_filter", "_status_filter", b"_status_filter", "_story_id", b"_story_id", "definition_filter", b"definition_filter", "limit", b"limit", "offset", b"offset", "state_filter", b"state_filter", "status_filter", b"status_filter", "story_id", b"story_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correlation_filter", b"_correlation_filter", "_created_before", b"_created_before", "_created_from", b"_created_from", "_definition_filter", b"_definition_filter", "_error_code_filter", b"_error_code_filter", "_gate_role_filter", b"_gate_role_filter", "_page_token", b"_page_token", "_state_filter", b"_state_filter", "_status_filter", b"_status_filter", "_story_id", b"_story_id", "_subject_filter", b"_subject_filter", "correlation_filter", b"correlation_filter", "created_before", b"created_before", "created_from", b"created_from", "definition_filter", b"definition_filter", "error_code_filter", b"error_code_filter", "gate_role_filter", b"gate_role_filter", "input_filters", b"input_filters", "limit", b"limit", "offset", b"offset", "page_token", b"page_token", "state_filter", b"state_filter", "status_filter", b"status_filter", "story_id", b"story_id", "subject_filter", b"subject_filter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__correlation_filter: _TypeAlias = _typing.Literal["correlation_filter"]  # noqa: Y015
+    _WhichOneofArgType__correlation_filter: _TypeAlias = _typing.Literal["_correlation_filter", b"_correlation_filter"]  # noqa: Y015
+    _WhichOneofReturnType__created_before: _TypeAlias = _typing.Literal["created_before"]  # noqa: Y015
+    _WhichOneofArgType__created_before: _TypeAlias = _typing.Literal["_created_before", b"_created_before"]  # noqa: Y015
+    _WhichOneofReturnType__created_from: _TypeAlias = _typing.Literal["created_from"]  # noqa: Y015
+    _WhichOneofArgType__created_from: _TypeAlias = _typing.Literal["_created_from", b"_created_from"]  # noqa: Y015
     _WhichOneofReturnType__definition_filter: _TypeAlias = _typing.Literal["definition_filter"]  # noqa: Y015
     _WhichOneofArgType__definition_filter: _TypeAlias = _typing.Literal["_definition_filter", b"_definition_filter"]  # noqa: Y015
+    _WhichOneofReturnType__error_code_filter: _TypeAlias = _typing.Literal["error_code_filter"]  # noqa: Y015
+    _WhichOneofArgType__error_code_filter: _TypeAlias = _typing.Literal["_error_code_filter", b"_error_code_filter"]  # noqa: Y015
+    _WhichOneofReturnType__gate_role_filter: _TypeAlias = _typing.Literal["gate_role_filter"]  # noqa: Y015
+    _WhichOneofArgType__gate_role_filter: _TypeAlias = _typing.Literal["_gate_role_filter", b"_gate_role_filter"]  # noqa: Y015
+    _WhichOneofReturnType__page_token: _TypeAlias = _typing.Literal["page_token"]  # noqa: Y015
+    _WhichOneofArgType__page_token: _TypeAlias = _typing.Literal["_page_token", b"_page_token"]  # noqa: Y015
     _WhichOneofReturnType__state_filter: _TypeAlias = _typing.Literal["state_filter"]  # noqa: Y015
     _WhichOneofArgType__state_filter: _TypeAlias = _typing.Literal["_state_filter", b"_state_filter"]  # noqa: Y015
     _WhichOneofReturnType__status_filter: _TypeAlias = _typing.Literal["status_filter"]  # noqa: Y015
     _WhichOneofArgType__status_filter: _TypeAlias = _typing.Literal["_status_filter", b"_status_filter"]  # noqa: Y015
     _WhichOneofReturnType__story_id: _TypeAlias = _typing.Literal["story_id"]  # noqa: Y015
     _WhichOneofArgType__story_id: _TypeAlias = _typing.Literal["_story_id", b"_story_id"]  # noqa: Y015
+    _WhichOneofReturnType__subject_filter: _TypeAlias = _typing.Literal["subject_filter"]  # noqa: Y015
+    _WhichOneofArgType__subject_filter: _TypeAlias = _typing.Literal["_subject_filter", b"_subject_filter"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__correlation_filter) -> _WhichOneofReturnType__correlation_filter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_before) -> _WhichOneofReturnType__created_before | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_from) -> _WhichOneofReturnType__created_from | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__definition_filter) -> _WhichOneofReturnType__definition_filter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error_code_filter) -> _WhichOneofReturnType__error_code_filter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gate_role_filter) -> _WhichOneofReturnType__gate_role_filter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_token) -> _WhichOneofReturnType__page_token | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__state_filter) -> _WhichOneofReturnType__state_filter | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__status_filter) -> _WhichOneofReturnType__status_filter | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__story_id) -> _WhichOneofReturnType__story_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subject_filter) -> _WhichOneofReturnType__subject_filter | None: ...
 
 Global___ListPlanningCeremonyInstancesRequest: _TypeAlias = ListPlanningCeremonyInstancesRequest  # noqa: Y015
 
@@ -266,13 +351,19 @@ class ListPlanningCeremonyInstancesResponse(_message.Message):
     TOTAL_COUNT_FIELD_NUMBER: _builtins.int
     SUCCESS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_IS_LOWER_BOUND_FIELD_NUMBER: _builtins.int
     total_count: _builtins.int
     """Number of matches on all pages."""
     success: _builtins.bool
     message: _builtins.str
+    next_page_token: _builtins.str
+    """For `page_token` of the next page; empty at the end. A page with a token may be short, or even empty."""
+    total_is_lower_bound: _builtins.bool
+    """With several filters: there may be more matches than `total_count`."""
     @_builtins.property
     def ceremonies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanningCeremonyInstance]:
-        """At most 3 MiB, so a page may end before `limit`; compare with `total_count`."""
+        """At most 3 MiB, so a page may end before `limit`; `next_page_token` leads on."""
 
     def __init__(
         self,
@@ -281,10 +372,12 @@ class ListPlanningCeremonyInstancesResponse(_message.Message):
         total_count: _builtins.int = ...,
         success: _builtins.bool = ...,
         message: _builtins.str = ...,
+        next_page_token: _builtins.str = ...,
+        total_is_lower_bound: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremonies", b"ceremonies", "message", b"message", "success", b"success", "total_count", b"total_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremonies", b"ceremonies", "message", b"message", "next_page_token", b"next_page_token", "success", b"success", "total_count", b"total_count", "total_is_lower_bound", b"total_is_lower_bound"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,8 @@ ROUNDS = 4
 SEARCHES_KEPT = 512
 # Rule of a value that nests too deep to be looked at and may hold a secret.
 TOO_DEEP = "nested_too_deep"
+# Levels of a value at which objects and lists are looked at as a whole first; below, each text is looked at.
+LEVELS_AS_A_WHOLE = 8
 # Characters of a key in a path.
 LONGEST_KEY = 64
 _MARKER = re.compile(rb"\[redacted:[a-z0-9_]+\]")
@@ -66,8 +68,7 @@ class TextRedactor:
         return redacted.encode(errors="surrogateescape")
 
     def redact(self, value: Any) -> Redacted:
-        encoded = _encoded(value)
-        if encoded is not None and not self.suspicious(encoded):
+        if self._is_clean(value):
             return Redacted(value, ())
         findings: list[Detection] = []
         try:
@@ -80,7 +81,10 @@ class TextRedactor:
         if not self.suspicious(data):
             return None
         findings: list[Detection] = []
-        redacted = self._value(json.loads(data), "$", "", findings)
+        try:
+            redacted = self._value(json.loads(data), "$", "", findings)
+        except RecursionError:  # redacted as one text, which keeps it JSON
+            return msgspec.json.decode(self.data(data)), ["$"]
         return (redacted, [finding.path for finding in findings]) if findings else None
 
     def _hits(self, texts: Iterable[bytes]) -> bool:
@@ -88,23 +92,27 @@ class TextRedactor:
 
     # -- values
 
-    def _value(self, value: Any, path: str, key: str, findings: list[Detection]) -> Any:
+    def _value(self, value: Any, path: str, key: str, findings: list[Detection], level: int = 0) -> Any:
         """Return the value redacted; `key` is the name of a text, for rules that need one."""
         if isinstance(value, str):
             return self._text(value, path, key, findings)
+        if not isinstance(value, dict | list | tuple) or (0 < level < LEVELS_AS_A_WHOLE and self._is_clean(value)):
+            return value
         if isinstance(value, dict):
-            return self._object(value, path, findings)
-        if isinstance(value, list | tuple):
-            return [self._value(item, f"{path}[{number}]", "", findings) for number, item in enumerate(value)]
-        return value
+            return self._object(value, path, findings, level + 1)
+        return [self._value(item, f"{path}[{number}]", "", findings, level + 1) for number, item in enumerate(value)]
 
-    def _object(self, value: dict[Any, Any], path: str, findings: list[Detection]) -> dict[Any, Any]:
+    def _is_clean(self, value: Any) -> bool:
+        encoded = _encoded(value)
+        return encoded is not None and not self.suspicious(encoded)
+
+    def _object(self, value: dict[Any, Any], path: str, findings: list[Detection], level: int) -> dict[Any, Any]:
         made: dict[Any, Any] = {}
         for key, item in value.items():
             shown, rules = self._span_text(str(key), self._searches)
             inside = f"{path}{_step(shown)}"
             findings += [Detection(inside, rule) for rule in rules]
-            made[_free(shown, made, value) if rules else key] = self._value(item, inside, str(key), findings)
+            made[_free(shown, made, value) if rules else key] = self._value(item, inside, str(key), findings, level)
         return made
 
     # -- texts

@@ -125,6 +125,30 @@ def test_encoded_json_gives_the_value_and_the_paths_or_nothing() -> None:
     assert found == ({"a": [12345678901234567890123, "[redacted:aws_access_key_id]"]}, ["$.a[1]"])
 
 
+def test_parts_of_a_value_that_are_clean_are_not_walked() -> None:
+    secret = next(planted()).secret
+    tasks = [{"title": f"task {number}", "notes": ["a", "b", {"c": ["d"] * 10}]} for number in range(200)]
+    value = {"tasks": tasks, "note": {"text": secret}}
+    search = RuleSearch(RULES)
+    found = TextRedactor(search).redact(value)
+    assert found.value == {"tasks": tasks, "note": {"text": "[redacted:aws_access_key_id]"}}
+    assert found.value["tasks"] is tasks
+    assert search.looked_at < 3 * len(msgspec.json.encode(value))
+
+
+@pytest.mark.parametrize("nested", [20, 450, 800])
+def test_a_secret_is_found_however_deep(nested: int) -> None:
+    secret = next(planted()).secret
+    value: Any = {"x": [secret]}
+    for _ in range(nested):
+        value = [value]
+    assert secret not in str(REDACTOR.redact(value).value)
+    found = REDACTOR.encoded(b"[" * nested + b'{"x": "%s"}' % secret.encode() + b"]" * nested)
+    assert found is not None
+    assert secret not in str(found[0])
+    assert secret not in REDACTOR.text("[" * nested + f'"{secret}"' + "]" * nested)
+
+
 def test_bytes_are_redacted_whatever_they_are() -> None:
     secret = next(planted()).secret.encode()
     assert REDACTOR.data(b"\xff\x00plain") == b"\xff\x00plain"

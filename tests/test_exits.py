@@ -29,6 +29,7 @@ NEIGHBOURS: Mapping[str, str] = {
     "ray": "not redacted: agents need the prompt",
     "valkey": "document_of redacts each row; the idempotency store holds keys and positions only",
     "neo4j": "document_of redacts each row",
+    "projection": "Documents hands each row to document_of, with the prompts of its definition",
 }
 
 

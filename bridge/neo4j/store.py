@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, LiteralString
 
 from bridge.neo4j.client import NAME, Neo4jAddress, neo4j_errors, new_driver
-from bridge.projection.store import StoredRow, Write
+from bridge.projection.store import StoredRow, StoreError, Write
 from tables.read_model import Document, neo4j_properties
 
 PAGE = 1000
+# Two processes that prepare an empty store may meet.
+MADE_BY_ANOTHER = "EquivalentSchemaRuleAlreadyExists"
 # Without the constraints each MERGE would look at all nodes.
 SCHEMA: Sequence[LiteralString] = (
     "CREATE CONSTRAINT ceremony_instance_id IF NOT EXISTS FOR (i:CeremonyInstance) REQUIRE i.instance_id IS UNIQUE",
@@ -39,17 +42,19 @@ CALL (p, found) {
         SET d.name = row.name, d.text = row.text
     }
     CALL () {
-        UNWIND $rows AS row
-        MERGE (d:CeremonyDefinition {hash: row.hash}) ON CREATE SET d.name = row.name
+        UNWIND $pinned AS pinned
+        MERGE (d:CeremonyDefinition {hash: pinned.hash}) ON CREATE SET d.name = pinned.name
+        WITH d, pinned
+        UNWIND pinned.rows AS row
         MERGE (i:CeremonyInstance {instance_id: row.id})
         WITH i, d, row
         WHERE i.version IS NULL OR i.created_at < row.created_at
             OR (i.created_at = row.created_at AND i.version <= row.version)
         SET i += row.properties
-        WITH i, d
-        OPTIONAL MATCH (i)-[former:INSTANCE_OF]->(other) WHERE other <> d
-        DELETE former
-        MERGE (i)-[:INSTANCE_OF]->(d)
+        WITH i, d, COLLECT { MATCH (i)-[link:INSTANCE_OF]->(other) RETURN [link, other] } AS links
+        FOREACH (link IN [link IN links WHERE link[1] <> d | link[0]] | DELETE link)
+        FOREACH (_ IN CASE WHEN none(link IN links WHERE link[1] = d) THEN [1] ELSE [] END |
+            CREATE (i)-[:INSTANCE_OF]->(d))
     }
     CALL () {
         UNWIND $gone AS row
@@ -80,10 +85,17 @@ class Neo4jStore:
         self._address = address
         self._topic = topic
         self._driver = new_driver(address)
+        self._opening = asyncio.Lock()
+        """Statements about the schema block each other."""
 
     async def open(self) -> None:
-        for statement in SCHEMA:
-            await self._run(statement)
+        async with self._opening:
+            for statement in SCHEMA:
+                try:
+                    await self._run(statement)
+                except StoreError as error:
+                    if MADE_BY_ANOTHER not in error.reason:
+                        raise
 
     async def places(self) -> Mapping[int, str]:
         return {row["partition"]: row["place"] for row in await self._run(PLACES, topic=self._topic)}
@@ -96,7 +108,7 @@ class Neo4jStore:
             partition=write.partition,
             expected=write.expected,
             place=write.place,
-            rows=[_row(document) for document in write.documents],
+            pinned=_by_definition(write.documents),
             gone=[
                 {"id": gone.instance_id, "created_at": gone.created_at, "version": gone.version} for gone in write.gone
             ],
@@ -135,13 +147,20 @@ class Neo4jStore:
                 return await result.data()
 
 
+def _by_definition(documents: Sequence[Document]) -> list[dict[str, Any]]:
+    """Return rows below their definition, which is so looked up once for all of them."""
+    found: dict[str, dict[str, Any]] = {}
+    for document in documents:
+        new = {"hash": document.definition_hash, "name": document.definition_name, "rows": []}
+        found.setdefault(document.definition_hash, new)["rows"].append(_row(document))
+    return list(found.values())
+
+
 def _row(document: Document) -> dict[str, Any]:
     return {
         "id": document.instance_id,
         "version": document.version,
         "created_at": document.created_at,
-        "hash": document.definition_hash,
-        "name": document.definition_name,
         "properties": neo4j_properties(document),
     }
 

@@ -36,6 +36,9 @@ class _PasswordProvider(CredentialProvider):
             raise AuthenticationError("the password cannot be read") from None
         return (password,) if password else ()
 
+    async def get_credentials_async(self) -> tuple[str] | tuple[()]:  # type: ignore[override]
+        return self.get_credentials()
+
 
 def valkey_client(host: str, port: int, db: int, password: ReadPassword) -> redis.Redis:
     """Return a client that connects at its first call. It repeats nothing: the caller decides that."""

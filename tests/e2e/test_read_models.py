@@ -18,7 +18,7 @@ from tables.instance import Instance
 from tables.read_model import document_of, neo4j_properties, valkey_json
 from tests.bridge.projection.world import Neo4jSite, ValkeySite
 from tests.conftest import KafkaAddress
-from tests.e2e.world import INPUTS, World, until
+from tests.e2e.world import INPUTS, WorkerProcess, World, until, worker_settings
 from tests.services import KafkaServer, Neo4jServer, ValkeyServer
 
 pytestmark = pytest.mark.timeout(180)
@@ -123,6 +123,29 @@ async def test_both_stores_equal_the_tables_after_every_ceremony_and_after_a_reb
         await world.restart_worker()
         await world.finish(ids[-1])
         await until_equal(world, *sites)
+
+
+async def test_a_projector_can_run_in_a_process_of_its_own(
+    kafka: KafkaServer | KafkaAddress,
+    valkey: ValkeyServer,
+    neo4j: Neo4jServer,
+    sites: tuple[ValkeySite, Neo4jSite],
+    tmp_path: Path,
+) -> None:
+    # specification 25.3
+    settings = settings_of(valkey, neo4j, "apart")
+    async with World(tmp_path, f"kafka://{kafka.bootstrap}", CEREMONY_TOPIC_PREFIX="apart") as world:
+        told = worker_settings(f"kafka://{kafka.bootstrap}", world.nats.url, "127.0.0.1:9", **settings)
+        process = WorkerProcess(tmp_path, {**told, "CEREMONY_ROLE": "projector"})
+        process.start()
+        try:
+            instance_id = await world.start("approval", "apart")
+            await until_equal(world, *sites)
+            await world.finish(instance_id)
+            await until_equal(world, *sites)
+        finally:
+            process.kill()
+        assert "neo4j" not in world.worker.readiness.states()
 
 
 async def until_equal(world: World, valkey: ValkeySite, neo4j: Neo4jSite) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -123,6 +124,12 @@ async def test_neo4j_has_its_constraints_and_index_before_the_first_row(site: Si
     assert {"labelsOrTypes": ["CeremonyDefinition"], "properties": ["hash"]} in constraints
     indexes = site.ask("SHOW INDEXES YIELD labelsOrTypes, properties RETURN labelsOrTypes, properties")
     assert {"labelsOrTypes": ["CeremonyInstance"], "properties": ["correlation_id"]} in indexes
+
+
+async def test_an_empty_store_can_be_prepared_for_several_partitions_at_once(site: Site, store: Store) -> None:
+    site.wipe()
+    await asyncio.gather(*(store.open() for _ in range(4)))
+    await wrote(store, document("c1:s1"))
 
 
 async def test_a_definition_is_one_node_for_each_hash(site: Site, store: Store) -> None:

@@ -284,7 +284,7 @@ def _app(settings: Settings, clock: Clock) -> CeremonyApp:
         row_cache=RowCache(settings.row_cache_mib * MIB),
         stores=_stores(settings),
         replication=settings.replication_factor,
-        topic_config={} if settings.flush_messages is None else {"flush.messages": str(settings.flush_messages)},
+        topic_config=settings.topic_config,
     )
 
 

@@ -19,13 +19,13 @@ from tables.read_model import Redact
 
 if TYPE_CHECKING:
     from bridge.projection.dual_writes import Ledger
-    from bridge.projection.store import Store
+    from bridge.projection.store import SourceStore
     from bridge.valkey.client import ValkeyAddress
 
 
-def stores(settings: Settings) -> Sequence[Store]:
+def stores(settings: Settings) -> Sequence[SourceStore]:
     """Return the stores that are on. The client of a store is loaded only where it is used."""
-    found: list[Store] = []
+    found: list[SourceStore] = []
     topic = prefixed(settings.topic_prefix, changelog(CEREMONIES))
     if settings.valkey_host is not None:
         from bridge.valkey.store import ValkeyStore  # noqa: PLC0415

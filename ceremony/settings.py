@@ -92,6 +92,11 @@ class Settings(StoreSettings):
     """Folder of this worker alone for RocksDB; its content may be deleted while the worker is stopped."""
 
     @property
+    def topic_config(self) -> dict[str, str]:
+        """Settings of the Kafka topics that this program creates, beside those that every topic has."""
+        return {} if self.flush_messages is None else {"flush.messages": str(self.flush_messages)}
+
+    @property
     def required(self) -> tuple[str, ...]:
         """The neighbours that decide readiness: those of `readiness_requires` that a role of this worker needs."""
         needed = {name for role in self.roles for name in READINESS_OF[role]}

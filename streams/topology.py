@@ -23,6 +23,7 @@ from streams.topics import (
     EVENTS,
     OWNERS,
     STEP_KINDS,
+    changelog,
     prefixed,
     step_topic,
 )
@@ -55,6 +56,12 @@ def topics(prefix: str, partitions: int) -> list[TopicSpec]:
         TopicSpec(prefixed(prefix, OWNERS), 1, OWNERS_KEPT_MS),
         topic(AUDIT, -1),
     ]
+
+
+def every_topic(prefix: str, partitions: int) -> list[TopicSpec]:
+    """Return all topics, changelogs included, for a program that creates them without a worker."""
+    tables = [TopicSpec(prefixed(prefix, changelog(table.name)), partitions, compacted=True) for table in TABLES]
+    return [*topics(prefix, partitions), *tables]
 
 
 def substitute(written: Instance | None, newest: Instance, error: RowUnwritable) -> tuple[Instance, bytes]:

@@ -93,6 +93,30 @@ def from_changelog(value: bytes, pinned: Pinned, instance_id: str = "") -> Rehyd
     return _judged(parts, None if parts.breaches else decode_instance(value), pinned, instance_id)
 
 
+class _Engine(msgspec.Struct):
+    definition_hash: str = ""
+
+
+class _WithEngine(msgspec.Struct):
+    engine: _Engine
+
+
+def hash_in_valkey(value: bytes) -> str:
+    """Return the hash of the definition that a document is pinned to, empty where it cannot be read."""
+    try:
+        return msgspec.json.decode(value, type=_WithEngine).engine.definition_hash
+    except _FAILURES:
+        return ""
+
+
+def hash_in_neo4j(properties: Mapping[str, Any]) -> str:
+    """Return the hash of the definition that a node is pinned to, empty where it cannot be read."""
+    try:
+        return msgspec.json.decode(str(properties.get("engine")), type=_Engine).definition_hash
+    except _FAILURES:
+        return ""
+
+
 def pinned_in(texts: Callable[[str], str | None], kinds: Kinds) -> Pinned:
     """Return the definitions of a store, each read once; `texts` gives the text with a hash, None where it has none."""
 

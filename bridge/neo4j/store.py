@@ -73,6 +73,10 @@ RETURN i.instance_id AS id ORDER BY i.instance_id LIMIT $most
 ROWS: LiteralString = """
 UNWIND $ids AS id MATCH (i:CeremonyInstance {instance_id: id}) RETURN properties(i) AS properties
 """
+DEFINITIONS: LiteralString = """
+UNWIND $hashes AS hash MATCH (d:CeremonyDefinition {hash: hash}) WHERE d.text IS NOT NULL
+RETURN d.hash AS hash, d.text AS text
+"""
 
 
 class Neo4jStore:
@@ -133,6 +137,10 @@ class Neo4jStore:
         found = [row["properties"] for row in await self._run(ROWS, ids=list(instance_ids))]
         return [_stored(properties) for properties in found]
 
+    async def definitions(self, hashes: Collection[str]) -> Mapping[str, str]:
+        found = await self._run(DEFINITIONS, hashes=list(hashes))
+        return {str(row["hash"]): str(row["text"]) for row in found}
+
     async def close(self) -> None:
         with neo4j_errors(self._address):
             await self._driver.close()
@@ -168,5 +176,5 @@ def _row(document: Document) -> dict[str, Any]:
 def _stored(properties: Mapping[str, Any]) -> StoredRow:
     version = properties.get("version")
     if not isinstance(version, int):
-        return StoredRow(str(properties["instance_id"]), 0, None)
+        return StoredRow(str(properties["instance_id"]), 0, properties)
     return StoredRow(str(properties["instance_id"]), version, properties)

@@ -108,3 +108,10 @@ class Store(Protocol):
         """Return those of the rows that exist."""
 
     async def close(self) -> None: ...
+
+
+class SourceStore(Store, Protocol):
+    """A store that ceremonies can be restored from."""
+
+    async def definitions(self, hashes: Collection[str]) -> Mapping[str, str]:
+        """Return the texts of those definitions that are stored, by hash."""

@@ -13,6 +13,7 @@ from bridge.valkey.client import NAME, ValkeyAddress, valkey_errors
 from tables.read_model import valkey_json
 
 INSTANCE = "ceremony:instance:"
+DEFINITION = "ceremony:definition:"
 ALL_INSTANCES = "ceremony:instances:all"
 PLACES = "ceremony:projector:"
 PAGE = 1000
@@ -73,6 +74,15 @@ class ValkeyStore:
             values: Any = await self._client.mget([INSTANCE + instance_id for instance_id in ids])
         return [_stored(i, value) for i, value in zip(ids, values, strict=True) if value is not None]
 
+    async def definitions(self, hashes: Collection[str]) -> Mapping[str, str]:
+        wanted = list(hashes)
+        if not wanted:
+            return {}
+        with valkey_errors(self._address):
+            texts: Any = await self._client.mget([DEFINITION + digest for digest in wanted])
+        pairs = zip(wanted, texts, strict=True)
+        return {digest: text.decode(errors="replace") for digest, text in pairs if text is not None}
+
     async def close(self) -> None:
         with valkey_errors(self._address):
             await self._client.aclose()
@@ -101,4 +111,4 @@ def _stored(instance_id: str, value: bytes) -> StoredRow:
     try:
         return StoredRow(instance_id, _version_of(value).version, value)
     except msgspec.DecodeError:
-        return StoredRow(instance_id, 0, None)
+        return StoredRow(instance_id, 0, value)

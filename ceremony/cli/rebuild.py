@@ -17,7 +17,7 @@ from ceremony.cli.running import readable_errors
 
 if TYPE_CHECKING:
     from bridge.projection.rebuild import RebuildProgress
-    from bridge.projection.store import Store
+    from bridge.projection.store import SourceStore, Store
     from ceremony.settings import Settings
 
 LOOK_SECONDS = 0.5
@@ -68,7 +68,7 @@ async def _rebuild(settings: Settings, name: StoreName) -> RebuildProgress:
         await store.close()
 
 
-def opened(settings: Settings, name: str) -> Store:
+def opened(settings: Settings, name: str) -> SourceStore:
     """Return a store of the settings. Raises CommandFailed where it is not set."""
     from ceremony.read_models import stores
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,11 +66,11 @@ def republish(
 
 
 @asynccontextmanager
-async def opened_log(url: str, clock: Clock) -> AsyncIterator[Log]:
-    """Open a log that workers may be using at the same time. Raises LogUnavailable."""
+async def opened_log(url: str, clock: Clock, **options: Any) -> AsyncIterator[Log]:
+    """Open a log that workers may be using at the same time; `options`: of `open_log`. Raises LogUnavailable."""
     from streams.transport.app import open_log
 
-    log = open_log(url, clock)
+    log = open_log(url, clock, **options)
     await log.start()
     try:
         yield log

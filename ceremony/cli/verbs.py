@@ -45,6 +45,11 @@ VERBS = (
         RUN,
         "Compare each row of the tables with Valkey and Neo4j. Exit 1 if one differs, and was not mended.",
     ),
+    Verb(
+        "rehydrate",
+        RUN,
+        "Restore ceremonies from Valkey and Neo4j into a log that has lost them. Exit 1 if one is broken.",
+    ),
     Verb("start", CEREMONIES, "Start a ceremony. Repeating the same start is safe: nothing starts twice."),
     Verb("approve", CEREMONIES, "Approve a human gate or a human guard."),
     Verb("reject", CEREMONIES, "Reject a human gate. Its step fails; `on_failure` of the definition decides the rest."),

@@ -280,8 +280,11 @@ def _transport(url: str) -> type[GroupTransport]:
     raise LogUrlInvalid(f"{masked(url)!r} is neither kafka://host:port nor sqlite:///path")
 
 
-def open_log(url: str, clock: Clock) -> Log:
-    """Return the log at `url` without an app, not started yet. Raises LogUrlInvalid."""
+def open_log(url: str, clock: Clock, *, replication: int = 1, topic_config: Mapping[str, str] | None = None) -> Log:
+    """Return the log at `url` without an app, not started yet. Raises LogUrlInvalid.
+
+    `replication`, `topic_config`: of topics that it creates on Kafka.
+    """
     if url.startswith("sqlite://"):
         from streams.transport.sqlite import driver  # noqa: PLC0415 - as above
 
@@ -289,7 +292,7 @@ def open_log(url: str, clock: Clock) -> Log:
     from streams.transport.kafka.driver import servers  # noqa: PLC0415 - as above
     from streams.transport.kafka.log import KafkaLog  # noqa: PLC0415 - as above
 
-    return KafkaLog(servers(_urls(url)), clock)
+    return KafkaLog(servers(_urls(url)), clock, replication=replication, topic_config=topic_config)
 
 
 def _urls(url: str) -> list[URL]:

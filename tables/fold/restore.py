@@ -33,7 +33,7 @@ def restore(fold: FoldContext, command: Restore) -> None:
     if found is None or found.instance_id != command.instance_id:
         fold.refuse(command, refusals.RESTORE_INVALID, "the body is not a row of this instance")
         return
-    if fold.before is not None and is_newer(fold.before, found, command.seen_version):
+    if fold.before is not None and is_newer(fold.before.created_at, fold.before.version, found, command.seen_version):
         fold.note = "duplicate"
         return
     problem = _problem(found, fold.pinned)
@@ -70,15 +70,15 @@ def _problem(found: Instance, definition: Definition | None) -> tuple[str, str] 
     return (refusals.RESTORE_INVALID, "; ".join(reasons[:20])) if reasons else None
 
 
-def is_newer(row: Instance, found: Instance, seen_version: int) -> bool:
-    """Return whether a row of the table stays: it began later under this id, or is at least as new as the stored one.
+def is_newer(created_at: int, version: int, found: Instance, seen_version: int) -> bool:
+    """Return whether a row of the table stays: it began later under this id, or is at least as new as the stored ones.
 
     `seen_version`: the highest version seen in the stores. A command of an older release names none (0): it replaces
     every row with a lower version than its own.
     """
     if not seen_version:
-        return row.version >= found.version
-    return row.created_at > found.created_at or row.version >= seen_version
+        return version >= found.version
+    return created_at > found.created_at or (created_at == found.created_at and version >= seen_version)
 
 
 def to_restore(row: Instance, seen_version: int, lost: str = "") -> Instance:

@@ -28,6 +28,8 @@ _UNDECODABLE = object()
 
 # Returns the refusal of a request of so many bytes; None to decode it.
 TooLarge = Callable[[int], CallRefused | None]
+# Returns an object that stands for a large request until the servicer decodes it; None to decode it at once.
+HeldBack = Callable[[bytes], Any]
 # A method handler; generated ones have no types.
 Handler = Any
 
@@ -35,10 +37,16 @@ Handler = Any
 class RequestDecoding(grpc.aio.ServerInterceptor):
     """Answers undecodable and too large requests before they reach the servicer."""
 
-    def __init__(self, turns: Turns, too_large: Mapping[str, TooLarge]) -> None:
-        """`too_large`: the limit of each method that has one below gRPC's own."""
+    def __init__(
+        self, turns: Turns, too_large: Mapping[str, TooLarge], held_back: Mapping[str, HeldBack] | None = None
+    ) -> None:
+        """`too_large`: the limit of each method that has one below gRPC's own.
+
+        `held_back`: of each method whose large requests the servicer itself decodes.
+        """
         self._turns = turns
         self._too_large = too_large
+        self._held_back = held_back or {}
         self._guarded: dict[str, tuple[Handler, Handler]] = {}
         """By method: its last handler and the guarded handler. gRPC asks for a handler at each call, and making one
         each time took a fifteenth of the main thread in a storm of starts."""
@@ -53,11 +61,11 @@ class RequestDecoding(grpc.aio.ServerInterceptor):
             return None
         known, guarded = self._guarded.get(handler_call_details.method, (None, None))
         if known is not handler:
-            guarded = self._guard(handler, self._too_large.get(handler_call_details.method))
+            guarded = self._guard(handler, handler_call_details.method)
             self._guarded[handler_call_details.method] = handler, guarded
         return guarded
 
-    def _guard(self, handler: Handler, too_large: TooLarge | None) -> Handler:
+    def _guard(self, handler: Handler, method: str) -> Handler:
         if handler.request_streaming and not handler.response_streaming:
             return handler
         decode = _decoder(handler.request_deserializer)
@@ -69,7 +77,8 @@ class RequestDecoding(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 _stream(handler.unary_stream), decode, handler.response_serializer
             )
-        unary = _unary(handler.unary_unary, decode, self._turns, too_large)
+        too_large, held_back = self._too_large.get(method), self._held_back.get(method)
+        unary = _unary(handler.unary_unary, decode, self._turns, too_large, held_back)
         return grpc.unary_unary_rpc_method_handler(unary, None, unless_bytes(handler.response_serializer))
 
 
@@ -84,7 +93,11 @@ def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _unary(
-    call: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes], Any], turns: Turns, too_large: TooLarge | None
+    call: Callable[[Any, Any], Awaitable[Any]],
+    decode: Callable[[bytes], Any],
+    turns: Turns,
+    too_large: TooLarge | None,
+    held_back: HeldBack | None,
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     async def unary(data: bytes, context: Any) -> Any:
         if len(data) > SMALL_REQUEST_BYTES:
@@ -95,7 +108,9 @@ def _unary(
                 refuse(context, refusal)
                 return None
             await turns.next()
-        request = decode(data)
+        request = None if held_back is None else held_back(data)
+        if request is None:
+            request = decode(data)
         if request is _UNDECODABLE:
             end(context, grpc.StatusCode.INVALID_ARGUMENT, f"{CODE}: {MESSAGE}")
             return None

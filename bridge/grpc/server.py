@@ -15,6 +15,7 @@ from bridge.grpc.decoding import RequestDecoding
 from bridge.grpc.diagnosis import AllWorkersDiagnosis, DiagnosisHandler
 from bridge.grpc.forwarding import Forwarding
 from bridge.grpc.intake import CallLimit, Intake, read_all_wakeups
+from bridge.grpc.large_starts import EncodedStart
 from bridge.grpc.listing import AllWorkersListing, ListingHandler
 from bridge.grpc.peers import Peers
 from bridge.grpc.redaction import AnswerRedaction
@@ -38,6 +39,7 @@ HANDSHAKE_MS = 10_000
 # Starts that are taken up, let in or refused, in one turn of the loop.
 STARTS_PER_TURN = 1_024
 SERVICE = "fleet.planning_ceremony.v1.PlanningCeremonyProcessor"
+START = f"/{SERVICE}/StartPlanningCeremony"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class GrpcServer:
         self._address = address
         interceptors: list[grpc.aio.ServerInterceptor] = [
             AnswerRedaction(SERVICE, redactor),  # the first is the outermost
-            RequestDecoding(turns, {f"/{SERVICE}/StartPlanningCeremony": start_too_large}),
+            RequestDecoding(turns, {START: start_too_large}, {START: EncodedStart.if_large}),
         ]
         self.peers: Peers | None = None
         if sharing is not None:
@@ -96,7 +98,7 @@ class GrpcServer:
             self._server,
             interceptors,
             clock,
-            [CallLimit(f"/{SERVICE}/StartPlanningCeremony", STARTS_PER_TURN, servicer.refuse_start)],
+            [CallLimit(START, STARTS_PER_TURN, servicer.refuse_start)],
         )
         add_PlanningCeremonyProcessorServicer_to_server(servicer, self._intake)  # type: ignore[arg-type]  # stands in for the server
         if self.peers is not None:

@@ -17,6 +17,7 @@ from bridge.grpc import messages
 from bridge.grpc.actors import actor_key, normal_name
 from bridge.grpc.callers import Callers, one_at_a_time
 from bridge.grpc.encoding import with_repeated
+from bridge.grpc.large_starts import EncodedStart, LargeStarts
 from bridge.grpc.listing import AllWorkersListing, LocalRows, Page
 from bridge.grpc.metadata import correlation_in, send_correlation_id
 from bridge.grpc.operations import OperatorCalls, States
@@ -74,6 +75,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         self._turns = turns
         self._redactor = redactor
         self.callers = Callers()
+        self._large_starts = LargeStarts(turns)
 
     def refuse_start(self, unanswered: int) -> CallRefused | None:
         """The refusal of every start while too many calls are unanswered; None when starts are accepted."""
@@ -84,36 +86,9 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
 
     @errors_become_statuses
     async def StartPlanningCeremony(
-        self, request: pb.StartPlanningCeremonyRequest, context: Context[Any, Any]
+        self, request: pb.StartPlanningCeremonyRequest | EncodedStart, context: Context[Any, Any]
     ) -> pb.StartPlanningCeremonyResponse:
-        correlation_id = request.correlation_id.strip() or correlation_in(context.invocation_metadata() or ())
-        check_ids(
-            ceremony_id=request.ceremony_id,
-            story_id=request.story_id,
-            definition_name=request.definition_name,
-            requested_by=request.requested_by,
-            correlation_id=correlation_id,
-        )
-        require_no_secret(
-            self._redactor,
-            ceremony_id=request.ceremony_id,
-            story_id=request.story_id,
-            correlation_id=correlation_id,
-        )
-        requested_by = normal_name("requested_by", request.requested_by)
-        definition = self._pinned_definition(request) or self._definitions.get(request.definition_name)
-        pieces = start_pieces(
-            definition,
-            ceremony_id=request.ceremony_id,
-            story_id=request.story_id,
-            correlation_id=correlation_id,
-            inputs=request.inputs,
-            rich_inputs=request.inputs_json,
-            step_ids=request.step_ids,
-            requested_by=requested_by,
-            command_id=self._new_id(),
-        )
-        command = await self._turns.run(pieces)
+        definition, command = await self._start_command(request, context)
         if command.inputs_size > LARGE_INPUTS_BYTES:
             await self._turns.next()
             self._turns.owe(command.inputs_size * FOLDING_SECONDS_PER_BYTE)
@@ -227,6 +202,40 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             for loaded in self._definitions.all():
                 wanted.difference_update(() if loaded.definition is None else loaded.definition.searchable_inputs)
         return f"no present definition names {', '.join(sorted(wanted))} in `inputs.searchable`" if wanted else ""
+
+    async def _start_command(
+        self, encoded: pb.StartPlanningCeremonyRequest | EncodedStart, context: Context[Any, Any]
+    ) -> tuple[Definition, Start]:
+        """Check a start and make its command. The decoded request is gone when it returns."""
+        async with self._large_starts.decoded(encoded, context) as request:
+            correlation_id = request.correlation_id.strip() or correlation_in(context.invocation_metadata() or ())
+            check_ids(
+                ceremony_id=request.ceremony_id,
+                story_id=request.story_id,
+                definition_name=request.definition_name,
+                requested_by=request.requested_by,
+                correlation_id=correlation_id,
+            )
+            require_no_secret(
+                self._redactor,
+                ceremony_id=request.ceremony_id,
+                story_id=request.story_id,
+                correlation_id=correlation_id,
+            )
+            requested_by = normal_name("requested_by", request.requested_by)
+            definition = self._pinned_definition(request) or self._definitions.get(request.definition_name)
+            pieces = start_pieces(
+                definition,
+                ceremony_id=request.ceremony_id,
+                story_id=request.story_id,
+                correlation_id=correlation_id,
+                inputs=request.inputs,
+                rich_inputs=request.inputs_json,
+                step_ids=request.step_ids,
+                requested_by=requested_by,
+                command_id=self._new_id(),
+            )
+            return definition, await self._turns.run(pieces)
 
     def _pinned_definition(self, request: pb.StartPlanningCeremonyRequest) -> Definition | None:
         """The definition of an existing ceremony with this id; a repeated start is checked against it, not the file."""

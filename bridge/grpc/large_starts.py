@@ -34,7 +34,10 @@ def _ids_message() -> Any:
     """The request's message with nothing but the ids; a decoder keeps all other fields as bytes."""
     message = DescriptorProto()
     pb.StartPlanningCeremonyRequest.DESCRIPTOR.CopyToProto(message)
-    ids = [field for field in message.field if field.name in ("ceremony_id", "story_id")]
+    ids = [field for field in message.field if field.name in ("ceremony_id", "story_id", "request_id")]
+    for field in ids:
+        field.ClearField("proto3_optional")
+        field.ClearField("oneof_index")
     file = FileDescriptorProto(name="start_ids.proto", package="ceremony", syntax="proto3")
     file.message_type.append(DescriptorProto(name="StartIds", field=ids))
     pool = DescriptorPool()
@@ -46,7 +49,7 @@ _StartIds = _ids_message()
 
 
 class EncodedStart:
-    """A start request that is not decoded yet; it can be forwarded like the message, with the bytes that came."""
+    """A start request of which only the ids are decoded yet; it can be forwarded like the message."""
 
     DESCRIPTOR = pb.StartPlanningCeremonyRequest.DESCRIPTOR
     __slots__ = ("_data", "_ids")
@@ -68,6 +71,15 @@ class EncodedStart:
     def story_id(self) -> str:
         return str(self._decoded_ids().story_id)
 
+    @property
+    def request_id(self) -> str:
+        return str(self._decoded_ids().request_id)
+
+    @request_id.setter
+    def request_id(self, value: str) -> None:
+        self._data += _StartIds(request_id=value).SerializeToString()  # of a field given twice the last one counts
+        self._ids = None
+
     def SerializeToString(self) -> bytes:
         return self._data
 
@@ -85,7 +97,8 @@ class EncodedStart:
                 ids = _StartIds.FromString(self._data)
             except DecodeError:
                 ids = _StartIds()
-            self._ids = _StartIds(ceremony_id=ids.ceremony_id, story_id=ids.story_id)  # without the other bytes
+            ids.DiscardUnknownFields()
+            self._ids = ids
         return self._ids
 
 

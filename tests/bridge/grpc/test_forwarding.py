@@ -22,10 +22,13 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import (
 from bridge.clock import HostClock
 from bridge.grpc import forwarding
 from bridge.grpc.callers import FORWARDED
+from bridge.grpc.decoding import RequestDecoding
 from bridge.grpc.forwarding import ANY_WORKER, METHODS, Forwarding, instance_of
+from bridge.grpc.large_starts import LARGE_START_BYTES, EncodedStart
 from bridge.grpc.peers import Peers
-from bridge.grpc.server import SERVICE
+from bridge.grpc.server import SERVICE, START
 from streams.api import HERE, Unavailable
+from streams.turns import Turns
 from tests.bridge.grpc.world import refused
 from tests.e2e.world import NO_RETRIES
 from tests.services import free_port
@@ -49,7 +52,7 @@ class Servicer(PlanningCeremonyProcessorServicer):
         self.asked.append((request, dict(context.invocation_metadata()), context.time_remaining()))
         return await self.answer(request, context)
 
-    GetPlanningCeremonyInstance = DecideGate = GetHistory = _note
+    StartPlanningCeremony = GetPlanningCeremonyInstance = DecideGate = GetHistory = _note
 
     async def WatchPlanningCeremony(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - gRPC's name
         if request.instance_id == "silent":
@@ -98,9 +101,10 @@ async def site() -> AsyncIterator[Site]:
     near, far = Servicer(), Servicer()  # type: ignore[abstract]  # the other calls are not made
     peers = Peers(directory.addresses)
     forwarder = Forwarding(SERVICE, directory, peers, lambda: "drawn", HostClock())
+    decoding = RequestDecoding(Turns(HostClock()), {}, {START: EncodedStart.if_large})
     async with contextlib.AsyncExitStack() as stack:
         ports = []
-        for servicer, interceptors in ((near, [forwarder]), (far, [])):
+        for servicer, interceptors in ((near, [decoding, forwarder]), (far, [])):
             server = grpc.aio.server(interceptors=interceptors)
             add_PlanningCeremonyProcessorServicer_to_server(servicer, server)
             ports.append(server.add_insecure_port("127.0.0.1:0"))
@@ -115,6 +119,30 @@ async def site() -> AsyncIterator[Site]:
 
 
 GET = pb.GetPlanningCeremonyInstanceRequest(instance_id="c:s")
+
+
+async def started(request: Any, _context: Any) -> Any:
+    return pb.StartPlanningCeremonyResponse(instance_id=f"{request.ceremony_id}:{request.story_id}")
+
+
+async def test_a_large_start_is_forwarded_with_an_id_and_without_being_decoded(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # specification 14.15
+    monkeypatch.setattr(EncodedStart, "decoded", lambda _: pytest.fail("decoded"))
+    site.far.answer = started
+    request = pb.StartPlanningCeremonyRequest(ceremony_id="c1", story_id="s1", inputs={"a": "x" * LARGE_START_BYTES})
+    answer = await site.stub.StartPlanningCeremony(request)
+    assert (answer.instance_id, site.near.asked) == ("c1:s1", [])
+    request.request_id = "drawn"  # the forwarder gave it one
+    assert site.far.asked[0][0] == request
+
+
+async def test_a_large_start_without_an_owner_is_refused_with_a_hint(site: Site) -> None:
+    site.directory.address = "nowhere"
+    request = pb.StartPlanningCeremonyRequest(ceremony_id="c1", story_id="s1", inputs={"a": "x" * LARGE_START_BYTES})
+    with refused("UNAVAILABLE", "unavailable"):
+        await site.stub.StartPlanningCeremony(request)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.name))

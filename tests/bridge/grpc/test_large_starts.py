@@ -19,6 +19,7 @@ from bridge.grpc import servicer, start_request
 from bridge.grpc.forwarding import instance_of
 from bridge.grpc.large_starts import LARGE_START_BYTES, EncodedStart, LargeStarts
 from bridge.grpc.refusals import CallRefused
+from bridge.grpc.server import START
 from streams.turns import Turns
 from tests.bridge.grpc.world import definitions_folder, refused
 from tests.e2e.world import World
@@ -72,6 +73,14 @@ def test_an_encoded_start_names_its_instance_without_being_decoded(monkeypatch: 
     # specification 14.15
     monkeypatch.setattr(EncodedStart, "decoded", lambda _: pytest.fail("decoded"))
     assert instance_of("StartPlanningCeremony", encoded("c1")) == "c1:S1"
+
+
+def test_an_encoded_start_takes_another_request_id() -> None:
+    start, expected = encoded("c1"), large("c1")
+    start.request_id = "first"
+    start.request_id = expected.request_id = "second"
+    assert (start.request_id, start.ceremony_id) == ("second", "c1")
+    assert start.decoded() == expected
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 10, b"\x0a\x02\xff\xfe"], ids=["no message", "no UTF-8"])
@@ -209,6 +218,14 @@ async def test_a_start_that_waits_for_its_partition_holds_no_decoded_request(wor
         assert [found for found in requests if found.ceremony_id == "c-waiting" and found is not given] == []
         go_on.set()
         await call
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_large_start_that_is_no_message_is_refused(world: World) -> None:
+    call: Any = world.channel.unary_unary(START)
+    with refused("INVALID_ARGUMENT", "request_undecodable"):
+        await call(b"\xff" * (LARGE_START_BYTES + 1))
+    assert (await world.stub.StartPlanningCeremony(large())).status == "accepted"
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+import structlog
+
 from ports.clock import Clock
+from ports.errors import CeremonyError
 from ports.log import PartitionView
 from streams.api import Matches, Query, Unavailable
 from streams.partitions import DefinitionLookup
@@ -15,6 +18,8 @@ from streams.topics import CEREMONIES
 from streams.turns import Turns
 from tables.instance import Instance
 from tables.kinds import Kinds
+
+log = structlog.get_logger(__name__)
 
 # Changed rows are entered at this interval, so that a search finds few of them.
 EVERY_SECONDS = 0.25
@@ -48,8 +53,14 @@ class RowIndexes:
     ) -> None:
         """Note rows of a partition that became visible, with the rows that they replaced."""
         index = self._indexes.get(number)
-        if index is not None:
+        if index is None:
+            return
+        try:
             index.changed(rows, before)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a batch that is folded must not fail for the sake of lists
+            self._rebuild(index, error)
 
     async def search(self, number: int, query: Query, most: int) -> Matches:
         """Search one partition. Raises Unavailable if it was lost, or its index is not filled in time."""
@@ -58,7 +69,20 @@ class RowIndexes:
             raise Unavailable(f"partition {number} is not served here any more")
         if not index.filled:
             await self._wait_until_filled(index)
-        return await self._turns.run(search(index, query, most))
+        try:
+            return await self._turns.run(search(index, query, most))
+        except (CeremonyError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            self._rebuild(index, error)
+            raise Unavailable(f"the index of partition {number} is being built anew") from None
+
+    def _rebuild(self, index: PartitionIndex, error: Exception) -> None:
+        """Build an index anew that cannot be kept up; only lists wait for it, and every ceremony goes on."""
+        number = index.view.number
+        log.error("index_failed", partition=number, ceremonies=len(index), exc_info=error)
+        if self._indexes.get(number) is index:
+            self.taken(index.view)
 
     async def _wait_until_filled(self, index: PartitionIndex) -> None:
         try:
@@ -89,11 +113,19 @@ class RowIndexes:
         """Fill the indexes of taken partitions, and enter changed rows, until cancelled."""
         while True:
             for index in list(self._indexes.values()):
-                if not index.filled:
-                    await asyncio.wait({filling := self._filled(index)})
-                    if filling.cancelled():
-                        continue  # lost meanwhile
-                    filling.result()
-                for _ in index.catch_up():
-                    await self._turns.next()
+                try:
+                    await self._keep_up(index)
+                except (CeremonyError, MemoryError):  # a row that cannot be read ends the worker, as elsewhere
+                    raise
+                except Exception as error:  # noqa: BLE001 - as above
+                    self._rebuild(index, error)
             await self._clock.sleep(EVERY_SECONDS)
+
+    async def _keep_up(self, index: PartitionIndex) -> None:
+        if not index.filled:
+            await asyncio.wait({filling := self._filled(index)})
+            if filling.cancelled():
+                return  # lost meanwhile
+            filling.result()
+        for _ in index.catch_up():
+            await self._turns.next()

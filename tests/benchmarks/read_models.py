@@ -1,7 +1,8 @@
 """Read models: rows a second of each projector against the store's own bulk limit, and the lag under a steady load.
 
 `python -m tests.benchmarks.read_models` starts Kafka, Valkey and Neo4j, and prints a table. The limit is a bare loop of
-the store's client that writes the same bytes in the same run, in batches of the same size, with the rows at hand.
+the store's client that writes the same bytes in the same run, in batches of the same size and as many at a time, with
+the rows at hand.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ from bridge.projection.documents import MOST_ROWS, Documents
 from bridge.projection.projector import Projector
 from ports.log import TopicSpec
 from steps.registry import all_kinds
+from steps.secrets.redactor import TextRedactor
 from streams.transport.kafka.log import KafkaLog
 from tables.instance import Instance, encode_instance
 from tables.read_model import Document, document_of, neo4j_properties, nothing_redacted, valkey_json
 from tests.bridge.projection.world import DEFINITION, Neo4jSite, Site, ValkeySite, row
 from tests.services import KafkaServer, Neo4jServer, ValkeyServer, running
 
+REDACTOR = TextRedactor()
 PARTITIONS = 4
 RUNS = 3
 # A chain of five merges is one row and eight events.
@@ -75,31 +78,44 @@ async def bare_valkey(site: ValkeySite, documents: Sequence[Document]) -> float:
     address = site.address
     client = Redis(host=address.host, port=address.port, password=address.password())
     values = [(document.instance_id, document.correlation_id, valkey_json(document)) for document in documents]
-    begun = time.perf_counter()
-    for first in range(0, len(values), MOST_ROWS):
+
+    async def write(batch: Sequence[tuple[str, str, bytes]]) -> None:
         async with client.pipeline(transaction=True) as pipe:
-            for instance_id, correlation_id, value in values[first : first + MOST_ROWS]:
+            for instance_id, correlation_id, value in batch:
                 pipe.set(f"ceremony:instance:{instance_id}", value)
                 pipe.sadd("ceremony:instances:all", instance_id)
                 pipe.sadd(f"ceremony:instances:correlation:{correlation_id}", instance_id)
             await pipe.execute()
-    taken = time.perf_counter() - begun
-    await client.aclose()
-    return len(values) / taken
+
+    try:
+        return await in_lanes(values, write)
+    finally:
+        await client.aclose()
 
 
 async def bare_neo4j(site: Neo4jSite, documents: Sequence[Document]) -> float:
     """Merge nodes with their properties and relations, a transaction for each batch; return rows a second."""
     address = site.address
-    rows = [neo4j_properties(document) for document in documents]
     async with AsyncGraphDatabase.driver(address.uri, auth=(address.user, address.password())) as driver:
-        begun = time.perf_counter()
-        for first in range(0, len(rows), MOST_ROWS):
+
+        async def write(batch: Sequence[dict[str, Any]]) -> None:
             async with driver.session() as session:
-                await (
-                    await session.run(BULK_NODES, rows=rows[first : first + MOST_ROWS], hash=DEFINITION.hash)
-                ).consume()
-        return len(rows) / (time.perf_counter() - begun)
+                await (await session.run(BULK_NODES, rows=batch, hash=DEFINITION.hash)).consume()
+
+        return await in_lanes([neo4j_properties(document) for document in documents], write)
+
+
+async def in_lanes(rows: Sequence[Any], write: Callable[[Any], Awaitable[None]]) -> float:
+    """Write all rows, as many batches at a time as there are partitions; return rows a second."""
+    batches = iter([rows[first : first + MOST_ROWS] for first in range(0, len(rows), MOST_ROWS)])
+
+    async def lane() -> None:
+        for batch in batches:
+            await write(batch)
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(lane() for _ in range(PARTITIONS)))
+    return len(rows) / (time.perf_counter() - begun)
 
 
 class Ground:
@@ -129,9 +145,8 @@ class Ground:
     @contextlib.asynccontextmanager
     async def projecting(self, site: Site) -> AsyncIterator[Projector]:
         clock = HostClock()
-        documents = Documents(
-            PinnedDefinitions(self.log, all_kinds(), prefix=self.prefix), lambda _: nothing_redacted, clock
-        )
+        definitions = PinnedDefinitions(self.log, all_kinds(), prefix=self.prefix)
+        documents = Documents(definitions, lambda d: REDACTOR.of(d.prompts if d else ()).encoded, clock)
         store = site.store(self.topic)
         projector = Projector(self.log, store, documents, clock, prefix=self.prefix, partitions=PARTITIONS)
         await projector.start()

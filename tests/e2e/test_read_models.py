@@ -19,7 +19,7 @@ from tables.read_model import document_of, neo4j_properties, valkey_json
 from tests.bridge.projection.world import Neo4jSite, ValkeySite
 from tests.conftest import KafkaAddress
 from tests.e2e.world import INPUTS, WorkerProcess, World, until, worker_settings
-from tests.services import KafkaServer, Neo4jServer, ValkeyServer
+from tests.services import KafkaServer, Neo4jServer, ValkeyServer, free_port
 
 pytestmark = pytest.mark.timeout(180)
 CEREMONY = Path(sys.executable).with_name("ceremony")
@@ -146,6 +146,28 @@ async def test_a_projector_can_run_in_a_process_of_its_own(
         finally:
             process.kill()
         assert "neo4j" not in world.worker.readiness.states()
+
+
+async def test_ceremonies_come_to_their_end_while_both_stores_are_away(tmp_path: Path) -> None:
+    # specification 25.10
+    away: dict[str, Any] = {
+        "VALKEY_HOST": "127.0.0.1",
+        "VALKEY_PORT": free_port(),
+        "NEO4J_URI": f"bolt://127.0.0.1:{free_port()}",
+        "NEO4J_PASSWORD": "none",
+    }
+    async with World(tmp_path, f"sqlite://{tmp_path}/log.db", **away) as world:
+        ids = [await world.start(name, f"{name}-{number}") for name in INPUTS for number in range(2)]
+        for instance_id in ids:
+            assert (await world.finish(instance_id)).status == "COMPLETED"
+        states = await until(lambda: both_away(world.worker.readiness.states()), "both stores are named")
+        assert "no connection to 127.0.0.1" in states["valkey"] and "records wait" in states["neo4j"]
+        status, body = await world.http("/readyz")
+        assert status == 200, body
+
+
+def both_away(states: Mapping[str, str]) -> Mapping[str, str] | None:
+    return states if all("no connection" in states[name] for name in ("valkey", "neo4j")) else None
 
 
 async def until_equal(world: World, valkey: ValkeySite, neo4j: Neo4jSite) -> None:

@@ -102,12 +102,12 @@ class DualWrites:
     async def failed(self, documents: Iterable[Document], error: StoreError, attempts: int) -> None:
         """Announce the write of each instance that is not announced yet."""
         await self._load()
-        for document in documents:
-            known = self._open.get(document.instance_id)
-            if known is None:
-                await self._announce(document, error, attempts)
-            else:
-                self._note(document.instance_id, attempts=attempts, last_error=error.reason)
+        with contextlib.suppress(LogUnavailable):  # then the rest is announced after the next failure
+            for document in documents:
+                if document.instance_id in self._open:
+                    self._note(document.instance_id, attempts=attempts, last_error=error.reason)
+                else:
+                    await self._announce(document, error, attempts)
         await self.settle()
 
     async def done(self, instance_ids: Iterable[str]) -> None:
@@ -149,6 +149,7 @@ class DualWrites:
             self._is_loaded = True
 
     async def _announce(self, document: Document, error: StoreError, attempts: int) -> None:
+        """Raises LogUnavailable."""
         operation_id = f"{SAVE_INSTANCE}:{document.instance_id}:{document.version}"
         now = self._now()
         payload = {
@@ -170,10 +171,7 @@ class DualWrites:
             (topics.CORRELATION_ID, document.correlation_id.encode()),
         ]
         partition = self._partition_of(document.instance_id)
-        try:
-            await self._log.append(self._events, partition, document.instance_id.encode(), value, headers)
-        except LogUnavailable:
-            return  # announced after the next failure
+        await self._log.append(self._events, partition, document.instance_id.encode(), value, headers)
         metrics.ANNOUNCED.labels(self._store).inc()
         entry = LedgerEntry(operation_id, self._store, PENDING, attempts, error.reason, now, now)
         self._open[document.instance_id] = self._unwritten[document.instance_id] = entry

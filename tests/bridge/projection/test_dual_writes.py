@@ -14,16 +14,16 @@ import pytest
 from bridge.clock import HostClock
 from bridge.projection.definitions import PinnedDefinitions
 from bridge.projection.documents import Documents
-from bridge.projection.dual_writes import FailingWrite
+from bridge.projection.dual_writes import DualWrites, FailingWrite
 from bridge.projection.projector import Projector
 from bridge.projection.store import Store, StoredRow, StoreError, Write
 from bridge.valkey.ledger import ValkeyLedger
-from ports.log import Record, TopicSpec
+from ports.log import Header, LogUnavailable, Record, TopicSpec
 from steps.registry import all_kinds
 from streams.transport.sqlite.log import SqliteLog
 from tables.read_model import nothing_redacted
 from tests.bridge.projection.test_projector import PARTITIONS, Changelog, ids, until, until_versions
-from tests.bridge.projection.world import TOPIC, ValkeySite, row
+from tests.bridge.projection.world import TOPIC, ValkeySite, document, row
 from tests.contract.asyncapi import validate_message
 from tests.services import ValkeyServer
 
@@ -79,6 +79,22 @@ class Interrupted:
 
     async def close(self) -> None:
         await self._store.close()
+
+
+class AwayLog:
+    """The part of a log that announcements use, which can be away."""
+
+    def __init__(self) -> None:
+        self.is_away = True
+        self.asked: list[str] = []
+
+    def partition_of(self, key: bytes, partitions: int) -> int:
+        return len(key) % partitions
+
+    async def append(self, topic: str, partition: int, key: bytes, value: bytes, headers: Sequence[Header]) -> None:
+        self.asked.append(key.decode())
+        if self.is_away:
+            raise LogUnavailable("log_unavailable", "not acknowledged in time")
 
 
 @pytest.fixture
@@ -195,6 +211,20 @@ async def hour_of_outage(site: ValkeySite, changelog: Changelog, clock: RushedCl
     await until(lambda: all(entry["status"] == "COMPLETED" for entry in entries(site).values()))
     assert site._members("ceremony:dualwrite:pending") == set()
     assert len(entries(site)) == 6 and len(await events(changelog.log)) == 6
+
+
+async def test_a_log_that_is_away_is_asked_once_and_again_after_the_next_failure() -> None:
+    """Each call to it may take ten seconds, in which the store could be back."""
+    log = AwayLog()
+    writes = DualWrites(log, None, HostClock(), store="neo4j", prefix="t", partitions=PARTITIONS)  # type: ignore[arg-type]
+    documents = [document(i) for i in ids(5)]
+    error = StoreError("neo4j", "no connection")
+    await writes.failed(documents, error, 3)
+    assert log.asked == ["c0:s1"]
+    log.is_away = False
+    await writes.failed(documents, error, 4)
+    await writes.failed(documents, error, 5)
+    assert log.asked == ["c0:s1", *ids(5)]
 
 
 async def test_entries_that_a_killed_process_left_are_completed_by_the_next(

@@ -78,6 +78,8 @@ class ValkeySite:
         by_correlation: dict[str, set[str]] = {}
         for key in self._keys("ceremony:instance:*"):
             text: Any = self.client.get(key)
+            if text is None:
+                continue  # it has left since the keys were listed
             value = json.loads(text)
             found[value["instance_id"]] = value.get("version", 0)
             by_correlation.setdefault(value["correlation_id"], set()).add(value["instance_id"])

@@ -60,7 +60,8 @@ class TableSpec:
     """A changelog-backed table of one agent. Rows live decoded; `encode` runs once per dirty row and checkpoint.
 
     Rows are values: a row is never changed in place, because it is encoded shortly after the checkpoint's snapshot.
-    An exception of `decode` ends the worker (LogFailed), and so does one of `encode` without `substitute`.
+    An exception of `decode` ends the worker (LogFailed), except an Undecodable where there is `unreadable`; so does one
+    of `encode` without `substitute`.
     """
 
     name: str
@@ -69,6 +70,9 @@ class TableSpec:
     substitute: Callable[[Any | None, Any, RowUnwritable], tuple[Any, bytes]] | None = None
     """Makes a row for one that cannot be written, of its last written form (None: there is none) and its newest. The
     bytes are a record for the agent's own topic that reports it, under the row's key."""
+    unreadable: Callable[[bytes, bytes, CeremonyError], bytes] | None = None
+    """Makes a record for the agent's own topic that sets a row aside which cannot be read: of its key, its bytes, and
+    the error of `decode`, an Undecodable. The row then counts as absent. Without it such a row is LogFailed, too."""
 
 
 class LogWarning(NamedTuple):

@@ -29,6 +29,7 @@ from tables.commands import (
     SetAside,
     Start,
     TimerFired,
+    UnreadableRow,
     decode_command,
 )
 from tables.definition import Definition
@@ -67,6 +68,8 @@ ENGINE_ACTOR = "ceremony-engine"
 PAUSED_BECAUSE = "the fold failed on a command; see the dead letters"
 # Bytes of a value that leave room for key and headers in the largest record.
 LARGEST_VALUE_BYTES = LARGEST_RECORD_BYTES - 64 * 1024
+# Code of a row that cannot be read, and beginning of the keys under which such rows are known.
+ROW_UNREADABLE, UNREADABLE = "row_unreadable", b"\0unreadable/"
 # Topic, key, value and headers of an effect's record.
 EffectRecord = tuple[str, bytes | None, bytes, Sequence[Header]]
 FOLD_FAILED = FoldResult("fold_failed", "the engine failed on this command and kept it as a dead letter")
@@ -119,7 +122,10 @@ class CeremonyAgent:
             except Undecodable as error:
                 batch.dead_letter(record, error.code, error.message)
                 continue
-            self._fold_one(batch, folding, record, command)
+            if isinstance(command, UnreadableRow):
+                _keep_unreadable(batch, record, command)
+            else:
+                self._fold_one(batch, folding, record, command)
         if record is not None:
             self._log_clock.observe(record.timestamp)
 
@@ -339,6 +345,18 @@ def _set_aside(row: Instance | None, record: Record, command: AnyCommand) -> Ins
         return None
     row = set_aside(row, record.timestamp, Pauser(ENGINE_ACTOR, reason=PAUSED_BECAUSE))
     return postponed(row, command.timer_id, record.timestamp) if isinstance(command, TimerFired) else row
+
+
+def _keep_unreadable(batch: Batch, record: Record, command: UnreadableRow) -> None:
+    """Make a dead letter of a row that cannot be read, once for its bytes: it is reported at each take-over.
+
+    The row stays in the changelog, for its removal would remove the ceremony from the read models too. That it was
+    reported is kept among the definitions, under a key that no hash has.
+    """
+    key = UNREADABLE + command.digest.encode()
+    if batch.get(DEFINITIONS, key) is None:
+        batch.put(DEFINITIONS, key, "")
+        batch.dead_letter(record, ROW_UNREADABLE, command.message)
 
 
 def _keep_unread(batch: Batch, record: Record, command: AnyCommand) -> None:

@@ -7,10 +7,13 @@ commands ─► ceremony ─┬─► steps.<kind> ─► one agent per kind ─
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ports.errors import CeremonyError
 from ports.log import AgentSpec, Batch, PartitionView, RowUnwritable, TableSpec, TopicSpec
 from steps.agent import AgentFunction
 from steps.registry import all_kinds
@@ -27,15 +30,19 @@ from streams.topics import (
     prefixed,
     step_topic,
 )
-from tables.commands import encode_command
+from tables.commands import UnreadableRow, encode_command
 from tables.fold.set_aside import report, substituted
 from tables.instance import Instance, decode_instance, encode_instance
+from tables.invariants import Breach
+from tables.rehydrate import from_changelog
 
 DAY_MS = 24 * 60 * 60 * 1000
 COMMANDS_KEPT_MS = 7 * DAY_MS
 EVENTS_KEPT_MS = 30 * DAY_MS
 # The engine needs only the last seconds; older heartbeats help people to reconstruct events.
 OWNERS_KEPT_MS = 60 * 60 * 1000
+# Breaches of an unreadable row that its report names, and bytes of a row that the report contains.
+MOST_SHOWN, LARGEST_KEPT_BYTES = 10, 128 * 1024
 # Name of the agent that folds commands.
 CEREMONY = "ceremony"
 # Largest batch of records of a partition.
@@ -73,8 +80,23 @@ def substitute(written: Instance | None, newest: Instance, error: RowUnwritable)
     return row, encode_command(report(written, row, error.code, error.text))
 
 
+def unreadable(key: bytes, value: bytes, error: CeremonyError) -> bytes:
+    """Return the command that reports a row which cannot be read (specification 28.7)."""
+    instance_id = key.decode(errors="replace")
+    found = from_changelog(value, lambda _: Breach("definition_missing", "it was not looked for"), instance_id)
+    broken = "; ".join(f"{breach.code}: {breach}" for breach in found.breaches[:MOST_SHOWN]) or error.code
+    digest = hashlib.blake2b(value, digest_size=16).hexdigest()
+    command = UnreadableRow(
+        instance_id=instance_id,
+        digest=digest,
+        message=f"the row of {instance_id} cannot be read, and is set aside: {broken}",
+        row=base64.b64encode(value).decode() if len(value) <= LARGEST_KEPT_BYTES else "",
+    )
+    return encode_command(command)
+
+
 TABLES = (
-    TableSpec(CEREMONIES, encode_instance, decode_instance, substitute),
+    TableSpec(CEREMONIES, encode_instance, decode_instance, substitute, unreadable),
     TableSpec(DEFINITIONS, str.encode, bytes.decode),
 )
 

@@ -205,6 +205,17 @@ class SetAside(Command, frozen=True, tag="set_aside", kw_only=True):
     message: str
 
 
+class UnreadableRow(Command, frozen=True, tag="unreadable_row", kw_only=True):
+    """Report a row that cannot be read; sent by the owner of its partition at each take-over. It changes no row."""
+
+    digest: str
+    """Of the row's bytes: a second report of the same bytes is known."""
+    message: str
+    """What is broken."""
+    row: str = ""
+    """The bytes in base64; empty where they are large: the changelog has them until the ceremony is written again."""
+
+
 AnyCommand = (
     PutDefinition
     | Noop
@@ -221,6 +232,7 @@ AnyCommand = (
     | RunStep
     | Restore
     | SetAside
+    | UnreadableRow
 )
 
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tables.errors import FormatTooNew, Undecodable
+from tables.formats import refuse_newer
 from tables.limits import ANSWER_FRAME_BYTES, encoded_size, text_size
 
 # Format number of a row as this release writes it.
@@ -410,7 +411,8 @@ def decoded(decoder: msgspec.json.Decoder[R], value: bytes) -> R:
     """Decode a row, or a part of one. Raises as `decode_instance` does."""
     try:
         row = decoder.decode(value)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        refuse_newer(value, "a row", ROW_FORMAT)
         raise Undecodable("row_undecodable", f"no row of ours: {error}") from None
     if row.format > ROW_FORMAT:
         raise FormatTooNew("a row", row.format, ROW_FORMAT)

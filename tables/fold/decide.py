@@ -31,6 +31,7 @@ from tables.commands import (
     StepOutcome,
     TimerFired,
     Trigger,
+    UnreadableRow,
     content_digest,
     decode_command,
     encode_command,
@@ -79,6 +80,7 @@ HANDLERS: Mapping[type[Command], Callable[[FoldContext, Any], None]] = {
     SetAside: announce,
     # No ceremony is concerned.
     PutDefinition: nothing,
+    UnreadableRow: nothing,
     Noop: nothing,
 }
 
@@ -146,7 +148,7 @@ def _forbidden(fold: FoldContext, command: AnyCommand) -> tuple[str, str] | None
 # -- refusals
 
 # Commands that are folded with or without a ceremony.
-_WITHOUT_CEREMONY = frozenset({Start, Restore, PutDefinition, Noop})
+_WITHOUT_CEREMONY = frozenset({Start, Restore, PutDefinition, UnreadableRow, Noop})
 
 
 def _missing(row: Instance | None, command: AnyCommand, definition: Definition | None) -> tuple[str, str] | None:

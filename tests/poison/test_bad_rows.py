@@ -1,10 +1,10 @@
-"""A changelog holds state: a bad row is never skipped but ends the worker with a line that names it."""
+"""A bad row in a changelog is set aside and announced, and the worker runs on; one of a newer release ends it."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-import re
 import sqlite3
 from pathlib import Path
 from uuid import uuid4
@@ -19,8 +19,9 @@ from streams.topology import TABLES
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStore
 from streams.transport.partition.rows import Rows
+from tables.commands import UnreadableRow, decode_command
 from tables.instance import decode_instance, encode_instance
-from tests.e2e.world import WorkerProcess, World, until, worker_settings
+from tests.e2e.world import World, until
 from tests.poison.shapes import FIELDS, VALUES, Shape, Written
 from tests.services import KafkaServer
 
@@ -43,21 +44,52 @@ GOOD = decode_instance(
         | {"instance_id": "poisoned:S1", "status": "RUNNING", "created_at": 1, "updated_at": 1}
     ).encode()
 )
-LONGEST_LINE = 500
+
+
+def rows_with(value: bytes) -> Rows:
+    store = MemoryStore({CEREMONIES: {b"bad:S1": value, b"poisoned:S1": encode_instance(GOOD)}, DEFINITIONS: {}})
+    return Rows(TABLES, PARTITION, HostClock(), RowCache(), store)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
-def test_an_unreadable_row_is_named(shape: Shape) -> None:
-    """The error has topic, partition and key, and not the row itself."""
+def test_an_unreadable_row_counts_as_absent_and_is_reported_once(shape: Shape) -> None:
+    """By look-up and by scan; the report names what is broken, and has the bytes."""
+    # specification 28.7
     bad = shape.spoil(Written(b"bad:S1", encode_instance(GOOD))).value or b""
-    store = MemoryStore({CEREMONIES: {b"bad:S1": bad}, DEFINITIONS: {}})
-    rows = Rows(TABLES, PARTITION, HostClock(), RowCache(), store)
-    with pytest.raises(
-        LogFailed, match=r"^row_unreadable: 'bad:S1' of table ceremonies\[2\] .*ceremonies\.changelog\[2\]"
-    ) as failed:
-        rows.tables[CEREMONIES].get(b"bad:S1")
-    assert len(str(failed.value)) < LONGEST_LINE
-    assert "\n" not in str(failed.value)
+    for read in (lambda table: table.get(b"bad:S1"), lambda table: list(table.scan())):
+        rows = rows_with(bad)
+        table = rows.tables[CEREMONIES]
+        read(table)
+        assert (table.get(b"bad:S1"), b"bad:S1" in table, [key for key, _ in table.scan()]) == (
+            None,
+            False,
+            [b"poisoned:S1"],
+        )
+        assert len(table) == 1
+        (found,) = rows.take_unreadable()
+        assert rows.take_unreadable() == []
+        report = decode_command(found.report)
+        assert isinstance(report, UnreadableRow)
+        assert (found.key, report.instance_id) == (b"bad:S1", "bad:S1")
+        assert report.message.startswith("the row of bad:S1 cannot be read, and is set aside: ")
+        assert base64.b64decode(report.row) in (bad, b"")
+        assert "\n" not in report.message
+
+
+def test_a_ceremony_that_is_written_again_takes_the_place_of_its_unreadable_row() -> None:
+    rows = rows_with(b"rubbish")
+    table = rows.tables[CEREMONIES]
+    assert table.get(b"bad:S1") is None
+    rows.apply(CEREMONIES, {b"bad:S1": GOOD})
+    assert (table.get(b"bad:S1"), len(table)) == (GOOD, 2)
+
+
+def test_a_row_of_a_newer_release_is_never_set_aside() -> None:
+    """Also one of a form that this release does not know."""
+    # specification 24.1
+    for newer in (b'{"format": 99}', encode_instance(GOOD).replace(b"{", b'{"format":99,', 1)):
+        with pytest.raises(LogFailed, match="row_unreadable: 'bad:S1'"):
+            rows_with(newer).tables[CEREMONIES].get(b"bad:S1")
 
 
 def spoil_embedded(file: Path, key: bytes) -> None:
@@ -78,35 +110,38 @@ async def spoil_kafka(bootstrap: str, topic: str, partition: int, key: bytes) ->
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("driver", ["sqlite", "kafka"])
-async def test_a_worker_that_finds_a_bad_row_ends_and_names_its_place(
+async def test_a_worker_sets_a_bad_row_aside_announces_it_once_and_runs_on(
     driver: str, kafka: KafkaServer, tmp_path: Path
 ) -> None:
-    """Exit code 1, and a line with topic, partition and key in the log and at the end of stderr; no traceback."""
-    # specification 18.10
+    """Over restarts too; other ceremonies go on, and doctor names the dead letter."""
+    # specification 28.7
     file = tmp_path / "log.db"
     url = f"kafka://{kafka.bootstrap}" if driver == "kafka" else f"sqlite://{file}"
     prefix = f"rows-{uuid4().hex[:8]}"
     async with World(tmp_path / "world", url, CEREMONY_TOPIC_PREFIX=prefix) as world:
-        instance_id = await world.start("approval", "spoiled")
-        key = instance_id.encode()
+        spoiled, other = await world.start("approval", "spoiled"), await world.start("approval", "other")
+        key = spoiled.encode()
         partition = world.worker.app.driver.log.partition_of(key, world.worker.settings.partitions)
         await world.stop_worker()
         if driver == "kafka":
             await spoil_kafka(kafka.bootstrap, prefixed(prefix, changelog(CEREMONIES)), partition, key)
         else:
             await asyncio.to_thread(spoil_embedded, file, key)
-        settings = worker_settings(url, world.nats.url, f"127.0.0.1:{world.ray_port}", CEREMONY_TOPIC_PREFIX=prefix)
-        process = WorkerProcess(tmp_path, settings)
-        process.start()
-        try:
-            code = await until(lambda: (process.returncode,) if process.returncode is not None else None, "it ends")
-        finally:
-            process.kill()
-    output = (tmp_path / "worker.log").read_text()
-    assert code == (1,)
-    assert "Traceback" not in output
-    named = (
-        rf"row_unreadable: '{instance_id}' of table ceremonies\[{partition}\] .*ceremonies\.changelog\[{partition}\]"
-    )
-    assert re.search(f"^worker_failed: {named}", output, re.MULTILINE), output
-    assert len(output.splitlines()[-1]) < LONGEST_LINE
+        for _ in range(2):
+            await world.start_worker()
+            await until(lambda: world.dead_letters("row_unreadable"), "it is set aside")
+            assert await world.client.get(spoiled) is None
+            await world.stop_worker()
+        await world.start_worker()
+        assert (await world.finish(other)).status == "COMPLETED"
+        (letter,) = await world.dead_letters("row_unreadable")
+        assert letter.key == spoiled and "property_invalid: instance_id: " in letter.message
+        assert (await world.client.diagnose()).dead_letters["row_unreadable"] == 1
+
+        async def announced() -> bool:
+            found = [m.envelope["payload"] for m in await world.messages() if m.subject == "ceremony.deadletter"]
+            return [one["code"] for one in found] == ["row_unreadable"]
+
+        await until(announced, "it is announced once")
+        await world.start("approval", "spoiled")
+        assert (await world.finish(spoiled)).status == "COMPLETED"

@@ -173,6 +173,7 @@ class Part:
         self.end_at_take_over = recovered.end
         if self.spec.on_taken is not None:
             await self.spec.on_taken(self)
+        self._report_unreadable()
 
     def _rows_of(self, store: RowStore) -> Rows:
         return Rows(self.spec.tables, self.number, self._clock, self._cache, store)
@@ -312,6 +313,7 @@ class Part:
                     size += len(record.value)
             within = self._limits.bytes * len(batch) // max(size, 1)
             self._fits = max(1, min(2 * self._fits, within))
+        self._report_unreadable()
         self._advance(batch.last, len(batch), size)
         if self.spec.on_applied is not None:
             self.spec.on_applied(batch)
@@ -338,6 +340,12 @@ class Part:
         """Report a row that could not be written to the agent, by a record of its own topic."""
         logger.error("%r: %s; a substitute is written", self, row.error)
         self._saves.send(self.spec.topic, self.number, [NewRecord(row.key, row.report)])
+
+    def _report_unreadable(self) -> None:
+        """Report rows that cannot be read to the agent, by records of its own topic, once each."""
+        for row in self._saves.rows.take_unreadable():
+            logger.error("%r: the row %r cannot be read; it is set aside", self, row.key.decode(errors="replace"))
+            self._saves.send(self.spec.topic, self.number, [NewRecord(row.key, row.report)])
 
     def count_dead_letter(self, code: str) -> None:
         counts = self.counters.dead_letters

@@ -10,6 +10,7 @@ from ports.log import LARGEST_RECORD_BYTES, LogFailed, RowUnwritable, TableSpec
 from streams.topics import changelog
 from streams.transport.partition.row_cache import SMALL_ROW_BYTES, RowCache
 from streams.transport.partition.row_store import EncodedRows, RowStore
+from tables.errors import Undecodable
 
 # Rows to write, by table and key; None is a tombstone.
 Dirty = dict[str, dict[bytes, Any]]
@@ -24,6 +25,13 @@ ROWS_PER_TURN = 200
 TIDIED_PER_ROW = 3
 # Rows tidied before other tasks get the event loop.
 TIDIED_PER_TURN = 50
+
+
+class Unreadable(NamedTuple):
+    """A row that cannot be read, and the record for the agent's own topic that sets it aside."""
+
+    key: bytes
+    report: bytes
 
 
 class Substituted(NamedTuple):
@@ -53,6 +61,8 @@ class Table(Mapping[bytes, Any]):
         """Changed since the last checkpoint began."""
         self.saving: dict[bytes, Any] = {}
         """Rows that the running checkpoint writes."""
+        self.unreadable: dict[bytes, bytes] = {}
+        """Rows that cannot be read, and count as absent: the record that sets each aside, empty once it is taken."""
 
     # ---- reading
 
@@ -105,7 +115,9 @@ class Table(Mapping[bytes, Any]):
         for key, raw in self._store.items(self._spec.name):
             if key not in changed:
                 row = self._decoded_already(key)
-                yield key, self._decoded(key, raw, decode) if row is None else row
+                row = self._decoded(key, raw, decode) if row is None else row
+                if row is not None:
+                    yield key, row
 
     def _scan_some(self, decode: Callable[[bytes], Any], keys: Iterable[bytes]) -> Iterator[tuple[bytes, Any]]:
         for key in keys:
@@ -158,11 +170,26 @@ class Table(Mapping[bytes, Any]):
         try:
             return decode(raw)
         except Exception as error:
+            if isinstance(error, Undecodable) and self._spec.unreadable is not None:
+                self._set_aside(key, self._spec.unreadable(key, raw, error))
+                return None
             raise LogFailed(
                 "row_unreadable",
                 f"{self._name(key)} ({type(error).__name__}); its newest record in the topic"
                 f" …{changelog(self._spec.name)}[{self._partition}] is no row of this release, and no row is skipped",
             ) from error
+
+    def _set_aside(self, key: bytes, report: bytes) -> None:
+        """Let a row count as absent; it stays in the changelog until its key is written again."""
+        if key not in self.unreadable:
+            self.unreadable[key] = report
+            self._count -= 1
+
+    def take_unreadable(self) -> list[Unreadable]:
+        """Return the rows that were found to be unreadable since the last call."""
+        found = [Unreadable(key, report) for key, report in self.unreadable.items() if report]
+        self.unreadable.update(dict.fromkeys((one.key for one in found), b""))
+        return found
 
     # ---- changing
 
@@ -172,6 +199,7 @@ class Table(Mapping[bytes, Any]):
         size = 0
         for key, row in changed.items():
             known = key in held.young
+            self.unreadable.pop(key, None)
             self._count += (row is not None) - (known or key in self)
             if key not in dirty:
                 size += held.size(key)
@@ -290,6 +318,9 @@ class Rows:
             if count % ROWS_PER_TURN == 0:
                 await self._clock.sleep(0)
         return encoded
+
+    def take_unreadable(self) -> list[Unreadable]:
+        return [one for table in self.tables.values() for one in table.take_unreadable()]
 
     def take_substituted(self) -> list[Substituted]:
         found, self.substituted = self.substituted, []

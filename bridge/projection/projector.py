@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import structlog
 
@@ -30,6 +30,7 @@ BATCH = 1000
 WATCH_SECONDS = 2.0
 STOP_SECONDS = 3.0
 AGAIN_SECONDS = 0.5
+CANCEL_AGAIN_SECONDS = 0.02
 
 log = structlog.get_logger(__name__)
 
@@ -100,21 +101,24 @@ class Projector:
 
     async def stop(self) -> None:
         """Finish the writes in hand if the store answers, else leave them to the next projector."""
-        for task in self._beside:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await self._cancel_until(lambda: all(task.done() for task in self._beside), self._beside)
         if self._follower is not None:
             leaving = self._clock.spawn(self._follower.stop(), name=f"projector-{self.store.name}-leave")
             try:
                 async with self._clock.timeout(STOP_SECONDS):
                     await asyncio.shield(leaving)
             except TimeoutError:
-                for task in self._working:
-                    task.cancel()
+                await self._cancel_until(leaving.done, self._working)
                 await leaving
         await self.store.close()
         await self._dual_writes.close()
+
+    async def _cancel_until(self, ended: Callable[[], bool], tasks: Collection[asyncio.Task[None]]) -> None:
+        """Cancel tasks again and again: a call of redis-py that just ends can swallow a cancellation."""
+        while not ended():
+            for task in tuple(tasks):
+                task.cancel()
+            await self._clock.sleep(CANCEL_AGAIN_SECONDS)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (failure := task.exception()) is not None and self.on_failure is not None:

@@ -227,6 +227,35 @@ async def test_a_log_that_is_away_is_asked_once_and_again_after_the_next_failure
     assert log.asked == ["c0:s1", *ids(5)]
 
 
+class Deaf(Interrupted):
+    """A store whose calls swallow cancellations, as those of redis-py do at times."""
+
+    swallows = 0
+
+    async def write(self, write: Write) -> str:
+        if self.is_away:
+            try:
+                await asyncio.sleep(HOUR)
+            except asyncio.CancelledError:
+                self.swallows -= 1
+                if self.swallows < 0:
+                    raise
+        return await super().write(write)
+
+
+async def test_a_projector_stops_although_calls_swallow_its_cancellations(
+    site: ValkeySite, changelog: Changelog
+) -> None:
+    store = Deaf(site.store())
+    async with projecting(changelog, store, site, HostClock()):
+        await changelog.put(*(row(i) for i in ids(3)))
+        await until_versions(site, dict.fromkeys(ids(3), 1))
+        store.is_away, store.swallows = True, 2 * PARTITIONS
+        await changelog.put(*(row(i, 2) for i in ids(3)))
+        await asyncio.sleep(0.1)
+    assert store.swallows < 2 * PARTITIONS
+
+
 async def test_entries_that_a_killed_process_left_are_completed_by_the_next(
     site: ValkeySite, changelog: Changelog
 ) -> None:

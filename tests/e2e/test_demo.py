@@ -131,7 +131,7 @@ def test_a_demo_whose_log_cannot_grow_ends_with_the_reason(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(("--definition", "nothing"), "definition_unknown"), (("--ceremonies-dir", "/nowhere"), "definition_invalid")],
+    [(("--definition", "nothing"), "definition_unknown"), (("--ceremonies-dir", "/nowhere"), "definitions_missing")],
 )
 def test_a_demo_that_cannot_begin_prints_the_reason(arguments: tuple[str, ...], code: str, tmp_path: Path) -> None:
     """The reason is one line, and nothing was started."""

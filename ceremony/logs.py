@@ -16,6 +16,8 @@ from steps.secrets.redactor import TextRedactor
 
 # Libraries that report each start and stop: they log from WARNING up only.
 NOISY = ("aiokafka", "faust", "mode", "aiohttp", "asyncio", "grpc", "nats", "streams.transport")
+# Their debug lines hold users, queries and whole rows: they log from WARNING up at every level.
+DISCREET = ("neo4j", "redis")
 # Off. The first logs ERROR while a young broker looks for its coordinator; readiness shows it if that lasts. The second
 # logs a traceback for each record on which an agent fails: our own line names the record, and its dead letter has the
 # traceback.
@@ -34,7 +36,7 @@ REPEATED = (
 
 # Libraries whose lines become the event `library_warning`: a line of theirs is a hint, the worker's state is in lines
 # of our own.
-LIBRARIES = ("aiokafka", "grpc", "nats")
+LIBRARIES = ("aiokafka", "grpc", "nats", *DISCREET)
 
 # Events of ours about a failed call: in an outage there is one for every call.
 MANY = frozenset({"append_failed", "forwarding_failed", "listing_failed"})
@@ -82,6 +84,8 @@ def configure(level: str, style: str) -> None:
         logging.getLogger(name).setLevel(
             max(root.level, logging.WARNING) if root.level > logging.DEBUG else logging.DEBUG
         )
+    for name in DISCREET:
+        logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
     for name in FALSE_ALARMS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     handler.addFilter(_is_news)

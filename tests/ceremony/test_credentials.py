@@ -27,7 +27,19 @@ from tests.services import free_port
 ROOT = Path(__file__).parents[2]
 SECRET = "hunter2"
 # Settings that take any text; they are shown nowhere (`test_a_running_worker_shows_no_password_anywhere`).
-ANY_TEXT = {"CEREMONIES_DIR", "CEREMONY_STATE_DIR", "VLLM_MODEL", "VLLM_URL", "WORKER_ID"}
+ANY_TEXT = {
+    "CEREMONIES_DIR",
+    "CEREMONY_STATE_DIR",
+    "NEO4J_DATABASE",
+    "NEO4J_PASSWORD",
+    "NEO4J_USER",
+    "VALKEY_PASSWORD",
+    "VLLM_MODEL",
+    "VLLM_URL",
+    "WORKER_ID",
+}
+# Settings that are read only where another one turns their store on.
+TURNED_ON_BY = {"VALKEY_PASSWORD_FILE": ("VALKEY_HOST", "valkey"), "NEO4J_PASSWORD_FILE": ("NEO4J_URI", "bolt://neo4j")}
 VARIABLES = sorted({str(field.alias) for field in Settings.model_fields.values()} - ANY_TEXT)
 PLANTED = (f"user:{SECRET}@no where", f"user:{SECRET}@h:1:2 x", f"x ://user:{SECRET}@h..:1")
 
@@ -37,6 +49,8 @@ PLANTED = (f"user:{SECRET}@no where", f"user:{SECRET}@h:1:2 x", f"x ://user:{SEC
 def test_an_error_about_a_setting_shows_no_password(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # specification 22.13
     monkeypatch.setenv(variable, text)
+    if variable in TURNED_ON_BY:
+        monkeypatch.setenv(*TURNED_ON_BY[variable])
     with pytest.raises(SettingsInvalid) as caught:
         read_settings({})
     (problem,) = caught.value.problems
@@ -130,6 +144,13 @@ def test_a_running_worker_shows_no_password_anywhere(tmp_path: Path) -> None:
         "NATS_URL": f"nats://user:{SECRET}@127.0.0.1:{nowhere}",
         "RAY_EXECUTOR_URL": f"user:{SECRET}@127.0.0.1:{nowhere}",
         "VLLM_URL": f"http://user:{SECRET}@127.0.0.1:{nowhere}",
+        "VALKEY_HOST": "127.0.0.1",
+        "VALKEY_PORT": str(nowhere),
+        "VALKEY_PASSWORD": f"user:{SECRET}@h",
+        "NEO4J_URI": f"bolt://127.0.0.1:{nowhere}",
+        "NEO4J_USER": f"user:{SECRET}@h",
+        "NEO4J_PASSWORD": f"user:{SECRET}@h",
+        "NEO4J_DATABASE": f"user:{SECRET}@h",
         "PLANNING_CEREMONY_GRPC_ADDR": f"127.0.0.1:{grpc_port}",
         "CEREMONY_HTTP_ADDR": f"127.0.0.1:{http_port}",
         "CEREMONIES_DIR": str(tmp_path),

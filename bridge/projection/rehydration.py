@@ -7,10 +7,10 @@ The fold judges each Restore beforehand too, so the report says what it will do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -218,9 +218,13 @@ class Rehydration:
     async def _send(self, sending: Sequence[tuple[Instance, Restore]]) -> None:
         """Send the definitions that the rows are pinned to, then the rows; each is durable when this returns."""
         wanted = {(self._partition(row.instance_id), row.definition_hash) for row, _ in sending if not row.expired}
-        await asyncio.gather(*(self._put_definition(*one) for one in sorted(wanted - self._put)))
+        await self._together(self._put_definition(*one) for one in sorted(wanted - self._put))
         self._put |= wanted
-        await asyncio.gather(*(self._append(row, restore) for row, restore in sending))
+        await self._together(self._append(row, restore) for row, restore in sending)
+
+    async def _together(self, appends: Iterable[Coroutine[Any, Any, None]]) -> None:
+        tasks = [self._clock.spawn(append, name="rehydrate") for append in appends]
+        await asyncio.gather(*tasks)
 
     async def _put_definition(self, partition: int, digest: str) -> None:
         command = PutDefinition(hash=digest, text=self._texts[digest])

@@ -229,10 +229,6 @@ def _whole_characters(data: bytes, start: int, end: int) -> tuple[int, int]:
 # -- JSON
 
 
-class _NotPlainJson(ValueError):
-    """A JSON text that decoding would change."""
-
-
 def _json_of(text: str) -> tuple[Any] | None:
     """Return the decoded JSON of a text in a tuple; None where it is none, or decoding would lose a part of it."""
     try:
@@ -244,12 +240,12 @@ def _json_of(text: str) -> tuple[Any] | None:
 def _all_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        raise _NotPlainJson("a key comes twice")
+        raise ValueError("a key comes twice, and decoding would keep one")
     return made
 
 
 def _refuse(constant: str) -> Any:
-    raise _NotPlainJson(constant)
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _step(key: str) -> str:

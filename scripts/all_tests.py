@@ -17,6 +17,7 @@ from typing import IO
 
 # They run one after the other, so that none of them is measured under the load of another.
 WAITING = (
+    "tests/bridge/projection",
     "tests/e2e",
     "tests/faults",
     "tests/poison",

@@ -84,7 +84,7 @@ class Folding:
     """The rows before the batch of those that it changes."""
     replies: dict[ReplyKey, FoldResult] = field(default_factory=dict)
     definitions: dict[str, Definition] = field(default_factory=dict)
-    """PinnedRow definitions of the batch's ceremonies by hash, so that each is looked up once."""
+    """Pinned definitions of the batch's ceremonies by hash, so that each is looked up once."""
     tally: BatchTally = field(default_factory=BatchTally)
 
 

@@ -103,11 +103,13 @@ def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) ->
 def redacted_envelope(data: bytes, redactor: Redactor) -> bytes:
     """Return an envelope without secrets; its ids, names and times stay, and so does one that holds nothing to redact.
 
-    Raises ValueError for bytes that are no JSON object.
+    Bytes that cannot be decoded as a JSON object are redacted as a text.
     """
     try:
         whole = json.loads(data)
-    except RecursionError:
+    except (ValueError, RecursionError):  # also a number of thousands of digits, which Python does not convert
+        return redactor.data(data)
+    if not isinstance(whole, dict):
         return redactor.data(data)
     changed = False
     for name in whole.keys() - _IDENTITY:

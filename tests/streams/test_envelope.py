@@ -91,7 +91,17 @@ def test_a_clean_envelope_stays_the_same_bytes() -> None:
     assert redacted_envelope(data, TextRedactor()) is data
 
 
-def test_an_envelope_that_nests_too_deep_to_be_decoded_is_redacted_as_a_text() -> None:
+@pytest.mark.parametrize(
+    "form",
+    [
+        '{"payload": ' + "[" * 100_000 + '"%s"' + "]" * 100_000 + "}",
+        '{"payload": {"n": ' + "9" * 5_000 + ', "x": "%s"}}',
+        '["%s"]',
+        "no JSON: %s",
+    ],
+    ids=["too deep", "a number of 5,000 digits", "a list", "a text"],
+)
+def test_bytes_that_cannot_be_decoded_as_an_object_are_redacted_as_a_text(form: str) -> None:
     secret = next(planted()).secret
-    deep = b'{"payload": ' + b"[" * 100_000 + f'"{secret}"'.encode() + b"]" * 100_000 + b"}"
-    assert secret.encode() not in redacted_envelope(deep, TextRedactor())
+    redacted = redacted_envelope((form % secret).encode(), TextRedactor())
+    assert secret.encode() not in redacted and b"[redacted:" in redacted

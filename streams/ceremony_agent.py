@@ -6,14 +6,14 @@ import traceback
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from ports.errors import CeremonyError
 from ports.log import LARGEST_RECORD_BYTES, Batch, Header, Record, RecordTooLarge
 from ports.redaction import Redactor
-from streams.envelope import event_record, redacted_envelope
+from streams.envelope import EventRecord, event_record, redacted_envelopes
 from streams.log_clock import LogClock
 from streams.metrics import BatchTally
 from streams.topics import CEREMONIES, CORRELATION_ID, DEFINITIONS, EFFECT_ID, EVENTS, prefixed, step_topic
@@ -70,9 +70,17 @@ PAUSED_BECAUSE = "the fold failed on a command; see the dead letters"
 LARGEST_VALUE_BYTES = LARGEST_RECORD_BYTES - 64 * 1024
 # Code of a row that cannot be read, and beginning of the keys under which such rows are known.
 ROW_UNREADABLE, UNREADABLE = "row_unreadable", b"\0unreadable/"
-# Topic, key, value and headers of an effect's record.
-EffectRecord = tuple[str, bytes | None, bytes, Sequence[Header]]
 FOLD_FAILED = FoldResult("fold_failed", "the engine failed on this command and kept it as a dead letter")
+
+
+class EffectRecords(NamedTuple):
+    """The encoded effects of one command."""
+
+    requests: Sequence[tuple[str, bytes | None, bytes, Sequence[Header]]] = ()
+    """Topic, key, value and headers of each; they stay in the engine as they are."""
+    events: Sequence[EventRecord] = ()
+    prompts: tuple[str, ...] = ()
+    """Of the ceremony's definition, which its events may not show."""
 
 
 @dataclass(slots=True)
@@ -86,6 +94,8 @@ class Folding:
     definitions: dict[str, Definition] = field(default_factory=dict)
     """Pinned definitions of the batch's ceremonies by hash, so that each is looked up once."""
     tally: BatchTally = field(default_factory=BatchTally)
+    events: list[tuple[EventRecord, tuple[str, ...]]] = field(default_factory=list)
+    """Events of the batch in their order, each with the prompts that it may not show."""
 
 
 class CeremonyAgent:
@@ -99,7 +109,7 @@ class CeremonyAgent:
         expected: Callable[[AnyCommand], ReplyKey | None],
         redactor: Redactor,
     ) -> None:
-        """`expected` gives the key of a command that a client waits for. Events are redacted as they are encoded."""
+        """`expected` gives the key of a command that a client waits for. Events are redacted before they are sent."""
         self._redactor = redactor
         self._kinds = kinds
         self._log_clock = log_clock
@@ -126,6 +136,7 @@ class CeremonyAgent:
                 _keep_unreadable(batch, record, command)
             else:
                 self._fold_one(batch, folding, record, command)
+        self._send_events(batch, folding)
         if record is not None:
             self._log_clock.observe(record.timestamp)
 
@@ -159,7 +170,8 @@ class CeremonyAgent:
             batch.dead_letter(record, command.code, command.message)
         if decision.note == DEFINITION_UNKNOWN and row is not None:
             _keep_unread(batch, record, command)
-        refusal = _send(batch, folding.tally, records, decision.effects)
+        _send(batch, folding, records)
+        refusal = _count(folding.tally, decision.effects)
         if command.command_id and (expected := self._expected(command)) is not None:
             folding.replies[expected] = failure or refusal or _accepted(command, decision)
 
@@ -173,7 +185,7 @@ class CeremonyAgent:
 
     def _fold_failed(
         self, batch: Batch, folding: Folding, record: Record, row: Instance | None, command: AnyCommand
-    ) -> tuple[Decision, list[EffectRecord]]:
+    ) -> tuple[Decision, EffectRecords]:
         """Handle a command that cannot be folded, or whose effects or row cannot be written (specification 18.11).
 
         The command becomes a dead letter and its ceremony is paused; a start is refused. Where pausing fails too, the
@@ -187,7 +199,7 @@ class CeremonyAgent:
             raise
         except Exception:
             log.exception("pause_failed", instance=command.instance_id, offset=record.offset)
-        return Decision(_set_aside(row, record, command), (), FOLD_FAILED.code), []
+        return Decision(_set_aside(row, record, command), (), FOLD_FAILED.code), EffectRecords()
 
     def _paused(
         self, batch: Batch, folding: Folding, record: Record, row: Instance | None, command: AnyCommand
@@ -248,45 +260,53 @@ class CeremonyAgent:
             return
         batch.put(DEFINITIONS, key, command.text)
 
-    def _records(self, record: Record, decision: Decision, definition: Definition | None) -> list[EffectRecord]:
+    def _records(self, record: Record, decision: Decision, definition: Definition | None) -> EffectRecords:
         """Encode all effects before the first is sent. Raises whatever makes one of them, or the row, unwritable."""
-        records: list[EffectRecord] = []
-        events: list[bytes] = []
+        requests: list[tuple[str, bytes | None, bytes, Sequence[Header]]] = []
+        events: list[EventRecord] = []
         for ordinal, effect in enumerate(decision.effects):
             if isinstance(effect, Event):
-                key, value, headers = event_record(effect, record.offset, ordinal, FOLD)
-                records.append((self._events, key, value, headers))
-                events.append(value)
+                event = event_record(effect, record.offset, ordinal, FOLD)
+                events.append(event)
+                value = event[1]
             elif isinstance(effect, StepRequested):
                 value = encode_request(effect)
-                records.append((self._requests[effect.kind], record.key, value, _request_headers(effect)))
+                requests.append((self._requests[effect.kind], record.key, value, _request_headers(effect)))
             else:
                 continue
             if len(value) > LARGEST_VALUE_BYTES:
                 raise RecordTooLarge(f"an effect has {len(value)} bytes, at most {LARGEST_VALUE_BYTES} are written")
-        if events:
-            redactor = self._redactor if definition is None else self._redactor.of(definition.prompts)
-            if redactor.suspicious(b"\n".join(events)):
-                records = [self._redacted(one, redactor) for one in records]
         row = decision.row
         if row is not None and row.size > MAX_WRITTEN_BYTES:  # only a row of an older release, or a forged one
             size = len(encode_instance(row))
             if size > LARGEST_VALUE_BYTES:
                 raise RecordTooLarge(f"the row has {size} bytes, at most {LARGEST_VALUE_BYTES} are written")
-        return records
+        return EffectRecords(requests, events, () if definition is None else definition.prompts)
 
-    def _redacted(self, one: EffectRecord, redactor: Redactor) -> EffectRecord:
-        """Return a record with its event redacted; requests of steps stay in the engine as they are."""
-        topic, key, value, headers = one
-        return (topic, key, redacted_envelope(value, redactor), headers) if topic == self._events else one
+    def _send_events(self, batch: Batch, folding: Folding) -> None:
+        """Send the events of the batch, redacted: those with the same prompts are searched together."""
+        values = [value for (_, value, _), _ in folding.events]
+        places: dict[tuple[str, ...], list[int]] = {}
+        for place, (_, prompts) in enumerate(folding.events):
+            places.setdefault(prompts, []).append(place)
+        for prompts, same in places.items():
+            clean = redacted_envelopes([values[place] for place in same], self._redactor.of(prompts))
+            for place, value in zip(same, clean, strict=True):
+                values[place] = value
+        for ((key, _, headers), _), value in zip(folding.events, values, strict=True):
+            batch.send(self._events, key, value, headers)
+        folding.events.clear()
 
 
-def _send(
-    batch: Batch, tally: BatchTally, records: Iterable[EffectRecord], effects: Iterable[Effect]
-) -> FoldResult | None:
-    """Send the records of a command, count its effects, and log the notable ones; return the refusal among them."""
-    for topic, key, value, headers in records:
+def _send(batch: Batch, folding: Folding, records: EffectRecords) -> None:
+    """Send the requests of a command; its events wait for those of the whole batch."""
+    for topic, key, value, headers in records.requests:
         batch.send(topic, key, value, headers)
+    folding.events += [(event, records.prompts) for event in records.events]
+
+
+def _count(tally: BatchTally, effects: Iterable[Effect]) -> FoldResult | None:
+    """Count the effects of a command, and log the notable ones; return the refusal among them."""
     refusal = None
     for effect in effects:
         if isinstance(effect, Event):

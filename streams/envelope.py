@@ -6,7 +6,7 @@ The value of an `events` record is the finished envelope: it is encoded once, an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -26,6 +26,8 @@ EventRecord = tuple[bytes, bytes, list[Header]]
 
 # Fields by which consumers know a message again, and route it.
 _IDENTITY = frozenset({"event_type", "idempotency_key", "correlation_id", "timestamp", "producer", "causation_id"})
+# Bytes of envelopes that are searched together; the last of them may exceed it.
+SEARCHED_TOGETHER_BYTES = 256 * 1024
 _NOTHING: Mapping[str, str] = {}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encode = msgspec.json.Encoder().encode
@@ -98,6 +100,28 @@ def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) ->
         (topics.ORDINAL, b"%d" % ordinal),
     ]
     return effect.instance_id.encode(), value, headers
+
+
+def redacted_envelopes(envelopes: Sequence[bytes], redactor: Redactor) -> Sequence[bytes]:
+    """Return envelopes without secrets. Many are searched together, which costs a third of searching each."""
+    found = list(envelopes)
+    for piece in _pieces(found):
+        if redactor.suspicious(b"\n".join(found[piece])):
+            found[piece] = [
+                redacted_envelope(one, redactor) if redactor.suspicious(one) else one for one in found[piece]
+            ]
+    return found
+
+
+def _pieces(envelopes: Sequence[bytes]) -> Iterator[slice]:
+    begin = size = 0
+    for end, one in enumerate(envelopes, 1):
+        size += len(one)
+        if size >= SEARCHED_TOGETHER_BYTES:
+            yield slice(begin, end)
+            begin, size = end, 0
+    if begin < len(envelopes):
+        yield slice(begin, len(envelopes))
 
 
 def redacted_envelope(data: bytes, redactor: Redactor) -> bytes:

@@ -20,7 +20,7 @@ from bridge.nats.streams import CEREMONY, NO_ANSWER, ensure_ceremony_stream, no_
 from ports.clock import Clock
 from ports.log import Record
 from ports.redaction import Redactor
-from streams.envelope import redacted_envelope
+from streams.envelope import redacted_envelopes
 
 # Messages in flight per partition.
 WINDOW = 512
@@ -90,7 +90,7 @@ class PublishWindow:
         self._wake = asyncio.Event()
         self._ready: deque[Outgoing] = deque()
         last: dict[bytes, Outgoing] = {}
-        redact([message for _, message in messages], redactor)
+        _redact([message for _, message in messages], redactor)
         for key, message in messages:
             if (before := last.get(key)) is None:
                 self._ready.append(message)
@@ -261,28 +261,11 @@ class PublishWindow:
             self._published = 0
 
 
-def redact(messages: Sequence[Outgoing], redactor: Redactor) -> None:
-    """Redact messages in place, which the engine did as it wrote them, except one of an older release.
-
-    Many are looked at together, which costs a third of looking at each.
-    """
-    piece: list[Outgoing] = []
-    size = 0
-    for message in messages:
-        piece.append(message)
-        size += len(message.data)
-        if size >= PIECE_BYTES:
-            _redact_piece(piece, redactor)
-            piece, size = [], 0
-    _redact_piece(piece, redactor)
-
-
-def _redact_piece(piece: Sequence[Outgoing], redactor: Redactor) -> None:
-    if not redactor.suspicious(b"\n".join([message.data for message in piece])):
-        return
-    for message in piece:
-        if redactor.suspicious(message.data):
-            message.data = redacted_envelope(message.data, redactor)
+def _redact(messages: Sequence[Outgoing], redactor: Redactor) -> None:
+    """Redact messages in place; the engine did so as it wrote them, except one of an older release."""
+    clean = redacted_envelopes([message.data for message in messages], redactor)
+    for message, data in zip(messages, clean, strict=True):
+        message.data = data
 
 
 def _refusal(client: FencedClient, message: Outgoing) -> Nack | None:

@@ -33,7 +33,7 @@ from steps.reading import Wiring
 from steps.secrets.redactor import TextRedactor
 from streams.ceremony_agent import CeremonyAgent, origin_of
 from streams.engine import Engine
-from streams.envelope import event_record
+from streams.envelope import event_record, redacted_envelopes
 from streams.log_clock import LogClock
 from streams.metrics import Metrics
 from streams.timers import Timers
@@ -58,7 +58,7 @@ STAGES = {
     "decode": "a command out of its record",
     "decide": "the fold",
     "encode": "events and requests into records",
-    "redact": "the events of a command are looked at for secrets and raw prompts",
+    "redact": "the events of a batch are looked at for secrets and raw prompts",
     "agent": "all other work of the ceremony agent",
     "applied": "metrics, timers and sweep are notified of the batch",
     "steps": "the step's agent, if asked, from request to outcome",
@@ -191,9 +191,9 @@ class Chain:
                 pairs = zip(records, decisions, strict=True)
                 encoded = [_encode(record, decision) for record, decision in pairs]
             with self._meter.stage("redact"):
-                for events in encoded:
-                    if events and self._redactor.of(self._definition.prompts).suspicious(b"\n".join(events)):
-                        raise AssertionError("the benchmark has no secrets")
+                events = list(itertools.chain.from_iterable(encoded))
+                if list(redacted_envelopes(events, self._redactor.of(self._definition.prompts))) != events:
+                    raise AssertionError("the benchmark has no secrets")
 
 
 def _encode(record: Record, decision: Decision) -> list[bytes]:

@@ -68,7 +68,7 @@ def cases() -> Mapping[str, Case]:
     return {
         "an event": Case(lambda: plain.suspicious(small), len(small)),
         "an event, with a prompt of 1.1 KiB": Case(lambda: knowing.suspicious(small), len(small)),
-        "500 events together, as the bridge looks at them": Case(lambda: plain.suspicious(batch), len(batch)),
+        "500 events together, as fold and bridge look at them": Case(lambda: plain.suspicious(batch), len(batch)),
         "a proposal of 4 KiB": Case(lambda: plain.suspicious(proposal), len(proposal)),
         "a proposal of 64 KiB": Case(lambda: plain.suspicious(large), len(large)),
         "a proposal of 4 KiB with a secret, redacted": Case(lambda: redacted_envelope(leaky, plain), len(leaky)),

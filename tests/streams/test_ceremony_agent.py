@@ -40,6 +40,7 @@ from tables.instance import CeremonyStatus, encode_instance
 from tables.invariants import broken
 from tables.kinds import Kinds
 from tests.contract.asyncapi import validate_message
+from tests.steps.secrets.planted import planted
 from tests.streams.fakes import HandClock, MemoryBatch, MemoryView, command_record, record
 from tests.tables.world import ASKED
 
@@ -515,3 +516,43 @@ def test_a_failed_step_is_logged_with_its_ids_and_a_successful_one_is_not() -> N
     assert [line["event"] for line in lines] == ["ceremony.step.executed", "ceremony.failed"]
     expected = {"instance": "c1:s1", "step": "one", "attempt": 1, "correlation_id": "corr-1", "code": "broken"}
     assert expected.items() <= lines[0].items()
+
+
+ASKING = """version: "1.0"
+name: %(name)s
+description: asks agents
+inputs: {required: [a]}
+states:
+  - {id: RUN, description: r, initial: true}
+  - {id: DONE, description: d, terminal: true}
+transitions:
+  - {from: RUN, to: DONE, trigger: finish, description: f}
+steps:
+  - {id: ask, state: RUN, handler: deliberation_step, config: {prompt: "%(prompt)s", role: ARCHITECT, num_agents: 1}}
+"""
+
+
+def test_each_event_of_a_batch_is_redacted_by_the_prompts_of_its_own_definition() -> None:
+    """Two definitions are mixed in one batch, whose events stay in the order of their commands."""
+    # specification 27.8
+    partition, secret = Partition(), next(planted()).secret
+    prompts = {"one": "Weigh every risk of the story as an architect", "two": "Name the tests that would have failed"}
+    texts = {name: ASKING % {"name": name, "prompt": prompt} for name, prompt in prompts.items()}
+    begun: list[AnyCommand] = [PutDefinition(hash=content_hash(text), text=text) for text in texts.values()]
+    begun += [
+        start(one, definition_name=one[:3], definition_hash=content_hash(texts[one[:3]]))
+        for one in ("one-a", "two-a", "one-b")
+    ]
+    partition.fold(*(command_record(n, command) for n, command in enumerate(begun)))
+    reasons = [("one-a", prompts["two"]), ("two-a", prompts["two"]), ("one-b", f"{prompts['one']} {secret}")]
+    ended = [Cancel(instance_id=f"{one}:s1", command_id=one, actor="ana", reason=reason) for one, reason in reasons]
+    batch = partition.fold(*(command_record(10 + n, command) for n, command in enumerate(ended)))
+    events = [json.loads(sent.value)["payload"] for sent in batch.sent if sent.topic == "t.events"]
+    assert [(event["instance_id"], event["reason"]) for event in events if "reason" in event] == [
+        ("one-a:s1", prompts["two"]),
+        ("two-a:s1", "[redacted:raw_prompt]"),
+        ("one-b:s1", "[redacted:raw_prompt] [redacted:aws_access_key_id]"),
+    ]
+    assert [event["instance_id"] for event in events] == sorted(
+        (event["instance_id"] for event in events), key=["one-a:s1", "two-a:s1", "one-b:s1"].index
+    )

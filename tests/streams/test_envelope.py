@@ -8,8 +8,17 @@ import pytest
 from msgspec.structs import replace
 
 from steps.secrets.redactor import TextRedactor
+from steps.secrets.rules import RULES
+from steps.secrets.search import RuleSearch
 from streams import topics
-from streams.envelope import EnvelopeInvalid, envelope, event_record, redacted_envelope
+from streams.envelope import (
+    SEARCHED_TOGETHER_BYTES,
+    EnvelopeInvalid,
+    envelope,
+    event_record,
+    redacted_envelope,
+    redacted_envelopes,
+)
 from tables.effects import Event
 from tests.steps.secrets.planted import planted
 
@@ -105,3 +114,22 @@ def test_bytes_that_cannot_be_decoded_as_an_object_are_redacted_as_a_text(form: 
     secret = next(planted()).secret
     redacted = redacted_envelope((form % secret).encode(), TextRedactor())
     assert secret.encode() not in redacted and b"[redacted:" in redacted
+
+
+def test_many_envelopes_are_searched_together_and_redacted_each() -> None:
+    """Also across pieces: a secret in the last envelope of one, or in a lone one behind it."""
+    redactor, secret = TextRedactor(), next(planted()).secret
+    clean = envelope("ceremony.x", {"text": "y" * (SEARCHED_TOGETHER_BYTES // 3)}, "k", "c", 0)
+    leaky = envelope("ceremony.x", {"text": secret}, "k", "c", 0)
+    for sent in ([leaky], [clean, clean, clean, leaky], [clean, leaky, clean], [leaky, clean, clean, clean], []):
+        redacted = redacted_envelopes(sent, redactor)
+        assert len(redacted) == len(sent)
+        assert not any(secret.encode() in one for one in redacted)
+        assert [one for one in redacted if one is clean] == [one for one in sent if one is clean]
+
+
+def test_clean_envelopes_of_a_piece_cost_one_search() -> None:
+    search = RuleSearch(RULES)
+    sent = [envelope("ceremony.x", {"text": f"number {number}"}, "k", "c", 0) for number in range(100)]
+    redacted_envelopes(sent, TextRedactor(search))
+    assert search.looked_at == len(b"\n".join(sent))

@@ -104,6 +104,7 @@ class Worker:
     async def _start(self) -> None:
         log.info("starting", version=VERSION)
         self.definitions.report()
+        self.metrics.definition_names.admit(file.name for file in self.definitions.all() if file.definition is not None)
         self.app.on_crash = self._fail
         start = self._started
         await start(self.http.stop, self.http.start)  # first: readiness shows what the others wait for

@@ -14,6 +14,7 @@ from ports.errors import CeremonyError
 from ports.log import LARGEST_RECORD_BYTES, Batch, Header, Record, RecordTooLarge
 from ports.redaction import Redactor
 from streams.envelope import EventRecord, event_record, redacted_envelopes
+from streams.folded import Folded
 from streams.log_clock import LogClock
 from streams.metrics import BatchTally
 from streams.topics import CEREMONIES, CORRELATION_ID, DEFINITIONS, EFFECT_ID, EVENTS, prefixed, step_topic
@@ -34,13 +35,13 @@ from tables.commands import (
 )
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load_pinned
-from tables.effects import FOLD, Effect, Ended, Event, Refused, StepRequested, encode_request
+from tables.effects import FOLD, Effect, Event, Refused, StepRequested, encode_request
 from tables.errors import Undecodable
 from tables.fold.decide import Decision, decide
 from tables.fold.refusals import DEFINITION_UNKNOWN
 from tables.fold.set_aside import postponed, set_aside
 from tables.fold.start import start_refused
-from tables.fold.step_life import PUBLISH_COMPLETED, STEP_EXECUTED
+from tables.fold.step_life import STEP_EXECUTED
 from tables.guards import REFUSED
 from tables.instance import TERMINAL, Instance, Pauser, StepStatus, encode_instance
 from tables.kinds import Kinds
@@ -96,6 +97,8 @@ class Folding:
     tally: BatchTally = field(default_factory=BatchTally)
     events: list[tuple[EventRecord, tuple[str, ...]]] = field(default_factory=list)
     """Events of the batch in their order, each with the prompts that it may not show."""
+    folded: list[Folded] = field(default_factory=list)
+    """The commands of ceremonies, in their order."""
 
 
 class CeremonyAgent:
@@ -153,6 +156,7 @@ class CeremonyAgent:
             return
         row: Instance | None = batch.get(CEREMONIES, key)
         failure = None
+        definition = None
         try:
             definition = self._definition(batch, folding, row, command)
             decision = decide(row, command, origin_of(record), definition, self._kinds)
@@ -164,6 +168,7 @@ class CeremonyAgent:
             failure = FOLD_FAILED
             decision, records = self._fold_failed(batch, folding, record, row, command)
         self._apply(batch, folding, key, row, decision)
+        folding.folded.append(Folded(row, decision.row, definition, decision.effects))
         if decision.unjudged:
             folding.tally.unjudged.update(_log_unjudged(command.instance_id, decision))
         if isinstance(command, SetAside) and decision.note != DUPLICATE:
@@ -313,18 +318,12 @@ def _count(tally: BatchTally, effects: Iterable[Effect]) -> FoldResult | None:
             subject = effect.subject
             tally.events[subject] += 1
             if subject == STEP_EXECUTED:
-                status = effect.payload["status"]
-                tally.steps[status] += 1
-                if status == _FAILED:
+                if effect.payload["status"] == _FAILED:
                     _log_event(effect)
             elif subject in NOTABLE:
                 _log_event(effect)
-            elif subject == PUBLISH_COMPLETED:
-                tally.published[str(effect.payload["duplicate"]).lower()] += 1
         elif isinstance(effect, Refused):
             refusal = FoldResult(effect.code, effect.message)
-        elif isinstance(effect, Ended):
-            tally.ended[effect.status] += 1
     return refusal
 
 

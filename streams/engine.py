@@ -11,6 +11,7 @@ from streams.ceremony_agent import applied_rows
 from streams.command_log import CommandLog
 from streams.log_clock import LogClock
 from streams.metrics import Metrics
+from streams.outcomes import Outcomes
 from streams.partitions import Partitions, PinnedRow
 from streams.reads import Reads
 from streams.row_indexes import RowIndexes
@@ -77,6 +78,7 @@ class Engine:
         self.on_change: Callable[[], None] = lambda: None
         """Called after a partition was taken or lost."""
         self._metrics = metrics
+        self._outcomes = Outcomes(metrics)
 
     def _pinned(self, view: PartitionView, row: PinnedRow) -> Definition | None:
         return self.reads.pinned(view, row)
@@ -99,6 +101,7 @@ class Engine:
         """A batch is visible: wake the clients that wait for it."""
         folding = applied_rows(batch.note)
         folding.tally.add_to(self._metrics)
+        self._outcomes.count(folding.folded)
         self.sweep.changed(batch.partition, folding.rows)
         self.indexes.changed(batch.partition, folding.rows, folding.before)
         if self.timers is not None and folding.rows:

@@ -8,8 +8,16 @@ from functools import cache
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-# Upper bounds of the histograms' buckets.
+from streams.histograms import BatchHistogram
+from streams.label_bounds import BoundedNames
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+# Upper bounds of the histograms' buckets: of writes to the log, of attempts (a model answers in seconds or in an hour),
+# of people's decisions, and of whole ceremonies.
 BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+STEP_BUCKETS_SECONDS = (0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, MINUTE, 150.0, 300.0, 900.0, HOUR, 3 * HOUR, DAY)
+GATE_BUCKETS_SECONDS = (MINUTE, 300.0, 900.0, HOUR, 4 * HOUR, 8 * HOUR, DAY, 2 * DAY, 3 * DAY, 7 * DAY, 14 * DAY)
+CEREMONY_BUCKETS_SECONDS = (1.0, 10.0, MINUTE, 300.0, 900.0, HOUR, 4 * HOUR, 12 * HOUR, DAY, 3 * DAY, 7 * DAY, 30 * DAY)
 
 
 class Metrics:
@@ -33,19 +41,63 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
-        self.steps = Counter(
-            "ceremony_steps", "Finished attempts of steps, by status.", ["status"], registry=self.registry
+        self.definition_names = BoundedNames()
+        """Of the label `definition`."""
+        self.started = Counter(
+            "ceremony_started", "Ceremonies that began, by definition.", ["definition"], registry=self.registry
         )
         self.ended = Counter(
-            "ceremony_ended", "Ceremonies that reached a terminal status.", ["status"], registry=self.registry
+            "ceremony_ended",
+            "Ceremonies that reached a terminal status.",
+            ["definition", "status"],
+            registry=self.registry,
+        )
+        self.lifetime = BatchHistogram(
+            "ceremony_lifetime_seconds",
+            "Time from the start of a ceremony to its end.",
+            ["definition"],
+            buckets_seconds=CEREMONY_BUCKETS_SECONDS,
+            registry=self.registry,
+        )
+        self.steps = Counter(
+            "ceremony_steps",
+            "Steps that ended, by status; WAITING_FOR_HUMAN counts gates as they open.",
+            ["definition", "handler", "status"],
+            registry=self.registry,
+        )
+        self.retries = Counter(
+            "ceremony_step_retries",
+            "Attempts of steps that failed and are tried again.",
+            ["definition", "handler"],
+            registry=self.registry,
+        )
+        self.step_seconds = BatchHistogram(
+            "ceremony_step_seconds",
+            "Time of the last attempt of a step that completed or failed, from its request to its end.",
+            ["handler"],
+            buckets_seconds=STEP_BUCKETS_SECONDS,
+            registry=self.registry,
+        )
+        self.gates = BatchHistogram(
+            "ceremony_gate_seconds",
+            "Time that a gate was open, until a decision, its deadline or its cancellation.",
+            ["definition"],
+            buckets_seconds=GATE_BUCKETS_SECONDS,
+            registry=self.registry,
         )
         self.events = Counter(
             "ceremony_events", "Events sent by the fold, by subject.", ["subject"], registry=self.registry
         )
         self.published = Counter(
             "ceremony_publish",
-            "Messages of publish steps acknowledged by JetStream.",
-            ["duplicate"],
+            "Messages of publish steps acknowledged by JetStream; duplicate: it had the message already.",
+            ["definition", "handler", "duplicate"],
+            registry=self.registry,
+        )
+        self.publish_failures = Counter(
+            "ceremony_publish_failures",
+            "Publish steps that failed for good.",
+            ["definition", "handler"],
             registry=self.registry,
         )
         self.idempotency = Counter(
@@ -119,16 +171,10 @@ class BatchTally:
         self.commands: Tally[str] = Tally()
         self.unchanged: Tally[str] = Tally()
         self.unjudged: Tally[str] = Tally()
-        self.steps: Tally[str] = Tally()
-        self.ended: Tally[str] = Tally()
         self.events: Tally[str] = Tally()
-        self.published: Tally[str] = Tally()
 
     def add_to(self, metrics: Metrics) -> None:
         metrics.add(metrics.commands, self.commands)
         metrics.add(metrics.unchanged, self.unchanged)
         metrics.add(metrics.unjudged, self.unjudged)
-        metrics.add(metrics.steps, self.steps)
-        metrics.add(metrics.ended, self.ended)
         metrics.add(metrics.events, self.events)
-        metrics.add(metrics.published, self.published)

@@ -189,8 +189,8 @@ class _Run:
 
     async def _ended(self) -> int:
         text = await asyncio.to_thread(self._worker.metrics)
-        found = re.search(r'^ceremony_ended_total\{status="COMPLETED"\} (\S+)', text, re.MULTILINE)
-        return int(float(found.group(1))) if found else 0
+        found = re.findall(r'^ceremony_ended_total\{.*status="COMPLETED"\} (\S+)', text, re.MULTILINE)
+        return int(sum(map(float, found)))
 
 
 def memory_of(pid: int) -> dict[str, float]:

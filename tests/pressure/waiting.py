@@ -212,10 +212,10 @@ class _Run:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _all_wait(self) -> bool:
-        return await self._metric('ceremony_events_total{subject="ceremony.gate.opened"}') >= self._waiting.ceremonies
+        return await self._metric("ceremony_events_total", 'subject="ceremony.gate.opened"') >= self._waiting.ceremonies
 
     async def _all_ended(self) -> bool:
-        ended = await self._metric('ceremony_ended_total{status="COMPLETED"}')
+        ended = await self._metric("ceremony_ended_total", 'status="COMPLETED"')
         if ended < self._waiting.ceremonies // 2:
             return False  # this worker's half is not done yet; a list, which looks at every row, can wait
         async with grpc.aio.insecure_channel(self._worker.address) as channel:
@@ -225,10 +225,11 @@ class _Run:
         self._result.ended = listed.total_count
         return self._result.ended >= self._waiting.ceremonies
 
-    async def _metric(self, name: str) -> float:
+    async def _metric(self, name: str, label: str = "") -> float:
+        """Return the sum of the series of this name that have the label."""
         text = await asyncio.to_thread(self._worker.metrics)
-        found = re.search(rf"^{re.escape(name)} (\S+)", text, re.MULTILINE)
-        return float(found.group(1)) if found else 0.0
+        labels = rf"\{{.*{re.escape(label)}.*\}}" if label else ""
+        return sum(map(float, re.findall(rf"^{name}{labels} (\S+)", text, re.MULTILINE)))
 
 
 def _definition() -> Definition:

@@ -35,6 +35,7 @@ from tables.commands import (
 )
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load
+from tables.effects import Ended
 from tables.fold.restore import to_restore
 from tables.instance import CeremonyStatus, encode_instance
 from tables.invariants import broken
@@ -151,7 +152,8 @@ def test_steps_without_an_agent_only_send_events_of_the_one_command() -> None:
     assert {sent.topic for sent in batch.sent} == {"t.events"}
     placed = [(dict(sent.headers)["command-offset"], dict(sent.headers)["ordinal"]) for sent in batch.sent]
     assert placed == [(b"1", b"%d" % ordinal) for ordinal in range(4)]
-    assert applied_rows(batch.note).tally.ended == {"COMPLETED": 1}
+    effects = [effect for folded in applied_rows(batch.note).folded for effect in folded.effects]
+    assert [effect.status for effect in effects if isinstance(effect, Ended)] == ["COMPLETED"]
 
 
 def replies(batch: MemoryBatch) -> dict[str, FoldResult]:
@@ -192,8 +194,11 @@ def test_changed_rows_are_in_the_note_and_unchanged_ones_are_counted() -> None:
     folding = applied_rows(batch.note)
     assert list(folding.rows) == [b"c1:s1"]
     assert sum(folding.tally.unchanged.values()) == 1
-    assert folding.tally.steps == {"COMPLETED": 1}
-    assert folding.tally.ended == {"COMPLETED": 1}
+    first, second = folding.folded
+    assert first.before is not first.after
+    assert first.definition is second.definition is not None
+    assert second.before is second.after is first.after
+    assert second.effects == ()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""One command as it was folded, for all that looks at a batch afterwards: metrics first of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tables.definition import Definition
+from tables.effects import Effect
+from tables.instance import Instance
+
+
+class Folded(NamedTuple):
+    """The row before and after one command, and its effects."""
+
+    before: Instance | None
+    after: Instance | None
+    definition: Definition | None
+    """The definition that the ceremony is pinned to; None where it cannot be read."""
+    effects: Sequence[Effect]

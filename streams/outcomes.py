@@ -1,0 +1,148 @@
+"""Counts the outcomes of a folded batch by definition and handler, with durations between times of the log.
+
+A step's duration runs from the command that started its newest attempt to the one that ended it, a gate's from its
+opening to its end, a ceremony's from its start to its end: append times of commands, never the clock of a host.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterable
+
+import structlog
+
+from streams.folded import Folded
+from streams.metrics import Metrics
+from tables.definition import Definition, Step
+from tables.effects import Ended, Event
+from tables.fold.step_life import PUBLISH_COMPLETED, STEP_EXECUTED, STEP_RETRYING
+from tables.instance import Instance, StepStatus
+
+log = structlog.get_logger(__name__)
+
+STARTED = "ceremony.started"
+# Label in place of a definition, or of a handler, that this release cannot read.
+UNREADABLE = "unreadable"
+_FAILED, _CANCELLED, _OPENED = (
+    StepStatus.FAILED.value,
+    StepStatus.CANCELLED.value,
+    StepStatus.WAITING_FOR_HUMAN.value,
+)
+
+
+class Outcomes:
+    """Adds folded batches to the metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def count(self, batch: Iterable[Folded]) -> None:
+        """Count a batch. It is folded already, so an error is only logged."""
+        found: dict[str, DefinitionOutcomes] = {}
+        try:
+            for before, after, definition, effects in batch:
+                if not effects:
+                    continue
+                key = "" if definition is None else definition.hash
+                outcomes = found.get(key)
+                if outcomes is None:
+                    outcomes = found[key] = DefinitionOutcomes(self._metrics, definition)
+                for effect in effects:
+                    if effect.__class__ is Event:
+                        outcomes.event(effect, before, after)
+                    elif effect.__class__ is Ended:
+                        outcomes.end(effect, after)
+        except MemoryError:
+            raise
+        except Exception:
+            log.exception("outcomes_not_counted")
+        for outcomes in found.values():
+            outcomes.add()
+
+
+class DefinitionOutcomes:
+    """The outcomes that a batch had for ceremonies of one definition; `add` adds them to the metrics at once."""
+
+    def __init__(self, metrics: Metrics, definition: Definition | None) -> None:
+        self._metrics = metrics
+        self._name = metrics.definition_names.of(UNREADABLE if definition is None else definition.name)
+        self._definition = definition
+        self._started = 0
+        self._ended: Tally[str] = Tally()
+        """By status."""
+        self._steps: Tally[tuple[str, str]] = Tally()
+        """By step and status."""
+        self._at_once: Tally[str] = Tally()
+        """By step: attempts that ended in the command that started them."""
+        self._retries: Tally[str] = Tally()
+        """By step."""
+        self._published: Tally[tuple[str, str]] = Tally()
+        """By step, and whether JetStream had the message already."""
+
+    def event(self, event: Event, before: Instance | None, after: Instance | None) -> None:
+        """Count an event between two rows."""
+        subject = event.subject
+        if subject == STEP_EXECUTED:
+            self._step(event, before, after)
+        elif subject == STEP_RETRYING:
+            self._retries[event.payload["step_id"]] += 1
+        elif subject == PUBLISH_COMPLETED:
+            self._published[event.payload["step_id"], str(event.payload["duplicate"]).lower()] += 1
+        elif subject == STARTED:
+            self._started += 1
+
+    def end(self, effect: Ended, row: Instance | None) -> None:
+        """Count the end of a ceremony."""
+        self._ended[effect.status] += 1
+        if row is not None and row.ended_at:
+            self._metrics.lifetime.of(self._name).add((row.ended_at - row.created_at) / 1000)
+
+    def _step(self, event: Event, before: Instance | None, after: Instance | None) -> None:
+        payload = event.payload
+        step_id, status = payload["step_id"], payload["status"]
+        self._steps[step_id, status] += 1
+        if status == _OPENED:
+            return
+        began = _start_of(payload["attempt"], step_id, after) or _start_of(payload["attempt"], step_id, before)
+        if not began or began == event.at:
+            if status != _CANCELLED:
+                self._at_once[step_id] += 1
+            return
+        seconds = (event.at - began) / 1000
+        step = self._of(step_id)
+        if step is not None and step.gate is not None:
+            self._metrics.gates.of(self._name).add(seconds)
+        elif status != _CANCELLED:
+            self._metrics.step_seconds.of(_handler(step)).add(seconds)
+
+    def add(self) -> None:
+        """Add the counts to the metrics."""
+        metrics, name = self._metrics, self._name
+        for (step_id, status), count in self._steps.items():
+            step = self._of(step_id)
+            metrics.steps.labels(name, _handler(step), status).inc(count)
+            if status == _FAILED and step is not None and step.publishes:
+                metrics.publish_failures.labels(name, step.handler).inc(count)
+        for step_id, count in self._at_once.items():
+            metrics.step_seconds.of(_handler(self._of(step_id))).add(0.0, count)
+        for step_id, count in self._retries.items():
+            metrics.retries.labels(name, _handler(self._of(step_id))).inc(count)
+        for (step_id, duplicate), count in self._published.items():
+            metrics.published.labels(name, _handler(self._of(step_id)), duplicate).inc(count)
+        for status, count in self._ended.items():
+            metrics.ended.labels(name, status).inc(count)
+        if self._started:
+            metrics.started.labels(name).inc(self._started)
+
+    def _of(self, step_id: str) -> Step | None:
+        return None if self._definition is None else self._definition.steps.get(step_id)
+
+
+def _start_of(attempt: int, step_id: str, row: Instance | None) -> int:
+    """Return when the attempt began; 0 where the row does not know, as after its state was entered anew."""
+    state = None if row is None else row.steps.get(step_id)
+    return state.started_at if state is not None and state.attempt == attempt else 0
+
+
+def _handler(step: Step | None) -> str:
+    return UNREADABLE if step is None else step.handler

@@ -76,16 +76,18 @@ class Reply:
 class Unavailable(CeremonyError):
     """The log cannot be reached, or the partition of the instance is not served now; the call may be repeated."""
 
-    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+    def __init__(self, message: str, retry_after_seconds: float = 1.0, request_id: str = "") -> None:
         super().__init__("unavailable", message)
         self.retry_after_seconds = retry_after_seconds
+        self.request_id = request_id
+        """The id under which the call may be repeated; empty where the message names none."""
 
     def repeatable_under(self, request_id: str) -> Unavailable:
         """Return this error with the id under which an operation may be repeated, for it may have been recorded."""
         again = f"ask again with request_id {request_id!r}"
         if again in self.message:
             return self
-        return Unavailable(f"{self.message}; {again}", self.retry_after_seconds)
+        return Unavailable(f"{self.message}; {again}", self.retry_after_seconds, request_id)
 
 
 class PartitionDiffers(CeremonyError):

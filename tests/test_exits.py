@@ -84,6 +84,14 @@ def test_every_method_of_the_service_is_redacted() -> None:
     assert source.index("AnswerRedaction(") < source.index("RequestDecoding(") < source.index("Forwarding(")
 
 
+def test_details_of_errors_are_made_in_one_place_and_redacted_with_the_metadata() -> None:
+    # specification 27.9
+    assert {path for path, _ in calls("encoded_status")} == {"bridge/grpc/refusals.py"}
+    assert {path for path, _ in calls("redacted_status")} == {"bridge/grpc/redaction.py"}
+    source = inspect.getsource(redaction.RedactingContext)
+    assert source.count("self._metadata(") == 3  # at the start, at the end, and of a call that is aborted
+
+
 def test_encoded_parts_of_answers_count_as_redacted_in_known_places_only() -> None:
     assert {path for path, _ in calls("CleanBytes")} == {"bridge/grpc/encoding.py", "bridge/grpc/redaction.py"}
     assert (ROOT / "bridge/grpc/listing.py").read_text("utf-8").count("CleanBytes") == 2  # imported, and rows of peers

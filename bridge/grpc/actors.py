@@ -21,7 +21,7 @@ def normal_name(field: str, text: str) -> str:
     refused = next((letter for letter in name if unicodedata.category(letter) in REFUSED_CATEGORIES), None)
     if refused is not None:
         message = f"{field} holds U+{ord(refused):04X}: no control, format or unassigned character is taken"
-        raise invalid("actor_invalid", message)
+        raise invalid("actor_invalid", message, field)
     return name
 
 

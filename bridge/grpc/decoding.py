@@ -14,7 +14,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from bridge.grpc.encoding import unless_bytes
-from bridge.grpc.refusals import CallRefused, end, refuse
+from bridge.grpc.refusals import CallRefused, abort, invalid, refuse
 from streams.turns import Turns
 
 # Bytes of a request above which it waits for a turn of its own to be decoded.
@@ -112,7 +112,7 @@ def _unary(
         if request is None:
             request = decode(data)
         if request is _UNDECODABLE:
-            end(context, grpc.StatusCode.INVALID_ARGUMENT, f"{CODE}: {MESSAGE}")
+            refuse(context, invalid(CODE, MESSAGE))
             return None
         del data
         return await call(request, context)
@@ -124,7 +124,7 @@ def _both(call: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any]
     async def requests(given: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         async for request in given:
             if request is _UNDECODABLE:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{CODE}: {MESSAGE}")
+                await abort(context, invalid(CODE, MESSAGE))
             yield request
 
     async def both(given: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
@@ -137,7 +137,7 @@ def _both(call: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any]
 def _stream(call: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         if request is _UNDECODABLE:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{CODE}: {MESSAGE}")
+            await abort(context, invalid(CODE, MESSAGE))
         async for response in call(request, context):
             yield response
 

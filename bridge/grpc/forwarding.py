@@ -112,7 +112,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
             except Unavailable as error:
                 self._ensure_request_id(request)
                 request_id = getattr(request, "request_id", "")
-                refuse(context, error.repeatable_under(request_id) if request_id else error)
+                refuse(context, error.repeatable_under(request_id) if request_id else error, request)
                 return None
             if owner != HERE:
                 self._ensure_request_id(request)
@@ -128,7 +128,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
             try:
                 owner = self._owner(method, request)
             except Unavailable as error:
-                await abort(context, error)
+                await abort(context, error, request)
             forwarded = self._forward_stream(owner, method, request, context)
             async for response in local_call(request, context) if owner == HERE else forwarded:
                 yield response
@@ -207,7 +207,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
         reading = self._clock.spawn(call.read(), name="forwarded-stream")
         try:
             if not await self._done(reading, ANSWER_SECONDS):
-                await abort(context, _unanswered(request))
+                await abort(context, _unanswered(request), request)
             await context.send_initial_metadata(tuple(await call.initial_metadata()))
             while (response := await self._next(reading, owner, method, request, context)) is not grpc.aio.EOF:
                 yield response
@@ -225,7 +225,7 @@ class Forwarding(grpc.aio.ServerInterceptor):
         """Return the next answer of a stream; end the stream once the instance has another owner."""
         while not await self._done(reading, LOOK_AT_STREAM_SECONDS):
             if self._new_owner(owner, method, request) is not None:
-                await abort(context, _unanswered(request))
+                await abort(context, _unanswered(request), request)
         return await reading
 
     def _ensure_request_id(self, request: Any) -> None:
@@ -244,7 +244,7 @@ def ending_of_owner(error: grpc.aio.AioRpcError, request: Any) -> tuple[grpc.Sta
     if _connection_broke(error.code(), details):
         log.warning("forwarding_failed", status=error.code().name, reason=details)
         refusal = refusal_of(_unanswered(request))
-        return refusal.status, *details_and_trailers(refusal)
+        return refusal.status, *details_and_trailers(refusal, request)
     return error.code(), details, tuple(error.trailing_metadata() or ())
 
 

@@ -48,7 +48,9 @@ def place_of(request: pb.GetHistoryRequest) -> HistoryPlace | None:
 
 
 def _malformed() -> CallRefused:
-    return invalid("page_token_invalid", "page_token is no `next_page_token` of a history of this ceremony")
+    return invalid(
+        "page_token_invalid", "page_token is no `next_page_token` of a history of this ceremony", "page_token"
+    )
 
 
 def _mark(instance_id: str) -> bytes:

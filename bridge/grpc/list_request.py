@@ -66,7 +66,8 @@ def next_page_token(request: pb.ListPlanningCeremonyInstancesRequest, after: Sor
 
 def _inputs(request: pb.ListPlanningCeremonyInstancesRequest) -> tuple[tuple[str, str], ...]:
     if len(request.input_filters) > MOST_INPUTS:
-        raise invalid("too_many_filters", f"input_filters has {len(request.input_filters)}, at most {MOST_INPUTS}")
+        message = f"input_filters has {len(request.input_filters)}, at most {MOST_INPUTS}"
+        raise invalid("too_many_filters", message, "input_filters")
     for name, value in request.input_filters.items():
         require_short(LONGEST_INPUT, input_filters=name + value)
     return tuple(sorted(request.input_filters.items()))
@@ -81,7 +82,7 @@ def _time(name: str, text: str) -> int | None:
     except (ValueError, OverflowError):
         milliseconds = None
     if milliseconds is None:
-        raise invalid("time_invalid", f"{name} is no ISO-8601 time such as 2026-01-31T12:00:00Z")
+        raise invalid("time_invalid", f"{name} is no ISO-8601 time such as 2026-01-31T12:00:00Z", name)
     return max(1, round(milliseconds))
 
 
@@ -92,10 +93,11 @@ def _after(request: pb.ListPlanningCeremonyInstancesRequest) -> SortKey | None:
     try:
         token = _decode(base64.urlsafe_b64decode(request.page_token.encode()))
     except (binascii.Error, msgspec.DecodeError, UnicodeError, ValueError):
-        raise invalid("page_token_invalid", "page_token is no `next_page_token` of a list") from None
+        raise invalid("page_token_invalid", "page_token is no `next_page_token` of a list", "page_token") from None
     minus_created_at, _ = token.after
     if token.mark != _mark(request) or not -(2**62) < minus_created_at <= 0:
-        raise invalid("page_token_invalid", "page_token is of a list with other filters; keep them, or begin anew")
+        message = "page_token is of a list with other filters; keep them, or begin anew"
+        raise invalid("page_token_invalid", message, "page_token")
     return token.after
 
 

@@ -15,6 +15,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from bridge.grpc.error_details import DETAILS_KEY, decoded, fitted, fitting_text, repacked, unpacked
 from ports.redaction import Redactor
 
 # A method handler; generated ones have no types.
@@ -174,7 +175,7 @@ class RedactingContext:
         return getattr(self._context, name)
 
     def set_details(self, details: str) -> None:
-        self._context.set_details(self._redactor.text(details))
+        self._context.set_details(redacted_text(details, self._redactor))
 
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
         self._context.set_trailing_metadata(self._metadata(trailing_metadata))
@@ -183,10 +184,29 @@ class RedactingContext:
         await self._context.send_initial_metadata(self._metadata(initial_metadata))
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> None:
-        await self._context.abort(code, self._redactor.text(details), self._metadata(trailing_metadata))
+        await self._context.abort(code, redacted_text(details, self._redactor), self._metadata(trailing_metadata))
 
     def _metadata(self, metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
-        redactor = self._redactor
-        return tuple(
-            (key, redactor.text(value) if isinstance(value, str) else redactor.data(value)) for key, value in metadata
-        )
+        return tuple((key, _redacted_value(key, value, self._redactor)) for key, value in metadata)
+
+
+def redacted_text(text: str, redactor: Redactor) -> str:
+    """The text of a refusal; a marker can be longer than the secret, so it is cut again."""
+    return fitting_text(redactor.text(text))
+
+
+def redacted_status(data: bytes, redactor: Redactor) -> bytes:
+    """The details of a refusal, with the text that it has beside them; bytes that are none become none."""
+    status = decoded(data)
+    if status is None:
+        return b""
+    status.message = redacted_text(status.message, redactor)
+    details = unpacked(status)
+    clean = [type(one).FromString(encoded(one, redactor)) for one in details]
+    return fitted(repacked(status, clean))
+
+
+def _redacted_value(key: str, value: str | bytes, redactor: Redactor) -> str | bytes:
+    if isinstance(value, str):
+        return redactor.text(value)
+    return redacted_status(value, redactor) if key == DETAILS_KEY else redactor.data(value)

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -14,13 +13,16 @@ import structlog
 
 from bridge.dead_letters import DeadLetterUnknown, NotReplayable
 from bridge.definitions import DefinitionUnknown
+from bridge.grpc.error_details import DETAILS_KEY, encoded_status, fitting_text
 from bridge.grpc.start_request import LARGEST_START_BYTES, StartInvalid
+from bridge.grpc.violation import Violation, violations_of
 from ports.errors import CeremonyError
 from ports.log import LogFailed, LogUnavailable, RecordTooLarge
 from ports.redaction import Redactor
 from streams.api import Overloaded, Reply, Unavailable
 from tables.commands import DERIVED_ID_PREFIXES
 from tables.errors import DefinitionInvalid
+from tables.fold import refusals as fold
 from tables.fold.refusals import CLASS_OF, INPUTS_TOO_LARGE
 from tables.limits import MAX_ID_CHARACTERS
 
@@ -36,25 +38,44 @@ LOG_TEXT = "the log cannot be written or read by this worker; repeating the call
 LONGEST_TEXT = 4096
 # Characters of an actor, a role or a request id; rows keep as many, so none is shortened.
 LONGEST_NAME = MAX_ID_CHARACTERS
-# Bytes of a percent-encoded status message; clients refuse trailers above 8 KiB.
-LONGEST_DETAILS_BYTES = 6000
 # Status of each code of the fold; the ceremony agent answers `fold_failed` when the fold raised an exception.
 STATUS_OF = {code: grpc.StatusCode[kind] for code, kind in CLASS_OF.items()} | {"fold_failed": grpc.StatusCode.INTERNAL}
 
+# Field of the request that a code of the fold speaks of.
+FIELD_OF: Mapping[str, str] = {
+    fold.ACTOR_REQUIRED: "actor",
+    fold.INPUTS_INVALID: "inputs",
+    fold.INPUTS_TOO_DEEP: "inputs",
+    fold.INPUTS_TOO_LARGE: "inputs",
+    fold.INPUT_MISSING: "inputs",
+    fold.INVALID_ID: "ceremony_id",
+    fold.REQUEST_ID_REUSED: "request_id",
+    fold.STEP_UNKNOWN: "step_id",
+}
 Context = grpc.aio.ServicerContext
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
 
 class CallRefused(CeremonyError):
-    """Ends a call with a status; the client receives `code: message` as its details."""
+    """Ends a call with a status; the client receives `code: message` as its text, and the details for programs."""
 
     def __init__(
-        self, status: grpc.StatusCode, code: str, message: str, retry_after_seconds: float | None = None
+        self,
+        status: grpc.StatusCode,
+        code: str,
+        message: str,
+        retry_after_seconds: float | None = None,
+        *,
+        violations: Sequence[Violation] = (),
+        request_id: str = "",
     ) -> None:
         super().__init__(code, message)
         self.status = status
         self.retry_after_seconds = retry_after_seconds
         """Sent as trailing metadata; None when repeating the call does not help."""
+        self.violations = violations
+        self.request_id = request_id
+        """The id under which repeating is safe, if the engine drew it."""
 
 
 # Errors with a code and a text for clients; every other error is an internal one.
@@ -67,15 +88,23 @@ STATUS_OF_ERROR: Mapping[type[CeremonyError], grpc.StatusCode] = {
 }
 
 
-def invalid(code: str, message: str) -> CallRefused:
-    return CallRefused(grpc.StatusCode.INVALID_ARGUMENT, code, message)
+def invalid(code: str, message: str, field: str = "", others: Sequence[Violation] = ()) -> CallRefused:
+    """A refusal whose text speaks of one field; `others` are at fault as well."""
+    violations = (Violation(field, code, message), *others)
+    return CallRefused(grpc.StatusCode.INVALID_ARGUMENT, code, message, violations=violations)
+
+
+def all_invalid(violations: Sequence[Violation]) -> CallRefused:
+    """The refusal for these violations; its text speaks of the first."""
+    first, *others = violations
+    return invalid(first.code, first.description, first.field, others)
 
 
 def start_too_large(size: int) -> CallRefused | None:
     """The refusal of a start request of so many bytes, which is not decoded; None for one that may be valid."""
     if size <= LARGEST_START_BYTES:
         return None
-    return invalid(INPUTS_TOO_LARGE, f"the request is {size} bytes, at most {LARGEST_START_BYTES} are read")
+    return invalid(INPUTS_TOO_LARGE, f"the request is {size} bytes, at most {LARGEST_START_BYTES} are read", "inputs")
 
 
 def refusal_of(error: Exception) -> CallRefused:
@@ -83,42 +112,42 @@ def refusal_of(error: Exception) -> CallRefused:
     if isinstance(error, CallRefused):
         return error
     if isinstance(error, CeremonyError) and type(error) in STATUS_OF_ERROR:
-        return CallRefused(STATUS_OF_ERROR[type(error)], error.code, error.message)
+        return CallRefused(STATUS_OF_ERROR[type(error)], error.code, error.message, violations=_violations(error))
     if isinstance(error, RecordTooLarge):
         return invalid("request_too_large", "the request is larger than a record of the log may be")
     if isinstance(error, (Unavailable, Overloaded)):
         full = isinstance(error, Overloaded)
         status = grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.UNAVAILABLE
-        return CallRefused(status, "overloaded" if full else "unavailable", error.message, error.retry_after_seconds)
+        code, request_id = ("overloaded", "") if full else ("unavailable", getattr(error, "request_id", ""))
+        return CallRefused(status, code, error.message, error.retry_after_seconds, request_id=request_id)
     if isinstance(error, (LogFailed, LogUnavailable)):
         return CallRefused(grpc.StatusCode.UNAVAILABLE, "unavailable", LOG_TEXT, LOG_RETRY_SECONDS)
     log.error("grpc_internal_error", exc_info=error)
     return CallRefused(grpc.StatusCode.INTERNAL, "internal", "an error of ours; the engine's log has the details")
 
 
-def details(text: str) -> str:
-    """A status message short enough for every client; longer ones would arrive as RESOURCE_EXHAUSTED."""
-    clean = text.encode(errors="replace").decode()
-    kept = clean[:LONGEST_DETAILS_BYTES]
-    while len(quote(kept)) > LONGEST_DETAILS_BYTES:
-        kept = kept[: len(kept) * 3 // 4]
-    return kept if len(kept) == len(clean) else f"{kept}…"
+def _violations(error: CeremonyError) -> Sequence[Violation]:
+    if isinstance(error, DefinitionInvalid):
+        return violations_of(error.problems)
+    return error.violations if isinstance(error, StartInvalid) else ()
 
 
-async def abort(context: Context[Any, Any], error: Exception) -> NoReturn:
+async def abort(context: Context[Any, Any], error: Exception, request: Any = None) -> NoReturn:
     """End a stream immediately."""
     refusal = refusal_of(error)
-    await context.abort(refusal.status, *details_and_trailers(refusal))
+    await context.abort(refusal.status, *details_and_trailers(refusal, request))
 
 
-def refuse(context: Context[Any, Any], error: Exception) -> None:
+def refuse(context: Context[Any, Any], error: Exception, request: Any = None) -> None:
     """End a unary call with this error when its handler returns; the handler's result is not sent.
+
+    The ids in `request` are named by the details.
 
     Does not use `abort`: gRPC keeps that exception in the call, and its frames hold the call. Only the garbage
     collector frees such a cycle, and it comes late: 34,000 refused calls held 330 MB.
     """
     refusal = refusal_of(error)
-    end(context, refusal.status, *details_and_trailers(refusal))
+    end(context, refusal.status, *details_and_trailers(refusal, request))
 
 
 def end(
@@ -130,12 +159,25 @@ def end(
     context.set_trailing_metadata(tuple(trailing))
 
 
-def details_and_trailers(refusal: CallRefused) -> tuple[str, tuple[tuple[str, str], ...]]:
+def details_and_trailers(refusal: CallRefused, request: Any = None) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:
     """Status message and trailing metadata of a refused call."""
-    text = details(f"{refusal.code}: {refusal.message}")
-    if refusal.retry_after_seconds is None:
-        return text, ()
-    return text, ((RETRY_KEY, str(int(refusal.retry_after_seconds * 1000))),)
+    text, after = fitting_text(f"{refusal.code}: {refusal.message}"), refusal.retry_after_seconds
+    named = {"instance_id": _instance_id(request), "request_id": _request_id(request) or refusal.request_id}
+    status = encoded_status(
+        refusal.status, refusal.code, text, retry_after_seconds=after, violations=refusal.violations, named=named
+    )
+    hint = () if after is None else ((RETRY_KEY, str(int(after * 1000))),)
+    return text, (*hint, (DETAILS_KEY, status))
+
+
+def _instance_id(request: Any) -> str:
+    """The instance id in a request; empty where it names none."""
+    ceremony_id, story_id = getattr(request, "ceremony_id", ""), getattr(request, "story_id", "")
+    return getattr(request, "instance_id", "") or (f"{ceremony_id}:{story_id}" if ceremony_id and story_id else "")
+
+
+def _request_id(request: Any) -> str:
+    return getattr(request, "request_id", "")
 
 
 def errors_become_statuses(call: Method) -> Method:
@@ -148,7 +190,7 @@ def errors_become_statuses(call: Method) -> Method:
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a status with a code
-            refuse(context, error)
+            refuse(context, error, request)
 
     return wrapped  # type: ignore[return-value]  # a decorator that keeps the signature
 
@@ -172,35 +214,41 @@ def require_accepted(reply: Reply) -> None:
     """Raise the fold's refusal, if it refused."""
     if reply.code:
         status = STATUS_OF.get(reply.code, grpc.StatusCode.FAILED_PRECONDITION)
-        raise CallRefused(status, reply.code, reply.message)
+        violation = Violation(FIELD_OF.get(reply.code, ""), reply.code, reply.message)
+        raise CallRefused(status, reply.code, reply.message, violations=(violation,))
 
 
 def require(**fields: str) -> None:
-    for name, value in fields.items():
-        if not value.strip():
-            raise invalid("field_required", f"{name} is required")
+    blank = [name for name, value in fields.items() if not value.strip()]
+    if blank:
+        raise all_invalid([Violation(name, "field_required", f"{name} is required") for name in blank])
 
 
 def require_own_id(request_id: str) -> None:
     """Refuse a request id that begins like the ids that the engine derives by itself."""
     prefix = next((prefix for prefix in DERIVED_ID_PREFIXES if request_id.startswith(prefix)), "")
     if prefix:
-        raise invalid("request_id_reserved", f"request_id must not begin with {prefix!r}, as ids of the engine do")
+        message = f"request_id must not begin with {prefix!r}, as ids of the engine do"
+        raise invalid("request_id_reserved", message, "request_id")
 
 
 def require_short(longest: int, **fields: str) -> None:
-    for name, value in fields.items():
-        if len(value) > longest:
-            raise invalid("field_too_long", f"{name} has {len(value)} characters, at most {longest} are taken")
+    long = {name: len(value) for name, value in fields.items() if len(value) > longest}
+    if long:
+        text = "{} has {} characters, at most {} are taken"
+        raise all_invalid(
+            [Violation(name, "field_too_long", text.format(name, n, longest)) for name, n in long.items()]
+        )
 
 
 def require_no_secret(redactor: Redactor, **ids: str) -> None:
     """Refuse ids that hold a secret: they name a ceremony everywhere, and are redacted nowhere."""
     if not redactor.suspicious("\n".join(ids.values()).encode(errors="replace"), json=False):
         return
-    for name, value in ids.items():
-        if redactor.text(value) != value:
-            raise invalid("secret_in_id", f"{name} holds a secret; choose another id, and have the secret revoked")
+    found = [name for name, value in ids.items() if redactor.text(value) != value]
+    if found:
+        text = "{} holds a secret; choose another id, and have the secret revoked"
+        raise all_invalid([Violation(name, "secret_in_id", text.format(name)) for name in found])
 
 
 def page(limit: int, offset: int) -> tuple[int, int]:

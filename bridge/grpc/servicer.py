@@ -108,7 +108,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         self, request: pb.GetPlanningCeremonyInstanceRequest, context: Context[Any, Any]
     ) -> pb.GetPlanningCeremonyInstanceResponse:
         if not request.instance_id:
-            raise invalid("field_required", "instance_id is required")
+            raise invalid("field_required", "instance_id is required", "instance_id")
         if request.HasField("at_least"):
             await self._wait_for_position(request.instance_id, request.at_least)
         found = await self._reads.find(request.instance_id)
@@ -191,7 +191,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a status with a code
-            await abort(context, error)
+            await abort(context, error, request)
 
     # -- helpers
 
@@ -256,4 +256,4 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         try:
             await self._reads.reached(instance_id, position.partition, position.offset)
         except PartitionDiffers as error:
-            raise invalid("position_differs", f"at_least: {error.message}") from None
+            raise invalid("position_differs", f"at_least: {error.message}", "at_least") from None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
 from google.protobuf.struct_pb2 import Struct, Value
 
+from bridge.grpc.violation import Violation
 from ports.errors import CeremonyError
 from tables.commands import Start
 from tables.definition import Definition
@@ -42,6 +44,8 @@ CHARACTERS_PER_PIECE = 8 * 1024
 LEAST_VALUE_BYTES, LEAST_NAMED_TEXT_BYTES = 2, 6
 # Ids in step_ids, of which a definition has far fewer.
 MOST_STEP_IDS = 10_000
+# Violations of one rule that a refusal keeps; fewer fit into its details.
+MOST_NAMED = 100
 # A whole number of fewer digits is a finite double, and needs no check.
 LONG_INTEGER_DIGITS = 309
 # Above it a double, the only number of a Struct, stands for several whole numbers.
@@ -56,6 +60,11 @@ _LONG_INTEGER = re.compile(rf"[0-9]{{{LONG_INTEGER_DIGITS}}}")
 
 class StartInvalid(CeremonyError):
     """The request breaks a rule; the message names the field and a valid value."""
+
+    def __init__(self, code: str, message: str, field: str, violations: Sequence[Violation] = ()) -> None:
+        super().__init__(code, message)
+        self.violations = violations or (Violation(field, code, message),)
+        """All that this check found; by default the one of the message."""
 
 
 def start_pieces(
@@ -78,7 +87,7 @@ def start_pieces(
     size = len(msgspec.json.encode(values))
     if size > LARGEST_INPUTS_BYTES:
         raise StartInvalid(
-            INPUTS_TOO_LARGE, f"inputs are {size} bytes of JSON, at most {LARGEST_INPUTS_BYTES} are taken"
+            INPUTS_TOO_LARGE, f"inputs are {size} bytes of JSON, at most {LARGEST_INPUTS_BYTES} are taken", "inputs"
         )
     instance_id = f"{ceremony_id}:{story_id}"
     return Start(
@@ -98,22 +107,35 @@ def start_pieces(
 
 def check_ids(*, ceremony_id: str, story_id: str, definition_name: str, requested_by: str, correlation_id: str) -> None:
     """Raises StartInvalid unless all required fields are present and well formed."""
-    for name, value in (("ceremony_id", ceremony_id), ("story_id", story_id)):
+    found = [
+        *_broken_ids(ceremony_id=ceremony_id, story_id=story_id),
+        *_blank(definition_name=definition_name, requested_by=requested_by),
+        *_too_long(requested_by=requested_by, correlation_id=correlation_id),
+    ]
+    if found:
+        raise StartInvalid(found[0].code, found[0].description, found[0].field, found)
+
+
+def _broken_ids(**ids: str) -> Iterator[Violation]:
+    for name, value in ids.items():
         if not value:
-            raise StartInvalid("field_required", f"{name} is required")
-        if ID.fullmatch(value) is None:
-            raise StartInvalid(
-                INVALID_ID,
-                f"{name} must be 1 to 128 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit",
-            )
-    for name, value in (("definition_name", definition_name), ("requested_by", requested_by)):
+            yield Violation(name, "field_required", f"{name} is required")
+        elif ID.fullmatch(value) is None:
+            text = f"{name} must be 1 to 128 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit"
+            yield Violation(name, INVALID_ID, text)
+
+
+def _blank(**fields: str) -> Iterator[Violation]:
+    for name, value in fields.items():
         if not value.strip():
-            raise StartInvalid("field_required", f"{name} is required")
-    for name, value in (("requested_by", requested_by), ("correlation_id", correlation_id)):
+            yield Violation(name, "field_required", f"{name} is required")
+
+
+def _too_long(**fields: str) -> Iterator[Violation]:
+    for name, value in fields.items():
         if len(value) > LONGEST_TEXT:
-            raise StartInvalid(
-                "field_too_long", f"{name} has {len(value)} characters, at most {LONGEST_TEXT} are taken"
-            )
+            text = f"{name} has {len(value)} characters, at most {LONGEST_TEXT} are taken"
+            yield Violation(name, "field_too_long", text)
 
 
 def _inputs(
@@ -126,26 +148,39 @@ def _inputs(
     rich = rich_inputs.fields if isinstance(rich_inputs, Struct) else rich_inputs
     _require_few(len(inputs) + len(rich))
     if both := sorted(name for name in rich if name in inputs):
-        raise StartInvalid("input_twice", f"{_few(both)}: given in both inputs and inputs_json; give each once")
+        text = "given in both inputs and inputs_json; give each once"
+        raise StartInvalid("input_twice", f"{_few(both)}: {text}", "inputs", _each("input_twice", text, both))
     values = yield from _parsed(inputs)
     values.update((yield from _converted(rich)))
     for name, value in ids.items():
         if values.setdefault(name, value) != value:
-            raise StartInvalid(INPUTS_INVALID, f"{name} is an input by itself and cannot be overridden")
+            raise StartInvalid(INPUTS_INVALID, f"{name} is an input by itself and cannot be overridden", _path(name))
     if missing := [name for name in definition.required_inputs if name not in values]:
-        raise StartInvalid(INPUT_MISSING, f"{definition.name} requires {', '.join(missing)}")
+        each = _each(INPUT_MISSING, f"{definition.name} requires it", missing)
+        raise StartInvalid(INPUT_MISSING, f"{definition.name} requires {', '.join(missing)}", "inputs", each)
     return values
+
+
+def _each(code: str, text: str, names: Iterable[str]) -> list[Violation]:
+    return [Violation(_path(name), code, text) for name in islice(names, MOST_NAMED)]
+
+
+def _path(name: str) -> str:
+    return f"inputs.{name}"
 
 
 def _require_few(count: int) -> None:
     if count * LEAST_NAMED_TEXT_BYTES > LARGEST_INPUTS_BYTES:
-        raise StartInvalid(INPUTS_TOO_LARGE, f"{count} inputs are more than {LARGEST_INPUTS_BYTES} bytes of JSON")
+        raise StartInvalid(
+            INPUTS_TOO_LARGE, f"{count} inputs are more than {LARGEST_INPUTS_BYTES} bytes of JSON", "inputs"
+        )
 
 
 def _parsed(inputs: Mapping[str, str]) -> Generator[None, None, dict[str, Any]]:
     given = sum(len(name) + len(text) for name, text in inputs.items())
     if given > LONGEST_INPUT_TEXTS:
-        raise StartInvalid(INPUTS_TOO_LARGE, f"inputs are {given} characters, at most {LONGEST_INPUT_TEXTS} are read")
+        message = f"inputs are {given} characters, at most {LONGEST_INPUT_TEXTS} are read"
+        raise StartInvalid(INPUTS_TOO_LARGE, message, "inputs")
     values, unpaused = {}, 0
     for number, (name, text) in enumerate(inputs.items(), start=1):
         unpaused += len(text)
@@ -167,9 +202,8 @@ def parse_pieces(name: str, text: str) -> Generator[None, None, Any]:
         return text
     if (least := _least_json_bytes(text)) > LARGEST_INPUTS_BYTES:
         yield from _require_shallow(name, text)
-        raise StartInvalid(
-            INPUTS_TOO_LARGE, f"{name} is {least} bytes of JSON or more, at most {LARGEST_INPUTS_BYTES} are taken"
-        )
+        message = f"{name} is {least} bytes of JSON or more, at most {LARGEST_INPUTS_BYTES} are taken"
+        raise StartInvalid(INPUTS_TOO_LARGE, message, _path(name))
     try:
         msgspec.json.decode(text, type=msgspec.Raw)  # makes no values: a text that is no JSON costs little
         value = _loads(text)
@@ -241,7 +275,7 @@ def _is_double(number: int) -> bool:
 
 
 def _too_deep(name: str) -> StartInvalid:
-    return StartInvalid(INPUTS_TOO_DEEP, f"{name}: nested deeper than {DEEPEST} containers")
+    return StartInvalid(INPUTS_TOO_DEEP, f"{name}: nested deeper than {DEEPEST} containers", _path(name))
 
 
 def _depths(text: str) -> Iterator[int | None]:
@@ -282,7 +316,8 @@ def _converted(rich: Mapping[str, Any]) -> Generator[None, None, dict[str, Any]]
         number += 1
         size += len(key) + _least_content_bytes(value)
         if size > LARGEST_INPUTS_BYTES:
-            raise StartInvalid(INPUTS_TOO_LARGE, f"inputs_json is more than {LARGEST_INPUTS_BYTES} bytes of JSON")
+            message = f"inputs_json is more than {LARGEST_INPUTS_BYTES} bytes of JSON"
+            raise StartInvalid(INPUTS_TOO_LARGE, message, "inputs_json")
         if _is_container(value):
             if len(levels) > DEEPEST:
                 raise _too_deep(name)
@@ -340,24 +375,28 @@ def _plain(value: Any) -> Any:
 def _scalar(name: str, value: Any) -> Any:
     """A value that is no container. Whole numbers become integers, so that both forms of an input are equal."""
     if value is ...:
-        raise StartInvalid(INPUTS_INVALID, f"{name}: a value of inputs_json has no kind")
+        raise StartInvalid(INPUTS_INVALID, f"{name}: a value of inputs_json has no kind", _path(name))
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise StartInvalid(INPUTS_INVALID, f"{name}: NaN and Infinity are no JSON")
+            raise StartInvalid(INPUTS_INVALID, f"{name}: NaN and Infinity are no JSON", _path(name))
         if not value.is_integer():
             return value
         if abs(value) > LARGEST_EXACT:
             message = f"{name}: a Struct holds no whole number beyond 2^53 exactly; give it as JSON text in inputs"
-            raise StartInvalid(INPUTS_INVALID, message)
+            raise StartInvalid(INPUTS_INVALID, message, _path(name))
         return int(value)
     return value
 
 
 def _selected(definition: Definition, step_ids: Sequence[str]) -> tuple[str, ...]:
     if len(step_ids) > MOST_STEP_IDS:
-        raise StartInvalid("field_too_long", f"step_ids has {len(step_ids)} ids, at most {MOST_STEP_IDS} are taken")
+        message = f"step_ids has {len(step_ids)} ids, at most {MOST_STEP_IDS} are taken"
+        raise StartInvalid("field_too_long", message, "step_ids")
     wanted = set(step_ids)
     if unknown := sorted(wanted - definition.steps.keys()):
         known = ", ".join(definition.steps)
-        raise StartInvalid(STEP_UNKNOWN, f"{definition.name} has no step {_few(unknown)}; it has: {known}")
+        message = f"{definition.name} has no step {_few(unknown)}; it has: {known}"
+        text = f"{definition.name} has no step of this id"
+        each = [Violation(f"step_ids.{one}", STEP_UNKNOWN, text) for one in unknown[:MOST_NAMED]]
+        raise StartInvalid(STEP_UNKNOWN, message, "step_ids", each)
     return tuple(step_id for step_id in definition.steps if step_id in wanted)

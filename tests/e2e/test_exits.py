@@ -221,6 +221,9 @@ async def test_errors_and_metadata_of_calls_hold_no_secret(world: World) -> None
         await world.stub.GetHistory(pb.GetHistoryRequest(instance_id=f"no {TOKEN}"))
     assert MARKER in (refused.value.details() or "")
     assert_clean("error", refused.value.details() or "")
+    trailing = dict(refused.value.trailing_metadata() or ())
+    assert MARKER.encode() in trailing["grpc-status-details-bin"]
+    assert_clean("details", trailing["grpc-status-details-bin"])
 
 
 @pytest.mark.parametrize("field", ["ceremony_id", "story_id", "correlation_id"])

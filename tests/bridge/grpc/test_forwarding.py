@@ -26,6 +26,7 @@ from bridge.grpc.decoding import RequestDecoding
 from bridge.grpc.forwarding import ANY_WORKER, METHODS, Forwarding, instance_of
 from bridge.grpc.large_starts import LARGE_START_BYTES, EncodedStart
 from bridge.grpc.peers import Peers
+from bridge.grpc.refusals import CallRefused, details_and_trailers
 from bridge.grpc.server import SERVICE, START
 from streams.api import HERE, Unavailable
 from streams.turns import Turns
@@ -187,13 +188,18 @@ async def test_an_instance_without_an_owner_is_unavailable_with_a_retry_hint(sit
 
 
 async def test_the_owners_refusal_reaches_the_client_unchanged(site: Site) -> None:
+    # specification 14.24
+    refusal = CallRefused(grpc.StatusCode.FAILED_PRECONDITION, "gate_closed", "not open any more")
+    text, trailing = details_and_trailers(refusal, GET)
+
     async def refuse(_: Any, context: Any) -> Any:
-        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "gate_closed: not open any more", (("x-why", "z"),))
+        await context.abort(refusal.status, text, (*trailing, ("x-why", "z")))
 
     site.far.answer = refuse
     with refused("FAILED_PRECONDITION", "gate_closed") as seen:
         await site.stub.GetPlanningCeremonyInstance(GET)
     assert seen.trailing["x-why"] == "z"
+    assert seen.rich.named == {"instance_id": GET.instance_id}
 
 
 async def test_an_unreachable_owner_is_unavailable_and_the_message_names_the_request(site: Site) -> None:
@@ -203,6 +209,7 @@ async def test_an_unreachable_owner_is_unavailable_and_the_message_names_the_req
     with refused("UNAVAILABLE", "unavailable") as seen:
         await site.stub.DecideGate(pb.DecideGateRequest(instance_id="c:s", step_id="ask", actor="a"))
     assert "request_id 'drawn'" in seen.details and int(seen.trailing["retry-after-ms"]) > 0
+    assert seen.rich.named == {"instance_id": "c:s", "request_id": "drawn"}
 
 
 async def test_a_cancelled_call_ends_at_the_owner(site: Site) -> None:
@@ -226,7 +233,7 @@ async def test_a_stream_is_forwarded_to_its_end(site: Site) -> None:
     call = site.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id="c:s"))
     assert [one.ceremony.version async for one in call] == [0, 1, 2]
     assert ("x-tail", "1") in tuple(await call.trailing_metadata())
-    with refused("UNAVAILABLE", "unavailable") as seen:
+    with refused("UNAVAILABLE", "unavailable", bare=True) as seen:  # an owner of an older release sends no details
         async for _ in site.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id="gone")):
             pass
     assert seen.trailing["retry-after-ms"] == "1000"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from shutil import copytree
+from types import MappingProxyType
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
 import pytest
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from grpc_status import rpc_status
 
 from tests.e2e.world import SPECS
 
@@ -99,6 +104,20 @@ class Refused(NamedTuple):
     """The stable code at the beginning of the details."""
     details: str
     trailing: dict[str, Any]
+    rich: RichError
+
+
+class RichError(NamedTuple):
+    """The google.rpc.Status of a refusal, read as any client of gRPC reads it; empty without one."""
+
+    reason: str = ""
+    named: Mapping[str, str] = MappingProxyType({})
+    """Metadata of ErrorInfo."""
+    violations: Sequence[tuple[str, str, str]] = ()
+    """Field, reason and description of each."""
+    retry_ms: int | None = None
+    size: int = 0
+    """Bytes of the trailers as they travel."""
 
 
 class Refusal:
@@ -110,9 +129,30 @@ class Refusal:
         return getattr(self.refused, name)
 
 
+def rich_error(error: Any) -> RichError:
+    """Read the details of a failed call. Raises ValueError where they differ from its status or text."""
+    status = rpc_status.from_call(error)
+    if status is None:
+        return RichError()
+    info, bad, retry = ErrorInfo(), BadRequest(), RetryInfo()
+    unpacked = [detail.Unpack(kind) for detail in status.details for kind in (info, bad, retry)]
+    assert sum(unpacked) == len(status.details) <= 3
+    assert info.domain == "ceremony-engine"
+    return RichError(
+        info.reason,
+        dict(info.metadata),
+        [(one.field, one.reason, one.description) for one in bad.field_violations],
+        retry.retry_delay.ToMilliseconds() if retry.HasField("retry_delay") else None,
+        len(quote(error.details() or "")) + len(base64.b64encode(status.SerializeToString())),
+    )
+
+
 @contextlib.contextmanager
-def refused(status: str, code: str) -> Iterator[Refusal]:
-    """Expect the block's call to fail with this status and code, and without the text of an exception."""
+def refused(status: str, code: str, *, bare: bool = False) -> Iterator[Refusal]:
+    """Expect the block's call to fail with this status and code, and without the text of an exception.
+
+    Unless it is `bare`, as a test's own server sends it, its details agree with the text.
+    """
     seen = Refusal()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         yield seen
@@ -122,7 +162,11 @@ def refused(status: str, code: str) -> Iterator[Refusal]:
     assert (error.code().name, found) == (status, code), details
     assert_no_raw_text(details)
     trailing = dict(error.trailing_metadata() or ())
-    seen.refused = Refused(error.code(), found, details, trailing)
+    rich = rich_error(error)
+    # specification 14.24
+    assert bare or rich.reason == code.upper()
+    assert bare or rich.retry_ms == (int(trailing["retry-after-ms"]) if "retry-after-ms" in trailing else None)
+    seen.refused = Refused(error.code(), found, details, trailing, rich)
 
 
 def assert_no_raw_text(details: str) -> None:

@@ -110,6 +110,8 @@ class PipelineOptions:
     take_over_grace_seconds: float
     max_lag: int
     """Records of a partition that may wait to be folded before starts are refused; 0 sets no limit."""
+    accepts_newer_fold: bool = False
+    """Take partitions that a newer release has owned, for going back."""
 
     @classmethod
     def of(cls, settings: Settings) -> PipelineOptions:
@@ -123,6 +125,7 @@ class PipelineOptions:
             nats_in_flight=settings.nats_in_flight,
             take_over_grace_seconds=settings.take_over_grace_seconds,
             max_lag=settings.max_lag,
+            accepts_newer_fold=settings.accepts_newer_fold,
         )
 
 
@@ -159,6 +162,7 @@ class Pipeline:
             CeremonyAgent(kinds, prefix, self.log_clock, self.engine.commands.replies.expected, ports.redactor),
             _listener(self.engine, metrics),
             step_agents(_agent_ports(ports, options, self.log_clock, self._once(ports, metrics))),
+            accepts_newer_fold=options.accepts_newer_fold,
         )
         letters = self.engine.reads.letter_budget
         self.nats_out = EventsBridge(

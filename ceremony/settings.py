@@ -83,6 +83,9 @@ class Settings(StoreSettings):
     max_lag: int = Field(2_000, ge=0, alias="CEREMONY_MAX_LAG")
     """Records of a partition's commands that may wait to be folded; above it starts are refused. 0: no limit."""
 
+    accepts_newer_fold: bool = Field(default=False, alias="CEREMONY_ACCEPT_NEWER_FOLD")
+    """Fold partitions that a newer release has owned, for going back to this one."""
+
     row_cache_mib: int = Field(32, ge=1, le=1_048_576, alias="CEREMONY_ROW_CACHE_MIB")
     """MiB of encoded rows that are also kept decoded, which takes some four times as much again."""
 

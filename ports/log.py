@@ -181,6 +181,10 @@ class AgentSpec:
     topic: str
     tables: Sequence[TableSpec] = ()
     batch: int = 500
+    fold: int = 0
+    """Fold number of an agent with tables: a partition that a higher one owned is refused."""
+    accepts_newer_fold: bool = False
+    """Take such a partition all the same, for going back to an older release."""
     committed_only: bool = False
     """Deliver only durable records, as the agent acts on the outside. Others may read ahead in the embedded log."""
     on_taken: Callable[[PartitionView], Awaitable[None]] | None = None

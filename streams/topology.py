@@ -31,6 +31,7 @@ from streams.topics import (
     step_topic,
 )
 from tables.commands import UnreadableRow, encode_command
+from tables.effects import FOLD
 from tables.fold.set_aside import report, substituted
 from tables.instance import Instance, decode_instance, encode_instance
 from tables.invariants import Breach
@@ -127,7 +128,12 @@ class PartitionListener:
 
 
 def agents(
-    prefix: str, ceremony: AgentFunction, owner: PartitionListener, steps: dict[str, AgentFunction]
+    prefix: str,
+    ceremony: AgentFunction,
+    owner: PartitionListener,
+    steps: dict[str, AgentFunction],
+    *,
+    accepts_newer_fold: bool = False,
 ) -> list[tuple[AgentSpec, AgentFunction]]:
     """Return every agent with its attachment; `steps` maps the short name of a kind to its agent."""
     ceremony_spec = AgentSpec(
@@ -135,6 +141,8 @@ def agents(
         prefixed(prefix, COMMANDS),
         tables=TABLES if owner.substituted is None else _reporting(owner.substituted),
         batch=FETCH_RECORDS,
+        fold=FOLD,
+        accepts_newer_fold=accepts_newer_fold,
         on_taken=owner.taken,
         on_applied=owner.applied,
         on_lost=owner.lost,

@@ -151,6 +151,8 @@ def written(default: Any) -> str:
     """A default in the notation of the page."""
     if default is None:
         return "unset"
+    if isinstance(default, bool):
+        return str(default).lower()
     if isinstance(default, tuple):
         return ",".join(default)
     return f"{default:g}" if isinstance(default, float) else str(default)

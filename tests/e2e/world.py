@@ -286,7 +286,8 @@ def http_get(address: str) -> tuple[int, str]:
 class WorkerProcess:
     """`ceremony serve` as a process on fixed ports, which can be killed and started again."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], module: str = "ceremony_engine") -> None:
+        self._module = module
         self.grpc_port, self.http_port = free_port(), free_port()
         self._output = folder / "worker.log"
         self._environment = {
@@ -305,7 +306,7 @@ class WorkerProcess:
     def start(self) -> None:
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ceremony_engine", "serve"],
+                [sys.executable, "-m", self._module, "serve"],
                 cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -391,7 +391,7 @@ def about_file(path: Path) -> dict[str, Any]:
             groups.setdefault(reader, {})[f"{topics[at][0]}/{number}"] = stands
         positions: dict[str, Any] = {}
         for reader, at, number, *row in file.execute("SELECT * FROM positions ORDER BY reader, topic, partition"):
-            stands = dict(zip(("next", "partitions", "timestamp", "checksum"), row, strict=True))
+            stands = dict(zip(("next", "partitions", "timestamp", "checksum", "fold"), row, strict=True))
             positions.setdefault(reader, {})[f"{topics[at][0]}/{number}"] = stands
     finally:
         file.close()

@@ -23,9 +23,10 @@ from bridge.clock import HostClock
 from ceremony.settings import Settings
 from ceremony.worker import Worker
 from steps.registry import all_kinds
-from tables.definitions.loader import load
+from tables.definitions.loader import load, load_pinned
 from tables.effects import FOLD
 from tables.instance import Phase, decode_instance, encode_instance
+from tables.invariants import broken
 from tests.contract.asyncapi import validate_message
 from tests.e2e.world import until, worker_settings
 from tests.releases.archive import DRIVERS, ENDED, ArchivedLog, ArchivedRecord, release
@@ -99,6 +100,18 @@ def test_the_commands_fold_to_the_archived_rows(log: ArchivedLog, folded: Folded
     rows = {key: as_then(row) for key, row in folded.ceremonies.items()}
     assert rows == {key: row_of_today(row) for key, row in log.newest("ceremonies").items()}
     assert folded.definitions == log.newest("definitions")
+
+
+def test_every_row_that_today_makes_of_the_commands_holds_every_invariant(folded: Folded) -> None:
+    """Also in between, and beside its definition."""
+    texts = {key.decode(): text.decode() for key, text in folded.definitions.items()}
+    for key, versions in folded.history.items():
+        for value in versions:
+            row = decode_instance(value)
+            definition = (
+                None if row.expired else load_pinned(texts[row.definition_hash], row.definition_hash, all_kinds())
+            )
+            assert broken(row, definition) == [], (key, row.version)
 
 
 def test_every_row_that_a_checkpoint_wrote_is_a_version_of_the_fold(log: ArchivedLog, folded: Folded) -> None:

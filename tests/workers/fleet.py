@@ -96,11 +96,11 @@ class Fleet:
         self.workers.remove(worker)
         await self._stacks.pop(id(worker)).aclose()
 
-    async def process(self, **more: Any) -> WorkerProcess:
+    async def process(self, *, module: str = "ceremony_engine", **more: Any) -> WorkerProcess:
         """Start one more worker as a process; return before it is ready."""
         folder = self.folder / f"worker{len(self.processes)}"
         folder.mkdir()
-        process = WorkerProcess(folder, self.settings(**more))
+        process = WorkerProcess(folder, self.settings(**more), module)
         self.processes.append(process)
         process.start()
         return process

@@ -33,8 +33,10 @@ AGAIN_SECONDS = 0.05
 class Load:
     """Starts ceremonies at a steady rate through all workers, each repeatedly until it is accepted."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, name: str = "load") -> None:
+        """`name`: first part of the ceremonies' ids."""
         self.fleet = fleet
+        self._name = name
         self.started: list[str] = []
         self._stubs: dict[str, Any] = {}
         self._stack = contextlib.AsyncExitStack()
@@ -58,7 +60,7 @@ class Load:
             await asyncio.sleep(1 / STARTS_PER_SECOND)
 
     async def _start(self, number: int) -> None:
-        request = start_request(f"load-{number}", "merge_chain")
+        request = start_request(f"{self._name}-{number}", "merge_chain")
         for attempt in itertools.count(number):
             alive = [process for process in self.fleet.processes if process.running]
             stub = self._stub(alive[attempt % len(alive)].address)

@@ -21,6 +21,8 @@ class PositionRow(NamedTuple):
     """Append time in milliseconds of the last record folded."""
     checksum: int
     """CRC-32 of key and value of the last record folded."""
+    fold: int = 0
+    """Fold number of the release that owned the partition; 0 in rows of release 0.1.0."""
 
 
 class NewRecord(NamedTuple):

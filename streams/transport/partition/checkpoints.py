@@ -244,6 +244,7 @@ class Checkpoints:
             partitions=self._partitions,
             timestamp=0 if last is None else last.timestamp,
             checksum=0 if last is None else checksum(last),
+            fold=self._spec.fold,
         )
         await self._backend.checkpoint(encoded, position)
         await self.rows.saved(encoded)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ports.clock import Clock
 from ports.log import AgentSpec, LogError, LogFailed, LogUnavailable, Record
-from streams.transport.partition.backend import Backend, NewRecord, Recovered
+from streams.transport.partition.backend import Backend, NewRecord, PositionRow, Recovered
 from streams.transport.partition.batch import AgentGone, HeldRecord, PartBatch
 from streams.transport.partition.checkpoints import Checkpoints, Counters, Limits
 from streams.transport.partition.dead_letters import DeadLetterTopic, origin
@@ -187,9 +187,17 @@ class Part:
             if row is not None and begin > recovered.start:
                 where = f"{self.spec.topic}[{self.number}]"
                 self._saves.last = await last_folded(self._backend, row, where, self._clock)
+            if row is not None and row.fold != self.spec.fold:
+                await self._claim(row)
+            if self._saves.last is not None:
                 return begin
         self._backend.seek(begin)
         return begin
+
+    async def _claim(self, row: PositionRow) -> None:
+        """Write our fold number before anything is folded, so that no older release folds the same commands again."""
+        await self._backend.checkpoint({}, row._replace(fold=self.spec.fold))
+        logger.info("%r: fold %d follows fold %d", self, self.spec.fold, row.fold)
 
     # ---- serving
 

@@ -15,8 +15,9 @@ from ports.log import AgentSpec, LogFailed, LogUnavailable, Record
 from streams.transport.partition.backend import Backend, PositionRow, Recovered
 from streams.transport.partition.dead_letters import origin
 
-# Format number of the position row's bytes.
-FORMAT = 1
+# Format number of the position row's bytes. Release 0.1.0 reads only format 1, and so ends rather than fold a partition
+# that this release or a later one has owned.
+FORMAT = 2
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -25,6 +26,7 @@ class _Stored(msgspec.Struct, frozen=True):
     partitions: int
     timestamp: int
     checksum: int
+    fold: int = 0
 
 
 _encoder = msgspec.json.Encoder()
@@ -49,7 +51,7 @@ def decode_position(raw: bytes) -> PositionRow:
         raise LogFailed("position_row_unreadable", "the changelog's position row is not one of this engine") from error
     if stored.format > FORMAT:
         raise LogFailed("format_too_new", f"position row format {stored.format}, this release reads up to {FORMAT}")
-    return PositionRow(stored.next, stored.partitions, stored.timestamp, stored.checksum)
+    return PositionRow(stored.next, stored.partitions, stored.timestamp, stored.checksum, stored.fold)
 
 
 # ---- where a new owner begins
@@ -77,9 +79,15 @@ def resume_point(spec: AgentSpec, number: int, recovered: Recovered) -> int:
 def fold_point(spec: AgentSpec, number: int, recovered: Recovered, partitions: int) -> int:
     """Return the offset of the next command to fold; 0 without a position row.
 
-    Raises PartitionNotServed, and LogFailed for another partition count.
+    Raises PartitionNotServed, and LogFailed for another partition count or a newer fold.
     """
     row = recovered.position
+    if row is not None and row.fold > spec.fold and not spec.accepts_newer_fold:
+        raise LogFailed(
+            "fold_too_new",
+            f"{spec.topic}[{number}] belongs to fold {row.fold} of a newer release, this release has fold {spec.fold}",
+            remedy="upgrade this worker",
+        )
     if row is not None and row.partitions != partitions:
         raise LogFailed(
             "partition_count_changed",

@@ -20,7 +20,7 @@ from streams.transport.partition.backend import PositionRow
 from streams.transport.sqlite.place import LogPlace
 
 # `PRAGMA user_version` of the files written here; a file with a higher version is refused.
-FORMAT = 1
+FORMAT = 2
 # `PRAGMA application_id`, so that a foreign SQLite file is never taken for a log.
 APPLICATION = 0x43455245
 # One read takes batches from the file up to this size.
@@ -46,12 +46,15 @@ CREATE UNIQUE INDEX rows_by_offset ON rows(topic, partition, offset);
 CREATE INDEX tombstones ON rows(timestamp) WHERE value IS NULL;
 CREATE TABLE positions(
     reader TEXT, topic INTEGER, partition INTEGER, next INTEGER NOT NULL, partitions INTEGER NOT NULL,
-    timestamp INTEGER NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY(reader, topic, partition)) WITHOUT ROWID;
+    timestamp INTEGER NOT NULL, checksum INTEGER NOT NULL, fold INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY(reader, topic, partition)) WITHOUT ROWID;
 CREATE TABLE offsets(
     reader TEXT, topic INTEGER, partition INTEGER, next INTEGER NOT NULL,
     PRIMARY KEY(reader, topic, partition)) WITHOUT ROWID;
 INSERT INTO meta VALUES('epoch', 0), ('timestamp', 0);
 """
+# Makes a file of format 1, which release 0.1.0 wrote, one of format 2, which that release refuses.
+FROM_FORMAT_1 = "ALTER TABLE positions ADD COLUMN fold INTEGER NOT NULL DEFAULT 0;"
 # Tables added to this format later; an older release reads and writes files without them.
 ADDED = """
 CREATE TABLE IF NOT EXISTS notes(
@@ -84,7 +87,7 @@ class Transaction:
     """topic, partition, log start, log end."""
     rows: list[tuple[int, int, bytes, int, int, bytes | None]] = field(default_factory=list)
     """topic, partition, key, offset, timestamp, value (None: a tombstone)."""
-    positions: list[tuple[str, int, int, int, int, int, int]] = field(default_factory=list)
+    positions: list[tuple[str, int, int, int, int, int, int, int]] = field(default_factory=list)
     """reader, topic, partition, and the fields of PositionRow."""
     offsets: list[tuple[str, int, int, int]] = field(default_factory=list)
     """reader, topic, partition, offset of the next record to be read."""
@@ -105,7 +108,7 @@ STATEMENTS: Sequence[tuple[str, str]] = (
     ("batches", "INSERT INTO batches VALUES(?,?,?,?,?,?)"),
     ("ends", "INSERT OR REPLACE INTO ends VALUES(?,?,?,?)"),
     ("rows", UPSERT),
-    ("positions", "INSERT OR REPLACE INTO positions VALUES(?,?,?,?,?,?,?)"),
+    ("positions", "INSERT OR REPLACE INTO positions VALUES(?,?,?,?,?,?,?,?)"),
     ("offsets", "INSERT OR REPLACE INTO offsets VALUES(?,?,?,?)"),
     ("notes", "INSERT OR REPLACE INTO notes VALUES(?,?,?,?)"),
     ("trims", "DELETE FROM batches WHERE topic=? AND partition=? AND next<=?"),
@@ -180,6 +183,8 @@ class LogFile:
                     f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id={APPLICATION};"
                     f" PRAGMA user_version={FORMAT}; COMMIT;"
                 )
+            elif version < FORMAT:
+                self._writer.executescript(f"BEGIN IMMEDIATE; {FROM_FORMAT_1} PRAGMA user_version={FORMAT}; COMMIT;")
             self._writer.executescript(ADDED)
 
     def _raise_epoch(self) -> int:

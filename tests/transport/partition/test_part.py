@@ -246,6 +246,56 @@ async def test_another_partition_count_ends_the_worker() -> None:
         await take_again(log, partitions=8)
 
 
+NEWER = replace(COUNTER, fold=COUNTER.fold + 1)
+
+
+async def test_a_partition_of_a_newer_fold_ends_an_older_worker_before_it_folds_anything() -> None:
+    # specification 24.5
+    log = MemoryLog()
+    await served(log)
+    await part_of(log, count, NEWER).take()
+    commands(log, "d")
+    with pytest.raises(LogFailed, match=r"fold_too_new: commands\[0\] belongs to fold 1 .* has fold 0"):
+        await take_again(log)
+    assert log.positions["commands", 0].next == 3
+
+
+async def test_a_newer_worker_claims_a_partition_before_it_folds_its_first_command() -> None:
+    """It may die before its first checkpoint: nobody older folds the same commands, whose effects it has sent."""
+    # specification 24.5
+    log = MemoryLog()
+    await served(log)
+    commands(log, "d")
+    part = part_of(log, count, NEWER)
+    await part.take()
+    assert (part.position, log.positions["commands", 0].fold, log.positions["commands", 0].next) == (3, 1, 3)
+    with pytest.raises(LogFailed, match="fold_too_new"):
+        await take_again(log)
+
+
+async def test_an_older_worker_that_may_takes_the_partition_back() -> None:
+    """Then the newer ones may take it again, as in an upgrade."""
+    # specification 24.5
+    log = MemoryLog()
+    await served(log)
+    async with running(part_of(log, count, NEWER)):
+        pass
+    commands(log, "d")
+    async with running(part_of(log, count, replace(COUNTER, accepts_newer_fold=True))) as part:
+        await until(lambda: part.position == 4)
+    assert log.positions["commands", 0].fold == COUNTER.fold
+    async with running(part_of(log, count, NEWER)) as part:
+        assert dict(part.rows("counts")) == dict.fromkeys((b"a", b"b", b"c", b"d"), 1)
+
+
+async def test_a_worker_of_the_same_fold_writes_nothing_at_its_take_over() -> None:
+    log = MemoryLog()
+    await served(log)
+    written = len(log.transactions)
+    await take_again(log)
+    assert len(log.transactions) == written
+
+
 async def test_a_record_that_is_too_large_is_refused_at_the_send() -> None:
     log = MemoryLog()
     commands(log, "a")

@@ -10,7 +10,7 @@ from ports.log import LogFailed, Record
 from streams.transport.partition.backend import PositionRow
 from streams.transport.partition.positions import FORMAT, checksum, decode_position, encode_position
 
-ROW = PositionRow(next=7, partitions=4, timestamp=1_700_000_000_000, checksum=123)
+ROW = PositionRow(next=7, partitions=4, timestamp=1_700_000_000_000, checksum=123, fold=4)
 
 
 def test_a_position_row_is_read_back_as_written() -> None:
@@ -22,6 +22,11 @@ def test_a_newer_format_is_refused() -> None:
     newer = json.loads(encode_position(ROW)) | {"format": FORMAT + 1}
     with pytest.raises(LogFailed, match="format_too_new"):
         decode_position(json.dumps(newer).encode())
+
+
+def test_a_row_of_release_0_1_0_has_no_fold() -> None:
+    row = decode_position(b'{"format":1,"next":7,"partitions":4,"timestamp":1700000000000,"checksum":123}')
+    assert row == ROW._replace(fold=0)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"format": 1}', b'{"next": "7"}'])

@@ -390,6 +390,25 @@ async def test_a_newer_format_is_refused(path: Path) -> None:
         await SqliteLog(path, HostClock()).start()
 
 
+async def test_a_file_of_format_1_becomes_one_that_its_release_refuses(path: Path) -> None:
+    """Its position rows have no fold number; release 0.1.0 reads only format 1."""
+    # specification 24.5
+    async with opened(path) as log:
+        log.put_position("fold", "in", 0, PositionRow(1, 2, 3, 4))
+        await log.flush()
+    other = sqlite3.connect(path)
+    other.executescript("ALTER TABLE positions DROP COLUMN fold; PRAGMA user_version=1")
+    other.close()
+    for fold in (0, 4):
+        async with opened(path) as log:
+            assert log.position("fold", "in", 0) == PositionRow(1, 2, 3, 4, fold)
+            log.put_position("fold", "in", 0, PositionRow(1, 2, 3, 4, 4))
+            await log.flush()
+    other = sqlite3.connect(path)
+    assert other.execute("PRAGMA user_version").fetchone() == (2,)
+    other.close()
+
+
 async def test_a_foreign_file_is_refused(path: Path) -> None:
     """A database of another program is not used as a log."""
     other = sqlite3.connect(path)

@@ -1,4 +1,4 @@
-"""Messages to NATS, as the engine needs them: one port that every publication passes."""
+"""Messages to NATS of publish steps: one port that each of them passes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PublishRefused(CeremonyError):
 
 
 class Outbound(Protocol):
-    """The one way out to NATS; nothing publishes past it."""
+    """The one way out to NATS for messages of publish steps; the events bridge publishes those of the log."""
 
     async def publish(
         self,
@@ -35,7 +35,8 @@ class Outbound(Protocol):
         correlation_id: str,
         causation_id: str | None = None,
     ) -> Published:
-        """Publish `payload` in an envelope (specification 16.1); `key` is idempotency key and `Nats-Msg-Id`.
+        """Publish `payload` in an envelope (specification 16.1).
 
-        Returns after JetStream's acknowledgement. Raises Unreachable or PublishRefused.
+        `key`, `publish/<instance>/<step>/<visit>`, is idempotency key and `Nats-Msg-Id`. Returns after
+        JetStream's acknowledgement. Raises Unreachable or PublishRefused.
         """

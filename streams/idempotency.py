@@ -61,13 +61,11 @@ class IdempotentOutbound:
         published = await self._outbound.publish(
             subject, event_type, payload, key=key, correlation_id=correlation_id, causation_id=causation_id
         )
-        if self._store is not None and key.startswith(PUBLISH_PREFIX):
+        if self._store is not None:
             await self._store.complete(key, published)
         return published
 
     async def _recorded(self, key: str) -> Published | None:
-        if not key.startswith(PUBLISH_PREFIX):
-            return None
         if await self._rows.acknowledged(key):
             return RECORDED_IN_ROW
         recorded = None if self._store is None else await self._store.claim(key)
@@ -86,7 +84,7 @@ class RecordsInRows:
 
         Waits until the row's partition has folded to the log end at its take-over. The caller bounds that.
         """
-        instance_id, step_id, visit = _parts(key)
+        instance_id, step_id, visit = key_parts(key)
         while True:
             view = self._partitions.taken_view(instance_id)
             if view is None:
@@ -103,7 +101,8 @@ class RecordsInRows:
             return row is not None and step_id in row.steps and row.steps[step_id].announced >= visit
 
 
-def _parts(key: str) -> tuple[str, str, int]:
+def key_parts(key: str) -> tuple[str, str, int]:
+    """Return instance, step and visit of the key of a publish step."""
     instance_id, step_id, visit = key.removeprefix(PUBLISH_PREFIX).rsplit("/", 2)
     return instance_id, step_id, int(visit)
 

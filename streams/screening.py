@@ -1,4 +1,4 @@
-"""The Outbound port that lets no secret and no raw prompt out: everything that is published passes it."""
+"""The Outbound port that lets no secret and no raw prompt out: each message of a publish step passes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ports.errors import Unreachable
 from ports.outbound import Outbound, Published, PublishRefused
 from ports.redaction import Detection, Redactor
 from streams.api import Unavailable
-from streams.idempotency import PUBLISH_PREFIX
+from streams.idempotency import key_parts
 
 PAYLOAD_REJECTED = "payload_rejected"
 # Findings that an error names, and characters of the path of each.
@@ -19,7 +19,7 @@ NAMED, LONGEST_PATH = 10, 200
 class ScreenedOutbound:
     """Implements `ports.outbound.Outbound` above the one that sends.
 
-    The payload of a publish step is sent as it is or not at all; the engine's own messages are redacted.
+    A payload is sent as it is or not at all.
     """
 
     def __init__(self, outbound: Outbound, redactor: Redactor, prompts_of: Callable[[str], tuple[str, ...]]) -> None:
@@ -38,26 +38,20 @@ class ScreenedOutbound:
         correlation_id: str,
         causation_id: str | None = None,
     ) -> Published:
-        """Publish. Raises PublishRefused (`payload_rejected`) for a publish step's payload with a finding."""
-        payload = self._of_step(payload, key) if key.startswith(PUBLISH_PREFIX) else self._redacted(payload)
+        """Publish. Raises PublishRefused (`payload_rejected`) for a payload with a finding."""
+        self._check(payload, key)
         return await self._outbound.publish(
             subject, event_type, payload, key=key, correlation_id=correlation_id, causation_id=causation_id
         )
 
-    def _redacted(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-        redacted: Mapping[str, Any] = self._redactor.redact(payload).value
-        return redacted
-
-    def _of_step(self, payload: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-        instance_id = key.removeprefix(PUBLISH_PREFIX).rsplit("/", 2)[0]
+    def _check(self, payload: Mapping[str, Any], key: str) -> None:
         try:
-            prompts = self._prompts_of(instance_id)
+            prompts = self._prompts_of(key_parts(key)[0])
         except Unavailable as error:  # its partition moves; the step asks again
             raise Unreachable("tables", error.message) from None
         found = self._redactor.of(prompts).redact(payload).findings
         if found:
             raise PublishRefused(PAYLOAD_REJECTED, _rejection(found))
-        return payload
 
 
 def _rejection(found: Sequence[Detection]) -> str:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 NEIGHBOURS: Mapping[str, str] = {
     "grpc": "AnswerRedaction, the outermost interceptor of the service; calls between workers stay in the engine",
     "http": "HttpServer redacts /readyz and /metrics",
-    "nats": "ScreenedOutbound for what is published, PublishWindow for events",
+    "nats": "ScreenedOutbound for messages of publish steps, PublishWindow for events",
     "ray": "not redacted: agents need the prompt",
     "valkey": "document_of redacts each row; the idempotency store holds keys and positions only",
     "neo4j": "document_of redacts each row",

@@ -124,11 +124,6 @@ async def test_a_publish_waits_for_the_partition_of_its_ceremony() -> None:
         assert await publishing == RECORDED_IN_ROW
 
 
-async def test_a_message_of_no_publish_step_is_sent_as_it_is() -> None:
-    site = Site(MemoryStore(), announced=9)
-    assert await site.publish("save_instance:c1:s1:4:valkey") == SENT
-
-
 # ---- the store
 
 

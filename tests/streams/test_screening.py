@@ -1,4 +1,4 @@
-"""All that is published is screened: a publish step's payload is refused, the engine's messages are redacted."""
+"""The payload of a publish step that holds a secret or a raw prompt is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.steps.secrets.planted import planted
 
 SECRET = next(planted()).secret
 PROMPT = "Weigh every risk of the story as a patient architect would"
-STEP, OWN = "publish/c1:s1/publish_report/3", "save_instance:c1:s1:4:valkey"
+KEY = "publish/c1:s1/publish_report/3"
 
 
 def screened(prompts_of: Callable[[str], tuple[str, ...]] = lambda _: (PROMPT,)) -> tuple[Any, RecordingOutbound]:
@@ -25,8 +25,8 @@ def screened(prompts_of: Callable[[str], tuple[str, ...]] = lambda _: (PROMPT,))
     return ScreenedOutbound(sent, TextRedactor(), prompts_of), sent
 
 
-async def publish(outbound: Any, payload: dict[str, Any], key: str = STEP) -> Any:
-    return await outbound.publish("ceremony.x", "x", payload, key=key, correlation_id="c", causation_id="e")
+async def publish(outbound: Any, payload: dict[str, Any]) -> Any:
+    return await outbound.publish("ceremony.x", "x", payload, key=KEY, correlation_id="c", causation_id="e")
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,6 @@ async def test_only_prompts_of_the_own_definition_count() -> None:
     await publish(outbound, {"note": PROMPT})
     assert asked == ["c1:s1"]
     assert len(sent.messages) == 1
-
-
-async def test_messages_of_the_engine_are_redacted() -> None:
-    # specification 27.8
-    outbound, sent = screened()
-    await publish(outbound, {"operation_data": {"error_message": f"refused {SECRET}"}}, OWN)
-    assert sent.messages[0]["payload"] == {"operation_data": {"error_message": "refused [redacted:aws_access_key_id]"}}
 
 
 async def test_a_step_asks_again_while_the_prompts_cannot_be_read() -> None:

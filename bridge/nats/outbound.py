@@ -69,20 +69,18 @@ class NatsOutbound:
     ) -> Published:
         at = int(self._clock.wall() * 1000)
         data = envelope(event_type, payload, key, correlation_id, at, causation_id)
-        return await self.publish_raw(subject, data, key=key, correlation_id=correlation_id)
+        return await self._publish(subject, data, key)
 
-    async def publish_raw(
-        self, subject: str, envelope: bytes, *, key: str, correlation_id: str, headers: Mapping[str, str] | None = None
-    ) -> Published:
+    async def _publish(self, subject: str, data: bytes, key: str) -> Published:
         if not self._connection.is_connected:
             raise Unreachable(NEIGHBOUR, "not connected")
-        all_headers = {**(headers or {}), MESSAGE_ID: key}
+        headers = {MESSAGE_ID: key}
         try:
             async with self._clock.timeout(self._timeout):
                 client = await self._publisher.client()
-                if refused := refusal(client, subject, envelope, all_headers):
+                if refused := refusal(client, subject, data, headers):
                     raise PublishRefused(refused.code, refused.message)
-                answer = await self._send(client, subject, envelope, all_headers)
+                answer = await self._send(client, subject, data, headers)
             async with self._clock.timeout(self._timeout):
                 return await self._published(answer, subject, key)
         except TimeoutError:

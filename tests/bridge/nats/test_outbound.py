@@ -17,6 +17,7 @@ from bridge.nats.window import Outgoing
 from ports.errors import Unreachable
 from ports.log import Record
 from ports.outbound import Published, PublishRefused
+from streams.envelope import envelope
 from tests.bridge.nats.world import CLOCK, client, connection, eventually, stored
 from tests.services import NatsServer
 
@@ -37,11 +38,16 @@ async def link(server: NatsServer) -> AsyncIterator[NatsConnection]:
 
 
 async def publish(
-    outbound: NatsOutbound, subject: str = "ceremony.story.ready", key: str = "publish/c:s/p/1"
+    outbound: NatsOutbound, subject: str = "ceremony.story.ready", key: str = "publish/c:s/p/1", text: str = "é"
 ) -> Published:
     return await outbound.publish(
-        subject, "story.ready", {"a": "é"}, key=key, correlation_id="corr", causation_id="why"
+        subject, "story.ready", {"a": text}, key=key, correlation_id="corr", causation_id="why"
     )
+
+
+def text_of(size: int) -> str:
+    """Return the text with which an envelope of `publish` has this number of bytes."""
+    return "x" * (size - len(envelope("story.ready", {"a": ""}, "publish/c:s/p/1", "corr", 0, "why")))
 
 
 async def test_a_publish_is_acknowledged_and_its_repetition_is_a_duplicate(
@@ -56,10 +62,10 @@ async def test_a_publish_is_acknowledged_and_its_repetition_is_a_duplicate(
     assert first == Published("CEREMONY", 1, duplicate=False)
     assert await publish(outbound) == Published("CEREMONY", 1, duplicate=True)
     (message,) = await stored(server.url)
-    envelope = json.loads(message.data)
+    sent = json.loads(message.data)
     assert message.headers == {"Nats-Msg-Id": "publish/c:s/p/1"}
-    assert envelope.pop("timestamp").endswith("Z")
-    assert envelope == {
+    assert sent.pop("timestamp").endswith("Z")
+    assert sent == {
         "event_type": "story.ready",
         "payload": {"a": "é"},
         "idempotency_key": "publish/c:s/p/1",
@@ -92,13 +98,13 @@ async def test_a_message_above_the_servers_limit_is_refused_and_the_connection_s
     client_ = await link.connected()
     with pytest.raises(Unreachable):
         await publish(outbound)
-    frame = len("NATS/1.0\r\n\r\n") + len("Nats-Msg-Id: k\r\n")
+    frame = len("NATS/1.0\r\n\r\n") + len("Nats-Msg-Id: publish/c:s/p/1\r\n")
     for size, fits in ((client_.max_payload - frame, True), (client_.max_payload - frame + 1, False)):
         if fits:
-            assert (await outbound.publish_raw("ceremony.x", b"x" * size, key="k", correlation_id="c")).sequence == 1
+            assert (await publish(outbound, text=text_of(size))).sequence == 1
         else:
             with pytest.raises(PublishRefused) as refused:
-                await outbound.publish_raw("ceremony.x", b"x" * size, key="k", correlation_id="c")
+                await publish(outbound, text=text_of(size))
             assert refused.value.code == "message_too_large"
     assert link.generation == 1
 
@@ -109,7 +115,7 @@ async def test_a_stream_that_takes_only_small_messages_refuses_a_large_one(
     async with client(server.url) as other:
         await other.jetstream().add_stream(StreamConfig(name="SMALL", subjects=["small.>"], max_msg_size=100))
     with pytest.raises(PublishRefused) as refused:
-        await NatsOutbound(link, CLOCK).publish_raw("small.x", b"x" * 200, key="k", correlation_id="c")
+        await publish(NatsOutbound(link, CLOCK), "small.x")
     assert refused.value.code == "message_too_large"
 
 

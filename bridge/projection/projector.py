@@ -77,7 +77,6 @@ class Projector:
         """Hashes of definitions that the store has."""
         self._working: set[asyncio.Task[None]] = set()
         self._rows = metrics.ROWS.labels(store.name)
-        self._written = 0
 
     @property
     def state(self) -> str:
@@ -188,9 +187,7 @@ class Projector:
         self._known[partition] = found
         self._defined |= missing.keys()
         await self._dual_writes.done(document.instance_id for document in changes.documents)
-        count = len(changes.documents) + len(changes.gone)
-        self._written += count
-        self._rows.inc(count)
+        self._rows.inc(len(changes.documents) + len(changes.gone))
         return True
 
     # -- the store's own place
@@ -302,10 +299,6 @@ class Projector:
             with contextlib.suppress(LogUnavailable):
                 self._ends = [end for _, end in await self._log.ends(self._topic)]
             await self._clock.sleep(WATCH_SECONDS)
-
-    def rows_written(self) -> int:
-        """Return the number of rows written or removed since the start."""
-        return self._written
 
     @property
     def lag_records(self) -> int:

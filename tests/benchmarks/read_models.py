@@ -23,6 +23,7 @@ import uvloop
 from aiokafka import AIOKafkaProducer
 from msgspec.structs import replace
 from neo4j import AsyncGraphDatabase
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from bridge.clock import HostClock
@@ -156,10 +157,20 @@ class Ground:
             await projector.stop()
 
 
+def rows_written(projector: Projector) -> Callable[[], float]:
+    """Return a counter of the rows that the projector writes, or removes, from now on."""
+
+    def written() -> float:
+        return REGISTRY.get_sample_value("ceremony_projector_rows_total", {"store": projector.store.name}) or 0.0
+
+    before = written()
+    return lambda: written() - before
+
+
 async def projected(ground: Ground, site: Site, count: int) -> float:
     """Return rows a second from the first row in the store to the last."""
     async with ground.projecting(site) as projector:
-        counter = projector.rows_written
+        counter = rows_written(projector)
         while not counter():
             await asyncio.sleep(0.001)
         begun, first = time.perf_counter(), counter()
@@ -173,7 +184,7 @@ async def lags(ground: Ground, site: Site, rows: Sequence[Instance]) -> list[flo
     each = int(EVENTS_PER_SECOND / EVENTS_PER_ROW * TICK_SECONDS)
     found: list[float] = []
     async with ground.projecting(site) as projector:
-        written, sent, version = projector.rows_written, 0, 1
+        written, sent, version = rows_written(projector), 0, 1
         while projector.state != "ok" or len(projector.assigned) < PARTITIONS:
             await asyncio.sleep(0.1)
         base = written()

@@ -85,6 +85,9 @@ class Deliberation(Kind):
     def prompts(self, step: Step) -> tuple[str, ...]:
         return (config_of(step, DeliberationConfig).prompt,)
 
+    def inputs(self, step: Step) -> None:
+        """Agents are sent all inputs."""
+
     def templates(self, step: Step) -> Mapping[str, Any]:
         config = config_of(step, DeliberationConfig)
         return {"prompt": config.prompt, "constraints": config.constraints.model_dump()}

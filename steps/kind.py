@@ -32,6 +32,9 @@ class Kind:
     def sources(self, step: Step) -> Iterable[Source]:
         return ()
 
+    def inputs(self, step: Step) -> Iterable[str] | None:
+        return ()
+
     def fills(self, step: Step, definition: Definition) -> Iterable[str]:
         return ()
 

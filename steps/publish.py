@@ -91,6 +91,9 @@ class Publish(Kind):
     reaches_out: bool = True
     fields: tuple[str, ...] = ("subject", "event_type", "payload", "published", "idempotency_key")
 
+    def inputs(self, step: Step) -> Iterable[str]:
+        return (PUBLISH_DATA,)
+
     def templates(self, step: Step) -> Mapping[str, Any]:
         return {"payload_template": config_of(step, PublishConfig).payload_template}
 

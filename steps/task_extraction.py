@@ -61,6 +61,9 @@ class TaskExtraction(Kind):
         prompt = config_of(step, TaskExtractionConfig).extraction_prompt
         return () if prompt is None else (prompt,)
 
+    def inputs(self, step: Step) -> None:
+        """Agents are sent all inputs."""
+
     def templates(self, step: Step) -> Mapping[str, Any]:
         return {"extraction_prompt": config_of(step, TaskExtractionConfig).extraction_prompt}
 

@@ -145,6 +145,9 @@ class StepKind(Protocol):
     def sources(self, step: Step) -> Iterable[Source]:
         """Return the values that the step reads beside its templates."""
 
+    def inputs(self, step: Step) -> Iterable[str] | None:
+        """Return the names of inputs that the step reads beside its templates and sources; None: it reads all."""
+
     def fills(self, step: Step, definition: Definition) -> Iterable[str]:
         """Return the names of the definition's outputs that the step fills."""
 

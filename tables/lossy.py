@@ -15,8 +15,6 @@ from tables.kinds import Kinds
 # `$.inputs.<name>…` or `$.step_outputs.<step>…`; a name in another form may be any.
 _PATH = re.compile(r"\$\.(inputs|step_outputs)(?:\.([A-Za-z0-9_]+))?")
 _ANY = ""
-# The input that overlays the payload of every publish step.
-_PUBLISH_DATA = "publish_data"
 # Endings that nothing opens again: no step will read anything.
 _FINAL = frozenset({CeremonyStatus.COMPLETED, CeremonyStatus.CANCELLED})
 
@@ -82,10 +80,12 @@ def _may_run(step: Step, row: Instance, ahead: tuple[str, ...]) -> bool:
 
 
 def _read_by(step: Step, definition: Definition, kinds: Kinds, redacted: _Redacted) -> Iterator[str]:
-    if step.agents and redacted.inputs:
-        yield "the inputs"  # agents are sent all of them
-    elif redacted.has_input(_PUBLISH_DATA) and kinds[step.handler].publication(step, "", 1) is not None:
-        yield f"the input {_PUBLISH_DATA}"
+    beside = kinds[step.handler].inputs(step)
+    if beside is None and redacted.inputs:
+        yield "the inputs"
+    for name in beside or ():
+        if redacted.has_input(name):
+            yield f"the input {name}"
     for reference in (*of_templates(step, kinds), *of_sources(step, definition, kinds)):
         if redacted.has_output(reference.step):
             yield f"the output of {reference.step}"

@@ -30,8 +30,11 @@ steps:
 """
 
 
-def world(check: str = "cel:inputs.seen == 'x'") -> World:
-    made = World(definition_of(HEAD + GUARD % check + STEPS))
+CUT = '  - {id: cut, state: SEND, handler: task_extraction_step, config: {source: "deliberation:talk"}}\n'
+
+
+def world(check: str = "cel:inputs.seen == 'x'", more_steps: str = "") -> World:
+    made = World(definition_of(HEAD + GUARD % check + STEPS + more_steps))
     made.start(title="t")
     return made
 
@@ -60,6 +63,13 @@ def read(made: World, *paths: str) -> list[str]:
 def test_each_reader_of_a_redacted_text_is_named(paths: list[str], reasons: list[str]) -> None:
     # specification 28.4
     assert read(world(), *paths) == reasons
+
+
+def test_an_extraction_of_tasks_reads_all_inputs_and_its_source() -> None:
+    # specification 28.4
+    made = world(more_steps=CUT)
+    assert "step cut reads the inputs" in read(made, "$.inputs.unused")
+    assert "step cut reads the output of talk" in read(made, "$.step_outputs.talk.deliberations[0].proposal")
 
 
 def test_a_name_in_brackets_may_be_any() -> None:

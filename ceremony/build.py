@@ -30,6 +30,7 @@ from ceremony import descriptors, logs
 from ceremony.read_models import projectors
 from ceremony.readiness import Readiness
 from ceremony.settings import Settings
+from ceremony.valkey import valkey_address
 from ceremony.version import VERSION
 from ports.clock import Clock
 from ports.idempotency import IdempotencyStore
@@ -301,14 +302,12 @@ def _stores(settings: Settings) -> Stores:
 
 
 def _idempotency(settings: Settings, clock: Clock) -> ValkeyIdempotency | None:
-    if settings.valkey_host is None:
+    address = valkey_address(settings)
+    if address is None:
         return None
-    from bridge.valkey.client import valkey_client  # noqa: PLC0415 - loaded only where it is used
-    from bridge.valkey.idempotency import ValkeyIdempotency  # noqa: PLC0415
+    from bridge.valkey.idempotency import ValkeyIdempotency  # noqa: PLC0415 - loaded only where it is used
 
-    secret = settings.valkey_secret
-    client = valkey_client(settings.valkey_host, settings.valkey_port, settings.valkey_db, secret.read)
-    return ValkeyIdempotency(client, clock, settings.worker_id or new_id())
+    return ValkeyIdempotency(address.client(), clock, settings.worker_id or new_id())
 
 
 def _membership(app: CeremonyApp) -> Membership:

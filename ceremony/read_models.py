@@ -9,6 +9,7 @@ from bridge.projection.definitions import PinnedDefinitions
 from bridge.projection.documents import Documents
 from bridge.projection.projector import Projector
 from ceremony.settings import PROJECTOR, Settings
+from ceremony.valkey import valkey_address
 from ports.clock import Clock
 from ports.log import Log
 from ports.redaction import Redactor
@@ -20,17 +21,16 @@ from tables.read_model import Redact
 if TYPE_CHECKING:
     from bridge.projection.dual_writes import Ledger
     from bridge.projection.store import SourceStore
-    from bridge.valkey.client import ValkeyAddress
 
 
 def stores(settings: Settings) -> Sequence[SourceStore]:
     """Return the stores that are on. The client of a store is loaded only where it is used."""
     found: list[SourceStore] = []
     topic = prefixed(settings.topic_prefix, changelog(CEREMONIES))
-    if settings.valkey_host is not None:
+    if (valkey := valkey_address(settings)) is not None:
         from bridge.valkey.store import ValkeyStore  # noqa: PLC0415
 
-        found.append(ValkeyStore(_valkey(settings, settings.valkey_host), topic=topic))
+        found.append(ValkeyStore(valkey, topic=topic))
     if settings.neo4j_uri is not None:
         from bridge.neo4j.client import Neo4jAddress  # noqa: PLC0415
         from bridge.neo4j.store import Neo4jStore  # noqa: PLC0415
@@ -63,17 +63,12 @@ def projectors(settings: Settings, log: Log, kinds: Kinds, redactor: Redactor, c
 
 def _ledger(settings: Settings) -> Ledger | None:
     """Return the ledger of failed writes, which only Valkey keeps."""
-    if settings.valkey_host is None:
+    address = valkey_address(settings)
+    if address is None:
         return None
     from bridge.valkey.ledger import ValkeyLedger  # noqa: PLC0415
 
-    return ValkeyLedger(_valkey(settings, settings.valkey_host))
-
-
-def _valkey(settings: Settings, host: str) -> ValkeyAddress:
-    from bridge.valkey.client import ValkeyAddress  # noqa: PLC0415
-
-    return ValkeyAddress(host, settings.valkey_port, settings.valkey_db, settings.valkey_secret.read)
+    return ValkeyLedger(address)
 
 
 def documents_of(settings: Settings, log: Log, kinds: Kinds, redactor: Redactor, clock: Clock) -> Documents:

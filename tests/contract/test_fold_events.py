@@ -12,7 +12,7 @@ import pytest
 from streams.envelope import event_record
 from tables.effects import Event, StepRequested
 from tests.contract.asyncapi import addresses, validate_message
-from tests.tables.properties.test_fold_properties import played
+from tests.tables.properties.play import played
 from tests.tables.world import World
 
 pytestmark = pytest.mark.uncounted

@@ -14,8 +14,8 @@ from msgspec.structs import asdict, replace
 
 from tables.instance import CeremonyStatus, Instance, StepState, StepStatus
 from tables.read_model import EngineState, document_of, neo4j_properties, nothing_redacted, valkey_json
+from tests.tables.properties.play import begun
 from tests.tables.properties.players import Hostile
-from tests.tables.properties.test_fold_properties import begun
 from tests.tables.world import ID, World, definition_of
 
 BODY = """

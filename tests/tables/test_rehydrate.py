@@ -34,8 +34,8 @@ from tables.instance import (
 from tables.invariants import Breach
 from tables.read_model import document_of, neo4j_properties, nothing_redacted, valkey_json
 from tables.rehydrate import MOST_BREACHES, Rehydrated, from_changelog, from_neo4j, from_valkey, pinned_in
+from tests.tables.properties.play import begun
 from tests.tables.properties.players import Honest, Hostile
-from tests.tables.properties.test_fold_properties import begun
 from tests.tables.world import BEGIN, ID, KINDS, World, definition_of
 
 DEFINITION = definition_of(

@@ -17,7 +17,7 @@ from tables.kinds import Completed, Failed, Kinds, Opened
 from tables.limits import MAX_AT_ONCE, TRANSITIONS_AT_ONCE
 from tests.tables.fold.test_chain import chain
 from tests.tables.properties.definitions import random_definition
-from tests.tables.properties.test_fold_properties import QUICK
+from tests.tables.properties.play import QUICK
 from tests.tables.world import ASKED, KINDS, World, definition_of
 
 MERGE = "{sources: [a], aggregation_type: merge}"

@@ -88,8 +88,8 @@ def renew() -> int:
 
 def record(seeds: Sequence[int], longest: int) -> int:
     """Record new ceremonies of the hostile player; existing files stay."""
+    from tests.tables.properties.play import begun  # noqa: PLC0415
     from tests.tables.properties.players import Hostile  # noqa: PLC0415
-    from tests.tables.properties.test_fold_properties import begun  # noqa: PLC0415
 
     for seed in seeds:
         rng = Random(seed)

@@ -11,21 +11,15 @@ from msgspec.structs import replace
 from ports.log import LARGEST_RECORD_BYTES
 from tables.effects import Event, StepRequested, encode_request
 from tables.fold.decide import decide
-from tables.fold.next_row import NextRow
 from tables.instance import TERMINAL, Instance, encode_instance, recounted
 from tables.limits import MAX_ROW_BYTES, MAX_WRITTEN_BYTES
+from tests.tables.properties.play import QUICK, RANDOM, begun
 from tests.tables.properties.players import Hostile
-from tests.tables.properties.test_fold_properties import QUICK, RANDOM, begun
 from tests.tables.world import World
 
 pytestmark = pytest.mark.uncounted
 SOME = settings(QUICK, max_examples=25)
 TEXTS = ("", "ok", "x" * 2000, "\x01" * 3000, "\U0001f600" * 2000, '"' * 2000)
-
-
-@pytest.fixture(autouse=True)
-def _check_fully(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NextRow, "check_fully", True)
 
 
 def filled(row: Instance, free: int) -> Instance:

@@ -10,21 +10,15 @@ from hypothesis import given, settings
 
 from tables.definition import Definition
 from tables.definitions.loader import content_hash, load_pinned
-from tables.fold.next_row import NextRow
 from tables.instance import TERMINAL
 from tests.tables.properties.definitions import random_definition
+from tests.tables.properties.play import QUICK, RANDOM, digests
 from tests.tables.properties.players import Honest, Hostile
-from tests.tables.properties.test_fold_properties import QUICK, RANDOM, digests
 from tests.tables.properties.test_full_rows import Wordy, assert_written, filled, gone
 from tests.tables.world import ASKED, KINDS, World
 
 pytestmark = pytest.mark.uncounted
 SOME = settings(QUICK, max_examples=40)
-
-
-@pytest.fixture(autouse=True)
-def _check_fully(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NextRow, "check_fully", True)
 
 
 def shared(rng: Random) -> Definition:

@@ -14,20 +14,15 @@ from hypothesis import given, settings
 
 from tables.commands import Restore
 from tables.fold.decide import decide
-from tables.fold.next_row import NextRow, raised
+from tables.fold.next_row import raised
 from tables.instance import TERMINAL, Instance, decode_instance, encode_instance
+from tests.tables.properties.play import QUICK, RANDOM, begun
 from tests.tables.properties.players import Hostile
-from tests.tables.properties.test_fold_properties import QUICK, RANDOM, begun
 from tests.tables.world import ASKED, ID, KINDS, World, check
 
 pytestmark = pytest.mark.uncounted
 SOME = settings(QUICK, max_examples=40)
 AT_ONCE = ("aggregation", "human_gate")
-
-
-@pytest.fixture(autouse=True)
-def _check_fully(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NextRow, "check_fully", True)
 
 
 @SOME

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from rich.progress import Progress
 
-from tests.benchmarks import bare, bare_work, engines, intake, recovery, serial, throughput
+from tests.benchmarks import bare, bare_work, engines, intake, live, recovery, serial, throughput
 from tests.benchmarks.bare_figures import BareRun, Kind, kinds
 from tests.benchmarks.layouts import ONE, Layout
 from tests.benchmarks.plan import Plan
@@ -41,6 +41,7 @@ class Found:
     serial: dict[str, serial.SerialRun] = field(default_factory=dict)
     recovery: recovery.RecoveryRun | None = None
     intake: list[intake.IntakeRun] = field(default_factory=list)
+    live: list[live.LiveRun] = field(default_factory=list)
     others: dict[str, engines.Figures] = field(default_factory=dict)
 
 
@@ -57,6 +58,7 @@ class Bench:
     async def run(self) -> None:
         """Raises BenchmarkFailed."""
         parts = {
+            "live": self._live,
             "throughput": self._throughput,
             "serial": self._serials,
             "recovery": self._recovery,
@@ -66,6 +68,24 @@ class Bench:
             await parts[part]()
         for engine in self._plan.engines:
             await self._other(engine)
+
+    async def _live(self) -> None:
+        plan = self._plan
+        kafka = live.LiveLog("Kafka", f"kafka://{self._kafka.bootstrap}", self._kafka.pid, plan.flush)
+        logs = [(kafka, layout) for layout in plan.live_layouts]
+        logs.append((live.LiveLog("embedded", f"sqlite://{self._folder / 'live.db'}"), ONE))
+        if plan.live_synced:
+            logs.append((kafka._replace(name="Kafka, NATS syncs each message", sync_always=True), plan.live_layouts[0]))
+        for number, (log, layout) in enumerate(logs):
+            await self._live_on(self._folder / f"live-{number}", log, layout)
+
+    async def _live_on(self, folder: Path, log: live.LiveLog, layout: Layout) -> None:
+        plan = self._plan
+
+        async def measured(seen: Seen) -> list[live.LiveRun]:
+            return await live.measure(folder, log, layout, plan.live, plan.live_seconds, plan.live_partitions, seen)
+
+        self.found.live += await self._shown(f"live backlog reviews, {log.name}, {layout}", measured)
 
     async def _throughput(self) -> None:
         plan, found = self._plan, self.found

@@ -16,6 +16,7 @@ from typing import Any
 from tests.benchmarks import (
     comparison,
     intake_figures,
+    live_figures,
     recovery_figures,
     serial_figures,
     throughput_figures,
@@ -33,6 +34,8 @@ def summary(found: Found, plan: Plan, load_before: Sequence[float]) -> dict[str,
     figures: dict[str, Any] = {"spreads": {}}
     if throughput_figures.measured(found):
         figures |= throughput_figures.summary(found)
+    if found.live:
+        figures |= live_figures.summary(found.live)
     figures |= serial_figures.summary(found.serial)
     if found.recovery is not None:
         figures |= recovery_figures.summary(found.recovery)
@@ -63,6 +66,7 @@ def _around(plan: Plan, load_before: Sequence[float]) -> dict[str, Any]:
 def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
     """Rows of the table for people."""
     return [
+        *live_figures.rows(found.live),
         *(throughput_figures.rows(found, figures) if throughput_figures.measured(found) else ()),
         *serial_figures.rows(found.serial),
         *(recovery_figures.rows(found.recovery) if found.recovery is not None else ()),
@@ -74,7 +78,7 @@ def rows(found: Found, figures: dict[str, Any]) -> list[Row]:
 def line(found: Found, figures: dict[str, Any]) -> str:
     """The one line for people."""
     machine = f"{figures['cores']} cores"
-    told = []
+    told = [live_figures.sentence(found.live)] if found.live else []
     if throughput_figures.measured(found):
         told.append(throughput_figures.sentence(figures))
         machine += f", of which other work took {statistics.median(figures['other_work_cores']):.1f}"

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from tests.benchmarks.engines import OtherEngine, parse_engine
 from tests.benchmarks.layouts import Layout, parse_layouts
 
+LIVE = (10.0, 40.0, 100.0, 200.0, 250.0)
 QUICK = {
     "repetitions": 1,
     "ceremonies": 2000,
@@ -21,6 +22,9 @@ QUICK = {
     "starts": ("approval",),
     "start_layouts": 1,
     "start_seconds": 3.0,
+    "live": (10.0, 40.0),
+    "live_seconds": 4.0,
+    "live_synced": False,
 }
 FULL = {
     "repetitions": 3,
@@ -32,9 +36,12 @@ FULL = {
     "starts": ("approval", "merge_chain"),
     "start_layouts": None,
     "start_seconds": 10.0,
+    "live": LIVE,
+    "live_seconds": 15.0,
+    "live_synced": True,
 }
 LAYOUTS = "1,2"
-PARTS = ("throughput", "serial", "recovery", "starts")
+PARTS = ("live", "throughput", "serial", "recovery", "starts")
 Parsed = TypeVar("Parsed")
 
 
@@ -57,6 +64,14 @@ class Plan:
     """Number of layouts that are measured with starts; None for all."""
     start_seconds: float
     """Length of each phase of starts."""
+    live: Sequence[float]
+    """Rates of live ceremonies, starts a second, rising; those after the first that is not kept up are left out."""
+    live_seconds: float
+    """Length of a rate."""
+    live_synced: bool
+    """Measure again with a NATS that syncs each message."""
+    live_partitions: int
+    live_layouts: Sequence[Layout]
     partitions: int
     layouts: Sequence[Layout]
     flush: bool
@@ -66,12 +81,14 @@ class Plan:
 
 def plan_of(given: argparse.Namespace) -> Plan:
     amounts: dict[str, Any] = {**(QUICK if given.quick else FULL)}
-    for name in ("repetitions", "ceremonies"):
+    for name in ("repetitions", "ceremonies", "live", "live_seconds"):
         if getattr(given, name) is not None:
             amounts[name] = getattr(given, name)
     return Plan(
         **amounts,
         parts=given.only,
+        live_partitions=given.live_partitions,
+        live_layouts=given.live_workers,
         partitions=given.partitions,
         layouts=given.workers,
         flush=given.flush,
@@ -87,6 +104,21 @@ def parsed(arguments: Sequence[str], description: str) -> argparse.Namespace:
     add("--quick", action="store_true", help="one repetition of everything, fewer ceremonies")
     add("--repetitions", type=int, help=f"throughput and recovery runs (default {FULL['repetitions']})")
     add("--ceremonies", type=int, help=f"ceremonies of a throughput run (default {FULL['ceremonies']})")
+    add(
+        "--live",
+        type=_or_refused(_rates),
+        metavar="LIST",
+        help=f"rates of live backlog reviews, starts a second (default {_told(LIVE)})",
+    )
+    add("--live-seconds", type=float, help=f"length of each of these rates (default {FULL['live_seconds']:g})")
+    add("--live-partitions", type=int, default=12, help="partitions of every topic in live runs (default 12)")
+    add(
+        "--live-workers",
+        type=_or_refused(parse_layouts),
+        default="1",
+        metavar="LIST",
+        help="workers of live runs on Kafka, as in --workers (default 1)",
+    )
     add("--partitions", type=int, default=4, help="partitions of every topic (default 4)")
     add(
         "--workers",
@@ -129,6 +161,18 @@ def parsed(arguments: Sequence[str], description: str) -> argparse.Namespace:
     if (most := max(layout.members("engine") for layout in given.workers)) > given.partitions:
         parser.error(f"--workers: {most} engines cannot share {given.partitions} partitions; --partitions gives more")
     return given
+
+
+def _rates(text: str) -> Sequence[float]:
+    """Return the rates in rising order. Raises ValueError."""
+    rates = sorted(float(part) for part in text.split(","))
+    if rates[0] <= 0:
+        raise ValueError(f"{text}: rates above 0 are wanted")
+    return rates
+
+
+def _told(rates: Sequence[float]) -> str:
+    return ",".join(f"{rate:g}" for rate in rates)
 
 
 def _parts(text: str) -> Sequence[str]:

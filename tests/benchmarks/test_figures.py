@@ -119,4 +119,4 @@ def test_the_chosen_parts_are_measured_in_a_fixed_order(capsys: pytest.CaptureFi
     assert plan_of(parsed(["--only", "starts, serial"], "")).parts == ["serial", "starts"]
     with pytest.raises(SystemExit):
         parsed(["--only", "serial,stops"], "")
-    assert "stops: some of throughput, serial, recovery, starts are wanted" in capsys.readouterr().err
+    assert "stops: some of live, throughput, serial, recovery, starts are wanted" in capsys.readouterr().err

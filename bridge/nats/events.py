@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 import msgspec
 import structlog
 
+from bridge.leaving import leave
 from bridge.nats import metrics
 from bridge.nats.connection import NatsConnection
 from bridge.nats.progress import PartitionProgress, ids_of_partition
@@ -125,19 +126,10 @@ class EventsBridge:
         """Finish the current batches if NATS answers, else drop them uncommitted; then leave the groups."""
         if self._opening is not None:
             self._opening.cancel()
-        leaving = self._clock.spawn(self._leave(), name="nats-out-leave")
         try:
-            async with self._clock.timeout(STOP_SECONDS):
-                await asyncio.shield(leaving)
-        except TimeoutError:
-            for task in self._sending:
-                task.cancel()
-            await leaving
-
-    async def _leave(self) -> None:
-        for follower in self._followers.values():
-            await follower.stop()
-        self._followers.clear()
+            await leave(self._followers.values(), self._sending, self._clock, STOP_SECONDS)
+        finally:
+            self._followers.clear()
 
     async def publish_events(self, records: Sequence[Record]) -> str:
         """Publish a batch of `events` of one partition; returns the note to commit."""

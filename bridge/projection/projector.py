@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
+from bridge.leaving import CANCEL_AGAIN_SECONDS, leave
 from bridge.projection import metrics
 from bridge.projection.documents import Changes, Documents, portions
 from bridge.projection.dual_writes import DualWrites, FailingWrite, Ledger
@@ -30,7 +31,6 @@ BATCH = 1000
 WATCH_SECONDS = 2.0
 STOP_SECONDS = 3.0
 AGAIN_SECONDS = 0.5
-CANCEL_AGAIN_SECONDS = 0.02
 
 log = structlog.get_logger(__name__)
 
@@ -100,22 +100,16 @@ class Projector:
 
     async def stop(self) -> None:
         """Finish the writes in hand if the store answers, else leave them to the next projector."""
-        await self._cancel_until(lambda: all(task.done() for task in self._beside), self._beside)
+        await self._end_beside()
         if self._follower is not None:
-            leaving = self._clock.spawn(self._follower.stop(), name=f"projector-{self.store.name}-leave")
-            try:
-                async with self._clock.timeout(STOP_SECONDS):
-                    await asyncio.shield(leaving)
-            except TimeoutError:
-                await self._cancel_until(leaving.done, self._working)
-                await leaving
+            await leave([self._follower], self._working, self._clock, STOP_SECONDS)
         await self.store.close()
         await self._dual_writes.close()
 
-    async def _cancel_until(self, ended: Callable[[], bool], tasks: Collection[asyncio.Task[None]]) -> None:
-        """Cancel tasks again and again: a call of redis-py that just ends can swallow a cancellation."""
-        while not ended():
-            for task in tuple(tasks):
+    async def _end_beside(self) -> None:
+        """Cancel the tasks again and again: a call of redis-py that just ends can swallow a cancellation."""
+        while not all(task.done() for task in self._beside):
+            for task in self._beside:
                 task.cancel()
             await self._clock.sleep(CANCEL_AGAIN_SECONDS)
 

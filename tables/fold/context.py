@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from tables.commands import Command, Origin
-from tables.definition import Definition, Step
+from tables.definition import Definition, Step, Transition
 from tables.effects import FOLD, Effect, Event, Refused
 from tables.fold.next_row import NextRow
 from tables.guards import GuardView
@@ -19,6 +19,20 @@ from tables.work import Work
 
 # The end of every effect id.
 _OF_FOLD = f"@{FOLD}"
+
+
+class Evaluation(msgspec.Struct, frozen=True, gc=False):
+    """One judgement of a transition. It holds references only; texts are made where it is read."""
+
+    transition: Transition
+    ordinal: int
+    """Number of effects that the command had before."""
+    holds: bool
+    results: Sequence[tuple[str, bool | None, str]] = ()
+    """The guards that were judged, in order: name, result (None where the expression failed or is refused), reason.
+    Those after one that does not hold were not judged."""
+    undone: Step | None = None
+    """The step that a transition without guards waits for."""
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -34,6 +48,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     refusal); else empty."""
     unjudged: Mapping[str, str] = {}
     """Guards whose expression failed or is not boolean, with the reason. They do not hold, and are logged."""
+    evaluations: Sequence[Evaluation] = ()
+    """The transitions that the command judged, in order."""
 
 
 class FoldContext:
@@ -48,6 +64,7 @@ class FoldContext:
         "decided",
         "definition",
         "effects",
+        "evaluations",
         "here",
         "judge_due",
         "kinds",
@@ -86,6 +103,7 @@ class FoldContext:
         """True after a conclusion of a step, an entry, a decision or a resume: automatic transitions are judged."""
         self.note = ""
         self.unjudged: dict[str, str] = {}
+        self.evaluations: list[Evaluation] = []
         self.work = Work()
         self.decided: Decision | None = None
         """The decision of a handler that does not make it from the next row."""

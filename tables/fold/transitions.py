@@ -8,7 +8,7 @@ from typing import Any
 from tables.definition import Definition, Step, Transition
 from tables.effects import Ended
 from tables.fold import step_life
-from tables.fold.context import Decision, FoldContext
+from tables.fold.context import Decision, Evaluation, FoldContext
 from tables.fold.retention import UNTIL_STUB_MS
 from tables.guards import guard_steps, holds, is_human, is_unjudged
 from tables.instance import CeremonyStatus, Instance, Phase, StepState, StepStatus
@@ -52,7 +52,7 @@ def advance(fold: FoldContext, completed: Step | None = None) -> None:
 def _automatic(fold: FoldContext) -> bool:
     """Apply the first transition, in definition order, whose guards all hold."""
     for transition in fold.definition.automatic_from.get(fold.row.state, ()):
-        if fold.work.left and guards_hold(fold, transition) if transition.guards else _all_done(fold):
+        if _hold_in_time(fold, transition) if transition.guards else _all_done(fold, transition):
             apply(fold, transition)
             return True
     return False
@@ -62,35 +62,53 @@ def guards_hold(fold: FoldContext, transition: Transition) -> bool:
     return failing_guard(fold, transition) is None
 
 
+def _hold_in_time(fold: FoldContext, transition: Transition) -> bool:
+    """Return whether the guards hold; none is judged once the work of the command is spent."""
+    if fold.work.left or not transition.guards:
+        return guards_hold(fold, transition)
+    fold.evaluations.append(Evaluation(transition, len(fold.effects), holds=False))
+    return False
+
+
 def failing_guard(fold: FoldContext, transition: Transition) -> tuple[str, str] | None:
     """Return the first guard that does not hold, with the reason; None when all do."""
     view = fold.view()
+    failing: tuple[str, str] | None = None
+    results: list[tuple[str, bool | None, str]] = []
     for name in transition.guards:
         guard = fold.definition.guards[name]
         fold.work.drain(_GUARD_STEPS)
         held, reason = holds(guard, view)
-        if not held:
-            if is_unjudged(guard, reason):
-                fold.unjudged[name] = view.in_full(name, reason)
-            return name, reason
-    return None
+        if held:
+            results.append((name, True, reason))
+            continue
+        failing = name, reason
+        if is_unjudged(guard, reason):
+            fold.unjudged[name] = in_full = view.in_full(name, reason)
+            results.append((name, None, in_full))
+        else:
+            results.append((name, False, reason))
+        break
+    fold.evaluations.append(Evaluation(transition, len(fold.effects), failing is None, results))
+    return failing
 
 
-def _all_done(fold: FoldContext) -> bool:
+def _all_done(fold: FoldContext, transition: Transition) -> bool:
     """Return whether a guard-less transition may fire: selected steps are COMPLETED, and no step FAILED."""
     steps, selected = fold.row.steps, fold.row.base.selected
     for step in reversed(fold.here):  # the last one is most likely not done
         status = steps[step.id].status
         if status is not _COMPLETED and (status is _FAILED or not selected or step.id in selected):
+            fold.evaluations.append(Evaluation(transition, len(fold.effects), False, (), step))  # noqa: FBT003
             return False
+    fold.evaluations.append(Evaluation(transition, len(fold.effects), holds=True))
     return True
 
 
 def _on_failure(fold: FoldContext) -> bool:
     """Apply the `on_failure` transition of a step that failed for good, where its guards hold."""
     for step, transition in fold.definition.ways_out.get(fold.row.state, ()):
-        judged = fold.work.left or not transition.guards
-        if judged and fold.row.steps[step.id].status is _FAILED and guards_hold(fold, transition):
+        if fold.row.steps[step.id].status is _FAILED and _hold_in_time(fold, transition):
             apply(fold, transition)
             return True
     return False
@@ -237,13 +255,13 @@ def finish(fold: FoldContext) -> Decision:
     if fold.decided is not None:
         return fold.decided
     if not fold.begun or not fold.row.changed:
-        return Decision(fold.before, tuple(fold.effects), fold.note, fold.unjudged)
+        return Decision(fold.before, tuple(fold.effects), fold.note, fold.unjudged, fold.evaluations)
     row = fold.row
     if row.moves():
         status = _RUNNING if _seen_under_way(fold) else live_status(row.peek(), fold.definition)
         if status is not row.status:
             row.set_status(status)
-    return Decision(row.build(), tuple(fold.effects), fold.note, fold.unjudged)
+    return Decision(row.build(), tuple(fold.effects), fold.note, fold.unjudged, fold.evaluations)
 
 
 # -- shortcuts: they change the cost of an answer, never the answer

@@ -27,6 +27,7 @@ from bridge.nats.outbound import NatsOutbound
 from bridge.nats.responses import AgentResponses
 from bridge.ray.executor import RayExecutorClient
 from ceremony import descriptors, logs
+from ceremony.log_lines import LogLines
 from ceremony.read_models import projectors
 from ceremony.readiness import Readiness
 from ceremony.settings import Settings
@@ -34,6 +35,7 @@ from ceremony.valkey import valkey_address
 from ceremony.version import VERSION
 from ports.clock import Clock
 from ports.idempotency import IdempotencyStore
+from ports.lines import LineSink
 from ports.log import AgentSpec, Log
 from ports.outbound import Outbound
 from ports.ray import RayExecutor
@@ -46,6 +48,7 @@ from steps.secrets.redactor import TextRedactor
 from streams.ceremony_agent import CeremonyAgent
 from streams.engine import Engine
 from streams.idempotency import IdempotentOutbound
+from streams.journal import Journal
 from streams.log_clock import LogClock
 from streams.metrics import Metrics, process_metrics
 from streams.screening import ScreenedOutbound
@@ -80,6 +83,8 @@ class Ports:
     """Remembers acknowledged messages of publish steps beside the rows, where one is configured."""
     redactor: Redactor = field(default_factory=TextRedactor)
     """Of every exit."""
+    lines: LineSink | None = None
+    """Takes the journal of the fold; without it there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,7 @@ class Pipeline:
             metrics=metrics,
             max_lag=options.max_lag,
             redactor=ports.redactor,
+            journal=None if ports.lines is None else Journal(ports.lines, clock),
         )
         self.timers = Timers(
             clock, self.log_clock, self.engine.commands.send, grace_seconds=options.take_over_grace_seconds
@@ -221,7 +227,7 @@ class Parts:
         self.idempotency = _idempotency(settings, clock)
         self.projectors = projectors(settings, self.log, kinds, redactor, clock)
         self.pipeline = Pipeline(
-            Ports(clock, self.log, self.ray, self.nats, self.idempotency, redactor),
+            Ports(clock, self.log, self.ray, self.nats, self.idempotency, redactor, LogLines(redactor, clock)),
             PipelineOptions.of(settings),
             _membership(self.app),
             kinds,

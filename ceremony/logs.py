@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import MutableMapping
-from typing import Any
+from enum import StrEnum
+from typing import Any, TextIO
 
 import structlog
 
+from ceremony import raw_lines
 from ports.masking import masked_urls
 from ports.redaction import Redactor
 from steps.secrets.redactor import TextRedactor
@@ -36,7 +39,7 @@ REPEATED = (
 
 # Libraries whose lines become the event `library_warning`: a line of theirs is a hint, the worker's state is in lines
 # of our own.
-LIBRARIES = ("aiokafka", "grpc", "nats", *DISCREET)
+LIBRARIES = ("aiokafka", "asyncio", "grpc", "nats", "py", *DISCREET)
 
 # Events of ours about a failed call: in an outage there is one for every call.
 MANY = frozenset({"append_failed", "forwarding_failed", "listing_failed"})
@@ -44,8 +47,18 @@ MANY = frozenset({"append_failed", "forwarding_failed", "listing_failed"})
 QUIET_SECONDS = 5.0
 
 
-def configure(level: str, style: str) -> None:
-    """Set up structlog and the stdlib's root logger. `style`: `console` or `json`. Logs go to stderr."""
+class Style(StrEnum):
+    """The form of the lines."""
+
+    AUTO = "auto"
+    """`console` where stderr is a terminal, else `json`."""
+    CONSOLE = "console"
+    JSON = "json"
+
+
+def configure(level: str, style: str = Style.AUTO) -> None:
+    """Set up structlog and the root logger of the standard library. Logs go to stderr."""
+    style = _chosen(style)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -54,9 +67,9 @@ def configure(level: str, style: str) -> None:
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
-        if style == "json"
+        if style == Style.JSON
         else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
+            colors=coloured(),
             # The pretty one shows every local variable: whole records, with data of clients.
             exception_formatter=structlog.dev.plain_traceback,
         )
@@ -72,9 +85,10 @@ def configure(level: str, style: str) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
-    tail: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    if style == "json":
+    handler = LogHandler(sys.stderr)
+    handler.style = Style(style)
+    tail: list[structlog.typing.Processor] = [_without_none, structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if style == Style.JSON:
         tail.append(structlog.processors.format_exc_info)
     handler.setFormatter(_Redacting(foreign_pre_chain=[*shared, _of_library], processors=[*tail, renderer]))
     root = logging.getLogger()
@@ -90,6 +104,32 @@ def configure(level: str, style: str) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     handler.addFilter(_is_news)
     handler.addFilter(Seldom())
+    raw_lines.join()
+
+
+def _chosen(style: str) -> str:
+    if style == Style.AUTO:
+        return Style.CONSOLE if sys.stderr.isatty() else Style.JSON
+    return style
+
+
+def coloured() -> bool:
+    """Return whether lines for people have colours: on a terminal, unless NO_COLOR or FORCE_COLOR says otherwise."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
+
+
+class LogHandler(logging.StreamHandler[TextIO]):
+    """The one handler of the process."""
+
+    style = Style.CONSOLE
+
+
+def _without_none(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name in [name for name, value in event.items() if value is None and name != "exc_info"]:
+        del event[name]
+    return event
 
 
 def _of_library(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -100,6 +140,7 @@ def _of_library(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapp
     record: logging.LogRecord = event["_record"]
     more = {"more": record.more} if hasattr(record, "more") else {}
     level = "warning" if record.levelno >= logging.WARNING else event["level"]
+    library = "python" if library == "py" else library  # the module `warnings`
     return {**event, "event": "library_warning", "level": level, "library": library, "reason": event["event"], **more}
 
 
@@ -156,7 +197,10 @@ def _kind_of_many(record: logging.LogRecord) -> str:
     if isinstance(record.msg, dict):
         event = str(record.msg.get("event"))
         return event if event in MANY else ""
-    return f"{record.name}: {record.msg}" if _library(record.name) and record.levelno >= logging.WARNING else ""
+    if not _library(record.name) or record.levelno < logging.WARNING:
+        return ""
+    form = record.getMessage() if record.msg == "%s" else str(record.msg)
+    return f"{record.name}: {form.partition(chr(10))[0]}"
 
 
 def _count(record: logging.LogRecord, more: int) -> None:

@@ -72,7 +72,7 @@ class Settings(StoreSettings):
     roles: Annotated[tuple[str, ...], NoDecode] = Field(ROLES, alias="CEREMONY_ROLE")
     """The parts that run here: `engine` (agents, timers, front), `bridge` (NATS in and out), `projector` (stores)."""
     http_addr: str = Field("0.0.0.0:8080", alias="CEREMONY_HTTP_ADDR")
-    log_format: str = Field("console", pattern="^(console|json)$", alias="CEREMONY_LOG_FORMAT")
+    log_format: str = Field("auto", pattern="^(auto|console|json)$", alias="CEREMONY_LOG_FORMAT")
     agent_concurrency: int = Field(256, ge=1, le=65_536, alias="CEREMONY_AGENT_CONCURRENCY")
     """Calls to neighbours in flight, per step kind."""
     nats_in_flight: int = Field(512, ge=1, le=65_536, alias="CEREMONY_NATS_IN_FLIGHT")

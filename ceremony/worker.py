@@ -139,6 +139,8 @@ class Worker:
         self._spawn(self.timers.run(), "timers")
         self._spawn(self.engine.sweep.run(), "sweep")
         self._spawn(self.engine.indexes.run(), "indexes")
+        if self.engine.journal is not None:
+            self._spawn(self.engine.journal.run(), "journal")
         self._spawn(self._probe(), "probe")
 
     async def _open_front(self) -> None:

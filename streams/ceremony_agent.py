@@ -41,28 +41,13 @@ from tables.fold.decide import Decision, decide
 from tables.fold.refusals import DEFINITION_UNKNOWN
 from tables.fold.set_aside import postponed, set_aside
 from tables.fold.start import start_refused
-from tables.fold.step_life import STEP_EXECUTED
 from tables.guards import REFUSED
-from tables.instance import TERMINAL, Instance, Pauser, StepStatus, encode_instance
+from tables.instance import TERMINAL, Instance, Pauser, encode_instance
 from tables.kinds import Kinds
 from tables.limits import MAX_WRITTEN_BYTES
 
 log = structlog.get_logger(__name__)
 
-# Events that are also written to the program's log, like a step that failed for good.
-NOTABLE = frozenset(
-    {
-        "ceremony.step.retrying",
-        "ceremony.step.ordered",
-        "ceremony.failed",
-        "ceremony.timed_out",
-        "ceremony.cancelled",
-        "ceremony.paused",
-        "ceremony.resumed",
-        "ceremony.start.refused",
-    }
-)
-_FAILED = StepStatus.FAILED.value
 # Note of a decision on a repetition.
 DUPLICATE = "duplicate"
 ENGINE_ACTOR = "ceremony-engine"
@@ -168,9 +153,11 @@ class CeremonyAgent:
             failure = FOLD_FAILED
             decision, records = self._fold_failed(batch, folding, record, row, command)
         self._apply(batch, folding, key, row, decision)
-        folding.folded.append(Folded(row, decision.row, definition, decision.effects))
-        if decision.unjudged:
-            folding.tally.unjudged.update(_log_unjudged(command.instance_id, decision))
+        folding.folded.append(
+            Folded(row, decision.row, definition, decision.effects, decision.evaluations, decision.unjudged)
+        )
+        for reason in decision.unjudged.values():
+            folding.tally.unjudged["refused" if reason.startswith(REFUSED) else "failed"] += 1
         if isinstance(command, SetAside) and decision.note != DUPLICATE:
             batch.dead_letter(record, command.code, command.message)
         if decision.note == DEFINITION_UNKNOWN and row is not None:
@@ -311,17 +298,11 @@ def _send(batch: Batch, folding: Folding, records: EffectRecords) -> None:
 
 
 def _count(tally: BatchTally, effects: Iterable[Effect]) -> FoldResult | None:
-    """Count the effects of a command, and log the notable ones; return the refusal among them."""
+    """Count the effects of a command; return the refusal among them."""
     refusal = None
     for effect in effects:
         if isinstance(effect, Event):
-            subject = effect.subject
-            tally.events[subject] += 1
-            if subject == STEP_EXECUTED:
-                if effect.payload["status"] == _FAILED:
-                    _log_event(effect)
-            elif subject in NOTABLE:
-                _log_event(effect)
+            tally.events[effect.subject] += 1
         elif isinstance(effect, Refused):
             refusal = FoldResult(effect.code, effect.message)
     return refusal
@@ -333,29 +314,6 @@ def _accepted(command: AnyCommand, decision: Decision) -> FoldResult:
     if isinstance(command, Start) and decision.note == DUPLICATE and row is not None and row.status in TERMINAL:
         return FoldResult(message=f"{row.instance_id} is there already: {row.status}")
     return ACCEPTED
-
-
-def _log_event(event: Event) -> None:
-    """Log an event that an operator looks for; ordinary events are only counted."""
-    payload = event.payload
-    log.warning(
-        event.subject,
-        instance=event.instance_id,
-        step=payload.get("step_id"),
-        attempt=payload.get("attempt"),
-        actor=payload.get("actor"),
-        correlation_id=event.correlation_id,
-        code=payload.get("error_code") or payload.get("code"),
-        reason=payload.get("error_message") or payload.get("message") or payload.get("reason"),
-    )
-
-
-def _log_unjudged(instance_id: str, decision: Decision) -> list[str]:
-    """Log each guard that could not be judged (specification 3.6, 24.4); return `refused` or `failed` for each."""
-    correlation_id = instance_id if decision.row is None else decision.row.correlation_id
-    for guard, reason in decision.unjudged.items():
-        log.warning("guard_unjudged", instance=instance_id, guard=guard, reason=reason, correlation_id=correlation_id)
-    return ["refused" if reason.startswith(REFUSED) else "failed" for reason in decision.unjudged.values()]
 
 
 def _set_aside(row: Instance | None, record: Record, command: AnyCommand) -> Instance | None:

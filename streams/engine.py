@@ -9,6 +9,7 @@ from ports.log import Batch, Log, PartitionView
 from ports.redaction import Redactor
 from streams.ceremony_agent import applied_rows
 from streams.command_log import CommandLog
+from streams.journal import Journal
 from streams.log_clock import LogClock
 from streams.metrics import Metrics
 from streams.outcomes import Outcomes
@@ -45,6 +46,7 @@ class Engine:
         held: Callable[[], Collection[int] | None] | None = None,
         fresh: Callable[[], bool] = lambda: True,
         max_lag: int = 0,
+        journal: Journal | None = None,
     ) -> None:
         self.partitions = Partitions(log, partitions, unserved=unserved, held=held, fresh=fresh)
         self.redactor = redactor
@@ -77,6 +79,8 @@ class Engine:
         self.timers: Timers | None = None
         self.on_change: Callable[[], None] = lambda: None
         """Called after a partition was taken or lost."""
+        self.journal = journal
+        """Writes log lines on what was folded; without one there are none."""
         self._metrics = metrics
         self._outcomes = Outcomes(metrics)
 
@@ -109,6 +113,8 @@ class Engine:
         if folding.replies:
             self.commands.replies.resolve(folding.replies)
         self.reads.changed(folding.rows)
+        if self.journal is not None:
+            self.journal.write(folding.folded)
 
     def substituted(self, newest: Instance, substitute: Instance) -> None:
         """A row that cannot be written was replaced by another one (specification 18.16)."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tables.definition import Definition
 from tables.effects import Effect
+from tables.fold.context import Evaluation
 from tables.instance import Instance
 
 
 class Folded(NamedTuple):
-    """The row before and after one command, and its effects."""
+    """The row before and after one command, its effects, and the judgements that led to them."""
 
     before: Instance | None
     after: Instance | None
     definition: Definition | None
     """The definition that the ceremony is pinned to; None where it cannot be read."""
     effects: Sequence[Effect]
+    evaluations: Sequence[Evaluation] = ()
+    """The transitions that were judged."""
+    unjudged: Mapping[str, str] = {}
+    """Guards that could not be judged, with the reason."""

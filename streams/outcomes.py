@@ -40,7 +40,7 @@ class Outcomes:
         """Count a batch. It is folded already, so an error is only logged."""
         found: dict[str, DefinitionOutcomes] = {}
         try:
-            for before, after, definition, effects in batch:
+            for before, after, definition, effects, _, _ in batch:
                 if not effects:
                     continue
                 key = "" if definition is None else definition.hash

@@ -16,6 +16,7 @@ from bridge.nats.events import EventsBridge
 from bridge.nats.republish import Republisher
 from bridge.nats.window import PublishWindow
 from ceremony.build import Pipeline
+from ceremony.log_lines import LogLines
 from streams.ceremony_agent import CeremonyAgent
 from streams.screening import ScreenedOutbound
 from tables.read_model import document_of
@@ -52,7 +53,16 @@ def test_each_neighbour_has_a_place_that_redacts() -> None:
 
 
 def test_whatever_sends_needs_a_redactor() -> None:
-    for sender in (PublishWindow, EventsBridge, Republisher, GrpcServer, HttpServer, CeremonyAgent, ScreenedOutbound):
+    for sender in (
+        PublishWindow,
+        EventsBridge,
+        Republisher,
+        GrpcServer,
+        HttpServer,
+        CeremonyAgent,
+        ScreenedOutbound,
+        LogLines,
+    ):
         parameter = inspect.signature(sender.__init__).parameters["redactor"]
         assert parameter.default is inspect.Parameter.empty, sender
     assert inspect.signature(document_of).parameters["redact"].default is inspect.Parameter.empty
@@ -99,5 +109,6 @@ def test_encoded_parts_of_answers_count_as_redacted_in_known_places_only() -> No
 
 def test_every_handler_of_the_log_redacts() -> None:
     # specification 27.10
-    handlers = {path for path, _ in calls("StreamHandler")} | {path for path, _ in calls("addHandler")}
+    handlers = {path for name in ("StreamHandler", "LogHandler", "addHandler") for path, _ in calls(name)}
     assert handlers == {"ceremony/logs.py"}
+    assert {path for path, _ in calls("LogLines")} == {"ceremony/build.py"}

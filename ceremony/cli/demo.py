@@ -55,7 +55,7 @@ def demo(
     )
     check_engine(options)
     with readable_errors():
-        logs.configure("WARNING", "console")
+        logs.configure("WARNING")
         show(options, output)
 
 

@@ -79,7 +79,7 @@ def dev(
         check_settings(options)
         return
     with readable_errors(), private_files():
-        logs.configure(log_level, "console")
+        logs.configure(log_level)
         loop.run(_dev(options, output, until_stdin_closes=until_stdin_closes))
 
 

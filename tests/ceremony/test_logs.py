@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,3 +168,85 @@ def test_no_line_holds_a_secret_or_a_learnt_prompt(style: str, capsys: pytest.Ca
     assert "[redacted:raw_prompt]" in said
     if style == "json":
         assert all(json.loads(line)["level"] for line in said.splitlines())
+
+
+RAW = """
+import asyncio, gc, threading, warnings
+from ceremony.logs import configure
+configure("INFO")
+warnings.warn("old thing")
+class Broken:
+    def __del__(self):
+        raise ValueError("in a finaliser")
+Broken()
+def fail():
+    raise ValueError("in a thread")
+thread = threading.Thread(target=fail, name="t1")
+thread.start()
+thread.join()
+async def main():
+    async def lost():
+        raise ValueError("in a task")
+    asyncio.create_task(lost())
+    await asyncio.sleep(0)
+asyncio.run(main())
+gc.collect()
+"""
+
+
+def test_lines_of_python_itself_are_lines_of_the_log() -> None:
+    """Warnings, errors in finalisers and threads, and errors of tasks that nobody has looked at. JSON on a pipe."""
+    # specification 30.5
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHONWARNINGS")}
+    done = subprocess.run(
+        [sys.executable, "-c", RAW], check=True, capture_output=True, text=True, timeout=60, env=environment
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    events = ["library_warning", "error_unraisable", "thread_failed", "library_warning"]
+    assert [line["event"] for line in lines] == events
+    assert (lines[0]["library"], lines[3]["library"]) == ("python", "asyncio")
+    texts = ("UserWarning: old thing", "in a finaliser", "in a thread", "in a task")
+    assert all(text in json.dumps(line) for text, line in zip(texts, lines, strict=True))
+
+
+WRITES = """
+import structlog
+from ceremony.logs import configure
+configure("INFO")
+structlog.get_logger("a").info("told", reason="r", nothing=None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "on_terminal", "json_lines", "colours"),
+    [
+        ({}, False, True, False),
+        ({"FORCE_COLOR": "1"}, False, True, False),
+        ({}, True, False, True),
+        ({"NO_COLOR": "1"}, True, False, False),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, True, False, False),
+        ({"TERM": "dumb"}, True, False, False),
+    ],
+)
+def test_lines_are_json_on_a_pipe_and_for_people_on_a_terminal(
+    *, variables: dict[str, str], on_terminal: bool, json_lines: bool, colours: bool
+) -> None:
+    # specification 30.5
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    mine, its = pty.openpty() if on_terminal else os.pipe()
+    reader, writer = mine, its
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITES], stderr=writer, env={**plain, "TERM": "xterm", **variables}
+    ) as running:
+        text = b""
+        while b"\n" not in text:
+            text += os.read(reader, 4096)
+        assert running.wait(30) == 0
+    os.close(reader)
+    os.close(writer)
+    assert (b"\033[" in text) is colours
+    assert b"nothing" not in text and b"told" in text
+    if json_lines:
+        assert json.loads(text)["reason"] == "r"
+    else:
+        assert not text.startswith(b"{")

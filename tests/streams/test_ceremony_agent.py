@@ -480,49 +480,6 @@ def test_a_batch_without_a_note_of_the_agent_counts_nothing() -> None:
     assert applied_rows(None) == Folding(tally=mock.ANY)
 
 
-def test_a_guard_that_cannot_be_evaluated_is_logged_with_its_reason_and_a_false_one_is_not() -> None:
-    # specification 3.6
-    guards = "".join(
-        f"  {name}: {{check: 'cel:{check}'}}\n"
-        for name, check in {"untrue": "1 > 2", "number": "1 + 1", "absent": "inputs.b == 1"}.items()
-    )
-    ways = "".join(
-        f"  - {{from: RUN, to: DONE, trigger: {name}, guards: [{name}], description: d}}\n"
-        for name in ("untrue", "number", "absent")
-    )
-    text = TEXT.replace("steps:\n", ways + "guards:\n" + guards + "steps:\n")
-    definition = load(text, "probe.yaml", KINDS)
-    partition = Partition()
-    with structlog.testing.capture_logs() as lines:
-        partition.fold(
-            command_record(0, PutDefinition(hash=definition.hash, text=text)),
-            command_record(1, start(definition_hash=definition.hash)),
-        )
-    assert partition.row("c1").state == "RUN"
-    assert {line["guard"]: line["reason"] for line in lines} == {
-        "number": "cel_not_boolean: the expression is neither true nor false (it is INT)",
-        "absent": 'cel_failed: the expression fails on these values (Key not found in map : "b")',
-    }
-    expected = {"event": "guard_unjudged", "instance": "c1:s1", "correlation_id": "corr-1"}
-    assert all(expected.items() <= line.items() for line in lines)
-
-
-def test_a_failed_step_is_logged_with_its_ids_and_a_successful_one_is_not() -> None:
-    failed = StepOutcome(
-        instance_id="c1:s1", step_id="one", attempt=1, outcome="failed", error_code="broken", error_message="no luck"
-    )
-    partition = Partition()
-    with structlog.testing.capture_logs() as quiet:
-        partition.begin("c1", "c2")
-        partition.fold(command_record(7, outcome("c2")))
-    with structlog.testing.capture_logs() as lines:
-        partition.fold(command_record(8, failed))
-    assert quiet == []
-    assert [line["event"] for line in lines] == ["ceremony.step.executed", "ceremony.failed"]
-    expected = {"instance": "c1:s1", "step": "one", "attempt": 1, "correlation_id": "corr-1", "code": "broken"}
-    assert expected.items() <= lines[0].items()
-
-
 ASKING = """version: "1.0"
 name: %(name)s
 description: asks agents

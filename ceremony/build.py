@@ -58,6 +58,7 @@ from streams.topology import CEREMONY, PartitionListener, agents, topics
 from streams.transport.app import CeremonyApp, create_app
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStores, Stores
+from streams.waits import TIMER
 from streams.worker_directory import WorkerDirectory
 from tables.definition import Definition
 from tables.errors import Problem
@@ -162,6 +163,7 @@ class Pipeline:
             clock, self.log_clock, self.engine.commands.send, grace_seconds=options.take_over_grace_seconds
         )
         self.engine.timers = self.timers
+        metrics.oldest_wait.labels(TIMER).set_function(self.timers.late_seconds)
         self.sender = NatsOutbound(ports.nats, clock)
         self.outbound = ScreenedOutbound(self.sender, ports.redactor, self.engine.reads.prompts_of)
         self.agents: Sequence[tuple[AgentSpec, AgentFunction]] = agents(

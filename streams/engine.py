@@ -75,7 +75,7 @@ class Engine:
             reads=self.reads,
             max_lag=max_lag,
         )
-        self.sweep = StuckSweep(clock, metrics, self.reads.pinned)
+        self.sweep = StuckSweep(clock, metrics, self.reads.pinned, log_clock.now)
         self.timers: Timers | None = None
         self.on_change: Callable[[], None] = lambda: None
         """Called after a partition was taken or lost."""

@@ -118,6 +118,29 @@ class Metrics:
             ["status"],
             registry=self.registry,
         )
+        self.unexamined = Gauge(
+            "ceremony_unexamined",
+            "Changed rows that the counts of stuck, waiting and open ones do not include yet.",
+            registry=self.registry,
+        )
+        self.open_gates = Gauge(
+            "ceremony_gates_open",
+            "Gates of the owned partitions that wait for a decision.",
+            ["definition"],
+            registry=self.registry,
+        )
+        self.waiting = Gauge(
+            "ceremony_waiting",
+            "Ceremonies of the owned partitions by what they wait for: pause, attempt, gate, guard (of a person).",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.oldest_wait = Gauge(
+            "ceremony_oldest_wait_seconds",
+            "Age of the oldest wait of each kind; timer: how far the most overdue timer is behind.",
+            ["kind"],
+            registry=self.registry,
+        )
         self.live = Gauge("ceremony_instances", "Rows of ceremonies in the owned partitions.", registry=self.registry)
 
         self.saving = Histogram(

@@ -129,6 +129,12 @@ class PartitionTimers:
         """Earliest due time in the heap."""
         return self._heap[0][0] if self._heap else None
 
+    def late_seconds(self) -> float:
+        """Return how far the most overdue timer is behind, sent or not; 0 where none is due."""
+        waiting = min((one.timer.due for out in self._out.values() for one in out.values()), default=None)
+        dues = [due for due in (self.next, waiting) if due is not None]
+        return max(0, self.clock.now() - min(dues)) / 1000 if dues else 0.0
+
     def wait_seconds(self, monotonic: float) -> float:
         """Return the seconds until the next timer is due or may be sent again; infinite without one."""
         seconds = (self._heap[0][0] - self.clock.now()) / 1000 if self._heap else float("inf")

@@ -1,12 +1,13 @@
-"""Finds stuck ceremonies, which wait for nothing, and counts ceremonies by status: in the background, at bounded cost.
+"""Finds stuck ceremonies, and counts all by status and by their waits: in the background, at bounded cost.
 
-Only changed rows are examined again, because the reasons of a row to wait change only with the row.
+A stuck ceremony waits for nothing. Only changed rows are examined again, because the reasons of a row to wait change
+only with the row.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -15,6 +16,7 @@ from ports.log import PartitionView
 from streams.metrics import Metrics
 from streams.partitions import DefinitionLookup
 from streams.topics import CEREMONIES
+from streams.waits import PartitionWaits, merged
 from tables.diagnosis import waiting_for
 from tables.instance import TERMINAL, CeremonyStatus, Instance
 
@@ -37,16 +39,23 @@ class PartitionSweep:
         self.dirty: set[bytes] = set(view.rows(CEREMONIES))
         self.statuses: dict[bytes, CeremonyStatus] = {}
         self.stuck: set[bytes] = set()
+        self.waits = PartitionWaits()
 
 
 class StuckSweep:
     """Examines rows in `run`; the owner reports partitions and changed rows."""
 
-    def __init__(self, clock: Clock, metrics: Metrics, definition_of: DefinitionLookup) -> None:
+    def __init__(
+        self, clock: Clock, metrics: Metrics, definition_of: DefinitionLookup, now: Callable[[], int] = lambda: 0
+    ) -> None:
+        """`now`: the log's clock in milliseconds; 0 while it is unknown."""
+        self._now = now
         self._clock = clock
         self._metrics = metrics
         self._definition_of = definition_of
         self._partitions: dict[int, PartitionSweep] = {}
+        self._shown: Counter[str] = Counter()
+        """Open gates by definition, as the metrics show them."""
         self.counts: Counter[CeremonyStatus] = Counter()
         """Examined rows by status."""
 
@@ -96,9 +105,9 @@ class StuckSweep:
         for key in keys:
             row = rows.get(key)
             self._count(partition, key, row)
-            if row is None or not self._is_stuck(partition.view, row):
+            if not self._is_stuck(partition, key, row):
                 partition.stuck.discard(key)
-            elif key not in partition.stuck:
+            elif row is not None and key not in partition.stuck:
                 partition.stuck.add(key)
                 found.append(row)
         return found
@@ -115,11 +124,14 @@ class StuckSweep:
             partition.statuses[key] = row.status
             self.counts[row.status] += 1
 
-    def _is_stuck(self, view: PartitionView, row: Instance) -> bool:
-        if row.status in TERMINAL:
+    def _is_stuck(self, partition: PartitionSweep, key: bytes, row: Instance | None) -> bool:
+        """Note the waits of a row; return whether it has none."""
+        if row is None or row.status in TERMINAL:
+            partition.waits.remove(key)
             return False
         try:
-            definition = self._definition_of(view, row)
+            definition = self._definition_of(partition.view, row)
+            partition.waits.put(key, row, definition)
             return definition is None or not waiting_for(row, definition)
         except MemoryError:
             raise
@@ -131,6 +143,22 @@ class StuckSweep:
         for status in CeremonyStatus:
             self._metrics.by_status.labels(status.value).set(self.counts[status])
         self._metrics.stuck.set(sum(len(partition.stuck) for partition in self._partitions.values()))
+        self._metrics.unexamined.set(sum(len(partition.dirty) for partition in self._partitions.values()))
+        self._show_waits()
+
+    def _show_waits(self) -> None:
+        metrics, waits = self._metrics, [partition.waits for partition in self._partitions.values()]
+        now = self._now()
+        for kind, count, since in merged(waits):
+            metrics.waiting.labels(kind).set(count)
+            metrics.oldest_wait.labels(kind).set(max(0, now - since) / 1000 if now and since else 0)
+        open_gates: Counter[str] = Counter()
+        for one in waits:
+            for definition, gates in one.gates.items():
+                open_gates[metrics.definition_names.of(definition)] += gates
+        for name in self._shown.keys() | open_gates.keys():
+            metrics.open_gates.labels(name).set(open_gates[name])
+        self._shown = open_gates
 
 
 def _log_stuck(row: Instance) -> None:

@@ -58,6 +58,10 @@ class Timers:
         if part.next != before:
             self._wake.set()
 
+    def late_seconds(self) -> float:
+        """Return how far the most overdue timer of all partitions is behind."""
+        return max((part.late_seconds() for part in self._parts.values()), default=0.0)
+
     async def run(self) -> None:
         """Fire due timers until cancelled."""
         while True:

@@ -444,3 +444,34 @@ async def test_an_error_that_is_no_outage_ends_the_timers(error: Exception) -> N
     await timers.taken(MemoryView())
     with pytest.raises(type(error)):
         await timers.run()
+
+
+# -- lateness, for the metrics
+
+
+def test_a_timer_that_is_overdue_is_late_until_its_command_is_folded() -> None:
+    # specification 29.2
+    heap = Heap(row(retry__a=100))
+    heap.timers.clock.acknowledged(START + 50)
+    assert heap.timers.late_seconds() == 0
+    heap.timers.clock.acknowledged(START + 3100)
+    assert heap.timers.late_seconds() == 3
+    heap.take(4100)
+    assert heap.timers.late_seconds() == 4, "sent, but not folded"
+    heap.put(row())
+    heap.fold()
+    heap.take(5100)
+    assert heap.timers.late_seconds() == 0
+
+
+async def test_the_lateness_of_a_worker_is_that_of_its_latest_partition() -> None:
+    owner = Owner()
+    assert owner.timers.late_seconds() == 0
+    owner.down = True
+    for number, due in enumerate((500, 2000)):
+        view = MemoryView(number)
+        view.put(row(retry__a=due))
+        await owner.timers.taken(view)
+    for part in owner.timers._parts.values():
+        part.clock.acknowledged(START + 2500)
+    assert owner.timers.late_seconds() == 2

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from prometheus_client import disable_created_metrics
+
 from bridge.clock import new_id
 from bridge.dead_letters import DeadLetters
 from bridge.definitions import DefinitionFolder
@@ -26,7 +28,9 @@ from bridge.nats.events import EventsBridge
 from bridge.nats.outbound import NatsOutbound
 from bridge.nats.responses import AgentResponses
 from bridge.ray.executor import RayExecutorClient
-from ceremony import descriptors, logs
+from bridge.ray.timing import TimedRayExecutor
+from ceremony import descriptors, logs, neighbour_metrics
+from ceremony.lags import Lags
 from ceremony.log_lines import LogLines
 from ceremony.read_models import projectors
 from ceremony.readiness import Readiness
@@ -215,6 +219,7 @@ class Parts:
     """All parts of a worker process, on real neighbours."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter that nobody reads
         self.metrics = process_metrics()
         self.metrics.build.labels(VERSION).set(1)
         kinds = all_kinds()
@@ -229,7 +234,15 @@ class Parts:
         self.idempotency = _idempotency(settings, clock)
         self.projectors = projectors(settings, self.log, kinds, redactor, clock)
         self.pipeline = Pipeline(
-            Ports(clock, self.log, self.ray, self.nats, self.idempotency, redactor, LogLines(redactor, clock)),
+            Ports(
+                clock,
+                self.log,
+                TimedRayExecutor(self.ray, clock),
+                self.nats,
+                self.idempotency,
+                redactor,
+                LogLines(redactor, clock),
+            ),
             PipelineOptions.of(settings),
             _membership(self.app),
             kinds,
@@ -245,6 +258,16 @@ class Parts:
             [self.pipeline.nats_out, self.pipeline.nats_in],
             self.pipeline.sender,
             self.projectors,
+        )
+        neighbour_metrics.show(self.readiness.states)
+        self.lags = Lags(
+            self.log,
+            clock,
+            self.metrics,
+            prefix=settings.topic_prefix,
+            parts=lambda: self.app.parts,
+            events=self.pipeline.nats_out,
+            responses=self.pipeline.nats_in if "bridge" in settings.roles else None,
         )
         self.dead_letters = DeadLetters(
             self.log,

@@ -53,7 +53,7 @@ class Worker:
         self.engine, self.timers = parts.pipeline.engine, parts.pipeline.timers
         self.nats_out, self.nats_in = parts.pipeline.nats_out, parts.pipeline.nats_in
         self.idempotency, self.directory = parts.idempotency, parts.directory
-        self.projectors = parts.projectors
+        self.projectors, self.lags = parts.projectors, parts.lags
         self.definitions, self.metrics, self.readiness = parts.definitions, parts.metrics, parts.readiness
         self.grpc, self.http = parts.grpc, parts.http
         self.failure: BaseException | None = None
@@ -124,6 +124,7 @@ class Worker:
         if "bridge" in self.settings.roles:
             await start(self.nats_out.stop, self.nats_out.start)
             await start(self.nats_in.stop, self.nats_in.start)
+        self._spawn(self.lags.run(), "lags")
         if "engine" in self.settings.roles:
             await start(self.grpc.stop, self._open_front)
         log.info(

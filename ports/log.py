@@ -193,8 +193,8 @@ class AgentSpec:
     """Called when a batch's rows are visible and its effects are sent; synchronous, and must not raise."""
     on_recovered: Callable[[int, float], None] | None = None
     """Called after a take-over with the number of rows and its seconds, which include fencing the former owner."""
-    on_saved: Callable[[int, float], None] | None = None
-    """Called after a checkpoint with the rows written and its seconds, which include the wait for its effects."""
+    on_saved: Callable[[int, int, float], None] | None = None
+    """Called after a checkpoint with its rows, their bytes, and its seconds, which include the wait for its effects."""
     on_lost: Callable[[int], None] | None = None
     """Called when a partition was given up, after its last checkpoint, or lost."""
     options: dict[str, Any] = field(default_factory=dict)

@@ -83,6 +83,7 @@ class Engine:
         """Writes log lines on what was folded; without one there are none."""
         self._metrics = metrics
         self._outcomes = Outcomes(metrics)
+        metrics.partitions_configured.set(partitions)
 
     def _pinned(self, view: PartitionView, row: PinnedRow) -> Definition | None:
         return self.reads.pinned(view, row)

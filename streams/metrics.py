@@ -107,6 +107,11 @@ class Metrics:
             registry=self.registry,
         )
         self.partitions = Gauge("ceremony_partitions_owned", "Partitions this worker owns.", registry=self.registry)
+        self.partitions_configured = Gauge(
+            "ceremony_partitions_configured",
+            "Partitions that there are; all workers together own as many.",
+            registry=self.registry,
+        )
         self.stuck = Gauge(
             "ceremony_stuck",
             "Ceremonies of the owned partitions that wait for nothing, which is a bug.",
@@ -150,6 +155,22 @@ class Metrics:
             registry=self.registry,
         )
         self.rows_saved = Counter("ceremony_checkpoint_rows", "Rows written by checkpoints.", registry=self.registry)
+        self.bytes_saved = Counter(
+            "ceremony_checkpoint_bytes",
+            "Bytes of the rows written by checkpoints, as encoded.",
+            registry=self.registry,
+        )
+        self.checkpoint_age = Gauge(
+            "ceremony_checkpoint_age_seconds",
+            "Time since the last checkpoint of the owned partition that waits longest; it grows while one hangs.",
+            registry=self.registry,
+        )
+        self.lag = Gauge(
+            "ceremony_consumer_lag_records",
+            "Records of the owned partitions that the engine has not taken yet, by topic.",
+            ["topic"],
+            registry=self.registry,
+        )
         self.recovering = Histogram(
             "ceremony_recovery_seconds",
             "Duration of a take-over, until the former owner is fenced and the rows are recovered.",
@@ -163,10 +184,11 @@ class Metrics:
         )
         self.rows_recovered = Counter("ceremony_recovery_rows", "Rows recovered at take-over.", registry=self.registry)
 
-    def saved(self, rows: int, seconds: float) -> None:
-        """Count a durable checkpoint of a partition."""
+    def saved(self, rows: int, size: int, seconds: float) -> None:
+        """Count a durable checkpoint of a partition; `size`: bytes of its rows."""
         self.saving.observe(seconds)
         self.rows_saved.inc(rows)
+        self.bytes_saved.inc(size)
 
     def recovered(self, rows: int, seconds: float) -> None:
         """Count a partition that was taken."""

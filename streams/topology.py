@@ -122,7 +122,7 @@ class PartitionListener:
     applied: Callable[[Batch], None]
     lost: Callable[[int], None]
     recovered: Callable[[int, float], None] | None = None
-    saved: Callable[[int, float], None] | None = None
+    saved: Callable[[int, int, float], None] | None = None
     substituted: Callable[[Instance, Instance], None] | None = None
     """Called with the newest row and the one in its place, where the newest cannot be written."""
 

@@ -22,6 +22,7 @@ import grpc
 import grpc.aio
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private names: tests/bridge/grpc/test_intake.py
 
+from bridge.grpc import metrics
 from bridge.grpc.refusals import CallRefused, details_and_trailers
 from ports.clock import Clock
 
@@ -133,6 +134,7 @@ class Intake:
             except cygrpc._RequestCallError:
                 return  # the server stops
             if (refusal := limit.refuse(len(unanswered))) is not None:
+                metrics.CALLS.labels(method.rpartition("/")[2], refusal.status.name).inc()
                 await _refuse(call, refusal, loop)
                 continue
             task = self._clock.spawn(self._serve(method, call, pace), name=method)

@@ -21,6 +21,7 @@ from bridge.grpc.peers import Peers
 from bridge.grpc.redaction import AnswerRedaction
 from bridge.grpc.refusals import start_too_large
 from bridge.grpc.servicer import Servicer
+from bridge.grpc.timing import CallTiming
 from ports.clock import Clock
 from ports.redaction import Redactor
 from streams.api import Directory
@@ -68,6 +69,7 @@ class GrpcServer:
         self._address = address
         interceptors: list[grpc.aio.ServerInterceptor] = [
             AnswerRedaction(SERVICE, redactor),  # the first is the outermost
+            CallTiming(SERVICE, clock),
             RequestDecoding(turns, {START: start_too_large}, {START: EncodedStart.if_large}),
         ]
         self.peers: Peers | None = None

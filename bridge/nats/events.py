@@ -81,6 +81,9 @@ class EventsBridge:
         self._letters = letters or LetterBudget(clock)
         self._publisher = JetStreamPublisher(connection)
         metrics.IN_FLIGHT.set_function(lambda: self._publisher.in_flight)
+        self._oldest: dict[tuple[str, int], int] = {}
+        """Timestamp of the first record in hand, by topic and partition."""
+        metrics.LAG_SECONDS.set_function(lambda: self.lag_seconds)
         self._followers: dict[str, Follower] = {}
         self._partitions = partitions
         self._events = topics.prefixed(prefix, topics.EVENTS)
@@ -100,6 +103,17 @@ class EventsBridge:
         if not self._connection.is_connected:
             return self._connection.state
         return self._stream_state if self._refusals.state == "ok" else self._refusals.state
+
+    @property
+    def places(self) -> Mapping[str, Mapping[int, int]]:
+        """Offset of the next record to be published, by topic and assigned partition."""
+        return {topic: follower.places for topic, follower in self._followers.items()}
+
+    @property
+    def lag_seconds(self) -> float:
+        """Age of the oldest record that is being published; 0 while none is."""
+        oldest = min(self._oldest.values(), default=None)
+        return 0.0 if oldest is None else max(0.0, self._clock.wall() - oldest / 1000)
 
     async def start(self) -> None:
         """Begin to follow the topics. NATS need not run yet; events wait in the log."""
@@ -163,6 +177,8 @@ class EventsBridge:
 
     async def _publish(self, records: Sequence[Record], messages: Sequence[tuple[bytes, Outgoing]]) -> None:
         # In its own task, which `stop` can cancel while NATS is away: the follower is cancelled, and commits nothing.
+        place = records[0].topic, records[0].partition
+        self._oldest[place] = records[0].timestamp
         task = self._clock.spawn(self._send(records[0], messages), name="nats-out-send")
         self._sending.add(task)
         try:
@@ -170,6 +186,7 @@ class EventsBridge:
         finally:
             task.cancel()
             self._sending.discard(task)
+            self._oldest.pop(place, None)
 
     async def _send(self, first: Record, messages: Sequence[tuple[bytes, Outgoing]]) -> None:
         await self._opened.wait()

@@ -118,6 +118,17 @@ class AgentResponses:
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
+    async def waiting(self) -> int | None:
+        """Return the messages that no worker has taken, or acknowledged, yet; None while NATS does not tell."""
+        if not self._connection.is_connected:
+            return None
+        try:
+            jetstream = await self._connection.jetstream()
+            info = await jetstream.consumer_info(AGENT_RESPONSES, DURABLE)
+        except (APIError, nats.errors.Error, OSError, TimeoutError):
+            return None
+        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+
     async def _ready(self) -> bool:
         """Return whether the durable exists with the right settings; False while other services must make the stream.
 

@@ -11,7 +11,7 @@ import nats.errors
 import structlog
 from nats.js.errors import APIError
 
-from bridge.nats import metrics
+from bridge.nats import hops, metrics
 from bridge.nats.client import FencedClient
 from bridge.nats.connection import NatsConnection, swallowed_cancel
 from bridge.nats.progress import PartitionProgress, StreamMissing
@@ -104,6 +104,8 @@ class PublishWindow:
         self._left = len(messages)
         self._published = 0
         """Acknowledged messages that the metrics do not count yet."""
+        self._last: Record | None = None
+        """The record of the last of them."""
         self._oldest = min((message.record.timestamp for _, message in messages), default=0)
         self._progress = progress
         self._fresh = fresh
@@ -179,6 +181,7 @@ class PublishWindow:
                 self._failure = answer
             return
         self._published += 1
+        self._last = message.record
         if answer.duplicate:
             metrics.DUPLICATES.inc()
         self._message_done(message)
@@ -258,6 +261,8 @@ class PublishWindow:
         if self._published:
             self._pause = FIRST_PAUSE_SECONDS
             metrics.PUBLISHED.inc(self._published)
+            if self._last is not None:
+                hops.observe(self._last, self._published, self._clock.wall() * 1000)
             self._published = 0
 
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from bridge.clock import HostClock
+from ports.clock import Clock
 from ports.log import AgentSpec, TableSpec
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
@@ -41,6 +42,7 @@ def part_of(
     interval: float = 60.0,
     limits: Limits | None = None,
     partitions: int = 4,
+    clock: Clock | None = None,
 ) -> Part:
     async def deliver(batch: PartBatch) -> None:
         async def work() -> None:
@@ -59,7 +61,7 @@ def part_of(
         0,
         partitions=partitions,
         backend=log.backend(spec, 0),
-        clock=HostClock(),
+        clock=clock or HostClock(),
         deliver=deliver,
         dead_letters=DeadLetterTopic("deadletters", 4),
         cache=RowCache(),

@@ -46,6 +46,14 @@ class Counters:
     dead_letters: dict[str, int] = field(default_factory=dict)
 
 
+class CheckpointSize(NamedTuple):
+    """The size of one checkpoint."""
+
+    rows: int = 0
+    bytes: int = 0
+    """Of keys and values."""
+
+
 class _Snapshot(NamedTuple):
     """The work that one checkpoint saves, all of one moment."""
 
@@ -89,6 +97,8 @@ class Checkpoints:
         self.limits = limits
         self._substituted = substituted
         self._saved = -1
+        self._saved_at = clock.monotonic()
+        """Time at which nothing was unsaved, or a checkpoint was done."""
         self._pending: list[asyncio.Future[Any]] = []
         self._saving: list[asyncio.Future[Any]] = []
         """Acknowledgements that the running checkpoint waits for."""
@@ -106,6 +116,11 @@ class Checkpoints:
         """True after a failed checkpoint; no other may follow."""
         return self._failure is not None
 
+    @property
+    def age_seconds(self) -> float:
+        """Seconds since the last checkpoint, or since a look found nothing to save; it grows while one hangs."""
+        return self._clock.monotonic() - self._saved_at
+
     # ---- unsaved work
 
     def begin(self, offset: int, rows: Rows) -> None:
@@ -113,6 +128,7 @@ class Checkpoints:
         self.rows.close()
         self.rows = rows
         self.next = self._saved = offset
+        self._saved_at = self._clock.monotonic()
 
     def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> None:
         """Send records; the next checkpoint waits for their acknowledgement."""
@@ -182,25 +198,26 @@ class Checkpoints:
             if self._failure is not None:
                 raise self._failure
             if not self._moved():
+                self._saved_at = self._clock.monotonic()
                 return
             began = self._clock.monotonic()
             try:
-                rows = await self._save_snapshot(self._snapshot())
+                written = await self._save_snapshot(self._snapshot())
             except BaseException as failure:
                 self._failure = failure
                 raise
             self.counters.checkpoints += 1
+            self._saved_at = self._clock.monotonic()
             if self._spec.on_saved is not None:
-                self._spec.on_saved(rows, self._clock.monotonic() - began)
+                self._spec.on_saved(written.rows, written.bytes, self._saved_at - began)
 
-    async def _save_snapshot(self, snapshot: _Snapshot) -> int:
-        """Return the number of rows written."""
+    async def _save_snapshot(self, snapshot: _Snapshot) -> CheckpointSize:
         await self._acknowledged(snapshot.pending)
         self._saving = []
-        rows = await self._write(snapshot) if self.rows.tables else 0
+        written = await self._write(snapshot) if self.rows.tables else CheckpointSize()
         self._backend.commit(snapshot.commit)
         self._saved = snapshot.commit
-        return rows
+        return written
 
     def _moved(self) -> bool:
         return bool(self._pending or self._outbox) or self._committable() != self._saved
@@ -232,7 +249,7 @@ class Checkpoints:
         if failure is not None:
             raise failure
 
-    async def _write(self, snapshot: _Snapshot) -> int:
+    async def _write(self, snapshot: _Snapshot) -> CheckpointSize:
         encoded = await self.rows.encode(snapshot.dirty)
         sent = len(self._pending)
         for one in self.rows.take_substituted():
@@ -248,7 +265,8 @@ class Checkpoints:
         )
         await self._backend.checkpoint(encoded, position)
         await self.rows.saved(encoded)
-        return sum(map(len, encoded.values()))
+        sizes = [len(key) + len(value or b"") for rows in encoded.values() for key, value in rows.items()]
+        return CheckpointSize(len(sizes), sum(sizes))
 
     # ---- giving up
 

@@ -101,6 +101,11 @@ class Part:
         return self._saves.counters
 
     @property
+    def checkpoint_age_seconds(self) -> float:
+        """Seconds since the last checkpoint, or since there was nothing to save."""
+        return self._saves.age_seconds
+
+    @property
     def stateful(self) -> bool:
         return bool(self.spec.tables)
 

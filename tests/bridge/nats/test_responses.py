@@ -114,6 +114,22 @@ async def test_responses_become_commands_in_the_partition_of_their_instance(log:
         assert record.partition == log.partition_of(record.key, PARTITIONS)
 
 
+async def test_the_messages_that_no_worker_has_handled_are_counted(log: SqliteLog, server: NatsServer) -> None:
+    """Whoever asks; without the stream, or without NATS, nothing is known."""
+    # specification 29.3
+    async with connection(server.url) as link:
+        asking = AgentResponses(log, link, CLOCK, prefix=PREFIX, partitions=PARTITIONS)
+        assert await asking.waiting() is None
+        async with responses(log, link):
+            await publish(server, [(COMPLETED, response(0))])
+            await settled(server, 1)
+        assert await asking.waiting() == 0
+        await publish(server, [(COMPLETED, response(1)), (COMPLETED, response(2))])
+        assert await asking.waiting() == 2
+        await asyncio.to_thread(server.kill)
+        assert await asking.waiting() is None
+
+
 async def test_a_single_response_does_not_wait_for_others(log: SqliteLog, server: NatsServer) -> None:
     """A message is handled on arrival, because a ceremony waits for it."""
     await publish(server, [(COMPLETED, response(0))])

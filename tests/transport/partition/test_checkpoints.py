@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bridge.clock import HostClock
 from ports.log import LARGEST_RECORD_BYTES, AgentSpec, Fenced, LogFailed, RowUnwritable, TableSpec
 from streams.transport.partition.backend import NewRecord
 from streams.transport.partition.batch import PartBatch
@@ -202,20 +203,21 @@ async def test_a_fenced_owner_writes_nothing_more() -> None:
     assert log.transactions == []
 
 
-async def test_on_saved_gets_the_rows_and_the_seconds_of_each_checkpoint() -> None:
+async def test_on_saved_gets_the_rows_their_bytes_and_the_seconds_of_each_checkpoint() -> None:
     log = MemoryLog()
     commands(log, "a", "b", "a")
-    heard: list[tuple[int, float]] = []
-    spec = AgentSpec("counter", "commands", tables=[COUNTS], on_saved=lambda rows, took: heard.append((rows, took)))
+    heard: list[tuple[int, int, float]] = []
+    spec = AgentSpec("counter", "commands", tables=[COUNTS], on_saved=lambda *saved: heard.append(saved))
     async with running(part_of(log, count, spec)) as part:
         await until(lambda: part.position == 3)
         await part.checkpoint()
-        assert [rows for rows, _ in heard] == [2]
+        assert [rows for rows, _, _ in heard] == [2]
         commands(log, "b")
         await until(lambda: part.position == 4)
         await part.checkpoint()
-    assert [rows for rows, _ in heard] == [2, 1]
-    assert all(0 < took < 5 for _, took in heard)
+    assert [rows for rows, _, _ in heard] == [2, 1]
+    assert [size for _, size, _ in heard] == [len(b"a") + len(b"2") + len(b"b") + len(b"1"), len(b"b") + len(b"2")]
+    assert all(0 < took < 5 for _, _, took in heard)
 
 
 async def test_a_row_that_cannot_be_written_ends_the_worker_before_the_position_moves() -> None:
@@ -404,3 +406,40 @@ async def test_rows_that_only_a_substitute_cannot_mend_end_the_worker() -> None:
     with pytest.raises(LogFailed, match="row_unwritable"):
         await part.run()
     assert log.positions == {}
+
+
+async def test_the_age_of_a_checkpoint_grows_while_it_hangs_and_ends_with_it() -> None:
+    """A partition with nothing to save is as good as one that was just saved."""
+    # specification 29.3
+    log = MemoryLog()
+    commands(log, "a")
+    clock = SteppedClock()
+    async with running(part_of(log, count, clock=clock)) as part:
+        await until(lambda: part.position == 1)
+        clock.ahead += 5
+        assert part.checkpoint_age_seconds >= 5
+        await part.checkpoint()
+        assert part.checkpoint_age_seconds < 5
+        clock.ahead += 7
+        await part.checkpoint()
+        assert part.checkpoint_age_seconds < 5, "nothing was unsaved"
+        log.hold_acks = True
+        commands(log, "a")
+        await until(lambda: part.position == 2)
+        saving = asyncio.create_task(part.checkpoint())
+        await until(lambda: bool(log.waiting_acks))
+        clock.ahead += 9
+        assert part.checkpoint_age_seconds >= 9
+        log.hold_acks = False
+        log.acknowledge()
+        await saving
+        assert part.checkpoint_age_seconds < 5
+
+
+class SteppedClock(HostClock):
+    """The host's clock, which a test sets ahead."""
+
+    ahead = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead

@@ -129,7 +129,7 @@ class World:
         self.ray_port = free_port()
         self._knobs = knobs
         self._start_ray = start_ray
-        self._more = settings
+        self.settings = settings
         self._stack = contextlib.AsyncExitStack()
         self._worker_stack = contextlib.AsyncExitStack()
         self.ray: RecordingRay = self.new_ray()
@@ -170,7 +170,7 @@ class World:
 
     async def start_worker(self) -> None:
         """Start a worker on the world's log, which holds the records of the last worker."""
-        told = worker_settings(self.log_url, self.nats.url, f"127.0.0.1:{self.ray_port}", **self._more)
+        told = worker_settings(self.log_url, self.nats.url, f"127.0.0.1:{self.ray_port}", **self.settings)
         self.worker = await self._worker_stack.enter_async_context(Worker(Settings(**told)))
         address = f"127.0.0.1:{self.worker.grpc.port}"
         self.client = await self._worker_stack.enter_async_context(PlanningCeremonyClient(address))

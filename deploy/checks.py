@@ -247,7 +247,7 @@ def monitoring() -> None:
     if not original.is_file():
         return
     if original.read_text() != copy.read_text():
-        raise Wrong("deploy/chart/alerts.yaml differs from deploy/monitoring/alerts.yaml: copy it")
+        raise Wrong(f"{copy} differs from {original}: copy it")
     rules = [one for one in rendered(CHART / "examples/production.yaml") if one["kind"] == "PrometheusRule"]
     if [one["spec"] for one in rules] != [yaml.safe_load(original.read_text())]:
         raise Wrong("the PrometheusRule is not alerts.yaml")

@@ -55,6 +55,7 @@ from streams.idempotency import IdempotentOutbound
 from streams.journal import Journal
 from streams.log_clock import LogClock
 from streams.metrics import Metrics, process_metrics
+from streams.outages import CALLS_SETTLE_SECONDS, NeighbourOutage
 from streams.screening import ScreenedOutbound
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, prefixed
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 # Addresses to listen at that nobody can connect to.
 EVERY_INTERFACE = frozenset({"0.0.0.0", "[::]", "::", "*", ""})  # noqa: S104
 MIB = 1024 * 1024
+RAY_WAITS = "steps that ask agents: each is asked again until its timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,12 @@ class Parts:
         logs.redact_with(redactor)
         self.definitions = DefinitionFolder(settings.ceremonies_dir, kinds, clock, rules, learn=redactor.learn)
         self.nats = NatsConnection(settings.nats_url, clock)
-        self.ray = RayExecutorClient(settings.ray_executor_url, call_timeout_seconds=settings.ray_call_timeout_seconds)
+        ray_outage = NeighbourOutage("ray_executor", clock, RAY_WAITS, settle_seconds=CALLS_SETTLE_SECONDS)
+        self.outages = (self.nats.outage, ray_outage)
+        """Those that nobody hears of while no call is made."""
+        self.ray = RayExecutorClient(
+            settings.ray_executor_url, call_timeout_seconds=settings.ray_call_timeout_seconds, outage=ray_outage
+        )
         self.app = _app(settings, clock)
         self.log = self.app.driver.log
         self.idempotency = _idempotency(settings, clock)

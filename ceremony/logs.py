@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections import Counter
 from collections.abc import MutableMapping
 from enum import StrEnum
 from typing import Any, TextIO
@@ -13,14 +12,13 @@ from typing import Any, TextIO
 import structlog
 
 from ceremony import raw_lines
+from ceremony.repeated_lines import DISCREET, Seldom, library_of
 from ports.masking import masked_urls
 from ports.redaction import Redactor
 from steps.secrets.redactor import TextRedactor
 
 # Libraries that report each start and stop: they log from WARNING up only.
 NOISY = ("aiokafka", "faust", "mode", "aiohttp", "asyncio", "grpc", "nats", "streams.transport")
-# Their debug lines hold users, queries and whole rows: they log from WARNING up at every level.
-DISCREET = ("neo4j", "redis")
 # Off. The first logs ERROR while a young broker looks for its coordinator; readiness shows it if that lasts. The second
 # logs a traceback for each record on which an agent fails: our own line names the record, and its dead letter has the
 # traceback.
@@ -36,15 +34,6 @@ REPEATED = (
     "Cannot send <class",
     "Could not send <class",
 )
-
-# Libraries whose lines become the event `library_warning`: a line of theirs is a hint, the worker's state is in lines
-# of our own.
-LIBRARIES = ("aiokafka", "asyncio", "grpc", "nats", "py", *DISCREET)
-
-# Events of ours about a failed call: in an outage there is one for every call.
-MANY = frozenset({"append_failed", "forwarding_failed", "listing_failed"})
-# After a line of MANY, further ones are only counted for this long.
-QUIET_SECONDS = 5.0
 
 
 class Style(StrEnum):
@@ -103,7 +92,8 @@ def configure(level: str, style: str = Style.AUTO) -> None:
     for name in FALSE_ALARMS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     handler.addFilter(_is_news)
-    handler.addFilter(Seldom())
+    handler.seldom = Seldom()
+    handler.addFilter(handler.seldom)
     raw_lines.join()
 
 
@@ -124,6 +114,14 @@ class LogHandler(logging.StreamHandler[TextIO]):
     """The one handler of the process."""
 
     style = Style.CONSOLE
+    seldom: Seldom
+
+
+def report_left_out(now: float) -> None:
+    """Tell of lines held back where no further line of their kind has; `now`: seconds since the epoch."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogHandler):
+            handler.seldom.report(now)
 
 
 def _without_none(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -134,19 +132,13 @@ def _without_none(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMa
 
 def _of_library(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Turn the line of a library into an event of ours."""
-    library = _library(str(event.get("logger", "")))
+    library = library_of(str(event.get("logger", "")))
     if not library:
         return event
     record: logging.LogRecord = event["_record"]
     more = {"more": record.more} if hasattr(record, "more") else {}
     level = "warning" if record.levelno >= logging.WARNING else event["level"]
-    library = "python" if library == "py" else library  # the module `warnings`
     return {**event, "event": "library_warning", "level": level, "library": library, "reason": event["event"], **more}
-
-
-def _library(logger: str) -> str:
-    name = logger.partition(".")[0]
-    return name if name in LIBRARIES else ""
 
 
 def redact_with(redactor: Redactor) -> None:
@@ -166,48 +158,6 @@ class _Redacting(structlog.stdlib.ProcessorFormatter):
         if self.redactor is None:
             self.redactor = TextRedactor()
         return self.redactor.text(line)
-
-
-class Seldom(logging.Filter):
-    """Lets through one line of each event of MANY, and of each kind of line of a library, in QUIET_SECONDS.
-
-    Its `more` counts those held back before it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._last: dict[str, float] = {}
-        self._held_back: Counter[str] = Counter()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        key = _kind_of_many(record)
-        if not key:
-            return True
-        if 0 <= record.created - self._last.get(key, 0.0) < QUIET_SECONDS:
-            self._held_back[key] += 1
-            return False
-        self._last[key] = record.created
-        if more := self._held_back.pop(key, 0):
-            _count(record, more)
-        return True
-
-
-def _kind_of_many(record: logging.LogRecord) -> str:
-    """Return the kind of a line of which there may be many; empty for any other line."""
-    if isinstance(record.msg, dict):
-        event = str(record.msg.get("event"))
-        return event if event in MANY else ""
-    if not _library(record.name) or record.levelno < logging.WARNING:
-        return ""
-    form = record.getMessage() if record.msg == "%s" else str(record.msg)
-    return f"{record.name}: {form.partition(chr(10))[0]}"
-
-
-def _count(record: logging.LogRecord, more: int) -> None:
-    if isinstance(record.msg, dict):
-        record.msg["more"] = more
-    else:
-        record.more = more
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import structlog
 
 from bridge.clock import HostClock
-from ceremony import descriptors, heap
+from ceremony import descriptors, heap, logs
 from ceremony.build import Parts
 from ceremony.settings import Settings
 from ceremony.version import VERSION
@@ -23,9 +23,12 @@ from ports.clock import Clock
 from ports.errors import Unreachable
 from ports.log import LogFailed, LogUnavailable
 from ports.masking import masked_address
+from streams.outages import LOG_WAITS, NeighbourOutage
 
 log = structlog.get_logger(__name__)
 
+# Between looks for lines that are due.
+TELL_SECONDS = 1.0
 # Between probes of the neighbours for readiness.
 PROBE_SECONDS = 2.0
 # For a stop in good order. It takes less than a second while the neighbours answer.
@@ -50,6 +53,7 @@ class Worker:
         self.clock = clock or HostClock()
         parts = Parts(settings, self.clock)
         self.app, self.ray, self.nats, self.log = parts.app, parts.ray, parts.nats, parts.log
+        self._outages = parts.outages
         self.engine, self.timers = parts.pipeline.engine, parts.pipeline.timers
         self.nats_out, self.nats_in = parts.pipeline.nats_out, parts.pipeline.nats_in
         self.idempotency, self.directory = parts.idempotency, parts.directory
@@ -112,6 +116,9 @@ class Worker:
         if self.idempotency is not None:
             self._stack.push_async_callback(self.idempotency.close)
         await start(self.nats.stop, self.nats.start)
+        self._spawn(self._tell(), "lines")
+        if "engine" in self.settings.roles:
+            self._spawn(self._probe(), "probe")
         await start(self.log.stop, self._connect_log)
         self._stack.push_async_callback(self._stop_heartbeats)
         if "engine" in self.settings.roles:
@@ -142,7 +149,6 @@ class Worker:
         self._spawn(self.engine.indexes.run(), "indexes")
         if self.engine.journal is not None:
             self._spawn(self.engine.journal.run(), "journal")
-        self._spawn(self._probe(), "probe")
 
     async def _open_front(self) -> None:
         """Open gRPC, then announce this worker to the others."""
@@ -161,13 +167,15 @@ class Worker:
     async def _connect_log(self) -> None:
         """Wait for the log as long as it takes: a worker started before the log needs no restart."""
         pause = FIRST_PAUSE_SECONDS
+        outage = NeighbourOutage("log", self.clock, LOG_WAITS)
         while True:
             try:
                 await self.log.start()
-                return
             except LogUnavailable as error:
-                if pause == FIRST_PAUSE_SECONDS:
-                    log.warning("waiting_for_log", reason=str(error))
+                outage.failed(error.code, error.message)
+            else:
+                outage.answered()
+                return
             await self.clock.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -201,6 +209,14 @@ class Worker:
             trace = None if isinstance(failure, LogFailed) else failure
             log.error("worker_failed", reason=str(failure) or type(failure).__name__, exc_info=trace)
         self._ended.set()
+
+    async def _tell(self) -> None:
+        """Write the lines that are due, though nothing happens that would bring one."""
+        while True:
+            for outage in self._outages:
+                outage.tick()
+            logs.report_left_out(self.clock.wall())
+            await self.clock.sleep(TELL_SECONDS)
 
     async def _probe(self) -> None:
         """Keep the health service and the Ray executor's state fresh."""

@@ -15,6 +15,7 @@ from nats.js import JetStreamContext
 from bridge.nats.client import FencedClient
 from bridge.nats.urls import server_urls
 from ports.clock import Clock
+from streams.outages import NeighbourOutage
 
 RECONNECT_SECONDS = 1
 CONNECT_TIMEOUT_SECONDS = 2
@@ -52,6 +53,10 @@ class NatsConnection:
         self._client: FencedClient | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._state = "connecting"
+        self._stopping = False
+        self.outage = NeighbourOutage(
+            "nats", clock, "events and messages of publish steps wait in the log, results of agents in NATS"
+        )
         self.generation = 0
         """Rises with each connect; acknowledgements for messages of an earlier generation never come."""
 
@@ -70,6 +75,7 @@ class NatsConnection:
 
     async def stop(self) -> None:
         """Close; the next run publishes unacknowledged messages again."""
+        self._stopping = True
         self._down("closed")
         if self._dialling is not None and not self._dialling.done():
             self._dialling.cancel()
@@ -134,25 +140,28 @@ class NatsConnection:
 
     async def _on_connected(self) -> None:
         log.info("nats_connected")
+        self.outage.answered()
         self.generation += 1
         self._up.set()
 
     async def _on_disconnected(self) -> None:
         if self._up.is_set():
-            log.warning("nats_disconnected")
+            self.outage.failed("nats_disconnected", "the connection was lost")
         self._down("disconnected")
 
     async def _on_closed(self) -> None:
         if self._up.is_set():
-            log.warning("nats_closed", hint="the server ended the connection with an error; its log says which")
+            self.outage.failed("nats_closed", "the server ended the connection with an error; its log says which")
         self._down("closed by the server")
         self._closed.set()
 
     async def _on_error(self, error: Exception) -> None:
         # Without a callback nats-py prints a traceback for each failed attempt to connect.
-        reason = "authorization refused" if "authorization" in str(error).lower() else type(error).__name__
-        if not self._up.is_set():
+        refused = "authorization" in str(error).lower()
+        reason = "authorization refused" if refused else type(error).__name__
+        if not self._up.is_set() and not self._stopping:
             self._state = f"unreachable: {reason}"
+            self.outage.failed("nats_refused" if refused else "nats_unreachable", reason)
         log.debug("nats_error", reason=reason)
 
     def _down(self, state: str) -> None:

@@ -95,7 +95,8 @@ class AgentResponses:
                 if self._handling:
                     await asyncio.wait(self._handling)
         except TimeoutError:
-            log.warning("agent_responses_left", count=len(self._handling))
+            if self._handling:
+                log.warning("agent_responses_left", count=len(self._handling))
         tasks = [task for task in (self._loop, *self._handling) if task is not None]
         for task in tasks:
             task.cancel()

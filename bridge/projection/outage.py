@@ -10,6 +10,7 @@ import structlog
 from bridge.projection import metrics
 from bridge.projection.store import Store, StoreError
 from ports.clock import Clock
+from streams.outages import NeighbourOutage
 
 # Deadline of a call; a write of a megabyte takes some hundredths of a second.
 CALL_SECONDS = 10.0
@@ -25,6 +26,7 @@ class StoreCalls:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._outage = NeighbourOutage(store.name, clock, "its rows wait in the log; no ceremony notices")
         self.state = "not asked yet"
         """`ok`, or the last error."""
         self._failures = metrics.FAILURES.labels(store.name)
@@ -54,19 +56,23 @@ class StoreCalls:
                 done = await call()
         except TimeoutError:
             error = StoreError(self._store.name, f"no answer within {CALL_SECONDS:g} s")
-            self._note(error.reason)
+            self._failed(error)
             raise error from None
         except StoreError as error:
-            self._note(error.reason)
+            self._failed(error)
             raise
-        self._note("ok")
+        self._answered()
         return done
 
-    def _note(self, state: str) -> None:
-        if state != "ok":
-            self._failures.inc()
-        if (state == "ok") != (self.state == "ok"):
-            self._up.set(state == "ok")
-            report = log.info if state == "ok" else log.warning
-            report("store_answers" if state == "ok" else "store_unavailable", store=self._store.name, reason=state)
-        self.state = state
+    def _failed(self, error: StoreError) -> None:
+        self._failures.inc()
+        self._up.set(0)
+        self.state = error.reason
+        self._outage.failed(error.code, error.reason)
+
+    def _answered(self) -> None:
+        if self.state != "ok":
+            self._up.set(1)
+            self.state = "ok"
+            log.info("store_answers", store=self._store.name)
+        self._outage.answered()

@@ -16,6 +16,7 @@ from bridge.grpc.metadata import correlation_metadata
 from ports.errors import Unreachable
 from ports.masking import masked, masked_address
 from ports.ray import RayAnswer, RayTask
+from streams.outages import NeighbourOutage
 
 NEIGHBOUR = "ray_executor"
 CALL_TIMEOUT_SECONDS = 10.0
@@ -48,12 +49,20 @@ log = structlog.get_logger(__name__)
 class RayExecutorClient:
     """The RayExecutor port on one open channel. Create it in the event loop; `close` it, or use `async with`."""
 
-    def __init__(self, url: str, *, call_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        call_timeout_seconds: float = CALL_TIMEOUT_SECONDS,
+        outage: NeighbourOutage | None = None,
+    ) -> None:
+        """`outage`: hears of each call, and tells the log."""
         self.url = url
         """`host:port` of the executor (RAY_EXECUTOR_URL)."""
         self._shown = masked_address(url)
         self.call_timeout_seconds = call_timeout_seconds
         """Deadline of a call (RAY_CALL_TIMEOUT_SECONDS)."""
+        self._outage = outage
         read_all_wakeups()
         self._channel = grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS)
         self._stub = RayExecutorServiceStub(self._channel)
@@ -77,6 +86,7 @@ class RayExecutorClient:
             return self._failed(error, task.task_id)
         except grpc.aio.UsageError:
             raise Unreachable(NEIGHBOUR, "the channel is closed") from None
+        self._answered()
         return to_answer(response)
 
     async def probe(self) -> None:
@@ -88,6 +98,7 @@ class RayExecutorClient:
                 raise self._unreachable(error) from None
         except grpc.aio.UsageError:
             raise Unreachable(NEIGHBOUR, "the channel is closed") from None
+        self._answered()
 
     async def close(self) -> None:
         """Close the channel; running calls end as Unreachable."""
@@ -105,7 +116,9 @@ class RayExecutorClient:
         if error.code() in UNDECIDED:
             raise self._unreachable(error) from None
         # The details may hold an exception's text from the executor: log them, and keep them from clients.
-        log.warning("ray_call_failed", task_id=task_id, grpc_status=error.code().name, details=self._details(error))
+        details = self._details(error)
+        log.debug("ray_call_failed", task_id=task_id, grpc_status=error.code().name, details=details)
+        self._call_failed(error, f"the Ray executor at {self._shown} answered {error.code().name}: {details}")
         return RayAnswer(
             "failed",
             code=f"ray_{error.code().name.lower()}",
@@ -118,7 +131,17 @@ class RayExecutorClient:
 
     def _unreachable(self, error: grpc.aio.AioRpcError) -> Unreachable:
         log.debug("ray_unreachable", url=self._shown, grpc_status=error.code().name, details=self._details(error))
-        return Unreachable(NEIGHBOUR, f"{self._shown} gave no answer ({error.code().name})")
+        unreachable = Unreachable(NEIGHBOUR, f"{self._shown} gave no answer ({error.code().name})")
+        self._call_failed(error, unreachable.reason)
+        return unreachable
+
+    def _call_failed(self, error: grpc.aio.AioRpcError, reason: str) -> None:
+        if self._outage is not None:
+            self._outage.failed(f"ray_{error.code().name.lower()}", reason)
+
+    def _answered(self) -> None:
+        if self._outage is not None:
+            self._outage.answered()
 
 
 def to_answer(response: pb.ExecuteDeliberationResponse) -> RayAnswer:

@@ -14,6 +14,7 @@ from ports.clock import Clock
 from ports.errors import Unreachable
 from ports.idempotency import HeldByAnother
 from ports.outbound import Published
+from streams.outages import CALLS_SETTLE_SECONDS, NeighbourOutage
 
 NEIGHBOUR = "valkey"
 PREFIX = "idempotency:"
@@ -64,6 +65,8 @@ class ValkeyIdempotency:
         self._clock = clock
         self._owner = owner
         self._claim = client.register_script(_CLAIM)
+        waits = "publish steps go on by the marks in their ceremonies alone"
+        self._outage = NeighbourOutage(NEIGHBOUR, clock, waits, settle_seconds=CALLS_SETTLE_SECONDS)
 
     async def claim(self, key: str) -> Published | HeldByAnother | None:
         mark = self._mark("IN_PROGRESS", owner=self._owner)
@@ -87,11 +90,17 @@ class ValkeyIdempotency:
     async def _call(self, call: Awaitable[Any]) -> Any:
         try:
             async with self._clock.timeout(CALL_TIMEOUT_SECONDS):
-                return await call
+                answer = await call
         except TimeoutError:
-            raise Unreachable(NEIGHBOUR, f"no answer within {CALL_TIMEOUT_SECONDS:g} s") from None
+            raise self._unreachable(f"no answer within {CALL_TIMEOUT_SECONDS:g} s") from None
         except (RedisError, OSError):
-            raise Unreachable(NEIGHBOUR, "the call failed") from None
+            raise self._unreachable("the call failed") from None
+        self._outage.answered()
+        return answer
+
+    def _unreachable(self, reason: str) -> Unreachable:
+        self._outage.failed("valkey_unreachable", reason)
+        return Unreachable(NEIGHBOUR, reason)
 
 
 def _published(found: bytes | str) -> Published | None:

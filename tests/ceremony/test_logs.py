@@ -14,7 +14,8 @@ import pytest
 import structlog
 from faust.agents.actor import Actor
 
-from ceremony.logs import QUIET_SECONDS, configure, redact_with
+from ceremony.logs import configure, redact_with, report_left_out
+from ceremony.repeated_lines import MOST, MOST_KINDS, MOST_OF_MANY, QUIET_SECONDS
 from steps.secrets.redactor import TextRedactor
 from tests.steps.secrets.planted import planted
 
@@ -111,6 +112,37 @@ def test_lines_of_a_library_that_were_held_back_are_counted(
     now += QUIET_SECONDS
     logging.getLogger("aiokafka.cluster").error("again")
     assert [json.loads(line).get("more") for line in capsys.readouterr().err.splitlines()] == [None, 3]
+
+
+@pytest.mark.usefixtures("as_before")
+def test_any_line_that_comes_again_and_again_is_bounded_and_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug brings a traceback for each call. Where no further line tells of those held back, a report does."""
+    # specification 30.4
+    configure("INFO", "json")
+    now = 1_000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr("time.time_ns", lambda: int(now * 1e9))
+    for number in range(5_000):
+        structlog.get_logger("a").error("step_agent_failed", instance=f"c{number}")
+        logging.getLogger("streams.transport.x").error("%s: dead-lettered", number)
+    report_left_out(now)
+    report_left_out(now + QUIET_SECONDS)
+    report_left_out(now + 2 * QUIET_SECONDS)
+    *lines, report = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert len(lines) == 2 * MOST
+    left = 5_000 - MOST
+    assert report["event"] == "lines_left_out" and report["count"] == 2 * left
+    assert report["lines"] == {"step_agent_failed": left, "streams.transport.x: %s: dead-lettered": left}
+
+
+@pytest.mark.usefixtures("as_before")
+def test_lines_of_endlessly_many_kinds_are_bounded_too(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("INFO", "json")
+    for number in range(3_000):
+        logging.getLogger("nats").warning(f"error {number}")  # noqa: G004 - as libraries do
+    assert len(capsys.readouterr().err.splitlines()) == MOST_KINDS + MOST_OF_MANY
 
 
 FAILING_BIND = """

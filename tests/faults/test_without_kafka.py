@@ -56,7 +56,7 @@ def test_a_worker_waits_for_its_kafka_and_ends_without_it(tmp_path: Path) -> Non
         time.sleep(2)  # some more attempts
         about_kafka = [line for line in worker.log.read_text().splitlines() if str(kafka.port) in line]
         assert len(about_kafka) == 1, about_kafka
-        assert "waiting_for_log" in about_kafka[0]
+        assert "neighbour_fails" in about_kafka[0] and "log_unavailable" in about_kafka[0]
         with running(kafka):
             worker.wait_ready()
             kafka.kill()

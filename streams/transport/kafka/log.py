@@ -25,6 +25,7 @@ from ports.log import (
     Taken,
     TopicSpec,
 )
+from streams.outages import LOG_WAITS, NeighbourOutage
 from streams.transport.kafka.client import DRAIN_SECONDS, new_producer, new_reader, stop_reader
 from streams.transport.kafka.follower import GroupFollower
 from streams.transport.kafka.topics import check_topics, ensure_topics
@@ -67,6 +68,7 @@ class KafkaLog:
         self._checker: asyncio.Task[None] | None = None
         self._state = "not connected"
         self._warnings: Sequence[LogWarning] = ()
+        self._outage = NeighbourOutage("log", clock, LOG_WAITS)
 
     @property
     def state(self) -> str:
@@ -270,16 +272,15 @@ class KafkaLog:
 
     async def _watch(self) -> None:
         reader = self._connected()
-        answered = True
         while True:
             await self._clock.sleep(WATCH_SECONDS)
-            before = answered
             try:
                 async with self._clock.timeout(WATCH_SECONDS * 2):
                     answered = await reader._client._metadata_update(reader._client.cluster, [])
             except (KafkaError, TimeoutError):
                 answered = False
             self._state = "ok" if answered else "no answer"
-            if answered != before:
-                where = ",".join(self._servers)
-                logger.warning("Kafka at %s %s", where, "answers again" if answered else "does not answer; waiting")
+            if answered:
+                self._outage.answered()
+            else:
+                self._outage.failed("log_unavailable", f"Kafka at {','.join(self._servers)} does not answer")

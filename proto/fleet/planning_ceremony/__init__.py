@@ -1,1 +1,1 @@
-"""The ceremony engine: its protos and a thin client."""
+"""The ceremony engine: its protos, and its client for threads and for asyncio."""

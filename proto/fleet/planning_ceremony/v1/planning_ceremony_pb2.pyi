@@ -3,9 +3,10 @@
 isort:skip_file
 The service of the ceremony engine: start, read, decide and watch ceremonies.
 
-Errors are gRPC statuses whose message begins with a stable snake_case code: `code: problem, place, remedy`. All
-times are ISO-8601 in UTC. The correlation id may also come as gRPC metadata `x-correlation-id`; a field of the
-request takes precedence.
+Errors are gRPC statuses whose message begins with a stable snake_case code: `code: problem, place, remedy`. Beside it
+`grpc-status-details-bin` has a google.rpc.Status with ErrorInfo (the code in capitals, the ids of the request),
+BadRequest (every violation) and RetryInfo (when to repeat). All times are ISO-8601 in UTC. The correlation id may
+also come as gRPC metadata `x-correlation-id`; a field of the request takes precedence.
 
 A `request_id` belongs to one ceremony and stands for one operation on it: the same operation again changes nothing
 more and gets the same answer; another operation or other content is INVALID_ARGUMENT (`request_id_reused`). After 64

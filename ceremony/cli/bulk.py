@@ -19,7 +19,7 @@ from ceremony.cli.errors import CommandFailed, refused
 from ceremony.cli.output import Format, emit_data, say
 
 if TYPE_CHECKING:
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 
 # Calls in flight.
 LANES = 16
@@ -30,7 +30,7 @@ class BulkItem:
     """One call, and the name under which people see it."""
 
     name: str
-    work: Callable[[PlanningCeremonyClient], Awaitable[Any]]
+    work: Callable[[AsyncPlanningCeremonyClient], Awaitable[Any]]
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ def summary(verb: str, outcome: BulkResult) -> str:
     return f"{verb}: {len(outcome.done)} of {total} done" + (f"; refused or failed: {wrong}" if wrong else "")
 
 
-async def _all(client: PlanningCeremonyClient, verb: str, items: Sequence[BulkItem]) -> BulkResult:
+async def _all(client: AsyncPlanningCeremonyClient, verb: str, items: Sequence[BulkItem]) -> BulkResult:
     outcome = BulkResult()
     with _progress() as progress:
         bar = progress.add_task(verb, total=len(items))
@@ -93,9 +93,9 @@ async def _all(client: PlanningCeremonyClient, verb: str, items: Sequence[BulkIt
 
 
 async def _lane(
-    client: PlanningCeremonyClient, items: Iterator[BulkItem], outcome: BulkResult, tick: Callable[[], None]
+    client: AsyncPlanningCeremonyClient, items: Iterator[BulkItem], outcome: BulkResult, tick: Callable[[], None]
 ) -> None:
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyError
+    from fleet.planning_ceremony.client import PlanningCeremonyError
 
     for item in items:
         try:

@@ -37,9 +37,9 @@ def cancel(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Cancel ceremonies. Their steps in flight are cancelled first."""
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 
     filters = Filters(everything, state, definition, status, story, yes)
     who = {"actor": actor or login(), "role": role, "reason": reason}
     on = frozenset({RUNNING, WAITING, PAUSED})
-    on_ceremonies("cancel", PlanningCeremonyClient.cancel, ids or [], filters, on, who, server, output)
+    on_ceremonies("cancel", AsyncPlanningCeremonyClient.cancel, ids or [], filters, on, who, server, output)

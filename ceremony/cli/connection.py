@@ -16,7 +16,7 @@ from ceremony.cli.errors import CommandFailed, Exit, refused
 from ceremony.cli.options import DEFAULT_SERVER
 
 if TYPE_CHECKING:
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 
 DEV_FILE = Path(".ceremony/dev.json")
 CONNECT_SECONDS = 3.0
@@ -68,16 +68,16 @@ def runs(pid: int) -> bool:
     return True
 
 
-def call(given: str | None, work: Callable[[PlanningCeremonyClient], Awaitable[Result]]) -> Result:
+def call(given: str | None, work: Callable[[AsyncPlanningCeremonyClient], Awaitable[Result]]) -> Result:
     """Do `work` with a client of the engine. Raises CommandFailed when it cannot be reached or refuses."""
     import asyncio
 
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient, PlanningCeremonyError
 
     async def connected() -> Result:
         at = server(given)
         await _knock(at)
-        async with PlanningCeremonyClient(at.address) as client:
+        async with AsyncPlanningCeremonyClient(at.address) as client:
             return await work(client)
 
     try:

@@ -16,8 +16,8 @@ from ceremony.cli.output import Format, OutputOption, emit_data, say
 from ceremony.cli.plain_help import PLAIN, PlainCommand, PlainGroup
 
 if TYPE_CHECKING:
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
     from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 deadletters = typer.Typer(
     cls=PlainGroup,
@@ -109,14 +109,14 @@ def parsed(origin: str) -> tuple[str, int, int]:
     raise typer.BadParameter(f"{origin!r} is not TOPIC/PARTITION/OFFSET", param_hint="ORIGIN")
 
 
-def _replaying(where: tuple[str, int, int], who: Mapping[str, Any]) -> Callable[[PlanningCeremonyClient], Any]:
+def _replaying(where: tuple[str, int, int], who: Mapping[str, Any]) -> Callable[[AsyncPlanningCeremonyClient], Any]:
     return lambda client: client.replay_dead_letter(*where, **who)
 
 
 def _matching(server: str | None, topic: str | None, code: str | None) -> list[str]:
     """Origins of all dead letters that match, oldest first, so that a replay keeps their order."""
 
-    async def work(client: PlanningCeremonyClient) -> list[str]:
+    async def work(client: AsyncPlanningCeremonyClient) -> list[str]:
         found: list[pb.DeadLetter] = []
         while True:
             page = await client.dead_letters(topic=topic, limit=LARGEST_PAGE, offset=len(found))

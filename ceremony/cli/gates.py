@@ -14,8 +14,8 @@ from ceremony.cli.output import Format
 from ceremony.cli.views import report_change
 
 if TYPE_CHECKING:
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
     from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 GateArgument = Annotated[
     str | None,
@@ -47,7 +47,7 @@ class GateChoice:
 
 
 def decide(decision: GateChoice, server: str | None, output: Format) -> None:
-    async def work(client: PlanningCeremonyClient) -> tuple[str, pb.PlanningCeremonyInstance]:
+    async def work(client: AsyncPlanningCeremonyClient) -> tuple[str, pb.PlanningCeremonyInstance]:
         gate = await open_gate(client, decision)
         after = await client.decide(
             decision.instance_id,
@@ -65,7 +65,7 @@ def decide(decision: GateChoice, server: str | None, output: Format) -> None:
     report_change(f"{'approved' if decision.approved else 'rejected'} {name}", after, output)
 
 
-async def open_gate(client: PlanningCeremonyClient, decision: GateChoice) -> pb.OpenGate:
+async def open_gate(client: AsyncPlanningCeremonyClient, decision: GateChoice) -> pb.OpenGate:
     """Look up the gate, so that the decision applies to the visit that is open now and to no later one.
 
     A named gate that is not open is passed on: the engine gives the best reason why it cannot be decided.

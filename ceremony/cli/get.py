@@ -12,14 +12,14 @@ from ceremony.cli.options import InstanceArgument
 from ceremony.cli.output import Format, OutputOption, emit_data
 
 if TYPE_CHECKING:
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
     from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 
 def get(instance_id: InstanceArgument, server: ServerOption = None, output: OutputOption = Format.TABLE) -> None:
     """Show one ceremony: its state, its steps, and its waits."""
 
-    async def work(client: PlanningCeremonyClient) -> pb.PlanningCeremonyInstance | None:
+    async def work(client: AsyncPlanningCeremonyClient) -> pb.PlanningCeremonyInstance | None:
         return await client.get(instance_id)
 
     found = call(server, work)

@@ -15,8 +15,8 @@ from ceremony.cli.options import InstanceArgument
 from ceremony.cli.output import Format, OutputOption, emit_data, say
 
 if TYPE_CHECKING:
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
     from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 # Events of one page of a whole history.
 PAGE_EVENTS = 500
@@ -72,7 +72,7 @@ def history(
         say(f"incomplete: {found.message} (stopped at {where})", err=True)
 
 
-async def _gathered(client: PlanningCeremonyClient, instance_id: str, limit: int | None) -> Gathered:
+async def _gathered(client: AsyncPlanningCeremonyClient, instance_id: str, limit: int | None) -> Gathered:
     found = Gathered()
     if limit is not None:
         found.add(await client.history(instance_id, limit=limit))

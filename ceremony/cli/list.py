@@ -15,8 +15,8 @@ from ceremony.cli.output import Format, OutputOption, emit_data, say
 from ceremony.cli.times import moment
 
 if TYPE_CHECKING:
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
     from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
     Page = pb.ListPlanningCeremonyInstancesResponse
 
@@ -62,7 +62,7 @@ def list_(
         "subject": subject,
     }
 
-    async def work(client: PlanningCeremonyClient) -> tuple[Sequence[pb.PlanningCeremonyInstance], Page]:
+    async def work(client: AsyncPlanningCeremonyClient) -> tuple[Sequence[pb.PlanningCeremonyInstance], Page]:
         return await pages(client, filters, limit, offset)
 
     found, last = call(server, work)
@@ -87,7 +87,7 @@ def _print_list(found: Sequence[pb.PlanningCeremonyInstance], last: Page, offset
 
 
 async def pages(
-    client: PlanningCeremonyClient, filters: Mapping[str, Any], limit: int, offset: int
+    client: AsyncPlanningCeremonyClient, filters: Mapping[str, Any], limit: int, offset: int
 ) -> tuple[list[pb.PlanningCeremonyInstance], Page]:
     """Fetch pages until `limit` or the end; a page of large ceremonies holds fewer. Return them and the last page."""
     found: list[pb.PlanningCeremonyInstance] = []

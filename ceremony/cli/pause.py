@@ -36,9 +36,9 @@ def pause(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Pause ceremonies. Answers are recorded, nothing new starts, timers stop."""
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 
     filters = Filters(everything, state, definition, status, story, yes)
     who = {"actor": actor or login(), "role": role, "reason": reason}
     on = frozenset({RUNNING, WAITING})
-    on_ceremonies("pause", PlanningCeremonyClient.pause, ids or [], filters, on, who, server, output)
+    on_ceremonies("pause", AsyncPlanningCeremonyClient.pause, ids or [], filters, on, who, server, output)

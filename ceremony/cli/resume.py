@@ -35,9 +35,9 @@ def resume(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Resume paused ceremonies. Their timers go on with the time that was left."""
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 
     filters = Filters(everything, state, definition, status, story, yes)
     who = {"actor": actor or login(), "role": role, "reason": reason}
     on = frozenset({PAUSED})
-    on_ceremonies("resume", PlanningCeremonyClient.resume, ids or [], filters, on, who, server, output)
+    on_ceremonies("resume", AsyncPlanningCeremonyClient.resume, ids or [], filters, on, who, server, output)

@@ -29,7 +29,7 @@ from ceremony.cli.selection import (
 from ceremony.cli.views import report_change
 
 if TYPE_CHECKING:
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 
     from ceremony.cli.selection import Found, Operation
 
@@ -61,12 +61,12 @@ def retry(
 
     With --all, ceremonies that have TIMED_OUT open again only where --status names them: --all --status TIMED_OUT.
     """
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 
     filters = Filters(everything, state, definition, status, story, yes)
     filters.check([instance_id] if instance_id else [])
     who = {"actor": actor or login(), "role": role, "reason": reason}
-    operation: Operation = PlanningCeremonyClient.retry_step
+    operation: Operation = AsyncPlanningCeremonyClient.retry_step
     if instance_id:
         name = step or only or call(server, lambda client: _the_failed(client, instance_id))
         report_change(
@@ -98,7 +98,7 @@ def failed_steps(found: Found) -> list[str]:
     return sorted(step_id for step_id, word in found.step_status.items() if word == FAILED)
 
 
-async def _the_failed(client: PlanningCeremonyClient, instance_id: str) -> str:
+async def _the_failed(client: AsyncPlanningCeremonyClient, instance_id: str) -> str:
     """The only failed step of a ceremony; empty after a time-out without one, for every step that it cancelled.
 
     Raises CommandFailed when there is none, or several.

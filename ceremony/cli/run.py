@@ -50,7 +50,7 @@ def run(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Run a step that the start did not select."""
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 
     filters = Filters(everything, state, definition, status, story, yes)
     filters.check([instance_id] if instance_id else [])
@@ -58,7 +58,7 @@ def run(
     if name is None:
         raise typer.BadParameter("name the step", param_hint="STEP")
     who = {"actor": actor or login(), "role": role, "reason": reason}
-    operation: Operation = PlanningCeremonyClient.run_step
+    operation: Operation = AsyncPlanningCeremonyClient.run_step
     if instance_id:
         report_change(f"run {name}", call(server, lambda client: operation(client, instance_id, name, **who)), output)
         return

@@ -16,13 +16,13 @@ from ceremony.cli.output import Format
 from ceremony.cli.views import report_change
 
 if TYPE_CHECKING:
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
     from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
     Found = pb.PlanningCeremonyInstance
     # An unbound method of the client: (client, id[, step], actor, role, reason).
     Operation = Callable[..., Coroutine[Any, Any, Found]]
-    Work = Callable[[PlanningCeremonyClient], Coroutine[Any, Any, Found]]
+    Work = Callable[[AsyncPlanningCeremonyClient], Coroutine[Any, Any, Found]]
 
 RUNNING, WAITING, PAUSED, FAILED = "RUNNING", "WAITING_FOR_HUMAN", "PAUSED", "FAILED"
 
@@ -121,7 +121,7 @@ def matching(server: str | None, filters: Filters, on: frozenset[str]) -> list[F
     wanted = {"state": filters.state, "definition_name": filters.definition, "story_id": filters.story}
     statuses = [filters.status] if filters.status else sorted(on)
 
-    async def work(client: PlanningCeremonyClient) -> list[Found]:
+    async def work(client: AsyncPlanningCeremonyClient) -> list[Found]:
         found: dict[str, Found] = {}
         for status in statuses:
             page, _ = await pages(client, {**wanted, "status": status}, sys.maxsize, 0)

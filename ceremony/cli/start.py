@@ -14,8 +14,8 @@ from ceremony.cli.options import login, named_values
 from ceremony.cli.output import Format, OutputOption, emit_data, say
 
 if TYPE_CHECKING:
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
     from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 # Part of the answer to a repeated start whose ceremony has ended.
 ALREADY = " is there already: "
@@ -53,7 +53,7 @@ def start(
     """Start a ceremony. Repeating the same start is safe: nothing starts twice."""
     given = {**_from_file(inputs_file), **named_values(inputs or ())}
 
-    async def work(client: PlanningCeremonyClient) -> pb.StartPlanningCeremonyResponse:
+    async def work(client: AsyncPlanningCeremonyClient) -> pb.StartPlanningCeremonyResponse:
         return await client.start_response(
             definition,
             ceremony_id=ceremony_id,

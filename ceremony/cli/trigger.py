@@ -12,8 +12,8 @@ from ceremony.cli.output import Format, OutputOption
 from ceremony.cli.views import report_change
 
 if TYPE_CHECKING:
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
     from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 
 def trigger(
@@ -27,7 +27,7 @@ def trigger(
 ) -> None:
     """Ask for a transition out of the present state, by its trigger."""
 
-    async def work(client: PlanningCeremonyClient) -> pb.PlanningCeremonyInstance:
+    async def work(client: AsyncPlanningCeremonyClient) -> pb.PlanningCeremonyInstance:
         return await client.trigger(instance_id, name, actor=actor or login(), role=role, reason=reason)
 
     report_change(name, call(server, work), output)

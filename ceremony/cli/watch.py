@@ -20,8 +20,8 @@ from ceremony.cli.options import InstanceArgument
 from ceremony.cli.output import Format, OutputOption, emit_data, emit_line, say
 
 if TYPE_CHECKING:
+    from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
     from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
     Show = Callable[[pb.PlanningCeremonyInstance], None]
 
@@ -73,7 +73,7 @@ def _live(instance_id: str, server: str | None) -> pb.PlanningCeremonyInstance:
 
 
 def _each(instance_id: str, server: str | None, show: Show) -> pb.PlanningCeremonyInstance:
-    async def work(client: PlanningCeremonyClient) -> pb.PlanningCeremonyInstance:
+    async def work(client: AsyncPlanningCeremonyClient) -> pb.PlanningCeremonyInstance:
         last = None
         async for found in forms(client, instance_id):
             show(found)
@@ -109,9 +109,9 @@ async def _reader_gone() -> None:
         await HostClock().sleep(READER_SECONDS)
 
 
-async def forms(client: PlanningCeremonyClient, instance_id: str) -> AsyncIterator[pb.PlanningCeremonyInstance]:
+async def forms(client: AsyncPlanningCeremonyClient, instance_id: str) -> AsyncIterator[pb.PlanningCeremonyInstance]:
     """Yield each version once, across restarts of the engine. Raises PlanningCeremonyError."""
-    from fleet.planning_ceremony.v1.client import PlanningCeremonyError
+    from fleet.planning_ceremony.client import PlanningCeremonyError
 
     version, broken = -1, 0
     while True:

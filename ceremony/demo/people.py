@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
+from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient, PlanningCeremonyError
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 
 from ceremony.demo.stream import Seen
 from ports.clock import Clock
@@ -26,7 +26,7 @@ class People:
 
     def __init__(
         self,
-        client: PlanningCeremonyClient,
+        client: AsyncPlanningCeremonyClient,
         clock: Clock,
         definitions: Mapping[str, Definition],
         live: Callable[[], Iterable[str]],

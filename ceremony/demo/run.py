@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
+from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient, PlanningCeremonyError
 
 from bridge.nats.connection import NatsConnection
 from ceremony.definition_files import Checked, check
@@ -152,14 +152,14 @@ class Demo:
             connection = NatsConnection(process.running["nats"], self._clock, name="ceremony-demo")
             await connection.start()
             try:
-                async with PlanningCeremonyClient(process.running["grpc"]) as client:
+                async with AsyncPlanningCeremonyClient(process.running["grpc"]) as client:
                     return await self._play(client, connection, process, definitions)
             finally:
                 await connection.stop()
 
     async def _play(
         self,
-        client: PlanningCeremonyClient,
+        client: AsyncPlanningCeremonyClient,
         connection: NatsConnection,
         process: EngineProcess,
         definitions: Sequence[Definition],
@@ -197,7 +197,7 @@ class Demo:
         await self._name_missing(None if process.ended.done() else client)
         return people
 
-    async def _start_all(self, client: PlanningCeremonyClient, planned: Sequence[PlannedStart]) -> None:
+    async def _start_all(self, client: AsyncPlanningCeremonyClient, planned: Sequence[PlannedStart]) -> None:
         left = iter(planned)
 
         async def some() -> None:
@@ -211,7 +211,7 @@ class Demo:
             for starter in starters:
                 starter.cancel()
 
-    async def _start(self, client: PlanningCeremonyClient, start: PlannedStart) -> None:
+    async def _start(self, client: AsyncPlanningCeremonyClient, start: PlannedStart) -> None:
         try:
             await client.start(
                 start.definition,
@@ -280,7 +280,7 @@ class Demo:
 
     # -- after
 
-    async def _name_missing(self, client: PlanningCeremonyClient | None) -> None:
+    async def _name_missing(self, client: AsyncPlanningCeremonyClient | None) -> None:
         """Ask for the state of each ceremony without an end. `client`: None if the engine has ended."""
         definition = {start.instance_id: start.definition for start in self._accepted}
         for number, instance_id in enumerate(self._live()):

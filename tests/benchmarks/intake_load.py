@@ -1,7 +1,7 @@
 """The callers: a process that calls StartPlanningCeremony, as fast as it goes or at a fixed rate.
 
 Run as `python -m tests.benchmarks.intake_load`, options as JSON on stdin, the answer as JSON on stdout. Every call goes
-through the thin client, which repeats a start that was refused for lag: the caller's whole wait counts.
+through the async client, which repeats a start that was refused for lag: the caller's whole wait counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 import uvloop
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
+from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient, PlanningCeremonyError
 
 from tests.benchmarks import preload
 from tests.benchmarks.serial import percentile
@@ -65,7 +65,7 @@ class Measured(msgspec.Struct, kw_only=True):
 class Callers:
     """Makes the calls and keeps the answer to each."""
 
-    def __init__(self, options: Options, clients: Sequence[PlanningCeremonyClient]) -> None:
+    def __init__(self, options: Options, clients: Sequence[AsyncPlanningCeremonyClient]) -> None:
         self._options = options
         self._clients = clients
         self._number = 0
@@ -111,7 +111,7 @@ class Callers:
 
 
 async def measure(options: Options) -> Measured:
-    clients = [PlanningCeremonyClient(options.addresses[n % len(options.addresses)]) for n in range(CHANNELS)]
+    clients = [AsyncPlanningCeremonyClient(options.addresses[n % len(options.addresses)]) for n in range(CHANNELS)]
     callers = Callers(options, clients)
     wall, began, cpu = time.time(), time.perf_counter(), time.process_time()
     until = began + options.seconds

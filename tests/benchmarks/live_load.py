@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import nats
 import uvloop
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
+from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient, PlanningCeremonyError
 from nats.aio.msg import Msg
 from nats.js.api import DeliverPolicy
 
@@ -106,7 +106,7 @@ class Life:
 class LiveLoad:
     """Starts ceremonies, decides gates, and keeps the times."""
 
-    def __init__(self, options: Options, clients: Sequence[PlanningCeremonyClient]) -> None:
+    def __init__(self, options: Options, clients: Sequence[AsyncPlanningCeremonyClient]) -> None:
         self._options = options
         self._clients = clients
         self._tasks: set[asyncio.Task[None]] = set()
@@ -186,7 +186,7 @@ class LiveLoad:
         if life.due >= self.counts_from:
             self._hops[hop].append(time.time() - began)
 
-    def _client(self) -> PlanningCeremonyClient:
+    def _client(self) -> AsyncPlanningCeremonyClient:
         self._turn += 1
         return self._clients[self._turn % len(self._clients)]
 
@@ -230,7 +230,7 @@ def times(seconds: Sequence[float]) -> Times:
 
 
 async def measure(options: Options) -> Measured:
-    clients = [PlanningCeremonyClient(options.addresses[n % len(options.addresses)]) for n in range(CHANNELS)]
+    clients = [AsyncPlanningCeremonyClient(options.addresses[n % len(options.addresses)]) for n in range(CHANNELS)]
     connection = await nats.connect(options.nats)
     run = LiveLoad(options, clients)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import nats
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 from nats.aio.subscription import Subscription
 
 from tests.benchmarks import preload, processes
@@ -79,14 +79,14 @@ async def measure(
             connection = await nats.connect(server.url)
             try:
                 events = await connection.jetstream().subscribe("ceremony.>", stream="CEREMONY", ordered_consumer=True)
-                async with PlanningCeremonyClient(worker.address) as client:
+                async with AsyncPlanningCeremonyClient(worker.address) as client:
                     return await _one_by_one(client, events, workload, name, count, progress)
             finally:
                 await connection.close()
 
 
 async def _one_by_one(
-    client: PlanningCeremonyClient,
+    client: AsyncPlanningCeremonyClient,
     events: Subscription,
     workload: Workload,
     name: str,

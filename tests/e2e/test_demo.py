@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
+from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 
 from tests.dev_process import CEREMONIES, DevProcess, alive, ceremony, until_gone
 
@@ -187,7 +187,7 @@ def test_dev_loses_nothing_when_it_is_killed(dev: DevProcess) -> None:
 
 
 async def start_many(server: str) -> None:
-    async with PlanningCeremonyClient(server) as client:
+    async with AsyncPlanningCeremonyClient(server) as client:
         for number in range(12):
             await client.start(
                 "backlog_review",
@@ -200,7 +200,7 @@ async def start_many(server: str) -> None:
 
 async def ends(server: str) -> dict[str, str]:
     """Approve open gates until all ceremonies have ended."""
-    async with asyncio.timeout(90), PlanningCeremonyClient(server) as client:
+    async with asyncio.timeout(90), AsyncPlanningCeremonyClient(server) as client:
         while True:
             page = await client.list()
             for one in page.ceremonies:
@@ -234,7 +234,7 @@ def test_dev_ends_cleanly_on_a_signal_and_continues_after_a_restart(number: sign
 
 
 async def listed(server: str) -> list[str]:
-    async with PlanningCeremonyClient(server) as client:
+    async with AsyncPlanningCeremonyClient(server) as client:
         return [one.instance_id for one in (await client.list()).ceremonies]
 
 

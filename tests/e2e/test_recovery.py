@@ -14,8 +14,8 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient, PlanningCeremonyError
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient, PlanningCeremonyError
 
 from bridge.clock import HostClock
 from ceremony.dev.ray_simulation import Knobs
@@ -45,7 +45,7 @@ class Site:
 
     nats: NatsServer
     worker: WorkerProcess
-    client: PlanningCeremonyClient
+    client: AsyncPlanningCeremonyClient
     definitions: Path
 
     async def start(self, name: str, ceremony_id: str) -> str:
@@ -89,7 +89,7 @@ async def site(
         stack.callback(worker.kill)
         worker.start()
         await worker.ready()
-        client = await stack.enter_async_context(PlanningCeremonyClient(worker.address))
+        client = await stack.enter_async_context(AsyncPlanningCeremonyClient(worker.address))
         yield Site(nats, worker, client, definitions)
 
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from unittest import mock
 
 import grpc.aio
+from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
 
 from bridge.clock import HostClock
@@ -134,7 +134,7 @@ class World:
         self._worker_stack = contextlib.AsyncExitStack()
         self.ray: RecordingRay = self.new_ray()
         self.worker: Worker
-        self.client: PlanningCeremonyClient
+        self.client: AsyncPlanningCeremonyClient
         self.channel: grpc.aio.Channel
         self.stub: PlanningCeremonyProcessorAsyncStub
         """The client does not retry, so that a test sees each response of the server."""
@@ -173,7 +173,7 @@ class World:
         told = worker_settings(self.log_url, self.nats.url, f"127.0.0.1:{self.ray_port}", **self.settings)
         self.worker = await self._worker_stack.enter_async_context(Worker(Settings(**told)))
         address = f"127.0.0.1:{self.worker.grpc.port}"
-        self.client = await self._worker_stack.enter_async_context(PlanningCeremonyClient(address))
+        self.client = await self._worker_stack.enter_async_context(AsyncPlanningCeremonyClient(address))
         self.channel = await self._worker_stack.enter_async_context(
             grpc.aio.insecure_channel(address, options=NO_RETRIES)
         )
@@ -233,7 +233,7 @@ NO_RETRIES = (
 
 
 async def finish(
-    client: PlanningCeremonyClient, instance_id: str, seconds: float = PATIENCE
+    client: AsyncPlanningCeremonyClient, instance_id: str, seconds: float = PATIENCE
 ) -> pb.PlanningCeremonyInstance:
     """Approve the first open gate again and again until the ceremony has ended."""
     deadline = time.monotonic() + seconds

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from fleet.planning_ceremony.v1.client import PlanningCeremonyError
+from fleet.planning_ceremony.client import PlanningCeremonyError
 
 from ports.log import LogFailed
 from tests.checker.check import check_run

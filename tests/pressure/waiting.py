@@ -18,8 +18,8 @@ from typing import Any
 
 import grpc.aio
 from aiokafka import TopicPartition
+from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
 
 from bridge.clock import HostClock
@@ -187,7 +187,7 @@ class _Run:
         await asyncio.gather(*acks)
 
     async def _ask(self) -> None:
-        async with PlanningCeremonyClient(self._worker.address) as client:
+        async with AsyncPlanningCeremonyClient(self._worker.address) as client:
             for instance_id in self._ids[:ASKED]:
                 await client.decide(instance_id, approved=True, actor="anna", role="", step_id="ask")
 

@@ -24,7 +24,7 @@ from unittest import mock
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from fleet.planning_ceremony.v1.client import PlanningCeremonyError
+from fleet.planning_ceremony.client import PlanningCeremonyError
 
 from bridge.clock import HostClock
 from ceremony.dev.ray_simulation import Knobs

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 
 import steps
 from ceremony.settings import Settings
@@ -56,7 +56,7 @@ async def play(folder: Path, name: str, inputs: dict[str, Any]) -> pb.PlanningCe
             return worker.http.ready() or None
 
         await until(ready)
-        async with PlanningCeremonyClient(f"127.0.0.1:{worker.grpc.port}") as client:
+        async with AsyncPlanningCeremonyClient(f"127.0.0.1:{worker.grpc.port}") as client:
             instance_id = await client.start(
                 name, ceremony_id="played", story_id="S1", requested_by="test", inputs=inputs
             )

@@ -15,8 +15,8 @@ from typing import Any, Self
 from uuid import uuid4
 
 import grpc.aio
+from fleet.planning_ceremony.client import AsyncPlanningCeremonyClient
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyClient
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
 
 from ceremony.settings import Settings
@@ -160,5 +160,5 @@ def stub_of(worker: Worker) -> contextlib.AbstractAsyncContextManager[Any]:
     return stub_at(f"127.0.0.1:{worker.grpc.port}")
 
 
-def client_of(worker: Worker) -> PlanningCeremonyClient:
-    return PlanningCeremonyClient(f"127.0.0.1:{worker.grpc.port}")
+def client_of(worker: Worker) -> AsyncPlanningCeremonyClient:
+    return AsyncPlanningCeremonyClient(f"127.0.0.1:{worker.grpc.port}")

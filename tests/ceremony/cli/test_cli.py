@@ -17,8 +17,8 @@ from typing import Any, Self
 import grpc
 import pytest
 import yaml
+from fleet.planning_ceremony.client import PlanningCeremonyError
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
-from fleet.planning_ceremony.v1.client import PlanningCeremonyError
 
 from ceremony.cli.connection import server
 from ceremony.cli.display import NARROWEST, console

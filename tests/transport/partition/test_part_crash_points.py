@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from bridge.clock import HostClock
-from ports.log import AgentSpec, TableSpec
+from ports.log import AgentSpec, LogFailed, TableSpec
 from streams.transport.partition.backend import NewRecord, PositionRow
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
@@ -89,8 +90,8 @@ class FusedClock(HostClock):
 class FusedBackend(MemoryBackend):
     """Drops every send, write and commit of a dead process."""
 
-    def __init__(self, log: MemoryLog, fuse: Fuse) -> None:
-        super().__init__(log, SPEC, 0)
+    def __init__(self, log: MemoryLog, spec: AgentSpec, fuse: Fuse) -> None:
+        super().__init__(log, spec, 0)
         self.fuse = fuse
 
     def send(self, topic: str, partition: int, records: Sequence[NewRecord]) -> Sequence[asyncio.Future[Any]]:
@@ -119,19 +120,19 @@ async def count(batch: PartBatch) -> None:
     batch.finish()
 
 
-async def live(log: MemoryLog, steps: int) -> bool:
+async def live(log: MemoryLog, steps: int, fold: int = 0) -> bool:
     """Run one life of a process; return whether it folded everything and stopped before it was killed."""
-    fuse = Fuse(steps)
+    fuse, spec = Fuse(steps), replace(SPEC, fold=fold)
     clock = FusedClock(fuse)
 
     async def deliver(batch: PartBatch) -> None:
         clock.spawn(count(batch), name="agent")
 
     part = Part(
-        SPEC,
+        spec,
         0,
         partitions=1,
-        backend=FusedBackend(log, fuse),
+        backend=FusedBackend(log, spec, fuse),
         clock=clock,
         deliver=deliver,
         dead_letters=DeadLetterTopic("deadletters", 1),
@@ -215,3 +216,38 @@ async def test_many_kills_in_a_row_lose_nothing(every: int) -> None:
     whole = loaded()
     assert await live(whole, 1_000_000)
     assert outcome(log) == outcome(whole)
+
+
+async def half_folded() -> MemoryLog:
+    """The log after a process of fold 0 that was killed behind a checkpoint in the middle."""
+    for steps in range(1, 1_000):
+        log = loaded()
+        assert not await live(log, steps)
+        if ("commands", 0) in log.positions:
+            assert 0 < log.positions["commands", 0].next < len(KEYS)
+            return log
+    raise AssertionError("no checkpoint in the middle")
+
+
+async def test_a_kill_at_any_await_of_an_upgrade_loses_nothing_and_lets_no_older_fold_back() -> None:
+    """What a newer fold has sent is never folded again by an older one: it has claimed the partition before."""
+    # specification 24.5
+    whole = loaded()
+    assert await live(whole, 1_000_000)
+    points = refusals = 0
+    while True:
+        log = await half_folded()
+        sent = len(log.records["answers", 0])
+        ended = await live(log, points, fold=1)
+        if log.positions["commands", 0].fold == 1:
+            refusals += 1
+            with pytest.raises(LogFailed, match="fold_too_new"):
+                await live(log, 1_000_000)
+        else:
+            assert len(log.records["answers", 0]) == sent
+        if ended:
+            break
+        assert await live(log, 1_000_000, fold=1)
+        assert outcome(log) == outcome(whole), f"killed at step {points}"
+        points += 1
+    assert 0 < refusals < points

@@ -229,7 +229,7 @@ class Parts:
         redactor = TextRedactor()
         logs.redact_with(redactor)
         self.definitions = DefinitionFolder(settings.ceremonies_dir, kinds, clock, rules, learn=redactor.learn)
-        self.nats = NatsConnection(settings.nats_url, clock)
+        self.nats = NatsConnection(settings.nats_url, clock, stream_replicas=settings.stream_replicas)
         ray_outage = NeighbourOutage("ray_executor", clock, RAY_WAITS, settle_seconds=CALLS_SETTLE_SECONDS)
         self.outages = (self.nats.outage, ray_outage)
         """Those that nobody hears of while no call is made."""

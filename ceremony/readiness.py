@@ -49,7 +49,8 @@ class Readiness:
 
     def warnings(self) -> list[str]:
         """Shortcomings that do not end readiness."""
-        return [str(one) for one in self._engine.partitions.log_warnings()]
+        of_streams = [bridge.warning for bridge in self._bridges if isinstance(bridge, EventsBridge) and bridge.warning]
+        return [str(one) for one in self._engine.partitions.log_warnings()] + of_streams
 
     def _nats_state(self) -> str:
         """Of the bridges; without them, of the connection that publish steps use."""

@@ -65,6 +65,8 @@ class Settings(StoreSettings):
     partitions: int = Field(12, ge=1, le=1024, alias="CEREMONY_PARTITIONS")
     """Partitions of every topic; fixed for the life of the topics."""
     replication_factor: int = Field(1, ge=1, alias="CEREMONY_REPLICATION_FACTOR")
+    stream_replicas: int = Field(1, ge=1, le=5, alias="CEREMONY_STREAM_REPLICAS")
+    """Servers that hold the stream CEREMONY, where this worker makes it."""
     flush_messages: int | None = Field(None, ge=1, alias="CEREMONY_FLUSH_MESSAGES")
     """`flush.messages` of the topics this worker creates: 1 has the broker fsync every append."""
     advertised_addr: str | None = Field(None, alias="CEREMONY_ADVERTISED_ADDR")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ports.errors import CeremonyError
+from ports.provenance import NOWHERE, Provenance
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -34,6 +35,7 @@ class Outbound(Protocol):
         key: str,
         correlation_id: str,
         causation_id: str | None = None,
+        provenance: Provenance = NOWHERE,
     ) -> Published:
         """Publish `payload` in an envelope (specification 16.1).
 

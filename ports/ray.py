@@ -34,6 +34,8 @@ class RayTask:
     vllm_url: str = ""
     vllm_model: str = ""
     correlation_id: str = ""
+    traceparent: str = ""
+    """W3C Trace Context of the attempt."""
 
 
 @dataclass(frozen=True, slots=True)

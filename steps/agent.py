@@ -23,7 +23,7 @@ B = TypeVar("B")
 # An agent over batches; `app.agent(topic)` takes it.
 AgentFunction = Callable[[AsyncIterable[Batch]], Coroutine[Any, Any, None]]
 # A call to the neighbour. Raises Unreachable.
-Perform = Callable[[StepRequested, B], Awaitable[Outcome]]
+Perform = Callable[[Asked[B]], Awaitable[Outcome]]
 BACKSTOP_SECONDS = 30.0
 log = structlog.get_logger(__name__)
 
@@ -135,17 +135,17 @@ class _Running(Generic[B]):
             attempt=request.attempt,
             correlation_id=request.correlation_id,
         ):
-            outcome = await self._outcome(request, asked.body)
+            outcome = await self._outcome(asked)
             log.debug("step_outcome", outcome=outcome.outcome, code=outcome.code, reason=outcome.message)
             key, value = request.instance_id.encode(), _encoded_or_failed(request, outcome)
             held.send(self._wiring.commands, key, value, self._wiring.headers(request), asked.record.partition)
             held.release()
 
-    async def _outcome(self, request: StepRequested, body: B) -> Outcome:
+    async def _outcome(self, asked: Asked[B]) -> Outcome:
         neighbour = self._calls.neighbour
         try:
             async with self._calls.clock.timeout(self._calls.seconds):
-                return await self._calls.perform(request, body)
+                return await self._calls.perform(asked)
         except Unreachable as error:
             return Outcome("unreachable", code=f"{error.neighbour}_unreachable", message=error.reason)
         except TimeoutError:

@@ -16,10 +16,10 @@ from steps.agent import AgentFunction, AgentPorts, Calls, calling
 from steps.config import Config, NonBlankText, config_of
 from steps.kind import Kind
 from steps.outcome import Outcome, failed
+from steps.reading import Asked
 from steps.subjects import own, refusal
 from tables.definition import Definition, Output, Step
 from tables.definitions.output_schemas import check_value, required_fields
-from tables.effects import StepRequested
 from tables.errors import Problem
 from tables.kinds import Completed, Failed, Publication, StepContext, Verdict
 from tables.templates import TemplateFailed, expressions, render
@@ -211,7 +211,8 @@ class PublishBody(msgspec.Struct, frozen=True, gc=False):
 def agent(ports: AgentPorts) -> AgentFunction:
     """Return the agent of `steps.publish`."""
 
-    async def perform(request: StepRequested, body: PublishBody) -> Outcome:
+    async def perform(asked: Asked[PublishBody]) -> Outcome:
+        request, body = asked.request, asked.body
         # Checked again: the request may be older than this server's allowlist.
         reason = refusal(body.subject, ports.publish_subjects)
         if reason:
@@ -224,6 +225,7 @@ def agent(ports: AgentPorts) -> AgentFunction:
                 key=body.idempotency_key,
                 correlation_id=request.correlation_id,
                 causation_id=request.id,
+                provenance=asked.provenance,
             )
         except PublishRefused as error:
             return failed(error.code, error.message, retryable=False)

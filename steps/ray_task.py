@@ -11,7 +11,7 @@ from ports.ray import RayAgent, RayTask
 from steps.agent import AgentFunction, AgentPorts, Calls, Model, calling
 from steps.config import Constraints
 from steps.outcome import Outcome, failed
-from tables.effects import StepRequested
+from steps.reading import Asked
 from tables.instance import AgentAnswer
 from tables.kinds import Failed, StepContext
 from tables.templates import as_text, render
@@ -138,8 +138,8 @@ class TaskBody(msgspec.Struct, frozen=True, gc=False):
 def ray_agent(name: str, ports: AgentPorts) -> AgentFunction:
     """Return the agent of `steps.<name>`. It hands over tasks; their results come later, on NATS."""
 
-    async def perform(request: StepRequested, body: TaskBody) -> Outcome:
-        answer = await ports.ray.execute(_task(request, body, ports.model))
+    async def perform(asked: Asked[TaskBody]) -> Outcome:
+        answer = await ports.ray.execute(_task(asked, ports.model))
         if answer.status == "submitted":
             return Outcome("submitted", deliberation_id=answer.deliberation_id)
         return failed(answer.code or "ray_refused", answer.message or "the Ray executor refused the task")
@@ -148,7 +148,8 @@ def ray_agent(name: str, ports: AgentPorts) -> AgentFunction:
     return calling(name, ports.wiring, TaskBody, calls)
 
 
-def _task(request: StepRequested, body: TaskBody, model: Model) -> RayTask:
+def _task(asked: Asked[TaskBody], model: Model) -> RayTask:
+    body = asked.body
     return RayTask(
         task_id=body.task_id,
         task_description=body.task_description,
@@ -162,5 +163,6 @@ def _task(request: StepRequested, body: TaskBody, model: Model) -> RayTask:
         metadata=body.metadata,
         vllm_url=model.url,
         vllm_model=model.name,
-        correlation_id=request.correlation_id,
+        correlation_id=asked.request.correlation_id,
+        traceparent=asked.provenance.traceparent,
     )

@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from ports.log import Batch, Header, Record
+from ports.provenance import Provenance, provenance_of
 from steps.outcome import Outcome, encode_outcome
 from tables.effects import StepRequested, decode_request, request_decoder
 from tables.errors import Undecodable
@@ -42,6 +43,11 @@ class Asked(msgspec.Struct, Generic[B], frozen=True, gc=False):
     record: Record
     request: StepRequested
     body: B
+
+    @property
+    def provenance(self) -> Provenance:
+        """The ceremony, as the request's headers name it, with the trace of this attempt."""
+        return provenance_of(self.request.instance_id, dict(self.record.headers))
 
 
 class Served:

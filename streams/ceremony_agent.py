@@ -12,12 +12,14 @@ import structlog
 
 from ports.errors import CeremonyError
 from ports.log import LARGEST_RECORD_BYTES, Batch, Header, Record, RecordTooLarge
+from ports.provenance import DEFINITION
 from ports.redaction import Redactor
 from streams.envelope import EventRecord, event_record, redacted_envelopes
 from streams.folded import Folded
 from streams.log_clock import LogClock
 from streams.metrics import BatchTally
 from streams.topics import CEREMONIES, CORRELATION_ID, DEFINITIONS, EFFECT_ID, EVENTS, prefixed, step_topic
+from streams.tracing import Tracing
 from streams.waiters import ACCEPTED, FoldResult, ReplyKey
 from tables.commands import (
     FOLD_FAILED_ID,
@@ -96,8 +98,10 @@ class CeremonyAgent:
         log_clock: LogClock,
         expected: Callable[[AnyCommand], ReplyKey | None],
         redactor: Redactor,
+        tracing: Tracing | None = None,
     ) -> None:
         """`expected` gives the key of a command that a client waits for. Events are redacted before they are sent."""
+        self._tracing = tracing or Tracing()
         self._redactor = redactor
         self._kinds = kinds
         self._log_clock = log_clock
@@ -256,14 +260,16 @@ class CeremonyAgent:
         """Encode all effects before the first is sent. Raises whatever makes one of them, or the row, unwritable."""
         requests: list[tuple[str, bytes | None, bytes, Sequence[Header]]] = []
         events: list[EventRecord] = []
+        beside = self._provenance(decision.row, definition) if decision.effects else ()
         for ordinal, effect in enumerate(decision.effects):
             if isinstance(effect, Event):
-                event = event_record(effect, record.offset, ordinal, FOLD)
+                event = event_record(effect, record.offset, ordinal, FOLD, beside)
                 events.append(event)
                 value = event[1]
             elif isinstance(effect, StepRequested):
                 value = encode_request(effect)
-                requests.append((self._requests[effect.kind], record.key, value, _request_headers(effect)))
+                headers = self._request_headers(effect, decision.row)
+                requests.append((self._requests[effect.kind], record.key, value, headers))
             else:
                 continue
             if len(value) > LARGEST_VALUE_BYTES:
@@ -288,6 +294,16 @@ class CeremonyAgent:
         for ((key, _, headers), _), value in zip(folding.events, values, strict=True):
             batch.send(self._events, key, value, headers)
         folding.events.clear()
+
+    def _provenance(self, row: Instance | None, definition: Definition | None) -> tuple[Header, ...]:
+        """Return the headers of events; those of a start that was refused have no row and belong to no trace."""
+        if row is not None:
+            return self._tracing.headers(row)
+        return () if definition is None else ((DEFINITION, definition.name.encode()),)
+
+    def _request_headers(self, request: StepRequested, row: Instance | None) -> tuple[Header, ...]:
+        beside = () if row is None else self._tracing.request_headers(row, request.step_id, request.attempt)
+        return ((EFFECT_ID, request.id.encode()), (CORRELATION_ID, request.correlation_id.encode()), *beside)
 
 
 def _send(batch: Batch, folding: Folding, records: EffectRecords) -> None:
@@ -347,10 +363,6 @@ def _keep_unread(batch: Batch, record: Record, command: AnyCommand) -> None:
 
 def origin_of(record: Record) -> Origin:
     return Origin(record.partition, record.offset, record.timestamp)
-
-
-def _request_headers(request: StepRequested) -> tuple[Header, ...]:
-    return ((EFFECT_ID, request.id.encode()), (CORRELATION_ID, request.correlation_id.encode()))
 
 
 def applied_rows(note: Any) -> Folding:

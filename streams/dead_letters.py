@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ports.log import Header, Record
+from ports.provenance import NOWHERE, Provenance, provenance_of
 from streams import topics
 from streams.envelope import envelope
 from streams.transport.partition.dead_letters import origin_marks
@@ -28,6 +29,8 @@ VALUE_SIZE = "value-size"
 _OURS = frozenset({topics.ORIGIN, topics.ERROR_CODE, topics.ERROR_MESSAGE, VALUE_SIZE})
 # Name of a topic or of a NATS stream.
 _NAME = re.compile(r"[^\s\x00-\x1f\ufffd]{1,255}")
+# specification 1.1; a definition's key is a hash, without a colon.
+_INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}:[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class DeadLetterRecord(NamedTuple):
@@ -158,6 +161,12 @@ def dead_letter_event(letter: DeadLetterRecord) -> tuple[str, bytes]:
     }
     correlation = dict(letter.headers).get(topics.CORRELATION_ID, b"").decode(errors="replace")
     return key, envelope(DEADLETTER_SUBJECT, payload, key, correlation or key, letter.timestamp)
+
+
+def dead_letter_provenance(letter: DeadLetterRecord) -> Provenance:
+    """Return the ceremony of a dead letter by key and headers of its record; an empty one if it belongs to none."""
+    key = (letter.key or b"").decode(errors="replace")
+    return provenance_of(key, dict(letter.headers)) if _INSTANCE_ID.fullmatch(key) else NOWHERE
 
 
 def _for_outside(message: str) -> str:

@@ -6,7 +6,7 @@ The value of an `events` record is the finished envelope: it is encoded once, an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -82,11 +82,13 @@ def envelope(
     return _encode(_Envelope(event_type, payload, key, correlation_id, stamp, PRODUCER, beside))
 
 
-def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) -> EventRecord:
+def event_record(
+    effect: Event, command_offset: int, ordinal: int, fold: int, beside: Iterable[Header] = ()
+) -> EventRecord:
     """Return the record of `events` for an effect.
 
     `command_offset` is the offset of the command that caused it, `ordinal` its place among that command's effects: with
-    `fold` they tell how far a partition has been sent.
+    `fold` they tell how far a partition has been sent. `beside`: headers that name the ceremony.
     """
     value = envelope(
         effect.subject, effect.payload, effect.id, effect.correlation_id, effect.at, metadata=effect.metadata
@@ -98,6 +100,7 @@ def event_record(effect: Event, command_offset: int, ordinal: int, fold: int) ->
         (topics.FOLD, b"%d" % fold),
         (topics.COMMAND_OFFSET, b"%d" % command_offset),
         (topics.ORDINAL, b"%d" % ordinal),
+        *beside,
     ]
     return effect.instance_id.encode(), value, headers
 

@@ -15,6 +15,7 @@ from ports.errors import Unreachable
 from ports.idempotency import HeldByAnother, IdempotencyStore
 from ports.log import LogUnavailable
 from ports.outbound import Outbound, Published
+from ports.provenance import NOWHERE, Provenance
 from streams.metrics import Metrics
 from streams.partitions import Partitions
 from streams.topics import CEREMONIES
@@ -53,13 +54,20 @@ class IdempotentOutbound:
         key: str,
         correlation_id: str,
         causation_id: str | None = None,
+        provenance: Provenance = NOWHERE,
     ) -> Published:
         """Publish, unless the row or the store has the acknowledgement: then return that one, as a duplicate."""
         recorded = await self._recorded(key)
         if recorded is not None:
             return recorded
         published = await self._outbound.publish(
-            subject, event_type, payload, key=key, correlation_id=correlation_id, causation_id=causation_id
+            subject,
+            event_type,
+            payload,
+            key=key,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+            provenance=provenance,
         )
         if self._store is not None:
             await self._store.complete(key, published)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ports.errors import Unreachable
 from ports.outbound import Outbound, Published, PublishRefused
+from ports.provenance import NOWHERE, Provenance
 from ports.redaction import Detection, Redactor
 from streams.api import Unavailable
 from streams.idempotency import key_parts
@@ -37,11 +38,18 @@ class ScreenedOutbound:
         key: str,
         correlation_id: str,
         causation_id: str | None = None,
+        provenance: Provenance = NOWHERE,
     ) -> Published:
         """Publish. Raises PublishRefused (`payload_rejected`) for a payload with a finding."""
         self._check(payload, key)
         return await self._outbound.publish(
-            subject, event_type, payload, key=key, correlation_id=correlation_id, causation_id=causation_id
+            subject,
+            event_type,
+            payload,
+            key=key,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+            provenance=provenance,
         )
 
     def _check(self, payload: Mapping[str, Any], key: str) -> None:

@@ -67,6 +67,8 @@ class Start(Command, frozen=True, tag="start", kw_only=True):
     """Each once; empty selects all."""
     inputs_size: int = 0
     """Bytes of the encoded inputs, names included."""
+    traceparent: str = ""
+    """W3C Trace Context of the caller; empty where it gave none."""
 
 
 class StepOutcome(Command, frozen=True, tag="step_outcome", kw_only=True):

@@ -355,6 +355,8 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     agent's trigger. Ids kept by older releases have none."""
     asked_triggers: tuple[AskedTrigger, ...] = ()
     """Triggers of agents that came while the ceremony was PAUSED, in the order in which they came."""
+    traceparent: str = ""
+    """W3C Trace Context of the caller that started it; no rule reads it."""
 
 
 class Outline(msgspec.Struct, frozen=True, gc=False):

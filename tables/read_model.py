@@ -64,6 +64,7 @@ class EngineState(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True,
     paused_by: Pauser | None = None
     asked_triggers: tuple[AskedTrigger, ...] = ()
     command_digests: tuple[str, ...] = ()
+    traceparent: str = ""
     error_code: str = ""
     error_message: str = ""
     size: int = 0
@@ -140,6 +141,7 @@ def document_of(row: Instance, redact: Redact) -> Document:
         definition_hash=row.definition_hash,
         start_digest=row.start_digest,
         command_digests=row.command_digests,
+        traceparent=row.traceparent,
         inputs=_Json(inputs),
     )
     return Document(

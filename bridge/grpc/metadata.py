@@ -1,4 +1,4 @@
-"""The correlation id in gRPC metadata: read from a call, sent with an answer and with outgoing calls."""
+"""The correlation id and the trace in gRPC metadata: read from a call, sent with an answer and with outgoing calls."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from urllib.parse import quote
 
 import grpc.aio
 
+from ports.traces import parse_traceparent
+
 # specification 10.14
 CORRELATION_KEY = "x-correlation-id"
+# W3C Trace Context; specification 31.1
+TRACE_KEY = "traceparent"
 
 
 def correlation_metadata(correlation_id: str) -> tuple[tuple[str, str], ...]:
@@ -22,6 +26,19 @@ def correlation_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     for key, value in metadata:
         if key == CORRELATION_KEY:
             return (value if isinstance(value, str) else value.decode(errors="replace")).strip()
+    return ""
+
+
+def trace_metadata(traceparent: str) -> tuple[tuple[str, str], ...]:
+    """Metadata that carries the trace; empty without one."""
+    return ((TRACE_KEY, traceparent),) if parse_traceparent(traceparent) else ()
+
+
+def trace_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Return the `traceparent` in a call's metadata as version 00; empty without a valid one."""
+    for key, value in metadata:
+        if key == TRACE_KEY and isinstance(value, str) and (found := parse_traceparent(value.strip())) is not None:
+            return found.traceparent
     return ""
 
 

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorServicer
+from msgspec.structs import replace
 
 from bridge.dead_letters import DeadLetters
 from bridge.definitions import DefinitionFolder
@@ -19,7 +20,7 @@ from bridge.grpc.callers import Callers, one_at_a_time
 from bridge.grpc.encoding import with_repeated
 from bridge.grpc.large_starts import EncodedStart, LargeStarts
 from bridge.grpc.listing import AllWorkersListing, LocalRows, Page
-from bridge.grpc.metadata import correlation_in, send_correlation_id
+from bridge.grpc.metadata import correlation_in, send_correlation_id, trace_in
 from bridge.grpc.operations import OperatorCalls, States
 from bridge.grpc.refusals import (
     LONGEST_TEXT,
@@ -235,7 +236,9 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
                 requested_by=requested_by,
                 command_id=self._new_id(),
             )
-            return definition, await self._turns.run(pieces)
+            command = await self._turns.run(pieces)
+            traceparent = trace_in(context.invocation_metadata() or ())
+            return definition, replace(command, traceparent=traceparent) if traceparent else command
 
     def _pinned_definition(self, request: pb.StartPlanningCeremonyRequest) -> Definition | None:
         """The definition of an existing ceremony with this id; a repeated start is checked against it, not the file."""

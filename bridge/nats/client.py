@@ -32,13 +32,17 @@ _ANSWER_LINES = 2
 
 
 class Message(Protocol):
-    """A message to publish, with an id as its only header."""
+    """A message to publish, with an id and the lines of its other headers."""
 
     @property
     def subject(self) -> str: ...
     @property
     def id(self) -> str:
         """`Nats-Msg-Id`; without line breaks, which would begin a header of their own."""
+
+    @property
+    def beside(self) -> str:
+        """Lines of `header_lines`."""
 
     @property
     def data(self) -> bytes: ...
@@ -117,7 +121,7 @@ class FencedClient(Client):
 
 
 def _encoded(inbox: str, token: int, message: Message) -> bytes:
-    headers = f"NATS/1.0\r\nNats-Msg-Id: {message.id.strip()}\r\n\r\n".encode()
+    headers = f"NATS/1.0\r\nNats-Msg-Id: {message.id.strip()}\r\n{message.beside}\r\n".encode()
     data, size = message.data, len(headers)
     command = f"HPUB {message.subject} {inbox}.{token} {size} {size + len(data)}\r\n"
     return b"".join((command.encode(), headers, data, b"\r\n"))

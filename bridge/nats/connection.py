@@ -36,12 +36,14 @@ class NatsConnection:
         clock: Clock,
         *,
         name: str = "ceremony-engine",
+        stream_replicas: int = 1,
         new_client: Callable[[], FencedClient] | None = None,
     ) -> None:
         """`url` names one server, or several separated by commas. `new_client` makes a client after one was closed.
 
-        Raises NatsUrlInvalid.
+        `stream_replicas`: servers that hold a stream which the engine makes. Raises NatsUrlInvalid.
         """
+        self.stream_replicas = stream_replicas
         self._urls = server_urls(url)
         self._clock = clock
         self._name = name

@@ -18,16 +18,25 @@ import structlog
 from bridge.leaving import leave
 from bridge.nats import metrics
 from bridge.nats.connection import NatsConnection
+from bridge.nats.headers import header_lines
 from bridge.nats.progress import PartitionProgress, ids_of_partition
 from bridge.nats.publish import JetStreamPublisher, Nack
-from bridge.nats.streams import ensure_ceremony_stream
+from bridge.nats.streams import ensure_ceremony_stream, replicas_warning
 from bridge.nats.trouble import Trouble
 from bridge.nats.window import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDOW, Outgoing, PublishWindow
 from ports.clock import Clock
 from ports.log import Committed, Follower, Log, LogUnavailable, Record
+from ports.provenance import provenance_of
 from ports.redaction import Redactor
 from streams import topics
-from streams.dead_letters import DEADLETTER_SUBJECT, dead_letter_event, dead_letter_of, letter_of
+from streams.dead_letters import (
+    DEADLETTER_SUBJECT,
+    DeadLetterRecord,
+    dead_letter_event,
+    dead_letter_of,
+    dead_letter_provenance,
+    letter_of,
+)
 from streams.letter_budget import LetterBudget, Room
 
 BATCH = 2000
@@ -91,6 +100,8 @@ class EventsBridge:
         """By topic and partition: its committed offset at the assignment."""
         self._refusals = Trouble(clock, "events")
         self._stream_state = "waiting for NATS"
+        self.warning = ""
+        """A shortcoming of the stream that does not end readiness, with its remedy; empty without one."""
         self._opened = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
@@ -171,8 +182,8 @@ class EventsBridge:
         for record in records:
             letter = letter_of(record)
             metrics.DEAD_LETTERS.labels(letter.code).inc()
-            key, data = dead_letter_event(letter)
-            messages.append((key.encode(), Outgoing(key, DEADLETTER_SUBJECT, data, record)))
+            message = announcement(letter, record)
+            messages.append((message.id.encode(), message))
         await self._publish(records, messages)
 
     async def _publish(self, records: Sequence[Record], messages: Sequence[tuple[bytes, Outgoing]]) -> None:
@@ -239,11 +250,14 @@ class EventsBridge:
     async def _open(self) -> None:
         """Make the stream, because publishing without one is refused; repeat until it is as it should be."""
         pause = FIRST_PAUSE_SECONDS
-        while (state := await ensure_ceremony_stream(await self._connection.jetstream())) != "ok":
+        while (state := await ensure_ceremony_stream(self._connection)) != "ok":
             self._refusals.note(OPENING, state, await self._waiting())
             await self._clock.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         self._stream_state = "ok"
+        self.warning = await replicas_warning(self._connection)
+        if self.warning:
+            log.warning("stream_replicas_differ", reason=self.warning)
         self._refusals.end(OPENING)
         self._opened.set()
 
@@ -277,9 +291,18 @@ def outgoing(record: Record, headers: Mapping[str, bytes]) -> Outgoing | None:
         return None
     try:
         name = _event_subject(subject)
-        return Outgoing(effect_id.decode(), name, record.value, record) if name else None
+        if not name:
+            return None
+        beside = header_lines(provenance_of((record.key or b"").decode(), headers))
+        return Outgoing(effect_id.decode(), name, record.value, record, beside)
     except UnicodeDecodeError:
         return None
+
+
+def announcement(letter: DeadLetterRecord, record: Record) -> Outgoing:
+    """The message that announces the dead letter in a record; it names the ceremony where there is one."""
+    key, data = dead_letter_event(letter)
+    return Outgoing(key, DEADLETTER_SUBJECT, data, record, header_lines(dead_letter_provenance(letter)))
 
 
 @lru_cache(maxsize=256)

@@ -14,6 +14,7 @@ from nats.js.api import StreamConfig
 
 from bridge.nats.client import FencedClient
 from bridge.nats.connection import NatsConnection
+from bridge.nats.headers import header_lines, read_lines
 from bridge.nats.publish import MESSAGE_ID, Answer, JetStreamPublisher, refusal
 from bridge.nats.streams import (
     CEREMONY_SUBJECTS,
@@ -26,6 +27,7 @@ from bridge.nats.trouble import Trouble
 from ports.clock import Clock
 from ports.errors import Unreachable
 from ports.outbound import Published, PublishRefused
+from ports.provenance import NOWHERE, Provenance
 from streams.envelope import envelope
 
 NEIGHBOUR = "nats"
@@ -66,15 +68,16 @@ class NatsOutbound:
         key: str,
         correlation_id: str,
         causation_id: str | None = None,
+        provenance: Provenance = NOWHERE,
     ) -> Published:
         at = int(self._clock.wall() * 1000)
         data = envelope(event_type, payload, key, correlation_id, at, causation_id)
-        return await self._publish(subject, data, key)
+        headers = {MESSAGE_ID: key, **read_lines(header_lines(provenance))}
+        return await self._publish(subject, data, key, headers)
 
-    async def _publish(self, subject: str, data: bytes, key: str) -> Published:
+    async def _publish(self, subject: str, data: bytes, key: str, headers: dict[str, str]) -> Published:
         if not self._connection.is_connected:
             raise Unreachable(NEIGHBOUR, "not connected")
-        headers = {MESSAGE_ID: key}
         try:
             async with self._clock.timeout(self._timeout):
                 client = await self._publisher.client()
@@ -117,7 +120,7 @@ class NatsOutbound:
     async def _without_stream(self, subject: str, key: str) -> PublishRefused | Unreachable:
         """The error of a message that no stream takes: final, unless one is made or JetStream is starting."""
         jetstream = await self._connection.jetstream()
-        state = await ensure_ceremony_stream(jetstream)
+        state = await ensure_ceremony_stream(self._connection)
         if state.startswith(NO_ANSWER):
             return Unreachable(NEIGHBOUR, state)
         if found := await stream_of(jetstream, subject):

@@ -116,7 +116,7 @@ class JetStreamPublisher:
         await client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
 
     async def send_all(self, client: FencedClient, tokens: Iterable[int], messages: Iterable[Message]) -> None:
-        """Send messages whose only header is their id. Raises nats-py's errors when the connection breaks."""
+        """Send messages with their ids. Raises nats-py's errors when the connection breaks."""
         await client.publish_many(self._inbox, tokens, messages)
 
     async def _on_message(self, message: Msg) -> None:

@@ -15,7 +15,7 @@ import nats.errors
 import structlog
 
 from bridge.nats.connection import NatsConnection
-from bridge.nats.events import outgoing
+from bridge.nats.events import announcement, outgoing
 from bridge.nats.progress import PartitionProgress, SentMarks, StreamMissing, stored_since
 from bridge.nats.publish import JetStreamPublisher, Nack
 from bridge.nats.streams import ensure_ceremony_stream
@@ -24,7 +24,7 @@ from ports.clock import Clock
 from ports.log import Log, Record
 from ports.redaction import Redactor
 from streams import topics
-from streams.dead_letters import DEADLETTER_SUBJECT, dead_letter_event, letter_of
+from streams.dead_letters import letter_of
 
 # Bridges publish meanwhile, so the stored ids are read again before JetStream's duplicate window forgets them.
 READ_BACK_AGAIN_SECONDS = 240.0
@@ -163,8 +163,8 @@ class Republisher:
     def _message(self, record: Record) -> tuple[bytes, Outgoing] | None:
         """Return the message of a record under its key, or None where the record holds no event."""
         if record.topic == topics.prefixed(self._prefix, topics.DEADLETTERS):
-            key, data = dead_letter_event(letter_of(record))
-            return key.encode(), Outgoing(key, DEADLETTER_SUBJECT, data, record)
+            announced = announcement(letter_of(record), record)
+            return announced.id.encode(), announced
         message = outgoing(record, dict(record.headers))
         return None if message is None else (record.key or message.id.encode(), message)
 
@@ -173,7 +173,7 @@ class Republisher:
         log.warning("not_republished", id=message.id[:200], code=nack.code, reason=nack.message)
 
     async def _make_stream(self) -> None:
-        while (state := await ensure_ceremony_stream(await self._connection.jetstream())) != "ok":
+        while (state := await ensure_ceremony_stream(self._connection)) != "ok":
             log.warning("stream_not_ready", reason=state)
             await self._clock.sleep(LONGEST_PAUSE_SECONDS)
 

@@ -8,6 +8,8 @@ from nats.js import JetStreamContext
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
+from bridge.nats.connection import NatsConnection
+
 CEREMONY = "CEREMONY"
 CEREMONY_SUBJECTS = "ceremony.>"
 AGENT_RESPONSES = "AGENT_RESPONSES"
@@ -19,7 +21,7 @@ NO_ACK = "acknowledges nothing (no_ack), so no message is known to be stored: se
 log = structlog.get_logger(__name__)
 
 
-def ceremony_stream() -> StreamConfig:
+def ceremony_stream(replicas: int) -> StreamConfig:
     """The configuration with which a missing stream CEREMONY is made."""
     return StreamConfig(
         name=CEREMONY,
@@ -29,14 +31,16 @@ def ceremony_stream() -> StreamConfig:
         storage=StorageType.FILE,
         duplicate_window=DUPLICATE_WINDOW_SECONDS,
         max_age=MAX_AGE_SECONDS,
+        num_replicas=replicas,
     )
 
 
-async def ensure_ceremony_stream(jetstream: JetStreamContext) -> str:
+async def ensure_ceremony_stream(connection: NatsConnection) -> str:
     """Make the stream CEREMONY if it is missing; returns `ok` or a text for readiness.
 
     An existing stream with other settings is not changed. The text says so when it cannot take the engine's events.
     """
+    jetstream = await connection.jetstream()
     try:
         return _state_of((await jetstream.stream_info(CEREMONY)).config)
     except NotFoundError:
@@ -46,7 +50,7 @@ async def ensure_ceremony_stream(jetstream: JetStreamContext) -> str:
     except (nats.errors.Error, TimeoutError):
         return NO_ANSWER
     try:
-        await jetstream.add_stream(ceremony_stream())
+        await jetstream.add_stream(ceremony_stream(connection.stream_replicas))
     except APIError as error:
         # Another stream takes these subjects, or there is no room.
         return f"stream {CEREMONY} cannot be made: {reason_of(error)}"
@@ -54,6 +58,22 @@ async def ensure_ceremony_stream(jetstream: JetStreamContext) -> str:
         return NO_ANSWER
     log.info("stream_made", stream=CEREMONY)
     return "ok"
+
+
+async def replicas_warning(connection: NatsConnection) -> str:
+    """Return how the replicas of an existing stream CEREMONY differ from the setting, with the remedy; else empty."""
+    replicas = connection.stream_replicas
+    jetstream = await connection.jetstream()
+    try:
+        found = (await jetstream.stream_info(CEREMONY)).config.num_replicas or 1
+    except (nats.errors.Error, TimeoutError):
+        return ""
+    if found == replicas:
+        return ""
+    return (
+        f"stream_replicas_differ: stream {CEREMONY} has {found} replicas, CEREMONY_STREAM_REPLICAS is {replicas};"
+        f" nats stream edit {CEREMONY} --replicas={replicas}"
+    )
 
 
 async def stream_of(jetstream: JetStreamContext, subject: str) -> StreamConfig | None:

@@ -14,6 +14,7 @@ from nats.js.errors import APIError
 from bridge.nats import hops, metrics
 from bridge.nats.client import FencedClient
 from bridge.nats.connection import NatsConnection, swallowed_cancel
+from bridge.nats.headers import read_lines
 from bridge.nats.progress import PartitionProgress, StreamMissing
 from bridge.nats.publish import MESSAGE_ID, Answer, JetStreamPublisher, Nack, refusal, surely_fits
 from bridge.nats.streams import CEREMONY, NO_ANSWER, ensure_ceremony_stream, no_answer
@@ -46,6 +47,8 @@ class Outgoing(msgspec.Struct):
     subject: str
     data: bytes
     record: Record
+    beside: str = ""
+    """Its other headers, as lines of `header_lines`."""
     successor: Outgoing | None = None
     """The next message of its ceremony, sent after this one is acknowledged so that their order holds."""
 
@@ -236,7 +239,7 @@ class PublishWindow:
         while True:
             started_at = self._clock.monotonic()
             try:
-                state = await ensure_ceremony_stream(await self._connection.jetstream())
+                state = await ensure_ceremony_stream(self._connection)
                 if state == "ok":
                     await self._progress.read_back(self._connection, self._oldest, self._ids)
                     return self._progress.note_read_back(started_at)
@@ -274,7 +277,7 @@ def _redact(messages: Sequence[Outgoing], redactor: Redactor) -> None:
 
 
 def _refusal(client: FencedClient, message: Outgoing) -> Nack | None:
-    return refusal(client, message.subject, message.data, {MESSAGE_ID: message.id})
+    return refusal(client, message.subject, message.data, {MESSAGE_ID: message.id, **read_lines(message.beside)})
 
 
 def _end_if_cancelled() -> None:

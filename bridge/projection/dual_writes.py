@@ -17,6 +17,8 @@ from bridge.projection import metrics
 from bridge.projection.store import StoreError
 from ports.clock import Clock
 from ports.log import Log, LogUnavailable
+from ports.provenance import DEFINITION, TRACEPARENT
+from ports.traces import derived_context, parse_traceparent
 from streams import topics
 from streams.envelope import envelope
 from tables.read_model import Document
@@ -29,6 +31,13 @@ FAILURES, FAILING_SECONDS = 3, 10.0
 LEDGER_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
+
+
+class _Traced(msgspec.Struct):
+    """The part of a document's `engine` from which its trace follows."""
+
+    created_at: int
+    traceparent: str = ""
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):
@@ -169,6 +178,8 @@ class DualWrites:
             (topics.SUBJECT, SUBJECT.encode()),
             (topics.EFFECT_ID, key.encode()),
             (topics.CORRELATION_ID, document.correlation_id.encode()),
+            (DEFINITION, document.definition_name.encode()),
+            (TRACEPARENT, _traceparent_of(document).encode()),
         ]
         partition = self._partition_of(document.instance_id)
         await self._log.append(self._events, partition, document.instance_id.encode(), value, headers)
@@ -185,6 +196,12 @@ class DualWrites:
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock.wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _traceparent_of(document: Document) -> str:
+    kept = msgspec.json.decode(document.engine, type=_Traced)
+    found = parse_traceparent(kept.traceparent)
+    return (found or derived_context(document.instance_id, kept.created_at, sampled=False)).traceparent
 
 
 def _instance_of(operation_id: str) -> str:

@@ -12,7 +12,7 @@ from fleet.ray_executor.v1 import ray_executor_pb2 as pb
 from fleet.ray_executor.v1.ray_executor_pb2_grpc import RayExecutorServiceStub
 
 from bridge.grpc.intake import read_all_wakeups
-from bridge.grpc.metadata import correlation_metadata
+from bridge.grpc.metadata import correlation_metadata, trace_metadata
 from ports.errors import Unreachable
 from ports.masking import masked, masked_address
 from ports.ray import RayAnswer, RayTask
@@ -72,7 +72,7 @@ class RayExecutorClient:
 
         Codes: `ray_refused` (the executor answered `failed`), `ray_unknown_status`, `ray_<gRPC status in lower case>`.
         """
-        metadata = correlation_metadata(task.correlation_id)
+        metadata = (*correlation_metadata(task.correlation_id), *trace_metadata(task.traceparent))
         try:
             if task.backlog_review:
                 response = await self._stub.ExecuteBacklogReviewDeliberation(

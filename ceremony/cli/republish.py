@@ -84,7 +84,9 @@ async def _republish(settings: Settings, since_ms: int) -> Republished:
     from steps.secrets.redactor import TextRedactor
 
     clock = HostClock()
-    connection = NatsConnection(settings.nats_url, clock, name="ceremony-republish")
+    connection = NatsConnection(
+        settings.nats_url, clock, name="ceremony-republish", stream_replicas=settings.stream_replicas
+    )
     await connection.start()
     try:
         try:

@@ -117,6 +117,7 @@ class NextRow:
         selected: tuple[str, ...],
         step_ids: tuple[str, ...],
         now: int,
+        traceparent: str = "",
     ) -> NextRow:
         """Return the first row of a ceremony, in no state yet: the caller enters the initial one."""
         builder = cls(
@@ -133,6 +134,7 @@ class NextRow:
                 status=CeremonyStatus.RUNNING,
                 created_at=now,
                 updated_at=now,
+                traceparent=traceparent,
                 inputs=inputs,
                 inputs_size=inputs_size,
                 selected=selected,
@@ -363,7 +365,7 @@ class NextRow:
     def _assemble(self) -> Instance:
         """Make the row by position: by name it would cost three times as much, and every command makes one.
 
-        Python makes a list of more than 30 arguments first, so the two that are seldom set follow.
+        Python makes a list of more than 30 arguments first, so the three that are seldom set follow.
         """
         base = self.base
         row = Instance(
@@ -398,8 +400,13 @@ class NextRow:
             base.expired,
             self.approvals_size,
         )
-        if self.command_digests or self.asked_triggers:
-            return replace(row, command_digests=self.command_digests, asked_triggers=self.asked_triggers)
+        if self.command_digests or self.asked_triggers or base.traceparent:
+            return replace(
+                row,
+                command_digests=self.command_digests,
+                asked_triggers=self.asked_triggers,
+                traceparent=base.traceparent,
+            )
         return row
 
 

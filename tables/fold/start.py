@@ -24,6 +24,8 @@ START_REFUSED = "ceremony.start.refused"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Two ids and the colon; a longer id is invalid, and is cut where it is refused.
 _LONGEST_INSTANCE_ID = 257
+# A W3C traceparent, as the front writes it.
+_TRACEPARENT_CHARACTERS = 55
 # Differing fields named in a refusal, and characters of each.
 _MOST_NAMES, _LONGEST_NAME = 10, 64
 _sorted = msgspec.json.Encoder(order="sorted").encode
@@ -181,6 +183,7 @@ def _begin(fold: FoldContext, command: Start, inputs_size: int) -> None:
         selected=() if len(selected) == len(definition.steps) else selected,
         step_ids=tuple(definition.steps),
         now=fold.now,
+        traceparent=command.traceparent[:_TRACEPARENT_CHARACTERS],
     )
     fold.begin(row)
     row.set_timer(CEREMONY_MAX, millis(definition.timeouts.ceremony_max))

@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from bridge.nats.client import AnswerHandler, Message
+from bridge.nats.headers import read_lines
 from tests.crash.world import Host, World
 
 WIRE_SECONDS = 0.05
@@ -36,6 +37,7 @@ class Stored(NamedTuple):
     data: bytes
     at: int
     """Milliseconds since the epoch."""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -111,7 +113,8 @@ class Server:
             self.published.append((message_id, subject))
             if message_id and (sequence := self._duplicate(stream, message_id)):
                 return {"stream": name, "seq": sequence, "duplicate": True}
-            stored = Stored(len(stream.messages) + 1, subject, message_id, data, self.world.time())
+            at = self.world.time()
+            stored = Stored(len(stream.messages) + 1, subject, message_id, data, at, tuple(headers.items()))
             stream.messages.append(stored)
             if message_id:
                 stream.known[message_id] = (stored.sequence, self.world.now)
@@ -337,7 +340,7 @@ class Client:
 
     async def publish_many(self, inbox: str, tokens: Iterable[int], messages: Iterable[Message]) -> None:
         for token, message in zip(tokens, messages, strict=True):
-            headers = {MESSAGE_ID: message.id} if message.id else {}
+            headers = {MESSAGE_ID: message.id, **read_lines(message.beside)} if message.id else {}
             await self.publish(message.subject, message.data, f"{inbox}.{token}", headers)
 
     def handle_answers(self, inbox: str, handler: AnswerHandler) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from bridge.clock import HostClock
 from ports.log import Header, Record
 from ports.outbound import Published
+from ports.provenance import NOWHERE, Provenance
 from ports.ray import RayAnswer, RayTask
 from steps.agent import AgentFunction, AgentPorts, Model
 from steps.reading import Wiring
@@ -233,6 +234,7 @@ class RecordingOutbound:
         key: str,
         correlation_id: str,
         causation_id: str | None = None,
+        provenance: Provenance = NOWHERE,
     ) -> Published:
         self.messages.append(
             {
@@ -241,6 +243,7 @@ class RecordingOutbound:
                 "payload": payload,
                 "key": key,
                 "correlation": correlation_id,
+                "provenance": provenance,
             }
         )
         if isinstance(self.answer, Exception):

@@ -14,9 +14,9 @@ from steps.config import config_of
 from steps.human_gate import HumanGateConfig
 from steps.outcome import Outcome
 from steps.publish import PublishConfig
-from steps.reading import Served
+from steps.reading import Asked, Served
 from steps.registry import all_kinds
-from tables.effects import REQUEST_FORMAT, StepRequested
+from tables.effects import REQUEST_FORMAT
 from tables.errors import FormatTooNew
 from tests.steps.fakes import CLOCK, MemoryBatch, definition, request, run, step, wiring
 
@@ -39,7 +39,7 @@ class Neighbour:
         self.inside = self.most = self.served = 0
         self.bound: list[dict[str, Any]] = []
 
-    async def perform(self, _request: StepRequested, body: Body) -> Outcome:
+    async def perform(self, asked: Asked[Body]) -> Outcome:
         self.bound.append(structlog.contextvars.get_contextvars())
         self.inside += 1
         self.most = max(self.most, self.inside)
@@ -48,7 +48,7 @@ class Neighbour:
         finally:
             self.inside -= 1
         self.served += 1
-        return Outcome("completed", body.n)
+        return Outcome("completed", asked.body.n)
 
 
 def caller(neighbour: Neighbour, **options: Any) -> AgentFunction:
@@ -159,7 +159,7 @@ async def test_a_call_that_never_ends_is_given_up_and_counts_as_unreachable() ->
 
 
 async def test_an_unexpected_error_of_a_call_fails_its_attempt(capsys: pytest.CaptureFixture[str]) -> None:
-    async def broken(_request: StepRequested, _body: Body) -> Outcome:
+    async def broken(_asked: Asked[Body]) -> Outcome:
         raise RuntimeError("password=1234")
 
     batch = MemoryBatch(*numbers(1))
@@ -190,7 +190,7 @@ async def test_when_the_agent_ends_its_calls_are_cancelled_and_their_records_sta
 async def test_an_outcome_of_any_size_leaves_and_its_record_is_released(outcome: Outcome) -> None:
     """A record above the limit could not be sent, and would be held until the worker ends."""
 
-    async def perform(_request: StepRequested, _body: Body) -> Outcome:
+    async def perform(_asked: Asked[Body]) -> Outcome:
         return outcome
 
     batch = MemoryBatch(*numbers(1))

@@ -8,6 +8,7 @@ import pytest
 
 from ports.errors import Unreachable
 from ports.outbound import Published, PublishRefused
+from ports.provenance import Provenance
 from steps.publish import Publish, agent
 from tables.definition import Output
 from tables.kinds import Completed, Failed
@@ -183,6 +184,7 @@ async def test_the_agent_publishes_once_and_reports_stream_and_sequence() -> Non
             "payload": {"a": 1},
             "key": KEY,
             "correlation": "corr-1",
+            "provenance": Provenance("c1:s1"),  # its request has no headers, as one of release 0.1.0
         }
     ]
 

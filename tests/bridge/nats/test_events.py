@@ -115,7 +115,10 @@ async def test_events_arrive_once_and_in_order_per_ceremony(log: SqliteLog, serv
     numbers = defaultdict(list)
     for message in await stored(server.url):
         envelope = json.loads(message.data)
-        assert message.headers == {"Nats-Msg-Id": envelope["idempotency_key"]}
+        assert message.headers == {
+            "Nats-Msg-Id": envelope["idempotency_key"],
+            "Ceremony-Instance": envelope["payload"]["instance_id"],
+        }
         assert message.subject == envelope["event_type"]
         numbers[envelope["correlation_id"]].append(envelope["payload"]["number"])
     assert numbers == {f"corr-{ceremony}": list(range(12)) for ceremony in range(40)}
@@ -224,7 +227,7 @@ async def test_an_event_too_large_for_nats_becomes_an_announced_dead_letter(log:
     assert (letter.topic, letter.offset, letter.code, letter.value) == ("t.events", 1, "message_too_large", None)
     assert letter.size > 2_000_000
     announced = next(m for m in await stored(server.url) if m.subject == "ceremony.deadletter")
-    assert announced.headers == {"Nats-Msg-Id": f"deadletter/{letter.origin}"}
+    assert announced.headers == {"Nats-Msg-Id": f"deadletter/{letter.origin}", "Ceremony-Instance": "c-1:s-1"}
 
 
 async def test_a_record_that_is_no_event_becomes_a_dead_letter(log: SqliteLog, server: NatsServer) -> None:

@@ -37,7 +37,7 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 
 async def make_stream(url: str) -> None:
     async with client(url) as other:
-        await other.jetstream().add_stream(ceremony_stream())
+        await other.jetstream().add_stream(ceremony_stream(1))
 
 
 class Membership:
@@ -108,7 +108,7 @@ async def test_the_next_owner_reads_stored_ids_back_again_after_a_while(server: 
     """Messages that the former owner sent may be stored after the first read-back, and leave the duplicate window."""
     async with connection(server.url) as link:
         async with client(server.url) as other:
-            await other.jetstream().update_stream(replace(ceremony_stream(), duplicate_window=0.1))
+            await other.jetstream().update_stream(replace(ceremony_stream(1), duplicate_window=0.1))
             progress = PartitionProgress(SentMarks(), end=EVENTS)
             ours = Membership(10_000)
             await window(link, ours, progress, range(EVENTS // 2)).run()

@@ -14,16 +14,18 @@ from nats.aio.client import Client
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from bridge.nats.client import AnswerParser, FencedClient
+from bridge.nats.headers import header_lines, read_lines
 from bridge.nats.window import Outgoing
 from ports.log import Record
+from ports.provenance import NOWHERE, Provenance
 
 
-def outgoing(subject: str, message_id: str, data: bytes) -> Outgoing:
-    return Outgoing(message_id, subject, data, Record("t.events", 0, 0, 0, None, data))
+def outgoing(subject: str, message_id: str, data: bytes, provenance: Provenance = NOWHERE) -> Outgoing:
+    return Outgoing(message_id, subject, data, Record("t.events", 0, 0, 0, None, data), header_lines(provenance))
 
 
 MESSAGES = (
-    outgoing("ceremony.started", "c:s/0/0@1", b'{"a": 1}'),
+    outgoing("ceremony.started", "c:s/0/0@1", b'{"a": 1}', Provenance("c:s", "approval", "00-1-2-00")),
     outgoing("ceremony.é", " kürzel/1 ", b""),
 )
 
@@ -75,7 +77,7 @@ async def test_publish_many_sends_the_bytes_that_nats_py_would_send() -> None:
     wire = ours._transport = Wire()  # type: ignore[assignment]  # as much as is used of one
     assert isinstance(ours, FencedClient)
     for token, message in enumerate(MESSAGES):
-        reply, headers = f"_INBOX.x.{token}", {"Nats-Msg-Id": message.id}
+        reply, headers = f"_INBOX.x.{token}", {"Nats-Msg-Id": message.id, **read_lines(message.beside)}
         await theirs.publish(message.subject, message.data, reply=reply, headers=headers)
     await ours.publish_many("_INBOX.x", range(2), MESSAGES)
     assert wire.written == [b"".join(theirs._pending)]

@@ -29,9 +29,9 @@ CLOCK = HostClock()
 
 
 @contextlib.asynccontextmanager
-async def connection(url: str) -> AsyncIterator[NatsConnection]:
+async def connection(url: str, **options: Any) -> AsyncIterator[NatsConnection]:
     """A connection like a worker's."""
-    link = NatsConnection(url, CLOCK)
+    link = NatsConnection(url, CLOCK, **options)
     await link.start()
     try:
         yield link

@@ -1,10 +1,11 @@
-# Sourced by the scripts beside it: goes to the project's root and makes .venv match requirements.lock.
+# Sourced by the scripts beside it and below: goes to the project's root and makes .venv match requirements.lock.
 #
 # uv installs if it runs or can be installed, else pip; wheels only, checked by hash. PYTHON names another interpreter.
 # The stamp is written last, so the next run repairs an interrupted one. All output goes to stderr: the installer's own
 # progress on a terminal, a few lines elsewhere.
 set -eu
 cd "$(dirname "$0")/.."
+[ -f requirements.lock ] || cd ..
 UV_VERSION=0.13.9
 STAMP=.venv/ceremony-stamp
 

@@ -29,6 +29,7 @@ from streams.topics import (
     step_topic,
 )
 from streams.topology import TABLES
+from tests.contract.asyncapi import validate_sent
 from tests.crash.lives import Play
 from tests.crash.process import PREFIX, LoopClock, Surroundings
 from tests.streams.fakes import MemoryBatch, MemoryView
@@ -36,6 +37,9 @@ from tests.streams.fakes import MemoryBatch, MemoryView
 PUBLISHED = "ceremony.plans.ready"
 COMPLETED = "ceremony.publish.completed"
 TOPICS = [prefixed(PREFIX, name) for name in (EVENTS, *map(step_topic, STEP_KINDS))]
+
+# Headers of a message by name, as it was sent.
+Sent = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,10 @@ class Outcome:
     """Encoded rows, by table and partition."""
     effects: Mapping[str, bytes]
     """Events and step requests, by effect id."""
-    told: tuple[tuple[str, str, bytes], ...]
-    """Id, subject and bytes of the engine's messages on CEREMONY, in order."""
-    published: tuple[tuple[str, bytes], ...]
-    """Id and bytes of the publish step's messages."""
+    told: tuple[tuple[Sent, str, bytes], ...]
+    """Headers, subject and bytes of the engine's messages on CEREMONY, in order."""
+    published: tuple[tuple[str, tuple[Sent, bytes]], ...]
+    """Id, headers and bytes of the publish step's messages."""
     tasks: tuple[str, ...]
     """Tasks that the Ray executor accepted, in order."""
     answers: tuple[tuple[str, Any], ...]
@@ -70,14 +74,22 @@ def outcome(around: Surroundings) -> Outcome:
         rows={key: dict(rows) for key, rows in sorted(around.broker.rows.items()) if rows},
         effects={effect: value for effect, value, _ in _effects(around)},
         told=tuple(
-            (m.message_id, m.subject, _without_answer(m.data) if m.subject == COMPLETED else m.data)
+            (m.headers, m.subject, _without_answer(m.data) if m.subject == COMPLETED else m.data)
             for m in messages
             if m.subject != PUBLISHED
         ),
-        published=tuple({m.message_id: m.data for m in reversed(messages) if m.subject == PUBLISHED}.items()),
+        published=tuple(
+            {m.message_id: (m.headers, m.data) for m in reversed(messages) if m.subject == PUBLISHED}.items()
+        ),
         tasks=tuple(around.ray.tasks),
         answers=tuple(sorted((name, answer.code) for name, answer in around.answers.items())),
     )
+
+
+def check_contract(around: Surroundings) -> None:
+    """Raise MessageInvalid for a message that breaks `specs/asyncapi.yaml`; every other play sends the same bytes."""
+    for message in around.nats.streams[CEREMONY].messages:
+        validate_sent(message.subject, dict(message.headers), message.data)
 
 
 def violations(play: Play) -> list[str]:

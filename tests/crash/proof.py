@@ -13,7 +13,7 @@ from tables.commands import StepOutcome, decode_command
 from tests.crash.branches import branches
 from tests.crash.defects import HEARING, ZOMBIES
 from tests.crash.lives import Play, Stuck, branched, killed, overtaken, uninterrupted
-from tests.crash.outcome import Outcome, outcome, violations
+from tests.crash.outcome import Outcome, check_contract, outcome, violations
 from tests.crash.process import PREFIX
 from tests.crash.script import completed
 from tests.crash.tracing import Traced, traced
@@ -56,6 +56,7 @@ class Proof:
 
     @cached_property
     def wanted(self) -> Outcome:
+        check_contract(self.whole.around)
         return outcome(self.whole.around)
 
     @property

@@ -33,6 +33,7 @@ from ceremony.dev.ray_simulation.service import RayExecutorService
 from ceremony.settings import Settings
 from ceremony.worker import Worker
 from tests.bridge.nats.world import stored
+from tests.contract.asyncapi import validate_sent
 from tests.services import NatsServer, free_port
 
 if TYPE_CHECKING:  # exists only in the type stubs
@@ -159,7 +160,17 @@ class World:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        try:
+            if kind is None and self.nats.pid is not None:
+                await self.validate_sent()
+        finally:
+            await self._stack.aclose()
+
+    async def validate_sent(self) -> None:
+        """Check every message that the engine has sent against the AsyncAPI document."""
+        # specification 16.6, 16.12
+        for message in await stored(self.nats.url):
+            validate_sent(message.subject, message.headers or {}, message.data)
 
     def new_ray(self) -> RecordingRay:
         address = f"127.0.0.1:{self.ray_port}"

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.clock import HostClock
 from bridge.http.server import HttpServer
+from scripts.metrics_page import declared
 from steps.secrets.redactor import TextRedactor
 from streams.metrics import process_metrics
 from tests.e2e.world import World, http_get, until
@@ -107,6 +108,18 @@ async def test_steps_publishes_and_endings_are_counted(world: World) -> None:
     assert [b - a for a, b in zip(before, after, strict=True)] == [7, 1, 1, 8]
     await until(lambda: metric(world, "ceremony_instances"), "the rows are counted")
     assert await metric(world, "ceremony_partitions_owned") == 3
+
+
+async def test_a_running_worker_serves_the_metrics_that_the_page_lists_and_no_others(world: World) -> None:
+    """Without the `_created` series of Prometheus' client; those without labels are there from the start."""
+    # specification 29.4
+    await world.finish(await world.start("backlog_review", "C-all-metrics"))
+    _, text = await world.http("/metrics")
+    served = {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
+    ours = {name for name in served if name.startswith("ceremony_")}
+    assert ours - {name for metric in declared() for name in metric.series} == set()
+    assert {name for metric in declared() if not metric.labels for name in metric.series} - ours == set()
+    assert not [name for name in served if name.endswith("_created")]
 
 
 async def test_an_unknown_path_is_not_found(world: World) -> None:

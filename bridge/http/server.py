@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 
 from bridge.http.connections import MOST_CONNECTIONS, REQUEST_SECONDS, Connections
 from ports.clock import Clock
@@ -17,6 +18,9 @@ from ports.redaction import Redactor
 KEEP_ALIVE_SECONDS = REQUEST_SECONDS
 # Seconds for which a stop waits for answers under way.
 STOP_SECONDS = 1.0
+
+# Last line of a text in the format of OpenMetrics.
+OPENMETRICS_END = b"# EOF\n"
 
 # Gives the state of each neighbour: `ok`, or a text with the trouble.
 States = Callable[[], Mapping[str, str]]
@@ -46,6 +50,7 @@ class HttpServer:
         self._warnings = warnings
         self._registry = registry
         self._redactor = redactor
+        self._clock = clock
         app = web.Application(middlewares=[self._bounded])
         app.router.add_get("/livez", self._live)
         app.router.add_get("/readyz", self._ready)
@@ -110,4 +115,28 @@ class HttpServer:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=self._redactor.data(encode(self._registry)), headers={"Content-Type": content_type})
+        body = b"".join([piece async for piece in self._encoded(encode)])
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _encoded(self, encode: Callable[[CollectorRegistry], bytes]) -> AsyncIterator[bytes]:
+        """Encode one metric after the other, redacted; all at once, 200 definitions would stop the loop for 0.1 s."""
+        end = b""
+        for metric in self._registry.collect():
+            alone = CollectorRegistry()
+            alone.register(_Collected(metric))
+            piece = encode(alone)
+            if piece.endswith(OPENMETRICS_END):
+                piece, end = piece.removesuffix(OPENMETRICS_END), OPENMETRICS_END
+            yield self._redactor.data(piece)
+            await self._clock.sleep(0)
+        yield end
+
+
+class _Collected:
+    """A collector of one metric that was collected already."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Sequence[Metric]:
+        return (self._metric,)

@@ -6,9 +6,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.clock import HostClock
@@ -120,6 +122,44 @@ async def test_a_running_worker_serves_the_metrics_that_the_page_lists_and_no_ot
     assert ours - {name for metric in declared() for name in metric.series} == set()
     assert {name for metric in declared() if not metric.labels for name in metric.series} - ours == set()
     assert not [name for name in served if name.endswith("_created")]
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text; version=1.0.0"])
+async def test_metrics_are_encoded_one_by_one_to_the_same_text(accept: str) -> None:
+    """Other tasks run between them."""
+    registry = CollectorRegistry()
+    for number in range(5):
+        Counter(f"probe_{number}", "d", ["a"], registry=registry).labels("x").inc(number)
+    encode, content_type = choose_encoder(accept)
+    turns = 0
+    seen: list[int] = []
+
+    class NotingRedactor(TextRedactor):
+        def data(self, data: bytes) -> bytes:
+            seen.append(turns)
+            return super().data(data)
+
+    async def beside() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    server = HttpServer("127.0.0.1:0", dict, (), registry, HostClock(), redactor=NotingRedactor())
+    await server.start()
+    task = asyncio.create_task(beside())
+    try:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{server.port}/metrics", headers={"Accept": accept}) as answer,
+        ):
+            body = await answer.read()
+    finally:
+        task.cancel()
+        await server.stop()
+    assert body == encode(registry)
+    assert answer.headers["Content-Type"] == content_type
+    assert len(set(seen)) == len(seen) == 5
 
 
 async def test_an_unknown_path_is_not_found(world: World) -> None:

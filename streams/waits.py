@@ -60,6 +60,8 @@ class PartitionWaits:
         """Open gates by definition."""
         self._gates_of: dict[bytes, tuple[str, int]] = {}
         """Definition and number of open gates, by ceremony."""
+        self._pairs: dict[tuple[str, int], tuple[str, int]] = {}
+        """Each of these pairs once, for many ceremonies have the same."""
 
     def put(self, key: bytes, row: Instance, definition: Definition | None) -> None:
         """Note a live ceremony as it is now; without its definition nothing is known to be awaited."""
@@ -85,7 +87,8 @@ class PartitionWaits:
             self.gates[name] -= before
         if gates:
             self.gates[definition] += gates
-            self._gates_of[key] = definition, gates
+            pair = definition, gates
+            self._gates_of[key] = self._pairs.setdefault(pair, pair)
 
 
 def waits_of(row: Instance, definition: Definition) -> Iterator[tuple[str, int]]:

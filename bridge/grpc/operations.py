@@ -20,6 +20,7 @@ from bridge.grpc.metadata import send_correlation_id
 from bridge.grpc.refusals import (
     LONGEST_NAME,
     LONGEST_TEXT,
+    check_all,
     errors_become_statuses,
     page,
     repeatable_under,
@@ -89,13 +90,13 @@ class OperatorCalls:
         fields = self._command_fields(request)
         with repeatable_under(fields["command_id"]):
             if request.step_id or not await self._timed_out(request.instance_id):
-                _step(request)
+                _check_step(request)
         command = RetryStep(step_id=request.step_id, **fields)
         return pb.RetryStepResponse(**await self._operate_and_answer(command, context))
 
     @errors_become_statuses
     async def RunStep(self, request: pb.RunStepRequest, context: Context[Any, Any]) -> pb.RunStepResponse:
-        command = RunStep(step_id=_step(request), **self._command_fields(request))
+        command = RunStep(step_id=request.step_id, **self._command_fields(request, lambda: _check_step(request)))
         return pb.RunStepResponse(**await self._operate_and_answer(command, context))
 
     # -- reads
@@ -163,18 +164,30 @@ class OperatorCalls:
 
     # -- helpers
 
-    def _command_fields(self, request: WholeRequest | StepRequest | pb.TriggerTransitionRequest) -> dict[str, Any]:
+    def _command_fields(
+        self, request: WholeRequest | StepRequest | pb.TriggerTransitionRequest, *checks: Callable[[], object]
+    ) -> dict[str, Any]:
         """The fields of an operation with a reason. Raises CallRefused when one is missing or invalid."""
-        require_short(LONGEST_REASON, reason=request.reason)
-        return {**self._signed_fields(request), "reason": request.reason}
+        fields = self._signed_fields(request, *checks, lambda: require_short(LONGEST_REASON, reason=request.reason))
+        return {**fields, "reason": request.reason}
 
     def _signed_fields(
-        self, request: WholeRequest | StepRequest | pb.TriggerTransitionRequest | pb.DecideGateRequest
+        self,
+        request: WholeRequest | StepRequest | pb.TriggerTransitionRequest | pb.DecideGateRequest,
+        *checks: Callable[[], object],
     ) -> dict[str, Any]:
-        """The fields that every operation has. Raises CallRefused when one is missing or invalid."""
-        require(instance_id=request.instance_id, actor=request.actor)
-        require_short(LONGEST_NAME, request_id=request.request_id)
-        require_own_id(request.request_id)
+        """The fields that every operation has. Raises CallRefused when one is missing or invalid.
+
+        `checks` of other fields are made before, and refused together with these.
+        """
+        check_all(
+            *checks,
+            lambda: require(instance_id=request.instance_id, actor=request.actor),
+            lambda: require_short(LONGEST_NAME, request_id=request.request_id),
+            lambda: require_own_id(request.request_id),
+            lambda: normal_name("actor", request.actor),
+            lambda: normal_name("role", request.role),
+        )
         return {
             "instance_id": request.instance_id,
             "command_id": request.request_id or self._new_id(),
@@ -214,10 +227,9 @@ class OperatorCalls:
         return messages.ceremony(row, self._reads.definition_of(row), self._reads.waiting_for(row))
 
 
-def _step(request: StepRequest) -> str:
+def _check_step(request: StepRequest) -> None:
     require(step_id=request.step_id)
     require_short(LONGEST_TEXT, step_id=request.step_id)
-    return request.step_id
 
 
 def _origin(request: pb.ShowDeadLetterRequest | pb.ReplayDeadLetterRequest) -> LetterOrigin:

@@ -218,6 +218,20 @@ def require_accepted(reply: Reply) -> None:
         raise CallRefused(status, reply.code, reply.message, violations=(violation,))
 
 
+def check_all(*checks: Callable[[], object]) -> None:
+    """Make every check, and refuse with the violations of all of them; the text is that of the first."""
+    found: list[Violation] = []
+    for check in checks:
+        try:
+            check()
+        except CallRefused as refused:
+            found += refused.violations
+        except StartInvalid as error:
+            found += error.violations
+    if found:
+        raise all_invalid(list(dict.fromkeys(found)))
+
+
 def require(**fields: str) -> None:
     blank = [name for name, value in fields.items() if not value.strip()]
     if blank:

@@ -26,6 +26,7 @@ from bridge.grpc.refusals import (
     LONGEST_TEXT,
     CallRefused,
     abort,
+    check_all,
     errors_become_statuses,
     invalid,
     refusal_of,
@@ -136,9 +137,11 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
     @errors_become_statuses
     async def DecideGate(self, request: pb.DecideGateRequest, context: Context[Any, Any]) -> pb.DecideGateResponse:
         gate = request.step_id or request.guard
-        require(instance_id=request.instance_id, actor=request.actor, gate=gate)
-        require_short(LONGEST_TEXT, gate=gate, comment=request.comment)
-        fields = self._signed_fields(request)
+        fields = self._signed_fields(
+            request,
+            lambda: require(instance_id=request.instance_id, actor=request.actor, gate=gate),
+            lambda: require_short(LONGEST_TEXT, gate=gate, comment=request.comment),
+        )
         command = GateDecision(
             gate=gate,
             approved=request.approved,
@@ -158,9 +161,12 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
     async def TriggerTransition(
         self, request: pb.TriggerTransitionRequest, context: Context[Any, Any]
     ) -> pb.TriggerTransitionResponse:
-        require(instance_id=request.instance_id, actor=request.actor, trigger=request.trigger)
-        require_short(LONGEST_TEXT, trigger=request.trigger)
-        command = Trigger(trigger=request.trigger, **self._command_fields(request))
+        fields = self._command_fields(
+            request,
+            lambda: require(instance_id=request.instance_id, actor=request.actor, trigger=request.trigger),
+            lambda: require_short(LONGEST_TEXT, trigger=request.trigger),
+        )
+        command = Trigger(trigger=request.trigger, **fields)
         return pb.TriggerTransitionResponse(**await self._operate_and_answer(command, context))
 
     # -- reads
@@ -210,19 +216,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         """Check a start and make its command. The decoded request is gone when it returns."""
         async with self._large_starts.decoded(encoded, context) as request:
             correlation_id = request.correlation_id.strip() or correlation_in(context.invocation_metadata() or ())
-            check_ids(
-                ceremony_id=request.ceremony_id,
-                story_id=request.story_id,
-                definition_name=request.definition_name,
-                requested_by=request.requested_by,
-                correlation_id=correlation_id,
-            )
-            require_no_secret(
-                self._redactor,
-                ceremony_id=request.ceremony_id,
-                story_id=request.story_id,
-                correlation_id=correlation_id,
-            )
+            self._check_ids(request, correlation_id)
             requested_by = normal_name("requested_by", request.requested_by)
             definition = self._pinned_definition(request) or self._definitions.get(request.definition_name)
             pieces = start_pieces(
@@ -239,6 +233,25 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
             command = await self._turns.run(pieces)
             traceparent = trace_in(context.invocation_metadata() or ())
             return definition, replace(command, traceparent=traceparent) if traceparent else command
+
+    def _check_ids(self, request: pb.StartPlanningCeremonyRequest, correlation_id: str) -> None:
+        """Check all that a start has beside definition, inputs and steps."""
+        check_all(
+            lambda: check_ids(
+                ceremony_id=request.ceremony_id,
+                story_id=request.story_id,
+                definition_name=request.definition_name,
+                requested_by=request.requested_by,
+                correlation_id=correlation_id,
+            ),
+            lambda: normal_name("requested_by", request.requested_by),
+        )
+        require_no_secret(  # after the bounds of their lengths
+            self._redactor,
+            ceremony_id=request.ceremony_id,
+            story_id=request.story_id,
+            correlation_id=correlation_id,
+        )
 
     def _pinned_definition(self, request: pb.StartPlanningCeremonyRequest) -> Definition | None:
         """The definition of an existing ceremony with this id; a repeated start is checked against it, not the file."""

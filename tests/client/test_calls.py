@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -177,6 +178,25 @@ async def test_an_overloaded_engine_is_asked_again_by_its_hint_only(called: Call
     too_large = Engine(first=[Plain(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large")])
     with serving(too_large) as address, pytest.raises(PlanningCeremonyError, match="too large"):
         await called(address, "start", **start_fields())
+
+
+async def test_a_call_of_a_closed_client_is_refused() -> None:
+    with PlanningCeremonyClient("127.0.0.1:1") as client:
+        pass
+    async with AsyncPlanningCeremonyClient("127.0.0.1:1") as other:
+        pass
+    with pytest.raises(PlanningCeremonyError) as raised:
+        client.get("c1:s1")
+    with pytest.raises(PlanningCeremonyError) as also:
+        await other.get("c1:s1")
+    assert raised.value.code == also.value.code == "client_closed"
+    assert not raised.value.transient
+
+
+async def test_a_call_may_have_all_the_time_there_is(called: Called) -> None:
+    engine = Engine(first=[Unavailable("moving", 0.01)])
+    with serving(engine) as address:
+        assert await called(address, "start", **start_fields(), timeout=math.inf) == "c1:s1"
 
 
 async def test_a_large_whole_number_is_never_rounded(called: Called) -> None:

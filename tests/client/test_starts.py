@@ -202,6 +202,31 @@ def test_closing_ends_although_the_engine_does_not_answer() -> None:
     assert not any(thread.is_alive() for thread in made._threads)
 
 
+def test_a_hint_of_centuries_ends_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python waits for no longer than `threading.TIMEOUT_MAX`; flushing and closing may be given any time too."""
+    monkeypatch.setattr(starts, "LANES", 1)
+    far = PlanningCeremonyError(grpc.StatusCode.UNAVAILABLE, "unavailable: x", ErrorDetails(retry_delay=1e15))
+    wire = Wire(far)
+    with sending(wire) as made:
+        assert offer(made, "c1", math.inf)
+        while made._queue == [] or made._idle == 0:
+            time.sleep(0.01)
+        assert offer(made, "c2")
+        while made.stats.sent == 0:
+            time.sleep(0.01)
+        assert made.close(0.0) is True
+    with sending(Wire()) as made:
+        assert offer(made, "c1")
+        assert made.flush(math.inf)
+        assert made.close(math.inf)
+
+
+def test_an_error_that_is_not_of_the_arguments_has_a_code_of_its_own() -> None:
+    with sending(Wire()) as made:
+        made.refuse(MemoryError())
+        assert made.stats == StartStats(refused={"client_failed": 1})
+
+
 def test_a_sender_that_fails_inside_goes_on() -> None:
     wire = Wire(RuntimeError("a bug"), None)
     with sending(wire) as made:

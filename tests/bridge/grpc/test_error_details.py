@@ -216,8 +216,21 @@ async def test_operations_streams_and_undecodable_requests_have_details(world: W
         await world.stub.CancelCeremony(pb.CancelCeremonyRequest(instance_id="no:ne", actor="a", request_id="r2"))
     assert seen.rich.named == {"instance_id": "no:ne", "request_id": "r2"}
     with refused("INVALID_ARGUMENT", "field_required") as seen:
-        await world.stub.RunStep(pb.RunStepRequest())
-    assert [field for field, _, _ in seen.rich.violations] in (["step_id"], ["instance_id", "actor"])
+        await world.stub.RunStep(pb.RunStepRequest(reason="x" * 2001, role="\0", request_id="timer/1"))
+    assert [(field, reason) for field, reason, _ in seen.rich.violations] == [
+        ("step_id", "FIELD_REQUIRED"),
+        ("reason", "FIELD_TOO_LONG"),
+        ("instance_id", "FIELD_REQUIRED"),
+        ("actor", "FIELD_REQUIRED"),
+        ("request_id", "REQUEST_ID_RESERVED"),
+        ("role", "ACTOR_INVALID"),
+    ]
+    with refused("INVALID_ARGUMENT", "field_required") as seen:
+        await world.stub.DecideGate(pb.DecideGateRequest(comment="x" * 4097))
+    assert [field for field, _, _ in seen.rich.violations] == ["instance_id", "actor", "gate", "comment"]
+    with refused("INVALID_ARGUMENT", "field_required") as seen:
+        await world.stub.TriggerTransition(pb.TriggerTransitionRequest(instance_id="c:s", reason="x" * 2001))
+    assert [field for field, _, _ in seen.rich.violations] == ["actor", "trigger", "reason"]
     with refused("NOT_FOUND", "unknown_instance") as seen:
         async for _ in world.stub.WatchPlanningCeremony(pb.WatchPlanningCeremonyRequest(instance_id="no:ne")):
             pass

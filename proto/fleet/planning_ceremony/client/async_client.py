@@ -13,7 +13,7 @@ from fleet.planning_ceremony.client import requests
 from fleet.planning_ceremony.client.backoff import Attempts
 from fleet.planning_ceremony.client.channel import async_channel
 from fleet.planning_ceremony.client.delivery import DeliveryOptions, never_raising_async, starts_of
-from fleet.planning_ceremony.client.errors import error_of
+from fleet.planning_ceremony.client.errors import client_closed, error_of
 from fleet.planning_ceremony.client.stats import StartStats
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
@@ -450,4 +450,6 @@ class AsyncPlanningCeremonyClient:
                 return await method(request, timeout=attempts.left)
             except grpc.RpcError as error:
                 refused = error_of(error)
+            except grpc.aio.UsageError:  # of gRPC, for a closed channel
+                raise client_closed() from None
             await asyncio.sleep(attempts.pause_after(refused))

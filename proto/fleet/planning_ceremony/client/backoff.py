@@ -10,6 +10,8 @@ from fleet.planning_ceremony.client.errors import PlanningCeremonyError
 FIRST_SECONDS, GROWTH, LONGEST_SECONDS = 0.1, 2.0, 2.0
 # The least time that an attempt gets, and the least pause before one.
 LEAST_SECONDS = 0.05
+# The longest timeout of one attempt: gRPC takes no infinite one.
+LONGEST_ATTEMPT_SECONDS = 86_400.0
 # Doublings after which a pause grows no more.
 MOST_DOUBLINGS = 16
 
@@ -44,7 +46,7 @@ class Attempts:
     @property
     def left(self) -> float:
         """Timeout of the next attempt."""
-        return max(self._deadline - time.monotonic(), 0.001)
+        return min(max(self._deadline - time.monotonic(), 0.001), LONGEST_ATTEMPT_SECONDS)
 
     def pause_after(self, refused: PlanningCeremonyError) -> float:
         """Seconds until the next attempt. Raises the refusal when there is none."""

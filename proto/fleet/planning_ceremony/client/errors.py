@@ -112,6 +112,11 @@ def error_of(failed: Any) -> PlanningCeremonyError:
     return PlanningCeremonyError(failed.code(), text, details, code=info.reason.lower())
 
 
+def client_closed() -> PlanningCeremonyError:
+    """The error of a call after `close`."""
+    return PlanningCeremonyError(grpc.StatusCode.CANCELLED, "client_closed: the client is closed")
+
+
 def _status_in(failed: Any) -> Status | None:
     """The `google.rpc.Status` of a failed call; None without one, and for one that is not of this call."""
     try:

@@ -34,6 +34,11 @@ ATTEMPT_SECONDS = 10.0
 # Time at the exit of the interpreter to send what is left, and for threads to end once their calls are cancelled.
 EXIT_SECONDS, JOIN_SECONDS = 5.0, 2.0
 
+# The longest wait of one turn, of which Python's own bound is some centuries; a longer one is waited for in several.
+LONGEST_WAIT_SECONDS = 3_600.0
+# Errors of Python and protobuf for arguments that no request can be made of.
+ARGUMENT_ERRORS = (TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+
 # Sends an encoded request with a timeout. Raises PlanningCeremonyError.
 SendStart = Callable[[bytes, float], None]
 
@@ -101,9 +106,10 @@ class Starts:
 
     def refuse(self, error: Exception) -> None:
         """Count a start whose arguments cannot be sent; their values are not logged."""
-        code = error.code if isinstance(error, PlanningCeremonyError) else "arguments_invalid"
         if self._forked():
             return
+        code = "arguments_invalid" if isinstance(error, ARGUMENT_ERRORS) else "client_failed"
+        code = error.code if isinstance(error, PlanningCeremonyError) else code
         with self._changed:
             self._refused[code] += 1
         log.warning("start not sent: %s (%s)", code, type(error).__name__)
@@ -113,7 +119,7 @@ class Starts:
         if self._forked():
             return True
         with self._changed:
-            self._changed.wait_for(lambda: not self._pending or self._stopped, timeout)
+            self._changed.wait_for(lambda: not self._pending or self._stopped, min(timeout, threading.TIMEOUT_MAX))
             return not self._pending
 
     def close(self, timeout: float) -> bool:
@@ -122,7 +128,7 @@ class Starts:
             return True
         with self._changed:
             self._closing = True
-            self._changed.wait_for(lambda: not self._pending or self._stopped, timeout)
+            self._changed.wait_for(lambda: not self._pending or self._stopped, min(timeout, threading.TIMEOUT_MAX))
             if self._stopped:
                 return not self._pending
             self._stopped = True
@@ -187,6 +193,7 @@ class Starts:
             with self._changed:
                 self._accepted -= 1
                 self._remove(request_id)
+                self._changed.notify_all()
         return reason
 
     def _enqueue(self, request_id: str) -> None:
@@ -236,7 +243,7 @@ class Starts:
                 if wait is not None and wait <= 0:
                     return heapq.heappop(self._queue)
                 self._idle += 1
-                self._changed.wait(wait)
+                self._changed.wait(None if wait is None else min(wait, LONGEST_WAIT_SECONDS))
                 self._idle -= 1
         return None
 
@@ -246,7 +253,8 @@ class Starts:
         pause = pause_before_next(error, entry.attempts, entry.expires - now)
         if not error.transient:
             self._settle(entry, self._refused, error.code)
-            named = error.details.instance_id or "a ceremony"
+            named = error.details.instance_id if error.details.instance_id.isprintable() else ""
+            named = named or "a ceremony"
             log.warning("start of %s refused: %s (request %s)", named, error.code, entry.request_id)
         elif pause is None:
             self._settle(entry, self._dropped, "deadline")

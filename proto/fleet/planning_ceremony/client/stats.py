@@ -18,6 +18,7 @@ class StartStats:
     """Taken by the engine."""
     pending: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
-    """By code: refused by the engine, or not to be sent at all (`arguments_invalid`, `inputs_invalid`)."""
+    """By code: refused by the engine, or not to be sent at all (`arguments_invalid`, `inputs_invalid`,
+    `client_failed`)."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """By reason: `full`, `deadline`, `closed`, `forked`, `outbox` (not written), `unreadable` (in the outbox)."""

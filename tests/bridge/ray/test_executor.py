@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
@@ -12,16 +13,20 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 import pytest
+import structlog
 from fleet.ray_executor.v1 import ray_executor_pb2 as pb
 from fleet.ray_executor.v1.ray_executor_pb2_grpc import (
     RayExecutorServiceServicer,
+    RayExecutorServiceStub,
     add_RayExecutorServiceServicer_to_server,
 )
 
 from bridge.ray.executor import RayExecutorClient
 from ports.errors import Unreachable
 from ports.ray import RayAgent, RayTask
+from streams.outages import CALLS_SETTLE_SECONDS, NeighbourOutage
 from tests.services import free_port
+from tests.streams.fakes import HandClock
 
 pytestmark = pytest.mark.timeout(30)
 SECRET = "Traceback: password=hunter2"
@@ -217,6 +222,42 @@ async def test_the_channel_reconnects_to_a_restarted_executor() -> None:
                 except Unreachable:
                     await asyncio.sleep(0.05)
             await client.probe()  # this server has no GetStatus: UNIMPLEMENTED is an answer too
+
+
+async def test_however_many_calls_fail_the_log_has_two_lines() -> None:
+    """Calls that were refused count with those without an answer, each under its code. The probe tells of the end."""
+    # specification 30.6
+    clock = HandClock()
+    outage = NeighbourOutage("ray_executor", clock, "steps wait", settle_seconds=CALLS_SETTLE_SECONDS)
+    address = f"127.0.0.1:{free_port()}"
+    with structlog.testing.capture_logs() as lines:
+        async with RayExecutorClient(address, outage=outage) as client:
+            for code in [grpc.StatusCode.UNAVAILABLE] * 150 + [grpc.StatusCode.INVALID_ARGUMENT] * 50:
+                client._stub = Failing(code)  # type: ignore[assignment]
+                with contextlib.suppress(Unreachable):
+                    assert (await client.execute(task())).status == "failed"
+            client._stub = RayExecutorServiceStub(client._channel)
+            async with serving(Executor(says("submitted")), address), asyncio.timeout(10):
+                while not lines or lines[-1]["event"] != "neighbour_back":
+                    with contextlib.suppress(Unreachable):
+                        await client.probe()
+                    clock.seconds += 1
+                    await asyncio.sleep(0.02)
+    first, last = [line for line in lines if line["log_level"] != "debug"]
+    assert (first["event"], first["code"]) == ("neighbour_fails", "ray_unavailable")
+    assert last["failures"]["ray_unavailable"] >= 150 and last["failures"]["ray_invalid_argument"] == 50
+
+
+class Failing:
+    """A stub whose calls fail with a status, without a network."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "no luck")
+
+    async def ExecuteDeliberation(self, *_: Any, **__: Any) -> Any:
+        raise self._error
+
+    ExecuteBacklogReviewDeliberation = ExecuteDeliberation
 
 
 async def test_a_closed_client_is_unreachable() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ LEVEL_WIDTH, EVENT_WIDTH = 9, 30
 RESET, BRIGHT, DIM, CYAN, MAGENTA = "\033[0m", "\033[1m", "\033[2m", "\033[36m", "\033[35m"
 COLOUR_OF: Mapping[str, str] = {LineLevel.INFO: "\033[32m", LineLevel.WARNING: "\033[33m"}
 
+# A text that needs no quotes.
+_PLAIN = re.compile(r"[A-Za-z0-9_.:/+@$<>\[\]-]+").fullmatch
 _encode = msgspec.json.Encoder().encode
 _root = logging.getLogger()
 
@@ -106,5 +109,5 @@ def _fields(line: LogLine) -> list[tuple[str, Any]]:
 def _shown(value: Any) -> str:
     """Return a value on one line; a text with blanks, quotes or unprintable characters stands in quotes."""
     if isinstance(value, str):
-        return value if value.isprintable() and value and not set(value) & set(" \"'=") else repr(value)
+        return value if _PLAIN(value) else repr(value)
     return repr(value)

@@ -34,6 +34,7 @@ STEP_STARTED, TRANSITION_JUDGED, GUARD_UNJUDGED = "step_started", "transition_ju
 PAUSED, LEFT_OUT = "ceremony.paused", "lines_left_out"
 # Events that somebody should see; failed steps and pauses by the engine join them.
 WARNED = frozenset({STEP_RETRYING, START_REFUSED, "ceremony.failed", "ceremony.timed_out"})
+_MAY_WARN = WARNED | {STEP_EXECUTED, PAUSED}
 # Fields of events that a line shows, by its name for them. Inputs, outputs and texts of gates stay out.
 FIELDS: Mapping[str, str] = {
     "step_id": "step",
@@ -143,7 +144,11 @@ class Journal:
 
     def _one(self, folded: Folded, lines: list[LogLine], *, ordinary: bool) -> None:
         """Add the lines of one command; of a failure like many before it none, for an outage brings thousands."""
-        warned = [effect for effect in folded.effects if effect.__class__ is Event and _is_warned(effect)]
+        warned = [
+            effect
+            for effect in folded.effects
+            if effect.__class__ is Event and effect.subject in _MAY_WARN and _is_warned(effect)
+        ]
         shown = [event for event in warned if self._warnings.lets_through(event.subject, _code(event))]
         unjudged = [name for name in folded.unjudged if self._warnings.lets_through(GUARD_UNJUDGED, name)]
         if ordinary and self._room >= 1 and len(shown) == len(warned) and self._is_new(folded):
@@ -160,22 +165,21 @@ class Journal:
 
     def _is_new(self, folded: Folded) -> bool:
         """Return False where the command only tries a step again that many others failed at with the same code."""
-        if folded.before is None or len(folded.effects) != 1:
+        if folded.before is None:
             return True
-        effect = folded.effects[0]
-        if not isinstance(effect, StepRequested):
-            return True
-        state = folded.before.steps[effect.step_id]
-        return state.phase is not Phase.BACKOFF or self._retries.lets_through(STEP_STARTED, state.error_code)
+        for effect in folded.effects:
+            if effect.__class__ is StepRequested:
+                state = folded.before.steps[effect.step_id]
+                if state.phase is Phase.BACKOFF:
+                    return self._retries.lets_through(STEP_STARTED, state.error_code)
+        return True
 
     def _count(self, folded: Folded, warned: Sequence[Event]) -> None:
         """Count the lines of level INFO that are not written."""
         left_out = self._left_out
-        for effect in folded.effects:
-            if effect.__class__ is Event:
-                left_out[effect.subject] += 1
-        for event in warned:
-            left_out[event.subject] -= 1
+        left_out.update([effect.subject for effect in folded.effects if effect.__class__ is Event])
+        if warned:
+            left_out.subtract([event.subject for event in warned])
         left_out[TRANSITION_JUDGED] += len(folded.evaluations)
         left_out[STEP_STARTED] += sum(1 for _ in _starts(folded.before, folded.effects))
 

@@ -7,20 +7,23 @@ opening to its end, a ceremony's from its start to its end: append times of comm
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import structlog
 
 from streams.folded import Folded
+from streams.histograms import Observations
 from streams.metrics import Metrics
 from tables.definition import Definition, Step
-from tables.effects import Ended, Event
+from tables.effects import Effect, Ended, Event
 from tables.fold.step_life import PUBLISH_COMPLETED, STEP_EXECUTED, STEP_RETRYING
 from tables.instance import Instance, StepStatus
 
 log = structlog.get_logger(__name__)
 
 STARTED = "ceremony.started"
+# Subjects of the events that are counted here, beside those of steps that ended.
+COUNTED = frozenset({STARTED, STEP_RETRYING, PUBLISH_COMPLETED})
 # Label in place of a definition, or of a handler, that this release cannot read.
 UNREADABLE = "unreadable"
 _FAILED, _CANCELLED, _OPENED = (
@@ -40,18 +43,15 @@ class Outcomes:
         """Count a batch. It is folded already, so an error is only logged."""
         found: dict[str, DefinitionOutcomes] = {}
         try:
-            for before, after, definition, effects, _, _ in batch:
-                if not effects:
+            for folded in batch:
+                if not folded.effects:
                     continue
+                definition = folded.definition
                 key = "" if definition is None else definition.hash
                 outcomes = found.get(key)
                 if outcomes is None:
                     outcomes = found[key] = DefinitionOutcomes(self._metrics, definition)
-                for effect in effects:
-                    if effect.__class__ is Event:
-                        outcomes.event(effect, before, after)
-                    elif effect.__class__ is Ended:
-                        outcomes.end(effect, after)
+                outcomes.see(folded.effects, folded.before, folded.after)
         except MemoryError:
             raise
         except Exception:
@@ -72,48 +72,66 @@ class DefinitionOutcomes:
         """By status."""
         self._steps: Tally[tuple[str, str]] = Tally()
         """By step and status."""
-        self._at_once: Tally[str] = Tally()
-        """By step: attempts that ended in the command that started them."""
+        self._timed: Tally[tuple[str, str]] = Tally()
+        """Those of them that took time, by the same; all others ended in the command that started them."""
         self._retries: Tally[str] = Tally()
         """By step."""
         self._published: Tally[tuple[str, str]] = Tally()
         """By step, and whether JetStream had the message already."""
 
-    def event(self, event: Event, before: Instance | None, after: Instance | None) -> None:
-        """Count an event between two rows."""
+    def see(self, effects: Sequence[Effect], before: Instance | None, after: Instance | None) -> None:
+        """Count the effects of one command, between two rows."""
+        for effect in effects:
+            if effect.__class__ is Event:
+                if effect.subject == STEP_EXECUTED:
+                    self._step(effect, before, after)
+                elif effect.subject in COUNTED:
+                    self._event(effect)
+            elif effect.__class__ is Ended:
+                self._end(effect, after)
+
+    def _event(self, event: Event) -> None:
         subject = event.subject
-        if subject == STEP_EXECUTED:
-            self._step(event, before, after)
-        elif subject == STEP_RETRYING:
+        if subject == STEP_RETRYING:
             self._retries[event.payload["step_id"]] += 1
         elif subject == PUBLISH_COMPLETED:
             self._published[event.payload["step_id"], str(event.payload["duplicate"]).lower()] += 1
         elif subject == STARTED:
             self._started += 1
 
-    def end(self, effect: Ended, row: Instance | None) -> None:
-        """Count the end of a ceremony."""
+    def _end(self, effect: Ended, row: Instance | None) -> None:
         self._ended[effect.status] += 1
         if row is not None and row.ended_at:
             self._metrics.lifetime.of(self._name).add((row.ended_at - row.created_at) / 1000)
 
     def _step(self, event: Event, before: Instance | None, after: Instance | None) -> None:
         payload = event.payload
-        step_id, status = payload["step_id"], payload["status"]
-        self._steps[step_id, status] += 1
-        if status == _OPENED:
+        step_id = payload["step_id"]
+        key = step_id, payload["status"]
+        self._steps[key] += 1
+        state = None if after is None else after.steps.get(step_id)
+        if state is None or state.started_at != event.at or state.attempt != payload["attempt"]:
+            self._time(event, key, before, after)
+
+    def _time(self, event: Event, key: tuple[str, str], before: Instance | None, after: Instance | None) -> None:
+        """Time an attempt that began in an earlier command.
+
+        The row before knows it where its state was entered anew.
+        """
+        (step_id, status), attempt = key, event.payload["attempt"]
+        began = _start_of(attempt, step_id, after) or _start_of(attempt, step_id, before)
+        if status == _OPENED or not began:
             return
-        began = _start_of(payload["attempt"], step_id, after) or _start_of(payload["attempt"], step_id, before)
-        if not began or began == event.at:
-            if status != _CANCELLED:
-                self._at_once[step_id] += 1
-            return
-        seconds = (event.at - began) / 1000
+        self._timed[key] += 1
+        if (durations := self._durations(step_id, status)) is not None:
+            durations.add((event.at - began) / 1000)
+
+    def _durations(self, step_id: str, status: str) -> Observations | None:
+        """Return the durations that an end of this step belongs to; a step that was cancelled has none."""
         step = self._of(step_id)
         if step is not None and step.gate is not None:
-            self._metrics.gates.of(self._name).add(seconds)
-        elif status != _CANCELLED:
-            self._metrics.step_seconds.of(_handler(step)).add(seconds)
+            return self._metrics.gates.of(self._name)
+        return None if status == _CANCELLED else self._metrics.step_seconds.of(_handler(step))
 
     def add(self) -> None:
         """Add the counts to the metrics."""
@@ -123,8 +141,9 @@ class DefinitionOutcomes:
             metrics.steps.labels(name, _handler(step), status).inc(count)
             if status == _FAILED and step is not None and step.publishes:
                 metrics.publish_failures.labels(name, step.handler).inc(count)
-        for step_id, count in self._at_once.items():
-            metrics.step_seconds.of(_handler(self._of(step_id))).add(0.0, count)
+            at_once = 0 if status == _OPENED else count - self._timed[step_id, status]
+            if at_once and (durations := self._durations(step_id, status)) is not None:
+                durations.add(0.0, at_once)
         for step_id, count in self._retries.items():
             metrics.retries.labels(name, _handler(self._of(step_id))).inc(count)
         for (step_id, duplicate), count in self._published.items():

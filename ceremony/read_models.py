@@ -1,26 +1,31 @@
-"""The read models of a worker: the stores that its settings name, and a projector for each."""
+"""The read models of a worker: rows and histories in the stores that its settings name, each with a projector."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bridge.projection.definitions import PinnedDefinitions
 from bridge.projection.documents import Documents
+from bridge.projection.dual_writes import DualWrites
+from bridge.projection.histories import HistoryModel
 from bridge.projection.projector import Projector
+from bridge.projection.rows import RowModel
 from ceremony.settings import PROJECTOR, Settings
 from ceremony.valkey import valkey_address
 from ports.clock import Clock
 from ports.log import Log
 from ports.redaction import Redactor
-from streams.topics import CEREMONIES, changelog, prefixed
+from streams.topics import CEREMONIES, EVENTS, changelog, prefixed
 from tables.definition import Definition
 from tables.kinds import Kinds
 from tables.read_model import Redact
 
 if TYPE_CHECKING:
     from bridge.projection.dual_writes import Ledger
-    from bridge.projection.store import SourceStore
+    from bridge.projection.store import PlacedStore, SourceStore
+    from bridge.valkey.history import ValkeyHistories
+    from ports.history import HistoryCopy
 
 
 def stores(settings: Settings) -> Sequence[SourceStore]:
@@ -42,23 +47,48 @@ def stores(settings: Settings) -> Sequence[SourceStore]:
     return found
 
 
-def projectors(settings: Settings, log: Log, kinds: Kinds, redactor: Redactor, clock: Clock) -> Sequence[Projector]:
-    """Return a projector for each store that is on, where this worker has the role."""
+def histories(settings: Settings) -> ValkeyHistories | None:
+    """Return the store of histories, which only Valkey has; None where it is off."""
+    if (address := valkey_address(settings)) is None:
+        return None
+    from bridge.valkey.history import ValkeyHistories  # noqa: PLC0415
+
+    return ValkeyHistories(address, topic=prefixed(settings.topic_prefix, EVENTS))
+
+
+def history_copy(settings: Settings) -> HistoryCopy | None:
+    """Return the copy of the events that histories are read from where the log has them no more."""
+    if (address := valkey_address(settings)) is None:
+        return None
+    from bridge.valkey.history import ValkeyHistoryCopy  # noqa: PLC0415
+
+    return ValkeyHistoryCopy(address, topic=prefixed(settings.topic_prefix, EVENTS))
+
+
+def followers_of(settings: Settings, name: str) -> Sequence[PlacedStore]:
+    """Return all that is kept in the store of this name, each with places of its own."""
+    found: list[PlacedStore] = [store for store in stores(settings) if store.name == name]
+    if name == "valkey" and (kept := histories(settings)) is not None:
+        found.append(kept)
+    return found
+
+
+def projectors(
+    settings: Settings, log: Log, kinds: Kinds, redactor: Redactor, clock: Clock
+) -> Sequence[Projector[Any]]:
+    """Return a projector for each read model that is on, where this worker has the role."""
     if PROJECTOR not in settings.roles:
         return ()
+    prefix, partitions = settings.topic_prefix, settings.partitions
     documents = documents_of(settings, log, kinds, redactor, clock)
-    return [
-        Projector(
-            log,
-            store,
-            documents,
-            clock,
-            prefix=settings.topic_prefix,
-            partitions=settings.partitions,
-            ledger=_ledger(settings),
-        )
-        for store in stores(settings)
-    ]
+    found: list[Projector[Any]] = []
+    for store in stores(settings):
+        failed = DualWrites(log, _ledger(settings), clock, store=store.name, prefix=prefix, partitions=partitions)
+        model = RowModel(store, documents, failed, prefix=prefix)
+        found.append(Projector(log, model, clock, partitions=partitions))
+    if (kept := histories(settings)) is not None:
+        found.append(Projector(log, HistoryModel(kept, redactor, clock, prefix=prefix), clock, partitions=partitions))
+    return found
 
 
 def _ledger(settings: Settings) -> Ledger | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from bridge.nats.connection import NatsConnection
 from bridge.nats.events import EventsBridge
@@ -22,7 +23,7 @@ class Readiness:
         nats: NatsConnection,
         bridges: Sequence[EventsBridge | AgentResponses],
         outbound: NatsOutbound,
-        projectors: Sequence[Projector] = (),
+        projectors: Sequence[Projector[Any]] = (),
     ) -> None:
         self.ray_state = "not asked yet"
         self._roles = roles

@@ -27,7 +27,7 @@ READINESS_OF = {
     "bridge": ("log", "nats"),
     PROJECTOR: ("log",),
 }
-READINESS_NAMES = (*READINESS_OF["engine"], "valkey", "neo4j")
+READINESS_NAMES = (*READINESS_OF["engine"], "valkey", "valkey_history", "neo4j")
 # A stream that one definition publishes to, and that takes nothing, is no reason to stop serving the others.
 READINESS_DEFAULT = ("log", "tables", "nats", "ray_executor")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -105,7 +105,7 @@ class Settings(StoreSettings):
     def required(self) -> tuple[str, ...]:
         """The neighbours that decide readiness: those of `readiness_requires` that a role of this worker needs."""
         needed = {name for role in self.roles for name in READINESS_OF[role]}
-        needed |= set(self.stores) if PROJECTOR in self.roles else set()
+        needed |= set(self.read_models) if PROJECTOR in self.roles else set()
         return tuple(name for name in self.readiness_requires if name in needed)
 
     @field_validator("publish_subjects", "readiness_requires", "roles", mode="before")

@@ -39,6 +39,11 @@ class StoreSettings(BaseSettings):
         return tuple(name for name, address in addresses.items() if address is not None)
 
     @property
+    def read_models(self) -> tuple[str, ...]:
+        """The names of what a projector keeps in these stores."""
+        return (*self.stores, "valkey_history") if "valkey" in self.stores else self.stores
+
+    @property
     def valkey_secret(self) -> Password:
         return Password("VALKEY_PASSWORD", self.valkey_password, self.valkey_password_file)
 

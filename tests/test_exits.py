@@ -15,6 +15,7 @@ from bridge.http.server import HttpServer
 from bridge.nats.events import EventsBridge
 from bridge.nats.republish import Republisher
 from bridge.nats.window import PublishWindow
+from bridge.projection.histories import HistoryModel
 from ceremony.build import Pipeline
 from ceremony.log_lines import LogLines
 from streams.ceremony_agent import CeremonyAgent
@@ -28,9 +29,9 @@ NEIGHBOURS: Mapping[str, str] = {
     "http": "HttpServer redacts /readyz and /metrics",
     "nats": "ScreenedOutbound for messages of publish steps, PublishWindow for events",
     "ray": "not redacted: agents need the prompt",
-    "valkey": "document_of redacts each row; the idempotency store holds keys and positions only",
+    "valkey": "document_of redacts each row, HistoryModel each event; the idempotency store holds only keys and places",
     "neo4j": "document_of redacts each row",
-    "projection": "Documents hands each row to document_of, with the prompts of its definition",
+    "projection": "Documents hands each row to document_of, with its definition's prompts; HistoryModel redacts events",
 }
 
 
@@ -60,6 +61,7 @@ def test_whatever_sends_needs_a_redactor() -> None:
         GrpcServer,
         HttpServer,
         CeremonyAgent,
+        HistoryModel,
         ScreenedOutbound,
         LogLines,
     ):

@@ -8,7 +8,7 @@ from typing import TypeVar
 import structlog
 
 from bridge.projection import metrics
-from bridge.projection.store import Store, StoreError
+from bridge.projection.store import PlacedStore, StoreError
 from ports.clock import Clock
 from streams.outages import NeighbourOutage
 
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 class StoreCalls:
     """Makes the calls of one projector, each with a deadline."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: PlacedStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._outage = NeighbourOutage(store.name, clock, "its rows wait in the log; no ceremony notices")

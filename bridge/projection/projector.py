@@ -1,4 +1,4 @@
-"""Keeps one store up to date: follows the changelog of `ceremonies`, and writes rows with the position they end at.
+"""Keeps one read model up to date: follows its topic, and writes what records bring with the position they end at.
 
 The store holds the position of each partition, and the position decides: a write is applied only where the store still
 has the position that it continues. So a store that was emptied or restored from a backup is noticed at the next write,
@@ -12,19 +12,20 @@ import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Generic
 
 import structlog
 
 from bridge.leaving import CANCEL_AGAIN_SECONDS, leave
 from bridge.projection import metrics
-from bridge.projection.documents import Changes, Documents, portions
-from bridge.projection.dual_writes import DualWrites, FailingWrite, Ledger
+from bridge.projection.documents import portions
+from bridge.projection.dual_writes import FailingWrite
+from bridge.projection.model import C, Move, ReadModel
 from bridge.projection.outage import StoreCalls
 from bridge.projection.rebuild import Rebuild
-from bridge.projection.store import Gone, Place, Store, StoreError, Write
+from bridge.projection.store import Place, StoreError
 from ports.clock import Clock
 from ports.log import Committed, Follower, Log, LogUnavailable, Record
-from streams import topics
 
 # Records of one batch; their bytes are bounded by what the log fetches at a time.
 BATCH = 1000
@@ -35,34 +36,24 @@ AGAIN_SECONDS = 0.5
 log = structlog.get_logger(__name__)
 
 
-class Projector:
+class Projector(Generic[C]):
     """Projects the partitions that its group assigns to it into one store."""
 
-    def __init__(
-        self,
-        log: Log,
-        store: Store,
-        documents: Documents,
-        clock: Clock,
-        *,
-        prefix: str,
-        partitions: int,
-        ledger: Ledger | None = None,
-    ) -> None:
-        """`ledger`: of failed writes; without one they are only announced."""
+    def __init__(self, log: Log, model: ReadModel[C], clock: Clock, *, partitions: int) -> None:
         self.on_failure: Callable[[BaseException], None] | None = None
         """Called when a task beside the batches has failed, which ends the worker."""
-        self.store = store
-        self.calls = StoreCalls(store, clock)
+        self.store = model.store
+        self.calls = StoreCalls(model.store, clock)
         self._log = log
-        self._documents = documents
+        self._model = model
         self._clock = clock
-        self._topic = topics.prefixed(prefix, topics.changelog(topics.CEREMONIES))
-        self._group = topics.prefixed(prefix, f"projector.{store.name}")
+        self._topic = model.topic
         self._follower: Follower | None = None
         self._beside: list[asyncio.Task[None]] = []
         self._known: dict[int, str] = {}
         """Text of the store's place by partition, where the follower continues from it."""
+        self._since: dict[int, int] = {}
+        """`Place.since` by partition."""
         self._locks: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         """Of the writes to each partition."""
         self._turns: defaultdict[int, int] = defaultdict(int)
@@ -71,12 +62,10 @@ class Projector:
         self._oldest: dict[int, int] = {}
         """Timestamp of the first record in hand, by partition."""
         self._partitions = partitions
-        self._dual_writes = DualWrites(log, ledger, clock, store=store.name, prefix=prefix, partitions=partitions)
-        self._ends: Sequence[int] = ()
-        self._defined: set[str] = set()
-        """Hashes of definitions that the store has."""
+        self._bounds: Sequence[tuple[int, int]] = ()
+        """Start and end of each partition of the log, as measured last."""
         self._working: set[asyncio.Task[None]] = set()
-        self._rows = metrics.ROWS.labels(store.name)
+        self._rows = metrics.ROWS.labels(model.store.name)
 
     @property
     def state(self) -> str:
@@ -85,9 +74,11 @@ class Projector:
         return state if state == "ok" else f"{state}; {self.lag_records} records wait"
 
     async def start(self) -> None:
-        """Begin to follow the changelog. The store need not run yet; rows wait in the log."""
-        self._ends = [end for _, end in await self._log.ends(self._topic)]
-        self._follower = await self._log.follow(self._group, self._topic, self._handle, batch=BATCH, taken=self._taken)
+        """Begin to follow the topic. The store need not run yet; records wait in the log."""
+        self._bounds = await self._log.ends(self._topic)
+        self._follower = await self._log.follow(
+            self._model.group, self._topic, self._handle, batch=BATCH, taken=self._taken
+        )
         name = f"projector-{self.store.name}"
         self._beside = [
             self._clock.spawn(self._watch(), name=f"{name}-watch"),
@@ -104,7 +95,7 @@ class Projector:
         if self._follower is not None:
             await leave([self._follower], self._working, self._clock, STOP_SECONDS)
         await self.store.close()
-        await self._dual_writes.close()
+        await self._model.close()
 
     async def _end_beside(self) -> None:
         """Cancel the tasks again and again: a call of redis-py that just ends can swallow a cancellation."""
@@ -117,12 +108,12 @@ class Projector:
         if not task.cancelled() and (failure := task.exception()) is not None and self.on_failure is not None:
             self.on_failure(failure)
 
-    # -- batches of the changelog
+    # -- batches of the topic
 
     async def _taken(self, committed: Committed) -> None:
         """Forget the place: at a new assignment the follower begins at the group's offset, which decides nothing."""
         self._known.pop(committed.partition, None)
-        self._dual_writes.forget()
+        self._model.taken()
 
     async def _handle(self, records: Sequence[Record]) -> None:
         # In a task of its own, which `stop` can cancel while the store is away: then the batch is not committed.
@@ -145,43 +136,51 @@ class Projector:
             if partition not in self._known:
                 await self._continue(partition, records)
                 return  # the follower comes back with the records from the store's own place on
+            self._note_lost(partition, Place.read(self._known[partition]))
             for portion in portions(records):
                 if not await self._write(partition, await self._changes(portion), portion[-1].offset + 1):
                     return
 
-    async def _changes(self, portion: Sequence[Record]) -> Changes:
+    def _note_lost(self, partition: int, place: Place | None) -> None:
+        """Note that the log has deleted records which the store does not have: it came too late for them."""
+        start = self._bounds[partition][0]
+        if self._model.loses_records and place is not None and not place.rebuild and place.next < start:
+            self._since[partition] = start
+            log.warning("records_lost", store=self.store.name, partition=partition, next=place.next, start=start)
+
+    async def _changes(self, portion: Sequence[Record]) -> C:
         while True:
             try:
-                return await self._documents.of(portion)
+                return await self._model.changes(portion)
             except LogUnavailable:
                 await self._clock.sleep(AGAIN_SECONDS)
 
-    async def _write(self, partition: int, changes: Changes, following: int) -> bool:
+    async def _write(self, partition: int, changes: C, following: int) -> bool:
         """Write, and return whether the partition goes on: False where the store had another place."""
-        rebuild = self._rebuilds.get(partition)
-        if rebuild is None:
-            return await self._apply(partition, changes, Place(following))
-        rebuild.saw(document.instance_id for document in changes.documents)
-        return await self._apply(partition, changes, Place(following, rebuild.id, rebuild.until))
+        if (rebuild := self._rebuilds.get(partition)) is not None:
+            rebuild.saw(self._model.seen(changes))
+        return await self._apply(partition, changes, self._place(partition, following, rebuild))
 
-    async def _apply(self, partition: int, changes: Changes, place: Place) -> bool:
-        missing = {digest: text for digest, text in changes.definitions.items() if digest not in self._defined}
-        write = Write(partition, self._known[partition], place.text, changes.documents, changes.gone, missing)
+    def _place(self, partition: int, following: int, rebuild: Rebuild | None = None) -> Place:
+        since = self._since.get(partition, 0)
+        return Place(following, since=since) if rebuild is None else Place(following, rebuild.id, rebuild.until, since)
+
+    async def _apply(self, partition: int, changes: C, place: Place) -> bool:
+        move = Move(partition, self._known[partition], place)
         trouble = FailingWrite(self._clock)
 
         async def failed(error: StoreError) -> None:
             if trouble.failed():
-                await self._dual_writes.failed(changes.documents, error, trouble.attempts)
+                await self._model.failing(changes, error, trouble.attempts)
 
-        found = await self.calls.until_done(lambda: self.store.write(write), failed)
-        if found != write.place:
-            log.info("place_moved", store=self.store.name, partition=partition, expected=write.expected, found=found)
+        found = await self.calls.until_done(lambda: self._model.write(move, changes), failed)
+        if found != place.text:
+            log.info("place_moved", store=self.store.name, partition=partition, expected=move.expected, found=found)
             await self._continue(partition)
             return False
         self._known[partition] = found
-        self._defined |= missing.keys()
-        await self._dual_writes.done(document.instance_id for document in changes.documents)
-        self._rows.inc(len(changes.documents) + len(changes.gone))
+        await self._model.written(changes)
+        self._rows.inc(self._model.count(changes))
         return True
 
     # -- the store's own place
@@ -196,35 +195,40 @@ class Projector:
         async def failed(error: StoreError) -> None:
             if trouble.failed():
                 for portion in portions(records):
-                    changes = await self._changes(portion)
-                    await self._dual_writes.failed(changes.documents, error, trouble.attempts)
+                    await self._model.failing(await self._changes(portion), error, trouble.attempts)
 
         text = (await self.calls.until_done(self.store.places, failed)).get(partition, "")
         following = await self._following(partition, Place.read(text))
         self._known[partition] = text
         self._turns[partition] += 1
-        self._defined.clear()
+        self._model.moved()
         if self._follower is not None:
             self._follower.seek(partition, following)
 
     async def _following(self, partition: int, place: Place | None) -> int:
         """Return the offset to go on from."""
         self._rebuilds.pop(partition, None)
+        self._since[partition] = 0 if place is None else place.since
+        start, end = await self._measured(partition)
         if place is None:
+            self._since[partition] = start if self._model.loses_records else 0
             await self.calls.until_done(self.store.open)
         elif place.rebuild:
-            self._rebuilds[partition] = Rebuild(place.rebuild, await self._end(partition))
-        elif place.next <= await self._end(partition):
+            self._rebuilds[partition] = Rebuild(place.rebuild, end)
+        elif place.next <= end:
             return place.next
         else:
+            self._since[partition] = 0
             log.warning("place_beyond_log_end", store=self.store.name, partition=partition, next=place.next)
         metrics.REBUILDS.labels(self.store.name).inc()
         return 0
 
-    async def _end(self, partition: int) -> int:
+    async def _measured(self, partition: int) -> tuple[int, int]:
+        """Return start and end of a partition of the log."""
         while True:
             try:
-                return (await self._log.ends(self._topic))[partition][1]
+                self._bounds = await self._log.ends(self._topic)
+                return self._bounds[partition]
             except LogUnavailable:
                 await self._clock.sleep(AGAIN_SECONDS)
 
@@ -236,7 +240,7 @@ class Projector:
             with contextlib.suppress(StoreError, LogUnavailable):
                 await self._look()
                 if not self.lag_records:
-                    await self._dual_writes.done_up_to_date(list(self.assigned))
+                    await self._model.up_to_date(list(self.assigned))
             await self._clock.sleep(WATCH_SECONDS)
 
     async def _look(self) -> None:
@@ -272,18 +276,18 @@ class Projector:
             if rebuild.until and not await self._remove_unseen(partition, rebuild, following):
                 return
             # A log without records has lost them all: then the rows of the store are not to be lost, too.
-            if await self._apply(partition, Changes(), Place(following)):
+            if await self._apply(partition, self._model.nothing(), self._place(partition, following)):
                 del self._rebuilds[partition]
                 log.info("partition_rebuilt", store=self.store.name, partition=partition)
 
     async def _remove_unseen(self, partition: int, rebuild: Rebuild, following: int) -> bool:
         """Remove rows of the partition that the log does not have; False where the store's place has moved."""
-        pages = self.store.instance_ids()
+        pages = self._model.stored_ids()
         while page := await self.calls.once(lambda: anext(pages, None)):
             mine = [i for i in page if self._log.partition_of(i.encode(), self._partitions) == partition]
-            gone = [Gone(instance_id) for instance_id in rebuild.unseen(mine)]
-            place = Place(following, rebuild.id, rebuild.until)
-            if gone and not await self._apply(partition, Changes(gone=gone), place):
+            gone = rebuild.unseen(mine)
+            place = self._place(partition, following, rebuild)
+            if gone and not await self._apply(partition, self._model.removal(gone), place):
                 return False
         return True
 
@@ -291,13 +295,13 @@ class Projector:
         """Keep the log ends fresh, also while the store is away."""
         while True:
             with contextlib.suppress(LogUnavailable):
-                self._ends = [end for _, end in await self._log.ends(self._topic)]
+                self._bounds = await self._log.ends(self._topic)
             await self._clock.sleep(WATCH_SECONDS)
 
     @property
     def lag_records(self) -> int:
         """Records of the assigned partitions that the store does not have."""
-        return sum(max(0, self._ends[partition] - place) for partition, place in self.assigned.items())
+        return sum(max(0, self._bounds[partition][1] - place) for partition, place in self.assigned.items())
 
     @property
     def lag_seconds(self) -> float:

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from bridge.projection.store import Place, Store
+from bridge.projection.store import Place, PlacedStore
 
 
 class Rebuild:
@@ -52,12 +52,14 @@ class RebuildProgress(NamedTuple):
     """Part of the whole, from 0 to 1."""
 
 
-async def begin_rebuild(store: Store, number: str, partitions: Iterable[int]) -> None:
+async def begin_rebuild(store: PlacedStore, number: str, partitions: Iterable[int]) -> None:
     """Ask the projectors to read partitions again from their start. Raises StoreError."""
-    await store.set_places({partition: Place(0, number).text for partition in partitions})
+    before = {partition: Place.read(text) for partition, text in (await store.places()).items()}
+    since = {partition: place.since for partition, place in before.items() if place is not None}
+    await store.set_places({one: Place(0, number, since=since.get(one, 0)).text for one in partitions})
 
 
-async def rebuild_progress(store: Store, number: str, partitions: int) -> RebuildProgress:
+async def rebuild_progress(store: PlacedStore, number: str, partitions: int) -> RebuildProgress:
     """Return the progress of a rebuild of some partitions, as projectors note it in the store. Raises StoreError."""
     places = [Place.read(text) for text in (await store.places()).values()]
     left = [place for place in places if place is not None and place.rebuild == number]

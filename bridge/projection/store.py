@@ -18,7 +18,7 @@ _ANY_VERSION = 2**53
 
 
 class Place(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The position of a partition of the changelog in a store. Its text is compared as a whole by each write."""
+    """The position of a partition of the followed topic in a store. Its text is compared as a whole by each write."""
 
     next: int
     """Offset of the first record that the store does not contain."""
@@ -26,6 +26,8 @@ class Place(msgspec.Struct, frozen=True, omit_defaults=True):
     """Id of the rebuild that is under way; `next` then counts from its begin."""
     end: int = 0
     """The log end when the rebuild began."""
+    since: int = 0
+    """Records before this offset were gone from the log before the store had them all; 0 where none were."""
 
     @property
     def text(self) -> str:
@@ -83,11 +85,11 @@ class StoreError(CeremonyError):
         """One line for people, without a password and without a library's text."""
 
 
-class Store(Protocol):
-    """One store. Every call raises StoreError; deadlines are the caller's."""
+class PlacedStore(Protocol):
+    """A store that has a place for each partition. Every call raises StoreError; deadlines are the caller's."""
 
     name: str
-    """`valkey` or `neo4j`."""
+    """`valkey` or `neo4j` for rows, `valkey_history` for histories."""
 
     async def open(self) -> None:
         """Prepare an empty store; harmless when it is prepared already."""
@@ -95,19 +97,23 @@ class Store(Protocol):
     async def places(self) -> Mapping[int, str]:
         """Texts of the stored places, by partition."""
 
-    async def write(self, write: Write) -> str:
-        """Apply a write, and return its place; where the stored place is another one, return that, empty for none."""
-
     async def set_places(self, places: Mapping[int, str]) -> None:
         """Set places whatever they are, for a rebuild."""
+
+    async def close(self) -> None: ...
+
+
+class Store(PlacedStore, Protocol):
+    """A store of rows."""
+
+    async def write(self, write: Write) -> str:
+        """Apply a write, and return its place; where the stored place is another one, return that, empty for none."""
 
     def instance_ids(self) -> AsyncIterator[Sequence[str]]:
         """Iterate over the ids of all rows, in pages; one that is written meanwhile may be missing or come twice."""
 
     async def rows(self, instance_ids: Collection[str]) -> Sequence[StoredRow]:
         """Return those of the rows that exist."""
-
-    async def close(self) -> None: ...
 
 
 class SourceStore(Store, Protocol):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 import msgspec
 
 from bridge.projection.store import StoredRow, Write
 from bridge.valkey.client import NAME, ValkeyAddress, valkey_errors
+from bridge.valkey.places import ValkeyPlaces
 from tables.read_model import valkey_json
 
 INSTANCE = "ceremony:instance:"
 DEFINITION = "ceremony:definition:"
 ALL_INSTANCES = "ceremony:instances:all"
-PLACES = "ceremony:projector:"
 PAGE = 1000
 
 
@@ -26,34 +25,17 @@ class _VersionOnly(msgspec.Struct):
 _version_of = msgspec.json.Decoder(_VersionOnly).decode
 
 
-class ValkeyStore:
-    """Implements `Store`: each write is one call of a script, which Valkey runs whole or not at all."""
+class ValkeyStore(ValkeyPlaces):
+    """Implements `Store`: each write is one call of a script."""
 
     name = NAME
 
     def __init__(self, address: ValkeyAddress, *, topic: str) -> None:
         """`topic`: the changelog, whose places stand under its name."""
-        self._address = address
-        self._client = address.client()
-        self._places = PLACES + topic
-        self._script = self._client.register_script(files("bridge.valkey").joinpath("write.lua").read_bytes())
-
-    async def open(self) -> None:
-        """Nothing is needed: the script is loaded where it is missing."""
-
-    async def places(self) -> Mapping[int, str]:
-        with valkey_errors(self._address):
-            found: Any = await self._client.hgetall(self._places)
-        return {int(partition): text.decode() for partition, text in found.items()}
+        super().__init__(address, topic, "write.lua")
 
     async def write(self, write: Write) -> str:
-        with valkey_errors(self._address):
-            found: bytes = await self._script(keys=[self._places], args=_arguments(write))
-        return found.decode()
-
-    async def set_places(self, places: Mapping[int, str]) -> None:
-        with valkey_errors(self._address):
-            await self._client.hset(self._places, mapping={str(number): text for number, text in places.items()})
+        return await self._written(_arguments(write))
 
     async def instance_ids(self) -> AsyncIterator[Sequence[str]]:
         cursor = 0
@@ -82,10 +64,6 @@ class ValkeyStore:
             texts: Any = await self._client.mget([DEFINITION + digest for digest in wanted])
         pairs = zip(wanted, texts, strict=True)
         return {digest: text.decode(errors="replace") for digest, text in pairs if text is not None}
-
-    async def close(self) -> None:
-        with valkey_errors(self._address):
-            await self._client.aclose()
 
 
 def _arguments(write: Write) -> list[Any]:

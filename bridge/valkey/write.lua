@@ -2,7 +2,9 @@
 -- KEYS: places. ARGV: partition, expected place, new place, number of documents, then
 --   id, version, created_at, correlation id, JSON of each document; number of removals, then id, version, created_at of
 --   each; then hash, JSON of each definition.
+-- The history of a row (history.lua) stays as long as the row does.
 local ROW, ALL, BY_CORRELATION = 'ceremony:instance:', 'ceremony:instances:all', 'ceremony:instances:correlation:'
+local HISTORY = 'ceremony:history:'
 local place = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if place ~= ARGV[2] and place ~= ARGV[3] then return place end
 
@@ -32,6 +34,7 @@ for _ = 1, tonumber(ARGV[4]) do
             former = former or correlation_of(key)
             if former then redis.call('SREM', BY_CORRELATION .. former, id) end
         end
+        if not exists then redis.call('PERSIST', HISTORY .. id) end
         redis.call('SET', key, ARGV[at + 4])
         redis.call('SADD', ALL, id)
         redis.call('SADD', BY_CORRELATION .. correlation, id)
@@ -43,12 +46,13 @@ at = at + 1
 for _ = 1, removals do
     local id, version, created = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
     local key = ROW .. id
-    local _, old_version, old_created = head(key)
+    local exists, old_version, old_created = head(key)
     if not is_newer(old_version, old_created, version, created) then
         local former = correlation_of(key)
         if former then redis.call('SREM', BY_CORRELATION .. former, id) end
         redis.call('DEL', key)
         redis.call('SREM', ALL, id)
+        if exists then redis.call('DEL', HISTORY .. id) end
     end
     at = at + 3
 end

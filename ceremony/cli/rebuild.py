@@ -17,7 +17,7 @@ from ceremony.cli.running import readable_errors
 
 if TYPE_CHECKING:
     from bridge.projection.rebuild import RebuildProgress
-    from bridge.projection.store import SourceStore, Store
+    from bridge.projection.store import PlacedStore, SourceStore
     from ceremony.settings import Settings
 
 LOOK_SECONDS = 0.5
@@ -58,14 +58,19 @@ def rebuild(
 
 async def _rebuild(settings: Settings, name: StoreName) -> RebuildProgress:
     from bridge.projection.rebuild import begin_rebuild
+    from ceremony.read_models import followers_of
 
-    store = opened(settings, name)
+    await opened(settings, name).close()  # refuses a store that is not set
+    parts = followers_of(settings, name)
     number = new_id()
     try:
-        await begin_rebuild(store, number, range(settings.partitions))
-        return await shown(store, number, settings.partitions)
+        for part in parts:
+            await begin_rebuild(part, number, range(settings.partitions))
+        found = [await shown(part, number, settings.partitions) for part in parts]
+        return found[0]
     finally:
-        await store.close()
+        for part in parts:
+            await part.close()
 
 
 def opened(settings: Settings, name: str) -> SourceStore:
@@ -79,7 +84,7 @@ def opened(settings: Settings, name: str) -> SourceStore:
     raise CommandFailed("store_not_set", f"{name} is not set", Exit.USAGE, remedy=f"set {variable}")
 
 
-async def shown(store: Store, number: str, partitions: int) -> RebuildProgress:
+async def shown(store: PlacedStore, number: str, partitions: int) -> RebuildProgress:
     """Show the progress until the rebuild has ended. Raises CommandFailed where no projector begins it."""
     from bridge.projection.rebuild import rebuild_progress
 

@@ -27,16 +27,14 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from bridge.clock import HostClock
-from bridge.projection.definitions import PinnedDefinitions
-from bridge.projection.documents import MOST_ROWS, Documents
+from bridge.projection.documents import MOST_ROWS, Changes
 from bridge.projection.projector import Projector
 from ports.log import TopicSpec
-from steps.registry import all_kinds
 from steps.secrets.redactor import TextRedactor
 from streams.transport.kafka.log import KafkaLog
 from tables.instance import Instance, encode_instance
 from tables.read_model import Document, document_of, neo4j_properties, nothing_redacted, valkey_json
-from tests.bridge.projection.world import DEFINITION, Neo4jSite, Site, ValkeySite, row
+from tests.bridge.projection.world import DEFINITION, Neo4jSite, Site, ValkeySite, row, row_projector
 from tests.services import KafkaServer, Neo4jServer, ValkeyServer, running
 
 REDACTOR = TextRedactor()
@@ -144,12 +142,16 @@ class Ground:
         await asyncio.gather(*sent)
 
     @contextlib.asynccontextmanager
-    async def projecting(self, site: Site) -> AsyncIterator[Projector]:
+    async def projecting(self, site: Site) -> AsyncIterator[Projector[Changes]]:
         clock = HostClock()
-        definitions = PinnedDefinitions(self.log, all_kinds(), prefix=self.prefix)
-        documents = Documents(definitions, lambda d: REDACTOR.of(d.prompts if d else ()).encoded, clock)
-        store = site.store(self.topic)
-        projector = Projector(self.log, store, documents, clock, prefix=self.prefix, partitions=PARTITIONS)
+        projector = row_projector(
+            self.log,
+            site.store(self.topic),
+            clock,
+            prefix=self.prefix,
+            partitions=PARTITIONS,
+            redact_by=lambda d: REDACTOR.of(d.prompts if d else ()).encoded,
+        )
         await projector.start()
         try:
             yield projector
@@ -157,7 +159,7 @@ class Ground:
             await projector.stop()
 
 
-def rows_written(projector: Projector) -> Callable[[], float]:
+def rows_written(projector: Projector[Any]) -> Callable[[], float]:
     """Return a counter of the rows that the projector writes, or removes, from now on."""
 
     def written() -> float:

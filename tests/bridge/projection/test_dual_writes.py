@@ -12,18 +12,15 @@ from typing import Any
 import pytest
 
 from bridge.clock import HostClock
-from bridge.projection.definitions import PinnedDefinitions
-from bridge.projection.documents import Documents
+from bridge.projection.documents import Changes
 from bridge.projection.dual_writes import DualWrites, FailingWrite
 from bridge.projection.projector import Projector
 from bridge.projection.store import Store, StoredRow, StoreError, Write
 from bridge.valkey.ledger import ValkeyLedger
 from ports.log import Header, LogUnavailable, Record, TopicSpec
-from steps.registry import all_kinds
 from streams.transport.sqlite.log import SqliteLog
-from tables.read_model import nothing_redacted
 from tests.bridge.projection.test_projector import PARTITIONS, Changelog, ids, until, until_versions
-from tests.bridge.projection.world import TOPIC, ValkeySite, document, row
+from tests.bridge.projection.world import TOPIC, ValkeySite, document, row, row_projector
 from tests.contract.asyncapi import validate_message
 from tests.services import ValkeyServer
 
@@ -118,11 +115,9 @@ def site(valkey: ValkeyServer) -> Iterator[ValkeySite]:
 @asynccontextmanager
 async def projecting(
     changelog: Changelog, store: Store, site: ValkeySite, clock: HostClock
-) -> AsyncIterator[Projector]:
-    definitions = PinnedDefinitions(changelog.log, all_kinds(), prefix="t")
-    documents = Documents(definitions, lambda _: nothing_redacted, clock)
+) -> AsyncIterator[Projector[Changes]]:
     ledger = ValkeyLedger(site.address)
-    projector = Projector(changelog.log, store, documents, clock, prefix="t", partitions=PARTITIONS, ledger=ledger)
+    projector = row_projector(changelog.log, store, clock, prefix="t", partitions=PARTITIONS, ledger=ledger)
     await projector.start()
     try:
         yield projector

@@ -10,17 +10,14 @@ from pathlib import Path
 import pytest
 
 from bridge.clock import HostClock
-from bridge.projection.definitions import PinnedDefinitions
-from bridge.projection.documents import Documents
+from bridge.projection.documents import Changes
 from bridge.projection.projector import Projector
 from bridge.projection.store import Place, Store, Write
 from ports.log import TopicSpec
-from steps.registry import all_kinds
 from streams.transport.sqlite.log import SqliteLog
 from tables.fold.retention import stub_of
 from tables.instance import Instance, encode_instance
-from tables.read_model import nothing_redacted
-from tests.bridge.projection.world import DEFINITION, TOPIC, Neo4jSite, Site, ValkeySite, document, row
+from tests.bridge.projection.world import DEFINITION, TOPIC, Neo4jSite, Site, ValkeySite, document, row, row_projector
 from tests.services import Neo4jServer, Server, ValkeyServer, running
 
 PARTITIONS = 3
@@ -63,14 +60,12 @@ async def changelog(tmp_path: Path) -> AsyncIterator[Changelog]:
     await log.stop()
 
 
-def projector_on(changelog: Changelog, store: Store) -> Projector:
-    clock = HostClock()
-    documents = Documents(PinnedDefinitions(changelog.log, all_kinds(), prefix="t"), lambda _: nothing_redacted, clock)
-    return Projector(changelog.log, store, documents, clock, prefix="t", partitions=PARTITIONS)
+def projector_on(changelog: Changelog, store: Store) -> Projector[Changes]:
+    return row_projector(changelog.log, store, HostClock(), prefix="t", partitions=PARTITIONS)
 
 
 @asynccontextmanager
-async def projecting(changelog: Changelog, store: Store) -> AsyncIterator[Projector]:
+async def projecting(changelog: Changelog, store: Store) -> AsyncIterator[Projector[Changes]]:
     projector = projector_on(changelog, store)
     await projector.start()
     try:

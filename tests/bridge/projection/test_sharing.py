@@ -9,16 +9,13 @@ from contextlib import AsyncExitStack
 import pytest
 
 from bridge.clock import HostClock
-from bridge.projection.definitions import PinnedDefinitions
-from bridge.projection.documents import Documents
+from bridge.projection.documents import Changes
 from bridge.projection.projector import Projector
 from ports.log import TopicSpec
-from steps.registry import all_kinds
 from streams.transport.kafka.log import KafkaLog
 from tables.instance import encode_instance
-from tables.read_model import nothing_redacted
 from tests.bridge.projection.test_projector import until, until_versions
-from tests.bridge.projection.world import DEFINITION, ValkeySite, row
+from tests.bridge.projection.world import DEFINITION, ValkeySite, row, row_projector
 from tests.conftest import KafkaAddress
 from tests.services import KafkaServer, ValkeyServer
 
@@ -45,11 +42,8 @@ async def test_projectors_share_the_partitions_and_take_over_from_one_that_leave
     definitions = f"{prefix}.definitions.changelog"
     await log.create([TopicSpec(name, PARTITIONS, compacted=True) for name in (topic, definitions)])
 
-    def projector() -> Projector:
-        documents = Documents(
-            PinnedDefinitions(log, all_kinds(), prefix=prefix), lambda _: nothing_redacted, HostClock()
-        )
-        return Projector(log, site.store(topic), documents, HostClock(), prefix=prefix, partitions=PARTITIONS)
+    def projector() -> Projector[Changes]:
+        return row_projector(log, site.store(topic), HostClock(), prefix=prefix, partitions=PARTITIONS)
 
     async def put(instance_id: str, version: int) -> None:
         partition = log.partition_of(instance_id.encode(), PARTITIONS)
@@ -79,5 +73,5 @@ async def test_projectors_share_the_partitions_and_take_over_from_one_that_leave
         await until(lambda: second.lag_records == 0)
 
 
-def shares(*projectors: Projector) -> list[int]:
+def shares(*projectors: Projector[Changes]) -> list[int]:
     return [len(projector.assigned) for projector in projectors]

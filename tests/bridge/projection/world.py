@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import redis
@@ -12,11 +12,20 @@ from neo4j import GraphDatabase
 
 from bridge.neo4j.client import Neo4jAddress
 from bridge.neo4j.store import Neo4jStore
+from bridge.projection.definitions import PinnedDefinitions
+from bridge.projection.documents import Changes, Documents
+from bridge.projection.dual_writes import DualWrites, Ledger
+from bridge.projection.projector import Projector
+from bridge.projection.rows import RowModel
 from bridge.projection.store import Store
 from bridge.valkey.client import ValkeyAddress
 from bridge.valkey.store import ValkeyStore
+from ports.clock import Clock
+from ports.log import Log
+from steps.registry import all_kinds
+from tables.definition import Definition
 from tables.instance import Instance
-from tables.read_model import Document, document_of, nothing_redacted
+from tables.read_model import Document, Redact, document_of, nothing_redacted
 from tests.conftest import Neo4jAddress as GivenNeo4j
 from tests.conftest import ValkeyAddress as GivenValkey
 from tests.services import NEVER, Neo4jServer, ValkeyServer
@@ -56,6 +65,22 @@ def row(instance_id: str, version: int = 1, *, correlation: str = "corr-1", life
 
 def document(*arguments: Any, **options: Any) -> Document:
     return document_of(row(*arguments, **options), nothing_redacted)
+
+
+def row_projector(
+    log: Log,
+    store: Store,
+    clock: Clock,
+    *,
+    prefix: str,
+    partitions: int,
+    ledger: Ledger | None = None,
+    redact_by: Callable[[Definition | None], Redact] = lambda _: nothing_redacted,
+) -> Projector[Changes]:
+    """A projector of rows, as a worker builds it."""
+    documents = Documents(PinnedDefinitions(log, all_kinds(), prefix=prefix), redact_by, clock)
+    failed = DualWrites(log, ledger, clock, store=store.name, prefix=prefix, partitions=partitions)
+    return Projector(log, RowModel(store, documents, failed, prefix=prefix), clock, partitions=partitions)
 
 
 class ValkeySite:

@@ -32,12 +32,13 @@ from bridge.ray.timing import TimedRayExecutor
 from ceremony import descriptors, logs, neighbour_metrics
 from ceremony.lags import Lags
 from ceremony.log_lines import LogLines
-from ceremony.read_models import projectors
+from ceremony.read_models import history_copy, projectors
 from ceremony.readiness import Readiness
 from ceremony.settings import Settings
 from ceremony.valkey import valkey_address
 from ceremony.version import VERSION
 from ports.clock import Clock
+from ports.history import HistoryCopy
 from ports.idempotency import IdempotencyStore
 from ports.lines import LineSink
 from ports.log import AgentSpec, Log
@@ -88,6 +89,8 @@ class Ports:
     nats: NatsConnection
     idempotency: IdempotencyStore | None = None
     """Remembers acknowledged messages of publish steps beside the rows, where one is configured."""
+    history_copy: HistoryCopy | None = None
+    """Has events that the log has no more, where one is configured."""
     redactor: Redactor = field(default_factory=TextRedactor)
     """Of every exit."""
     lines: LineSink | None = None
@@ -164,6 +167,7 @@ class Pipeline:
             max_lag=options.max_lag,
             redactor=ports.redactor,
             journal=None if ports.lines is None else Journal(ports.lines, clock),
+            history_copy=ports.history_copy,
         )
         self.timers = Timers(
             clock, self.log_clock, self.engine.commands.send, grace_seconds=options.take_over_grace_seconds
@@ -239,6 +243,7 @@ class Parts:
         self.app = _app(settings, clock)
         self.log = self.app.driver.log
         self.idempotency = _idempotency(settings, clock)
+        self.history_copy = history_copy(settings)
         self.projectors = projectors(settings, self.log, kinds, redactor, clock)
         self.pipeline = Pipeline(
             Ports(
@@ -247,6 +252,7 @@ class Parts:
                 TimedRayExecutor(self.ray, clock),
                 self.nats,
                 self.idempotency,
+                self.history_copy,
                 redactor,
                 LogLines(redactor, clock),
             ),

@@ -57,6 +57,7 @@ class Worker:
         self.engine, self.timers = parts.pipeline.engine, parts.pipeline.timers
         self.nats_out, self.nats_in = parts.pipeline.nats_out, parts.pipeline.nats_in
         self.idempotency, self.directory = parts.idempotency, parts.directory
+        self.history_copy = parts.history_copy
         self.projectors, self.lags = parts.projectors, parts.lags
         self.definitions, self.metrics, self.readiness = parts.definitions, parts.metrics, parts.readiness
         self.grpc, self.http = parts.grpc, parts.http
@@ -113,8 +114,9 @@ class Worker:
         start = self._started
         await start(self.http.stop, self.http.start)  # first: readiness shows what the others wait for
         self._stack.push_async_callback(self.ray.close)
-        if self.idempotency is not None:
-            self._stack.push_async_callback(self.idempotency.close)
+        for beside in (self.idempotency, self.history_copy):
+            if beside is not None:
+                self._stack.push_async_callback(beside.close)
         await start(self.nats.stop, self.nats.start)
         self._spawn(self._tell(), "lines")
         if "engine" in self.settings.roles:

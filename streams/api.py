@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ports.errors import CeremonyError
+from ports.history import HistoryEvent
 from ports.log import LogWarning
 from streams.log_clock import ClockAhead
 from tables.commands import Cancel, GateDecision, Pause, Resume, RetryStep, RunStep, Start, Trigger
@@ -124,23 +125,6 @@ class DeadLetterEntry:
     key: bytes | None
 
 
-class HistoryEvent(NamedTuple):
-    """One event of a ceremony, as it went to NATS."""
-
-    subject: str
-    at: str
-    """ISO-8601."""
-    effect_id: str
-    correlation_id: str
-    payload: str
-    """JSON."""
-    metadata: str
-    """JSON: the actor of a transition, with role and reason."""
-    partition: int
-    command_offset: int
-    """Offset of the command that caused it; -1 when its record does not name it."""
-
-
 class HistoryPlace(NamedTuple):
     """The place in a whole history where the next page begins; `HistoryPlace()` is its beginning."""
 
@@ -153,7 +137,11 @@ class HistoryPlace(NamedTuple):
     found: bool = False
     """True once an event was found."""
     whole: bool = False
-    """True when the first one found was the first of the ceremony."""
+    """True when the first one found was the first of the ceremony, and none is missing since."""
+    copied: int = 0
+    """Number of the last event that was given from the copy beside the log; 0 for none."""
+    joined: bool = False
+    """True once the events of the copy have been given, or it could not be asked: the rest is in the log."""
 
     def passed(self, order: tuple[int, int, int]) -> bool:
         """Return whether an event (fold, version, ordinal) lies before the place: a crash wrote it again."""
@@ -163,7 +151,7 @@ class HistoryPlace(NamedTuple):
     def after(self, offset: int, order: tuple[int, int, int] | None, *, whole: bool) -> HistoryPlace:
         """Return the place behind an event."""
         fold, version, ordinal = order or (self.fold, self.version, self.ordinal)
-        return HistoryPlace(offset, fold, version, ordinal, found=True, whole=whole)
+        return self._replace(offset=offset, fold=fold, version=version, ordinal=ordinal, found=True, whole=whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +170,8 @@ class History:
     """The place of the next page; None on the last one, and with the newest events."""
     span: tuple[int, int] = (0, 0)
     """Offsets between which a whole history lies."""
+    cut_off: str = ""
+    """Of the newest events: why the log has no older ones; empty where it has, or where they were not looked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from ports.clock import Clock
+from ports.history import HistoryCopy
 from ports.log import Batch, Log, PartitionView
 from ports.redaction import Redactor
 from streams.ceremony_agent import applied_rows
@@ -47,6 +48,7 @@ class Engine:
         fresh: Callable[[], bool] = lambda: True,
         max_lag: int = 0,
         journal: Journal | None = None,
+        history_copy: HistoryCopy | None = None,
     ) -> None:
         self.partitions = Partitions(log, partitions, unserved=unserved, held=held, fresh=fresh)
         self.redactor = redactor
@@ -65,6 +67,7 @@ class Engine:
             turns=self.turns,
             redactor=redactor,
             indexes=self.indexes,
+            history_copy=history_copy,
         )
         self.commands = CommandLog(
             log,

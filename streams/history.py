@@ -11,12 +11,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
-import msgspec
-
 from ports.clock import Clock
+from ports.history import HistoryEvent
 from ports.log import Log, LogUnavailable, Record
 from streams import topics
-from streams.api import History, HistoryEvent, HistoryPlace, Unavailable
+from streams.api import History, HistoryPlace, Unavailable
+from streams.event_records import begins, event_of, header, is_event_of, order_of
 from streams.history_span import HistorySpans, Span
 from streams.turns import Turns
 
@@ -29,8 +29,8 @@ LARGEST_ANSWER_BYTES = 3 * 1024 * 1024
 FIRST_PIECE_RECORDS, LARGEST_PIECE_RECORDS = 1_000, 32_000
 # Records examined in one turn.
 RECORDS_PER_TURN = 1_000
-STARTED = b"ceremony.started"
 NO_LIMIT_REACHED = "all that the log has of it"
+MISSING_EARLIER = "events are missing, as an earlier page says"
 
 
 class Life(NamedTuple):
@@ -40,13 +40,23 @@ class Life(NamedTuple):
     changed_at: int
 
 
-class _ShownEnvelope(msgspec.Struct):
-    timestamp: str = ""
-    payload: msgspec.Raw = msgspec.Raw(b"{}")
-    metadata: msgspec.Raw = msgspec.Raw(b"{}")
+class FirstEvent(NamedTuple):
+    """The first event that the log has of a ceremony, as far as it was looked for."""
 
+    record: Record | None
+    """None where none was found."""
+    offset: int
+    """Of the record; without one everything before it was read."""
+    span: Span
 
-_decode = msgspec.json.Decoder(_ShownEnvelope).decode
+    @property
+    def searched(self) -> bool:
+        """True where it was found, or the log has none."""
+        return self.record is not None or self.offset >= self.span.end
+
+    @property
+    def is_beginning(self) -> bool:
+        return self.record is not None and begins(self.record)
 
 
 class _NewestEvents:
@@ -69,7 +79,7 @@ class _NewestEvents:
             if known is None and (len(self._seen) >= self._limit or (self._seen and self._size > LARGEST_ANSWER_BYTES)):
                 return False
             self._seen[effect_id] = record
-            self.begun = self.begun or _begins(record)
+            self.begun = self.begun or begins(record)
         return True
 
     @property
@@ -84,13 +94,19 @@ class _NewestEvents:
 class _Page:
     """The events of one page of a whole history, oldest first."""
 
-    def __init__(self, place: HistoryPlace, limit: int) -> None:
+    def __init__(self, place: HistoryPlace, limit: int, cut_off: str) -> None:
+        """`cut_off`: why there are no events before the first one, if that is not the first of the ceremony."""
         self.place = place
         """The place behind the events of this page."""
         self.events: list[HistoryEvent] = []
         self._limit = limit
+        self._cut_off = cut_off
         self._size = 0
         self._seen: set[str] = set()
+
+    @property
+    def offset(self) -> int:
+        return self.place.offset
 
     def take(self, record: Record) -> bool:
         """Add one event of the ceremony; return False, and add nothing, where the page is full."""
@@ -101,8 +117,9 @@ class _Page:
         size = len(record.value or b"")
         if len(self.events) >= self._limit or (self.events and self._size + size > LARGEST_ANSWER_BYTES):
             return False
-        whole = self.place.whole if self.place.found else _begins(record)
-        self.events.append(event_of(record))
+        whole = self.place.whole if self.place.found else begins(record)
+        is_cut = not self.place.found and not whole
+        self.events.append(event_of(record)._replace(missing_before=self._cut_off if is_cut else ""))
         self._seen.add(effect_id)
         self._size += size
         self.place = self.place.after(record.offset + 1, order, whole=whole)
@@ -111,6 +128,22 @@ class _Page:
     def read_to(self, offset: int) -> None:
         """Note that everything before this offset was read."""
         self.place = self.place._replace(offset=offset)
+
+
+class _Search:
+    """Ends at the first event of a ceremony."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+        """Of the event; before it is found, everything before was read."""
+        self.record: Record | None = None
+
+    def take(self, record: Record) -> bool:
+        self.record, self.offset = record, record.offset
+        return False
+
+    def read_to(self, offset: int) -> None:
+        self.offset = offset
 
 
 class HistoryReader:
@@ -150,8 +183,12 @@ class HistoryReader:
             message = f"the time was up after {READ_SECONDS:g} s; older events were not looked at"
             return History(found.events(), partition, stopped, complete=False, message=message)
         events = found.events()
-        message = NO_LIMIT_REACHED if found.begun else missing(events, span)
-        return History(events, partition, stopped, complete=found.begun, message=message)
+        if found.begun:
+            return History(events, partition, stopped, complete=True, message=NO_LIMIT_REACHED)
+        reason = why_cut(span)
+        events[:1] = [first._replace(missing_before=reason) for first in events[:1]]
+        message = missing(events, reason)
+        return History(events, partition, stopped, complete=False, message=message, cut_off=reason)
 
     # -- all events, in pages
 
@@ -159,33 +196,47 @@ class HistoryReader:
         """Return the events from a place on, at most `limit`, oldest first. Raises Unavailable."""
         try:
             span = await self._spans.find(partition, life.begun_at, life.changed_at)
-            page = _Page(place._replace(offset=max(place.offset, span.start)), limit)
+            page = _Page(place._replace(offset=max(place.offset, span.start)), limit, why_cut(span))
             full = await self._fill(page, partition, instance_id.encode(), span.end)
         except LogUnavailable as error:
             raise Unavailable("the log cannot be reached") from error
         at, ended = page.place, not full and page.place.offset >= span.end
-        cut = (ended and not at.found) or (at.found and not at.whole)
+        message = NO_LIMIT_REACHED if ended else "there are more"
+        if (page.events and page.events[0].missing_before) or (ended and not at.found):
+            message = missing(page.events, why_cut(span))
+        elif at.found and not at.whole:
+            message = MISSING_EARLIER
         return History(
             page.events,
             partition,
             at.offset,
             complete=ended and at.whole,
-            message=missing(page.events, span) if cut else NO_LIMIT_REACHED if ended else "there are more",
+            message=message,
             next=None if ended else at,
             span=(span.start, span.end),
         )
 
-    async def _fill(self, page: _Page, partition: int, key: bytes, end: int) -> bool:
+    async def first(self, partition: int, instance_id: str, life: Life, offset: int) -> FirstEvent:
+        """Return the first event of a ceremony that the log has, from an offset on. Raises Unavailable."""
+        try:
+            span = await self._spans.find(partition, life.begun_at, life.changed_at)
+            search = _Search(max(offset, span.start))
+            await self._fill(search, partition, instance_id.encode(), span.end)
+        except LogUnavailable as error:
+            raise Unavailable("the log cannot be reached") from error
+        return FirstEvent(search.record, search.offset, span)
+
+    async def _fill(self, page: _Page | _Search, partition: int, key: bytes, end: int) -> bool:
         """Add events until the page is full (True), the span is read, or the time is up."""
         try:
             async with self._clock.timeout(PAGE_SECONDS):
-                async with aclosing(self._pieces(partition, page.place.offset, end)) as pieces:
+                async with aclosing(self._pieces(partition, page.offset, end)) as pieces:
                     async for records in pieces:
                         for record in records:
-                            if _is_event_of(record, key) and not page.take(record):
+                            if is_event_of(record, key) and not page.take(record):
                                 return True
                         page.read_to(records[-1].offset + 1)
-                page.read_to(max(page.place.offset, end))
+                page.read_to(max(page.offset, end))
         except TimeoutError:
             pass  # the next page goes on from the last piece that was read to its end
         return False
@@ -196,7 +247,7 @@ class HistoryReader:
         async with aclosing(self._pieces(partition, start, end)) as pieces:
             async for records in pieces:
                 for record in records:
-                    if _is_event_of(record, key):
+                    if is_event_of(record, key):
                         yield record
 
     async def _pieces(self, partition: int, start: int, end: int) -> AsyncGenerator[Sequence[Record]]:
@@ -207,55 +258,12 @@ class HistoryReader:
                 await self._turns.next()
 
 
-def missing(events: Sequence[HistoryEvent], span: Span) -> str:
+def why_cut(span: Span) -> str:
+    """Return why the log does not have the first events of a ceremony."""
+    return "the log keeps events for 30 days" if span.trimmed else "it was restored, or its log was lost"
+
+
+def missing(events: Sequence[HistoryEvent], reason: str) -> str:
     """Return which events the log does not have, and why, for a ceremony whose first event was not found."""
     since = f"before {events[0].at} " if events else ""
-    kept = "the log keeps events for 30 days" if span.trimmed else "it was restored, or its log was lost"
-    return f"its events {since}are not in the log: {kept}"
-
-
-def order_of(effect_id: str) -> tuple[int, int, int] | None:
-    """Return fold, version and ordinal of `<instance>/<version>/<ordinal>@<fold>`; None for an id of another form.
-
-    Within one fold number, events of a ceremony are written in this order; after a crash some are written again.
-    """
-    rest, _, ordinal = effect_id.rpartition("/")
-    ordinal, _, fold = ordinal.partition("@")
-    version = rest.rpartition("/")[2]
-    if not all(
-        part.isascii() and part.isdigit() and len(part) < topics.MOST_DIGITS for part in (version, ordinal, fold)
-    ):
-        return None
-    return int(fold), int(version), int(ordinal)
-
-
-def header(record: Record, name: str) -> str:
-    """Return the value of a header, "" without it."""
-    return next((value.decode(errors="replace") for key, value in record.headers if key == name), "")
-
-
-def _begins(record: Record) -> bool:
-    return header(record, topics.SUBJECT).encode() == STARTED
-
-
-def _is_event_of(record: Record, key: bytes) -> bool:
-    return record.key == key and bool(header(record, topics.EFFECT_ID))
-
-
-def event_of(record: Record) -> HistoryEvent:
-    """Return an event for display; one that cannot be decoded shows only its headers."""
-    try:
-        envelope = _decode(record.value or b"{}")
-    except msgspec.DecodeError:
-        envelope = _ShownEnvelope()
-    offset = header(record, topics.COMMAND_OFFSET)
-    return HistoryEvent(
-        subject=header(record, topics.SUBJECT),
-        at=envelope.timestamp,
-        effect_id=header(record, topics.EFFECT_ID),
-        correlation_id=header(record, topics.CORRELATION_ID),
-        payload=bytes(envelope.payload).decode(errors="replace"),
-        metadata=bytes(envelope.metadata).decode(errors="replace"),
-        partition=record.partition,
-        command_offset=int(offset) if offset.isdigit() else -1,
-    )
+    return f"its events {since}are not in the log: {reason}"

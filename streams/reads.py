@@ -11,6 +11,7 @@ import structlog
 
 from ports.clock import Clock
 from ports.errors import CeremonyError
+from ports.history import HistoryCopy
 from ports.log import Log, LogUnavailable, PartitionView, Record
 from ports.redaction import Redactor
 from streams.api import (
@@ -27,6 +28,7 @@ from streams.api import (
 from streams.dead_letters import letter_of
 from streams.doctor import Doctor
 from streams.history import HistoryReader, Life
+from streams.joined_history import JoinedHistory
 from streams.letter_budget import LetterBudget
 from streams.letter_index import LETTERS_PER_PIECE, LetterIndex
 from streams.log_clock import LogClock
@@ -64,6 +66,7 @@ class Reads:
         turns: Turns,
         redactor: Redactor,
         indexes: RowIndexes,
+        history_copy: HistoryCopy | None = None,
     ) -> None:
         """`known_end` gives the log end of a partition as far as this worker knows it; `redactor` learns prompts."""
         self._redactor = redactor
@@ -80,7 +83,7 @@ class Reads:
         self.letter_budget = LetterBudget(clock)
         """For everything of this worker that writes dead letters."""
         self.letters = LetterIndex(log, turns, prefixed(prefix, DEADLETTERS))
-        self._history = HistoryReader(log, clock, prefixed(prefix, EVENTS), turns)
+        self._history = JoinedHistory(HistoryReader(log, clock, prefixed(prefix, EVENTS), turns), history_copy, clock)
 
     # -- changes of the tables
 

@@ -10,7 +10,8 @@ import msgspec
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 
 from bridge.grpc.refusals import CallRefused, invalid, require_short
-from streams.api import History, HistoryEvent, HistoryPlace
+from ports.history import HistoryEvent
+from streams.api import History, HistoryPlace
 
 # Events in one answer.
 DEFAULT_HISTORY, LONGEST_HISTORY = 200, 1000
@@ -82,4 +83,6 @@ def _event(event: HistoryEvent) -> pb.HistoryEvent:
         payload=event.payload,
         metadata=event.metadata,
         command=pb.LogPosition(partition=event.partition, offset=event.command_offset),
+        source=event.source,
+        missing_before=event.missing_before,
     )

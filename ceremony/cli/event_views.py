@@ -68,13 +68,24 @@ def fields_of(event: pb.HistoryEvent) -> dict[str, Any]:
 
 def events_table(events: Sequence[pb.HistoryEvent]) -> RenderableType:
     rows = []
+    source = ""
     for event in events:
+        rows += [("", "", "", Text(clean(note), style="yellow", overflow="fold")) for note in _notes(source, event)]
+        source = event.source
         fields = fields_of(event)
         reason = why(fields)
         details = Text(clean(f"{reason}  " if reason else ""), style="bold", overflow="fold")
         details.append(clean(summary(_rest(fields))), style=STYLES.get(str(fields.get("status")), ""))
         rows.append((local(event.at), event.subject.removeprefix(PREFIX), who(fields), details))
     return table(("at", "event", "by", "why and details"), rows)
+
+
+def _notes(source: str, event: pb.HistoryEvent) -> Iterator[str]:
+    """Yield the lines before an event: where it comes from, if not from the source before, and what may be missing."""
+    if source and source != event.source:
+        yield f"-- those above are from {source}, those below from the {event.source} --"
+    if event.missing_before:
+        yield f"-- events may be missing here: {event.missing_before} --"
 
 
 def _rest(fields: Mapping[str, Any]) -> str:
@@ -102,7 +113,11 @@ def timeline(instance_id: str, events: Sequence[pb.HistoryEvent], note: str, *, 
     if note:
         drawn.add_row("", marks.gap, Text(clean(note), style="yellow"))
     before: datetime | None = None
+    source = ""
     for event in events:
+        for text in _notes(source, event):
+            drawn.add_row("", marks.gap, Text(clean(text), style="yellow"))
+        source = event.source
         now = _moment(event.at)
         for stamp, text in _between(before, now):
             drawn.add_row(Text(stamp, style="bold"), marks.gap, Text(text, style="bright_black"))

@@ -30,6 +30,8 @@ class Gathered:
     events: list[pb.HistoryEvent] = field(default_factory=list)
     complete: bool = False
     message: str = ""
+    missing: list[str] = field(default_factory=list)
+    """A line for each place where events may be missing."""
     partition: int = 0
     offset: int = 0
 
@@ -37,8 +39,16 @@ class Gathered:
         if page.complete or not page.next_page_token or page.events or not self.message:
             self.message = page.message
         self.events += page.events
+        self.missing += [f"before {one.at}: {one.missing_before}" for one in page.events if one.missing_before]
         self.complete = page.complete
         self.partition, self.offset = page.stopped_at.partition, page.stopped_at.offset
+
+    @property
+    def note(self) -> str:
+        """The words on what is missing, for people; empty where nothing is."""
+        if self.complete:
+            return ""
+        return f"events may be missing {'; '.join(self.missing)}" if self.missing else self.message
 
 
 def history(
@@ -53,7 +63,8 @@ def history(
 ) -> None:
     """Show every event of a ceremony, oldest first, with actor and reason.
 
-    The log keeps events for 30 days. Where older ones are missing, the answer says so.
+    The log keeps events for 30 days. Older ones come from Valkey, where it is set, as long as the ceremony's row is
+    there; a line shows where. Where events are missing, the answer says so.
     """
     from ceremony.cli import event_views
 
@@ -63,13 +74,13 @@ def history(
         return
     screen = console()
     if timeline:
-        note = "" if found.complete else found.message
+        note = "" if found.missing else found.note  # each event tells what is missing before it
         screen.print(event_views.timeline(instance_id, found.events, note, plain=screen.options.ascii_only))
     elif found.events:
         screen.print(event_views.events_table(found.events))
     if not found.complete:
         where = f"partition {found.partition}, offset {found.offset}"
-        say(f"incomplete: {found.message} (stopped at {where})", err=True)
+        say(f"incomplete: {found.note} (stopped at {where})", err=True)
 
 
 async def _gathered(client: AsyncPlanningCeremonyClient, instance_id: str, limit: int | None) -> Gathered:
@@ -95,6 +106,7 @@ def history_data(found: Gathered) -> dict[str, Any]:
         "complete": found.complete,
         "stopped_at": {"partition": found.partition, "offset": found.offset},
         "message": found.message,
+        "missing": found.missing,
     }
 
 
@@ -107,4 +119,6 @@ def event_data(event: pb.HistoryEvent) -> dict[str, Any]:
         "payload": json.loads(event.payload or "{}"),
         "metadata": json.loads(event.metadata or "{}"),
         "command": {"partition": event.command.partition, "offset": event.command.offset},
+        "source": event.source,
+        "missing_before": event.missing_before,
     }

@@ -6,12 +6,13 @@ from bridge.grpc import history as grpc_history
 from bridge.grpc import messages, refusals, start_request
 from bridge.nats import response_messages, streams
 from bridge.ray import executor
+from bridge.valkey import history as valkey_history
 from ceremony.settings import Settings
 from ports import log
 from steps import aggregation, publish, ray_task
 from steps.config import Constraints
 from steps.registry import all_kinds
-from streams import history, partition_timers, timers, topology, waiters
+from streams import copy_reader, history, partition_timers, timers, topology, waiters
 from streams.topics import STEP_KINDS
 from streams.transport.partition import assignment, checkpoints
 from tables import instance, limits, retries
@@ -104,7 +105,7 @@ def test_count_limits_are_the_specified_ones() -> None:
 def test_times_are_the_specified_ones() -> None:
     # specification 10.3, 11.8, 14.4, 14.13, 26.1, 15.4, 16.5, 18.7 and design 5, 6
     assert waiters.FOLD_SECONDS == 2
-    assert (history.READ_SECONDS, history.PAGE_SECONDS) == (10, 3)
+    assert (history.READ_SECONDS, history.PAGE_SECONDS, copy_reader.COPY_SECONDS) == (10, 3, 1)
     assert (retries.ASK_FIRST_MS, retries.ASK_LONGEST_MS) == (1_000, 30_000)
     assert (partition_timers.AGAIN_SECONDS, timers.LEARN_SECONDS) == (1, 60)
     assert executor.CALL_TIMEOUT_SECONDS == Settings.model_fields["ray_call_timeout_seconds"].default == 10
@@ -116,7 +117,8 @@ def test_times_are_the_specified_ones() -> None:
 
 def test_retention_times_are_the_specified_ones() -> None:
     """A stub remains after 30 days and is removed a year later; commands and requests stay 7 days, events 30 days."""
-    # specification 21.1, 21.2
+    # specification 21.1, 21.2, 26.5, 26.8
+    assert (valkey_history.MOST_EVENTS, valkey_history.ORPHAN_SECONDS * 1000) == (10_000, 30 * DAY)
     assert (retention.UNTIL_STUB_MS, retention.UNTIL_TOMBSTONE_MS) == (30 * DAY, 365 * DAY)
     kept = {topic.name: topic.retention_ms for topic in topology.topics("x", 3)}
     del kept["x.owners"]  # internal to the workers, outside the specification

@@ -141,3 +141,18 @@ def test_missing_events_are_drawn_at_the_top() -> None:
 def test_each_event_has_its_words(found: pb.HistoryEvent, text: str) -> None:
     # specification 23.11
     assert text in drawn(timeline("c:s", [found], ""), 1000)
+
+
+def test_the_seam_between_two_sources_and_each_hole_stand_between_the_events() -> None:
+    """As a line of its own, in the table and in the timeline, on a screen without UTF-8 too."""
+    # specification 26.4
+    events = [event("started"), event("paused"), event("resumed")]
+    events[0].missing_before = "the log keeps events for 30 days, and valkey the newest 10,000"
+    for one, source in zip(events, ("valkey", "valkey", "log"), strict=True):
+        one.source = source
+    expected = ("may be missing", "started", "paused", "above are from valkey", "resumed")
+    for view in (events_table(events), timeline("c:s", events, "", plain=True)):
+        lines = [line for line in drawn(view, width=160).splitlines() if any(word in line for word in expected)]
+        assert len(lines) == len(expected)
+        assert all(word in line for word, line in zip(expected, lines, strict=True))
+    assert "--" not in drawn(timeline("c:s", [event("started")], ""))

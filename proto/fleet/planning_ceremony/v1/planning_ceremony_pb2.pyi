@@ -1393,7 +1393,7 @@ class GetHistoryResponse(_message.Message):
     next_page_token: _builtins.str
     """The token of the next page; empty on the last one. A page may be short or empty and still have a next one."""
     first_offset: _builtins.int
-    """Offsets of the events between which a whole history lies: with `stopped_at` they tell the progress."""
+    """Offsets of the events in the log between which a whole history lies: with `stopped_at` they tell the progress."""
     end_offset: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistoryEvent]:
@@ -1435,6 +1435,8 @@ class HistoryEvent(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    MISSING_BEFORE_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Its NATS subject, such as `ceremony.step.executed`."""
     at: _builtins.str
@@ -1446,6 +1448,10 @@ class HistoryEvent(_message.Message):
     """JSON, as published to NATS."""
     metadata: _builtins.str
     """JSON, as published to NATS with the payload: `actor`, `role` and `reason` of a fired trigger; else `{}`."""
+    source: _builtins.str
+    """`log`, or `valkey` for one that the log does not have any more."""
+    missing_before: _builtins.str
+    """The reason why events may be missing before this one; empty where none are."""
     @_builtins.property
     def command(self) -> Global___LogPosition:
         """Position of the command that caused it."""
@@ -1460,10 +1466,12 @@ class HistoryEvent(_message.Message):
         payload: _builtins.str = ...,
         command: Global___LogPosition | None = ...,
         metadata: _builtins.str = ...,
+        source: _builtins.str = ...,
+        missing_before: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "command", b"command", "correlation_id", b"correlation_id", "effect_id", b"effect_id", "metadata", b"metadata", "payload", b"payload", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "command", b"command", "correlation_id", b"correlation_id", "effect_id", b"effect_id", "metadata", b"metadata", "missing_before", b"missing_before", "payload", b"payload", "source", b"source", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

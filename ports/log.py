@@ -231,6 +231,9 @@ class Log(Protocol):
     async def create(self, topics: Sequence[TopicSpec]) -> None:
         """Create missing topics with their settings; check partition count and LogAppendTime of existing ones."""
 
+    async def has(self, topic: str) -> bool:
+        """Return whether a topic exists; looking creates none. Raises LogUnavailable."""
+
     async def append(
         self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
     ) -> Position:

@@ -135,6 +135,8 @@ class Rehydration:
         """Return the rows that the log has; one that cannot be read is none, for the engine sets it aside."""
         topic = topics.prefixed(self._prefix, topics.changelog(topics.CEREMONIES))
         found: dict[str, _TableRow] = {}
+        if not await self._log.has(topic):
+            return found  # a report on a log that is still to be made
         for partition, (start, end) in enumerate(await self._log.ends(topic)):
             async for records in self._log.read(topic, partition, start, end):
                 for record in records:

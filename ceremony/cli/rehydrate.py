@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -18,11 +21,12 @@ from ceremony.cli.republish import opened_log
 from ceremony.cli.running import readable_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from bridge.projection.rehydration import RehydrationProgress, Restoration
     from bridge.projection.store import SourceStore
     from ceremony.settings import Settings
+    from ports.log import Log
 
 COLUMNS = ("ceremony", "verdict", "from", "version", "why")
 STYLES = {"sound": "green", "lossy": "bold yellow", "broken": "bold red", "skipped": "bright_black"}
@@ -35,7 +39,7 @@ def rehydrate(
         StoreName | None,
         typer.Option("--from", help="Only this store; without it, the newer form of both.", show_default=False),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report; restore nothing.")] = False,  # noqa: FBT002 - typer's way
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report; write nothing.")] = False,  # noqa: FBT002 - typer's way
     log: LogOption = None,
     topic_prefix: Annotated[str | None, typer.Option(help="Prefix of the topics.", show_default=False)] = None,
     output: OutputOption = Format.TABLE,
@@ -115,22 +119,41 @@ async def _rehydrated(settings: Settings, source: StoreName | None, *, dry_run: 
         sources = [store for store in found if source is None or store.name == source]
         outcomes = await _from(sources, settings, dry_run=dry_run)
         if not dry_run:
-            await _follow_from_start(found, settings.partitions)
+            await _follow_from_start(settings)
         return outcomes
     finally:
         for store in found:
             await store.close()
 
 
-async def _follow_from_start(found: Sequence[SourceStore], partitions: int) -> None:
+async def _follow_from_start(settings: Settings) -> None:
     """Let the projectors read the log from its start: positions in the stores are those of the log that was lost."""
     from bridge.projection.store import Place, StoreError
+    from ceremony.read_models import followers_of
 
-    for store in found:
-        try:
-            await store.set_places(dict.fromkeys(range(partitions), Place(0).text))
-        except StoreError as error:
-            say(f"{store.name} is not up to date: {error.reason}; `ceremony rebuild {store.name}` once it is", err=True)
+    for name in settings.stores:
+        for part in followers_of(settings, name):
+            try:
+                await part.set_places(dict.fromkeys(range(settings.partitions), Place(0).text))
+            except StoreError as error:
+                say(f"{part.name} is not up to date: {error.reason}; `ceremony rebuild {name}` once it is", err=True)
+            finally:
+                await part.close()
+
+
+@asynccontextmanager
+async def _opened(url: str, clock: HostClock, *, dry_run: bool, **options: Any) -> AsyncIterator[Log]:
+    """Open the log; for a report on a file that does not exist, an empty one that is gone afterwards."""
+    with TemporaryDirectory(prefix="ceremony-") as folder:
+        empty = f"sqlite://{folder}/empty.db"
+        async with opened_log(empty if dry_run and _is_missing_file(url) else url, clock, **options) as log:
+            yield log
+
+
+def _is_missing_file(url: str) -> bool:
+    from yarl import URL
+
+    return url.startswith("sqlite://") and not Path(URL(url).path).exists()
 
 
 async def _from(sources: Sequence[SourceStore], settings: Settings, *, dry_run: bool) -> list[Restoration]:
@@ -140,8 +163,9 @@ async def _from(sources: Sequence[SourceStore], settings: Settings, *, dry_run: 
 
     clock = HostClock()
     created = {"replication": settings.replication_factor, "topic_config": settings.topic_config}
-    async with opened_log(settings.log, clock, **created) as log:
-        await log.create(every_topic(settings.topic_prefix, settings.partitions))
+    async with _opened(settings.log, clock, dry_run=dry_run, **created) as log:
+        if not dry_run:
+            await log.create(every_topic(settings.topic_prefix, settings.partitions))
         with share_bar() as bar:
             task = bar.add_task("rehydrate", total=1.0)
 

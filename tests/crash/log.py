@@ -204,6 +204,9 @@ class CrashLog:
             APPEND_SECONDS, lambda: self._broker.append(topic, partition, out), lane=(topic, partition, "append")
         )
 
+    async def has(self, topic: str) -> bool:
+        return any(known == topic for known, _ in self._broker.records)
+
     async def ends(self, topic: str) -> Sequence[tuple[int, int]]:
         return [(0, self._broker.end(topic, number)) for number in range(self._broker.partitions)]
 

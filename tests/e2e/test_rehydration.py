@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 from tests.bridge.projection.world import Neo4jSite, ValkeySite
 from tests.e2e.test_read_models import settings_of, until_equal
@@ -33,11 +35,11 @@ def sites(valkey: ValkeyServer, neo4j: Neo4jServer) -> Iterator[tuple[ValkeySite
         site.close()
 
 
-def rehydrate(settings: Any, log: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def rehydrate(settings: Any, log: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: str(value) for name, value in settings.items()}
     return subprocess.run(
         [CEREMONY, "rehydrate", *arguments],
-        env={**os.environ, **environment, "CEREMONY_LOG": f"sqlite://{log}", "CEREMONY_PARTITIONS": "3"},
+        env={**os.environ, **environment, "CEREMONY_LOG": log, "CEREMONY_PARTITIONS": "3"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -45,15 +47,52 @@ def rehydrate(settings: Any, log: Path, *arguments: str) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("source", ["valkey", "neo4j", "both"])
+class LostLog(NamedTuple):
+    """A log, and the one that replaces it: another file, or other topics of a Kafka that is shared."""
+
+    address: str
+    prefix: str
+    new_address: str
+    new_prefix: str
+
+
+def lost_log(kind: str, request: pytest.FixtureRequest, folder: Path) -> LostLog:
+    if kind == "sqlite":
+        return LostLog(f"sqlite://{folder}/lost.db", "disaster", f"sqlite://{folder}/fresh.db", "disaster")
+    address = f"kafka://{request.getfixturevalue('kafka').bootstrap}"
+    return LostLog(address, f"lost-{uuid4().hex[:8]}", address, f"fresh-{uuid4().hex[:8]}")
+
+
+async def topics_of(log: LostLog) -> list[str]:
+    """The topics of the new log; none where there is no such file."""
+    if log.new_address.startswith("sqlite"):
+        file = Path(log.new_address.removeprefix("sqlite://"))
+        return [str(found) for found in file.parent.glob(f"{file.name}*")]
+    admin = AIOKafkaAdminClient(bootstrap_servers=log.new_address.removeprefix("kafka://"))
+    await admin.start()
+    try:
+        return [name for name in await admin.list_topics() if name.startswith(log.new_prefix)]
+    finally:
+        await admin.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"), [("sqlite", "valkey"), ("sqlite", "neo4j"), ("sqlite", "both"), ("kafka", "both")]
+)
 async def test_after_the_loss_of_the_log_every_ceremony_goes_on_to_its_end(
-    source: str, valkey: ValkeyServer, neo4j: Neo4jServer, sites: tuple[ValkeySite, Neo4jSite], tmp_path: Path
+    kind: str,
+    source: str,
+    request: pytest.FixtureRequest,
+    valkey: ValkeyServer,
+    neo4j: Neo4jServer,
+    sites: tuple[ValkeySite, Neo4jSite],
+    tmp_path: Path,
 ) -> None:
     """Waiting ones, ones that an agent works on, and ended ones; the restored rows are in both stores again."""
-    # specification 28.3, 28.5, 28.6
-    settings = settings_of(valkey, neo4j, "disaster")
-    lost, fresh = tmp_path / "lost.db", tmp_path / "fresh.db"
-    async with World(tmp_path / "world", f"sqlite://{lost}", **settings) as world:
+    # specification 26.7, 28.3, 28.5, 28.6
+    log = lost_log(kind, request, tmp_path)
+    settings = settings_of(valkey, neo4j, log.prefix)
+    async with World(tmp_path / "world", log.address, **settings) as world:
         waiting = [await world.start("approval", f"waiting-{number}") for number in range(3)]
         ended = await world.start("merge_chain", "ended")
         await world.finish(ended)
@@ -66,10 +105,14 @@ async def test_after_the_loss_of_the_log_every_ceremony_goes_on_to_its_end(
         await until(lambda: world.ok("valkey", "neo4j"), "both stores answer")
         await until_equal(world, *sites)
         before = {one: (await world.get(one)).version for one in (*waiting, ended, paused, asked)}
+        events = await world.client.history(paused)
+        await until(lambda: all(one.lag_records == 0 for one in world.worker.projectors), "the stores have everything")
         await world.stop_worker()
 
+        fresh, settings = log.new_address, settings_of(valkey, neo4j, log.new_prefix)
         options = () if source == "both" else ("--from", source)
         dry = await asyncio.to_thread(rehydrate, settings, fresh, *options, "--dry-run", "-o", "json")
+        assert await topics_of(log) == [], "a report writes nothing"
         assert dry.returncode == 0, dry.stderr
         assert json.loads(dry.stdout)["counts"] == {"sound": 6, "lossy": 0, "broken": 0, "skipped": 0}
         done = await asyncio.to_thread(rehydrate, settings, fresh, *options)
@@ -78,7 +121,7 @@ async def test_after_the_loss_of_the_log_every_ceremony_goes_on_to_its_end(
             "6 ceremonies: 6 sound, 0 lossy, 0 broken, 0 skipped; 6 restored",
         ), done.stderr
 
-        world.log_url = f"sqlite://{fresh}"
+        world.move_to(fresh, CEREMONY_TOPIC_PREFIX=log.new_prefix)
         world.ray = world.new_ray()
         await world.ray.start()
         await world.start_worker()
@@ -89,6 +132,11 @@ async def test_after_the_loss_of_the_log_every_ceremony_goes_on_to_its_end(
         await world.client.resume(paused, actor="ana")
         for instance_id in (*waiting, paused, asked):
             assert (await world.finish(instance_id)).status == "COMPLETED", instance_id
+        later = await world.client.history(paused)
+        old = len(events.events)
+        assert [event.effect_id for event in later.events[:old]] == [event.effect_id for event in events.events]
+        assert {event.source for event in later.events[:old]} == {"valkey"}
+        assert "it was restored here" in later.events[old].missing_before and not later.complete
         await until_equal(world, *sites)
         await world.stop_worker()
         again = await asyncio.to_thread(rehydrate, settings, fresh, "-o", "json")
@@ -110,9 +158,9 @@ async def test_a_broken_ceremony_ends_the_verb_with_1_and_is_shown(
     # specification 28.6
     sites[0].plant("planted:s1")
     settings = settings_of(valkey, neo4j, "broken")
-    done = await asyncio.to_thread(rehydrate, settings, tmp_path / "log.db", "--from", "valkey")
+    done = await asyncio.to_thread(rehydrate, settings, f"sqlite://{tmp_path}/log.db", "--from", "valkey")
     assert done.returncode == 1
     assert "planted:s1" in done.stdout and "property_missing: valkey: engine is missing" in done.stdout
     assert "1 broken" in done.stdout
-    none = await asyncio.to_thread(rehydrate, {"VALKEY_HOST": ""}, tmp_path / "log.db", "--from", "valkey")
+    none = await asyncio.to_thread(rehydrate, {"VALKEY_HOST": ""}, f"sqlite://{tmp_path}/log.db", "--from", "valkey")
     assert none.returncode == 2

@@ -194,6 +194,11 @@ class World:
     async def stop_worker(self) -> None:
         await self._worker_stack.aclose()
 
+    def move_to(self, log_url: str, **settings: Any) -> None:
+        """Have the next worker run on another log, and with other settings."""
+        self.log_url = log_url
+        self._more = {**self._more, **settings}
+
     async def restart_worker(self) -> None:
         await self.stop_worker()
         await self.start_worker()

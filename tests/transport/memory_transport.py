@@ -40,6 +40,9 @@ class MemoryCommitLog:
     async def create(self, topics: Sequence[TopicSpec]) -> None:
         self.topics.update({spec.name: spec for spec in topics})
 
+    async def has(self, topic: str) -> bool:
+        return topic in self.topics
+
     async def append(
         self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Sequence[Header] = ()
     ) -> Position:

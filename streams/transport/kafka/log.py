@@ -139,6 +139,10 @@ class KafkaLog:
         if self._checker is None:
             self._checker = self._clock.spawn(self._check_hourly(topics), name="kafka topics are checked")
 
+    async def has(self, topic: str) -> bool:
+        async with self._administration() as admin:
+            return topic in await admin.list_topics()
+
     @contextlib.asynccontextmanager
     async def _administration(self) -> AsyncIterator[AIOKafkaAdminClient]:
         admin = AIOKafkaAdminClient(bootstrap_servers=list(self._servers))

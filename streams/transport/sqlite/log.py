@@ -179,6 +179,10 @@ class SqliteLog:
             self.file.create(topics)
             self._load_topics(self.file)
 
+    async def has(self, topic: str) -> bool:
+        self.check()
+        return topic in self._shards
+
     def shards(self, topic: str) -> list[Shard]:
         """Return the partitions of a topic. Raises LogFailed for a topic that was not created."""
         try:

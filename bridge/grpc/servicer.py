@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
 import grpc
@@ -126,7 +126,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
     async def ListPlanningCeremonyInstances(
         self, request: pb.ListPlanningCeremonyInstancesRequest, context: Context[Any, Any]
     ) -> Any:  # encoded, as the other lists
-        page = Page(request, self._unsearchable(request.input_filters))
+        page = Page(request, self._unsearchable(request.input_filters, request.definition_filter))
         if self.all_workers_listing is not None:
             return await self.all_workers_listing.answer(page)
         page.matches = await self.local_rows.search(None, page.query, page.most)
@@ -202,13 +202,19 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
 
     # -- helpers
 
-    def _unsearchable(self, names: Iterable[str]) -> str:
-        """A note for people about inputs that no present definition names as searchable; empty without one."""
-        wanted = set(names)
-        if wanted:
-            for loaded in self._definitions.all():
-                wanted.difference_update(() if loaded.definition is None else loaded.definition.searchable_inputs)
-        return f"no present definition names {', '.join(sorted(wanted))} in `inputs.searchable`" if wanted else ""
+    def _unsearchable(self, names: Collection[str], definition_name: str) -> str:
+        """A note for people about inputs that no present definition names as searchable; empty without one.
+
+        `definition_name`: the only definition that counts; empty for all.
+        """
+        if not names:
+            return ""
+        present = [one.definition for one in self._definitions.all() if definition_name in ("", one.name)]
+        searchable = {name for one in present if one is not None for name in one.searchable_inputs}
+        wanted = ", ".join(sorted(set(names) - searchable))
+        which = f"definition {definition_name} does not name" if definition_name else "no present definition names"
+        known = f"searchable are {', '.join(sorted(searchable))}" if searchable else "none is searchable"
+        return f"{which} {wanted} in `inputs.searchable`; {known}" if wanted else ""
 
     async def _start_command(
         self, encoded: pb.StartPlanningCeremonyRequest | EncodedStart, context: Context[Any, Any]

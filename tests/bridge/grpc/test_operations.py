@@ -450,7 +450,11 @@ async def test_list_filters_by_input_time_correlation_role_error_and_subject(wor
     assert red in await ids(created_from=found.created_at) and red not in await ids(created_before=found.created_at)
     assert await ids(subject_filter="nothing.was.published") == set()
     unknown = await listed(world, input_filters={"colour": "red"})
-    assert unknown.message == "no present definition names colour in `inputs.searchable`" and not unknown.ceremonies
+    note = "no present definition names colour in `inputs.searchable`; searchable are note, title, urgent"
+    assert unknown.message == note and not unknown.ceremonies
+    other = await listed(world, input_filters={"note": "red"}, definition_filter="planning")
+    note = "definition planning does not name note in `inputs.searchable`; searchable are title, urgent"
+    assert other.message == note and not other.ceremonies
 
 
 async def test_the_pages_of_a_list_stay_in_place_while_ceremonies_start(world: World) -> None:

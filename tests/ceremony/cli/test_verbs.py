@@ -253,8 +253,13 @@ def test_filters_of_a_list_that_are_malformed_name_the_option(ceremony: Ceremony
 
 
 def test_an_input_that_is_not_searchable_is_named(ceremony: Ceremony, capsys: Said) -> None:
+    # specification 14.21
     assert ceremony("list", "--input", "colour=red") == Exit.OK
-    assert capsys.readouterr().err == "no present definition names colour in `inputs.searchable`\nno ceremonies\n"
+    note = "no present definition names colour in `inputs.searchable`; searchable are title, urgent"
+    assert capsys.readouterr().err == f"{note}\nno ceremonies\n"
+    assert ceremony("list", "--input", "title=red", "--definition", "approval") == Exit.OK
+    note = "definition approval does not name title in `inputs.searchable`; none is searchable"
+    assert capsys.readouterr().err == f"{note}\nno ceremonies\n"
 
 
 def test_an_empty_list_is_not_an_error(ceremony: Ceremony, capsys: Said) -> None:

@@ -127,9 +127,7 @@ class Worker:
             await self._start_engine()
         else:
             await self.log.create(self.app.all_topics)
-        for projector in self.projectors:
-            projector.on_failure = self._fail
-            await start(projector.stop, projector.start)
+        await start(self._stop_projectors, self._start_projectors)
         if "bridge" in self.settings.roles:
             await start(self.nats_out.stop, self.nats_out.start)
             await start(self.nats_in.stop, self.nats_in.start)
@@ -151,6 +149,26 @@ class Worker:
         self._spawn(self.engine.indexes.run(), "indexes")
         if self.engine.journal is not None:
             self._spawn(self.engine.journal.run(), "journal")
+
+    async def _start_projectors(self) -> None:
+        for projector in self.projectors:
+            projector.on_failure = self._fail
+            await projector.start()
+
+    async def _stop_projectors(self) -> None:
+        """Stop them side by side: each of them waits a while for a store that is away."""
+        stopping = [self.clock.spawn(projector.stop(), name="projector-stop") for projector in self.projectors]
+        if not stopping:
+            return
+        try:
+            await asyncio.wait(stopping)
+        except asyncio.CancelledError:
+            for task in stopping:
+                task.cancel()
+            await asyncio.wait(stopping)
+            raise
+        for task in stopping:
+            task.result()
 
     async def _open_front(self) -> None:
         """Open gRPC, then announce this worker to the others."""

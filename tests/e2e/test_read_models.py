@@ -168,6 +168,7 @@ async def test_ceremonies_come_to_their_end_while_both_stores_are_away(tmp_path:
         assert "no connection to 127.0.0.1" in states["valkey"] and "records wait" in states["neo4j"]
         status, body = await world.http("/readyz")
         assert status == 200, body
+    assert not world.worker.halfway, "it stops in time, with a projector for each read model"
 
 
 def both_away(states: Mapping[str, str]) -> Mapping[str, str] | None:

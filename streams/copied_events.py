@@ -104,6 +104,8 @@ def seam(last: CopiedEvent | None, part: CopiedPart, cut: Cut, copy: HistoryCopy
     """Return why events may be missing between the last one of the copy and the first of the log; empty if none are."""
     if part.trouble:
         return f"{cut.reason}, and {part.trouble}"
+    if last is None and part.same is not None and part.same.number == part.extent.first:
+        return older_missing(part.same, cut, copy)
     if last is None:
         gone = f"keeps the newest {copy.most:,} of a ceremony" if part.extent.first > 1 else "has none of them"
         return f"{cut.reason}, and {copy.name} {gone}"

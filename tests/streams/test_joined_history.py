@@ -180,7 +180,8 @@ async def test_a_copy_that_has_no_older_ones_is_named_with_the_reason(tmp_path: 
     async with trimmed(tmp_path, [4, 5]) as site:
         for copy, why in (
             (ListedCopy([]), "valkey has none of them"),
-            (ListedCopy(in_order([4, 5])), "valkey has none of them"),
+            (ListedCopy(in_order([4, 5])), "valkey has no older ones"),
+            (ListedCopy(in_order([4, 5], first=8)), "valkey the newest 10,000 of a ceremony; 7 are gone"),
             (ListedCopy(in_order([5, 6], first=12)), "valkey keeps the newest 10,000 of a ceremony"),
         ):
             joined = Joined(site, copy)

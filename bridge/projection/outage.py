@@ -26,7 +26,7 @@ class StoreCalls:
     def __init__(self, store: PlacedStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._outage = NeighbourOutage(store.name, clock, "its rows wait in the log; no ceremony notices")
+        self._outage = NeighbourOutage(store.name, clock, "its records wait in the log; no ceremony notices")
         self.state = "not asked yet"
         """`ok`, or the last error."""
         self._failures = metrics.FAILURES.labels(store.name)

@@ -197,7 +197,7 @@ class World:
     def move_to(self, log_url: str, **settings: Any) -> None:
         """Have the next worker run on another log, and with other settings."""
         self.log_url = log_url
-        self._more = {**self._more, **settings}
+        self.settings = {**self.settings, **settings}
 
     async def restart_worker(self) -> None:
         await self.stop_worker()

@@ -33,6 +33,31 @@ async def test_a_rolling_upgrade_under_load_loses_nothing(kafka: KafkaServer, tm
         assert await accounted(fleet, load.started) == {}
 
 
+async def test_the_death_of_the_only_new_worker_in_an_upgrade_loses_nothing(kafka: KafkaServer, tmp_path: Path) -> None:
+    """Its partitions come to old workers, which end rather than fold them; the new one is started again and has all."""
+    # specification 24.5
+    async with Fleet(tmp_path, kafka.bootstrap, partitions=4) as fleet:
+        older = [await fleet.process(module=OLDER) for _ in range(2)]
+        for process in older:
+            await process.ready()
+        newer = await fleet.process()
+        await newer.ready()
+        load = Load(fleet)
+        async with load.running():
+            await asyncio.sleep(1.0)
+            newer.kill()
+            await until(lambda: not all(process.running for process in older), "an older worker has ended")
+            newer.start()
+            await newer.ready()
+        ended = [process for process in older if not process.running]
+        assert [process.returncode for process in ended] == [1] * len(ended)
+        assert all("fold_too_new: " in last_line(process) for process in ended)
+        for process in older:
+            if process.running:
+                await asyncio.to_thread(process.terminate)
+        assert await accounted(fleet, load.started) == {}
+
+
 async def test_an_older_worker_serves_no_partition_of_a_newer_one_unless_it_may(
     kafka: KafkaServer, tmp_path: Path
 ) -> None:

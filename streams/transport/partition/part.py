@@ -192,8 +192,7 @@ class Part:
             if row is not None and begin > recovered.start:
                 where = f"{self.spec.topic}[{self.number}]"
                 self._saves.last = await last_folded(self._backend, row, where, self._clock)
-            if row is not None and row.fold != self.spec.fold:
-                await self._claim(row)
+            await self._claim(row or PositionRow(begin, self._partitions, timestamp=0, checksum=0))
             if self._saves.last is not None:
                 return begin
         self._backend.seek(begin)
@@ -201,8 +200,8 @@ class Part:
 
     async def _claim(self, row: PositionRow) -> None:
         """Write our fold number before anything is folded, so that no older release folds the same commands again."""
-        await self._backend.checkpoint({}, row._replace(fold=self.spec.fold))
-        logger.info("%r: fold %d follows fold %d", self, self.spec.fold, row.fold)
+        if row.fold != self.spec.fold:
+            await self._backend.checkpoint({}, row._replace(fold=self.spec.fold))
 
     # ---- serving
 

@@ -11,6 +11,7 @@ import pytest
 
 from ports.log import LARGEST_RECORD_BYTES, AgentSpec, LogFailed, LogUnavailable, RecordTooLarge
 from streams import topics
+from streams.transport.partition.backend import PositionRow
 from streams.transport.partition.batch import PartBatch
 from streams.transport.partition.checkpoints import Limits
 from streams.transport.partition.dead_letters import BY_REFERENCE_ABOVE_BYTES, VALUE_SIZE
@@ -271,6 +272,19 @@ async def test_a_newer_worker_claims_a_partition_before_it_folds_its_first_comma
     assert (part.position, log.positions["commands", 0].fold, log.positions["commands", 0].next) == (3, 1, 3)
     with pytest.raises(LogFailed, match="fold_too_new"):
         await take_again(log)
+
+
+async def test_a_partition_that_nobody_has_folded_is_claimed_too() -> None:
+    """Its first commands may be folded, and their effects sent, long before its first checkpoint."""
+    # specification 24.5
+    log = MemoryLog()
+    commands(log, "a")
+    await part_of(log, count, NEWER).take()
+    assert log.positions["commands", 0] == PositionRow(0, 4, 0, 0, NEWER.fold)
+    with pytest.raises(LogFailed, match="fold_too_new"):
+        await take_again(log)
+    async with running(part_of(log, count, NEWER)) as part:
+        await until(lambda: part.position == 1)
 
 
 async def test_an_older_worker_that_may_takes_the_partition_back() -> None:

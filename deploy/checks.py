@@ -210,8 +210,13 @@ def confinement() -> None:
 
 
 def settings() -> None:
-    """The program itself accepts the settings of each workload, and knows each variable."""
+    """The program itself accepts the settings of each worker, on Kubernetes and in compose, and knows each variable."""
     known = {field.alias for field in Settings.model_fields.values()} | {"POD_IP"}
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    for name in ("engine", "bridge", "projector"):
+        if unknown := set(services[name]["environment"]) - known:
+            raise Wrong(f"compose.yaml: {name}: no such settings: {sorted(unknown)}")
+        accepted(services[name]["environment"])
     for example in EXAMPLES:
         documents = rendered(example)
         data = {one["metadata"]["name"]: one.get("data", {}) for one in documents if one["kind"] == "ConfigMap"}

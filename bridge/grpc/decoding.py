@@ -14,6 +14,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from bridge.grpc.encoding import unless_bytes
+from bridge.grpc.refusal_pace import RefusalPace
 from bridge.grpc.refusals import CallRefused, abort, invalid, refuse
 from streams.turns import Turns
 
@@ -38,13 +39,18 @@ class RequestDecoding(grpc.aio.ServerInterceptor):
     """Answers undecodable and too large requests before they reach the servicer."""
 
     def __init__(
-        self, turns: Turns, too_large: Mapping[str, TooLarge], held_back: Mapping[str, HeldBack] | None = None
+        self,
+        turns: Turns,
+        refusals: RefusalPace,
+        too_large: Mapping[str, TooLarge],
+        held_back: Mapping[str, HeldBack] | None = None,
     ) -> None:
         """`too_large`: the limit of each method that has one below gRPC's own.
 
         `held_back`: of each method whose large requests the servicer itself decodes.
         """
         self._turns = turns
+        self._refusals = refusals
         self._too_large = too_large
         self._held_back = held_back or {}
         self._guarded: dict[str, tuple[Handler, Handler]] = {}
@@ -78,7 +84,7 @@ class RequestDecoding(grpc.aio.ServerInterceptor):
                 _stream(handler.unary_stream), decode, handler.response_serializer
             )
         too_large, held_back = self._too_large.get(method), self._held_back.get(method)
-        unary = _unary(handler.unary_unary, decode, self._turns, too_large, held_back)
+        unary = _unary(handler.unary_unary, decode, self._turns, self._refusals, too_large, held_back)
         return grpc.unary_unary_rpc_method_handler(unary, None, unless_bytes(handler.response_serializer))
 
 
@@ -96,6 +102,7 @@ def _unary(
     call: Callable[[Any, Any], Awaitable[Any]],
     decode: Callable[[bytes], Any],
     turns: Turns,
+    refusals: RefusalPace,
     too_large: TooLarge | None,
     held_back: HeldBack | None,
 ) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -104,7 +111,7 @@ def _unary(
             turns.owe(len(data) * RECEIVING_SECONDS_PER_BYTE)
             if too_large is not None and (refusal := too_large(len(data))) is not None:
                 del data  # eight callers' are 32 MiB
-                await turns.next()
+                await refusals.next()
                 refuse(context, refusal)
                 return None
             await turns.next()

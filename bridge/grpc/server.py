@@ -19,6 +19,7 @@ from bridge.grpc.large_starts import EncodedStart
 from bridge.grpc.listing import AllWorkersListing, ListingHandler
 from bridge.grpc.peers import Peers
 from bridge.grpc.redaction import AnswerRedaction
+from bridge.grpc.refusal_pace import RefusalPace
 from bridge.grpc.refusals import start_too_large
 from bridge.grpc.servicer import Servicer
 from bridge.grpc.timing import CallTiming
@@ -70,7 +71,7 @@ class GrpcServer:
         interceptors: list[grpc.aio.ServerInterceptor] = [
             AnswerRedaction(SERVICE, redactor),  # the first is the outermost
             CallTiming(SERVICE, clock),
-            RequestDecoding(turns, {START: start_too_large}, {START: EncodedStart.if_large}),
+            RequestDecoding(turns, RefusalPace(clock), {START: start_too_large}, {START: EncodedStart.if_large}),
         ]
         self.peers: Peers | None = None
         if sharing is not None:

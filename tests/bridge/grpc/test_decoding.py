@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NamedTuple
 
 import grpc
@@ -9,6 +10,7 @@ import pytest
 
 from bridge.clock import HostClock
 from bridge.grpc.decoding import RECEIVING_SECONDS_PER_BYTE, RequestDecoding
+from bridge.grpc.refusal_pace import MOST_WAITING, REFUSAL_SECONDS, RefusalPace
 from bridge.grpc.refusals import invalid
 from streams.turns import Turns
 
@@ -33,6 +35,26 @@ class Context:
     def set_trailing_metadata(self, _metadata: Any) -> None: ...
 
 
+class RestsCounted(HostClock):
+    """Rests for a turn of the loop only, and counts the rests."""
+
+    def __init__(self) -> None:
+        self.rests: list[float] = []
+        self.most = self._now = 0
+
+    async def sleep(self, seconds: float) -> None:
+        self.rests.append(seconds)
+        self._now += 1
+        self.most = max(self.most, self._now)
+        await super().sleep(0)
+        self._now -= 1
+
+
+def decoding() -> RequestDecoding:
+    clock = HostClock()
+    return RequestDecoding(Turns(clock), RefusalPace(clock), {})
+
+
 def handler() -> Any:
     async def call(request: Any, _context: Any) -> Any:
         return request
@@ -49,7 +71,7 @@ async def guarded(interceptor: RequestDecoding, method: str, found: Any) -> Any:
 
 
 async def test_the_guard_of_a_method_is_made_once() -> None:
-    interceptor, start, get = RequestDecoding(Turns(HostClock()), {}), handler(), handler()
+    interceptor, start, get = decoding(), handler(), handler()
     first = await guarded(interceptor, "/a/Start", start)
     assert await guarded(interceptor, "/a/Start", start) is first
     assert await guarded(interceptor, "/a/Get", get) is not first
@@ -57,22 +79,37 @@ async def test_the_guard_of_a_method_is_made_once() -> None:
 
 
 async def test_a_new_handler_gets_a_new_guard_and_an_unknown_method_is_not_remembered() -> None:
-    interceptor = RequestDecoding(Turns(HostClock()), {})
+    interceptor = decoding()
     first = await guarded(interceptor, "/a/Start", handler())
     assert await guarded(interceptor, "/a/Start", handler()) is not first
     assert await guarded(interceptor, "/a/None", None) is None
     assert list(interceptor._guarded) == ["/a/Start"]
 
 
-async def test_refusals_of_large_requests_are_spaced_by_the_work_of_receiving_them() -> None:
+@pytest.mark.parametrize("callers", [8, MOST_WAITING + 3])
+async def test_refusals_of_large_requests_wait_for_each_other_and_take_no_turn(
+    callers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those above the number that may wait are sent at once."""
     # specification 14.20
-    clock = HostClock()
-    context = Context()
+    clock, context, turns = RestsCounted(), Context(), Turns(HostClock())
+    monkeypatch.setattr(Turns, "next", lambda _: pytest.fail("took a turn"))
     refusal = invalid("inputs_too_large", "too large")
-    interceptor = RequestDecoding(Turns(clock), {"/a/Start": lambda _size: refusal})
+    interceptor = RequestDecoding(turns, RefusalPace(clock), {"/a/Start": lambda _size: refusal})
     start = (await guarded(interceptor, "/a/Start", handler())).unary_unary
-    data, began = b"x" * 4_000_000, clock.monotonic()
-    for _ in range(4):
-        await start(data, context)
-    assert context.ended == 4
-    assert clock.monotonic() - began >= 3 * len(data) * RECEIVING_SECONDS_PER_BYTE * 0.9
+    data = b"x" * 4_000_000
+    await asyncio.gather(*(start(data, context) for _ in range(callers)))
+    assert context.ended == callers
+    assert clock.rests == [REFUSAL_SECONDS] * min(callers, MOST_WAITING)
+    assert clock.most == 1
+
+
+async def test_the_work_of_receiving_a_large_request_is_counted_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # specification 14.20
+    owed: list[float] = []
+    turns = Turns(HostClock())
+    monkeypatch.setattr(turns, "owe", owed.append)
+    interceptor = RequestDecoding(turns, RefusalPace(RestsCounted()), {})
+    start = (await guarded(interceptor, "/a/Start", handler())).unary_unary
+    await start(b"x" * 1_000_000, Context())
+    assert owed == [1_000_000 * RECEIVING_SECONDS_PER_BYTE]

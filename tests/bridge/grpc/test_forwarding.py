@@ -26,6 +26,7 @@ from bridge.grpc.decoding import RequestDecoding
 from bridge.grpc.forwarding import ANY_WORKER, METHODS, Forwarding, instance_of
 from bridge.grpc.large_starts import LARGE_START_BYTES, EncodedStart
 from bridge.grpc.peers import Peers
+from bridge.grpc.refusal_pace import RefusalPace
 from bridge.grpc.refusals import CallRefused, details_and_trailers
 from bridge.grpc.server import SERVICE, START
 from streams.api import HERE, Unavailable
@@ -102,7 +103,8 @@ async def site() -> AsyncIterator[Site]:
     near, far = Servicer(), Servicer()  # type: ignore[abstract]  # the other calls are not made
     peers = Peers(directory.addresses)
     forwarder = Forwarding(SERVICE, directory, peers, lambda: "drawn", HostClock())
-    decoding = RequestDecoding(Turns(HostClock()), {}, {START: EncodedStart.if_large})
+    clock = HostClock()
+    decoding = RequestDecoding(Turns(clock), RefusalPace(clock), {}, {START: EncodedStart.if_large})
     async with contextlib.AsyncExitStack() as stack:
         ports = []
         for servicer, interceptors in ((near, [decoding, forwarder]), (far, [])):

@@ -10,6 +10,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mkdocs.structure.files import File  # of the site's own environment
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = "docs/"
 # Pages outside docs/ that belong to the navigation; other Markdown files are shown when a page links to them.
-OUTSIDE = ("README.md", "CHANGELOG.md", "SECURITY.md", "deploy/**/*.md")
+OUTSIDE = ("README.md", "CHANGELOG.md", "SECURITY.md", "deploy/**/*.md", "proto/README.md")
 # Folder of the site with the pages of linked files.
 SHOWN = "files/"
 LANGUAGES = {
@@ -36,19 +37,25 @@ REMOTE = re.compile(r"[a-z][a-z0-9+.-]*:|//")
 # Fenced blocks and code spans, in which nothing is a link.
 CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 README = "overview.md"
+# Sections of the navigation that get the pages that it does not name.
+OPERATE, INSIDE = "Operate", "Inside"
 HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 
 
 def on_config(config: Any) -> Any:
-    """Expand the folders of the navigation: `decisions/` becomes its pages, in order."""
+    """Expand the folders of the navigation: `decisions/` becomes its pages, in order. Then add all other pages."""
     config.nav = [_expanded(entry) for entry in config.nav]
+    named = set(_named(config.nav))
+    for path in (*_outside(), *_globbed(f"{DOCS}*.md"), *_globbed(f"{DOCS}*/*.md")):
+        if page_of(path) not in named:
+            _section(config.nav, OPERATE if path.startswith("deploy/") else INSIDE).append(page_of(path))
     return config
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages outside docs/, the pages of linked files, and mermaid."""
     queue = [DOCS + file.src_uri for file in files.documentation_pages()]
-    queue += [path for pattern in OUTSIDE for path in _globbed(pattern)]
+    queue += _outside()
     seen: set[str] = set()
     while queue:
         path = queue.pop()
@@ -85,7 +92,7 @@ def page_of(path: str) -> str:
         return path.removeprefix(DOCS)
     if path == "README.md":
         return README
-    if path.endswith(".md"):
+    if path in _outside():
         return path
     return f"{SHOWN}{path.strip('/') or 'all'}.md"
 
@@ -101,6 +108,11 @@ def repository_path(uri: str) -> str:
 
 def _is_asset(path: str) -> bool:
     return path.startswith(DOCS) and not path.endswith(".md") and (ROOT / path).is_file()
+
+
+@cache
+def _outside() -> tuple[str, ...]:
+    return tuple(path for pattern in OUTSIDE for path in _globbed(pattern))
 
 
 def _globbed(pattern: str) -> list[str]:
@@ -185,3 +197,17 @@ def _expanded(entry: Any) -> Any:
         folder = value if (ROOT / value).is_dir() else DOCS + value
         return {title: [page_of(path) for path in _globbed(f"{folder}*.md")]}
     return {title: _expanded(value)}
+
+
+def _named(entry: Any) -> Iterator[str]:
+    """Every page of a part of the navigation."""
+    if isinstance(entry, str):
+        yield entry
+        return
+    for part in entry.values() if isinstance(entry, dict) else entry:
+        yield from _named(part)
+
+
+def _section(nav: list[Any], title: str) -> list[Any]:
+    pages: list[Any] = next(entry[title] for entry in nav if title in entry)
+    return pages

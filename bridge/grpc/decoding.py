@@ -127,7 +127,7 @@ def _unary(
     return unary
 
 
-def _both(call: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def _both(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def requests(given: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         async for request in given:
             if request is _UNDECODABLE:
@@ -135,17 +135,26 @@ def _both(call: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any]
             yield request
 
     async def both(given: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        async for response in call(requests(given, context), context):
+        async for response in _responses(call(requests(given, context), context)):
             yield response
 
     return both
 
 
-def _stream(call: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def _stream(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         if request is _UNDECODABLE:
             await abort(context, invalid(CODE, MESSAGE))
-        async for response in call(request, context):
+        async for response in _responses(call(request, context)):
             yield response
 
     return stream
+
+
+async def _responses(called: AsyncIterator[Any] | Awaitable[None]) -> AsyncIterator[Any]:
+    """Pass on the responses of a call; one that is only awaited writes them itself, as `Watch` of health does."""
+    if isinstance(called, AsyncIterator):
+        async for response in called:
+            yield response
+    else:
+        await called

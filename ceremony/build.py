@@ -32,6 +32,7 @@ from bridge.ray.timing import TimedRayExecutor
 from ceremony import descriptors, logs, neighbour_metrics
 from ceremony.lags import Lags
 from ceremony.log_lines import LogLines
+from ceremony.neighbours import Neighbours
 from ceremony.read_models import history_copy, projectors
 from ceremony.readiness import Readiness
 from ceremony.settings import Settings
@@ -264,14 +265,20 @@ class Parts:
         self.app.letter_budget = self.pipeline.engine.reads.letter_budget
         for spec, function in self.pipeline.agents:
             self.app.attach(spec, function)
-        self.readiness = Readiness(
-            settings.roles,
-            self.pipeline.engine,
-            self.nats,
-            [self.pipeline.nats_out, self.pipeline.nats_in],
-            self.pipeline.sender,
-            self.projectors,
+        partitions = self.pipeline.engine.partitions
+        neighbours = Neighbours(
+            settings,
+            clock,
+            log=self.log,
+            partitions=partitions,
+            nats=self.nats,
+            bridges=[self.pipeline.nats_out, self.pipeline.nats_in],
+            outbound=self.pipeline.sender,
+            ray=self.ray,
+            projectors=self.projectors,
+            idempotency=self.idempotency,
         )
+        self.readiness = Readiness(neighbours.all(), settings.required, clock, warnings=neighbours.warnings)
         neighbour_metrics.show(self.readiness.states)
         self.lags = Lags(
             self.log,
@@ -292,22 +299,20 @@ class Parts:
         )
         self.directory = _directory(settings, clock, self.app, self.pipeline, self._advertised(settings))
         engine = self.pipeline.engine
-        states = self.readiness.states
         servicer = Servicer(
-            engine.commands, engine.reads, self.definitions, self.dead_letters, states, new_id, engine.turns, redactor
+            engine.commands,
+            engine.reads,
+            self.definitions,
+            self.dead_letters,
+            self.readiness,
+            new_id,
+            engine.turns,
+            redactor,
         )
         sharing = None if self.directory is None else Sharing(self.directory, new_id)
         clients = min(MOST_CONNECTIONS, descriptors.left_to_clients())
         self.grpc = GrpcServer(servicer, settings.grpc_addr, clock, engine.turns, redactor, sharing, clients)
-        self.http = HttpServer(
-            settings.http_addr,
-            states,
-            settings.required,
-            self.metrics.registry,
-            clock,
-            warnings=self.readiness.warnings,
-            redactor=redactor,
-        )
+        self.http = HttpServer(settings.http_addr, self.readiness, self.metrics.registry, clock, redactor=redactor)
 
     def _advertised(self, settings: Settings) -> Callable[[], str]:
         """The address of our gRPC for other workers. It is asked for late: the port is known once it is bound."""

@@ -30,6 +30,8 @@ READINESS_OF = {
 READINESS_NAMES = (*READINESS_OF["engine"], "valkey", "valkey_history", "neo4j")
 # A stream that one definition publishes to, and that takes nothing, is no reason to stop serving the others.
 READINESS_DEFAULT = ("log", "tables", "nats", "ray_executor")
+# Of a stop, after its drain.
+LEAST_STOP_SECONDS = 1.0
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LAST_PORT = 65_535
 # Settings that hold an address.
@@ -96,6 +98,11 @@ class Settings(StoreSettings):
     state_dir: Path = Field(Path(".ceremony/state"), alias="CEREMONY_STATE_DIR")
     """Folder of this worker alone for RocksDB; its content may be deleted while the worker is stopped."""
 
+    drain_seconds: float = Field(2.0, ge=0, le=3600, alias="CEREMONY_DRAIN_SECONDS")
+    """After SIGTERM this worker is not ready and refuses starts for so long, and serves all else."""
+    stop_seconds: float = Field(10.0, gt=0, le=3600, alias="CEREMONY_STOP_SECONDS")
+    """From SIGTERM to the end of the process; a stop that takes longer is given up."""
+
     @property
     def topic_config(self) -> dict[str, str]:
         """Settings of the Kafka topics that this program creates, beside those that every topic has."""
@@ -106,6 +113,8 @@ class Settings(StoreSettings):
         """The neighbours that decide readiness: those of `readiness_requires` that a role of this worker needs."""
         needed = {name for role in self.roles for name in READINESS_OF[role]}
         needed |= set(self.read_models) if PROJECTOR in self.roles else set()
+        if "engine" in self.roles and "valkey" in self.stores:
+            needed.add("valkey")  # keeps the idempotency keys of publish steps
         return tuple(name for name in self.readiness_requires if name in needed)
 
     @field_validator("publish_subjects", "readiness_requires", "roles", mode="before")
@@ -185,6 +194,7 @@ def _problems(found: Settings) -> Iterator[str]:
     yield from _level_problems(found.log_level)
     yield from _address_problems(found)
     yield from _role_problems(found)
+    yield from _stop_problems(found)
     yield from found.store_problems()
 
 
@@ -205,6 +215,12 @@ def _shown(name: str, value: object) -> str:
 def _role_problems(found: Settings) -> Iterator[str]:
     if PROJECTOR in found.roles and not found.stores:
         yield "CEREMONY_ROLE: a projector needs a store; set VALKEY_HOST or NEO4J_URI"
+
+
+def _stop_problems(found: Settings) -> Iterator[str]:
+    if found.drain_seconds + LEAST_STOP_SECONDS > found.stop_seconds:
+        left = f"must leave {LEAST_STOP_SECONDS:g} s of CEREMONY_STOP_SECONDS, which is {found.stop_seconds:g}"
+        yield f"CEREMONY_DRAIN_SECONDS: {left} (it is {found.drain_seconds:g})"
 
 
 def _level_problems(level: str) -> Iterator[str]:

@@ -20,7 +20,6 @@ from ceremony.build import Parts
 from ceremony.settings import Settings
 from ceremony.version import VERSION
 from ports.clock import Clock
-from ports.errors import Unreachable
 from ports.log import LogFailed, LogUnavailable
 from ports.masking import masked_address
 from streams.outages import LOG_WAITS, NeighbourOutage
@@ -29,10 +28,12 @@ log = structlog.get_logger(__name__)
 
 # Between looks for lines that are due.
 TELL_SECONDS = 1.0
-# Between probes of the neighbours for readiness.
+# Between probes of the neighbours.
 PROBE_SECONDS = 2.0
-# For a stop in good order. It takes less than a second while the neighbours answer.
-STOP_SECONDS = 8.0
+# Between two looks at readiness, for the health service.
+ANNOUNCE_SECONDS = 0.5
+# For the parts of a stop that was cut off to close their sockets.
+CUT_OFF_SECONDS = 0.5
 # Between attempts to reach a log that is not there yet.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 4.0
 
@@ -67,40 +68,61 @@ class Worker:
         """True once a stop took too long and was given up: tasks of a library may still run."""
         self._ended = asyncio.Event()
         self._heartbeats: list[asyncio.Task[Any]] = []
+        self._watching: list[asyncio.Task[Any]] = []
+        """They end first: a probe would connect again to a neighbour that was left."""
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         try:
             await self._start()
         except BaseException:
-            await self._close()
+            await self._close(self.settings.stop_seconds)
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        log.info("stopping")
-        await self._close()
+        log.info("stopping", seconds=self.settings.stop_seconds)
+        begun = self.clock.monotonic()
+        if self.failure is None:
+            await self._drain()
+        await self._close(self.settings.stop_seconds - (self.clock.monotonic() - begun))
 
-    async def _close(self) -> None:
+    async def _drain(self) -> None:
+        """Refuse starts and have load balancers choose another worker, while this one serves all else."""
+        self.readiness.drain()
+        if "engine" not in self.settings.roles:
+            return  # nobody calls it
+        await self._announce()
+        with contextlib.suppress(TimeoutError):
+            async with self.clock.timeout(self.settings.drain_seconds):
+                await self.ended()
+
+    async def _close(self, seconds: float) -> None:
         """Stop every part in good order, in bounded time; sets `halfway` when the time was too short.
 
         Without Kafka a last checkpoint would wait for ever. Ending without it is safe, as after kill -9: the next
         owner folds the commands again.
         """
+        for task in self._watching:
+            await self._end(task)
         closing = self.clock.spawn(self._stack.aclose(), name="stop")
-        try:
-            async with self.clock.timeout(STOP_SECONDS):
-                await asyncio.wait({closing})
-        except TimeoutError:
+        if not await self._done(closing, seconds - CUT_OFF_SECONDS):
             closing.cancel()
+            await self._done(closing, CUT_OFF_SECONDS)
         # A library that was cut off in its own stop can end `closing` as cancelled, though nobody cancelled us.
         self.halfway = not closing.done() or closing.cancelled() or closing.exception() is not None
         if self.halfway:
             log.warning("stopped_halfway", reason="unsaved work is folded again at the next start")
         else:
             log.info("stopped")
+
+    async def _done(self, task: asyncio.Task[Any], seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with self.clock.timeout(seconds):
+                await asyncio.wait({task})
+        return task.done()
 
     async def ended(self) -> None:
         """Return when a part has failed for good; `failure` is the reason."""
@@ -113,6 +135,7 @@ class Worker:
         self.app.on_crash = self._fail
         start = self._started
         await start(self.http.stop, self.http.start)  # first: readiness shows what the others wait for
+        self._watching = [self._begin(self._probe(), "probe"), self._begin(self._watch(), "readiness")]
         self._stack.push_async_callback(self.ray.close)
         for beside in (self.idempotency, self.history_copy):
             if beside is not None:
@@ -239,13 +262,21 @@ class Worker:
             await self.clock.sleep(TELL_SECONDS)
 
     async def _probe(self) -> None:
-        """Keep the health service and the Ray executor's state fresh."""
         while True:
-            try:
-                await self.ray.probe()
-                self.readiness.ray_state = "ok"
-            except Unreachable as error:
-                self.readiness.ray_state = error.reason
+            await self.readiness.probe()
             self.metrics.live.set(self.engine.partitions.owned_rows())
-            await self.grpc.set_ready(ready=self.http.ready())
             await self.clock.sleep(PROBE_SECONDS)
+
+    async def _watch(self) -> None:
+        """Keep the health service as `/readyz` is, and notice the times at which neighbours change."""
+        while True:
+            await self._announce()
+            await self.clock.sleep(ANNOUNCE_SECONDS)
+
+    async def _announce(self) -> None:
+        if "engine" not in self.settings.roles:
+            self.readiness.neighbours()
+        elif self.readiness.is_draining:
+            await self.grpc.drain()
+        else:
+            await self.grpc.set_ready(ready=self.readiness.is_ready)

@@ -132,15 +132,19 @@ class Partitions:
 
     def readiness(self) -> dict[str, str]:
         """State of `log` and `tables`: `ok`, or the reason why not."""
-        return {"log": self._log.state, "tables": self._tables_state()}
+        return {"log": self._log.state, "tables": self.tables()[1]}
 
-    def _tables_state(self) -> str:
+    def tables(self) -> tuple[str, str]:
+        """Code and state of the tables: both `ok` once every assigned partition is served."""
         if unserved := self._unserved():
-            return "; ".join(f"partition {n}: {code}: {text}" for n, (code, text) in sorted(unserved.items()))
+            states = [f"partition {n}: {code}: {text}" for n, (code, text) in sorted(unserved.items())]
+            return "partitions_not_served", "; ".join(states)
         held = self._held()
         if held is None:
-            return "the partitions of this worker are being settled"
+            return "partitions_moving", "the partitions of this worker are being settled"
         if not self._fresh():
-            return f"membership not confirmed: {NOT_FRESH}"
+            return "membership_not_confirmed", f"membership not confirmed: {NOT_FRESH}"
         missing = [n for n in held if not self._serves(n)]
-        return "ok" if not missing else f"{len(missing)} of {len(held)} partitions not recovered yet"
+        if missing:
+            return "partitions_recovering", f"{len(missing)} of {len(held)} partitions not recovered yet"
+        return "ok", "ok"

@@ -47,3 +47,8 @@ def caller_of(context: Context[Any, Any]) -> str:
     """Return the name of the connection on which the client called; a forwarded call has come over two."""
     client = next((value for key, value in context.invocation_metadata() or () if key == FORWARDED), "")
     return f"{context.peer()} {client!s}"
+
+
+def was_forwarded(context: Context[Any, Any]) -> bool:
+    """Return whether another worker has forwarded this call."""
+    return any(key == FORWARDED for key, _ in context.invocation_metadata() or ())

@@ -22,6 +22,7 @@ from bridge.grpc.messages import LARGEST_ANSWER_BYTES, MESSAGES_PER_PIECE, as_ma
 from bridge.grpc.peers import SERVICE, Peers, silent
 from bridge.grpc.refusals import Context, abort
 from ports.clock import Clock
+from ports.health import OK, NeighbourHealth
 from streams.api import Diagnosis, Directory, PartitionState, ReadApi, Unavailable
 from streams.envelope import iso
 from streams.turns import Turns
@@ -47,10 +48,15 @@ _NEIGHBOUR_TODO = {
     "tables": "see the partitions below",
     "nats": "see that NATS runs with JetStream at NATS_URL; events wait in the log and are published when it is back",
     "publications": "mend the streams that publish steps send to; steps ask again until their timeout",
+    "valkey": "see that it runs at VALKEY_HOST; rows wait in the log, and publish steps rely on the ceremony's row",
+    "valkey_history": "see that Valkey runs at VALKEY_HOST; events wait in the log and are copied when it is back",
+    "neo4j": "see that it runs at NEO4J_URI; rows wait in the log and are written when it is back",
     "ray_executor": "see that it runs at RAY_EXECUTOR_URL; steps are asked again until their timeout",
 }
 # The state of NATS or of publications while it answers, and refuses what it is asked for.
 REFUSES = re.compile(r"\b(stream|durable) [^\s.*>/\\]+:? ")
+# In the state of a stream that refuses, which names its own time.
+SINCE = "; since "
 _STREAM_TODO = "mend the stream or the consumer as its state says; what waits is kept, and goes on by itself"
 # States of a partition. When workers report different states of one partition, the last in this order counts.
 _KNOWN = ("elsewhere", "not_served", "recovering", "served")
@@ -119,7 +125,7 @@ def ceremony_answer(found: Diagnosis) -> pb.DiagnoseResponse:
     )
 
 
-async def worker_answer(reads: ReadApi, states: Mapping[str, str], turns: Turns) -> pb.DiagnoseResponse:
+async def worker_answer(reads: ReadApi, neighbours: Mapping[str, NeighbourHealth], turns: Turns) -> pb.DiagnoseResponse:
     """The answer of one worker about its ceremonies, partitions and neighbours."""
     found = await reads.diagnose()
     ceremonies = await turns.run(_ceremonies_in_pieces(found.ceremonies))
@@ -128,7 +134,7 @@ async def worker_answer(reads: ReadApi, states: Mapping[str, str], turns: Turns)
         ceremonies=as_many_as_fit(ceremonies, LARGEST_ANSWER_BYTES // 2),
         verdicts=found.verdicts,
         statuses=found.statuses,
-        neighbours=[pb.NeighbourState(name=name, state=state) for name, state in states.items()],
+        neighbours=[_neighbour(name, health) for name, health in neighbours.items()],
         partitions=map(_partition, found.partitions),
         incomplete=found.incomplete,
         findings=[*_log(found), *_clock(found)],
@@ -192,7 +198,13 @@ def _differing_neighbours(
     for where, answer in others.items():
         for one in answer.neighbours:
             if one.state != known.get(one.name):
-                yield pb.NeighbourState(name=f"{one.name} of {where}", state=one.state)
+                yield pb.NeighbourState(
+                    name=f"{one.name} of {where}",
+                    state=one.state,
+                    code=one.code,
+                    since=one.since,
+                    latency_ms=one.latency_ms if one.HasField("latency_ms") else None,
+                )
 
 
 def _of_others(others: Mapping[str, pb.DiagnoseResponse]) -> Iterator[pb.Finding]:
@@ -246,11 +258,12 @@ def _partitions(states: Sequence[pb.PartitionState], *, all_asked: bool) -> Iter
 
 def _neighbours(states: Iterable[pb.NeighbourState]) -> Iterator[pb.Finding]:
     for one in states:
-        if one.state != "ok":
+        if one.state != OK:
             todo = _NEIGHBOUR_TODO.get(one.name.partition(" of ")[0], "see /readyz")
             if REFUSES.search(one.state) is not None:
                 todo = _STREAM_TODO
-            yield _finding(ERROR, "neighbour_down", one.name, one.state, todo)
+            since = f"; since {one.since}" if one.since and SINCE not in one.state else ""
+            yield _finding(ERROR, "neighbour_down", one.name, one.state + since, todo)
 
 
 def _ceremonies(verdicts: Mapping[str, int]) -> Iterator[pb.Finding]:
@@ -277,6 +290,12 @@ def _definitions(definitions: DefinitionFolder) -> Iterator[pb.Finding]:
 
 def _finding(severity: str, code: str, subject: str, message: str, todo: str) -> pb.Finding:
     return pb.Finding(severity=severity, code=code, subject=subject, message=message, todo=todo)
+
+
+def _neighbour(name: str, health: NeighbourHealth) -> pb.NeighbourState:
+    return pb.NeighbourState(
+        name=name, state=health.state, code=health.code, since=_time(health.since), latency_ms=health.latency_ms
+    )
 
 
 def _partition(one: PartitionState) -> pb.PartitionState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -30,6 +30,7 @@ from bridge.grpc.refusals import (
     require_short,
     unknown_ceremony,
 )
+from ports.health import WorkerHealth
 from ports.redaction import Redactor
 from streams.api import CommandApi, Found, Operation, ReadApi
 from streams.turns import Turns
@@ -43,8 +44,6 @@ LONGEST_REASON = MAX_TEXT_CHARACTERS
 Context = grpc.aio.ServicerContext
 WholeRequest = pb.CancelCeremonyRequest | pb.PauseCeremonyRequest | pb.ResumeCeremonyRequest
 StepRequest = pb.RetryStepRequest | pb.RunStepRequest
-# Gives the state of each neighbour: `ok`, or a text with the trouble.
-States = Callable[[], Mapping[str, str]]
 
 
 class OperatorCalls:
@@ -55,7 +54,7 @@ class OperatorCalls:
     _definitions: DefinitionFolder
     _new_id: Callable[[], str]
     _dead_letters: DeadLetters
-    _states: States
+    _health: WorkerHealth
     callers: Callers
     _turns: Turns
     _redactor: Redactor
@@ -160,7 +159,7 @@ class OperatorCalls:
 
     async def diagnose_here(self) -> pb.DiagnoseResponse:
         """Diagnose this worker's ceremonies, partitions and neighbours."""
-        return await diagnosis.worker_answer(self._reads, self._states(), self._turns)
+        return await diagnosis.worker_answer(self._reads, self._health.neighbours(), self._turns)
 
     # -- helpers
 

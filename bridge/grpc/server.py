@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -68,6 +70,7 @@ class GrpcServer:
     ) -> None:
         read_all_wakeups()
         self._address = address
+        self._clock = clock
         interceptors: list[grpc.aio.ServerInterceptor] = [
             AnswerRedaction(SERVICE, redactor),  # the first is the outermost
             CallTiming(SERVICE, clock),
@@ -83,6 +86,7 @@ class GrpcServer:
             interceptors.append(Forwarding(SERVICE, sharing.directory, self.peers, sharing.new_id, clock))
         self.port = 0
         self.health = health.aio.HealthServicer()
+        """Begins with SERVING for the server; `start` sets it right."""
         self._server = grpc.aio.server(
             interceptors=interceptors,
             options=[
@@ -117,16 +121,30 @@ class GrpcServer:
             self.port = self._server.add_insecure_port(self._address)
         except RuntimeError:
             raise OSError(f"cannot listen on {self._address} for gRPC: is the port in use?") from None
+        await self.set_ready(ready=False)
         await self._server.start()
         self._intake.start()
 
     async def set_ready(self, *, ready: bool) -> None:
         """Set the answer of `grpc.health.v1` for the server and the service, and close channels to lost workers."""
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        await self.health.set("", status)
-        await self.health.set(SERVICE, status)
+        await self._within_a_second(self._set_health(status))
         if self.peers is not None:
             await self.peers.prune()
+
+    async def drain(self) -> None:
+        """Answer NOT_SERVING from now on, so that load balancers choose another worker."""
+        await self._within_a_second(self.health.enter_graceful_shutdown())
+
+    async def _set_health(self, status: Any) -> None:
+        for service in ("", SERVICE):
+            await self.health.set(service, status)
+
+    async def _within_a_second(self, change: Coroutine[Any, Any, None]) -> None:
+        """Change the health, which waits for each client that watches it to take the last change."""
+        with contextlib.suppress(TimeoutError):
+            async with self._clock.timeout(1.0):
+                await change
 
     async def stop(self, grace_seconds: float = 2.0) -> None:
         await self._server.stop(grace_seconds)

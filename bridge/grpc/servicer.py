@@ -16,12 +16,12 @@ from bridge.dead_letters import DeadLetters
 from bridge.definitions import DefinitionFolder
 from bridge.grpc import messages
 from bridge.grpc.actors import actor_key, normal_name
-from bridge.grpc.callers import Callers, one_at_a_time
+from bridge.grpc.callers import Callers, one_at_a_time, was_forwarded
 from bridge.grpc.encoding import with_repeated
 from bridge.grpc.large_starts import EncodedStart, LargeStarts
 from bridge.grpc.listing import AllWorkersListing, LocalRows, Page
 from bridge.grpc.metadata import correlation_in, send_correlation_id, trace_in
-from bridge.grpc.operations import OperatorCalls, States
+from bridge.grpc.operations import OperatorCalls
 from bridge.grpc.refusals import (
     LONGEST_TEXT,
     CallRefused,
@@ -37,6 +37,7 @@ from bridge.grpc.refusals import (
     unknown_ceremony,
 )
 from bridge.grpc.start_request import check_ids, start_pieces
+from ports.health import WorkerHealth
 from ports.redaction import Redactor
 from streams.api import CommandApi, PartitionDiffers, ReadApi, Unavailable
 from streams.turns import Turns
@@ -47,6 +48,8 @@ Context = grpc.aio.ServicerContext
 # A start with inputs of more bytes counts with its folding as heavy work, so that several are not folded in one batch.
 LARGE_INPUTS_BYTES = 64 * 1024
 FOLDING_SECONDS_PER_BYTE = 5e-8
+# A start that a worker refuses because it ends: another worker takes it, or this one's successor.
+ENDING, ENDING_RETRY_SECONDS = "this worker ends and takes no new ceremony; another one does", 1.0
 
 
 class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
@@ -58,12 +61,12 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         reads: ReadApi,
         definitions: DefinitionFolder,
         dead_letters: DeadLetters,
-        states: States,
+        health: WorkerHealth,
         new_id: Callable[[], str],
         turns: Turns,
         redactor: Redactor,
     ) -> None:
-        """`states` gives the state of each neighbour; `new_id` makes a command id when the client sent none."""
+        """`new_id` makes a command id when the client sent none."""
         self.local_rows = LocalRows(reads, self._listed, turns, redactor)
         """This worker's share of a list, also for other workers."""
         self.all_workers_listing: AllWorkersListing | None = None
@@ -72,7 +75,7 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
         self._reads = reads
         self._definitions = definitions
         self._dead_letters = dead_letters
-        self._states = states
+        self._health = health
         self._new_id = new_id
         self._turns = turns
         self._redactor = redactor
@@ -90,6 +93,8 @@ class Servicer(OperatorCalls, PlanningCeremonyProcessorServicer):
     async def StartPlanningCeremony(
         self, request: pb.StartPlanningCeremonyRequest | EncodedStart, context: Context[Any, Any]
     ) -> pb.StartPlanningCeremonyResponse:
+        if self._health.is_draining and not was_forwarded(context):
+            raise Unavailable(ENDING, ENDING_RETRY_SECONDS)
         definition, command = await self._start_command(request, context)
         if command.inputs_size > LARGE_INPUTS_BYTES:
             await self._turns.next()

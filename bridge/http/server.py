@@ -1,9 +1,10 @@
-"""Health and metrics over HTTP: `/livez`, `/readyz` with each neighbour's state, `/metrics` for Prometheus."""
+"""Health and metrics over HTTP: `/livez`, `/startupz`, `/readyz` with each neighbour's health, and `/metrics`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -12,7 +13,9 @@ from prometheus_client.metrics_core import Metric
 
 from bridge.http.connections import MOST_CONNECTIONS, REQUEST_SECONDS, Connections
 from ports.clock import Clock
+from ports.health import NeighbourHealth, WorkerHealth
 from ports.redaction import Redactor
+from streams.envelope import iso
 
 # Seconds for which an answered connection waits for its next request; a scraper connects anew.
 KEEP_ALIVE_SECONDS = REQUEST_SECONDS
@@ -22,37 +25,31 @@ STOP_SECONDS = 1.0
 # Last line of a text in the format of OpenMetrics.
 OPENMETRICS_END = b"# EOF\n"
 
-# Gives the state of each neighbour: `ok`, or a text with the trouble.
-States = Callable[[], Mapping[str, str]]
-
 
 class HttpServer:
-    """Each `/readyz` reads `states`; the worker is ready when the `required` neighbours are `ok`."""
+    """`/livez` asks nothing: no neighbour that is away may have a worker killed."""
 
     def __init__(
         self,
         address: str,
-        states: States,
-        required: tuple[str, ...],
+        health: WorkerHealth,
         registry: CollectorRegistry,
         clock: Clock,
         *,
         redactor: Redactor,
-        warnings: Callable[[], Sequence[str]] = tuple,
         most_connections: int = MOST_CONNECTIONS,
         request_seconds: float = REQUEST_SECONDS,
     ) -> None:
         self._host, _, port = address.rpartition(":")
         self._requested_port = int(port)
         self.port = 0
-        self._states = states
-        self._required = required
-        self._warnings = warnings
+        self._health = health
         self._registry = registry
         self._redactor = redactor
         self._clock = clock
         app = web.Application(middlewares=[self._bounded])
         app.router.add_get("/livez", self._live)
+        app.router.add_get("/startupz", self._startup)
         app.router.add_get("/readyz", self._ready)
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(
@@ -99,19 +96,31 @@ class HttpServer:
             self.connections.wait_for_request(transport)
 
     def ready(self) -> bool:
-        states = self._states()
-        return all(states.get(name) == "ok" for name in self._required)
+        return self._health.is_ready
 
     async def _live(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
 
+    async def _startup(self, request: web.Request) -> web.Response:
+        started = self._health.is_started
+        return self._answer(started, "started" if started else "starting", self._health.needed_to_start)
+
     async def _ready(self, request: web.Request) -> web.Response:
-        states = dict(self._states())
-        ready = all(states.get(name) == "ok" for name in self._required)
-        body = {"status": "ready" if ready else "not ready", "required": list(self._required), "neighbours": states}
-        if warnings := list(self._warnings()):
+        health = self._health
+        return self._answer(health.is_ready, health.status, health.required, list(health.warnings()))
+
+    def _answer(
+        self,
+        well: bool,  # noqa: FBT001
+        status: str,
+        required: Sequence[str],
+        warnings: Sequence[str] = (),
+    ) -> web.Response:
+        neighbours = {name: _shown(health) for name, health in self._health.neighbours().items()}
+        body = {"status": status, "required": list(required), "neighbours": neighbours}
+        if warnings:
             body["warnings"] = warnings
-        return web.json_response(self._redactor.redact(body).value, status=200 if ready else 503)
+        return web.json_response(self._redactor.redact(body).value, status=200 if well else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
@@ -140,3 +149,10 @@ class _Collected:
 
     def collect(self) -> Sequence[Metric]:
         return (self._metric,)
+
+
+def _shown(health: NeighbourHealth) -> dict[str, Any]:
+    shown = health._asdict() | {"since": iso(health.since)}
+    if (error := health.last_error) is not None:
+        shown["last_error"] = error._asdict() | {"at": iso(error.at)}
+    return shown

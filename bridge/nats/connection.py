@@ -15,8 +15,10 @@ from nats.js import JetStreamContext
 from bridge.nats.client import FencedClient
 from bridge.nats.urls import server_urls
 from ports.clock import Clock
+from ports.errors import Unreachable
 from streams.outages import NeighbourOutage
 
+NEIGHBOUR = "nats"
 RECONNECT_SECONDS = 1
 CONNECT_TIMEOUT_SECONDS = 2
 # A server that answers no ping for two such intervals counts as lost; a frozen server keeps its sockets open.
@@ -96,6 +98,16 @@ class NatsConnection:
     async def jetstream(self) -> JetStreamContext:
         """nats-py's JetStream interface on this connection; waits until it is connected."""
         return (await self.connected()).jetstream(timeout=API_TIMEOUT_SECONDS)
+
+    async def probe(self) -> None:
+        """Check that the server answers a ping. Raises Unreachable."""
+        client = self._client
+        if client is None or not self._up.is_set():
+            raise Unreachable(NEIGHBOUR, self.state)
+        try:
+            await client.flush()
+        except (nats.errors.Error, OSError):
+            raise Unreachable(NEIGHBOUR, "no answer") from None
 
     def only_while(self, holds: Callable[[], bool]) -> None:
         """Make the next write of the buffer depend on `holds`; if it is false then, the whole buffer is dropped.

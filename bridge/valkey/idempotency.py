@@ -80,6 +80,10 @@ class ValkeyIdempotency:
         mark = self._mark("COMPLETED", stream=published.stream, sequence=published.sequence)
         await self._call(self._client.set(PREFIX + key, mark, ex=COMPLETED_KEPT_SECONDS))
 
+    async def probe(self) -> None:
+        """Check that Valkey answers. Raises Unreachable."""
+        await self._call(self._client.ping())
+
     async def close(self) -> None:
         await self._client.aclose()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,7 +77,7 @@ def engine_report(found: pb.DiagnoseResponse) -> Iterator[RenderableType]:
     yield ""
     yield pairs(
         {
-            "neighbours": _states({one.name: one.state for one in found.neighbours}),
+            "neighbours": _neighbours(found.neighbours),
             "partitions": _partitions(found),
             "ceremonies": _counts(found.verdicts, STYLES) or "none",
             "by status": _counts(found.statuses, {}),
@@ -166,11 +166,18 @@ def _verdict(word: str) -> Text:
     return Text(clean(word), style=STYLES.get(word, ""))
 
 
-def _states(states: Mapping[str, str]) -> Text:
+def _neighbours(states: Iterable[pb.NeighbourState]) -> Text:
+    """Return each neighbour with its state, and the latency of its last probe."""
     text = Text()
-    for name, state in states.items():
-        text.append(("  " if text else "") + clean(f"{name} {state}"), style="green" if state == "ok" else "bold red")
+    for one in states:
+        text.append(("  " if text else "") + clean(f"{one.name} {one.state}"), style=_style(one))
+        if one.HasField("latency_ms"):
+            text.append(f" {one.latency_ms:.1f} ms", style="bright_black")
     return text
+
+
+def _style(one: pb.NeighbourState) -> str:
+    return "green" if one.state == "ok" else "bold red"
 
 
 def _partitions(found: pb.DiagnoseResponse) -> str:

@@ -94,6 +94,7 @@ class Dev:
             "ceremonies_dir": options.ceremonies_dir,
             "topic_prefix": options.topic_prefix,
             "state_dir": self.folder / "state",
+            "drain_seconds": 0.0,  # there is no load balancer
         }
         return {name: value for name, value in settings.items() if value is not None}
 

@@ -38,7 +38,7 @@ RUN_SECONDS = 900
 PASSED_ON = re.compile(r"PIP_\w+|UV_\w+|SSL_CERT_\w+|\w+_(?:proxy|PROXY)")
 # By its place: the PATH of the image does not name it.
 CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
-PATHS = ("/livez", "/readyz", "/metrics")
+PATHS = ("/livez", "/startupz", "/readyz", "/metrics")
 
 
 def say(text: str) -> None:

@@ -125,6 +125,7 @@ def test_an_unknown_readiness_name_is_refused_with_the_known_ones(monkeypatch: p
         ("PLANNING_CEREMONY_GRPC_ADDR", ":50057"),
         ("CEREMONY_HTTP_ADDR", "127.0.0.1:http"),
         ("CEREMONY_HTTP_ADDR", "127.0.0.1:65536"),
+        ("CEREMONY_DRAIN_SECONDS", "9.5"),
         ("CEREMONY_PARTITIONS", "many"),
     ],
 )
@@ -212,6 +213,8 @@ def test_the_projector_runs_by_default_where_a_store_is_set(monkeypatch: pytest.
     assert read_settings({}).required == ("log", "valkey")
     monkeypatch.setenv("CEREMONY_ROLE", "engine")
     assert read_settings({}).roles == ("engine",)
+    assert read_settings({}).required == ("log", "valkey")  # it keeps the idempotency keys
+    monkeypatch.setenv("CEREMONY_ROLE", "bridge")
     assert read_settings({}).required == ("log",)
 
 

@@ -113,6 +113,8 @@ def worker_settings(log_url: str, nats_url: str, ray_url: str, **more: Any) -> d
         "PLANNING_CEREMONY_GRPC_ADDR": "127.0.0.1:0",
         "CEREMONY_HTTP_ADDR": "127.0.0.1:0",
         "CEREMONY_TAKE_OVER_GRACE_SECONDS": 0,
+        "CEREMONY_DRAIN_SECONDS": 0,
+        "CEREMONY_STOP_SECONDS": 60,  # a dozen workers may stop in one loop
         **more,
     }
 

@@ -35,7 +35,7 @@ def waits(worker: WorkerServer, kafka: KafkaServer) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         status, body = worker.readiness()
-        if status == 503 and json.loads(body)["neighbours"]["log"] == f"no Kafka at {kafka.bootstrap}":
+        if status == 503 and json.loads(body)["neighbours"]["log"]["state"] == f"no Kafka at {kafka.bootstrap}":
             return
         assert worker.returncode is None, worker.last_words()
         assert time.monotonic() < deadline, (status, body, worker.last_words())

@@ -132,7 +132,8 @@ class WorkerServer(Program):
 
     def __init__(self, folder: Path, environment: Mapping[str, object]) -> None:
         self.http_port = free_port()
-        super().__init__(folder, {**environment, "CEREMONY_HTTP_ADDR": f"127.0.0.1:{self.http_port}"})
+        stop = {"CEREMONY_DRAIN_SECONDS": 0, "CEREMONY_STOP_SECONDS": 8}
+        super().__init__(folder, {**stop, **environment, "CEREMONY_HTTP_ADDR": f"127.0.0.1:{self.http_port}"})
         self._environment["PLANNING_CEREMONY_GRPC_ADDR"] = self.address
         self._right = dict(self._environment)
 

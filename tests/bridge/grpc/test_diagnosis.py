@@ -15,6 +15,7 @@ from ports.log import LogWarning
 from streams.api import Diagnosis, PartitionState, Unavailable
 from streams.log_clock import ClockAhead
 from streams.turns import Turns
+from tests.bridge.health import health_of
 from tests.services import free_port
 
 
@@ -157,7 +158,7 @@ async def test_a_shortcoming_of_the_log_is_a_warning() -> None:
             return found
 
     reads: Any = Reads()
-    answer = await whole(await worker_answer(reads, {"log": "ok"}, Turns(HostClock())))
+    answer = await whole(await worker_answer(reads, {"log": health_of("ok")}, Turns(HostClock())))
     (finding,) = answer.findings
     assert (finding.severity, finding.code, finding.todo) == ("warning", few.code, few.remedy)
     assert answer.healthy

@@ -578,6 +578,20 @@ async def test_health_is_serving_when_the_worker_is_ready(world: World, service:
     await until(serving, f"health of {service!r} is SERVING")
 
 
+@pytest.mark.parametrize("service", ["", SERVICE])
+async def test_health_can_be_watched(world: World, service: str) -> None:
+    """The watcher hears of each change. A service without a name of ours is unknown until it has one."""
+    # specification 14.18
+    stub: Any = health_pb2_grpc.HealthStub(world.channel)
+    watching = stub.Watch(health_pb2.HealthCheckRequest(service=service))
+    while (await watching.read()).status != health_pb2.HealthCheckResponse.SERVING:
+        pass
+    watching.cancel()
+    unknown = stub.Watch(health_pb2.HealthCheckRequest(service="somebody.else"))
+    assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    unknown.cancel()
+
+
 async def test_health_of_an_unknown_service_is_not_found(world: World) -> None:
     stub: Any = health_pb2_grpc.HealthStub(world.channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -36,6 +36,7 @@ from streams.log_clock import LogClock
 from streams.metrics import process_metrics
 from streams.transport.sqlite.log import SqliteLog
 from tests.bridge.grpc.world import Refusal, refused
+from tests.bridge.health import SaidHealth
 from tests.e2e.world import NO_RETRIES, SPECS, World, until
 from tests.services import KafkaServer, running
 
@@ -78,7 +79,7 @@ async def server_without_tables(folder: Path) -> AsyncIterator[Any]:
         engine.reads,
         DefinitionFolder(SPECS, kinds, clock),
         letters,
-        engine.partitions.readiness,
+        SaidHealth(),
         new_id,
         engine.turns,
         redactor,

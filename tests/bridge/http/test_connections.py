@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from bridge.clock import HostClock
 from bridge.http.server import HttpServer
 from steps.secrets.redactor import TextRedactor
+from tests.bridge.health import SaidHealth
 
 pytestmark = pytest.mark.asyncio
 HALF, WHOLE = b"GET /livez HTTP/1.1\r\nHost: x\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -21,8 +22,7 @@ HALF, WHOLE = b"GET /livez HTTP/1.1\r\nHost: x\r\n", b"GET /livez HTTP/1.1\r\nHo
 async def server(most: int, seconds: float) -> AsyncIterator[HttpServer]:
     made = HttpServer(
         "127.0.0.1:0",
-        dict,
-        (),
+        SaidHealth(),
         CollectorRegistry(),
         HostClock(),
         redactor=TextRedactor(),

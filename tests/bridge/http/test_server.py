@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -17,12 +19,13 @@ from bridge.clock import HostClock
 from bridge.http.server import HttpServer
 from scripts.metrics_page import declared
 from steps.secrets.redactor import TextRedactor
-from streams.metrics import process_metrics
+from tests.bridge.health import SaidHealth
 from tests.e2e.world import World, http_get, until
 from tests.steps.secrets.planted import planted
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 NEIGHBOURS = {"log", "tables", "nats", "publications", "ray_executor"}
+SHOWN = {"code", "state", "since", "latency_ms", "last_error"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -33,8 +36,25 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
 
 async def readyz(world: World) -> tuple[int, dict[str, str]]:
+    """Return the status of /readyz, and the state of each neighbour."""
     status, body = await world.http("/readyz")
-    return status, json.loads(body)["neighbours"]
+    return status, {name: health["state"] for name, health in json.loads(body)["neighbours"].items()}
+
+
+@contextlib.asynccontextmanager
+async def serving(health: SaidHealth, registry: CollectorRegistry | None = None) -> AsyncIterator[str]:
+    """Serve this health; yields the address."""
+    server = HttpServer("127.0.0.1:0", health, registry or CollectorRegistry(), HostClock(), redactor=TextRedactor())
+    await server.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        await server.stop()
+
+
+async def got(address: str) -> tuple[int, Any]:
+    status, body = await asyncio.to_thread(http_get, address)
+    return status, json.loads(body)
 
 
 async def becomes(world: World, status: int, **states: str) -> None:
@@ -145,7 +165,7 @@ async def test_metrics_are_encoded_one_by_one_to_the_same_text(accept: str) -> N
             turns += 1
             await asyncio.sleep(0)
 
-    server = HttpServer("127.0.0.1:0", dict, (), registry, HostClock(), redactor=NotingRedactor())
+    server = HttpServer("127.0.0.1:0", SaidHealth(), registry, HostClock(), redactor=NotingRedactor())
     await server.start()
     task = asyncio.create_task(beside())
     try:
@@ -177,27 +197,47 @@ async def test_an_unknown_path_is_not_found(world: World) -> None:
 async def test_only_required_neighbours_decide_readiness(states: dict[str, str], status: int) -> None:
     """A required neighbour with an unknown state is not ready either."""
     # specification 22.4
-    server = HttpServer(
-        "127.0.0.1:0", lambda: states, ("log", "nats"), process_metrics().registry, HostClock(), redactor=TextRedactor()
-    )
-    await server.start()
-    try:
-        found, body = await asyncio.to_thread(http_get, f"http://127.0.0.1:{server.port}/readyz")
-    finally:
-        await server.stop()
-    assert (found, server.ready()) == (status, status == 200)
-    assert json.loads(body)["required"] == ["log", "nats"]
+    async with serving(SaidHealth(states, ("log", "nats"))) as address:
+        found, body = await got(f"{address}/readyz")
+    assert (found, body["status"]) == (status, "ready" if status == 200 else "not ready")
+    assert body["required"] == ["log", "nats"]
+
+
+async def test_livez_asks_nobody_and_startupz_stays_when_readiness_goes() -> None:
+    """A worker whose neighbours are away, or that drains, is not killed for it."""
+    # specification 22.4
+    health = SaidHealth({"log": "no Kafka at k:9092"}, ("log",))
+    health.is_started = False
+    async with serving(health) as address:
+        assert await got(f"{address}/livez") == (200, {"status": "alive"})
+        status, body = await got(f"{address}/startupz")
+        assert (status, body["status"], body["required"]) == (503, "starting", ["log"])
+        health.is_started = health.is_draining = True
+        assert (await got(f"{address}/startupz"))[0] == 200
+        status, body = await got(f"{address}/readyz")
+        assert (status, body["status"]) == (503, "draining")
+        assert (await got(f"{address}/livez"))[0] == 200
+
+
+async def test_readyz_shows_code_time_latency_and_last_error_of_each_neighbour(world: World) -> None:
+    # specification 22.4
+    await becomes(world, 200, nats="ok", ray_executor="ok", log="ok")
+
+    async def all_probed() -> Any:
+        _, body = await got(f"http://127.0.0.1:{world.worker.http.port}/readyz")
+        probed = [body["neighbours"][name]["latency_ms"] for name in ("log", "nats", "ray_executor")]
+        return body["neighbours"] if all(latency is not None for latency in probed) else None
+
+    found = await until(all_probed, "each neighbour was probed")
+    assert all(health.keys() == SHOWN for health in found.values())
+    assert {name: health["code"] for name, health in found.items()} == dict.fromkeys(NEIGHBOURS, "ok")
+    assert all(health["since"].startswith("20") and health["since"].endswith("Z") for health in found.values())
+    assert found["tables"]["latency_ms"] is None
 
 
 async def test_a_port_in_use_raises_an_os_error(world: World) -> None:
-    server = HttpServer(
-        f"127.0.0.1:{world.worker.http.port}",
-        dict,
-        (),
-        process_metrics().registry,
-        HostClock(),
-        redactor=TextRedactor(),
-    )
+    address = f"127.0.0.1:{world.worker.http.port}"
+    server = HttpServer(address, SaidHealth(), CollectorRegistry(), HostClock(), redactor=TextRedactor())
     with pytest.raises(OSError, match="address already in use"):
         await server.start()
     await server.stop()
@@ -205,21 +245,9 @@ async def test_a_port_in_use_raises_an_os_error(world: World) -> None:
 
 async def test_readyz_lists_warnings_and_stays_ready() -> None:
     # specification 22.16
-    server = HttpServer(
-        "127.0.0.1:0",
-        lambda: {"log": "ok"},
-        ("log",),
-        process_metrics().registry,
-        HostClock(),
-        redactor=TextRedactor(),
-        warnings=lambda: ["topic_replicas_few: c.commands"],
-    )
-    await server.start()
-    try:
-        status, body = await asyncio.to_thread(http_get, f"http://127.0.0.1:{server.port}/readyz")
-        assert (status, json.loads(body)["warnings"]) == (200, ["topic_replicas_few: c.commands"])
-    finally:
-        await server.stop()
+    async with serving(SaidHealth({"log": "ok"}, ("log",), ["topic_replicas_few: c.commands"])) as address:
+        status, body = await got(f"{address}/readyz")
+    assert (status, body["warnings"]) == (200, ["topic_replicas_few: c.commands"])
 
 
 async def test_readyz_and_metrics_hold_no_secret() -> None:
@@ -228,14 +256,10 @@ async def test_readyz_and_metrics_hold_no_secret() -> None:
     secret = next(planted()).secret
     registry = CollectorRegistry()
     Counter("letters", "By code.", ["code"], registry=registry).labels(f"x {secret}").inc()
-    states = {"nats": f"it says {secret}"}
-    server = HttpServer("127.0.0.1:0", lambda: states, (), registry, HostClock(), redactor=TextRedactor())
-    await server.start()
-    try:
-        _, ready = await asyncio.to_thread(http_get, f"http://127.0.0.1:{server.port}/readyz")
-        _, metrics = await asyncio.to_thread(http_get, f"http://127.0.0.1:{server.port}/metrics")
-    finally:
-        await server.stop()
-    assert json.loads(ready)["neighbours"] == {"nats": "it says [redacted:aws_access_key_id]"}
+    async with serving(SaidHealth({"nats": f"it says {secret}"}), registry) as address:
+        _, ready = await asyncio.to_thread(http_get, f"{address}/readyz")
+        _, started = await asyncio.to_thread(http_get, f"{address}/startupz")
+        _, metrics = await asyncio.to_thread(http_get, f"{address}/metrics")
+    assert json.loads(ready)["neighbours"]["nats"]["state"] == "it says [redacted:aws_access_key_id]"
     assert 'letters_total{code="x [redacted:aws_access_key_id]"} 1.0' in metrics
-    assert secret not in ready + metrics
+    assert secret not in ready + started + metrics

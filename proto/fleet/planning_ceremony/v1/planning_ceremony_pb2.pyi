@@ -2000,20 +2000,34 @@ class NeighbourState(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: _builtins.str
     """`ok`, or a text with the trouble."""
+    code: _builtins.str
+    """`ok`, or a stable code."""
+    since: _builtins.str
+    """ISO-8601: when this code was first noticed."""
+    latency_ms: _builtins.float
+    """Duration of the last probe in milliseconds; absent where it failed, and for a neighbour that is not probed."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         state: _builtins.str = ...,
+        code: _builtins.str = ...,
+        since: _builtins.str = ...,
+        latency_ms: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms", "latency_ms", b"latency_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms", "code", b"code", "latency_ms", b"latency_ms", "name", b"name", "since", b"since", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__latency_ms: _TypeAlias = _typing.Literal["latency_ms"]  # noqa: Y015
+    _WhichOneofArgType__latency_ms: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_ms) -> _WhichOneofReturnType__latency_ms | None: ...
 
 Global___NeighbourState: _TypeAlias = NeighbourState  # noqa: Y015
 

@@ -36,6 +36,7 @@ class Load:
         self._world = world
         self._finishing: set[asyncio.Task[Any]] = set()
         self._starting: asyncio.Task[None] | None = None
+        self._stopping = False
         self.starts: list[Start] = []
 
     @contextlib.asynccontextmanager
@@ -44,14 +45,13 @@ class Load:
         try:
             yield
         finally:
-            self._starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._starting
+            self._stopping = True  # not cancelled: a start under way may be accepted, and has to be remembered
+            await self._starting
         await asyncio.gather(*self._finishing)
 
     async def _start(self) -> None:
         names = list(INPUTS)
-        while True:
+        while not self._stopping:
             name = names[len(self.starts) % len(names)]
             correlation = f"corr-{len(self.starts) % 7}"
             ceremony_id = f"c-{len(self.starts)}-{uuid4().hex[:8]}"

@@ -6,6 +6,7 @@ However many calls fail meanwhile, they are only counted, by code.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import structlog
 
@@ -19,8 +20,6 @@ CALLS_SETTLE_SECONDS = 5.0
 
 # What an outage of the log means.
 LOG_WAITS = "calls are UNAVAILABLE, and ceremonies go on once it answers"
-
-log = structlog.get_logger(__name__)
 
 
 class NeighbourOutage:
@@ -68,9 +67,8 @@ class NeighbourOutage:
         elif now - self._told_at >= SUMMARY_SECONDS:
             self._told_at = now
             failures, self._failures = self._failures, Counter()
-            log.warning(
+            self._tell(
                 "neighbour_still_fails",
-                neighbour=self._neighbour,
                 seconds=round(now - self._since),
                 failures=dict(failures),
                 waits=self._waits,
@@ -83,15 +81,17 @@ class NeighbourOutage:
         self.under_way = True
         self._failures.clear()
         self._failures_in_all.clear()
-        log.warning("neighbour_fails", neighbour=self._neighbour, code=code, reason=reason, waits=self._waits)
+        self._tell("neighbour_fails", code=code, reason=reason, waits=self._waits)
 
     def _end(self, now: float) -> None:
         works_since = now if self._works_since is None else self._works_since
         self.under_way = False
         self._back_at = now
-        log.warning(
+        self._tell(
             "neighbour_back",
-            neighbour=self._neighbour,
             seconds=round(works_since - self._since),
             failures=dict(self._failures_in_all),
         )
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        structlog.get_logger(__name__).warning(event, neighbour=self._neighbour, **fields)

@@ -69,6 +69,7 @@ CONTRADICTING: Sequence[tuple[Sequence[str], str]] = (
     (("log.url=sqlite:///var/lib/ceremony/log.db",), "one process"),
     (("log.url=sqlite:///var/lib/ceremony/log.db", "worker.replicas=1", "onePerRole=true"), "one process"),
     (("neo4j.uri=bolt://neo4j:7687",), "passwordSecret is required"),
+    (("stopSeconds=40",), "below terminationGracePeriodSeconds"),
     (("definitions.configMap=other",), "one of definitions.files"),
 )
 

@@ -68,6 +68,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- fail "log.url is an embedded log, which has one process: set worker.replicas to 1, without onePerRole and autoscaling" -}}
 {{- end -}}
 {{- end -}}
+{{- if or (le (int .Values.terminationGracePeriodSeconds) (int .Values.stopSeconds)) (lt (int .Values.stopSeconds) (int .Values.drainSeconds)) -}}
+{{- fail "drainSeconds has to be below stopSeconds, and stopSeconds below terminationGracePeriodSeconds" -}}
+{{- end -}}
 {{- if and .Values.neo4j.uri (not .Values.neo4j.passwordSecret) -}}
 {{- fail "neo4j.uri is set: neo4j.passwordSecret is required" -}}
 {{- end -}}

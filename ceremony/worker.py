@@ -140,6 +140,8 @@ class Worker:
         for beside in (self.idempotency, self.history_copy):
             if beside is not None:
                 self._stack.push_async_callback(beside.close)
+        for projector in self.projectors:  # the probes connect to its store before it starts
+            self._stack.push_async_callback(projector.store.close)
         await start(self.nats.stop, self.nats.start)
         self._spawn(self._tell(), "lines")
         if "engine" in self.settings.roles:

@@ -96,7 +96,9 @@ async def test_the_permissions_of_the_table_serve_the_engine_whole(
     guarded: GuardedKafka, valkey: ValkeyServer, tmp_path: Path
 ) -> None:
     """All roles: topics are made, ceremonies run, a second owner fences the first; nothing outside the prefix."""
-    ValkeySite(valkey).wipe()
+    site = ValkeySite(valkey)
+    site.wipe()
+    site.close()
     store: dict[str, object] = {
         "VALKEY_HOST": valkey.host, "VALKEY_PORT": valkey.port, "VALKEY_PASSWORD": valkey.password,
     }  # fmt: skip

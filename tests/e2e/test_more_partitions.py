@@ -42,7 +42,9 @@ async def test_ceremonies_go_on_under_a_new_prefix_with_more_partitions(
 ) -> None:
     """Waiting ones, one that an agent works on, and an ended one: the steps of deploy/runbook/partitions.md."""
     # specification 18.10, 22.9, 28.5
-    ValkeySite(valkey).wipe()
+    site = ValkeySite(valkey)
+    site.wipe()
+    site.close()
     store: dict[str, Any] = {"VALKEY_HOST": valkey.host, "VALKEY_PORT": valkey.port, "VALKEY_PASSWORD": valkey.password}
     async with World(
         tmp_path / "world", f"kafka://{kafka.bootstrap}", **store, CEREMONY_TOPIC_PREFIX="grow-3"

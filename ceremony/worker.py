@@ -144,8 +144,6 @@ class Worker:
             self._stack.push_async_callback(projector.store.close)
         await start(self.nats.stop, self.nats.start)
         self._spawn(self._tell(), "lines")
-        if "engine" in self.settings.roles:
-            self._spawn(self._probe(), "probe")
         await start(self.log.stop, self._connect_log)
         self._stack.push_async_callback(self._stop_heartbeats)
         if "engine" in self.settings.roles:

@@ -46,6 +46,7 @@ from ports.log import AgentSpec, Log
 from ports.outbound import Outbound
 from ports.ray import RayExecutor
 from ports.redaction import Redactor
+from ports.spans import SpanSink
 from steps.agent import BACKSTOP_SECONDS, AgentFunction, AgentPorts, Model
 from steps.publish import subject_problems
 from steps.reading import Wiring
@@ -59,9 +60,11 @@ from streams.log_clock import LogClock
 from streams.metrics import Metrics, process_metrics
 from streams.outages import CALLS_SETTLE_SECONDS, NeighbourOutage
 from streams.screening import ScreenedOutbound
+from streams.spans import FoldedSpans
 from streams.timers import Timers
 from streams.topics import COMMANDS, CORRELATION_ID, prefixed
 from streams.topology import CEREMONY, PartitionListener, agents, topics
+from streams.tracing import Tracing
 from streams.transport.app import CeremonyApp, create_app
 from streams.transport.partition.row_cache import RowCache
 from streams.transport.partition.row_store import MemoryStores, Stores
@@ -72,6 +75,7 @@ from tables.errors import Problem
 from tables.kinds import Kinds
 
 if TYPE_CHECKING:
+    from bridge.otel.exporter import OtelSpans
     from bridge.valkey.idempotency import ValkeyIdempotency
 
 # Addresses to listen at that nobody can connect to.
@@ -96,6 +100,8 @@ class Ports:
     """Of every exit."""
     lines: LineSink | None = None
     """Takes the journal of the fold; without it there is none."""
+    spans: SpanSink | None = None
+    """Takes the spans of traces; without it there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +160,7 @@ class Pipeline:
     ) -> None:
         clock, log, prefix, partitions = ports.clock, ports.log, options.prefix, options.partitions
         self.log_clock = LogClock(clock)
+        tracing = Tracing() if ports.spans is None else Tracing(ports.spans.sampled)
         self.engine = Engine(
             log=log,
             unserved=membership.unserved,
@@ -169,6 +176,7 @@ class Pipeline:
             redactor=ports.redactor,
             journal=None if ports.lines is None else Journal(ports.lines, clock),
             history_copy=ports.history_copy,
+            spans=None if ports.spans is None else FoldedSpans(ports.spans, tracing, self.log_clock),
         )
         self.timers = Timers(
             clock, self.log_clock, self.engine.commands.send, grace_seconds=options.take_over_grace_seconds
@@ -179,7 +187,9 @@ class Pipeline:
         self.outbound = ScreenedOutbound(self.sender, ports.redactor, self.engine.reads.prompts_of)
         self.agents: Sequence[tuple[AgentSpec, AgentFunction]] = agents(
             prefix,
-            CeremonyAgent(kinds, prefix, self.log_clock, self.engine.commands.replies.expected, ports.redactor),
+            CeremonyAgent(
+                kinds, prefix, self.log_clock, self.engine.commands.replies.expected, ports.redactor, tracing
+            ),
             _listener(self.engine, metrics),
             step_agents(_agent_ports(ports, options, self.log_clock, self._once(ports, metrics))),
             accepts_newer_fold=options.accepts_newer_fold,
@@ -219,6 +229,7 @@ def _agent_ports(ports: Ports, options: PipelineOptions, log_clock: LogClock, ou
         concurrency=options.agent_concurrency,
         # The executor's own deadline ends a call; this longer one is a backstop.
         ray_call_seconds=options.ray_call_timeout_seconds + BACKSTOP_SECONDS,
+        spans=ports.spans,
     )
 
 
@@ -246,6 +257,7 @@ class Parts:
         self.idempotency = _idempotency(settings, clock)
         self.history_copy = history_copy(settings)
         self.projectors = projectors(settings, self.log, kinds, redactor, clock)
+        self.spans = span_exporter(settings, redactor, clock)
         self.pipeline = Pipeline(
             Ports(
                 clock,
@@ -256,6 +268,7 @@ class Parts:
                 self.history_copy,
                 redactor,
                 LogLines(redactor, clock),
+                self.spans,
             ),
             PipelineOptions.of(settings),
             _membership(self.app),
@@ -348,6 +361,15 @@ def _stores(settings: Settings) -> Stores:
     from streams.transport.partition.rocks_store import RocksStores  # noqa: PLC0415 - loaded only where it is used
 
     return RocksStores(settings.state_dir)
+
+
+def span_exporter(settings: Settings, redactor: Redactor, clock: Clock) -> OtelSpans | None:
+    """Return the exporter of spans, or None where none is set: then nothing of OpenTelemetry is imported."""
+    if not settings.exports_spans:
+        return None
+    from bridge.otel.exporter import OtelSpans  # noqa: PLC0415 - loaded only where it is used
+
+    return OtelSpans(redactor, clock, VERSION)
 
 
 def _idempotency(settings: Settings, clock: Clock) -> ValkeyIdempotency | None:

@@ -14,6 +14,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from bridge.nats.urls import NatsUrlInvalid, server_urls
 from ceremony.errors import SettingsInvalid
 from ceremony.store_settings import StoreSettings
+from ceremony.trace_settings import TRACE_ADDRESSES, TraceSettings
 from ports.masking import masked
 from steps.subjects import parse_allowlist
 
@@ -35,7 +36,9 @@ LEAST_STOP_SECONDS = 1.0
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LAST_PORT = 65_535
 # Settings that hold an address.
-ADDRESSES = frozenset({"CEREMONY_LOG", "NATS_URL", "RAY_EXECUTOR_URL", "VLLM_URL", "VALKEY_HOST", "NEO4J_URI"})
+ADDRESSES = frozenset(
+    {"CEREMONY_LOG", "NATS_URL", "RAY_EXECUTOR_URL", "VLLM_URL", "VALKEY_HOST", "NEO4J_URI", *TRACE_ADDRESSES}
+)
 # Settings whose value no message shows.
 SECRET = frozenset({"VALKEY_PASSWORD", "NEO4J_PASSWORD"})
 _HOST_AND_PORT = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/@,:\[\]?#]+):\d{1,5}"
@@ -44,7 +47,7 @@ HOST = re.compile(r"[^\s/@:\[\]]+|\[?[0-9A-Fa-f:.]+\]?")
 RAY_TARGET = re.compile(rf"(?:[^\s/@]*@)?{_HOST_AND_PORT}|(?:dns|ipv4|ipv6|unix|unix-abstract|xds|passthrough):\S+")
 
 
-class Settings(StoreSettings):
+class Settings(StoreSettings, TraceSettings):
     """Every default suits the fleet's cluster; `ceremony dev` sets its own."""
 
     model_config = SettingsConfigDict(extra="ignore", populate_by_name=True)

@@ -60,6 +60,7 @@ class Worker:
         self.idempotency, self.directory = parts.idempotency, parts.directory
         self.history_copy = parts.history_copy
         self.projectors, self.lags = parts.projectors, parts.lags
+        self.spans = parts.spans
         self.definitions, self.metrics, self.readiness = parts.definitions, parts.metrics, parts.readiness
         self.grpc, self.http = parts.grpc, parts.http
         self.failure: BaseException | None = None
@@ -136,6 +137,8 @@ class Worker:
         start = self._started
         await start(self.http.stop, self.http.start)  # first: readiness shows what the others wait for
         self._watching = [self._begin(self._probe(), "probe"), self._begin(self._watch(), "readiness")]
+        if self.spans is not None:
+            self._stack.push_async_callback(self.spans.stop)
         self._stack.push_async_callback(self.ray.close)
         for beside in (self.idempotency, self.history_copy):
             if beside is not None:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import structlog
+from msgspec.structs import replace
 
 from ports.clock import Clock
 from ports.errors import Unreachable
 from ports.log import Batch, Held
 from ports.outbound import Outbound
 from ports.ray import RayExecutor
+from ports.spans import SpanKind, SpanSink, TraceSpan
+from ports.traces import TraceContext, parse_traceparent
 from steps.outcome import INTERNAL_ERROR, Outcome, encode_outcome
 from steps.reading import Asked, RequestReader, Wiring
 from steps.subjects import DEFAULT_ALLOWLIST
@@ -53,6 +56,8 @@ class AgentPorts:
     """Most calls of one kind under way."""
     ray_call_seconds: float = BACKSTOP_SECONDS
     """Backstop in seconds, above the Ray executor's own deadline."""
+    spans: SpanSink | None = None
+    """Takes a span of each call to a neighbour."""
 
 
 def answering(name: str, wiring: Wiring, body: type[B], answer: Callable[[B], Outcome]) -> AgentFunction:
@@ -96,6 +101,8 @@ class Calls(Generic[B]):
     """Most calls under way."""
     seconds: float = BACKSTOP_SECONDS
     """Backstop above the neighbour's own deadline, so that every call ends."""
+    spans: SpanSink | None = None
+    """Takes a span of each call."""
 
 
 class _Running(Generic[B]):
@@ -135,11 +142,23 @@ class _Running(Generic[B]):
             attempt=request.attempt,
             correlation_id=request.correlation_id,
         ):
-            outcome = await self._outcome(asked)
+            outcome = await self._traced(asked)
             log.debug("step_outcome", outcome=outcome.outcome, code=outcome.code, reason=outcome.message)
             key, value = request.instance_id.encode(), _encoded_or_failed(request, outcome)
             held.send(self._wiring.commands, key, value, self._wiring.headers(request), asked.record.partition)
             held.release()
+
+    async def _traced(self, asked: Asked[B]) -> Outcome:
+        """Make the call, with a span of it where spans are exported. Its times are those of the log's clock."""
+        attempt = None if self._calls.spans is None else parse_traceparent(asked.provenance.traceparent)
+        began = self._wiring.log_now()  # 0: not known yet
+        if self._calls.spans is None or attempt is None or not attempt.sampled or not began:
+            return await self._outcome(asked)
+        context = attempt.child(f"call/{asked.request.id}")
+        outcome = await self._outcome(replace(asked, traceparent=context.traceparent))
+        span = _span_of_call(asked.request, outcome, self._calls.neighbour, (attempt, context))
+        self._calls.spans.export([span._replace(start=began, end=max(began, self._wiring.log_now()))])
+        return outcome
 
     async def _outcome(self, asked: Asked[B]) -> Outcome:
         neighbour = self._calls.neighbour
@@ -154,6 +173,28 @@ class _Running(Generic[B]):
         except Exception:
             log.exception("step_agent_failed")
             return INTERNAL_ERROR
+
+
+def _span_of_call(
+    request: StepRequested, outcome: Outcome, neighbour: str, contexts: tuple[TraceContext, TraceContext]
+) -> TraceSpan:
+    """Return the span of a call, without its times; `contexts` are those of its attempt and of itself."""
+    return TraceSpan(
+        f"{neighbour} {request.kind}",
+        SpanKind.PRODUCER if request.kind == "publish" else SpanKind.CLIENT,
+        contexts[1],
+        contexts[0],
+        0,
+        0,
+        {
+            "ceremony.instance": request.instance_id,
+            "ceremony.step": request.step_id,
+            "ceremony.attempt": request.attempt,
+            "ceremony.effect": request.id,
+            "ceremony.outcome": outcome.outcome,
+        },
+        error_code=outcome.code,
+    )
 
 
 def _encoded_or_failed(request: StepRequested, outcome: Outcome) -> bytes:

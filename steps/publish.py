@@ -232,4 +232,5 @@ def agent(ports: AgentPorts) -> AgentFunction:
         published = {"stream": done.stream, "sequence": done.sequence, "duplicate": done.duplicate}
         return Outcome("completed", msgspec.structs.asdict(body) | {"published": True}, published=published)
 
-    return calling("publish", ports.wiring, PublishBody, Calls(ports.clock, "nats", perform, ports.concurrency))
+    calls = Calls(ports.clock, "nats", perform, ports.concurrency, spans=ports.spans)
+    return calling("publish", ports.wiring, PublishBody, calls)

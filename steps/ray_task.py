@@ -144,7 +144,7 @@ def ray_agent(name: str, ports: AgentPorts) -> AgentFunction:
             return Outcome("submitted", deliberation_id=answer.deliberation_id)
         return failed(answer.code or "ray_refused", answer.message or "the Ray executor refused the task")
 
-    calls = Calls(ports.clock, "ray_executor", perform, ports.concurrency, ports.ray_call_seconds)
+    calls = Calls(ports.clock, "ray_executor", perform, ports.concurrency, ports.ray_call_seconds, ports.spans)
     return calling(name, ports.wiring, TaskBody, calls)
 
 

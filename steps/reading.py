@@ -43,11 +43,14 @@ class Asked(msgspec.Struct, Generic[B], frozen=True, gc=False):
     record: Record
     request: StepRequested
     body: B
+    traceparent: str = ""
+    """Trace context of the call, where it has a span of its own."""
 
     @property
     def provenance(self) -> Provenance:
-        """The ceremony, as the request's headers name it, with the trace of this attempt."""
-        return provenance_of(self.request.instance_id, dict(self.record.headers))
+        """The ceremony, as the request's headers name it, with the trace of this attempt or call."""
+        found = provenance_of(self.request.instance_id, dict(self.record.headers))
+        return found._replace(traceparent=self.traceparent) if self.traceparent else found
 
 
 class Served:

@@ -222,8 +222,11 @@ class CommandApi(Protocol):
         Raises Unavailable, Overloaded, RecordTooLarge.
         """
 
-    async def operate(self, command: Operation) -> Reply:
-        """Append, wait for the fold, answer from it. Raises Unavailable, which names the id under which to repeat."""
+    async def operate(self, command: Operation, traceparent: str = "") -> Reply:
+        """Append, wait for the fold, answer from it. Raises Unavailable, which names the id under which to repeat.
+
+        `traceparent`: the caller's, or empty.
+        """
 
     def overload(self, calls: int) -> Overloaded | None:
         """The refusal for every start while `calls` calls are unanswered, each with its own hint; None: starts pass."""

@@ -157,9 +157,8 @@ class CeremonyAgent:
             failure = FOLD_FAILED
             decision, records = self._fold_failed(batch, folding, record, row, command)
         self._apply(batch, folding, key, row, decision)
-        folding.folded.append(
-            Folded(row, decision.row, definition, decision.effects, decision.evaluations, decision.unjudged)
-        )
+        judged = decision.evaluations, decision.unjudged
+        folding.folded.append(Folded(row, decision.row, definition, decision.effects, *judged, command, record))
         for reason in decision.unjudged.values():
             folding.tally.unjudged["refused" if reason.startswith(REFUSED) else "failed"] += 1
         if isinstance(command, SetAside) and decision.note != DUPLICATE:

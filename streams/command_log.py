@@ -12,6 +12,7 @@ import structlog
 
 from ports.clock import Clock
 from ports.log import Header, Log, LogFailed, LogUnavailable, Position
+from ports.provenance import TRACEPARENT
 from streams.admission import Admission
 from streams.api import Operation, Overloaded, ReadApi, Reply, Unavailable
 from streams.log_clock import LogClock
@@ -66,15 +67,15 @@ class CommandLog:
         with self.admission.start(view.number, view.position):
             with self.admission.appending(view.number):  # counts also while its definition is being put
                 await self._put_definition(view.number, definition)
-            return await self._append(view.number, start, start.correlation_id, patient=True)
+            return await self._append(view.number, start, start.correlation_id, start.traceparent, patient=True)
 
-    async def operate(self, command: Operation) -> Reply:
+    async def operate(self, command: Operation, traceparent: str = "") -> Reply:
         try:
             found = await self._reads.find(command.instance_id)
             if found is None:
                 return Reply("unknown_instance", f"there is no ceremony {command.instance_id[:LONGEST_ID]!r}")
             view = self._partitions.appendable(command.instance_id)
-            return await self._append(view.number, command, found.row.correlation_id, patient=False)
+            return await self._append(view.number, command, found.row.correlation_id, traceparent, patient=False)
         except Unavailable as error:
             raise error.repeatable_under(command.command_id) from error
 
@@ -106,12 +107,16 @@ class CommandLog:
             await self._write(partition, definition.hash.encode(), encode_command(command))
             self._put[key] = None
 
-    async def _append(self, partition: int, command: Start | Operation, correlation_id: str, *, patient: bool) -> Reply:
+    async def _append(
+        self, partition: int, command: Start | Operation, correlation_id: str, traceparent: str, *, patient: bool
+    ) -> Reply:
         """Append and wait for the fold; `patient`: a durable command is enough when the fold takes longer (a Start)."""
         expected = ReplyKey.of(command)
         future = self.replies.expect(expected)
         try:
-            headers = ((CORRELATION_ID, correlation_id.encode()),)
+            headers = [(CORRELATION_ID, correlation_id.encode())]
+            if traceparent:
+                headers.append((TRACEPARENT, traceparent.encode()))
             key = command.instance_id.encode()
             position = await self._write(partition, key, encode_command(command), headers)
             folded = await self._folded(future)

@@ -17,6 +17,7 @@ from streams.outcomes import Outcomes
 from streams.partitions import Partitions, PinnedRow
 from streams.reads import Reads
 from streams.row_indexes import RowIndexes
+from streams.spans import FoldedSpans
 from streams.stuck import StuckSweep
 from streams.timers import Timers
 from streams.topics import COMMANDS, prefixed
@@ -49,6 +50,7 @@ class Engine:
         max_lag: int = 0,
         journal: Journal | None = None,
         history_copy: HistoryCopy | None = None,
+        spans: FoldedSpans | None = None,
     ) -> None:
         self.partitions = Partitions(log, partitions, unserved=unserved, held=held, fresh=fresh)
         self.redactor = redactor
@@ -82,6 +84,8 @@ class Engine:
         self.timers: Timers | None = None
         self.on_change: Callable[[], None] = lambda: None
         """Called after a partition was taken or lost."""
+        self.spans = spans
+        """Exports spans of what was folded; without it there are none."""
         self.journal = journal
         """Writes log lines on what was folded; without one there are none."""
         self._metrics = metrics
@@ -119,6 +123,8 @@ class Engine:
         self.reads.changed(folding.rows)
         if self.journal is not None:
             self.journal.write(folding.folded)
+        if self.spans is not None:
+            self.spans.write(folding.folded)
 
     def substituted(self, newest: Instance, substitute: Instance) -> None:
         """A row that cannot be written was replaced by another one (specification 18.16)."""

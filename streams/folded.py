@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ports.log import Record
+from tables.commands import AnyCommand
 from tables.definition import Definition
 from tables.effects import Effect
 from tables.fold.context import Evaluation
@@ -23,3 +25,6 @@ class Folded(NamedTuple):
     """The transitions that were judged."""
     unjudged: Mapping[str, str] = {}
     """Guards that could not be judged, with the reason."""
+    command: AnyCommand | None = None
+    record: Record | None = None
+    """The command's record."""

@@ -15,7 +15,9 @@ from pathlib import Path
 PACKAGES = ("ports", "tables", "steps", "streams", "bridge", "ceremony")
 CLOCK = frozenset({"time", "sched", "timeit"})
 CHANCE = frozenset({"random", "secrets", "uuid"})
-CLIENTS = frozenset({"nats", "grpc", "grpc_health", "grpc_reflection", "aiokafka", "faust", "mode", "redis", "neo4j"})
+CLIENTS = frozenset(
+    {"nats", "grpc", "grpc_health", "grpc_reflection", "aiokafka", "faust", "mode", "redis", "neo4j", "opentelemetry"}
+)
 THREADS = frozenset({"threading", "concurrent", "multiprocessing", "_thread"})
 STORES = frozenset({"sqlite3", "socket", "urllib.request", "http.client"})
 # Modules whose import is a finding, submodules included.

@@ -15,6 +15,7 @@ from bridge.http.server import HttpServer
 from bridge.nats.events import EventsBridge
 from bridge.nats.republish import Republisher
 from bridge.nats.window import PublishWindow
+from bridge.otel.exporter import OtelSpans
 from bridge.projection.histories import HistoryModel
 from ceremony.build import Pipeline
 from ceremony.log_lines import LogLines
@@ -28,6 +29,7 @@ NEIGHBOURS: Mapping[str, str] = {
     "grpc": "AnswerRedaction, the outermost interceptor of the service; calls between workers stay in the engine",
     "http": "HttpServer redacts /readyz and /metrics",
     "nats": "ScreenedOutbound for messages of publish steps, PublishWindow for events",
+    "otel": "OtelSpans redacts each batch of spans",
     "ray": "not redacted: agents need the prompt",
     "valkey": "document_of redacts each row, HistoryModel each event; the idempotency store holds only keys and places",
     "neo4j": "document_of redacts each row",
@@ -55,6 +57,7 @@ def test_each_neighbour_has_a_place_that_redacts() -> None:
 
 def test_whatever_sends_needs_a_redactor() -> None:
     for sender in (
+        OtelSpans,
         PublishWindow,
         EventsBridge,
         Republisher,

@@ -16,7 +16,7 @@ from bridge.grpc.actors import normal_name
 from bridge.grpc.callers import Callers, one_at_a_time
 from bridge.grpc.diagnosis import AllWorkersDiagnosis
 from bridge.grpc.encoding import sent_in_turn
-from bridge.grpc.metadata import send_correlation_id
+from bridge.grpc.metadata import send_correlation_id, trace_in
 from bridge.grpc.refusals import (
     LONGEST_NAME,
     LONGEST_TEXT,
@@ -195,14 +195,14 @@ class OperatorCalls:
         }
 
     async def _operate_and_answer(self, command: Operation, context: Context[Any, Any]) -> dict[str, Any]:
-        found = await self._operate(command)
+        found = await self._operate(command, trace_in(context.invocation_metadata() or ()))
         await send_correlation_id(context, found.row.correlation_id)
         return {"ceremony": self._message(found), "request_id": command.command_id, "message": "recorded"}
 
-    async def _operate(self, command: Operation) -> Found:
+    async def _operate(self, command: Operation, traceparent: str) -> Found:
         """Let the fold decide on the operation; return the ceremony as it is then."""
         with repeatable_under(command.command_id):
-            require_accepted(await self._commands.operate(command))
+            require_accepted(await self._commands.operate(command, traceparent))
             return await self._existing(command.instance_id)
 
     async def _timed_out(self, instance_id: str) -> bool:

@@ -17,12 +17,15 @@ from nats.js.errors import APIError, NotFoundError
 
 from bridge.nats import metrics
 from bridge.nats.connection import NatsConnection
+from bridge.nats.headers import TRACEPARENT
 from bridge.nats.pull import PullBroken, Puller
 from bridge.nats.response_messages import SUBJECTS, Foreign, Malformed, stream_sequence, to_command
 from bridge.nats.streams import AGENT_RESPONSES, no_answer, reason_of, stored_message, stream_exists
 from bridge.nats.trouble import Trouble
+from ports import provenance
 from ports.clock import Clock
 from ports.log import Log, LogFailed, LogUnavailable, RecordTooLarge
+from ports.traces import parse_traceparent
 from streams import topics
 from streams.api import Unavailable
 from streams.dead_letters import dead_letter_record
@@ -197,7 +200,7 @@ class AgentResponses:
         verdict = to_command(message.subject, message.data, AGENT_RESPONSES, sequence)
         try:
             if isinstance(verdict, AgentResult):
-                await self._append(verdict)
+                await self._append(verdict, (message.headers or {}).get(TRACEPARENT, ""))
                 metrics.COMMANDS.inc()
             elif isinstance(verdict, Foreign):
                 metrics.FOREIGN.labels(verdict.reason).inc()
@@ -214,11 +217,13 @@ class AgentResponses:
             # The acknowledgement was not sent: the message is delivered again and changes nothing.
             log.debug("agent_response_not_acknowledged", sequence=sequence)
 
-    async def _append(self, command: AgentResult) -> None:
+    async def _append(self, command: AgentResult, traceparent: str) -> None:
         key = command.instance_id.encode()
         partition = self._log.partition_of(key, self._partitions)
         correlation = command.correlation_id.encode()
-        headers = ((topics.CORRELATION_ID, correlation),) if correlation else ()
+        headers = [(topics.CORRELATION_ID, correlation)] if correlation else []
+        if (sent := parse_traceparent(traceparent)) is not None:
+            headers.append((provenance.TRACEPARENT, sent.traceparent.encode()))
         value = encode_command(command)
         await self._log.append(topics.prefixed(self._prefix, topics.COMMANDS), partition, key, value, headers)
 

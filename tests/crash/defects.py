@@ -118,7 +118,7 @@ def _ack_first() -> Any:
         await message.ack()
         verdict = to_command(message.subject, message.data, AGENT_RESPONSES, message.metadata.sequence.stream)
         if isinstance(verdict, AgentResult):
-            await self._append(verdict)
+            await self._append(verdict, "")
 
     return patch.object(AgentResponses, "_handle", handle)
 
@@ -160,8 +160,8 @@ def _always_fresh() -> Any:
 def _answered_early() -> Any:
     append = CommandLog._append
 
-    async def hasty(self: CommandLog, partition: int, command: Any, correlation_id: str, *, patient: bool) -> Any:
-        self._clock.spawn(append(self, partition, command, correlation_id, patient=patient), name="later")
+    async def hasty(self: CommandLog, *given: Any, patient: bool) -> Any:
+        self._clock.spawn(append(self, *given, patient=patient), name="later")
         return Reply()
 
     return patch.object(CommandLog, "_append", hasty)

@@ -28,6 +28,8 @@ class Job:
     """Wall clock, seconds since the epoch."""
     started: float
     """Monotonic seconds."""
+    traceparent: str = ""
+    """W3C Trace Context of the call; it goes back with the answers."""
     waiting: int = 0
     """Answers that are still to come."""
     failed: int = 0

@@ -39,6 +39,10 @@ log = structlog.get_logger(__name__)
 class Letter(Protocol):
     """A message to publish at least once."""
 
+    @property
+    def headers(self) -> dict[str, str] | None:
+        """Of the message."""
+
     def compose(self) -> tuple[str, bytes] | None:
         """Subject and body, or None if there is nothing to send. Called again for each repetition."""
 
@@ -127,7 +131,7 @@ class Outbox:
             self.put(now + AGAIN_SECONDS, letter)
             return
         try:
-            future = await self._js.publish_async(subject, body)
+            future = await self._js.publish_async(subject, body, headers=letter.headers)
         except (nats.errors.Error, OSError) as error:
             log.debug("answer_not_sent", subject=subject, error=type(error).__name__)
             self.put(now + AGAIN_SECONDS, letter)

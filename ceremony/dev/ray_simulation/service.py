@@ -9,6 +9,7 @@ import grpc
 from fleet.ray_executor.v1 import ray_executor_pb2 as pb
 from fleet.ray_executor.v1.ray_executor_pb2_grpc import RayExecutorServiceServicer
 
+from bridge.grpc.metadata import TRACE_KEY, trace_in
 from ceremony.dev.ray_simulation import answers
 from ceremony.dev.ray_simulation.jobs import Job, JobBook, JobKind
 from ceremony.dev.ray_simulation.knobs import Fate, Knobs
@@ -41,6 +42,11 @@ class DueAnswer:
             took = clock.monotonic() - self.job.started
             self._body = answers.message(self.job, self._agent_id, self.fate, dice, clock.wall(), took)
         return self._body
+
+    @property
+    def headers(self) -> dict[str, str] | None:
+        """An executor without spans of its own passes the trace on."""
+        return {TRACE_KEY: self.job.traceparent} if self.job.traceparent else None
 
     def delivered(self) -> None:
         """Settle the job with the first copy; a second copy does not count."""
@@ -123,6 +129,7 @@ class RayExecutorService(RayExecutorServiceServicer):
         if self.book.full:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many running jobs")
         job = self._accept(request, kind)
+        job.traceparent = trace_in(context.invocation_metadata() or ())
         if self.knobs.hangs(request.task_id):
             await self.clock.sleep(HANG_SECONDS)  # ended by the caller's deadline
         return submitted(job, f"{len(request.agents)} agents at work")

@@ -351,6 +351,7 @@ class Large:
 
     def __init__(self) -> None:
         self.done = asyncio.Event()
+        self.headers = None
 
     def compose(self) -> tuple[str, bytes]:
         return "agent.response.completed", b"x" * 900_000

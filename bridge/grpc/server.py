@@ -13,6 +13,7 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import add_PlanningCe
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from bridge.grpc.binding import bind
 from bridge.grpc.decoding import RequestDecoding
 from bridge.grpc.diagnosis import AllWorkersDiagnosis, DiagnosisHandler
 from bridge.grpc.forwarding import Forwarding
@@ -71,7 +72,9 @@ class GrpcServer:
         read_all_wakeups()
         self._address = address
         self._clock = clock
-        interceptors: list[grpc.aio.ServerInterceptor] = [
+        self._servicer = servicer
+        self._most_connections = most_connections
+        self._interceptors: list[grpc.aio.ServerInterceptor] = [
             AnswerRedaction(SERVICE, redactor),  # the first is the outermost
             CallTiming(SERVICE, clock),
             RequestDecoding(turns, RefusalPace(clock), {START: start_too_large}, {START: EncodedStart.if_large}),
@@ -83,12 +86,18 @@ class GrpcServer:
             servicer.all_workers_diagnosis = AllWorkersDiagnosis(
                 sharing.directory, self.peers, clock, servicer.diagnose_here
             )
-            interceptors.append(Forwarding(SERVICE, sharing.directory, self.peers, sharing.new_id, clock))
+            self._interceptors.append(Forwarding(SERVICE, sharing.directory, self.peers, sharing.new_id, clock))
         self.port = 0
         self.health = health.aio.HealthServicer()
         """Begins with SERVING for the server; `start` sets it right."""
-        self._server = grpc.aio.server(
-            interceptors=interceptors,
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Raises OSError where the address cannot be bound."""
+        await self.set_ready(ready=False)
+        # Made here, not before: a worker without the role `engine` never starts it, and `bind` says what happens then.
+        server = grpc.aio.server(
+            interceptors=self._interceptors,
             options=[
                 ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", 2 * LARGEST_MESSAGE_BYTES),
@@ -97,33 +106,29 @@ class GrpcServer:
                 ("grpc.server.max_pending_requests", PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
                 ("grpc.server_max_unrequested_time_in_server", PENDING_SECONDS),
-                ("grpc.max_allowed_incoming_connections", most_connections),
+                ("grpc.max_allowed_incoming_connections", self._most_connections),
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ],
         )
-        self._intake = Intake(
-            self._server,
-            interceptors,
-            clock,
-            [CallLimit(START, STARTS_PER_TURN, servicer.refuse_start)],
-        )
-        add_PlanningCeremonyProcessorServicer_to_server(servicer, self._intake)  # type: ignore[arg-type]  # stands in for the server
+        self.port = await bind(server, self._address)
+        intake = self._serve(server)
+        self._server = server
+        await server.start()
+        intake.start()
+
+    def _serve(self, server: grpc.aio.Server) -> Intake:
+        """Add all services."""
+        servicer = self._servicer
+        limits = [CallLimit(START, STARTS_PER_TURN, servicer.refuse_start)]
+        intake = Intake(server, self._interceptors, self._clock, limits)
+        add_PlanningCeremonyProcessorServicer_to_server(servicer, intake)  # type: ignore[arg-type]  # stands in for the server
         if self.peers is not None:
-            self._server.add_generic_rpc_handlers(
+            server.add_generic_rpc_handlers(
                 (ListingHandler(servicer.local_rows), DiagnosisHandler(servicer.diagnose_here))
             )
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-
-    async def start(self) -> None:
-        """Raises OSError where the address cannot be bound."""
-        try:
-            self.port = self._server.add_insecure_port(self._address)
-        except RuntimeError:
-            raise OSError(f"cannot listen on {self._address} for gRPC: is the port in use?") from None
-        await self.set_ready(ready=False)
-        await self._server.start()
-        self._intake.start()
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return intake
 
     async def set_ready(self, *, ready: bool) -> None:
         """Set the answer of `grpc.health.v1` for the server and the service, and close channels to lost workers."""
@@ -147,6 +152,7 @@ class GrpcServer:
                 await change
 
     async def stop(self, grace_seconds: float = 2.0) -> None:
-        await self._server.stop(grace_seconds)
+        if self._server is not None:
+            await self._server.stop(grace_seconds)
         if self.peers is not None:
             await self.peers.close()

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from nats.aio.client import Client
 
+from bridge.grpc.binding import bind
 from bridge.grpc.intake import read_all_wakeups
 from ceremony.dev.ray_simulation.jobs import JobBook
 from ceremony.dev.ray_simulation.knobs import Knobs
@@ -94,16 +95,16 @@ class RaySimulation:
 
     async def _start_server(self, outbox: Outbox) -> None:
         read_all_wakeups()
+        healthy = health.HealthServicer()
+        for name in ("", SERVICE):
+            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         service = RayExecutorService(self.knobs, self.book, outbox, self._clock)
         add_RayExecutorServiceServicer_to_server(service, server)
-        healthy = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-        for name in ("", SERVICE):
-            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
         try:
-            port = server.add_insecure_port(self.grpc_address)
-        except RuntimeError:
+            port = await bind(server, self.grpc_address)
+        except OSError:
             message = f"cannot listen on {self.grpc_address}"
             raise SimulationError("grpc_address_unusable", message, remedy="name a free host:port") from None
         self._server = server

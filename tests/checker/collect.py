@@ -15,6 +15,7 @@ import nats
 import nats.errors
 from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremonyProcessorStub
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
@@ -25,6 +26,8 @@ BATCH = 1000
 PAGE = 1000
 PATIENCE_SECONDS = 30.0
 POLL_SECONDS = 0.5
+# Takes subject, headers and body of a message. Raises AssertionError.
+Check = Callable[[str, Mapping[str, str], bytes], None]
 RESTING = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT", "WAITING_FOR_HUMAN", "PAUSED"})
 
 
@@ -36,13 +39,14 @@ async def collect(
     *,
     settle_seconds: float = 0,
     stores: Mapping[str, Callable[[], Awaitable[Sequence[StoredInstance]]]] | None = None,
+    check: Check | None = None,
 ) -> Run:
     """The present run; waits up to `settle_seconds` until every ceremony has ended or waits for people.
 
-    `stores` collects each read model, by its name.
+    `stores` collects each read model, by its name; `check` is given each message.
     """
     instances = await settled_instances(grpc_address, starts, settle_seconds)
-    messages = await collect_messages(nats_url, quiet_seconds=min(settle_seconds, 5.0))
+    messages = await collect_messages(nats_url, quiet_seconds=min(settle_seconds, 5.0), check=check)
     stored = {name: await collected() for name, collected in (stores or {}).items()}
     return Run(messages, definitions, starts, instances, stored)
 
@@ -52,8 +56,8 @@ def read_definitions(folder: Path) -> dict[str, str]:
     return {path.stem: path.read_text() for path in sorted(folder.glob("*.yaml"))}
 
 
-async def collect_messages(url: str, *, quiet_seconds: float = 0) -> list[Message]:
-    """Every message of the stream CEREMONY; waits until none was added for `quiet_seconds`."""
+async def collect_messages(url: str, *, quiet_seconds: float = 0, check: Check | None = None) -> list[Message]:
+    """Every message of the stream CEREMONY, each given to `check`; waits until none was added for `quiet_seconds`."""
 
     async def quiet(_: Exception) -> None: ...
 
@@ -64,17 +68,22 @@ async def collect_messages(url: str, *, quiet_seconds: float = 0) -> list[Messag
         config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE)
         subscription = await jetstream.pull_subscribe("", stream=STREAM, config=config)
         found: list[Message] = []
+        whole: list[Msg] = []
         while not found or found[-1].sequence < last:
             if not last:
                 break
             with contextlib.suppress(nats.errors.TimeoutError):
                 for message in await subscription.fetch(BATCH, timeout=2):
+                    whole.append(message)
                     sequence = message.metadata.sequence.stream
                     message_id = (message.headers or {}).get("Nats-Msg-Id", "")
                     found.append(Message(sequence, message.subject, message_id, _decoded(message.data)))
-        return found
     finally:
         await client.close()
+    if check is not None:  # only now: the server forgets a consumer that is silent for long
+        for message in whole:
+            check(message.subject, message.headers or {}, message.data)
+    return found
 
 
 async def _quiet_end(jetstream: JetStreamContext, quiet_seconds: float) -> int:

@@ -20,6 +20,7 @@ from tests.checker.collect import collect, read_definitions
 from tests.checker.recording import Run, Start
 from tests.checker.stores import collect_neo4j, collect_valkey
 from tests.conftest import KafkaAddress
+from tests.contract.asyncapi import validate_sent
 from tests.e2e.world import INPUTS, SPECS, World
 from tests.services import KafkaServer, Neo4jServer, ValkeyServer, running
 
@@ -79,7 +80,15 @@ class Site:
         }
         address = f"127.0.0.1:{self.world.worker.grpc.port}"
         definitions = read_definitions(SPECS)
-        return await collect(self.world.nats.url, address, definitions, load.starts, settle_seconds=30, stores=stores)
+        return await collect(
+            self.world.nats.url,
+            address,
+            definitions,
+            load.starts,
+            settle_seconds=30,
+            stores=stores,
+            check=validate_sent,
+        )
 
     async def agrees(self, load: Load) -> None:
         """Return once the checker finds nothing."""

@@ -17,6 +17,7 @@ from ports.log import LogFailed
 from tests.checker.check import check_run
 from tests.checker.collect import collect, read_definitions
 from tests.checker.recording import Start
+from tests.contract.asyncapi import validate_sent
 from tests.e2e.world import SPECS, World, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -56,6 +57,8 @@ async def test_a_full_disk_under_load_loses_nothing_accepted(tmp_path: Path) -> 
         for one in begun:
             assert (await world.finish(one.instance_id)).status == "COMPLETED"
         address = f"127.0.0.1:{world.worker.grpc.port}"
-        run = await collect(world.nats.url, address, read_definitions(SPECS), begun, settle_seconds=2)
+        run = await collect(
+            world.nats.url, address, read_definitions(SPECS), begun, settle_seconds=2, check=validate_sent
+        )
     assert check_run(run) == []
     assert {start.instance_id for start in begun} <= {instance.instance_id for instance in run.instances}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +22,14 @@ from fleet.planning_ceremony.v1.planning_ceremony_pb2_grpc import PlanningCeremo
 
 from ceremony.settings import Settings
 from ceremony.worker import Worker
-from tests.bridge.nats.world import client
+from tests.bridge.nats.world import client, stored
+from tests.contract.asyncapi import validate_sent
 from tests.e2e.world import INPUTS, NO_RETRIES, WorkerProcess, until, worker_settings
 from tests.services import NatsServer
 
 PARTITIONS = 6
+# Messages of each subject that are validated: a load sends thousands of one shape.
+VALIDATED = 100
 
 
 def start_request(
@@ -80,7 +84,20 @@ class Fleet:
         for process in self.processes:
             process.kill()
         await asyncio.gather(*(self.stop(worker) for worker in list(self.workers)))
-        await self._stack.aclose()
+        try:
+            if kind is None and self.nats.pid is not None:
+                await self._validate_sent()
+        finally:
+            await self._stack.aclose()
+
+    async def _validate_sent(self) -> None:
+        """Check the first messages of each subject against the AsyncAPI document."""
+        # specification 16.6
+        seen: Counter[str] = Counter()
+        for message in await stored(self.nats.url):
+            seen[message.subject] += 1
+            if seen[message.subject] <= VALIDATED:
+                validate_sent(message.subject, message.headers or {}, message.data)
 
     # -- workers
 

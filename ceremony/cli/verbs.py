@@ -17,7 +17,7 @@ from ceremony.cli.errors import EPILOG
 from ceremony.cli.plain_help import PLAIN, PlainGroup, typer_command, write_sections
 from ceremony.version import VERSION
 
-RUN, CEREMONIES, LOOK, FILES = "Run", "Ceremonies", "Look", "Definitions"
+RUN, CEREMONIES, LOOK, FILES, REPAIR = "Run", "Ceremonies", "Look", "Definitions", "Repair"
 
 
 class Verb(NamedTuple):
@@ -34,22 +34,6 @@ VERBS = (
     Verb("serve", RUN, "Run the engine. Settings come from the environment; options win over it."),
     Verb("dev", RUN, "Run everything in one folder: engine, embedded log, a real NATS, a simulated Ray executor."),
     Verb("demo", RUN, "Start ceremonies on an engine of its own, approve their gates, and account for every one."),
-    Verb("republish", RUN, "Publish all retained events again, with their ids, to restore the stream CEREMONY."),
-    Verb(
-        "rebuild",
-        RUN,
-        "Write a read model again from the log, while the engine runs, and remove rows that the tables do not have.",
-    ),
-    Verb(
-        "reconcile",
-        RUN,
-        "Compare each row of the tables with Valkey and Neo4j. Exit 1 if one differs, and was not mended.",
-    ),
-    Verb(
-        "rehydrate",
-        RUN,
-        "Restore ceremonies from Valkey and Neo4j into a log that has lost them. Exit 1 if one is broken.",
-    ),
     Verb("start", CEREMONIES, "Start a ceremony. Repeating the same start is safe: nothing starts twice."),
     Verb("approve", CEREMONIES, "Approve a human gate or a human guard."),
     Verb("reject", CEREMONIES, "Reject a human gate. Its step fails; `on_failure` of the definition decides the rest."),
@@ -70,6 +54,22 @@ VERBS = (
     Verb("graph", FILES, "Draw a definition: for a terminal, as Mermaid, or as DOT for Graphviz."),
     Verb("init", FILES, "Write a first ceremony, and the schema by which editors check and complete it."),
     Verb("schema", FILES, "Print the JSON Schema of a ceremony definition, for editors and other tools."),
+    Verb("republish", REPAIR, "Publish all retained events again, with their ids, to restore the stream CEREMONY."),
+    Verb(
+        "rebuild",
+        REPAIR,
+        "Write a read model again from the log, while the engine runs, and remove rows that the tables do not have.",
+    ),
+    Verb(
+        "reconcile",
+        REPAIR,
+        "Compare each row of the tables with Valkey and Neo4j. Exit 1 if one differs, and was not mended.",
+    ),
+    Verb(
+        "rehydrate",
+        REPAIR,
+        "Restore ceremonies from Valkey and Neo4j into a log that has lost them. Exit 1 if one is broken.",
+    ),
 )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ def test_the_help_names_every_verb_and_the_exit_codes(capsys: pytest.CaptureFixt
         " trigger deadletters definitions"
     )
     assert [verb for verb in verbs.split() if f" {verb} " not in said] == []
+    assert "Repair: republish" in said
     assert "Exit codes: 0 ok · 1 refused or failed · 2 wrong usage" in said
 
 

@@ -35,6 +35,10 @@ class AggregationConfig(Config):
     sources: list[NonBlankText] = Field(min_length=1)
     """Names of steps or inputs; dotted paths reach inside."""
     aggregation_type: AggregationType
+    """How the sources are joined. `merge`: a single source as it is; several objects into one, where later keys win.
+    `deep_merge`: objects, merged at every depth. `list`: the list of all values. `object`: an object from each
+    source's name to its value. `concat`: texts, one behind the other. `flatten`: lists, joined into one.
+    `unique`: as `flatten`, without repeated items."""
 
 
 class AggregationFailed(CeremonyError):

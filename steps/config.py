@@ -64,10 +64,13 @@ class Constraints(Config):
     story_id: NonBlankText | None = None
     """Default: the ceremony's story."""
     plan_id: NonBlankText | None = None
+    """Goes to the Ray executor with the task."""
     timeout_seconds: int = Field(default=300, ge=1, le=86400)
-    """Also accepted as `timeout`."""
+    """Time that the Ray executor may take for the task; also accepted as `timeout`."""
     max_retries: int = Field(default=3, ge=0, le=10)
+    """Retries by the Ray executor itself; those of the engine are the step's `retry`."""
     metadata: dict[NonBlankText, str] = {}
+    """Goes to the Ray executor with the task, from text to text; the engine's own keys win."""
 
     @model_validator(mode="before")
     @classmethod

@@ -34,10 +34,13 @@ class DeliberationConfig(Config):
     prompt: NonBlankText
     """May hold `${inputs.…}` and `${steps.…}`."""
     role: TaskRole
+    """Role of the agents: one word without `:`, for it becomes part of the task id."""
     num_agents: Count | None = None
+    """Number of agents that are asked; give this or `agents`."""
     agents: list[Any] | None = Field(default=None, min_length=1, max_length=999)
-    """Only their number counts."""
+    """Only their number counts; in place of `num_agents`."""
     constraints: Constraints = Constraints()
+    """Options of the task at the Ray executor."""
     min_agents: Count | None = None
     """Number of agents that must succeed; default: all."""
 

@@ -23,6 +23,7 @@ TEN_YEARS_SECONDS = 10 * 366 * 86400
 
 class HumanGateConfig(Config):
     role: NonBlankText
+    """Role in which people decide."""
     message: NonBlankText
     """May hold `${inputs.…}` and `${steps.…}`."""
     deadline_seconds: float | None = Field(default=None, gt=0, le=TEN_YEARS_SECONDS)

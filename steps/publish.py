@@ -75,7 +75,9 @@ def _encodable(value: Any) -> bool:
 
 class PublishConfig(Config):
     subject: Annotated[str, Field(max_length=256), AfterValidator(_subject)]
+    """NATS subject without wildcards; `PUBLISH_SUBJECTS` must allow it."""
     event_type: NonBlankText
+    """Type of the message; may not be a name of the engine's own events."""
     payload_template: Annotated[dict[Any, Any], AfterValidator(_json)] = Field(default_factory=dict)
     """String leaves may hold `${inputs.…}` and `${steps.…}`."""
     output: NonBlankText | None = None

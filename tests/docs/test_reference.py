@@ -62,6 +62,12 @@ def test_the_page_of_definitions_names_every_key_of_the_schema() -> None:
     assert set(re.findall(r"^### `(\w+)`$", page, re.MULTILINE)) == set(all_kinds())
 
 
+def test_every_key_of_a_definition_has_a_meaning() -> None:
+    rows = [line for line in written("definition.md").splitlines() if line.startswith("| `")]
+    assert rows
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
 def test_the_errors_that_a_broken_definition_gives_are_on_the_page() -> None:
     """The loader's own list of old codes, of which none may go."""
     page = written("errors.md")

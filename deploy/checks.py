@@ -30,6 +30,8 @@ RENDERED = ("production", "per-role", "single")
 HELM, KUBE_SCORE, TOOLS = (os.environ.get(name, "") for name in ("HELM", "KUBE_SCORE", "TOOLS"))
 # Kinds of the Prometheus operator, whose schemas Kubernetes does not have.
 FOREIGN = "monitoring.coreos.com/"
+# Variables of a pod that are no settings: the chart's own one, and one that only OpenTelemetry's exporter reads.
+FOREIGN_VARIABLES = frozenset({"POD_IP", "OTEL_EXPORTER_OTLP_HEADERS"})
 # A worker on an embedded log is alone: kube-score would have more, replaced one by one.
 WARNED = {"single": {"Deployment Replicas", "Deployment Strategy"}}
 # Values that the schema refuses, each with a part of the refusal.
@@ -46,11 +48,19 @@ REFUSED: Sequence[tuple[str, str]] = (
     ("log.partitions=0", "/log/partitions"),
     ("log.topicPrefix=a.b", "/log/topicPrefix"),
     ("nats.url=nats://user:word@nats:4222", "/nats/url"),
+    ("nats.streamReplicas=6", "/nats/streamReplicas"),
+    ("traces.endpoint=https://user:word@otel:4318", "/traces/endpoint"),
+    ("traces.endpoint=otel:4318", "/traces/endpoint"),
+    ("traces.headersSecret.name=only", "/traces/headersSecret"),
+    ("traces.headers=word", "headers"),
     ("valkey.password=word", "password"),
     ("valkey.passwordSecret.name=only", "/valkey/passwordSecret"),
     ("neo4j.uri=neo4j://neo4j:word@neo4j:7687", "/neo4j/uri"),
     ("settings.VALKEY_PASSWORD=word", "invalid propertyName 'VALKEY_PASSWORD'"),
     ("settings.NEO4J_PASSWORD=word", "invalid propertyName 'NEO4J_PASSWORD'"),
+    ("settings.OTEL_EXPORTER_OTLP_HEADERS=word", "invalid propertyName 'OTEL_EXPORTER_OTLP_HEADERS'"),
+    ("settings.OTEL_EXPORTER_OTLP_TRACES_HEADERS=word", "invalid propertyName 'OTEL_EXPORTER_OTLP_TRACES_HEADERS'"),
+    ("settings.OTEL_EXPORTER_OTLP_ENDPOINT=http://otel", "invalid propertyName 'OTEL_EXPORTER_OTLP_ENDPOINT'"),
     ("settings.lower=1", "invalid propertyName 'lower'"),
     ("readinessRequires={kafka2}", "/readinessRequires/0"),
     ("state.kind=disk", "/state/kind"),
@@ -69,6 +79,7 @@ CONTRADICTING: Sequence[tuple[Sequence[str], str]] = (
     (("log.url=sqlite:///var/lib/ceremony/log.db",), "one process"),
     (("log.url=sqlite:///var/lib/ceremony/log.db", "worker.replicas=1", "onePerRole=true"), "one process"),
     (("neo4j.uri=bolt://neo4j:7687",), "passwordSecret is required"),
+    (("traces.headersSecret.name=ceremony-traces", "traces.headersSecret.key=headers"), "traces.endpoint is required"),
     (("stopSeconds=40",), "below terminationGracePeriodSeconds"),
     (("definitions.configMap=other",), "one of definitions.files"),
 )
@@ -212,7 +223,7 @@ def confinement() -> None:
 
 def settings() -> None:
     """The program itself accepts the settings of each worker, on Kubernetes and in compose, and knows each variable."""
-    known = {field.alias for field in Settings.model_fields.values()} | {"POD_IP"}
+    known = {field.alias for field in Settings.model_fields.values()} | FOREIGN_VARIABLES
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     for name in ("engine", "bridge", "projector"):
         if unknown := set(services[name]["environment"]) - known:

@@ -74,6 +74,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and .Values.neo4j.uri (not .Values.neo4j.passwordSecret) -}}
 {{- fail "neo4j.uri is set: neo4j.passwordSecret is required" -}}
 {{- end -}}
+{{- if and .Values.traces.headersSecret (not .Values.traces.endpoint) -}}
+{{- fail "traces.headersSecret is set: traces.endpoint is required" -}}
+{{- end -}}
 {{- if and .Values.definitions.files .Values.definitions.configMap -}}
 {{- fail "set one of definitions.files and definitions.configMap" -}}
 {{- end -}}

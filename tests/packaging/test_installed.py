@@ -153,4 +153,4 @@ def test_the_examples_are_no_default_of_a_server(tool: Installed, tmp_path: Path
     process.kill()
     process.communicate()
     assert "definitions_missing" in lines[-1], lines
-    assert any("starting" in line and f"version={VERSION}" in line for line in lines), lines
+    assert {"event": "starting", "version": VERSION}.items() <= json.loads(lines[0]).items(), lines

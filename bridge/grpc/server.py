@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -17,6 +15,7 @@ from bridge.grpc.binding import bind
 from bridge.grpc.decoding import RequestDecoding
 from bridge.grpc.diagnosis import AllWorkersDiagnosis, DiagnosisHandler
 from bridge.grpc.forwarding import Forwarding
+from bridge.grpc.health import HealthAnswers
 from bridge.grpc.intake import CallLimit, Intake, read_all_wakeups
 from bridge.grpc.large_starts import EncodedStart
 from bridge.grpc.listing import AllWorkersListing, ListingHandler
@@ -88,8 +87,7 @@ class GrpcServer:
             )
             self._interceptors.append(Forwarding(SERVICE, sharing.directory, self.peers, sharing.new_id, clock))
         self.port = 0
-        self.health = health.aio.HealthServicer()
-        """Begins with SERVING for the server; `start` sets it right."""
+        self.health = HealthAnswers()
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -133,23 +131,13 @@ class GrpcServer:
     async def set_ready(self, *, ready: bool) -> None:
         """Set the answer of `grpc.health.v1` for the server and the service, and close channels to lost workers."""
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        await self._within_a_second(self._set_health(status))
+        self.health.set(status, "", SERVICE)
         if self.peers is not None:
             await self.peers.prune()
 
     async def drain(self) -> None:
         """Answer NOT_SERVING from now on, so that load balancers choose another worker."""
-        await self._within_a_second(self.health.enter_graceful_shutdown())
-
-    async def _set_health(self, status: Any) -> None:
-        for service in ("", SERVICE):
-            await self.health.set(service, status)
-
-    async def _within_a_second(self, change: Coroutine[Any, Any, None]) -> None:
-        """Change the health, which waits for each client that watches it to take the last change."""
-        with contextlib.suppress(TimeoutError):
-            async with self._clock.timeout(1.0):
-                await change
+        self.health.set(health_pb2.HealthCheckResponse.NOT_SERVING, "", SERVICE)
 
     async def stop(self, grace_seconds: float = 2.0) -> None:
         if self._server is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -60,12 +61,15 @@ def _timed_unary(
     seconds, monotonic = metrics.SECONDS.of(method), clock.monotonic
 
     async def unary(request: Any, context: Any) -> Any:
-        began = monotonic()
+        began, ending = monotonic(), "OK"
         try:
             return await call(request, context)
+        except BaseException as error:
+            ending = _ending_by(error)
+            raise
         finally:
             seconds.add(monotonic() - began)
-            _count(method, context)
+            _count(method, context, ending)
 
     return unary
 
@@ -74,14 +78,25 @@ def _counted_stream(
     call: Callable[[Any, Any], AsyncIterator[Any]], method: str
 ) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        ending = "OK"
         try:
             async for answer in call(request, context):
                 yield answer
+        except BaseException as error:
+            ending = _ending_by(error)
+            raise
         finally:
-            _count(method, context)
+            _count(method, context, ending)
 
     return stream
 
 
-def _count(method: str, context: Any) -> None:
-    metrics.CALLS.labels(method, _NAMES.get(context.code(), "UNKNOWN")).inc()
+def _ending_by(error: BaseException) -> str:
+    """The status of a call that this error ended. gRPC cancels the handler of a client that is gone or timed out."""
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "UNKNOWN"
+
+
+def _count(method: str, context: Any, ending: str) -> None:
+    """Count a call; the status that its handler set is the better one, unless the client did not wait for it."""
+    known = _NAMES.get(context.code(), "UNKNOWN")
+    metrics.CALLS.labels(method, ending if known == "OK" or ending == "CANCELLED" else known).inc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
@@ -73,6 +74,74 @@ async def test_a_call_that_is_aborted_is_counted_too() -> None:
     with pytest.raises(grpc.aio.AbortError):
         await timed.unary_unary("question", Context(5))
     assert calls("Aborted", "NOT_FOUND") == 1
+
+
+ENDINGS = [(asyncio.CancelledError, "CANCELLED"), (ValueError, "UNKNOWN")]
+
+
+@pytest.mark.parametrize(("error", "name"), ENDINGS)
+async def test_a_call_that_an_error_ends_is_not_counted_as_ok(error: type[BaseException], name: str) -> None:
+    # specification 29.3
+    async def call(_request: Any, _context: Any) -> Any:
+        raise error
+
+    handler = grpc.unary_unary_rpc_method_handler(call, bytes, bytes)
+    timed = await intercepted(CallTiming("fleet.S", HandClock()), "/fleet.S/Ended", handler)
+    before = calls("Ended", name)
+    with pytest.raises(error):
+        await timed.unary_unary("question", Context())
+    assert (calls("Ended", name), calls("Ended", "OK")) == (before + 1, 0)
+
+
+@pytest.mark.parametrize(("error", "name"), ENDINGS)
+async def test_a_stream_that_an_error_ends_is_not_counted_as_ok(error: type[BaseException], name: str) -> None:
+    async def call(_request: Any, _context: Any) -> AsyncIterator[str]:
+        yield "a"
+        raise error
+
+    handler = grpc.unary_stream_rpc_method_handler(call, bytes, bytes)
+    timed = await intercepted(CallTiming("fleet.S", HandClock()), "/fleet.S/Broken", handler)
+    with pytest.raises(error):
+        _ = [one async for one in timed.unary_stream("question", Context())]
+    assert (calls("Broken", name), calls("Broken", "OK")) == (1, 0)
+
+
+async def test_a_stream_that_its_client_leaves_is_counted_as_cancelled() -> None:
+    async def call(_request: Any, _context: Any) -> AsyncIterator[str]:
+        yield "a"
+        yield "b"
+
+    handler = grpc.unary_stream_rpc_method_handler(call, bytes, bytes)
+    timed = await intercepted(CallTiming("fleet.S", HandClock()), "/fleet.S/Left", handler)
+    stream = timed.unary_stream("question", Context())
+    assert await anext(stream) == "a"
+    await stream.aclose()
+    assert (calls("Left", "CANCELLED"), calls("Left", "OK")) == (1, 0)
+
+
+async def test_a_call_whose_client_times_out_is_counted_as_cancelled() -> None:
+    # specification 29.3
+    ended = asyncio.Event()
+
+    async def call(_request: bytes, _context: Any) -> bytes:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return b""
+
+    server = grpc.aio.server(interceptors=[CallTiming("fleet.S", HandClock())])
+    handlers: Any = {"Slow": grpc.unary_unary_rpc_method_handler(call)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fleet.S", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        question: Any = channel.unary_unary("/fleet.S/Slow")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await question(b"", timeout=0.3, wait_for_ready=True)
+        await asyncio.wait_for(ended.wait(), 20)
+    await server.stop(None)
+    assert (calls("Slow", "CANCELLED"), calls("Slow", "OK")) == (1, 0)
 
 
 async def test_a_stream_is_counted_as_it_ends_and_not_timed() -> None:

@@ -36,6 +36,8 @@ class Neighbour:
         self._since = 0
         self._latency_ms: float | None = None
         self._last_error: HealthError | None = None
+        self._is_over = True
+        """Whether all was well since the last error."""
 
     async def probe(self) -> None:
         """Ask the neighbour, where it can be asked, within PROBE_SECONDS."""
@@ -64,6 +66,8 @@ class Neighbour:
             self._code, self._since = code, self._now()
         if code != OK:
             self._note(code, state)
+        elif self._ask is None or self._answer[0] == OK:
+            self._is_over = True
         return NeighbourHealth(code, state, self._since, self._latency_ms, self._last_error)
 
     def _answered(self) -> tuple[str, str]:
@@ -75,8 +79,12 @@ class Neighbour:
         self._note(code, message)
 
     def _note(self, code: str, message: str) -> None:
-        if self._last_error is None or (self._last_error.code, self._last_error.message) != (code, message):
-            self._last_error = HealthError(code, message, self._now())
+        """Note an error with the time at which it began. Probe and `look` may word the same one differently."""
+        begun, last = self._now(), self._last_error
+        if last is not None and last.code == code and not self._is_over:
+            begun = last.at
+        self._last_error = HealthError(code, message, begun)
+        self._is_over = False
 
     def _now(self) -> int:
         return int(self._clock.wall() * 1000)

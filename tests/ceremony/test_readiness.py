@@ -143,6 +143,25 @@ async def test_the_last_error_and_the_time_of_the_change_stay() -> None:
     assert found.last_error == HealthError("ray_executor_unreachable", "refused", begun + 5000)
 
 
+async def test_an_error_that_probe_and_look_word_differently_keeps_its_time() -> None:
+    """A later outage has its own time, although the error is the same."""
+    # specification 22.4
+    asked, state = Asked(), ("ray_executor_unreachable", "away")
+    neighbour = asked.neighbour = Neighbour("ray_executor", asked.clock, look=lambda: state, ask=asked._ask)
+    asked.error = AWAY
+    begun = int(asked.clock.wall() * 1000)
+    for _ in range(3):
+        await asked.probe()
+        assert neighbour.health().last_error == HealthError("ray_executor_unreachable", "away", begun)
+        await asked.clock.advance(5)
+    asked.error, state = None, OK
+    await asked.probe()
+    neighbour.health()
+    asked.error = AWAY
+    await asked.probe()
+    assert neighbour.health().last_error == HealthError("ray_executor_unreachable", "refused", begun + 15_000)
+
+
 class Worker:
     """The readiness of a worker whose log and tables are set by the test."""
 

@@ -7,6 +7,7 @@ is cut to the room that is left.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from bridge.grpc.violation import Violation
+from bridge.grpc.violation import MOST_NAMED, Violation
 
 # Trailing metadata with the encoded Status.
 DETAILS_KEY = "grpc-status-details-bin"
@@ -55,8 +56,11 @@ def encoded_status(
     """The Status of a refusal; `text` is its status message, `named` the ids that it is about."""
     made = Status(code=status.value[0], message=text)
     ids = {name: _clean(value, LONGEST_ID) for name, value in (named or {}).items() if value}
+    of_fields = [one for one in violations if one.field]
+    if len(of_fields) > MOST_NAMED:
+        ids[MORE_VIOLATIONS] = str(len(of_fields) - MOST_NAMED)
     _add(made, ErrorInfo(reason=code.upper(), domain=DOMAIN, metadata=ids))
-    shown = BadRequest(field_violations=[_violation(one) for one in violations if one.field])
+    shown = BadRequest(field_violations=map(_violation, of_fields[:MOST_NAMED]))
     if shown.field_violations:
         _add(made, shown)
     if retry_after_seconds is not None:
@@ -87,12 +91,24 @@ def fitted(status: Status) -> bytes:
     details = unpacked(status)
     info = next((one for one in details if isinstance(one, ErrorInfo)), ErrorInfo())
     bad = next((one for one in details if isinstance(one, BadRequest)), BadRequest())
-    while bad.field_violations and repacked(status, details).ByteSize() > room:
-        bad.field_violations.pop()
-        info.metadata[MORE_VIOLATIONS] = str(int(info.metadata.get(MORE_VIOLATIONS, "0")) + 1)
-    if repacked(status, details).ByteSize() > room:
+    violations, left_out = list(bad.field_violations), int(info.metadata.get(MORE_VIOLATIONS, "0"))
+
+    def with_the_first(kept: int) -> Status:
+        bad.ClearField("field_violations")
+        bad.field_violations.extend(violations[:kept])
+        info.metadata.pop(MORE_VIOLATIONS, None)
+        if more := left_out + len(violations) - kept:
+            info.metadata[MORE_VIOLATIONS] = str(more)
+        return repacked(status, details)
+
+    def size(kept: int) -> int:
+        return with_the_first(kept).ByteSize()
+
+    made = with_the_first(bisect_right(range(1, len(violations) + 1), room, key=size))
+    if made.ByteSize() > room:
         info.metadata.clear()
-    return repacked(status, details).SerializeToString()
+        made = repacked(status, details)
+    return made.SerializeToString()
 
 
 def decoded(data: bytes) -> Status | None:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from google.protobuf.struct_pb2 import Struct, Value
 
-from bridge.grpc.violation import Violation
+from bridge.grpc.violation import MOST_NAMED, Violation
 from ports.errors import CeremonyError
 from tables.commands import Start
 from tables.definition import Definition
@@ -44,8 +44,6 @@ CHARACTERS_PER_PIECE = 8 * 1024
 LEAST_VALUE_BYTES, LEAST_NAMED_TEXT_BYTES = 2, 6
 # Ids in step_ids, of which a definition has far fewer.
 MOST_STEP_IDS = 10_000
-# Violations of one rule that a refusal keeps; fewer fit into its details.
-MOST_NAMED = 100
 # A whole number of fewer digits is a finite double, and needs no check.
 LONG_INTEGER_DIGITS = 309
 # Above it a double, the only number of a Struct, stands for several whole numbers.

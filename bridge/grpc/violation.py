@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from tables.errors import Problem
 
+# Violations that a refusal keeps; fewer fit into its details.
+MOST_NAMED = 100
+
 
 class Violation(NamedTuple):
     """An entry of `google.rpc.BadRequest`."""

@@ -16,6 +16,7 @@ from fleet.planning_ceremony.v1 import planning_ceremony_pb2 as pb
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 
+from bridge.grpc import error_details
 from bridge.grpc.error_details import (
     LARGEST_BYTES,
     LONGEST_TEXT_BYTES,
@@ -86,6 +87,25 @@ def test_every_violation_is_listed_while_there_is_room() -> None:
         assert bool(more) is (count == 200)
         assert (shown[0].field, shown[0].reason) == ("review.yaml:1", "UNKNOWN_KEY")
         assert shown[0].description == "there is no key `k1`"
+
+
+def test_a_refusal_with_thousands_of_violations_is_packed_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop makes it, while all other calls wait."""
+    # specification 14.26
+    packed: list[int] = []
+
+    def counted(status: Status, details: Any) -> Status:
+        packed.append(len(packed))
+        return repacked(status, details)
+
+    monkeypatch.setattr(error_details, "repacked", counted)
+    problems = [Problem("review.yaml", line, "unknown_key", f"there is no key `k{line}`") for line in range(1, 2001)]
+    encoded = dict(details_and_trailers(refusal_of(DefinitionInvalid(problems)))[1])["grpc-status-details-bin"]
+    assert isinstance(encoded, bytes)
+    info, shown = of(encoded)
+    assert len(shown) + int(info.metadata[MORE_VIOLATIONS]) == 2000
+    assert len(packed) <= 10
+    assert LARGEST_BYTES - 150 < travelling(encoded) <= LARGEST_BYTES
 
 
 def test_a_text_below_the_bound_is_as_it_was() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import REGISTRY
 
 from ports.clock import Clock
+from ports.errors import Unreachable
 from ports.ray import RayAnswer, RayExecutor, RayTask
 from streams.histograms import BatchHistogram
 
@@ -27,10 +28,11 @@ class TimedRayExecutor:
 
     async def execute(self, task: RayTask) -> RayAnswer:
         """Submit a task as the executor does. Raises Unreachable."""
-        began, answer = self._clock.monotonic(), "unreachable"
+        began = self._clock.monotonic()
         try:
             answered = await self._executor.execute(task)
-            answer = answered.status
-            return answered
-        finally:
-            SECONDS.of(answer).add(self._clock.monotonic() - began)
+        except Unreachable:
+            SECONDS.of("unreachable").add(self._clock.monotonic() - began)
+            raise
+        SECONDS.of(answered.status).add(self._clock.monotonic() - began)
+        return answered

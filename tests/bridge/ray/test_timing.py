@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -44,3 +45,18 @@ async def test_an_executor_out_of_reach_is_timed_too() -> None:
     with pytest.raises(Unreachable):
         await TimedRayExecutor(Executor(), clock).execute(task)  # type: ignore[arg-type]  # as above
     assert timed("unreachable") == before + 10
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, ValueError])
+async def test_a_call_without_an_answer_is_not_timed(error: type[BaseException]) -> None:
+    clock = HandClock()
+
+    class Executor:
+        async def execute(self, task: Any) -> RayAnswer:
+            clock.seconds += 10
+            raise error
+
+    before, task = timed("unreachable"), Any
+    with pytest.raises(error):
+        await TimedRayExecutor(Executor(), clock).execute(task)  # type: ignore[arg-type]  # as above
+    assert timed("unreachable") == before

@@ -221,6 +221,44 @@ def test_a_hint_of_centuries_ends_no_thread(monkeypatch: pytest.MonkeyPatch) -> 
         assert made.close(math.inf)
 
 
+def test_two_starts_that_find_one_idle_thread_are_sent_side_by_side() -> None:
+    """The thread that the first of them woke still counts as idle when the second comes."""
+    wire = Wire()
+    with sending(wire) as made:
+        assert offer(made, "c1") and wire.entered.acquire(timeout=PATIENCE)
+        while made._idle == 0:
+            time.sleep(0.01)
+        wire.held.clear()
+        with made._changed:  # no thread runs between them
+            assert offer(made, "c2") and offer(made, "c3")
+        assert wire.entered.acquire(timeout=PATIENCE)
+        assert wire.entered.acquire(timeout=PATIENCE / 6), "c3 waits behind c2"
+        wire.held.set()
+        assert made.flush(PATIENCE)
+
+
+def test_callers_that_flush_keep_no_start_from_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starts, "LANES", 1)
+    far = PlanningCeremonyError(grpc.StatusCode.UNAVAILABLE, "unavailable: x", ErrorDetails(retry_delay=1e6))
+    wire = Wire(far)
+    wire.held.clear()
+    with sending(wire) as made:
+        assert offer(made, "c1", math.inf) and wire.entered.acquire(timeout=PATIENCE)
+        flushing = [threading.Thread(target=made.flush, args=(PATIENCE,), daemon=True) for _ in range(2)]
+        for one in flushing:
+            one.start()
+        while len(made._changed._waiters) < len(flushing):  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        wire.held.set()
+        while made._idle == 0:
+            time.sleep(0.01)
+        assert offer(made, "c2")
+        assert wire.entered.acquire(timeout=PATIENCE / 6), "c2 waits for the time of c1"
+        made.close(0.0)
+        for one in flushing:
+            one.join(PATIENCE)
+
+
 def test_an_error_that_is_not_of_the_arguments_has_a_code_of_its_own() -> None:
     with sending(Wire()) as made:
         made.refuse(MemoryError())

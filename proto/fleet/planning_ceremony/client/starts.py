@@ -201,11 +201,15 @@ class Starts:
             entry = self._pending.get(request_id)
             if entry is None or self._stopped:
                 return
-            heapq.heappush(self._queue, entry)
-            if self._idle:
-                self._changed.notify()
-            elif len(self._threads) < LANES:
+            self._push(entry)
+            # A woken thread counts as idle until it runs, so the queue, with what waits for its time, is counted too.
+            if len(self._queue) > self._idle and len(self._threads) < LANES:
                 self._start_thread()
+
+    def _push(self, entry: QueuedStart) -> None:
+        """Queue a start, and have every idle thread look: a single wakeup may reach a caller of `flush`."""
+        heapq.heappush(self._queue, entry)
+        self._changed.notify_all()
 
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._work, name=f"ceremony-starts-{len(self._threads)}", daemon=True)
@@ -261,8 +265,7 @@ class Starts:
         else:
             with self._changed:
                 entry.due = now + pause
-                heapq.heappush(self._queue, entry)
-                self._changed.notify()
+                self._push(entry)
 
     def _settle(self, entry: QueuedStart, count: Counter[str] | None = None, key: str = "") -> None:
         """A start has ended: it counts as sent, or under this key."""

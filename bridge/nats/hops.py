@@ -25,7 +25,7 @@ _decode = msgspec.json.Decoder(_Stamped).decode
 
 
 def observe(record: Record, count: int, now_ms: float) -> None:
-    """Count the hops of so many events, of which the record is the last. A dead letter is no event."""
+    """Count the hops of so many events, of which the record is the last."""
     if (appended := command_time(record.value or b"")) is not None:
         metrics.HOP_FOLD.add((record.timestamp - appended) / 1000, count)
         metrics.HOP_TO_NATS.add((now_ms - record.timestamp) / 1000, count)

@@ -21,6 +21,7 @@ from bridge.nats.streams import CEREMONY, NO_ANSWER, ensure_ceremony_stream, no_
 from ports.clock import Clock
 from ports.log import Record
 from ports.redaction import Redactor
+from streams.dead_letters import DEADLETTER_SUBJECT
 from streams.envelope import redacted_envelopes
 
 # Messages in flight per partition.
@@ -108,7 +109,7 @@ class PublishWindow:
         self._published = 0
         """Acknowledged messages that the metrics do not count yet."""
         self._last: Record | None = None
-        """The record of the last of them."""
+        """The record of the last of them that is an event: that of a dead letter may look like one."""
         self._oldest = min((message.record.timestamp for _, message in messages), default=0)
         self._progress = progress
         self._fresh = fresh
@@ -184,7 +185,8 @@ class PublishWindow:
                 self._failure = answer
             return
         self._published += 1
-        self._last = message.record
+        if message.subject != DEADLETTER_SUBJECT:
+            self._last = message.record
         if answer.duplicate:
             metrics.DUPLICATES.inc()
         self._message_done(message)

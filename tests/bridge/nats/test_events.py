@@ -211,6 +211,18 @@ async def test_without_a_server_the_bridge_waits_and_stops_without_committing(lo
         assert await committed(log)
 
 
+async def test_a_dead_letter_is_not_timed_as_an_event(log: SqliteLog, server: NatsServer) -> None:
+    """Its value is the message that nobody could read, which may have a timestamp of its own."""
+    letter = dead_letter_record(
+        "t.commands", 0, 0, "unreadable", "no", key=b"k", value=b'{"timestamp":"2020-01-01T00:00:00Z"}'
+    )
+    before = REGISTRY.get_sample_value("ceremony_hop_seconds_count", {"hop": "fold"})
+    async with connection(server.url) as link, bridge(log, link):
+        await log.append(f"{PREFIX}.{topics.DEADLETTERS}", 0, *letter)
+        await arrives(server, 1)
+    assert REGISTRY.get_sample_value("ceremony_hop_seconds_count", {"hop": "fold"}) == before
+
+
 async def test_an_event_too_large_for_nats_becomes_an_announced_dead_letter(log: SqliteLog, server: NatsServer) -> None:
     """The other events of its ceremony are published; the dead letter refers to the record in the log."""
     await append_events(log, [event(1, 0), event(1, 1, size=2_000_000), event(1, 2)])

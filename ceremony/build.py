@@ -27,6 +27,7 @@ from bridge.nats.connection import NatsConnection
 from bridge.nats.events import EventsBridge
 from bridge.nats.outbound import NatsOutbound
 from bridge.nats.responses import AgentResponses
+from bridge.projection.outage import STORE_WAITS
 from bridge.ray.executor import RayExecutorClient
 from bridge.ray.timing import TimedRayExecutor
 from ceremony import descriptors, logs, neighbour_metrics
@@ -35,7 +36,7 @@ from ceremony.log_lines import LogLines
 from ceremony.neighbours import Neighbours
 from ceremony.read_models import history_copy, projectors
 from ceremony.readiness import Readiness
-from ceremony.settings import Settings
+from ceremony.settings import PROJECTOR, Settings
 from ceremony.valkey import valkey_address
 from ceremony.version import VERSION
 from ports.clock import Clock
@@ -82,6 +83,11 @@ if TYPE_CHECKING:
 EVERY_INTERFACE = frozenset({"0.0.0.0", "[::]", "::", "*", ""})  # noqa: S104
 MIB = 1024 * 1024
 RAY_WAITS = "steps that ask agents: each is asked again until its timeout"
+# By role.
+VALKEY_WAITS = {
+    PROJECTOR: STORE_WAITS,
+    "engine": "publish steps go on by the marks in their ceremonies alone",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,16 +253,17 @@ class Parts:
         self.definitions = DefinitionFolder(settings.ceremonies_dir, kinds, clock, rules, learn=redactor.learn)
         self.nats = NatsConnection(settings.nats_url, clock, stream_replicas=settings.stream_replicas)
         ray_outage = NeighbourOutage("ray_executor", clock, RAY_WAITS, settle_seconds=CALLS_SETTLE_SECONDS)
-        self.outages = (self.nats.outage, ray_outage)
+        valkey_outage = _valkey_outage(settings, clock)
+        self.outages = [one for one in (self.nats.outage, ray_outage, valkey_outage) if one is not None]
         """Those that nobody hears of while no call is made."""
         self.ray = RayExecutorClient(
             settings.ray_executor_url, call_timeout_seconds=settings.ray_call_timeout_seconds, outage=ray_outage
         )
         self.app = _app(settings, clock)
         self.log = self.app.driver.log
-        self.idempotency = _idempotency(settings, clock)
+        self.idempotency = _idempotency(settings, clock, valkey_outage)
         self.history_copy = history_copy(settings)
-        self.projectors = projectors(settings, self.log, kinds, redactor, clock)
+        self.projectors = projectors(settings, self.log, kinds, redactor, clock, valkey_outage)
         self.spans = span_exporter(settings, redactor, clock)
         self.pipeline = Pipeline(
             Ports(
@@ -372,13 +379,24 @@ def span_exporter(settings: Settings, redactor: Redactor, clock: Clock) -> OtelS
     return OtelSpans(redactor, clock, VERSION)
 
 
-def _idempotency(settings: Settings, clock: Clock) -> ValkeyIdempotency | None:
+def _valkey_outage(settings: Settings, clock: Clock) -> NeighbourOutage | None:
+    """Return the one outage of all that this worker keeps in Valkey; None where it keeps nothing there.
+
+    A history that is read there has the failure in its answer; the log hears of it by the probes or the projectors.
+    """
+    waits = [waits for role, waits in VALKEY_WAITS.items() if role in settings.roles]
+    if valkey_address(settings) is None or not waits:
+        return None
+    return NeighbourOutage("valkey", clock, "; ".join(waits), settle_seconds=CALLS_SETTLE_SECONDS)
+
+
+def _idempotency(settings: Settings, clock: Clock, outage: NeighbourOutage | None) -> ValkeyIdempotency | None:
     address = valkey_address(settings)
     if address is None:
         return None
     from bridge.valkey.idempotency import ValkeyIdempotency  # noqa: PLC0415 - loaded only where it is used
 
-    return ValkeyIdempotency(address.client(), clock, settings.worker_id or new_id())
+    return ValkeyIdempotency(address.client(), clock, settings.worker_id or new_id(), outage)
 
 
 def _membership(app: CeremonyApp) -> Membership:

@@ -16,6 +16,7 @@ from ceremony.valkey import valkey_address
 from ports.clock import Clock
 from ports.log import Log
 from ports.redaction import Redactor
+from streams.outages import NeighbourOutage
 from streams.topics import CEREMONIES, EVENTS, changelog, prefixed
 from tables.definition import Definition
 from tables.kinds import Kinds
@@ -74,9 +75,17 @@ def followers_of(settings: Settings, name: str) -> Sequence[PlacedStore]:
 
 
 def projectors(
-    settings: Settings, log: Log, kinds: Kinds, redactor: Redactor, clock: Clock
+    settings: Settings,
+    log: Log,
+    kinds: Kinds,
+    redactor: Redactor,
+    clock: Clock,
+    valkey_outage: NeighbourOutage | None = None,
 ) -> Sequence[Projector[Any]]:
-    """Return a projector for each read model that is on, where this worker has the role."""
+    """Return a projector for each read model that is on, where this worker has the role.
+
+    `valkey_outage` is shared by all that is kept in Valkey.
+    """
     if PROJECTOR not in settings.roles:
         return ()
     prefix, partitions = settings.topic_prefix, settings.partitions
@@ -85,9 +94,11 @@ def projectors(
     for store in stores(settings):
         failed = DualWrites(log, _ledger(settings), clock, store=store.name, prefix=prefix, partitions=partitions)
         model = RowModel(store, documents, failed, prefix=prefix)
-        found.append(Projector(log, model, clock, partitions=partitions))
+        outage = valkey_outage if store.name == "valkey" else None
+        found.append(Projector(log, model, clock, partitions=partitions, outage=outage))
     if (kept := histories(settings)) is not None:
-        found.append(Projector(log, HistoryModel(kept, redactor, clock, prefix=prefix), clock, partitions=partitions))
+        events = HistoryModel(kept, redactor, clock, prefix=prefix)
+        found.append(Projector(log, events, clock, partitions=partitions, outage=valkey_outage))
     return found
 
 

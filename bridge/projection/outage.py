@@ -15,6 +15,8 @@ from streams.outages import NeighbourOutage
 # Deadline of a call; a write of a megabyte takes some hundredths of a second.
 CALL_SECONDS = 10.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
+# What an outage of a store means.
+STORE_WAITS = "its records wait in the log; no ceremony notices"
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -23,10 +25,11 @@ log = structlog.get_logger(__name__)
 class StoreCalls:
     """Makes the calls of one projector, each with a deadline."""
 
-    def __init__(self, store: PlacedStore, clock: Clock) -> None:
+    def __init__(self, store: PlacedStore, clock: Clock, outage: NeighbourOutage | None = None) -> None:
+        """`outage`: that of the store's server, where others use it too."""
         self._store = store
         self._clock = clock
-        self._outage = NeighbourOutage(store.name, clock, "its records wait in the log; no ceremony notices")
+        self._outage = outage or NeighbourOutage(store.name, clock, STORE_WAITS)
         self.state = "not asked yet"
         """`ok`, or the last error."""
         self._failures = metrics.FAILURES.labels(store.name)

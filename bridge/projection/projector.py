@@ -26,6 +26,7 @@ from bridge.projection.rebuild import Rebuild
 from bridge.projection.store import Place, StoreError
 from ports.clock import Clock
 from ports.log import Committed, Follower, Log, LogUnavailable, Record
+from streams.outages import NeighbourOutage
 
 # Records of one batch; their bytes are bounded by what the log fetches at a time.
 BATCH = 1000
@@ -39,11 +40,19 @@ log = structlog.get_logger(__name__)
 class Projector(Generic[C]):
     """Projects the partitions that its group assigns to it into one store."""
 
-    def __init__(self, log: Log, model: ReadModel[C], clock: Clock, *, partitions: int) -> None:
+    def __init__(
+        self,
+        log: Log,
+        model: ReadModel[C],
+        clock: Clock,
+        *,
+        partitions: int,
+        outage: NeighbourOutage | None = None,
+    ) -> None:
         self.on_failure: Callable[[BaseException], None] | None = None
         """Called when a task beside the batches has failed, which ends the worker."""
         self.store = model.store
-        self.calls = StoreCalls(model.store, clock)
+        self.calls = StoreCalls(model.store, clock, outage)
         self._log = log
         self._model = model
         self._clock = clock

@@ -14,7 +14,7 @@ from ports.clock import Clock
 from ports.errors import Unreachable
 from ports.idempotency import HeldByAnother
 from ports.outbound import Published
-from streams.outages import CALLS_SETTLE_SECONDS, NeighbourOutage
+from streams.outages import NeighbourOutage
 
 NEIGHBOUR = "valkey"
 PREFIX = "idempotency:"
@@ -60,13 +60,13 @@ _decoder = msgspec.json.Decoder(PublicationMark)
 class ValkeyIdempotency:
     """Implements `ports.idempotency.IdempotencyStore`. A worker that restarts under its `owner` keeps its claims."""
 
-    def __init__(self, client: redis.Redis, clock: Clock, owner: str) -> None:
+    def __init__(self, client: redis.Redis, clock: Clock, owner: str, outage: NeighbourOutage | None = None) -> None:
+        """`outage`: that of Valkey, which somebody else ticks."""
         self._client = client
         self._clock = clock
         self._owner = owner
         self._claim = client.register_script(_CLAIM)
-        waits = "publish steps go on by the marks in their ceremonies alone"
-        self._outage = NeighbourOutage(NEIGHBOUR, clock, waits, settle_seconds=CALLS_SETTLE_SECONDS)
+        self._outage = outage
 
     async def claim(self, key: str) -> Published | HeldByAnother | None:
         mark = self._mark("IN_PROGRESS", owner=self._owner)
@@ -99,11 +99,13 @@ class ValkeyIdempotency:
             raise self._unreachable(f"no answer within {CALL_TIMEOUT_SECONDS:g} s") from None
         except (RedisError, OSError):
             raise self._unreachable("the call failed") from None
-        self._outage.answered()
+        if self._outage is not None:
+            self._outage.answered()
         return answer
 
     def _unreachable(self, reason: str) -> Unreachable:
-        self._outage.failed("valkey_unreachable", reason)
+        if self._outage is not None:
+            self._outage.failed("valkey_unreachable", reason)
         return Unreachable(NEIGHBOUR, reason)
 
 

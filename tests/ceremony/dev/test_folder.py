@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -97,9 +98,21 @@ def test_a_terminal_that_is_closed_ends_dev_in_good_order(tmp_path: Path) -> Non
     assert {"log.db", "log.db-wal", "dev.json", "dev.lock", "nats/nats.log", "nats/jetstream"} <= modes.keys()
     assert [name for name, mode in modes.items() if mode & 0o077] == []
     os.close(terminal)
-    assert process.wait(30) == 0
+    assert exit_code(process, 30) == 0
     assert left_over(folder / "nats") is None
     assert not (folder / "log.db-wal").exists(), "the log was closed"
+
+
+def exit_code(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """Wait for the end of a process; if it does not come, fail with the stacks of its threads, and end it."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        spy = [str(Path(sys.executable).with_name("py-spy")), "dump", "--pid", str(process.pid)]
+        stacks = subprocess.run(spy, capture_output=True, text=True, check=False)
+        process.kill()
+        process.wait()
+        raise AssertionError(f"it runs on after {seconds:g} s:\n{stacks.stdout}{stacks.stderr}") from None
 
 
 def read_until(terminal: int, text: bytes, seconds: float = 60.0) -> None:

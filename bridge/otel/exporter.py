@@ -6,10 +6,12 @@ The library's processor keeps finished spans in a bounded queue and sends them i
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 
 import structlog
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_TIMEOUT, OTEL_EXPORTER_OTLP_TRACES_TIMEOUT
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -47,7 +49,7 @@ class OtelSpans:
         self._reported_at = self._filled_at
         self._left_out = 0
         """Times that there was no room, since the last report."""
-        self._exporter = exporter or OTLPSpanExporter()
+        self._exporter = exporter or OTLPSpanExporter(timeout=_request_seconds())
         named = {"service.name": SERVICE, "service.version": version, **OTELResourceDetector().detect().attributes}
         self._resource = Resource.create(named)
         self._sampler = TracerProvider(resource=self._resource, shutdown_on_exit=False).sampler
@@ -117,6 +119,15 @@ class OtelSpans:
             end_time=span.end * NANOSECONDS,
             instrumentation_scope=self._scope,
         )
+
+
+def _request_seconds() -> float | None:
+    """Return the time for one request; None leaves it to OpenTelemetry's variables, where one is set.
+
+    The process ends only after the request under way, so the library's own ten seconds are too long.
+    """
+    names = OTEL_EXPORTER_OTLP_TRACES_TIMEOUT, OTEL_EXPORTER_OTLP_TIMEOUT
+    return None if any(os.environ.get(name) for name in names) else STOP_SECONDS
 
 
 def _context(context: TraceContext) -> SpanContext:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import structlog
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -18,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from bridge.clock import HostClock
-from bridge.otel.exporter import MOST_SPANS_A_SECOND, REPORT_SECONDS, OtelSpans
+from bridge.otel.exporter import MOST_SPANS_A_SECOND, REPORT_SECONDS, STOP_SECONDS, OtelSpans
 from ceremony.build import span_exporter
 from ceremony.errors import SettingsInvalid
 from ceremony.settings import read_settings
@@ -149,6 +150,34 @@ async def test_the_standard_variables_lead_to_a_collector(
     assert (path, authorization) == ("/v1/traces", "Bearer mine")
     (resource,) = ExportTraceServiceRequest.FromString(body).resource_spans
     assert resource.scope_spans[0].spans[0].span_id.hex() == CONTEXT.span_id
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, STOP_SECONDS),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "7"}, 7.0),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "7", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "8"}, 8.0),
+    ],
+)
+async def test_a_request_to_a_silent_collector_lasts_no_longer_than_a_stop_unless_a_variable_says_so(
+    variables: dict[str, str], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # specification 31.7
+    asked: list[float] = []
+
+    def silent(*_: Any, timeout: float, **__: Any) -> None:
+        asked.append(timeout)
+        raise requests.exceptions.ReadTimeout
+
+    monkeypatch.setattr(requests.Session, "request", silent)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel:4318")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    sink = OtelSpans(TextRedactor(), HostClock(), "1.0")
+    sink.export([span()])
+    await sink.stop()
+    assert asked and all(0 < timeout <= seconds for timeout in asked)
 
 
 @pytest.mark.parametrize(

@@ -91,11 +91,15 @@ class OtelSpans:
 
     def _redacted(self, spans: Sequence[TraceSpan]) -> Sequence[TraceSpan]:
         """Return the spans without secrets: ids and names from outside could be ones."""
-        texts = [text for span in spans for text in (span.name, *map(str, span.attributes.values()))]
+        texts = [text for span in spans for text in (span.name, span.error_code, *map(str, span.attributes.values()))]
         if not self._redactor.suspicious("\n".join(texts).encode(errors="replace"), json=False):
             return spans
         return [
-            span._replace(name=self._redactor.text(span.name), attributes=self._clean(span.attributes))
+            span._replace(
+                name=self._redactor.text(span.name),
+                error_code=self._redactor.text(span.error_code),
+                attributes=self._clean(span.attributes),
+            )
             for span in spans
         ]
 

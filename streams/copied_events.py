@@ -19,7 +19,7 @@ DROPPED = "they were dropped while this was read"
 
 
 class Cut(NamedTuple):
-    """Where the log begins within a history."""
+    """The beginning of the log within a history."""
 
     first: HistoryEvent | None
     """The first event that the log has; None where it has none."""

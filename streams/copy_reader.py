@@ -16,7 +16,7 @@ PIECE_EVENTS = 100
 
 
 class CopyReader:
-    """Reads one copy. What goes wrong is noted in the part that is read; the events before stay in it."""
+    """Reads one copy. An error is noted in the part that is read; the events before it stay in it."""
 
     def __init__(self, copy: HistoryCopy, clock: Clock) -> None:
         self.copy = copy

@@ -1,4 +1,4 @@
-"""Joins the history in the log with a copy beside it: what the log does not have any more comes from the copy.
+"""Joins the history in the log with a copy beside it, which has the events that the log has deleted.
 
 The log is asked first. Where its first event of a ceremony is not the ceremony's own first one, the older ones come
 from the copy, on pages of their own, then those of the log. Each event names its source, and the first one behind a

@@ -101,7 +101,7 @@ class Repeats:
 
 
 class Journal:
-    """Writes the lines of batches, within bounds; what is left out is counted and reported."""
+    """Writes the lines of batches, within bounds; lines left out are counted and reported."""
 
     def __init__(self, sink: LineSink, clock: Clock) -> None:
         self._sink = sink
@@ -113,7 +113,7 @@ class Journal:
         self._filled_at = self._info_at = self._warnings_at = clock.monotonic()
 
     async def run(self) -> None:
-        """Report what was left out, until cancelled."""
+        """Report the lines left out, until cancelled."""
         try:
             while True:
                 await self._clock.sleep(TICK_SECONDS)
@@ -189,7 +189,7 @@ class Journal:
         self._filled_at = now
 
     def report(self, *, ending: bool = False) -> None:
-        """Report what was left out in the spans that have ended; `ending`: in those under way too."""
+        """Report the lines left out in the spans that have ended; `ending`: in those under way too."""
         now = self._clock.monotonic()
         if ending or now - self._info_at >= REPORT_INFO_SECONDS:
             left_out, self._left_out = +self._left_out, Counter()

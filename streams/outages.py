@@ -18,7 +18,7 @@ UNSTEADY_SECONDS = 60.0
 # For neighbours of which only single calls tell: one call may succeed while others fail.
 CALLS_SETTLE_SECONDS = 5.0
 
-# What an outage of the log means.
+# Consequence of an outage of the log, for its lines.
 LOG_WAITS = "calls are UNAVAILABLE, and ceremonies go on once it answers"
 
 

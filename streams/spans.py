@@ -109,7 +109,7 @@ class FoldedSpans:
     def _of_command(
         self, command: AnyCommand, record: Record, row: Instance, root: TraceContext
     ) -> Iterator[TraceSpan]:
-        """What came from outside: an agent's answer, or an operation of a client, until it is folded."""
+        """An agent's answer, or an operation of a client, from its append until it is folded."""
         more: dict[str, str | int] = {}
         sent = parse_traceparent(dict(record.headers).get(TRACEPARENT, b"").decode(errors="replace"))
         if isinstance(command, AgentResult):

@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 from bridge.projection.store import Place, PlacedStore, StoreError
 from ports.log import Record
 
-# What one write brings into the store.
+# The changes of one write of the store.
 C = TypeVar("C")
 
 

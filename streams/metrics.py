@@ -142,7 +142,8 @@ class Metrics:
         )
         self.oldest_wait = Gauge(
             "ceremony_oldest_wait_seconds",
-            "Age of the oldest wait of each kind; timer: how far the most overdue timer is behind.",
+            "Age of the oldest wait of each kind; guard: since the last change of the ceremony; "
+            "timer: how far the most overdue timer is behind.",
             ["kind"],
             registry=self.registry,
         )

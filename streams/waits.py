@@ -22,7 +22,10 @@ SPARE_ENTRIES = 64
 
 
 class Earliest:
-    """Times of keys that come and go, and the earliest of them. An entry out of date goes when it comes up."""
+    """Times of keys that come and go, and the earliest of them. An entry out of date goes when it comes up.
+
+    A key whose time is 0 (unknown) counts, and is never the earliest.
+    """
 
     def __init__(self) -> None:
         self._times: dict[bytes, int] = {}
@@ -37,14 +40,15 @@ class Earliest:
             self._times.pop(key, None)
         elif self._times.get(key) != time:
             self._times[key] = time
-            heapq.heappush(self._heap, (time, key))
+            if time:
+                heapq.heappush(self._heap, (time, key))
         if len(self._heap) > 2 * len(self._times) + SPARE_ENTRIES:
-            self._heap = [(time, key) for key, time in self._times.items()]
+            self._heap = [(time, key) for key, time in self._times.items() if time]
             heapq.heapify(self._heap)
 
     @property
     def first(self) -> int | None:
-        """The earliest time; None while there is no key."""
+        """The earliest known time; None while there is none."""
         heap = self._heap
         while heap and self._times.get(heap[0][1]) != heap[0][0]:
             heapq.heappop(heap)
@@ -70,7 +74,7 @@ class PartitionWaits:
         if definition is not None:
             gates = sum(1 for _ in open_gate_steps(row, definition))
             for kind, time in waits_of(row, definition):
-                since[kind] = min(time, since.get(kind, time))
+                since[kind] = min(time, since.get(kind) or time) if time else since.get(kind, 0)
         for kind, earliest in self.by_kind.items():
             earliest.put(key, since.get(kind))
         self._count_gates(key, row.definition_name, gates)
@@ -92,7 +96,10 @@ class PartitionWaits:
 
 
 def waits_of(row: Instance, definition: Definition) -> Iterator[tuple[str, int]]:
-    """Return the kinds of waits of a live ceremony, each with the time in milliseconds since which it lasts."""
+    """Return the kinds of waits of a live ceremony, each with its start in milliseconds; 0 where it is unknown.
+
+    A row does not tell since when a human guard is judged: its wait lasts from the last change of the row.
+    """
     if row.status is CeremonyStatus.PAUSED:
         yield PAUSE, row.paused_at
     for state in row.steps.values():

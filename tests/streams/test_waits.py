@@ -75,7 +75,7 @@ def test_the_earliest_of_many_that_come_and_go_is_always_known() -> None:
             truth.pop(key, None)
             earliest.put(key, None)
         else:
-            truth[key] = chance.randrange(1000)
+            truth[key] = 1 + chance.randrange(1000)
             earliest.put(key, truth[key])
         assert earliest.first == min(truth.values(), default=None)
         assert len(earliest) == len(truth)
@@ -102,6 +102,28 @@ def test_partitions_are_merged_to_the_oldest_of_each_kind() -> None:
     found = {kind: (count, since) for kind, count, since in merged([one, other, PartitionWaits()])}
     assert found[GATE] == (2, BEGIN)
     assert found[PAUSE] == (0, None)
+
+
+async def test_a_wait_whose_start_is_unknown_counts_and_hides_no_older_one() -> None:
+    # specification 29.2
+    metrics, view, row = Metrics(CollectorRegistry()), MemoryView(), at_a_gate().live
+    sweep = StuckSweep(BusyClock(), metrics, lambda *_: DEFINITION, lambda: BEGIN + 100_000)
+    view.put(renamed(row, "a:s", 0))
+    view.put(renamed(row, "b:s", BEGIN + 70_000))
+    sweep.taken(view)
+    await sweep.turn()
+    said = metrics.registry.get_sample_value
+    assert said("ceremony_waiting", {"kind": "gate"}) == 2
+    assert said("ceremony_oldest_wait_seconds", {"kind": "gate"}) == 30
+
+
+def test_of_two_gates_of_a_ceremony_the_one_with_a_known_start_is_the_oldest() -> None:
+    row = renamed(at_a_gate().live, "a:s", BEGIN)
+    for times in ((0, BEGIN), (BEGIN, 0)):
+        gates = {f"gate{number}": replace(row.steps["gate"], started_at=time) for number, time in enumerate(times)}
+        waits = PartitionWaits()
+        waits.put(b"a", replace(row, steps=gates), DEFINITION)
+        assert waits.by_kind[GATE].first == BEGIN
 
 
 async def test_the_sweep_shows_open_gates_and_the_age_of_the_oldest() -> None:

@@ -71,9 +71,11 @@ class Seldom(logging.Filter):
 
     def report(self, now: float) -> None:
         """Tell of the lines held back in spans that have ended, and forget those spans."""
-        over = {kind: span for kind, span in self._spans.items() if not span.includes(now)}
-        for kind in over:
-            del self._spans[kind]
+        spans = list(self._spans.items())  # other threads log meanwhile
+        over = {kind: span for kind, span in spans if not span.includes(now)}
+        for kind, span in over.items():
+            if self._spans.get(kind) is span:
+                del self._spans[kind]
         held_back = Counter({kind: span.held_back for kind, span in over.items() if span.held_back})
         if held_back:
             log.warning(LEFT_OUT, seconds=round(QUIET_SECONDS), count=held_back.total(), lines=dict(held_back))

@@ -57,7 +57,12 @@ class Outcomes:
         except Exception:
             log.exception("outcomes_not_counted")
         for outcomes in found.values():
-            outcomes.add()
+            try:
+                outcomes.add()
+            except MemoryError:
+                raise
+            except Exception:
+                log.exception("outcomes_not_counted")
 
 
 class DefinitionOutcomes:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from streams.folded import Folded
 from streams.metrics import Metrics
-from streams.outcomes import Outcomes
+from streams.outcomes import DefinitionOutcomes, Outcomes
 from tables.instance import Instance
 from tables.kinds import Kinds
 from tests.tables.fold.test_operations import PUBLISH, RECEIPT
@@ -178,5 +178,23 @@ def test_an_error_of_the_counting_is_logged_and_the_rest_of_the_batch_is_counted
     broken = replace(world.events()[0], subject="ceremony.step.executed", payload={})
     with structlog.testing.capture_logs() as lines:
         world.count(Folded(None, None, world.definition, [broken]))
+    assert [line["event"] for line in lines] == ["outcomes_not_counted"]
+    assert world.value("ceremony_started_total") == 1
+
+
+def test_an_error_of_one_definitions_metrics_keeps_no_other_from_being_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = CountedWorld(PUBLISH)
+    world.start()
+    unreadable = Folded(None, world.live, None, world.decisions[-1].effects)
+    add = DefinitionOutcomes.add
+
+    def failing(outcomes: DefinitionOutcomes) -> None:
+        if outcomes._definition is None:
+            raise ValueError("broken")
+        add(outcomes)
+
+    monkeypatch.setattr(DefinitionOutcomes, "add", failing)
+    with structlog.testing.capture_logs() as lines:
+        Outcomes(world.metrics).count([unreadable, Folded(None, world.live, world.definition, unreadable.effects)])
     assert [line["event"] for line in lines] == ["outcomes_not_counted"]
     assert world.value("ceremony_started_total") == 1

@@ -17,6 +17,7 @@ import structlog
 from bridge.clock import HostClock
 from ceremony import descriptors, heap, logs
 from ceremony.build import Parts
+from ceremony.observing import observing
 from ceremony.settings import Settings
 from ceremony.version import VERSION
 from ports.clock import Clock
@@ -146,7 +147,7 @@ class Worker:
         for projector in self.projectors:  # the probes connect to its store before it starts
             self._stack.push_async_callback(projector.store.close)
         await start(self.nats.stop, self.nats.start)
-        self._spawn(self._tell(), "lines")
+        self._observe(self._tell, "lines")
         await start(self.log.stop, self._connect_log)
         self._stack.push_async_callback(self._stop_heartbeats)
         if "engine" in self.settings.roles:
@@ -157,7 +158,7 @@ class Worker:
         if "bridge" in self.settings.roles:
             await start(self.nats_out.stop, self.nats_out.start)
             await start(self.nats_in.stop, self.nats_in.start)
-        self._spawn(self.lags.run(), "lags")
+        self._observe(self.lags.run, "lags")
         if "engine" in self.settings.roles:
             await start(self.grpc.stop, self._open_front)
         log.info(
@@ -171,10 +172,10 @@ class Worker:
     async def _start_engine(self) -> None:
         await self._started(self.app.stop, self.app.start)
         self._spawn(self.timers.run(), "timers")
-        self._spawn(self.engine.sweep.run(), "sweep")
+        self._observe(self.engine.sweep.run, "sweep")
         self._spawn(self.engine.indexes.run(), "indexes")
         if self.engine.journal is not None:
-            self._spawn(self.engine.journal.run(), "journal")
+            self._observe(self.engine.journal.run, "journal")
 
     async def _start_projectors(self) -> None:
         for projector in self.projectors:
@@ -228,6 +229,10 @@ class Worker:
     def _spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         """Start a task that is stopped in its turn, after the parts that were started after it."""
         self._stack.push_async_callback(self._end, self._begin(coroutine, name))
+
+    def _observe(self, run: Callable[[], Awaitable[None]], name: str) -> None:
+        """Start a task that only looks on, so its errors end nothing."""
+        self._spawn(observing(name, self.clock, run), name)
 
     def _begin(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = self.clock.spawn(coroutine, name=name)

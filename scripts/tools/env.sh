@@ -24,3 +24,13 @@ tool() {
     fi
     echo "$folder"
 }
+
+# sync_locked PYTHON FILE: installs what the locked file names, wheels only, into the environment of that Python. uv's own
+# list of authorities has none of a company; that one is in the system's store, which is tried second, as in scripts/env.sh.
+sync_locked() {
+    uv_sync "$@" || UV_SYSTEM_CERTS=true UV_NATIVE_TLS=true uv_sync "$@"
+}
+
+uv_sync() {
+    .venv/bin/uv pip sync --quiet --python "$1" --only-binary :all: --require-hashes "$2"
+}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,7 +90,7 @@ def test_a_terminal_that_is_closed_ends_dev_in_good_order(tmp_path: Path) -> Non
     command = ("dev", str(folder), "--ceremonies-dir", str(CEREMONIES), *FREE, "--log-level", "info")
     process = subprocess.Popen(
         [*PROGRAM, *command],
-        preexec_fn=lambda: os.login_tty(inner),  # noqa: PLW1509 - no thread runs in this test
+        preexec_fn=partial(on_terminal, inner),  # noqa: PLW1509 - no thread runs in this test
         cwd=ROOT_FOLDER,
         env={**os.environ, "PYTHONPATH": str(ROOT_FOLDER)},
     )
@@ -101,6 +103,12 @@ def test_a_terminal_that_is_closed_ends_dev_in_good_order(tmp_path: Path) -> Non
     assert exit_code(process, 30) == 0
     assert left_over(folder / "nats") is None
     assert not (folder / "log.db-wal").exists(), "the log was closed"
+
+
+def on_terminal(inner: int) -> None:
+    """Give this process the terminal, and SIGHUP its meaning, which tests under nohup would not have."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.login_tty(inner)
 
 
 def exit_code(process: subprocess.Popen[bytes], seconds: float) -> int:

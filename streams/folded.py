@@ -28,3 +28,14 @@ class Folded(NamedTuple):
     command: AnyCommand | None = None
     record: Record | None = None
     """The command's record."""
+
+    def began(self, step_id: str, attempt: int) -> int:
+        """Return when an attempt that this command ended had begun, in milliseconds; 0 where neither row knows.
+
+        An attempt's number is never used twice. The row after knows it, unless its state was entered anew.
+        """
+        for row in (self.after, self.before):
+            state = None if row is None else row.steps.get(step_id)
+            if state is not None and state.attempt == attempt and state.started_at:
+                return state.started_at
+        return 0

@@ -259,13 +259,12 @@ class _Teller:
         return line
 
     def _add_duration(self, line: dict[str, Any], event: Event) -> None:
-        """Add the time since the attempt began; one that began in this command has taken none of the log's time."""
+        """Add the time since the attempt began, where a row knows it."""
         payload = event.payload
         if event.subject == STEP_EXECUTED and payload["status"] not in _ENDED:
             return
-        before = None if self._folded.before is None else self._folded.before.steps.get(payload["step_id"])
-        began = event.at if before is None or before.attempt != payload["attempt"] else before.started_at
-        line["duration_ms"] = event.at - began
+        if began := self._folded.began(payload["step_id"], payload["attempt"]):
+            line["duration_ms"] = event.at - began
 
     def _started(self, step: str, attempt: int) -> LogLine:
         return {"event": STEP_STARTED, "level": LineLevel.INFO, **self._shared, "step": step, "attempt": attempt}

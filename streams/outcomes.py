@@ -7,7 +7,7 @@ opening to its end, a ceremony's from its start to its end: append times of comm
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import structlog
 
@@ -15,7 +15,7 @@ from streams.folded import Folded
 from streams.histograms import Observations
 from streams.metrics import Metrics
 from tables.definition import Definition, Step
-from tables.effects import Effect, Ended, Event
+from tables.effects import Ended, Event
 from tables.fold.step_life import PUBLISH_COMPLETED, STEP_EXECUTED, STEP_RETRYING
 from tables.instance import Instance, StepStatus
 
@@ -51,7 +51,7 @@ class Outcomes:
                 outcomes = found.get(key)
                 if outcomes is None:
                     outcomes = found[key] = DefinitionOutcomes(self._metrics, definition)
-                outcomes.see(folded.effects, folded.before, folded.after)
+                outcomes.see(folded)
         except MemoryError:
             raise
         except Exception:
@@ -84,16 +84,16 @@ class DefinitionOutcomes:
         self._published: Tally[tuple[str, str]] = Tally()
         """By step, and whether JetStream had the message already."""
 
-    def see(self, effects: Sequence[Effect], before: Instance | None, after: Instance | None) -> None:
-        """Count the effects of one command, between two rows."""
-        for effect in effects:
+    def see(self, folded: Folded) -> None:
+        """Count the effects of one command."""
+        for effect in folded.effects:
             if effect.__class__ is Event:
                 if effect.subject == STEP_EXECUTED:
-                    self._step(effect, before, after)
+                    self._step(effect, folded)
                 elif effect.subject in COUNTED:
                     self._event(effect)
             elif effect.__class__ is Ended:
-                self._end(effect, after)
+                self._end(effect, folded.after)
 
     def _event(self, event: Event) -> None:
         subject = event.subject
@@ -109,22 +109,19 @@ class DefinitionOutcomes:
         if row is not None and row.ended_at:
             self._metrics.lifetime.of(self._name).add((row.ended_at - row.created_at) / 1000)
 
-    def _step(self, event: Event, before: Instance | None, after: Instance | None) -> None:
+    def _step(self, event: Event, folded: Folded) -> None:
         payload = event.payload
         step_id = payload["step_id"]
         key = step_id, payload["status"]
         self._steps[key] += 1
-        state = None if after is None else after.steps.get(step_id)
+        state = None if folded.after is None else folded.after.steps.get(step_id)
         if state is None or state.started_at != event.at or state.attempt != payload["attempt"]:
-            self._time(event, key, before, after)
+            self._time(event, key, folded)
 
-    def _time(self, event: Event, key: tuple[str, str], before: Instance | None, after: Instance | None) -> None:
-        """Time an attempt that began in an earlier command.
-
-        The row before knows it where its state was entered anew.
-        """
-        (step_id, status), attempt = key, event.payload["attempt"]
-        began = _start_of(attempt, step_id, after) or _start_of(attempt, step_id, before)
+    def _time(self, event: Event, key: tuple[str, str], folded: Folded) -> None:
+        """Time an attempt that began in an earlier command."""
+        step_id, status = key
+        began = folded.began(step_id, event.payload["attempt"])
         if status == _OPENED or not began:
             return
         self._timed[key] += 1
@@ -160,12 +157,6 @@ class DefinitionOutcomes:
 
     def _of(self, step_id: str) -> Step | None:
         return None if self._definition is None else self._definition.steps.get(step_id)
-
-
-def _start_of(attempt: int, step_id: str, row: Instance | None) -> int:
-    """Return when the attempt began; 0 where the row does not know, as after its state was entered anew."""
-    state = None if row is None else row.steps.get(step_id)
-    return state.started_at if state is not None and state.attempt == attempt else 0
 
 
 def _handler(step: Step | None) -> str:

@@ -92,7 +92,7 @@ class FoldedSpans:
             SpanKind.INTERNAL,
             self._tracing.attempt(row, step_id, attempt),
             root,
-            _started_at(folded, step_id, attempt) or event.at,
+            folded.began(step_id, attempt) or event.at,
             event.at,
             {
                 **_attributes(row),
@@ -136,11 +136,3 @@ def _attributes(row: Instance) -> dict[str, str | int]:
         "ceremony.definition": row.definition_name,
         "ceremony.correlation_id": row.correlation_id,
     }
-
-
-def _started_at(folded: Folded, step_id: str, attempt: int) -> int:
-    """Return the start of an attempt, from the row before or after the command that ended it; 0 if neither has it."""
-    for row in (folded.before, folded.after):
-        if row is not None and (step := row.steps.get(step_id)) is not None and step.attempt == attempt:
-            return step.started_at
-    return 0
